@@ -35,12 +35,12 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
     bend_all("notes of replicas", &notes, turns(), |bytes| {
         match serde_json::from_slice::<Option<ReplicaRequest>>(bytes) {
             Ok(Some(ReplicaRequest::Fixed(replicas))) => {
-                assert!((1..=serving::scale::replica_request::MOST_REPLICAS).contains(&replicas))
+                assert!((1..=serving::scale::replica_request::MAX_REPLICAS).contains(&replicas))
             }
             Ok(Some(ReplicaRequest::Between(least, most))) => {
                 let settings = ScaleSettings { min_replicas: least, max_replicas: most, ..ScaleSettings::default() };
                 let (_, wish) = decide_replicas(&settings, &ScaleState::default(), &seen);
-                assert!((1..=serving::scale::replica_request::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
+                assert!((1..=serving::scale::replica_request::MAX_REPLICAS).contains(&wish.replicas), "{wish:?}");
             }
             Ok(None) | Err(_) => {}
         }

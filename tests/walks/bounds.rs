@@ -227,11 +227,13 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     until("all are answered", PATIENCE, all_done).await.unwrap();
     let newest = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let janitor = &world.workers["janitor-0"];
-    let audits = janitor.log().matches("audit done").count();
+    let audits = janitor.log().matches("audit finished").count();
     crash(&site.server, &site.bus).await.unwrap();
-    until("another audit", PATIENCE, async || Ok((janitor.log().matches("audit done").count() > audits).then_some(())))
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    until("another audit", PATIENCE, async || {
+        Ok((janitor.log().matches("audit finished").count() > audits).then_some(()))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     until("all are answered", PATIENCE, all_done).await.unwrap();
     let redone = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
     // A crash may take the last few answers, which are written a moment later than they are made.
@@ -271,9 +273,11 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     site.link.as_ref().unwrap().set(LinkCut::Open);
     assert_eq!(answered(&world, doubtful).await.route, Route::Verified);
     let waits = PATIENCE;
-    until("the audit is done", waits, async || Ok(world.workers["janitor-0"].log().contains("redone=1").then_some(())))
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    until("the audit is done", waits, async || {
+        Ok(world.workers["janitor-0"].log().contains("requeued=1").then_some(()))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
 }
 
 #[tokio::test]
@@ -282,7 +286,7 @@ async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
     let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
     site.link.as_ref().unwrap().set(LinkCut::Silent);
-    world.workers["courier-0"].says("the cloud does not answer", PATIENCE).await.unwrap();
+    world.workers["courier-0"].says("link down", PATIENCE).await.unwrap();
     let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "15000")]).await;
     promised(&world, doubtful).await;
     // More answers than the stream keeps: the promise is gone from it before its time is up.
@@ -311,7 +315,7 @@ async fn an_expired_request_whose_promise_was_dropped_has_an_outcome() {
     let site = world.site(0);
     site.link.as_ref().unwrap().set(LinkCut::Silent);
     // What is sent before the courier knows is on its way, not waiting.
-    world.workers["courier-0"].says("the cloud does not answer", PATIENCE).await.unwrap();
+    world.workers["courier-0"].says("link down", PATIENCE).await.unwrap();
     let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "12000")]).await;
     let promise = promised(&world, doubtful).await;
     let finals = streams::subject::provisional(&site.name, &"cam-1".parse().unwrap());

@@ -98,7 +98,7 @@ async fn a_camera_on_another_machine_needs_a_login_and_is_encrypted() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let url = |path: &str| format!("https://127.0.0.1:{metrics}{path}");
-    assert!(ask(&url("/readyz"), "").await.contains("at work"));
+    assert!(ask(&url("/readyz"), "").await.contains("running"));
     for header in ["", "Bearer another", "a-token"] {
         let refused = ask(&url("/metrics"), header).await;
         assert!(refused.starts_with("401") && refused.contains("metrics.token_file"), "{header}: {refused}");

@@ -125,7 +125,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     };
     told("fault=\"link_refused\"").await;
     drop(hub);
-    until_said(folder.path(), &with(&["status"]), &format!("hub at 127.0.0.1:{leaf} does not answer")).await;
+    until_said(folder.path(), &with(&["status"]), &format!("hub at 127.0.0.1:{leaf} is unreachable")).await;
     let doctor = run_notifier_command(folder.path(), &with(&["doctor"])).await;
     assert!(!doctor.success && doctor.out.contains("link down"), "{}", doctor.out);
     told("fault=\"link_down\"").await;
@@ -175,8 +175,8 @@ async fn a_stream_whose_only_replica_is_away_is_told() {
     let away: usize = dead.trim_start_matches("node-").parse().unwrap();
     let asked = &urls[(away + 1) % 3];
     nodes[away] = None;
-    let said = until_said(folder.path(), &["status", "--nats", asked], "Stream DEAD does not answer").await;
-    assert!(said.contains("its only replica may be on a server that is away"), "{said}");
+    let said = until_said(folder.path(), &["status", "--nats", asked], "Stream DEAD does not respond").await;
+    assert!(said.contains("its only replica may be on a server that is down"), "{said}");
     let doctor = run_notifier_command(folder.path(), &["doctor", "--nats", asked]).await;
     assert!(!doctor.success && doctor.out.contains("stream silent"), "{}{}", doctor.out, doctor.err);
 }

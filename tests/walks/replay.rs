@@ -129,7 +129,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
         (vec!["replay", "--since", "2h", "--until", "3h", "--to", "none"], "not before --until"),
         (vec!["replay", "--since", "later", "--to", "none"], "is not a time"),
         (vec!["replay"], "where to?"),
-        (vec!["replay", "--to", "subject:answer.final.a.b.c"], "hear something else"),
+        (vec!["replay", "--to", "subject:answer.final.a.b.c"], "workers expect other messages"),
         (vec!["replay", "--to", "subject:x.{task}"], "only {site} and {camera}"),
         (vec!["replay", "--pinned", "nothing", "--to", "none"], "set nothing has no matching image"),
         (vec!["replay", "--pace", "5", "--to", "none"], "--to subject:"),

@@ -61,7 +61,7 @@ async fn what_cannot_be_run_is_refused_with_the_reason() {
     for (words, said) in [
         (vec!["recognizer", "0"], "at least 1"),
         (vec!["recognizer", "many"], "write 3"),
-        (vec!["recognizer", "5-2"], "smaller one first"),
+        (vec!["recognizer", "5-2"], "lower bound comes first"),
         (vec!["recognizer", "100000"], "more workers"),
         (vec!["trainer", "2"], "possible values"),
     ] {
@@ -84,7 +84,7 @@ async fn a_queue_that_cannot_be_seen_is_said_and_changes_nothing() {
     stream.delete_consumer(&topology::recognizer_durable(&world.site(0).name)).await.unwrap();
     let blind = until("a word about the queue", PATIENCE, async || {
         let said = recognizers(&world).await.into_iter().next().and_then(|beat| Some((beat.replicas, beat.scale?)));
-        Ok(said.filter(|(_, why)| why.contains("cannot be seen")))
+        Ok(said.filter(|(_, why)| why.contains("cannot be read")))
     });
     let (replicas, why) = blind.await.unwrap();
     assert!(replicas == 1 && why.contains("recognizer"), "{replicas}: {why}");
@@ -112,7 +112,7 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
         tasks.push(publish(world.bus(0), &world.site(0).name, large, &[]).await);
     }
     world.worked("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();
-    let log = async || Ok(world.workers["recognizer"].log().contains("s of work wait, more than").then_some(()));
+    let log = async || Ok(world.workers["recognizer"].log().contains("s of work queued, more than").then_some(()));
     until("more replicas", PATIENCE, log).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     for task in tasks {
         answered(&world, task).await;

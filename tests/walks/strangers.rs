@@ -408,5 +408,10 @@ async fn what_is_done_by_hand_is_written_down_and_cannot_be_taken_out() {
     async_nats::jetstream::new(client).publish(first.subject, first.payload).await.unwrap().await.unwrap();
     let words: Vec<String> = ["audit", "--verify"].iter().map(|word| (*word).to_owned()).chain(world.at(0)).collect();
     let ended = run(world.folder(), &words).await.unwrap();
-    assert!(!ended.success && ended.err.contains("does not follow the note before it"), "{}{}", ended.out, ended.err);
+    assert!(
+        !ended.success && ended.err.contains("does not match the digest of the note before it"),
+        "{}{}",
+        ended.out,
+        ended.err
+    );
 }

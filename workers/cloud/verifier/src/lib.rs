@@ -1,6 +1,6 @@
-//! A doubtful image in, a verdict out: fetch → decode → batch → infer → judge → report.
+//! Turns a doubtful image into a verdict: fetch → decode → batch → infer → judge → report.
 //!
-//! [`walk`] reads as that path; [`judge`] is the pure decision. Runs in the cloud and serves every
+//! [`worker`] reads as that path; [`judge`] is the pure decision. Runs in the cloud and serves every
 //! site. Deliberately absent: a gate, and any knowledge of the sites.
 
 pub mod judge;

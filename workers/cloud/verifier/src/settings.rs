@@ -1,4 +1,4 @@
-//! What an operator may choose about verifying.
+//! Settings of the verifier.
 
 use std::path::PathBuf;
 
@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 use serving::scale::ScaleSettings;
 use vision::InferenceSettings;
 
-/// What an operator may choose about verifying.
+/// Settings of the verifier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifierSettings {
     /// Folder of the cloud's model.
     pub model: Option<PathBuf>,
     /// Folder of a head for the sites' model, which judges the features of sites that send no images: a model
-    /// whose picture is one row of features.
+    /// whose input is one row of features.
     pub head: Option<PathBuf>,
-    /// Replicas, batches and what a picture may cost.
+    /// Replicas, batches, and limits on pictures.
     pub infer: InferenceSettings,
-    /// How many replicas, where that follows the queue; `tributary scale` changes it while it runs.
+    /// Number of replicas, if it follows the queue; `tributary scale` changes it at runtime.
     pub scale: ScaleSettings,
-    /// Divides the logits before the softmax, above 0; the model's own if absent.
+    /// Divides the logits before the softmax, above 0; absent: the model's own.
     pub temperature: Option<f32>,
-    /// Folder of the releases that it was given; each verifier of a machine has a part of it to itself.
+    /// Folder of the releases it received; each verifier of a machine uses a part of its own.
     pub work: PathBuf,
-    /// How often it is told what came of the release that runs, seconds, at least 1.
+    /// Interval of reports on the running release, seconds, at least 1.
     pub report_s: u32,
-    /// Length of the stretches of time in which that is counted, seconds, 10 or more where many sites report: hours are told
-    /// apart by them, and a release is held against the stretches before it.
+    /// Length of the intervals over which reports count, seconds, at least 10 where many sites report: they separate
+    /// the hours of a day, and a release is compared with the intervals before it.
     pub count_s: u32,
-    /// Deliveries after which a task is given up, at least 1.
+    /// Deliveries after which a request is given up, at least 1.
     pub tries: u64,
 }
 
@@ -50,12 +50,12 @@ impl Default for VerifierSettings {
 }
 
 impl VerifierSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         self.scale.check("verifier")?;
         self.infer.decode.check().map_err(|why| format!("verifier.{why}"))?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
-            return Err(format!("verifier.temperature is {temperature}, it must be above 0"));
+            return Err(format!("verifier.temperature is {temperature}; it must be above 0"));
         }
         if self.report_s == 0 || self.count_s == 0 {
             return Err("verifier.report_s and verifier.count_s must be at least 1".into());

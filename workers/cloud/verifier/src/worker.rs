@@ -1,4 +1,4 @@
-//! One request's walk: fetch → decode → batch → infer → judge → report.
+//! The path of one request: fetch → decode → batch → infer → judge → report.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,22 +30,22 @@ use vision::{Head, InferenceError, InferencePool};
 use crate::judge::{make_verdict, refuse_request};
 use crate::settings::VerifierSettings;
 
-/// How long a publication is retried before its request is handed back.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often requests that came back after they were acknowledged are cleared away.
-const CLEAR_EVERY: Duration = Duration::from_secs(30);
-/// Requests held for each place in a batch: one in the model, one waiting for it.
+/// How long a publication is retried before its request is returned.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of removing requests that reappeared after they were acknowledged.
+const CLEAR_INTERVAL: Duration = Duration::from_secs(30);
+/// Requests held per slot of a batch: one in the model, one waiting for it.
 const CREDITS_PER_SLOT: usize = 2;
 
 /// A verifier in the cloud.
 pub struct Verifier {
-    /// Where sites' large images are, in a bucket of each.
+    /// Connection to the cloud's server, for the sites' buckets of large images.
     bus: Bus,
     infer: InferencePool,
     head: Option<Head>,
-    /// What the settings say; a release's own if absent.
+    /// Temperature from the settings; absent: the release's own.
     temperature: Option<f32>,
-    /// How often verdicts agree with what sites said, and what came of each release of ours.
+    /// Counts the results of our releases, and how often verdicts agree with the sites' answers.
     counter: ReleaseCounter,
 }
 
@@ -63,13 +63,13 @@ impl Verifier {
                 self.recognize_image(request, bytes, micros(asked_at)).await
             }
             Payload::Features(features) => {
-                let verdict = self.read(features).await?;
+                let verdict = self.judge_features(features).await?;
                 Ok(make_verdict(request, verdict.0, verdict.1, clock::now_ms()))
             }
         }
     }
 
-    /// Judges an image by the whole model.
+    /// Judges an image with the whole model.
     async fn recognize_image(&self, request: VerifyRequest, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
         let seen = self.infer.predict(bytes).await.map_err(|error| {
             if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
@@ -80,8 +80,9 @@ impl Verifier {
         let model = &seen.model;
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
         let ratios = vision::probabilities(model, &seen.logits, temperature);
-        let opinion = Prediction { novelty: seen.novelty, ..vision::prediction(model, &ratios).ok_or_else(no_scores)? };
-        self.counter.count_image(&model.release, false, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
+        let prediction =
+            Prediction { novelty: seen.novelty, ..vision::prediction(model, &ratios).ok_or_else(no_scores)? };
+        self.counter.count_image(&model.release, false, prediction.confidence, seen.timings.cost_ms(), clock::now_ms());
         let timings = Timings {
             fetch_us,
             wait_us: seen.timings.waited_us,
@@ -91,14 +92,14 @@ impl Verifier {
             ..Timings::default()
         };
         metrics::observe_timings(Self::ROLE, &timings);
-        Ok(make_verdict(request, opinion, timings, clock::now_ms()))
+        Ok(make_verdict(request, prediction, timings, clock::now_ms()))
     }
 
-    /// Judges features by the head.
-    async fn read(&self, features: &[f32]) -> Result<(Prediction, Timings), Fault> {
+    /// Judges features with the head.
+    async fn judge_features(&self, features: &[f32]) -> Result<(Prediction, Timings), Fault> {
         let head = self.head.clone().ok_or_else(|| {
             let remedy = "name the head for the site's model with verifier.head, or let the site send images";
-            Fault::reject("head_missing", "the request holds features, and this verifier has no head", remedy)
+            Fault::reject("head_missing", "the request contains features, but this verifier has no head", remedy)
         })?;
         let (features, asked_at) = (features.to_vec(), Instant::now());
         let judged = tokio::task::spawn_blocking(move || {
@@ -107,8 +108,8 @@ impl Verifier {
             Ok(vision::prediction(head.model(), &vision::probabilities(head.model(), &logits, temperature)))
         });
         let judged = judged.await.map_err(|error| Fault::retry("head_broke", error))?;
-        let opinion = judged.map_err(unfit)?.ok_or_else(no_scores)?;
-        Ok((opinion, Timings { infer_us: micros(asked_at), batch_size: 1, ..Timings::default() }))
+        let prediction = judged.map_err(unfit)?.ok_or_else(no_scores)?;
+        Ok((prediction, Timings { infer_us: micros(asked_at), batch_size: 1, ..Timings::default() }))
     }
 }
 
@@ -117,34 +118,34 @@ fn micros(since: Instant) -> u64 {
 }
 
 fn no_scores() -> Fault {
-    Fault::retry("model_without_classes", "the model gave no scores")
+    Fault::retry("model_without_classes", "the model returned no scores")
 }
 
-/// Features that the head does not take come from another model than it was made for.
+/// Features that the head cannot take come from another model than the head's.
 fn unfit(error: InferenceError) -> Fault {
     Fault::reject("features_unfit", error, "use the head that was made for the site's model (verifier.head)")
 }
 
-/// The one message a request leads to, under an id that a redelivery repeats. `sequence`: of the request in its stream.
+/// The publication of a verdict, under an id that a redelivery repeats. `sequence`: of the request in its stream.
 pub fn report(verdict: &Verdict, sequence: u64) -> Result<Publication, Fault> {
-    let about = &verdict.provisional;
-    let id = about.task.child(&format!("verdict-{sequence}")).to_string();
-    Ok(Publication::with_id(subject::verdict(&about.site, &about.camera), encode(verdict)?, id))
+    let answer = &verdict.provisional;
+    let id = answer.task.child(&format!("verdict-{sequence}")).to_string();
+    Ok(Publication::with_id(subject::verdict(&answer.site, &answer.camera), encode(verdict)?, id))
 }
 
-/// Refuses a request that says it is of another site, camera or reason than the subject it came on: who may write there is
-/// who speaks.
+/// Refuses a request that names another site, camera or reason than its subject: only the right to publish there
+/// proves the sender.
 fn check_sender(request: &VerifyRequest, subject: &str) -> Result<(), Fault> {
-    let about = &request.provisional;
-    let wanted = subject::verify(request.reason, &about.site, &about.camera);
+    let answer = &request.provisional;
+    let wanted = subject::verify(request.reason, &answer.site, &answer.camera);
     if subject == wanted {
         return Ok(());
     }
-    let reason = format!("it came on {subject}, and says what belongs on {wanted}");
-    Err(Fault::reject("verify_misdirected", reason, "give each site a name of its own; look for who published it"))
+    let reason = format!("it arrived on {subject}, but its contents belong on {wanted}");
+    Err(Fault::reject("verify_misdirected", reason, "give each site a name of its own; find out who published it"))
 }
 
-/// What is kept of a request as a hard case, once however often it comes.
+/// The hard case of a request, published once however often the request is delivered.
 pub fn hard_case_publication(request: &VerifyRequest) -> Result<Option<Publication>, Fault> {
     let Some(case) = request.hard_case() else { return Ok(None) };
     let publication =
@@ -166,8 +167,8 @@ impl Handler for Verifier {
             _ => None,
         };
         let verdict = self.verdict(request).await?;
-        if let (Some(sure), Some(opinion), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.prediction()) {
-            let agreed = opinion.label == edge.label;
+        if let (Some(sure), Some(prediction), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.prediction()) {
+            let agreed = prediction.label == edge.label;
             self.counter.count_verdict(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
         }
         Ok(OutgoingMessages {
@@ -178,20 +179,20 @@ impl Handler for Verifier {
     }
 
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
-        // What speaks for another site is heard of nowhere else.
+        // A request that names another site is not reported to that site.
         let request: Option<VerifyRequest> =
             decode(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
-        let kept = request.as_ref().and_then(|request| hard_case_publication(request).ok().flatten());
+        let hard_case = request.as_ref().and_then(|request| hard_case_publication(request).ok().flatten());
         let refused = request.map(|request| refuse_request(request, fault.clone(), clock::now_ms()));
         let verdict = refused.iter().filter_map(|verdict| report(verdict, message.sequence).ok());
-        let publications = verdict.chain(kept).collect();
+        let publications = verdict.chain(hard_case).collect();
         DeadLetterContext { site: site_of(&message.subject), task, publications }
     }
 }
 
-/// The site in the subject of a request; `unknown` when there is none, so that even then the letter
-/// has a place.
+/// The site in the subject of a request; `unknown` if there is none, so that its dead letter
+/// has a subject even then.
 fn site_of(subject: &str) -> SiteName {
     let site = subject.split('.').nth(2).and_then(|site| site.parse().ok());
     site.unwrap_or_else(SiteName::unknown)
@@ -204,7 +205,7 @@ fn fault(error: InferenceError) -> Fault {
     }
 }
 
-/// How many requests so many replicas hold.
+/// Number of requests held for this many replicas.
 fn credits(infer: &InferencePool, replicas: usize) -> usize {
     replicas * infer.batch() * CREDITS_PER_SLOT
 }
@@ -222,16 +223,16 @@ pub async fn run(
     let (infer, model) = (started.infer.clone(), ModelName::from_name(&started.root.description.name));
     let swapper = Arc::new(ModelSwapper::new(started, blobs));
     let (counter, temperature) = (ReleaseCounter::new(settings.count_s), settings.temperature);
-    let step =
+    let verifier =
         Arc::new(Verifier { bus: bus.clone(), infer: infer.clone(), head, temperature, counter: counter.clone() });
-    let tally = Arc::new(WorkerStats::default());
+    let stats = Arc::new(WorkerStats::default());
     let scaler = Scaler::new(Verifier::ROLE, infer.clone(), settings.scale.clone());
-    let (room, resized) = watch::channel(0);
+    let (credit_sender, resized) = watch::channel(0);
     let resize = |replicas| {
-        room.send_replace(credits(&infer, replicas));
+        credit_sender.send_replace(credits(&infer, replicas));
     };
     let queue = (topology::VERIFY, topology::VERIFIER);
-    let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
+    let scaling = scaler.run(&bus, queue, &stats, &resize, &shutdown);
     let from = ConsumerConfig {
         durable: topology::VERIFIER.into(),
         credits: credits(&infer, infer.replicas()),
@@ -239,11 +240,11 @@ pub async fn run(
         tries: Some(settings.tries),
         ack_wait,
     };
-    let publisher = Publisher::new(bus.clone(), PATIENCE);
-    // The sites decide by how much waits and how fast it is worked off.
-    let pulse = heartbeat::HeartbeatPace { every: Duration::from_secs(2), ..heartbeat::HeartbeatPace::default() };
-    let life =
-        heartbeat::send_heartbeats(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
+    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
+    // Sites decide by the length of our queue and the speed at which it is processed.
+    let pace = heartbeat::HeartbeatPace { every: Duration::from_secs(2), ..heartbeat::HeartbeatPace::default() };
+    let heartbeats =
+        heartbeat::send_heartbeats(bus.clone(), Verifier::ROLE, None, stats.clone(), shutdown.clone(), pace, |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
             beat.scale = scaler.reason();
@@ -257,21 +258,21 @@ pub async fn run(
         publisher: publisher.clone(),
         every: Duration::from_secs(settings.report_s.into()),
     };
-    let telling = reporter.run(|| true, shutdown.clone());
+    let reporting = reporter.run(|| true, shutdown.clone());
     let following = order_watch::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
     let clearing = clear_acknowledged(&bus, &shutdown);
     let work = async {
-        let ended = consume(step, &bus, publisher.clone(), from, tally.clone(), shutdown.clone()).await;
-        // Whatever ended it, the rest ends with it.
+        let ended = consume(verifier, &bus, publisher.clone(), from, stats.clone(), shutdown.clone()).await;
+        // The other tasks end with it.
         shutdown.request();
         ended
     };
-    let (ended, (), (), (), (), ()) = tokio::join!(work, life, telling, following, scaling, clearing);
+    let (ended, (), (), (), (), ()) = tokio::join!(work, heartbeats, reporting, following, scaling, clearing);
     ended
 }
 
-/// A server that was killed may bring back requests that it had removed when they were acknowledged: it wrote down how far
-/// the consumer is, and no more what that removed. Nobody is given them again, and they would stay for ever.
+/// A server that was killed may restore requests that it had removed when they were acknowledged: it saved the
+/// consumer's position, but not the removal. They are delivered to nobody, and would stay for ever.
 async fn clear_acknowledged(bus: &Bus, shutdown: &Shutdown) {
     let clear = async || {
         let all = reader::consumer_progress(bus, topology::VERIFY, topology::VERIFIER).await?;
@@ -285,10 +286,10 @@ async fn clear_acknowledged(bus: &Bus, shutdown: &Shutdown) {
         loop {
             match clear().await {
                 Ok(0) => {}
-                Ok(cleared) => tracing::info!(cleared, "requests that were answered and came back are cleared away"),
-                Err(error) => tracing::debug!(%error, "what came back is looked for again"),
+                Ok(removed) => tracing::info!(removed, "answered requests removed"),
+                Err(error) => tracing::debug!(%error, "redelivered request check failed; retrying"),
             }
-            tokio::time::sleep(CLEAR_EVERY).await;
+            tokio::time::sleep(CLEAR_INTERVAL).await;
         }
     };
     tokio::select! {

@@ -1,5 +1,5 @@
-//! A provisional answer promises a final one. Every promise is looked at until it is kept; at its
-//! deadline the edge's answer becomes the final one (invariant 10).
+//! Makes sure that every provisional answer is followed by a final one: at its deadline the site's own answer becomes
+//! final (invariant 10).
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use streams::{Bus, Delivery, reader, subject, topology};
 
 use crate::verdict_carrier::publication;
 
-/// The first look comes when most verdicts are there already; a guess.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
-const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
+/// Delay of the first check, when most verdicts have arrived; a guess.
+const FIRST_CHECK: Duration = Duration::from_secs(5);
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Keeps promises.
+/// Keeps the deadlines of a site's provisional answers.
 pub struct DeadlineKeeper {
-    /// The site.
+    /// Site it works for.
     pub site: SiteName,
-    /// Where its answers are.
+    /// Connection to the site's answers.
     pub here: Bus,
 }
 
@@ -29,11 +29,11 @@ impl Handler for DeadlineKeeper {
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let provisional: Answer = decode(delivery.payload())?;
-        // Nobody takes an outcome of another site here: it would be tried until its deadline and for ever after.
+        // No outcome of another site can be stored here, so the message would be retried for ever.
         if delivery.subject() != subject::provisional(&self.site, &provisional.camera) || provisional.site != self.site
         {
             let reason = format!(
-                "a provisional answer on {} speaks of camera {} at site {}",
+                "a provisional answer on {} names camera {} at site {}",
                 delivery.subject(),
                 provisional.camera,
                 provisional.site
@@ -42,7 +42,7 @@ impl Handler for DeadlineKeeper {
         }
         let now_ms = clock::now_ms();
         let left_ms = provisional.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
-        let next = next_look(delivery.attempts, Duration::from_millis(left_ms));
+        let next = next_check(delivery.attempts, Duration::from_millis(left_ms));
         if delivery.attempts == 1 && left_ms > 0 {
             return Err(Fault::Wait { after: next });
         }
@@ -62,13 +62,13 @@ impl Handler for DeadlineKeeper {
     }
 }
 
-/// When to look again: ever more rarely, but at the deadline. Pure.
-fn next_look(attempts: u64, left: Duration) -> Duration {
-    let grown = FIRST_LOOK.saturating_mul(u32::try_from(attempts).unwrap_or(u32::MAX));
-    grown.min(LONGEST_BETWEEN_LOOKS).min(left.max(Duration::from_millis(1)))
+/// Delay until the next check: longer each time, but not past the deadline. Pure.
+fn next_check(attempts: u64, left: Duration) -> Duration {
+    let grown = FIRST_CHECK.saturating_mul(u32::try_from(attempts).unwrap_or(u32::MAX));
+    grown.min(MAX_CHECK_INTERVAL).min(left.max(Duration::from_millis(1)))
 }
 
-/// The final answer of a task whose verdict did not come in time. Pure.
+/// The final answer of a task without a verdict at its deadline. Pure.
 pub(crate) fn expired(provisional: Answer, now_ms: u64) -> Answer {
     let mut answer = provisional;
     answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
@@ -94,11 +94,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_promise_is_looked_at_later_than_its_deadline(attempts in 1u64.., left_ms in 1u64..10_000_000) {
+        fn no_check_is_later_than_the_deadline(attempts in 1u64.., left_ms in 1u64..10_000_000) {
             let left = Duration::from_millis(left_ms);
-            let next = next_look(attempts, left);
+            let next = next_check(attempts, left);
             prop_assert!(next <= left);
-            prop_assert!(next <= LONGEST_BETWEEN_LOOKS);
+            prop_assert!(next <= MAX_CHECK_INTERVAL);
             prop_assert!(next > Duration::ZERO);
         }
     }

@@ -1,9 +1,9 @@
-//! The only one that crosses the link: tasks [`up`], verdicts [`down`], promises kept ([`promise`]),
-//! what a site is asked to learn from and what it shall run ([`notes`]).
+//! Carries messages across the link: requests and reports up ([`outbox_carrier`]), verdicts down ([`verdict_carrier`]),
+//! rounds and orders down ([`note_carrier`]). It also keeps the deadlines of provisional answers ([`deadline_keeper`]).
 //!
-//! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox`] says what goes next,
-//! [`budget`] and [`breaker`] whether anything may. Knows nothing of what it carries beyond where it is to
-//! go, how urgent it is and until when. Deliberately absent: models, decisions about confidence.
+//! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox_index`] chooses what goes next,
+//! [`budget`] and [`breaker`] decide whether anything may. Of a message it knows its destination, urgency and deadline,
+//! but not its contents. Deliberately absent: models, decisions about confidence.
 
 pub mod breaker;
 pub mod budget;

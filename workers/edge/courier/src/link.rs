@@ -1,44 +1,44 @@
-//! The network signal: what the link could do lately, and what it does now. Pure: time comes in as a
-//! number of seconds on any clock that does not jump.
+//! The network signal: the recent best of the link, and its present state. Pure: time is passed in as a
+//! number of seconds on any steady clock.
 //!
 //! `t_min(b) = rtt_min + b / rate_max`, with a windowed minimum and a windowed maximum as congestion
-//! control estimates them (BBR: Cardwell et al., ACM Queue 14(5), 2016). `slowdown` is the smoothed time
-//! of a transmission over the shortest possible one, in which bytes of ours that were under way already
-//! count as part of the transmission: our own queue is no fault of the link.
+//! control estimates them (BBR: Cardwell et al., ACM Queue 14(5), 2016). `slowdown` is the smoothed ratio of the time
+//! of a transmission to the shortest possible one. Our own bytes that were already in flight count as part of the
+//! transmission: our own queue is not the link's fault.
 
 use std::collections::VecDeque;
 
 use schemas::LinkReport;
 use serde::{Deserialize, Serialize};
 
-/// How long the best of the link is remembered, seconds.
+/// Length of the window for the link's best values, seconds.
 const WINDOW_S: f64 = 60.0;
-/// Differences below this say nothing about the link, seconds: timers and schedulers make them too.
+/// Smaller differences say nothing about the link, seconds: timers and schedulers cause them too.
 const NOISE_S: f64 = 0.010;
-/// Share of the newest transmission in the smoothed slowdown; as TCP smooths its round trip (RFC 6298).
-const SHARE: f64 = 1.0 / 8.0;
-/// A rate is sampled over at least so long, seconds, because acknowledgements come in clumps.
+/// Weight of the newest transmission in the smoothed slowdown; as TCP smooths its round trip (RFC 6298).
+const SMOOTHING: f64 = 1.0 / 8.0;
+/// Shortest time over which a rate is sampled, seconds, because acknowledgements arrive in clumps.
 const SAMPLE_S: f64 = 0.1;
-/// Nor is one sampled over fewer bytes at the end of a transmission.
+/// Fewest bytes over which a rate is sampled at the end of a transmission.
 const SAMPLE_BYTES: u64 = 16 * 1024;
-/// The slowdown must fall to this share of the mark before the link counts as available again.
+/// The link is available again once its slowdown falls to this fraction of the limit.
 const RELEASE_RATIO: f64 = 0.7;
-/// Silence is forgiven at most for so long, seconds, however much is under way.
-const LONGEST_PATIENCE_S: f64 = 5.0;
+/// Longest extension of the timeout, seconds, however much is in flight.
+const MAX_TIMEOUT_S: f64 = 5.0;
 
-/// When a link counts as slow, and as gone.
+/// When a link counts as slow, and as down.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkSettings {
-    /// A transmission may take so many times its shortest possible time before the link counts as not
-    /// available, more than 1.
+    /// Slowdown from which the link counts as not available: the time of a transmission divided by the shortest
+    /// possible one, more than 1.
     pub max_slowdown_ratio: f64,
-    /// It changes between available and not available at most this often, milliseconds.
+    /// Shortest time between changes of the availability, milliseconds.
     pub dwell_ms: u64,
-    /// How often the cloud is asked for a sign of life, milliseconds, 50 to 1000.
+    /// Interval of probes of the cloud, milliseconds, 50 to 1000.
     pub probe_every_ms: u64,
-    /// Silence for this long means that the link is down, milliseconds, 50 to 10000; more while bytes of
-    /// ours are under way that must take longer.
+    /// Silence after which the link counts as down, milliseconds, 50 to 10000; longer while bytes in flight
+    /// must take longer.
     pub probe_timeout_ms: u64,
 }
 
@@ -49,31 +49,33 @@ impl Default for LinkSettings {
 }
 
 impl LinkSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self { max_slowdown_ratio, .. } if !(max_slowdown_ratio.is_finite() && *max_slowdown_ratio > 1.0) => {
-                Err("courier.link.max_slowdown_ratio must be more than 1".into())
+                Err(format!("courier.link.max_slowdown_ratio is {max_slowdown_ratio}; it must be more than 1"))
             }
-            Self { probe_every_ms: ..50 | 1001.., .. } => Err("courier.link.probe_every_ms must be 50 to 1000".into()),
-            Self { probe_timeout_ms: ..50 | 10_001.., .. } => {
-                Err("courier.link.probe_timeout_ms must be 50 to 10000".into())
+            Self { probe_every_ms: value @ (..50 | 1001..), .. } => {
+                Err(format!("courier.link.probe_every_ms is {value}; it must be between 50 and 1000"))
+            }
+            Self { probe_timeout_ms: value @ (..50 | 10_001..), .. } => {
+                Err(format!("courier.link.probe_timeout_ms is {value}; it must be between 50 and 10000"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// An upload that is under way.
+/// An upload in flight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ActiveUpload {
     bytes: u64,
     sent_at_s: f64,
-    /// Bytes of ours that were under way before it.
+    /// Bytes that were in flight before it.
     ahead_bytes: u64,
 }
 
-/// What is known of the link.
+/// Measures the link.
 #[derive(Debug, Clone)]
 pub struct LinkMeter {
     settings: LinkSettings,
@@ -85,10 +87,10 @@ pub struct LinkMeter {
     changed_at_s: f64,
     heard_at_s: f64,
     in_flight_bytes: u64,
-    stretch: ThroughputSpan,
+    span: ThroughputSpan,
 }
 
-/// Bytes that arrived since a moment, while something was always under way.
+/// Bytes that arrived since an instant, while something was always in flight.
 #[derive(Debug, Clone, Copy)]
 struct ThroughputSpan {
     begun_at_s: f64,
@@ -96,7 +98,7 @@ struct ThroughputSpan {
 }
 
 impl LinkMeter {
-    /// Of a link that was not heard of yet.
+    /// A meter for a link without any measurement yet.
     pub fn new(settings: LinkSettings) -> Self {
         Self {
             settings,
@@ -108,19 +110,19 @@ impl LinkMeter {
             changed_at_s: f64::NEG_INFINITY,
             heard_at_s: f64::NEG_INFINITY,
             in_flight_bytes: 0,
-            stretch: ThroughputSpan { begun_at_s: 0.0, bytes: 0 },
+            span: ThroughputSpan { begun_at_s: 0.0, bytes: 0 },
         }
     }
 
-    /// The cloud answered a question after so long.
+    /// Records that the cloud responded to a probe after `round_trip_s`.
     pub fn record_answer(&mut self, round_trip_s: f64, now_s: f64) {
         let shortest_s = self.minimum_transfer_s(self.in_flight_bytes).unwrap_or(round_trip_s);
-        self.round_trips.note(round_trip_s.max(0.0), now_s);
+        self.round_trips.add(round_trip_s.max(0.0), now_s);
         self.smooth(round_trip_s, shortest_s);
         self.record_contact(now_s);
     }
 
-    /// A question was not answered. The link is down unless something else was heard meanwhile.
+    /// Records that a probe got no response. The link is then down, unless the cloud was heard otherwise meanwhile.
     pub fn record_silence(&mut self, now_s: f64) {
         if self.up && now_s - self.heard_at_s >= self.timeout_s() {
             self.up = false;
@@ -129,66 +131,66 @@ impl LinkMeter {
         }
     }
 
-    /// An upload begins.
+    /// Records that an upload started.
     pub fn record_upload(&mut self, bytes: u64, now_s: f64) -> ActiveUpload {
         if self.in_flight_bytes == 0 {
             let rtt_min_s = self.round_trips.best().unwrap_or(0.0);
-            self.stretch = ThroughputSpan { begun_at_s: now_s + rtt_min_s, bytes: 0 };
+            self.span = ThroughputSpan { begun_at_s: now_s + rtt_min_s, bytes: 0 };
         }
-        let sending = ActiveUpload { bytes, sent_at_s: now_s, ahead_bytes: self.in_flight_bytes };
+        let upload = ActiveUpload { bytes, sent_at_s: now_s, ahead_bytes: self.in_flight_bytes };
         self.in_flight_bytes += bytes;
-        sending
+        upload
     }
 
-    /// An upload was acknowledged by the cloud.
-    pub fn record_arrival(&mut self, sending: ActiveUpload, now_s: f64) {
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sending.bytes);
-        self.stretch.bytes += sending.bytes;
-        let length_s = now_s - self.stretch.begun_at_s;
-        let ends = self.in_flight_bytes == 0 && self.stretch.bytes >= SAMPLE_BYTES && length_s > NOISE_S / 10.0;
+    /// Records that the cloud acknowledged an upload.
+    pub fn record_arrival(&mut self, upload: ActiveUpload, now_s: f64) {
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(upload.bytes);
+        self.span.bytes += upload.bytes;
+        let length_s = now_s - self.span.begun_at_s;
+        let ends = self.in_flight_bytes == 0 && self.span.bytes >= SAMPLE_BYTES && length_s > NOISE_S / 10.0;
         if ends || length_s >= SAMPLE_S {
-            self.rates.note(self.stretch.bytes as f64 / length_s, now_s);
-            self.stretch = ThroughputSpan { begun_at_s: now_s, bytes: 0 };
+            self.rates.add(self.span.bytes as f64 / length_s, now_s);
+            self.span = ThroughputSpan { begun_at_s: now_s, bytes: 0 };
         }
-        if let Some(shortest_s) = self.minimum_transfer_s(sending.ahead_bytes + sending.bytes) {
-            self.smooth(now_s - sending.sent_at_s, shortest_s);
+        if let Some(shortest_s) = self.minimum_transfer_s(upload.ahead_bytes + upload.bytes) {
+            self.smooth(now_s - upload.sent_at_s, shortest_s);
         }
         self.record_contact(now_s);
     }
 
-    /// An upload was given up.
-    pub fn record_loss(&mut self, sending: ActiveUpload) {
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sending.bytes);
+    /// Records that an upload was abandoned.
+    pub fn record_loss(&mut self, upload: ActiveUpload) {
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(upload.bytes);
     }
 
-    /// Bytes under way.
+    /// Bytes in flight.
     pub fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
     }
 
-    /// How long silence may last, seconds: longer while bytes are under way that must take longer.
+    /// Timeout of a probe, seconds: longer while bytes in flight must take longer.
     pub fn timeout_s(&self) -> f64 {
         let base_s = self.settings.probe_timeout_ms as f64 / 1000.0;
-        let sending_s = match (self.in_flight_bytes, self.rates.best()) {
+        let transfer_s = match (self.in_flight_bytes, self.rates.best()) {
             (0, _) | (_, None) => 0.0,
             (bytes, Some(rate)) => bytes as f64 / rate * self.settings.max_slowdown_ratio,
         };
-        (base_s + sending_s).min(LONGEST_PATIENCE_S.max(base_s))
+        (base_s + transfer_s).min(MAX_TIMEOUT_S.max(base_s))
     }
 
-    /// The shortest time in which so many bytes could arrive and be acknowledged, seconds; `None` before
-    /// a round trip was measured. Without a rate, as if the link had no end of it.
+    /// The shortest time in which this many bytes could arrive and be acknowledged, seconds; `None` before
+    /// a round trip was measured. Without a measured rate, only the round trip counts.
     pub fn minimum_transfer_s(&self, bytes: u64) -> Option<f64> {
-        let sending_s = self.rates.best().map_or(0.0, |rate| bytes as f64 / rate);
-        Some(self.round_trips.best()? + sending_s)
+        let transfer_s = self.rates.best().map_or(0.0, |rate| bytes as f64 / rate);
+        Some(self.round_trips.best()? + transfer_s)
     }
 
-    /// Whether the cloud answers.
+    /// Whether the cloud responds.
     pub fn is_up(&self) -> bool {
         self.up
     }
 
-    /// What is known, without what waits and without the cloud.
+    /// The state of the link, without the messages that wait and without the cloud.
     pub fn report(&self) -> LinkReport {
         LinkReport {
             up: self.up,
@@ -205,21 +207,21 @@ impl LinkMeter {
 
     fn smooth(&mut self, actual_s: f64, shortest_s: f64) {
         let ratio = ((actual_s + NOISE_S) / (shortest_s + NOISE_S)).max(1.0);
-        self.slowdown_ratio += (ratio - self.slowdown_ratio) * SHARE;
+        self.slowdown_ratio += (ratio - self.slowdown_ratio) * SMOOTHING;
     }
 
     fn record_contact(&mut self, now_s: f64) {
         self.heard_at_s = now_s;
         if !self.up {
-            // What was known belongs to the link as it was before it went away.
+            // The old slowdown belongs to the link before it went down.
             self.slowdown_ratio = 1.0;
             (self.up, self.available, self.changed_at_s) = (true, true, now_s);
             return;
         }
-        let mark = self.settings.max_slowdown_ratio;
+        let limit = self.settings.max_slowdown_ratio;
         let available = match self.available {
-            true => self.slowdown_ratio <= mark,
-            false => self.slowdown_ratio <= 1.0 + (mark - 1.0) * RELEASE_RATIO,
+            true => self.slowdown_ratio <= limit,
+            false => self.slowdown_ratio <= 1.0 + (limit - 1.0) * RELEASE_RATIO,
         };
         let dwelt = now_s - self.changed_at_s >= self.settings.dwell_ms as f64 / 1000.0;
         if available != self.available && dwelt {
@@ -228,28 +230,28 @@ impl LinkMeter {
     }
 }
 
-/// The best value of a window: those that a newer one beats are forgotten at once, so that few are kept.
+/// The best value of a window. Values beaten by a newer one are dropped at once, so that few are kept.
 #[derive(Debug, Clone)]
 struct WindowExtremes {
     beats: fn(f64, f64) -> bool,
     kept: VecDeque<(f64, f64)>,
 }
 
-/// Most values kept; the window would hold more only for a value that gets worse with every sample.
-const MOST_KEPT: usize = 256;
+/// Most values kept; only samples that steadily get worse would need more.
+const MAX_KEPT: usize = 256;
 
 impl WindowExtremes {
     fn new(beats: fn(f64, f64) -> bool) -> Self {
         Self { beats, kept: VecDeque::new() }
     }
 
-    fn note(&mut self, value: f64, now_s: f64) {
+    fn add(&mut self, value: f64, now_s: f64) {
         while self.kept.back().is_some_and(|(_, old)| (self.beats)(value, *old)) {
             self.kept.pop_back();
         }
         self.kept.push_back((now_s, value));
-        // The newest stays, however old: the best that is known.
-        while self.kept.len() > MOST_KEPT
+        // The newest stays, however old: it is the best that is known.
+        while self.kept.len() > MAX_KEPT
             || self.kept.len() > 1 && self.kept.front().is_some_and(|(at_s, _)| now_s - at_s > WINDOW_S)
         {
             self.kept.pop_front();
@@ -271,19 +273,19 @@ mod tests {
         LinkMeter::new(LinkSettings::default())
     }
 
-    /// Uploads one after another over an ideal link, from `from_s` on; returns when the last arrived.
+    /// Uploads one after another over an ideal link, starting at `from_s`; returns when the last arrived.
     fn upload(meter: &mut LinkMeter, count: usize, bytes: u64, rate: f64, rtt_s: f64, from_s: f64) -> f64 {
         let mut now_s = from_s;
         for _ in 0..count {
-            let sending = meter.record_upload(bytes, now_s);
+            let upload = meter.record_upload(bytes, now_s);
             now_s += rtt_s + bytes as f64 / rate;
-            meter.record_arrival(sending, now_s);
+            meter.record_arrival(upload, now_s);
         }
         now_s
     }
 
     #[test]
-    fn an_ideal_link_is_measured_as_it_is() {
+    fn an_ideal_link_is_measured_exactly() {
         let mut meter = meter();
         meter.record_answer(0.02, 0.0);
         upload(&mut meter, 20, 100_000, 1e6, 0.02, 0.1);
@@ -295,21 +297,21 @@ mod tests {
     }
 
     #[test]
-    fn our_own_queue_is_no_slowdown() {
+    fn our_own_queue_is_not_a_slowdown() {
         let mut meter = meter();
         meter.record_answer(0.02, 0.0);
         let end_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
-        // Sixteen at once share the link: the last takes sixteen times as long as one.
-        let sending: Vec<ActiveUpload> = (0..16).map(|_| meter.record_upload(100_000, end_s)).collect();
-        for (number, sending) in sending.into_iter().enumerate() {
-            meter.record_arrival(sending, end_s + 0.02 + 0.1 * (number + 1) as f64);
+        // Sixteen simultaneous uploads share the link: the last takes sixteen times as long as one.
+        let upload: Vec<ActiveUpload> = (0..16).map(|_| meter.record_upload(100_000, end_s)).collect();
+        for (number, upload) in upload.into_iter().enumerate() {
+            meter.record_arrival(upload, end_s + 0.02 + 0.1 * (number + 1) as f64);
         }
         assert!(meter.report().available && meter.report().slowdown_ratio < 1.1, "{:?}", meter.report());
         assert_eq!(meter.in_flight_bytes(), 0);
     }
 
     #[test]
-    fn a_link_that_slows_down_stops_being_available_and_comes_back() {
+    fn a_slow_link_becomes_unavailable_and_recovers() {
         let mut meter = meter();
         meter.record_answer(0.02, 0.0);
         let mut now_s = upload(&mut meter, 10, 100_000, 1e6, 0.02, 0.1);
@@ -320,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_takes_the_link_down_within_a_second() {
+    fn silence_marks_the_link_down_within_a_second() {
         let mut meter = meter();
         meter.record_answer(0.02, 10.0);
         meter.record_silence(10.3);
@@ -330,19 +332,19 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_forgiven_while_a_large_upload_must_take_longer() {
+    fn silence_is_tolerated_while_a_large_upload_must_take_longer() {
         let mut meter = meter();
         meter.record_answer(0.02, 0.0);
         let now_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         let _under_way = meter.record_upload(1_000_000, now_s);
         meter.record_silence(now_s + 1.0);
-        assert!(meter.is_up(), "a second of silence is what a megabyte takes");
+        assert!(meter.is_up(), "a megabyte takes a second");
         meter.record_silence(now_s + 5.1);
-        assert!(!meter.is_up(), "but not without end");
+        assert!(!meter.is_up(), "but not for ever");
     }
 
     #[test]
-    fn the_best_of_the_link_is_forgotten_in_time() {
+    fn the_best_values_are_forgotten_in_time() {
         let mut meter = meter();
         meter.record_answer(0.02, 0.0);
         let now_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
@@ -353,7 +355,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn availability_never_changes_faster_than_it_may(
+        fn availability_never_changes_faster_than_allowed(
             steps in prop::collection::vec((0.001_f64..0.5, 1_u64..2_000_000, 0.0_f64..3.0, prop::bool::ANY), 1..200)
         ) {
             let mut meter = meter();
@@ -363,9 +365,9 @@ mod tests {
                 if probe {
                     meter.record_answer(took_s, now_s);
                 } else {
-                    let sending = meter.record_upload(bytes, now_s);
+                    let upload = meter.record_upload(bytes, now_s);
                     now_s += took_s;
-                    meter.record_arrival(sending, now_s);
+                    meter.record_arrival(upload, now_s);
                 }
                 let report = meter.report();
                 prop_assert!(report.slowdown_ratio >= 1.0 && report.slowdown_ratio.is_finite());
@@ -378,13 +380,13 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_sent_and_lost_or_arrives_leaves_nothing_under_way(
+        fn uploads_that_arrive_or_are_lost_leave_nothing_in_flight(
             uploads in prop::collection::vec((1_u64..5_000_000, prop::bool::ANY), 0..50)
         ) {
             let mut meter = meter();
-            let sending: Vec<_> = uploads.iter().map(|(bytes, kept)| (meter.record_upload(*bytes, 1.0), *kept)).collect();
-            for (sending, kept) in sending {
-                if kept { meter.record_arrival(sending, 2.0) } else { meter.record_loss(sending) }
+            let upload: Vec<_> = uploads.iter().map(|(bytes, kept)| (meter.record_upload(*bytes, 1.0), *kept)).collect();
+            for (upload, kept) in upload {
+                if kept { meter.record_arrival(upload, 2.0) } else { meter.record_loss(upload) }
             }
             prop_assert_eq!(meter.in_flight_bytes(), 0);
         }

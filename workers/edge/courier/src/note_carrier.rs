@@ -1,6 +1,6 @@
-//! From the cloud's word to a note at the site: what sites are asked to learn from ([`Rounds`]), and what they shall run
-//! ([`Orders`]), each with the blobs it names, so that the site has them when the link is away. A blob that is here already
-//! is not brought again: a package that was cut off goes on with the piece it stopped at.
+//! Turns messages of the cloud into notes at the site: rounds to take part in ([`RoundNotes`]) and orders
+//! ([`OrderNotes`]), each with the blobs it names, so that the site has them when the link is down. Blobs that are here
+//! already are not fetched again: an interrupted package continues at the piece where it stopped.
 
 use runtime::handler::DeadLetterContext;
 use runtime::trust::TrustError;
@@ -14,38 +14,38 @@ use streams::{Blobs, Delivery, Publication, subject, topology};
 
 use crate::trust_anchor::TrustAnchor;
 
-/// Orders and rounds are numbered one after another; a site that was away for long finds one that is so much higher at
-/// the most.
-const MOST_AHEAD: u64 = 100_000;
-/// How often the blobs that a note names are looked for, two seconds apart.
+/// Orders and rounds are numbered consecutively; for a site that was away for long, the next number may be this much
+/// higher at most.
+const MAX_AHEAD: u64 = 100_000;
+/// Attempts to fetch the blobs of a note, two seconds apart.
 const TRIES: u64 = 15;
 
-/// Carries notes.
+/// Carries notes of the cloud to the site.
 #[derive(Clone)]
 pub struct NoteCarrier {
-    /// The site.
+    /// Site it works for.
     pub site: SiteName,
-    /// Whom it obeys.
+    /// The root that the site trusts.
     pub trusted: TrustAnchor,
-    /// The site's own notes.
+    /// The site's ledger.
     pub ledger: Ledger,
-    /// The site's own bucket.
+    /// The site's bucket.
     pub here: Blobs,
-    /// What the cloud offers.
+    /// The cloud's bucket of packages and weights.
     pub cloud: Blobs,
 }
 
 impl NoteCarrier {
-    /// Brings blobs, each of so many bytes at the most; one that is here is not brought again.
-    async fn bring_all(&self, blobs: &[BlobRef], most_bytes: u64) -> Result<(), Fault> {
+    /// Fetches blobs of at most `most_bytes` each, unless they are here already.
+    async fn fetch_blobs(&self, blobs: &[BlobRef], most_bytes: u64) -> Result<(), Fault> {
         for blob in blobs {
             self.cloud.copy_to(&self.here, blob, most_bytes).await?;
         }
         Ok(())
     }
 
-    /// Writes what came under a key of the site's ledger, after the blobs it names are here. The key is the kind's and the
-    /// model's: a message of the cloud does not choose any.
+    /// Writes a message to the site's ledger, after the blobs it names were fetched. The key is made from its kind and
+    /// model, so that a message of the cloud cannot choose another one.
     async fn carry(
         &self,
         delivery: &Delivery,
@@ -53,11 +53,11 @@ impl NoteCarrier {
         blobs: &[BlobRef],
         most_bytes: u64,
     ) -> Result<OutgoingMessages, Fault> {
-        // The cloud says whether it offers them; what runs here already need not come again.
+        // The header says whether the cloud offers the blobs; a release that runs here already needs none.
         if delivery.header(HEADER_BLOB).is_some() {
-            match self.bring_all(blobs, most_bytes).await {
+            match self.fetch_blobs(blobs, most_bytes).await {
                 Ok(()) => {}
-                // It is over, most likely: the site cannot take part, and others can. Or it is not offered again yet.
+                // Most likely the round is over, so the site cannot take part. Or the blobs are not offered again yet.
                 Err(Fault::Reject(note)) if delivery.attempts < TRIES => {
                     return Err(Fault::retry(&note.name, note.reason));
                 }
@@ -68,42 +68,44 @@ impl NoteCarrier {
                         subject = delivery.subject(),
                         fault,
                         reason,
-                        "a note without its blobs"
+                        "blobs of a note missing; note skipped"
                     );
                     return Ok(OutgoingMessages::default());
                 }
                 Err(fault) => return Err(fault),
             }
         }
-        // Written each time it comes: what is written is the same.
+        // Written at each delivery; the content is the same.
         let (subject, payload) = (subject::note_subject(key), delivery.payload().clone());
         Ok(OutgoingMessages::single(Publication { subject, payload, headers: Vec::new(), first_only: false }))
     }
 
-    /// Whether a number may come after the one that is noted: the first may be any below the bound.
+    /// Checks that a number may follow the noted one: it must not be implausibly high.
     fn check_number(noted: Option<u64>, number: u64) -> Result<(), Fault> {
         let noted = noted.unwrap_or(0);
-        if number <= noted.saturating_add(MOST_AHEAD) {
+        if number <= noted.saturating_add(MAX_AHEAD) {
             return Ok(());
         }
-        let reason = format!("it has number {number}, and the one before it had {noted}: after it none would count");
-        Err(Fault::reject("note_far_ahead", reason, "look for who published it in the cloud"))
+        let reason = format!(
+            "it has number {number} although the previous one had {noted}; if accepted, no later one would count"
+        );
+        Err(Fault::reject("note_far_ahead", reason, "find out who published it in the cloud"))
     }
 
-    /// A message that is not what its subject says.
+    /// The fault of a message whose contents do not match its subject.
     fn misdirected(delivery: &Delivery, wanted: &str) -> Fault {
-        let reason = format!("it came on {}, and says what belongs on {wanted}", delivery.subject());
-        Fault::reject("note_misdirected", reason, "look for who published it in the cloud")
+        let reason = format!("it arrived on {}, but its contents belong on {wanted}", delivery.subject());
+        Fault::reject("note_misdirected", reason, "find out who published it in the cloud")
     }
 
-    fn burial(&self) -> DeadLetterContext {
+    fn context(&self) -> DeadLetterContext {
         DeadLetterContext { site: self.site.clone(), task: None, publications: Vec::new() }
     }
 }
 
 const ROLE: &str = "courier";
 
-/// Rounds that are opened.
+/// Carries the openings of rounds.
 pub struct RoundNotes(pub NoteCarrier);
 
 impl Handler for RoundNotes {
@@ -127,11 +129,11 @@ impl Handler for RoundNotes {
     }
 
     fn dead_letter(&self, _message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
-        self.0.burial()
+        self.0.context()
     }
 }
 
-/// What the site shall run.
+/// Carries the orders to the site.
 pub struct OrderNotes(pub NoteCarrier);
 
 impl Handler for OrderNotes {
@@ -149,19 +151,19 @@ impl Handler for OrderNotes {
         let noted = self.0.ledger.read_message::<Order>(&subject::order_note(&model)).await;
         let noted = noted.ok().flatten().map(|noted| noted.number);
         NoteCarrier::check_number(noted, number)?;
-        // One that comes late, or again: what was ordered since holds.
+        // An order that arrives late or again: the later one is in effect.
         if noted.is_some_and(|noted| number < noted) {
             let older = TrustError::Older { found: number, known: noted.unwrap_or(0) };
             return Err(Fault::reject(
                 older.name(),
                 older,
-                "nothing, where two releasers run; else look who published it",
+                "none needed if two releasers run; otherwise find out who published it",
             ));
         }
         self.0.carry(delivery, &subject::order_note(&model), &release.package, PIECE_BYTES as u64).await
     }
 
     fn dead_letter(&self, _message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
-        self.0.burial()
+        self.0.context()
     }
 }

@@ -1,54 +1,54 @@
-//! What waits for the link, and which of it goes next. Pure: an index of the stream OUTBOX without its
+//! Chooses which message of the outbox goes next. Pure: an index of the stream OUTBOX without its
 //! payloads.
 //!
-//! Who waits for a verdict goes before bulk. Among those the priority counts, then age: what came while the
-//! link was there is fresh, what came before it returned is backlog. Both are served by turns, so that
-//! neither an outage nor a flood starves the other.
+//! Requests that wait for a verdict go before bulk. Among equals the priority counts, then age: messages that came
+//! while the link was up are fresh, those from before are backlog. The two take turns, so that neither an outage nor a
+//! flood starves the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Of so many turns, one belongs to the backlog while there are fresh ones; a guess.
+/// One in this many turns goes to the backlog while there are fresh messages; a guess.
 const BACKLOG_TURN: u64 = 4;
 
-/// In which order a backlog is caught up with.
+/// Order in which a backlog is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BacklogOrder {
-    /// What waits longest first.
+    /// The oldest message first.
     #[default]
     OldestFirst,
-    /// What came last first: news is worth more.
+    /// The newest message first, because news is worth more.
     NewestFirst,
 }
 
-/// How urgent a kind of message is.
+/// Urgency of a kind of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UrgencyClass {
-    /// Somebody waits for the answer.
+    /// A task waits for the verdict.
     Verdict,
-    /// Nobody does.
+    /// Nobody waits for it.
     Bulk,
 }
 
-/// A message that waits.
+/// A message in the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutboxEntry {
-    /// How urgent its kind is.
+    /// Urgency of its kind.
     pub class: UrgencyClass,
-    /// 0 (bulk) to 9 (first).
+    /// Priority, 0 (bulk) to 9 (first).
     pub priority: u8,
-    /// Its length, bytes.
+    /// Size of the message with its blob, bytes.
     pub bytes: u64,
-    /// When it stops being of use, milliseconds since the epoch; absent: never.
+    /// When it stops being of use, milliseconds since the epoch; absent if never.
     pub deadline_at_ms: Option<u64>,
 }
 
-/// In the order of going: class, then the highest priority, then the stream's order.
+/// Sort key: class, then highest priority, then sequence.
 type SendRank = (UrgencyClass, u8, u64);
 
-/// The index. Bounded by what the stream holds.
+/// An index of the outbox. Limited by what the stream holds.
 #[derive(Debug, Default)]
 pub struct OutboxIndex {
     entries: BTreeMap<u64, OutboxEntry>,
@@ -58,7 +58,7 @@ pub struct OutboxIndex {
     deadlines: BTreeSet<(u64, u64)>,
     waiting_bytes: u64,
     turns: u64,
-    /// What failed last goes after all others, so that one message that never goes does not take every try.
+    /// The message that failed last goes after all others, so that one that always fails does not use up every attempt.
     failed: Option<u64>,
 }
 
@@ -67,7 +67,7 @@ fn rank(sequence: u64, entry: &OutboxEntry) -> SendRank {
 }
 
 impl OutboxIndex {
-    /// A message was found in the stream. `fresh`: whether the link is there. Known ones stay as they are.
+    /// Adds a message found in the stream, unless it is known. `fresh`: whether the link is up.
     pub fn add(&mut self, sequence: u64, entry: OutboxEntry, fresh: bool) {
         if self.entries.contains_key(&sequence) {
             return;
@@ -79,14 +79,14 @@ impl OutboxIndex {
         self.entries.insert(sequence, entry);
     }
 
-    /// The link went away: what waits is backlog when it returns.
+    /// Records that the link went down: everything that waits becomes backlog.
     pub fn link_lost(&mut self) {
         self.backlog.append(&mut self.fresh);
     }
 
-    /// The next message to go, if there is one of at most so many bytes that `may` go. It counts as being
-    /// sent until [`Outbox::done`] or [`Outbox::back`]. Never passes over a message for being too large:
-    /// it would starve.
+    /// The next message to send, if `may` allows it. It counts as being sent until
+    /// [`OutboxIndex::remove_message`] or [`OutboxIndex::requeue_message`]. Never skips a message that is too large for
+    /// now: it would starve.
     pub fn next(
         &mut self,
         order: BacklogOrder,
@@ -100,7 +100,7 @@ impl OutboxIndex {
         };
         let turn_of_backlog = self.turns % BACKLOG_TURN == BACKLOG_TURN - 1;
         let (rank, from_backlog) = match (fresh, backlog) {
-            // Another class or priority is decided by itself, not by turns.
+            // Only messages of equal class and priority take turns.
             (Some(fresh), Some(backlog)) => match (fresh.0, fresh.1).cmp(&(backlog.0, backlog.1)) {
                 std::cmp::Ordering::Less => (fresh, false),
                 std::cmp::Ordering::Greater => (backlog, true),
@@ -122,7 +122,7 @@ impl OutboxIndex {
         Some((rank.2, entry))
     }
 
-    /// Messages whose time is up and that are not being sent; each is told once.
+    /// Messages past their deadline that are not being sent; each is returned once.
     pub fn expired(&mut self, now_ms: u64) -> Vec<u64> {
         let mut expired = Vec::new();
         while let Some(&(at_ms, sequence)) = self.deadlines.first().filter(|(at_ms, _)| *at_ms <= now_ms) {
@@ -141,7 +141,7 @@ impl OutboxIndex {
         expired
     }
 
-    /// A message left the stream.
+    /// Removes a message that left the stream.
     pub fn remove_message(&mut self, sequence: u64) {
         self.sending.remove(&sequence);
         if let Some(entry) = self.entries.remove(&sequence) {
@@ -155,7 +155,7 @@ impl OutboxIndex {
         }
     }
 
-    /// A message could not be sent: it waits again, as backlog.
+    /// Puts a message that could not be sent into the backlog.
     pub fn requeue_message(&mut self, sequence: u64) {
         if self.sending.remove(&sequence)
             && let Some(entry) = self.entries.get(&sequence)
@@ -165,13 +165,13 @@ impl OutboxIndex {
         }
     }
 
-    /// A message could not be sent, and not for want of a link: it waits again, after the others.
+    /// Puts a message back whose sending failed for a reason other than the link: it goes after the others.
     pub fn retry_message(&mut self, sequence: u64) {
         self.requeue_message(sequence);
         self.failed = Some(sequence);
     }
 
-    /// When the next deadline is, milliseconds since the epoch.
+    /// The earliest deadline, milliseconds since the epoch.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         self.deadlines.first().map(|(at_ms, _)| *at_ms)
     }
@@ -181,21 +181,21 @@ impl OutboxIndex {
         self.entries.contains_key(&sequence)
     }
 
-    /// Messages that wait or are being sent, and their bytes.
+    /// Number of messages that wait or are being sent, and their bytes.
     pub fn backlog(&self) -> (u64, u64) {
         (self.entries.len() as u64, self.waiting_bytes)
     }
 }
 
-/// The first of a lane in the order asked for, but for one: the best class and priority, and in it the oldest or newest.
-fn head(lane: &BTreeSet<SendRank>, order: BacklogOrder, but_for: Option<u64>) -> Option<SendRank> {
-    let mut others = lane.iter().filter(|rank| Some(rank.2) != but_for);
+/// The first of a lane in this order, except one message: best class and priority, then the oldest or newest.
+fn head(lane: &BTreeSet<SendRank>, order: BacklogOrder, except: Option<u64>) -> Option<SendRank> {
+    let mut others = lane.iter().filter(|rank| Some(rank.2) != except);
     let &(class, priority, oldest) = others.next()?;
     let sequence = match order {
         BacklogOrder::OldestFirst => oldest,
         BacklogOrder::NewestFirst => {
             let newest = lane.range(..=(class, priority, u64::MAX)).rev();
-            newest.filter(|rank| Some(rank.2) != but_for).map(|rank| rank.2).next()?
+            newest.filter(|rank| Some(rank.2) != except).map(|rank| rank.2).next()?
         }
     };
     Some((class, priority, sequence))
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_verdict_goes_before_bulk_and_the_urgent_first() {
+    fn verdicts_go_before_bulk_and_urgent_ones_first() {
         let mut outbox = OutboxIndex::default();
         outbox.add(1, entry(UrgencyClass::Bulk, 9), true);
         outbox.add(2, entry(UrgencyClass::Verdict, 5), true);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_is_caught_up_with_in_the_order_asked_for() {
+    fn a_backlog_is_sent_in_the_configured_order() {
         for (order, expected) in [(BacklogOrder::OldestFirst, [1, 2, 3]), (BacklogOrder::NewestFirst, [3, 2, 1])] {
             let mut outbox = OutboxIndex::default();
             (1..=3).for_each(|sequence| outbox.add(sequence, entry(UrgencyClass::Verdict, 5), true));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_last_does_not_go_first_again_while_others_wait() {
+    fn the_last_failure_is_not_retried_first_while_others_wait() {
         for order in [BacklogOrder::OldestFirst, BacklogOrder::NewestFirst] {
             let mut outbox = OutboxIndex::default();
             outbox.add(1, entry(UrgencyClass::Verdict, 9), true);
@@ -253,12 +253,12 @@ mod tests {
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 1);
             outbox.retry_message(1);
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 2, "{order:?}");
-            assert_eq!(outbox.next(order, |_| true).unwrap().0, 1, "alone it is tried again");
+            assert_eq!(outbox.next(order, |_| true).unwrap().0, 1, "alone it is retried");
         }
     }
 
     #[test]
-    fn what_expires_is_told_once_and_not_sent() {
+    fn an_expired_message_is_reported_once_and_not_sent() {
         let mut outbox = OutboxIndex::default();
         let short = OutboxEntry { deadline_at_ms: Some(50), ..entry(UrgencyClass::Verdict, 5) };
         outbox.add(1, short, true);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_being_sent_when_its_time_came_expires_when_it_comes_back() {
+    fn a_message_that_expires_while_being_sent_is_reported_when_it_returns() {
         let mut outbox = OutboxIndex::default();
         outbox.add(1, OutboxEntry { deadline_at_ms: Some(50), ..entry(UrgencyClass::Verdict, 5) }, true);
         assert!(outbox.next(BacklogOrder::OldestFirst, |_| true).is_some());
@@ -285,7 +285,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn everything_is_sent_once_whatever_comes_back(
+        fn every_message_is_sent_once_whatever_returns(
             entries in prop::collection::vec((0_u8..10, prop::bool::ANY, prop::bool::ANY, prop::bool::ANY), 0..60),
             newest in prop::bool::ANY,
         ) {

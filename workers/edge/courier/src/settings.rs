@@ -1,4 +1,4 @@
-//! What an operator may choose about the link.
+//! Settings of the courier.
 
 use std::path::PathBuf;
 
@@ -8,21 +8,21 @@ use crate::budget::BudgetSettings;
 use crate::link::LinkSettings;
 use crate::outbox_index::BacklogOrder;
 
-/// What an operator may choose about the link.
+/// Settings of the courier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CourierSettings {
-    /// Messages on their way up at a time, 1 to 256; fewer when they are large for the link.
+    /// Most uploads at a time, 1 to 256; fewer if they are large for the link.
     pub uploads: usize,
-    /// In which order what waited for the link is caught up with, once it returns: `oldest_first` or
-    /// `newest_first`. What comes meanwhile is not held up by it.
+    /// Order in which a backlog is sent once the link returns: `oldest_first` or
+    /// `newest_first`. New messages are not delayed by it.
     pub backlog_order: BacklogOrder,
-    /// File with the root that says whom the site obeys, JSON (`tributary join` lays it out); absent: orders and rounds count
-    /// whoever gives them.
+    /// File with the root that the site trusts, JSON (written by `tributary join`); absent: orders and rounds are
+    /// followed whoever gives them.
     pub root: Option<PathBuf>,
-    /// What may go up.
+    /// Limits on what is sent up.
     pub budget: BudgetSettings,
-    /// When the link counts as slow, and as gone.
+    /// When the link counts as slow, and as down.
     pub link: LinkSettings,
 }
 
@@ -39,12 +39,12 @@ impl Default for CourierSettings {
 }
 
 impl CourierSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         self.budget.check()?;
         self.link.check()?;
         match self.uploads {
-            0 | 257.. => Err("courier.uploads must be 1 to 256".into()),
+            uploads @ (0 | 257..) => Err(format!("courier.uploads is {uploads}; it must be between 1 and 256")),
             _ => Ok(()),
         }
     }

@@ -1,5 +1,5 @@
-//! Whom the site obeys: the root it was given when it joined, and those that followed it, as the cloud offers them. What the
-//! site has once accepted stands in its ledger; nobody talks it back to an older one.
+//! The root that the site trusts: the one it was given when it joined, or a successor that the cloud offers. An
+//! accepted root is noted in the site's ledger, and no older one is accepted again.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,16 +13,16 @@ use streams::{Bus, CarryError, permissions};
 
 use crate::probe::LinkHandle;
 
-/// The site's note of the root it follows, JSON.
+/// Key of the ledger note with the trusted root, JSON.
 pub const NOTE: &str = "fleet-root";
-/// What it is called among what ends.
-pub const EXPIRY: &str = "root that the site obeys";
-/// How often the cloud is asked for a newer one.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Its name among the things that expire.
+pub const EXPIRY: &str = "root that the site trusts";
+/// Interval of asking the cloud for a newer root.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Largest root that is read, bytes.
-const MOST_BYTES: usize = 64 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 
-/// Whom the site obeys, shared by whoever asks; nobody in particular where it was given no root.
+/// The root that the site trusts; clones share it. Without one, the site follows any instruction.
 #[derive(Clone, Default)]
 pub struct TrustAnchor(Option<Arc<RwLock<Root>>>);
 
@@ -30,11 +30,11 @@ impl TrustAnchor {
     /// The root in a file, or a later one that the site has accepted since.
     ///
     /// # Errors
-    /// A file that holds no root, or one that is not whole: a site that was to obey somebody must not obey everybody.
+    /// The file holds no valid root: a site that should trust one root must not trust everybody.
     pub async fn open(file: Option<&Path>, ledger: &Ledger) -> Result<Self, Fault> {
         let Some(file) = file else { return Ok(Self::default()) };
         let unusable = |why: String| {
-            let reason = format!("{} holds no root that can be trusted: {why}", file.display());
+            let reason = format!("{} does not hold a valid root: {why}", file.display());
             Fault::Stop(FaultNote::new("root_unusable", reason, "correct courier.root, or run `tributary join` again"))
         };
         let text = std::fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
@@ -46,15 +46,15 @@ impl TrustAnchor {
         Ok(Self(Some(Arc::new(RwLock::new(root)))))
     }
 
-    /// Whether the site does what it is told.
+    /// Checks whether the site may follow an instruction.
     ///
     /// # Errors
-    /// Why not, by name.
-    pub fn check<T: Instruction>(&self, told: &T) -> Result<(), Fault> {
+    /// The reason why not, as a fault.
+    pub fn check<T: Instruction>(&self, instruction: &T) -> Result<(), Fault> {
         let Some(root) = &self.0 else { return Ok(()) };
         let root = root.read().unwrap_or_else(PoisonError::into_inner);
-        trust::check(told, &root, clock::now_ms()).map_err(|distrust| {
-            let remedy = "look who may publish in the cloud; the releaser gives a good order again by itself, and `tributary fleet root` makes a new root";
+        trust::check(instruction, &root, clock::now_ms()).map_err(|distrust| {
+            let remedy = "check who may publish in the cloud; the releaser repeats a valid order by itself, and `tributary fleet root` makes a new root";
             Fault::reject(distrust.name(), distrust, remedy)
         })
     }
@@ -65,10 +65,10 @@ impl TrustAnchor {
         let watching = async {
             loop {
                 link.up().await;
-                if let Err(error) = self.look(root, cloud, ledger).await {
-                    tracing::debug!(%error, "the fleet's root is looked for again");
+                if let Err(error) = self.update_root(root, cloud, ledger).await {
+                    tracing::debug!(%error, "root lookup retried");
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         };
         tokio::select! {
@@ -77,10 +77,10 @@ impl TrustAnchor {
         }
     }
 
-    async fn look(&self, root: &RwLock<Root>, cloud: &Bus, ledger: &Ledger) -> Result<(), CarryError> {
+    async fn update_root(&self, root: &RwLock<Root>, cloud: &Bus, ledger: &Ledger) -> Result<(), CarryError> {
         let Some(text) = RemoteNote::new(cloud, permissions::ROOT_KEY.into()).read().await? else { return Ok(()) };
         let Some(next) = read(&text) else {
-            tracing::warn!("what the cloud offers as the fleet's root is none");
+            tracing::warn!("offered root invalid");
             return Ok(());
         };
         let before = root.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -90,12 +90,12 @@ impl TrustAnchor {
         match trust::check_root(&next, &before, clock::now_ms()) {
             Ok(()) => {
                 ledger.write(NOTE, text).await?;
-                tracing::info!(number = next.number, "the fleet has a new root");
+                tracing::info!(number = next.number, "root updated");
                 metrics::note_expiry(EXPIRY, next.expires_at_ms);
                 *root.write().unwrap_or_else(PoisonError::into_inner) = next;
             }
             Err(distrust) => {
-                tracing::warn!(number = next.number, %distrust, "the cloud offers a root that is not followed")
+                tracing::warn!(number = next.number, %distrust, "offered root rejected")
             }
         }
         Ok(())
@@ -103,7 +103,7 @@ impl TrustAnchor {
 }
 
 fn read(text: &str) -> Option<Root> {
-    if text.len() > MOST_BYTES {
+    if text.len() > MAX_BYTES {
         return None;
     }
     serde_json::from_str(text).ok()
@@ -114,10 +114,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_of_the_root_that_was_bent_is_short_or_none() {
+    fn a_damaged_note_of_the_root_is_short_or_rejected() {
         let root = "{\"number\":1,\"expires_at_ms\":5,\"keys\":[],\"releaser\":[],\"aggregator\":[],\"never\":[],\"signatures\":{}}";
         assert!(read(root).is_some());
-        assert!(read(&format!("{root}{}", " ".repeat(MOST_BYTES))).is_none(), "it is longer than any root");
+        assert!(read(&format!("{root}{}", " ".repeat(MAX_BYTES))).is_none(), "it is longer than any root");
         bend::bend_all("notes of the root", &bend::texts([root]), bend::turns() / 2, |bytes| {
             let _followed = read(&String::from_utf8_lossy(bytes)).map(|root| trust::check_first_root(&root).is_ok());
             1

@@ -1,4 +1,4 @@
-//! From the cloud's verdicts to the task's final answer at the site.
+//! Turns the cloud's verdicts into final answers at the site.
 
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
@@ -9,27 +9,27 @@ use schemas::{Answer, AnswerStage, FaultNote, Reason, Route, SiteName, Verdict, 
 use streams::reader::StoredMessage;
 use streams::{Delivery, Publication, subject, topology};
 
-/// Carries verdicts.
+/// Carries verdicts of the cloud to the site.
 pub struct VerdictCarrier {
-    /// The site.
+    /// Site it works for.
     pub site: SiteName,
-    /// What the site knows its own requests by.
+    /// Key by which the site recognizes its own requests.
     pub tickets: TicketKey,
-    /// How often the cloud agrees with sure answers that were drawn to be checked.
+    /// How often the cloud agrees with confident answers that were sampled.
     pub agreement: DriftWatch,
 }
 
 impl VerdictCarrier {
-    /// Counts a verdict on a sure answer. Those on doubtful ones say more about the doubt than about the world.
+    /// Counts a verdict on a confident answer. Verdicts on doubtful answers say more about the doubt than about drift.
     fn compare(&self, verdict: &Verdict) {
         if verdict.provisional.reason != Reason::Sampled {
             return;
         }
-        let (Some(edge), Some(opinion)) = (verdict.provisional.prediction(), &verdict.opinion) else { return };
+        let (Some(edge), Some(prediction)) = (verdict.provisional.prediction(), &verdict.opinion) else { return };
         if !self.agreement.follows(&edge.release) {
             self.agreement.follow_release(&edge.release);
         }
-        let agreed = if opinion.label == edge.label { 1.0 } else { 0.0 };
+        let agreed = if prediction.label == edge.label { 1.0 } else { 0.0 };
         self.agreement.add(&edge.release, DriftSample { agreement: Some(agreed), ..DriftSample::default() });
     }
 }
@@ -41,16 +41,16 @@ impl Handler for VerdictCarrier {
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let verdict: Verdict = decode(delivery.payload())?;
         if verdict.provisional.site != self.site {
-            let reason = format!("verdict for site {} came to site {}", verdict.provisional.site, self.site);
+            let reason = format!("a verdict for site {} arrived at site {}", verdict.provisional.site, self.site);
             return Err(Fault::reject("verdict_misdirected", reason, "give each site a name of its own"));
         }
         if !verdict.ticket.as_deref().is_some_and(|ticket| self.tickets.verify(&verdict.provisional, ticket)) {
-            let reason = format!("a verdict on task {} brings no ticket of this site", verdict.provisional.task);
-            let remedy = "nobody here asked for it: look who may publish verdicts in the cloud; after the site's store was made anew it may be an answer to an earlier request";
+            let reason = format!("the verdict on task {} has no valid ticket of this site", verdict.provisional.task);
+            let remedy = "this site did not request it: check who may publish verdicts in the cloud; if the site's store was recreated, it may answer an earlier request";
             return Err(Fault::reject("verdict_unasked", reason, remedy));
         }
         self.compare(&verdict);
-        // A redirected task that could not be judged is its recognizer's again, which holds the image.
+        // An offloaded task that could not be judged goes back to its recognizer, which holds the image.
         if verdict.opinion.is_none() && verdict.provisional.prediction().is_none() {
             return Ok(OutgoingMessages::default());
         }
@@ -63,7 +63,7 @@ impl Handler for VerdictCarrier {
     }
 }
 
-/// The final answer a verdict leads to. Pure.
+/// The final answer that follows from a verdict. Pure.
 pub fn final_answer(verdict: Verdict, now_ms: u64) -> Answer {
     let provisional = verdict.provisional;
     let edge = provisional.prediction();
@@ -72,10 +72,10 @@ pub fn final_answer(verdict: Verdict, now_ms: u64) -> Answer {
     answer.stage = AnswerStage::Final;
     answer.answered_at_ms = now_ms;
     match verdict.opinion {
-        Some(opinion) => {
+        Some(prediction) => {
             answer.route = if edge.is_some() { Route::Verified } else { Route::Redirected };
             answer.edge = edge;
-            answer.with_prediction(opinion)
+            answer.with_prediction(prediction)
         }
         None => {
             answer.route = Route::Expired;
@@ -86,7 +86,7 @@ pub fn final_answer(verdict: Verdict, now_ms: u64) -> Answer {
     }
 }
 
-/// The publication of a final answer: the first in its slot, or nothing. Counted as one that was made.
+/// The publication of a final answer, stored only if its slot is empty. Counts the answer.
 pub fn publication(answer: &Answer) -> Result<Publication, Fault> {
     metrics::count_answer(&answer.site, answer.route, answer.reason);
     let slot = subject::outcome(&answer.site, &answer.camera, answer.task);

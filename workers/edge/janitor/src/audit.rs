@@ -1,6 +1,6 @@
-//! Images that were acknowledged although their outcome is missing, whatever the reason: a crash of the server took the
-//! answer, which is written a moment after the image; or somebody acknowledged what was not theirs. They are given to
-//! the recognizers again, under their old task.
+//! Finds images that were acknowledged although they have no outcome, whatever the reason: a crash of the server lost
+//! the answer, which is written a moment after the image, or somebody acknowledged a message that was not theirs. They
+//! are given to the recognizers again, under their old task.
 
 use runtime::Fault;
 use schemas::limits::MAX_MESSAGE_BYTES;
@@ -13,20 +13,20 @@ use tokio::time::Instant;
 
 use crate::outcomes::OutcomeIndex;
 
-/// Reads what is known of outcomes; up to where the answers were read stands beside it.
+/// Reads the stream of answers and knows which images have an outcome.
 pub struct OutcomeAudit {
-    /// Of which server process: another one may have lost the newest answers.
+    /// Id of the server process at the start; another process may have lost the newest answers.
     pub server: String,
-    /// What the answers say.
+    /// Outcomes known from the answers.
     pub index: OutcomeIndex,
     answers_read: u64,
-    /// When it began, and how many images were redone since, until that was said.
+    /// When the audit started and how many images it requeued since; absent once that was logged.
     pub begun: Option<(Instant, u64)>,
 }
 
 impl OutcomeAudit {
-    /// Begins with what is stored. Images from before the oldest answer are beyond judging, for theirs may have been dropped
-    /// for room.
+    /// Starts with what is stored. Images older than the oldest answer are not judged, because their answers may have
+    /// been dropped for space.
     pub async fn begin(bus: &Bus) -> Result<Self, CarryError> {
         let server = bus.server_id();
         let (images, answers) =
@@ -46,15 +46,15 @@ impl OutcomeAudit {
         })
     }
 
-    /// Reads the answers that came since, headers only.
-    pub async fn read_on(&mut self, bus: &Bus) -> Result<(), CarryError> {
+    /// Reads the answers that were stored since, headers only.
+    pub async fn read_new_answers(&mut self, bus: &Bus) -> Result<(), CarryError> {
         let answers = reader::stream_level(bus, topology::ANSWERS).await?;
         let (from, last) = (self.answers_read + 1, answers.last_sequence);
         if last >= from && answers.messages > 0 {
             let since = StreamRange { headers_only: true, from_sequence: Some(from), ..StreamRange::default() };
             let mut reader = MessageReader::open(bus, topology::ANSWERS, since, last).await?;
             while let Some(record) = reader.next().await? {
-                self.see(&record);
+                self.add_answer(&record);
             }
             self.answers_read = last;
         }
@@ -63,27 +63,27 @@ impl OutcomeAudit {
         Ok(())
     }
 
-    fn see(&mut self, record: &StoredMessage) {
+    fn add_answer(&mut self, record: &StoredMessage) {
         let Some(image) = record.header(HEADER_IMAGE).and_then(|image| image.parse().ok()) else { return };
         match subject::read_final_answer(&record.subject) {
             Ok(_) => self.index.finish(image),
-            Err(_) => self.index.promise(image, record.sequence),
+            Err(_) => self.index.add_provisional(image, record.sequence),
         }
     }
 }
 
-/// How an image turned out that seemed to be without an outcome.
+/// Result for an image that seemed to have no outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuditOutcome {
-    /// It is recognized again.
-    Redone,
-    /// It was published twice, and the other one has the outcome.
+    /// It was requeued.
+    Requeued,
+    /// It was published twice, and the other copy has the outcome.
     Duplicate,
-    /// It is not in the stream any more.
+    /// It is no longer in the stream.
     Gone,
 }
 
-/// Looks at one image closely and has it recognized again if it has no outcome.
+/// Looks at one image closely and requeues it if it has no outcome.
 pub async fn republish_image(
     bus: &Bus,
     publisher: &Publisher,
@@ -98,28 +98,28 @@ pub async fn republish_image(
     if reader::read_outcome(bus, &subject::final_answer(site, &stored.camera, task)).await?.is_some() {
         return Ok(AuditOutcome::Duplicate);
     }
-    tracing::warn!(task_id = %task, sequence, "an acknowledged image has no outcome: it is recognized again");
+    tracing::warn!(task_id = %task, sequence, "acknowledged image without outcome; requeued");
     publisher.publish(&republish_unanswered(bus, &image, task).await?).await?;
     reader::remove_answered(bus, topology::IMAGES, sequence).await?;
-    Ok(AuditOutcome::Redone)
+    Ok(AuditOutcome::Requeued)
 }
 
-/// The same image once more, as the same task. With one more header the largest would be too large: its bytes go to the
-/// bucket.
+/// The same image again, as the same task. With one more header the largest message would be too large: the bytes then
+/// go to the blob bucket.
 async fn republish_unanswered(bus: &Bus, image: &StoredMessage, task: TaskId) -> Result<Publication, Fault> {
-    const ROOM_BYTES: usize = 1024;
+    const SPARE_BYTES: usize = 1024;
     let headers = image.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
     let header_bytes: usize = image.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-    if image.payload.len() + header_bytes + ROOM_BYTES < MAX_MESSAGE_BYTES {
+    if image.payload.len() + header_bytes + SPARE_BYTES < MAX_MESSAGE_BYTES {
         return Ok(republication(image.subject.clone(), image.payload.clone(), headers, task, image.sequence));
     }
     let blob = Blobs::open(bus).await?.store_blob(&image.payload).await?;
-    let smaller = republication(image.subject.clone(), Vec::new(), headers, task, image.sequence);
-    Ok(smaller.header(HEADER_BLOB, blob.to_string()))
+    let by_reference = republication(image.subject.clone(), Vec::new(), headers, task, image.sequence);
+    Ok(by_reference.header(HEADER_BLOB, blob.to_string()))
 }
 
 /// A message published again for a task it already had: under a new message id, so that the stream
-/// takes it, and with the old task, so that it fills the old slot.
+/// accepts it, and with the old task, so that it fills the old slot.
 pub(crate) fn republication(
     subject: String,
     payload: impl Into<bytes::Bytes>,

@@ -1,8 +1,9 @@
-//! Keeps a site's archive in bounds, redoes what a crash undid, and redrives dead letters.
+//! Keeps a site's archive within its limits, requeues images whose outcome was lost, and redrives dead letters.
 //!
-//! [`purge`] decides what may go: only images that were answered. [`audit`] finds images that were
-//! acknowledged although they have no outcome ([`outcomes`] says which), and gives them to the recognizers again.
-//! [`redrive`] does the same with a dead letter, by hand. [`disk`] decides when images are refused; near the limit `refused` finds those whose publisher was not told.
+//! [`purge`] decides which images may be deleted: only answered ones. [`audit`] finds images that were
+//! acknowledged although they have no outcome (according to [`outcomes`]), and gives them to the recognizers again.
+//! [`redrive`] does the same with a dead letter, on request. [`disk`] decides when images are refused; near the limit
+//! `refused` finds those whose publisher was not told.
 
 pub mod audit;
 pub mod disk;

@@ -1,11 +1,11 @@
-//! Which answered images must go so that new ones have room. Pure.
+//! Decides which answered images are deleted to make space for new ones. Pure.
 
 use streams::reader::{ConsumerProgress, StreamLevel};
 
 use crate::settings::JanitorSettings;
 
-/// Everything before this sequence may go; `None` when there is room, or nothing that may.
-/// Only what lies below the recognizers' floor was answered, so nothing above it is touched.
+/// The sequence before which everything may be deleted; `None` if there is space, or nothing may be deleted.
+/// Only images below the recognizers' floor were answered, so nothing above it is touched.
 pub fn purge_before(images: &StreamLevel, recognized: &ConsumerProgress, settings: &JanitorSettings) -> Option<u64> {
     let limit = images.max_bytes as f64;
     let full = images.bytes as f64;
@@ -33,24 +33,24 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_while_there_is_room() {
+    fn nothing_is_deleted_while_there_is_space() {
         assert_eq!(purge_before(&level(100, 850), &floor(110), &JanitorSettings::default()), None);
     }
 
     #[test]
-    fn the_oldest_answered_go_until_there_is_room_again() {
+    fn the_oldest_answered_images_are_deleted_until_there_is_space() {
         assert_eq!(purge_before(&level(100, 1000), &floor(110), &JanitorSettings::default()), Some(41));
     }
 
     #[test]
-    fn nothing_unanswered_goes_however_full_it_is() {
+    fn unanswered_images_are_kept_however_full_the_stream_is() {
         assert_eq!(purge_before(&level(100, 1000), &floor(15), &JanitorSettings::default()), Some(16));
         assert_eq!(purge_before(&level(100, 1000), &floor(10), &JanitorSettings::default()), None);
     }
 
     proptest! {
         #[test]
-        fn only_answered_images_ever_go(messages in 0u64..10_000, bytes in 0u64..2000, answered in 0u64..20_000) {
+        fn only_answered_images_are_deleted(messages in 0u64..10_000, bytes in 0u64..2000, answered in 0u64..20_000) {
             if let Some(before) = purge_before(&level(messages, bytes), &floor(answered), &JanitorSettings::default()) {
                 prop_assert!(before <= answered + 1);
                 prop_assert!(before > 11);

@@ -1,8 +1,9 @@
-//! Images that the stream refused and whose publisher was not told: one that asks for no acknowledgement, or an MQTT client,
-//! whose acknowledgement is the server's word and not the stream's. Near the limit the janitor listens to what is published
-//! and holds it against what was stored; what is not there becomes a dead letter, so that somebody hears of it.
+//! Finds images that the stream refused and whose publisher was not told: one that asks for no acknowledgement, or an
+//! MQTT client, whose acknowledgement comes from the server and not from the stream. Near the limit the janitor
+//! compares what is published with what is stored; an image that is missing becomes a dead letter, so that somebody
+//! learns of it.
 //!
-//! Only near the limit, for listening costs the server every image once more.
+//! Only near the limit, because listening costs the server one more delivery of every image.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -16,23 +17,23 @@ use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
 
-/// It listens when less than this is left in the stream, or a tenth of it.
+/// Listening starts when the stream has less space left than this, or a tenth of its limit.
 const NEAR_BYTES: u64 = 256 * 1024 * 1024;
-/// What was published is looked for in the stream after this.
+/// Delay before a published image is looked for in the stream.
 const STORED_AFTER: Duration = Duration::from_secs(2);
-/// What is heard and not yet looked for, at the most; beyond that nothing is said of the rest.
-const MOST_HEARD: usize = 4096;
+/// Most published images that are waiting to be looked for; further ones are not checked.
+const MAX_HEARD: usize = 4096;
 
-/// Whether it listens at this level.
+/// Whether to listen at this fill level.
 pub fn is_near(level: &StreamLevel, refusing: bool) -> bool {
-    let room = NEAR_BYTES.max(level.max_bytes / 10);
-    refusing || (level.max_bytes > 0 && level.bytes.saturating_add(room) > level.max_bytes)
+    let margin = NEAR_BYTES.max(level.max_bytes / 10);
+    refusing || (level.max_bytes > 0 && level.bytes.saturating_add(margin) > level.max_bytes)
 }
 
-/// What tells one published image from another, as far as headers say: subject and size.
+/// Identifies a published image by what headers tell: subject and size.
 type ImageKey = (String, u64);
 
-/// What was heard and what was stored.
+/// Images published and images stored.
 #[derive(Default)]
 struct RefusalMatch {
     heard: VecDeque<(Instant, ImageKey, Option<DeadLetter>)>,
@@ -40,9 +41,9 @@ struct RefusalMatch {
 }
 
 impl RefusalMatch {
-    /// Something was published; `letter` if nobody answers its publisher.
+    /// Records a published image; `letter` is its dead letter if its publisher expects no reply.
     fn record_event(&mut self, at: Instant, key: ImageKey, letter: Option<DeadLetter>) {
-        if self.heard.len() < MOST_HEARD {
+        if self.heard.len() < MAX_HEARD {
             self.heard.push_back((at, key, letter));
         }
     }
@@ -51,7 +52,8 @@ impl RefusalMatch {
         *self.stored.entry(key).or_default() += 1;
     }
 
-    /// The letters of what was published before `until`, was not stored, and whose publisher was not told.
+    /// The dead letters of images that were published before `until`, were not stored, and whose publisher was not
+    /// told.
     fn refused(&mut self, until: Instant) -> Vec<DeadLetter> {
         let mut refused = Vec::new();
         while self.heard.front().is_some_and(|(at, ..)| *at <= until) {
@@ -68,32 +70,32 @@ impl RefusalMatch {
     }
 }
 
-/// Whether it listens now.
+/// Whether to listen now.
 pub async fn is_near_now(bus: &Bus, report: &Mutex<OutcomeReport>) -> bool {
     let refusing = report.lock().unwrap_or_else(PoisonError::into_inner).refusing.is_some();
     reader::stream_level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
 }
 
-/// Listens until the stream is no longer near its limit, and counts in the report what was refused.
+/// Listens until the stream is no longer near its limit, and counts refused images in the report.
 pub async fn listen_for_refusals(
     bus: &Bus,
     site: &SiteName,
     publisher: &Publisher,
     report: &Mutex<OutcomeReport>,
 ) -> Result<(), Fault> {
-    let mut passing = Box::pin(watch_subject(bus, subject::all_images()).await?);
+    let mut published = Box::pin(watch_subject(bus, subject::all_images()).await?);
     bus.flush_published().await;
     let mut read_to = reader::stream_level(bus, topology::IMAGES).await?.last_sequence;
     let mut found = RefusalMatch::default();
     let mut looks = tokio::time::interval(Duration::from_millis(500));
     loop {
         tokio::select! {
-            Some(heard) = passing.next() => {
+            Some(heard) = published.next() => {
                 let key = (heard.subject.clone(), heard.payload.len() as u64);
-                found.record_event(Instant::now(), key, (!heard.has_reply).then(|| of(site, heard)));
+                found.record_event(Instant::now(), key, (!heard.has_reply).then(|| refusal_letter(site, heard)));
             }
             _ = looks.tick() => {
-                // A look at the stream first: what is looked for was published before it.
+                // Before reading the stream: what is looked for was published before this time.
                 let until = Instant::now().checked_sub(STORED_AFTER);
                 let level = reader::stream_level(bus, topology::IMAGES).await?;
                 if level.last_sequence > read_to {
@@ -110,7 +112,7 @@ pub async fn listen_for_refusals(
                     publisher.publish(&Publication::first_on_subject(slot, encode(letter)?)).await?;
                 }
                 if !refused.is_empty() {
-                    tracing::warn!(count = refused.len(), "images were refused and their publishers were not told");
+                    tracing::warn!(count = refused.len(), "refused images not reported to publishers");
                     report.lock().unwrap_or_else(PoisonError::into_inner).refused += refused.len() as u64;
                 }
                 if found.heard.is_empty() && !is_near_now(bus, report).await {
@@ -121,10 +123,10 @@ pub async fn listen_for_refusals(
     }
 }
 
-/// The letter of an image that was refused.
-fn of(site: &SiteName, heard: TapMessage) -> DeadLetter {
-    let reason = "the stream of images took nothing more, and its publisher could not be told: over MQTT, and without a reply subject, an acknowledgement is not the stream's";
-    let remedy = "make room (`tributary status` says what is full), then `tributary dead redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
+/// The dead letter of an image that was refused.
+fn refusal_letter(site: &SiteName, heard: TapMessage) -> DeadLetter {
+    let reason = "the stream of images was full, and the publisher could not be told: over MQTT, and without a reply subject, the stream sends no acknowledgement";
+    let remedy = "free space (`tributary status` shows what is full), then run `tributary dead redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
     let fault = FaultNote::new("stream_refused", reason, remedy);
     let stored_at_ns = i128::from(clock::now_ms()) * 1_000_000;
     let record = StoredMessage {
@@ -146,11 +148,11 @@ mod tests {
         let site = "reef".parse().unwrap();
         let heard =
             TapMessage { subject: "image.reef.a".into(), headers: Vec::new(), payload: "x".into(), has_reply: false };
-        Some(of(&site, heard))
+        Some(refusal_letter(&site, heard))
     }
 
     #[test]
-    fn what_was_heard_and_not_stored_is_refused_unless_its_publisher_was_told() {
+    fn images_not_stored_are_refused_unless_their_publisher_was_told() {
         let now = Instant::now();
         let key = |camera: &str, size| (format!("image.reef.{camera}"), size);
         let mut found = RefusalMatch::default();
@@ -160,12 +162,12 @@ mod tests {
         found.record_event(now, key("b", 10), None);
         found.record_event(now + STORED_AFTER, key("a", 10), letter());
         found.store(key("a", 10));
-        assert_eq!(found.refused(now).len(), 2, "one of two alike, and the larger one");
+        assert_eq!(found.refused(now).len(), 2, "one of two equal ones, and the larger one");
         assert_eq!(found.refused(now + STORED_AFTER).len(), 1);
     }
 
     #[test]
-    fn a_small_stream_is_always_near_its_limit_and_a_large_one_when_a_tenth_is_left() {
+    fn a_small_stream_is_always_near_its_limit_and_a_large_one_at_the_last_tenth() {
         let level = |bytes, max_bytes| StreamLevel {
             messages: 1,
             bytes,

@@ -1,27 +1,27 @@
-//! What an operator may choose about the archive.
+//! Settings of the janitor.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What an operator may choose about the archive.
+/// Settings of the janitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JanitorSettings {
-    /// Answered images go when the stream is fuller than this, 0 to 1.
+    /// Fill level of the stream of images above which answered images are deleted, 0 to 1.
     pub high_ratio: f64,
-    /// They go until it is this full, 0 to `high_ratio`.
+    /// Fill level at which deleting stops, 0 to `high_ratio`.
     pub low_ratio: f64,
-    /// How often it looks, seconds, at least 1.
+    /// Interval of the janitor's passes, seconds, at least 1.
     pub every_s: u64,
-    /// Folder of the server's store, where the janitor sees it: images are refused before its disk is full. `tributary up`
-    /// sets it by itself.
+    /// Folder of the server's store, if the janitor can see it: images are then refused before the disk is full. Set by
+    /// `tributary up`.
     pub store: Option<PathBuf>,
-    /// Images are refused while less than this is free on the disk of `store`, MiB; they are taken again when half as much
+    /// Free space on the disk of `store` below which images are refused, MiB; they are accepted again when half as much
     /// more is free.
     pub disk_reserve_mib: u32,
-    /// Address of the server's monitoring pages, for example `http://127.0.0.1:8222`: messages that it refused for
-    /// their size are counted. `tributary up` sets it by itself.
+    /// Address of the server's monitoring pages, such as `http://127.0.0.1:8222`, to count messages that it refused for
+    /// their size. Set by `tributary up`.
     pub monitor: Option<String>,
 }
 
@@ -32,7 +32,7 @@ impl Default for JanitorSettings {
 }
 
 impl JanitorSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         let Self { high_ratio, low_ratio, .. } = self;
         if !(0.0..=1.0).contains(high_ratio) {
@@ -44,7 +44,7 @@ impl JanitorSettings {
             ));
         }
         match self.every_s {
-            0 => Err("janitor.every_s is 0, use at least 1".into()),
+            0 => Err("janitor.every_s is 0; it must be at least 1".into()),
             _ => Ok(()),
         }
     }

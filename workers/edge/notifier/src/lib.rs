@@ -1,11 +1,12 @@
-//! A site's final answers in JSON, for programs that read no MessagePack.
+//! Publishes a site's final answers in JSON, for programs that do not read MessagePack.
 //!
-//! Enters: what the stream ANSWERS keeps. Leaves: the same fields on `answer-json.<site>.<camera>`, and where MQTT is set, the
-//! same topic `answer-json/<site>/<camera>`, retained, so that whoever subscribes hears the latest answer of each camera at
-//! once. In [`worker`] the order of the stream is kept; how far it came is kept in the ledger, so that after a restart it goes on
-//! there: an answer is told at least once, and the last second's may be told twice.
+//! Takes what the stream ANSWERS stores and publishes the same fields on `answer-json.<site>.<camera>` or, if MQTT is
+//! configured, on the topic `answer-json/<site>/<camera>`, retained, so that a new subscriber receives the latest
+//! answer of each camera at once. [`worker`] keeps the order of the stream and saves its position in the ledger, so
+//! that it continues there after a restart: an answer is published at least once, and those of the last second may be
+//! published twice.
 //!
-//! Deliberately absent: provisional answers, and any change of what an answer says.
+//! Deliberately absent: provisional answers, and any change to the contents of an answer.
 
 pub mod settings;
 pub mod worker;

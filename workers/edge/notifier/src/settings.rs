@@ -1,4 +1,4 @@
-//! What an operator may choose about answers in JSON.
+//! Settings of answers in JSON.
 
 use std::path::PathBuf;
 
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NotifierSettings {
-    /// Address of the MQTT listener that answers are told through, `HOST:PORT`; absent tells them over NATS alone, where nothing
-    /// is retained. `tributary up` sets it by itself.
+    /// Address of the MQTT listener that receives the answers, `HOST:PORT`; absent: they are only published over NATS,
+    /// where nothing is retained. Set by `tributary up`.
     pub mqtt: Option<String>,
     /// User at the MQTT listener.
     pub mqtt_user: Option<String>,
-    /// File that holds the user's password.
+    /// File with the user's password.
     pub mqtt_password_file: Option<PathBuf>,
 }
 
 impl NotifierSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if let Some(Err(why)) = self.mqtt.as_deref().map(split_address) {
             return Err(format!("notifier.mqtt is {:?}; {why}", self.mqtt.as_deref().unwrap_or_default()));
         }
         match (&self.mqtt_user, &self.mqtt_password_file) {
-            (None, Some(_)) => Err("notifier.mqtt_password_file is set; notifier.mqtt_user must be set, too".into()),
+            (None, Some(_)) => Err("notifier.mqtt_password_file is set, so notifier.mqtt_user must be set too".into()),
             _ => Ok(()),
         }
     }
 }
 
-/// Host and port of `HOST:PORT`.
+/// Splits `HOST:PORT`.
 pub(crate) fn split_address(address: &str) -> Result<(String, u16), String> {
-    let (host, port) = address.rsplit_once(':').ok_or("it must be HOST:PORT, for example 127.0.0.1:1883")?;
-    let port = port.parse().map_err(|_| format!("its port is {port:?}, use 1 to 65535"))?;
+    let (host, port) = address.rsplit_once(':').ok_or("it must be HOST:PORT, such as 127.0.0.1:1883")?;
+    let port = port.parse().map_err(|_| format!("its port is {port:?}; it must be between 1 and 65535"))?;
     match host {
-        "" => Err("it must be HOST:PORT, for example 127.0.0.1:1883".into()),
+        "" => Err("it must be HOST:PORT, such as 127.0.0.1:1883".into()),
         host => Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port)),
     }
 }

@@ -1,4 +1,4 @@
-//! The path of one answer: read from the stream, told, and its place noted.
+//! The notifier: reads answers from the stream, publishes them, and saves its position.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -20,58 +20,58 @@ use tokio::time::{Instant, interval};
 use crate::settings::{NotifierSettings, split_address};
 
 const ROLE: &str = "notifier";
-/// Answers under way to the MQTT listener; a guess.
+/// Most answers in flight to the MQTT listener; a guess.
 const WINDOW: usize = 32;
-/// How often the place in the stream is noted.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
-/// Before telling goes on after a failure.
+/// Interval of saving the position in the stream.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before publishing resumes after a failure.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Silence on the MQTT connection before it is probed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Why telling was interrupted. It goes on after a second.
+/// Why publishing was interrupted. It resumes after a second.
 #[derive(Debug, thiserror::Error)]
 enum NotifyError {
     #[error(transparent)]
     Carry(#[from] CarryError),
     #[error("MQTT: {0}")]
     Mqtt(#[from] Box<ConnectionError>),
-    #[error("MQTT: the client takes nothing more")]
+    #[error("MQTT: the client's queue is full or closed")]
     Client,
-    #[error("the server is another process")]
+    #[error("the server was restarted")]
     Restarted,
 }
 
-/// Tells a site's answers until it is told to stop.
+/// Publishes a site's answers until told to stop.
 ///
 /// # Errors
-/// When the settings cannot work, or the password's file cannot be read.
+/// The settings are invalid, or the password's file cannot be read.
 pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown: Shutdown) -> Result<(), Fault> {
     let listener = MqttListener::new(&site, settings)?;
-    let tally = Arc::new(WorkerStats::default());
+    let stats = Arc::new(WorkerStats::default());
     let fault = Mutex::new(None);
-    let pulse = heartbeat::HeartbeatPace::default();
-    let life = heartbeat::send_heartbeats(
+    let pace = heartbeat::HeartbeatPace::default();
+    let heartbeats = heartbeat::send_heartbeats(
         bus.clone(),
         ROLE,
         Some(site.clone()),
-        tally.clone(),
+        stats.clone(),
         shutdown.clone(),
-        pulse,
+        pace,
         |beat| {
             beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
         },
     );
-    let notifier = Notifier { bus: &bus, site: &site, listener, tally: &tally, fault: &fault, shutdown: &shutdown };
+    let notifier = Notifier { bus: &bus, site: &site, listener, stats: &stats, fault: &fault, shutdown: &shutdown };
     tracing::info!(role = ROLE, mqtt = settings.mqtt, "started");
-    let telling = async {
+    let publishing = async {
         while !shutdown.is_requested() {
             if bus.is_gone().await {
                 shutdown.request();
                 return Err(Fault::Stop(runtime::fault::client_gone()));
             }
-            if let Err(error) = notifier.tell_answers().await {
-                notifier.interrupted(&error);
+            if let Err(error) = notifier.publish_answers().await {
+                notifier.record_interruption(&error);
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY_DELAY) => {}
@@ -80,12 +80,12 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
         }
         Ok(())
     };
-    let (ended, ()) = tokio::join!(telling, life);
+    let (ended, ()) = tokio::join!(publishing, heartbeats);
     tracing::info!(role = ROLE, "stopped");
     ended
 }
 
-/// How the MQTT listener is reached, if there is one.
+/// Options of the MQTT connection, if MQTT is configured.
 #[derive(Debug)]
 struct MqttListener(Option<MqttOptions>);
 
@@ -93,11 +93,11 @@ impl MqttListener {
     fn new(site: &SiteName, settings: &NotifierSettings) -> Result<Self, Fault> {
         let Some(address) = &settings.mqtt else { return Ok(Self(None)) };
         let refuse = |reason: String| {
-            let remedy = "correct the settings under [notifier]";
+            let remedy = "correct the settings in section [notifier]";
             Fault::Stop(FaultNote::new("notifier_settings", reason, remedy))
         };
         let (host, port) = split_address(address).map_err(|why| refuse(format!("notifier.mqtt: {why}")))?;
-        // A broker ends the older of two clients of one name: a second notifier of a site has its own.
+        // A broker disconnects the older of two clients with one name, so each notifier has a name of its own.
         let name = format!("tributary-notifier-{site}-{}", TaskId::new_random());
         let mut options = MqttOptions::new(name, host, port);
         options.set_keep_alive(KEEP_ALIVE);
@@ -117,80 +117,80 @@ struct Notifier<'a> {
     bus: &'a Bus,
     site: &'a SiteName,
     listener: MqttListener,
-    tally: &'a WorkerStats,
-    /// Why answers are not told at the moment.
+    stats: &'a WorkerStats,
+    /// Why answers are not published at present.
     fault: &'a Mutex<Option<FaultNote>>,
     shutdown: &'a Shutdown,
 }
 
 impl Notifier<'_> {
-    /// Tells answers from where it stopped, until something breaks or a stop is wanted.
-    async fn tell_answers(&self) -> Result<(), NotifyError> {
-        let mut place = NotifyPosition::read(self.bus, self.site).await?;
-        let ended = self.tell_from(&mut place).await;
-        place.write().await?;
+    /// Publishes answers from the saved position on, until something fails or a stop is requested.
+    async fn publish_answers(&self) -> Result<(), NotifyError> {
+        let mut position = NotifyPosition::read(self.bus, self.site).await?;
+        let ended = self.publish_from(&mut position).await;
+        position.write().await?;
         ended
     }
 
-    async fn tell_from(&self, place: &mut NotifyPosition) -> Result<(), NotifyError> {
+    async fn publish_from(&self, position: &mut NotifyPosition) -> Result<(), NotifyError> {
         let subjects = vec![subject::final_answers(self.site, None)];
-        let stretch = StreamRange { subjects, from_sequence: Some(place.told + 1), ..StreamRange::default() };
-        let mut records = pin!(reader::follow_range(self.bus, topology::ANSWERS, stretch).await?);
+        let range = StreamRange { subjects, from_sequence: Some(position.published + 1), ..StreamRange::default() };
+        let mut records = pin!(reader::follow_range(self.bus, topology::ANSWERS, range).await?);
         let server = self.bus.server_id();
         let mut outlet = NotifyOutlet::open(self.bus, &self.listener);
         if let NotifyOutlet::Nats(_) = outlet {
-            // Over MQTT a connection has to stand first.
+            // An MQTT connection must be established first.
             self.set_fault(None);
         }
-        let mut tick = interval(NOTE_EVERY);
+        let mut tick = interval(SAVE_INTERVAL);
         loop {
             tokio::select! {
                 heard = outlet.poll_outlet() => match heard? {
                     OutletEvent::Connected => drop(self.set_fault(None)),
-                    OutletEvent::Told(sequence) => place.told = sequence,
+                    OutletEvent::Published(sequence) => position.published = sequence,
                 },
-                record = records.next(), if outlet.has_room() => {
+                record = records.next(), if outlet.has_capacity() => {
                     let record = record.ok_or(NotifyError::Restarted)??;
-                    if let Some(sequence) = outlet.notify_answer(self.site, &record).await? {
-                        place.told = sequence;
+                    if let Some(sequence) = outlet.publish_answer(self.site, &record).await? {
+                        position.published = sequence;
                     }
-                    self.tally.finished.fetch_add(1, Ordering::Relaxed);
+                    self.stats.finished.fetch_add(1, Ordering::Relaxed);
                 }
                 _ = tick.tick() => {
                     if self.bus.server_id() != server {
                         return Err(NotifyError::Restarted);
                     }
-                    place.write().await?;
+                    position.write().await?;
                 }
                 () = self.shutdown.wait_for_request() => break,
             }
         }
-        outlet.close(&mut place.told).await;
+        outlet.close(&mut position.published).await;
         Ok(())
     }
 
-    fn interrupted(&self, error: &NotifyError) {
+    fn record_interruption(&self, error: &NotifyError) {
         if matches!(error, NotifyError::Restarted) {
             return;
         }
-        let reason = format!("answers are not told in JSON: {error}");
-        let remedy = "see whether the address, user and password under [notifier] are those of the MQTT listener; answers are \
-                      told from where it stopped";
+        let reason = format!("answers are not published in JSON: {error}");
+        let remedy = "check that the address, user and password in section [notifier] are those of the MQTT listener; publishing \
+                      resumes where it stopped";
         if self.set_fault(Some(FaultNote::new("answers_not_told", reason, remedy))).is_none() {
-            tracing::warn!(%error, "telling answers was interrupted; trying again");
+            tracing::warn!(%error, "notifier interrupted; retrying");
         }
     }
 
-    /// Says how it stands; what was said before.
+    /// Sets the current fault and returns the previous one.
     fn set_fault(&self, fault: Option<FaultNote>) -> Option<FaultNote> {
         std::mem::replace(&mut *self.fault.lock().unwrap_or_else(PoisonError::into_inner), fault)
     }
 }
 
-/// How far a site's answers were told.
+/// How far a site's answers were published.
 struct NotifyPosition {
-    /// Sequence of the last answer told.
-    told: u64,
+    /// Sequence of the last published answer.
+    published: u64,
     noted: Option<u64>,
     ledger: Ledger,
     note: String,
@@ -201,35 +201,35 @@ impl NotifyPosition {
         let (ledger, note) = (Ledger::open(bus).await?, subject::notifier_note(site));
         let noted = ledger.read(&note).await?.and_then(|text| text.parse().ok());
         let last = reader::stream_level(bus, topology::ANSWERS).await?.last_sequence;
-        // Nobody asked for what was answered before this was switched on; a stream made anew counts from 1 again.
-        let told = noted.unwrap_or(last).min(last);
-        Ok(Self { told, noted, ledger, note })
+        // Answers from before the notifier was enabled are not published; a recreated stream starts at 1 again.
+        let published = noted.unwrap_or(last).min(last);
+        Ok(Self { published, noted, ledger, note })
     }
 
     async fn write(&mut self) -> Result<(), CarryError> {
-        if self.noted != Some(self.told) {
-            self.ledger.write(&self.note, self.told.to_string()).await?;
-            self.noted = Some(self.told);
+        if self.noted != Some(self.published) {
+            self.ledger.write(&self.note, self.published.to_string()).await?;
+            self.noted = Some(self.published);
         }
         Ok(())
     }
 }
 
-/// What comes back from where answers are told.
+/// Events of an outlet.
 enum OutletEvent {
     Connected,
-    /// All answers up to this sequence are told.
-    Told(u64),
+    /// All answers up to this sequence were published.
+    Published(u64),
 }
 
-/// Where answers are told.
+/// Where answers are published.
 enum NotifyOutlet<'a> {
     Nats(&'a Bus),
     Mqtt {
         client: AsyncClient,
-        /// Packets of the listener that matter, in order.
+        /// Relevant packets of the listener, in order.
         packets: mpsc::Receiver<Result<Packet, Box<ConnectionError>>>,
-        /// Sequences under way, in order.
+        /// Sequences in flight, in order.
         waiting: VecDeque<u64>,
     },
 }
@@ -239,7 +239,7 @@ impl<'a> NotifyOutlet<'a> {
         let Some(options) = &listener.0 else { return Self::Nats(bus) };
         let (client, mut events) = AsyncClient::new(options.clone(), 2 * WINDOW);
         let (sender, packets) = mpsc::channel(2 * WINDOW);
-        // On a task of its own, for the library's own waiting must not be broken off.
+        // On a task of its own, because the library's polling must not be cancelled.
         tokio::spawn(async move {
             loop {
                 let heard = match events.poll().await {
@@ -249,7 +249,7 @@ impl<'a> NotifyOutlet<'a> {
                     Err(error) => Err(Box::new(error)),
                 };
                 let broken = heard.is_err();
-                // A connection that broke is made anew, and what was under way is read again from the stream.
+                // A failed connection is opened again, and what was in flight is read again from the stream.
                 if sender.send(heard).await.is_err() || broken {
                     return;
                 }
@@ -258,19 +258,19 @@ impl<'a> NotifyOutlet<'a> {
         Self::Mqtt { client, packets, waiting: VecDeque::new() }
     }
 
-    fn has_room(&self) -> bool {
+    fn has_capacity(&self) -> bool {
         match self {
             Self::Nats(_) => true,
             Self::Mqtt { waiting, .. } => waiting.len() < WINDOW,
         }
     }
 
-    /// Tells one answer; the sequence up to which all are told, if that is known at once.
-    async fn notify_answer(&mut self, site: &SiteName, record: &StoredMessage) -> Result<Option<u64>, NotifyError> {
+    /// Publishes one answer; returns the sequence up to which all are published, if known at once.
+    async fn publish_answer(&mut self, site: &SiteName, record: &StoredMessage) -> Result<Option<u64>, NotifyError> {
         let sequence = record.sequence;
         let answer = decode::<Answer>(&record.payload).ok().zip(codec::to_json(&record.payload));
         let Some((answer, json)) = answer else {
-            tracing::warn!(sequence, "an answer that cannot be read is not told");
+            tracing::warn!(sequence, "answer unreadable; skipped");
             return Ok(None);
         };
         let (subject, json) = (subject::answer_json(site, &answer.camera), json.to_string());
@@ -288,7 +288,7 @@ impl<'a> NotifyOutlet<'a> {
         }
     }
 
-    /// Waits for what comes back; over NATS nothing does.
+    /// The next event; over NATS there are none.
     async fn poll_outlet(&mut self) -> Result<OutletEvent, NotifyError> {
         match self {
             Self::Nats(_) => std::future::pending().await,
@@ -296,7 +296,7 @@ impl<'a> NotifyOutlet<'a> {
                 match packets.recv().await.ok_or(NotifyError::Client)?? {
                     Packet::PubAck(_) => {
                         if let Some(sequence) = waiting.pop_front() {
-                            return Ok(OutletEvent::Told(sequence));
+                            return Ok(OutletEvent::Published(sequence));
                         }
                     }
                     _ => return Ok(OutletEvent::Connected),
@@ -305,12 +305,12 @@ impl<'a> NotifyOutlet<'a> {
         }
     }
 
-    /// Waits for what is under way, not for long.
-    async fn close(mut self, told: &mut u64) {
+    /// Waits briefly for what is in flight.
+    async fn close(mut self, published: &mut u64) {
         let until = Instant::now() + RETRY_DELAY;
         while matches!(&self, Self::Mqtt { waiting, .. } if !waiting.is_empty()) {
             match tokio::time::timeout_at(until, self.poll_outlet()).await {
-                Ok(Ok(OutletEvent::Told(sequence))) => *told = sequence,
+                Ok(Ok(OutletEvent::Published(sequence))) => *published = sequence,
                 Ok(Ok(OutletEvent::Connected)) => {}
                 _ => return,
             }

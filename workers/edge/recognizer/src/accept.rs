@@ -1,5 +1,5 @@
-//! Whether a message can be an image at all, before anything is fetched or allocated.
-//! Pure. Refuses what cannot be an image whatever its bytes say.
+//! Refuses messages that cannot be images whatever their bytes are, before anything is fetched or allocated.
+//! Pure.
 
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{FaultNote, Task};
@@ -7,17 +7,17 @@ use schemas::{FaultNote, Task};
 /// Why a task is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskRefusal {
-    /// Neither bytes nor a reference to some.
-    #[error("the message holds no bytes and no blob reference")]
+    /// Neither bytes nor a blob reference.
+    #[error("the message contains neither bytes nor a blob reference")]
     Empty,
-    /// Bytes and a reference: one of them is not the image.
-    #[error("the message holds {size_bytes} bytes and a blob reference too")]
+    /// Both bytes and a blob reference, of which one is not the image.
+    #[error("the message contains {size_bytes} bytes and also a blob reference")]
     Both {
         /// Length of the payload, bytes.
         size_bytes: usize,
     },
-    /// More than any image may have.
-    #[error("the image has {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted")]
+    /// Larger than any image may be.
+    #[error("the image has {size_bytes} bytes; at most {MAX_IMAGE_BYTES} are accepted")]
     TooLarge {
         /// Length of the image, bytes.
         size_bytes: u64,
@@ -28,7 +28,7 @@ impl From<TaskRefusal> for FaultNote {
     fn from(refusal: TaskRefusal) -> Self {
         let (name, remedy) = match refusal {
             TaskRefusal::Empty => {
-                ("image_empty", "look at what the camera publishes: the payload must be the encoded image")
+                ("image_empty", "check what the camera publishes: the payload must be the encoded image")
             }
             TaskRefusal::Both { .. } => ("image_ambiguous", "publish either the bytes or a blob reference"),
             TaskRefusal::TooLarge { .. } => ("image_too_large", "publish large scans with `tributary publish --tile`"),
@@ -37,7 +37,7 @@ impl From<TaskRefusal> for FaultNote {
     }
 }
 
-/// Whether a task with a payload of this length is taken up.
+/// Checks a task with a payload of this length.
 pub fn accept_task(task: &Task, payload_bytes: usize) -> Result<(), TaskRefusal> {
     let size_bytes = match &task.blob {
         Some(_) if payload_bytes > 0 => return Err(TaskRefusal::Both { size_bytes: payload_bytes }),
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_or_a_reference_are_taken_up() {
+    fn bytes_or_a_reference_are_accepted() {
         assert_eq!(accept_task(&task(None), 1), Ok(()));
         assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 5))), 0), Ok(()));
     }

@@ -1,4 +1,4 @@
-//! Asks [`admit`](crate::admit) for each task, holds those that must listen, and counts.
+//! Makes the [`admit`](offload::admit) decision for each task, holds tasks that must wait, and counts.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,41 +14,41 @@ use crate::offload_window::OffloadWindow;
 use crate::signals::Signals;
 use schemas::decision_trace::{Network, SiteLoad};
 
-/// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
+/// Tasks recognized here per slot of a batch: one in the model, one waiting for it.
 const LOCAL_PER_SLOT: u64 = 2;
-/// A held task asks again at least so often.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+/// Longest time before a held task is decided again.
+const REDECIDE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Where tasks go, and how many went there.
+/// Decides where tasks go, and counts them.
 pub struct Admission {
-    /// What it goes by.
+    /// Inputs of the decisions.
     pub signals: Signals,
-    begun_at: Instant,
+    started_at: Instant,
     replicas: AtomicU32,
     slots: AtomicU64,
     state: Mutex<AdmitState>,
     worker: String,
-    /// What is noted, so that it can be decided again: the settings in force, and the end of the note's name.
+    /// The effective settings and their digest, to be noted so that decisions can be made again.
     pub noted: watch::Sender<(EffectiveSettings, String)>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
     window: Mutex<OffloadWindow>,
-    /// Tasks that are in the cloud's hands.
+    /// Offloaded tasks without an answer.
     pub away: AtomicU64,
-    /// Counts for the sign of life.
+    /// Counts for the heartbeat.
     pub counts: AdmissionCounts,
 }
 
-/// How many tasks went where since the start.
+/// Numbers of tasks since the start.
 #[derive(Debug, Default)]
 pub struct AdmissionCounts {
     /// Recognized here.
     pub local: AtomicU64,
-    /// Redirected and answered by the cloud.
+    /// Offloaded and answered by the cloud.
     pub redirected: AtomicU64,
-    /// Redirected and taken back.
+    /// Offloaded and reclaimed.
     pub taken_back: AtomicU64,
-    /// Held at first.
+    /// Held before anything else.
     pub held: AtomicU64,
     /// Doubtful and sent up.
     pub verified: AtomicU64,
@@ -56,7 +56,7 @@ pub struct AdmissionCounts {
     pub kept: AtomicU64,
 }
 
-/// A task that is recognized here; its place is free again when dropped.
+/// A task that is recognized here; its slot is free again when dropped.
 pub struct LocalTask {
     local: Arc<AtomicU64>,
     signals: Signals,
@@ -69,23 +69,23 @@ impl Drop for LocalTask {
     }
 }
 
-/// Where a task goes at last.
+/// Where a task finally goes.
 pub enum Placement {
     /// It is recognized here.
     Local(LocalTask),
-    /// To the cloud.
+    /// It is offloaded to the cloud.
     Redirect,
 }
 
 impl Admission {
-    /// For so many replicas with batches of so many.
-    pub fn new(signals: Signals, replicas: usize, batch: usize, in_force: EffectiveSettings) -> Self {
-        let digest = digest(&in_force);
+    /// Admission for this number of replicas and this batch size.
+    pub fn new(signals: Signals, replicas: usize, batch: usize, effective: EffectiveSettings) -> Self {
+        let digest = digest(&effective);
         Self {
             signals,
             worker: runtime::heartbeat::worker_name(),
-            noted: watch::Sender::new((in_force, digest)),
-            begun_at: Instant::now(),
+            noted: watch::Sender::new((effective, digest)),
+            started_at: Instant::now(),
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
             slots: AtomicU64::new((replicas * batch) as u64 * LOCAL_PER_SLOT),
             state: Mutex::default(),
@@ -97,40 +97,40 @@ impl Admission {
         }
     }
 
-    /// There are so many replicas from now on.
+    /// Updates the number of replicas and the batch size.
     pub fn resized(&self, replicas: usize, batch: usize) {
         self.replicas.store(u32::try_from(replicas).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.slots.store((replicas * batch) as u64 * LOCAL_PER_SLOT, Ordering::Relaxed);
         self.signals.changed.notify_waiters();
     }
 
-    /// Other settings are in force from now on.
+    /// Changes the effective settings.
     pub fn set_effective_settings(&self, change: impl Fn(&mut EffectiveSettings)) {
-        self.noted.send_if_modified(|(in_force, digest)| {
-            let before = in_force.clone();
-            change(in_force);
-            let changed = *in_force != before;
+        self.noted.send_if_modified(|(effective, digest)| {
+            let before = effective.clone();
+            change(effective);
+            let changed = *effective != before;
             if changed {
-                *digest = self::digest(in_force);
+                *digest = self::digest(effective);
             }
             changed
         });
     }
 
-    /// Waits until it is decided where a task goes, and says by what. `cost_ms`: of an image on one replica.
+    /// Waits until it is decided where a task goes; also returns the trace. `cost_ms`: of an image on one replica.
     pub async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
         let mut held = None;
         loop {
-            // Asked for before deciding, so that no change is missed in between.
+            // Subscribed before deciding, so that no change is missed in between.
             let changed = self.signals.changed.notified();
             task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            let (admit, decided) = self.once(&task, cost_ms, held.is_some());
+            let (admit, trace) = self.decide_once(&task, cost_ms, held.is_some());
             match admit {
-                AdmitDecision::Local => return (Placement::Local(self.here()), decided),
-                AdmitDecision::Redirect => return (Placement::Redirect, decided),
+                AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
+                AdmitDecision::Redirect => return (Placement::Redirect, trace),
                 AdmitDecision::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
@@ -138,34 +138,34 @@ impl Admission {
                     });
                 }
             }
-            let _changed_or_time = tokio::time::timeout(ASK_EVERY, changed).await;
+            let _changed_or_time = tokio::time::timeout(REDECIDE_INTERVAL, changed).await;
         }
     }
 
-    /// A task that is recognized here whatever is decided: it was taken back.
+    /// A task that is recognized here whatever the decision: it was reclaimed.
     pub fn reclaim_task(&self) -> LocalTask {
         self.local.fetch_add(1, Ordering::Relaxed);
-        self.here()
+        self.local_task()
     }
 
-    fn here(&self) -> LocalTask {
+    fn local_task(&self) -> LocalTask {
         LocalTask { local: self.local.clone(), signals: self.signals.clone() }
     }
 
-    fn once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
+    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
-            self.set_effective_settings(|in_force| in_force.policy.clone_from(&policy));
+            self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
         }
         let settings = self.noted.borrow().1.clone();
         let network = self.network();
-        let now_s = self.begun_at.elapsed().as_secs_f64();
+        let now_s = self.started_at.elapsed().as_secs_f64();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut load = self.load(cost_ms);
-        // Itself, unless it is counted among the held ones already.
+        // The task itself, unless it is already counted among the held ones.
         load.waiting += u64::from(!held);
         let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
-        let decided = DecisionTrace {
+        let trace = DecisionTrace {
             worker: self.worker.clone(),
             settings,
             bytes: task.bytes,
@@ -183,18 +183,18 @@ impl Admission {
         };
         *state = next;
         if admit == AdmitDecision::Local {
-            // Counted under the lock: two tasks must not see the same free place.
+            // Counted under the lock: two tasks must not see the same free slot.
             self.local.fetch_add(1, Ordering::Relaxed);
         }
-        (admit, decided)
+        (admit, trace)
     }
 
-    /// Seconds since it began.
+    /// Seconds since the admission started.
     pub fn now_s(&self) -> f64 {
-        self.begun_at.elapsed().as_secs_f64()
+        self.started_at.elapsed().as_secs_f64()
     }
 
-    /// What the machine and the queue are like.
+    /// Present load of the machine and the queue.
     fn load(&self, cost_ms: f64) -> SiteLoad {
         let vitals = self.signals.vitals();
         let local = self.local.load(Ordering::Relaxed);
@@ -209,41 +209,41 @@ impl Admission {
         }
     }
 
-    /// What the link and the cloud are like.
+    /// Present state of the link and the cloud.
     pub fn network(&self) -> Network {
         let policy = self.signals.policy();
-        let most = match policy.name.ignores_cloud_estimate() {
+        let max = match policy.name.ignores_cloud_estimate() {
             true => policy.max_offloaded.into(),
             false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.max_offloaded.into()),
         };
-        self.signals.network(self.away.load(Ordering::Relaxed), most)
+        self.signals.network(self.away.load(Ordering::Relaxed), max)
     }
 
-    /// A redirected task was answered in time, or came back.
+    /// Records that an offloaded task was answered in time, or was reclaimed.
     pub fn record_offload(&self, answered: bool) {
-        let most = self.signals.policy().max_offloaded.into();
+        let max = self.signals.policy().max_offloaded.into();
         self.with_window(
-            |window, now_s| if answered { window.record_answer(most) } else { window.record_timeout(now_s) },
+            |window, now_s| if answered { window.record_answer(max) } else { window.record_timeout(now_s) },
         );
     }
 
     fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {
-        let now_s = self.begun_at.elapsed().as_secs_f64();
+        let now_s = self.started_at.elapsed().as_secs_f64();
         act(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner), now_s)
     }
 
-    /// Whether nothing waits here and no replica works.
+    /// Whether nothing waits here and no replica is busy.
     pub fn is_idle(&self) -> bool {
         self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
     }
 
-    /// What is decided by and what was decided, for the sign of life.
+    /// The decisions and their inputs, for the heartbeat.
     pub fn report(&self, cost_ms: f64) -> DecisionReport {
         let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
         let state = {
-            // Without tasks nothing is decided, but load is released all the same.
+            // Without tasks no decision is made, but the overload must end even so.
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            *state = overload(&policy, *state, &load, self.begun_at.elapsed().as_secs_f64());
+            *state = overload(&policy, *state, &load, self.started_at.elapsed().as_secs_f64());
             *state
         };
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -260,27 +260,27 @@ impl Admission {
             held: count(&self.counts.held),
             verified: count(&self.counts.verified),
             kept: count(&self.counts.kept),
-            belief: self.signals.belief().map(|belief| {
+            belief: self.signals.belief().map(|calibration| {
                 format!(
-                    "{:.0} % of the answers can stay, then {:.1} % are right with 95 % certainty; from {} verdicts{}",
-                    belief.stays_ratio * 100.0,
-                    belief.accuracy_at_least * 100.0,
-                    belief.verdicts,
-                    belief.temperature.map(|temperature| format!(", temperature {temperature:.2}")).unwrap_or_default()
+                    "{:.0} % of the answers can stay at an accuracy of at least {:.1} % (95 % certainty); from {} verdicts{}",
+                    calibration.stays_ratio * 100.0,
+                    calibration.accuracy_at_least * 100.0,
+                    calibration.verdicts,
+                    calibration.temperature.map(|temperature| format!(", temperature {temperature:.2}")).unwrap_or_default()
                 )
             }),
         }
     }
 }
 
-/// What tells settings from others: the first half of an id derived from them.
-fn digest(in_force: &EffectiveSettings) -> String {
-    let text = serde_json::to_string(in_force).unwrap_or_default();
+/// Digest of settings: the first half of an id derived from them.
+fn digest(effective: &EffectiveSettings) -> String {
+    let text = serde_json::to_string(effective).unwrap_or_default();
     TaskId::from_name(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
 }
 
 fn why(state: &AdmitState, load: &SiteLoad, network: &Network) -> String {
-    let queue = format!("{:.2} s of work wait", queue_s(load));
+    let queue = format!("{:.2} s of work queued", queue_s(load));
     let site = if state.overloaded { format!("overloaded ({queue})") } else { format!("not overloaded ({queue})") };
     let there = finish_s(network, 40_000).map(|finish_s| format!(", a verdict would take {finish_s:.2} s"));
     let link = match (network.up, network.available) {
@@ -291,7 +291,7 @@ fn why(state: &AdmitState, load: &SiteLoad, network: &Network) -> String {
     format!("{site}, {link}{}", there.unwrap_or_default())
 }
 
-/// One that is counted for as long as this lives.
+/// Counts one for as long as it lives.
 pub(crate) struct CountGuard<'a>(&'a AtomicU64);
 
 impl<'a> CountGuard<'a> {

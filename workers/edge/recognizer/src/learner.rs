@@ -1,8 +1,8 @@
-//! Collects what verdicts teach: final answers of the cloud about answers of ours, and how many answers of
-//! ours there are. Written into the ledger every few seconds, where all recognizers of the site add theirs.
-//! What was counted since the last time is lost with the process; nothing but certainty depends on it.
+//! Collects evidence for calibration: the cloud's verdicts on our answers, and the number of our
+//! answers. Added to the ledger every few seconds, together with that of the site's other recognizers.
+//! What was counted since the last write is lost with the process, which costs only certainty.
 //!
-//! What was learned belongs to the release it was learned about; another one begins with a little of it.
+//! Evidence belongs to one release; the next release starts with a fraction of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,34 +17,34 @@ use streams::{Bus, CarryError, Delivery, topology};
 
 use offload::calibration::CalibrationEvidence;
 
-const WRITE_EVERY: Duration = Duration::from_secs(3);
+const WRITE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What was counted since the last time; clones share it.
+/// Evidence counted since the last write; clones share it.
 #[derive(Clone)]
 pub struct VerdictLearner {
     site: SiteName,
     known: Arc<Mutex<BTreeMap<ReleaseId, VerdictCounts>>>,
 }
 
-/// A release, and what was counted about it.
+/// Evidence about one release.
 struct VerdictCounts {
     classes: usize,
     temperature: f32,
     fresh: CalibrationEvidence,
 }
 
-/// The ledger's note of what was learned about a release.
+/// Key of the ledger note with the evidence about a release.
 pub fn calibration_note(release: &ReleaseId) -> String {
     format!("evidence-{}", release.short())
 }
 
 impl VerdictLearner {
-    /// About no release yet.
+    /// A learner that knows no release yet.
     pub fn new(site: SiteName) -> Self {
         Self { site, known: Arc::default() }
     }
 
-    /// About this release too from now on: of so many classes, whose gate divides its logits by `temperature`.
+    /// Adds a release with this many classes, whose gate divides its logits by `temperature`.
     pub fn serve(&self, release: &ReleaseId, classes: usize, temperature: f32) {
         let known = VerdictCounts { classes, temperature, fresh: CalibrationEvidence::default() };
         self.with(|all| {
@@ -52,7 +52,7 @@ impl VerdictLearner {
         });
     }
 
-    /// An answer of ours, with its confidence under the gate's own temperature.
+    /// Counts an answer of ours, with its confidence under the gate's own temperature.
     pub fn add_answer(&self, release: &ReleaseId, label: &str, confidence: f32) {
         self.with(|all| {
             if let Some(known) = all.get_mut(release) {
@@ -65,11 +65,11 @@ impl VerdictLearner {
         act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Writes down what was counted, until told to stop and once more then.
+    /// Writes the evidence to the ledger until told to stop, and once more then.
     pub async fn write(&self, bus: &Bus, shutdown: Shutdown) {
         loop {
             let stop = tokio::select! {
-                () = tokio::time::sleep(WRITE_EVERY) => false,
+                () = tokio::time::sleep(WRITE_INTERVAL) => false,
                 () = shutdown.wait_for_request() => true,
             };
             let fresh = self.with(|all| {
@@ -85,7 +85,7 @@ impl VerdictLearner {
                 };
                 let written = async { Ledger::open(bus).await?.update_note(&calibration_note(&release), add).await };
                 if let Err(error) = written.await {
-                    tracing::debug!(%error, "what was learned is written down later");
+                    tracing::debug!(%error, "calibration write deferred");
                     self.with(|all| {
                         if let Some(known) = all.get_mut(&release) {
                             known.fresh.add(&fresh);
@@ -100,7 +100,7 @@ impl VerdictLearner {
     }
 }
 
-/// A release about which nothing was learned begins with a little of what was learned about the one before it.
+/// Starts a release without evidence with a fraction of that of its predecessor.
 pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Result<(), CarryError> {
     let ledger = Ledger::open(bus).await?;
     if ledger.read(&calibration_note(to)).await?.is_some() {
@@ -110,10 +110,10 @@ pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Re
         .read(&calibration_note(from))
         .await?
         .and_then(|text| serde_json::from_str::<CalibrationEvidence>(&text).ok());
-    let Some(faded) = before.map(|before| before.decayed()) else { return Ok(()) };
-    let begin = |found: Option<&str>| {
-        let faded = || serde_json::to_string(&faded).unwrap_or_default();
-        found.map_or_else(faded, str::to_owned)
+    let Some(decayed) = before.map(|before| before.decayed()) else { return Ok(()) };
+    let begin = |current: Option<&str>| {
+        let decayed = || serde_json::to_string(&decayed).unwrap_or_default();
+        current.map_or_else(decayed, str::to_owned)
     };
     ledger.update_note(&calibration_note(to), begin).await
 }

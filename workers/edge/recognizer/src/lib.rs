@@ -1,9 +1,10 @@
-//! An image in, an answer out: accept → admit → fetch → decode → batch → infer → gate → report.
+//! Turns an image into an answer: accept → admit → fetch → decode → batch → infer → gate → report.
 //!
-//! [`walk`] reads as that path. Pure decisions: [`accept`] (can it be an image), [`window`] (how much the cloud may hold), and
-//! those of `decisions` (admit, gate, fate, learn). Around them: [`signals`] and [`load`] gather what is decided by, [`admission`] asks and counts, [`away`] holds what the cloud works on,
-//! [`learner`] collects verdicts, [`report`] says what came of it. Decoding, batching and inferring happen
-//! in `vision`, on the replicas' own threads. Deliberately absent: training, second opinions, the link.
+//! [`worker`] reads as that path. Pure decisions: [`accept`] (can it be an image), [`offload_window`] (how many tasks
+//! the cloud may hold), and those of `decisions` (admit, gate, escalation, calibration). Around them: [`signals`] and
+//! [`machine_vitals`] gather the inputs, [`admission`] decides and counts, [`offload`] holds what the cloud works on,
+//! [`learner`] collects verdicts, [`report`] makes the messages to publish. Decoding, batching and inference run in
+//! `vision`, on the replicas' own threads. Deliberately absent: training, a second model, the link.
 
 pub mod accept;
 pub mod admission;

@@ -1,5 +1,5 @@
-//! What the machine says about its load and its energy: processors, memory, stalls, powercap counters.
-//! What a system does not say is absent.
+//! Load and energy of the machine: processors, memory, stalls, powercap counters.
+//! What a system does not report is absent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,23 +7,23 @@ use std::time::Instant;
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-/// Share of the newest sample in the processors' smoothed use; a quarter-second sample alone jumps.
-const SHARE: f64 = 0.5;
+/// Weight of the newest sample in the smoothed CPU usage; a quarter-second sample alone fluctuates.
+const SMOOTHING: f64 = 0.5;
 
-/// What the machine is like.
+/// Load and energy of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MachineVitals {
-    /// Share of the processors in use, 0 to 1.
+    /// CPU usage, 0 to 1.
     pub cpu_ratio: Option<f64>,
-    /// Share of the memory in use, 0 to 1; of the control group's limit where one is set.
+    /// Memory usage, 0 to 1; of the control group's limit where there is one.
     pub memory_ratio: Option<f64>,
-    /// Share of the last ten seconds in which something waited for memory, 0 to 1.
+    /// Fraction of the last ten seconds in which some task stalled on memory (PSI), 0 to 1.
     pub stall_ratio: Option<f64>,
-    /// What a busy core takes, watts, where the machine counts energy.
+    /// Power of a busy core, watts, where the machine has an energy counter.
     pub watts_per_core: Option<f64>,
 }
 
-/// Reads them, again and again.
+/// Reads the vitals repeatedly.
 pub struct VitalsMeter {
     system: System,
     cpu_ratio: Option<f64>,
@@ -33,7 +33,7 @@ pub struct VitalsMeter {
     watts_per_core: Option<f64>,
 }
 
-/// A control group's share of the processors.
+/// CPU limit of a control group.
 struct CpuQuota {
     folder: PathBuf,
     cores: f64,
@@ -56,13 +56,13 @@ impl VitalsMeter {
         }
     }
 
-    /// How it is now, over the time since the last look.
+    /// The vitals now, averaged since the last call.
     pub fn read(&mut self) -> MachineVitals {
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
         let whole = f64::from(self.system.global_cpu_usage()) / 100.0;
         let used = self.quota.as_mut().and_then(CpuQuota::used_ratio).unwrap_or(whole).clamp(0.0, 1.0);
-        let smoothed = self.cpu_ratio.map_or(used, |before| before + (used - before) * SHARE);
+        let smoothed = self.cpu_ratio.map_or(used, |before| before + (used - before) * SMOOTHING);
         self.cpu_ratio = Some(smoothed);
         self.count_energy(whole * self.system.cpus().len() as f64);
         MachineVitals {
@@ -81,7 +81,7 @@ impl VitalsMeter {
         (total > 0).then(|| 1.0 - self.system.available_memory() as f64 / total as f64)
     }
 
-    /// What the counters rose by, spread over the cores that were busy.
+    /// Divides the increase of the energy counters among the busy cores.
     fn count_energy(&mut self, busy_cores: f64) {
         let read = |path: &PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let total: u64 = self.counters.iter().filter_map(read).sum();
@@ -109,7 +109,7 @@ impl CpuQuota {
     }
 }
 
-/// The limit of our own control group (version 2), if it has one.
+/// The CPU limit of our own control group (version 2), if it has one.
 fn quota() -> Option<CpuQuota> {
     let group = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = group.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -118,21 +118,21 @@ fn quota() -> Option<CpuQuota> {
     Some(CpuQuota { folder, cores, used: None })
 }
 
-/// `cpu.max` holds the time allowed and the period, or `max`.
+/// Parses `cpu.max`, which holds the time allowed and the period, or `max`.
 fn cores(text: &str) -> Option<f64> {
     let (allowed, period) = text.trim().split_once(' ')?;
     let (allowed, period): (f64, f64) = (allowed.parse().ok()?, period.parse().ok()?);
     (allowed > 0.0 && period > 0.0).then(|| allowed / period)
 }
 
-/// The `some` line of pressure-stall information: the share of time in which at least one task waited.
+/// Parses the `some` line of pressure stall information: the fraction of time in which at least one task waited.
 fn stall_ratio(text: &str) -> Option<f64> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let percent: f64 = some.split(' ').find_map(|word| word.strip_prefix("avg10="))?.parse().ok()?;
     Some((percent / 100.0).clamp(0.0, 1.0))
 }
 
-/// Counters of whole packages; their parts are in them.
+/// Counters of whole packages; they include those of their parts.
 fn counters(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let whole = |path: &PathBuf| {
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_words_are_read() {
+    fn kernel_files_are_parsed() {
         let pressure = "some avg10=12.50 avg60=0.14 avg300=2.64 total=192941919\nfull avg10=0.00 avg60=0.00";
         assert_eq!(stall_ratio(pressure), Some(0.125));
         assert_eq!(stall_ratio("nonsense"), None);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_says_something() {
+    fn this_machine_reports_its_load() {
         let mut meter = VitalsMeter::open();
         meter.read();
         let vitals = meter.read();

@@ -1,5 +1,5 @@
-//! What is published about a task: one final answer, or a provisional one and a request for a verdict.
-//! Ids are derived from the task's, so that a redelivery repeats itself (invariant 2).
+//! Makes the messages about a task: one final answer, or a provisional one and a request for a verdict.
+//! Ids are derived from the task's, so that a redelivery repeats them (invariant 2).
 
 use bytes::Bytes;
 use runtime::ticket::TicketKey;
@@ -19,106 +19,107 @@ use offload::gate::TestedScores;
 use offload::policy::EnergySettings;
 use offload::verify::{PayloadKind, VerifySettings};
 
-/// What the edge found out about a task.
+/// Result of recognizing a task at the site.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EdgeResult {
-    /// What the model says.
-    pub opinion: Prediction,
-    /// What the gate says about it.
+    /// Prediction of the model.
+    pub prediction: Prediction,
+    /// Result of the gate.
     pub reason: Reason,
-    /// What the model gives before its last layer, if it does.
+    /// Input of the model's last layer, if the model outputs it.
     pub features: Option<Vec<f32>>,
-    /// What the gate tested.
+    /// Scores that the gate tested.
     pub tested: TestedScores,
-    /// How long the steps took.
+    /// Duration of the steps.
     pub timings: Timings,
-    /// What stood around the picture.
+    /// Metadata around the picture.
     pub envelope: ImageEnvelope,
 }
 
-/// What a picture's envelope says, where no header says it.
+/// Adds what a picture's metadata says and no header does.
 fn add_envelope(answer: &mut Answer, envelope: ImageEnvelope) {
     answer.notes.extend(envelope.note);
     answer.captured_at_ms = answer.captured_at_ms.or(envelope.captured_at_ms);
 }
 
-/// What goes into every report.
+/// What every report needs besides the task.
 pub struct AnswerReporter<'a> {
-    /// What becomes of doubtful answers.
+    /// Settings of verification.
     pub verify: &'a VerifySettings,
-    /// What recognizing and sending cost.
+    /// Energy of recognizing and sending.
     pub energy: &'a EnergySettings,
-    /// What was decided about the task, and by what.
+    /// Trace of the decision about the task.
     pub decided: Option<&'a DecisionTrace>,
-    /// What the site knows its own requests by.
+    /// Key by which the site recognizes its own requests.
     pub tickets: &'a TicketKey,
-    /// Now, milliseconds since the epoch.
+    /// Current time, milliseconds since the epoch.
     pub now_ms: u64,
 }
 
 impl AnswerReporter<'_> {
-    /// What is to be published about a task that was recognized here. `bytes`: the encoded image, which goes
-    /// up if it must.
+    /// The messages about a task that was recognized here. `bytes`: the encoded image, to be sent
+    /// up if needed.
     pub fn outgoing(
         &self,
         task: &Task,
         bytes: &Bytes,
-        found: EdgeResult,
-        fate: Escalation,
+        result: EdgeResult,
+        escalation: Escalation,
     ) -> Result<OutgoingMessages, Fault> {
-        match fate {
+        match escalation {
             Escalation::Stands(reason) => {
-                Ok(OutgoingMessages::single(self.final_answer(task, Route::Edge, reason, found)?))
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Edge, reason, result)?))
             }
             Escalation::Expired => {
-                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?))
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, result)?))
             }
             Escalation::Waits => {
-                let promise = self.promise(task, &self.provisional(task, &found, found.reason, 0))?;
-                Ok(OutgoingMessages::single(promise))
+                let provisional =
+                    self.provisional_publication(task, &self.provisional(task, &result, result.reason, 0))?;
+                Ok(OutgoingMessages::single(provisional))
             }
-            // The baseline gives its request to the outbox by itself, and says nothing before the verdict.
+            // The baseline publishes its request by itself, and nothing else before the verdict.
             Escalation::Blocks => {
-                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?))
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, result)?))
             }
-            Escalation::Goes(why) => self.goes(task, bytes, found, why),
+            Escalation::Goes(why) => self.verification(task, bytes, result, why),
         }
     }
 
-    fn goes(
+    fn verification(
         &self,
         task: &Task,
         bytes: &Bytes,
-        found: EdgeResult,
+        result: EdgeResult,
         why: VerifyReason,
     ) -> Result<OutgoingMessages, Fault> {
-        let reason = if why == VerifyReason::Sampled { Reason::Sampled } else { found.reason };
-        let payload = self.payload(task, bytes, found.features.as_deref());
-        let hardness = (why == VerifyReason::Doubtful).then(|| self.hardness(&payload, &found)).flatten();
-        let provisional = self.provisional(task, &found, reason, size(&payload));
+        let reason = if why == VerifyReason::Sampled { Reason::Sampled } else { result.reason };
+        let payload = self.payload(task, bytes, result.features.as_deref());
+        let hardness = (why == VerifyReason::Doubtful).then(|| self.hardness(&payload, &result)).flatten();
+        let provisional = self.provisional(task, &result, reason, size(&payload));
         let ticket = Some(self.tickets.sign(&provisional));
         let request = VerifyRequest { reason: why, payload, provisional, hardness, ticket };
         Ok(OutgoingMessages {
             publications: vec![
                 self.request(task, &request, deadline_ms(self.verify, task))?,
-                self.promise(task, &request.provisional)?,
+                self.provisional_publication(task, &request.provisional)?,
             ],
-            when_full: vec![self.final_answer(task, Route::Expired, Reason::OutboxFull, found)?],
+            when_full: vec![self.final_answer(task, Route::Expired, Reason::OutboxFull, result)?],
             ..OutgoingMessages::default()
         })
     }
 
-    /// The request for a verdict on a task that was not recognized here, or that waits for it.
+    /// The request for a verdict on a task that is offloaded.
     pub fn offloaded(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, None);
-        let mut about =
+        let mut answer =
             Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
-        about.deadline_at_ms = Some(until_ms);
-        about.decided = self.decided();
-        about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
-        let ticket = Some(self.tickets.sign(&about));
+        answer.deadline_at_ms = Some(until_ms);
+        answer.decided = self.decided();
+        answer.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
+        let ticket = Some(self.tickets.sign(&answer));
         let request =
-            VerifyRequest { reason: VerifyReason::Overload, payload, provisional: about, hardness: None, ticket };
+            VerifyRequest { reason: VerifyReason::Overload, payload, provisional: answer, hardness: None, ticket };
         self.request(task, &request, until_ms)
     }
 
@@ -127,13 +128,13 @@ impl AnswerReporter<'_> {
         &self,
         task: &Task,
         bytes: &Bytes,
-        found: &EdgeResult,
+        result: &EdgeResult,
         until_ms: u64,
     ) -> Result<Publication, Fault> {
-        let payload = self.payload(task, bytes, found.features.as_deref());
-        let mut provisional = self.provisional(task, found, found.reason, size(&payload));
+        let payload = self.payload(task, bytes, result.features.as_deref());
+        let mut provisional = self.provisional(task, result, result.reason, size(&payload));
         provisional.deadline_at_ms = Some(until_ms);
-        let hardness = self.hardness(&payload, found);
+        let hardness = self.hardness(&payload, result);
         let ticket = Some(self.tickets.sign(&provisional));
         let request = VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional, hardness, ticket };
         self.request(task, &request, until_ms)
@@ -149,14 +150,14 @@ impl AnswerReporter<'_> {
         }
     }
 
-    fn provisional(&self, task: &Task, found: &EdgeResult, reason: Reason, sent_bytes: u64) -> Answer {
+    fn provisional(&self, task: &Task, result: &EdgeResult, reason: Reason, sent_bytes: u64) -> Answer {
         let mut answer = Answer::for_task(task, AnswerStage::Provisional, Route::Edge, reason, self.now_ms);
         answer.deadline_at_ms = Some(deadline_ms(self.verify, task));
         answer.decided = self.decided();
-        answer.timings = found.timings;
-        add_envelope(&mut answer, found.envelope.clone());
-        answer.energy_mj = Some(self.energy_mj(&found.timings, sent_bytes));
-        answer.with_prediction(found.opinion.clone())
+        answer.timings = result.timings;
+        add_envelope(&mut answer, result.envelope.clone());
+        answer.energy_mj = Some(self.energy_mj(&result.timings, sent_bytes));
+        answer.with_prediction(result.prediction.clone())
     }
 
     fn request(&self, task: &Task, request: &VerifyRequest, until_ms: u64) -> Result<Publication, Fault> {
@@ -173,28 +174,34 @@ impl AnswerReporter<'_> {
         })
     }
 
-    fn promise(&self, task: &Task, provisional: &Answer) -> Result<Publication, Fault> {
+    fn provisional_publication(&self, task: &Task, provisional: &Answer) -> Result<Publication, Fault> {
         let slot = subject::provisional(&task.site, &task.camera);
-        let promise = Publication::with_id(slot, encode(provisional)?, self.id(task, "provisional"));
-        Ok(promise.header(HEADER_TASK, task.id.to_string()).header(HEADER_IMAGE, task.image_sequence.to_string()))
+        let publication = Publication::with_id(slot, encode(provisional)?, self.id(task, "provisional"));
+        Ok(publication.header(HEADER_TASK, task.id.to_string()).header(HEADER_IMAGE, task.image_sequence.to_string()))
     }
 
-    /// What makes a hard case of the request; features that are sent anyway are not sent twice.
-    fn hardness(&self, payload: &Payload, found: &EdgeResult) -> Option<Hardness> {
+    /// What makes a hard case of the request; features that are sent anyway are not repeated.
+    fn hardness(&self, payload: &Payload, result: &EdgeResult) -> Option<Hardness> {
         let features = match payload {
             Payload::Features(_) => None,
-            Payload::Image(_) | Payload::Blob(_) => found.features.clone(),
+            Payload::Image(_) | Payload::Blob(_) => result.features.clone(),
         };
-        self.verify.hard_cases.then_some(Hardness { entropy_ratio: found.tested.entropy_ratio, features })
+        self.verify.hard_cases.then_some(Hardness { entropy_ratio: result.tested.entropy_ratio, features })
     }
 
-    fn final_answer(&self, task: &Task, route: Route, reason: Reason, found: EdgeResult) -> Result<Publication, Fault> {
+    fn final_answer(
+        &self,
+        task: &Task,
+        route: Route,
+        reason: Reason,
+        result: EdgeResult,
+    ) -> Result<Publication, Fault> {
         let mut answer = Answer::for_task(task, AnswerStage::Final, route, reason, self.now_ms);
         answer.decided = self.decided();
-        answer.timings = found.timings;
-        add_envelope(&mut answer, found.envelope);
-        answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
-        let answer = answer.with_prediction(found.opinion);
+        answer.timings = result.timings;
+        add_envelope(&mut answer, result.envelope);
+        answer.energy_mj = Some(self.energy_mj(&result.timings, 0));
+        let answer = answer.with_prediction(result.prediction);
         outcome(task, &answer)
     }
 
@@ -202,7 +209,7 @@ impl AnswerReporter<'_> {
         self.decided.cloned().map(Box::new)
     }
 
-    /// What a task took here, millijoules: processor time and bytes on the link.
+    /// Energy of a task here, millijoules: processor time and bytes on the link.
     fn energy_mj(&self, timings: &Timings, sent_bytes: u64) -> f32 {
         let batch = f64::from(timings.batch_size.max(1));
         let busy_s = (timings.decode_us as f64 + timings.infer_us as f64 / batch) / 1e6;
@@ -210,7 +217,7 @@ impl AnswerReporter<'_> {
         (joules * 1000.0) as f32
     }
 
-    /// The image's sequence is part of the ids: what the janitor redoes after a crash is sent anew.
+    /// An id that includes the image's sequence, so that messages of a requeued image are sent again.
     fn id(&self, task: &Task, what: &str) -> String {
         task.id.child(&format!("{what}-{}", task.image_sequence)).to_string()
     }
@@ -222,7 +229,7 @@ pub fn deadline_ms(verify: &VerifySettings, task: &Task) -> u64 {
     task.deadline_at_ms.map_or(own, |deadline| deadline.min(own))
 }
 
-/// Bytes that go up.
+/// Bytes of a payload.
 fn size(payload: &Payload) -> u64 {
     match payload {
         Payload::Image(bytes) => bytes.len() as u64,
@@ -238,7 +245,7 @@ pub fn write_tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Pub
     outcome(task, &answer)
 }
 
-/// The publication of a final answer: the first in its slot, or nothing.
+/// The publication of a final answer, stored only if its slot is empty.
 fn outcome(task: &Task, answer: &Answer) -> Result<Publication, Fault> {
     let publication =
         Publication::first_on_subject(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
@@ -261,9 +268,9 @@ mod tests {
         Task::from_id(&stored, TaskId::from_name("a"))
     }
 
-    fn found(reason: Reason) -> EdgeResult {
+    fn edge_result(reason: Reason) -> EdgeResult {
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Prediction {
+        let prediction = Prediction {
             label: "fish".into(),
             confidence: 0.6,
             top: Vec::new(),
@@ -275,7 +282,7 @@ mod tests {
         let tested = TestedScores { best: 0.6, second: 0.3, entropy_ratio: 0.4, novelty: None };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
         EdgeResult {
-            opinion,
+            prediction,
             reason,
             features: Some(vec![0.5; 8]),
             tested,
@@ -284,7 +291,7 @@ mod tests {
         }
     }
 
-    fn published(verify: &VerifySettings, reason: Reason, fate: Escalation, now_ms: u64) -> OutgoingMessages {
+    fn published(verify: &VerifySettings, reason: Reason, escalation: Escalation, now_ms: u64) -> OutgoingMessages {
         let reporter = AnswerReporter {
             verify,
             energy: &EnergySettings::default(),
@@ -292,19 +299,19 @@ mod tests {
             tickets: &TicketKey::of("secret"),
             now_ms,
         };
-        reporter.outgoing(&task(), &Bytes::from_static(b"jpeg"), found(reason), fate).unwrap()
+        reporter.outgoing(&task(), &Bytes::from_static(b"jpeg"), edge_result(reason), escalation).unwrap()
     }
 
     const DOUBTFUL: Escalation = Escalation::Goes(VerifyReason::Doubtful);
 
     fn only_answer(outgoing: &OutgoingMessages) -> Answer {
         assert_eq!(outgoing.publications.len(), 1);
-        assert!(outgoing.publications[0].first_only, "a final answer is the first in its slot or nothing");
+        assert!(outgoing.publications[0].first_only, "a final answer is stored only in an empty slot");
         decode(&outgoing.publications[0].payload).unwrap()
     }
 
     #[test]
-    fn a_confident_answer_is_final_and_says_what_it_took() {
+    fn a_confident_answer_is_final_and_states_its_energy() {
         let stands = Escalation::Stands(Reason::Confident);
         let answer = only_answer(&published(&VerifySettings::default(), Reason::Confident, stands, 2_000));
         assert_eq!(
@@ -316,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubtful_answer_goes_to_verify_and_says_that_it_is_provisional() {
+    fn a_doubtful_answer_is_sent_up_and_marked_provisional() {
         let out = published(&VerifySettings::default(), Reason::LowConfidence, DOUBTFUL, 2_000);
         assert_eq!(out.publications[0].subject, "outbox.reef.verify");
         let header =
@@ -332,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_image_setting_lets_an_image_into_a_request() {
+    fn an_image_is_requested_only_with_the_setting_image() {
         for payload in [PayloadKind::Features, PayloadKind::Never] {
             let verify = VerifySettings { payload, ..VerifySettings::default() };
             let out = published(&verify, Reason::LowConfidence, DOUBTFUL, 2_000);
@@ -342,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_stay_is_provisional_without_a_request() {
+    fn if_nothing_may_leave_the_answer_is_provisional_without_a_request() {
         let out = published(&VerifySettings::default(), Reason::LowConfidence, Escalation::Waits, 2_000);
         assert_eq!(out.publications.len(), 1);
         assert_eq!(out.publications[0].subject, "answer.provisional.reef.cam1");
@@ -358,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubtful_answer_past_its_deadline_is_final_and_says_so() {
+    fn a_doubtful_answer_past_its_deadline_is_final_as_expired() {
         let answer = only_answer(&published(&VerifySettings::default(), Reason::LowMargin, Escalation::Expired, 2_000));
         assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
     }

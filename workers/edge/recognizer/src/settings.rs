@@ -1,4 +1,4 @@
-//! What an operator may choose about recognizing.
+//! Settings of the recognizer.
 
 use std::path::PathBuf;
 
@@ -12,35 +12,35 @@ use offload::gate::GateSettings;
 use offload::policy::Policy;
 use offload::verify::VerifySettings;
 
-/// What an operator may choose about recognizing.
+/// Settings of the recognizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecognizerSettings {
     /// Folder of the site's model.
     pub model: PathBuf,
-    /// Replicas, batches and what a picture may cost.
+    /// Replicas, batches, and limits on pictures.
     pub infer: InferenceSettings,
-    /// How many replicas, where that follows the queue; `tributary scale` changes it while it runs.
+    /// Number of replicas, if it follows the queue; `tributary scale` changes it at runtime.
     pub scale: ScaleSettings,
-    /// What makes an answer doubtful; what is absent is the model's own.
+    /// What makes an answer doubtful; absent ones are the model's own.
     pub gate: GateSettings,
-    /// What becomes of doubtful answers.
+    /// What happens to doubtful answers.
     pub verify: VerifySettings,
-    /// Where a task is recognized.
+    /// Where tasks are recognized.
     pub policy: Policy,
-    /// What counts as the same as before.
+    /// Windows of the drift detection.
     pub drift: DriftSettings,
-    /// Folder of the releases that the site was given; each worker has a part of it to itself.
+    /// Folder of the releases it received; each worker uses a part of its own.
     pub work: PathBuf,
-    /// What the site is called where rings of sites are chosen, such as `harbour` or `night`.
+    /// Labels of the site by which rings are selected, such as `harbour` or `night`.
     pub site_labels: Vec<String>,
-    /// How often it is told what came of the release that runs, seconds, at least 1.
+    /// Interval of reports on the running release, seconds, at least 1.
     pub report_s: u32,
-    /// Length of the stretches of time in which that is counted, seconds, 10 or more where many sites report: hours are told
-    /// apart by them, and a release is held against the stretches before it.
+    /// Length of the intervals over which reports count, seconds, at least 10 where many sites report: they separate
+    /// the hours of a day, and a release is compared with the intervals before it.
     pub count_s: u32,
     /// Deliveries after which an image is given up, 1 to 50. High, because a restart of a worker
-    /// costs one as well.
+    /// uses up one as well.
     pub tries: u64,
 }
 
@@ -64,7 +64,7 @@ impl Default for RecognizerSettings {
 }
 
 impl RecognizerSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         self.scale.check("recognizer")?;
         self.infer.decode.check().map_err(|why| format!("recognizer.{why}"))?;

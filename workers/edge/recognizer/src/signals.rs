@@ -1,5 +1,5 @@
-//! Gathers what the decisions go by: the courier's word on link and cloud, the machine's load, the queue,
-//! the policy in force, and what verdicts have taught the gate.
+//! Gathers the inputs of the decisions: the courier's report on link and cloud, the machine's load, the queue,
+//! the current policy, and the calibration of the gate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,28 +21,28 @@ use crate::learner;
 use crate::machine_vitals::{MachineVitals, VitalsMeter};
 use schemas::decision_trace::{CloudLoad, Network};
 
-/// The ledger's note of the policy in force.
+/// Key of the ledger note with the current policy.
 pub const POLICY_NOTE: &str = "policy";
-/// The courier says something twice a second; without a word for this long its link counts as gone.
+/// The courier reports twice a second; after this much silence the link counts as down.
 const STALE: Duration = Duration::from_millis(2500);
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-const AGAIN: Duration = Duration::from_millis(500);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// A policy chosen while the site runs; the other numbers stay as the settings have them.
+/// A policy chosen at runtime; the other numbers stay as in the settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyOverride {
-    /// Its name.
+    /// Name of the policy.
     pub name: PolicyName,
     /// Share of the images that `random` sends up, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share_ratio: Option<f64>,
 }
 
-/// The policy that a note asks for, with the other numbers of the settings; the settings' own where the choice was taken back.
+/// The policy in a note, with the other numbers from the settings; the settings' policy where the override was cleared.
 ///
 /// # Errors
-/// A note that is none, or that asks for what settings may not have either.
+/// The note is invalid, or asks for what the settings would not allow either.
 pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
     let chosen = serde_json::from_str::<Option<PolicyOverride>>(note).map_err(|error| error.to_string())?;
     let Some(PolicyOverride { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
@@ -51,18 +51,18 @@ pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
     policy.check().map(|()| policy)
 }
 
-/// The gate that belongs to a release.
+/// The gate of a release.
 #[derive(Debug, Clone)]
 struct ReleaseGate {
     release: ReleaseId,
-    /// As the settings and the model say.
+    /// As settings and model define it.
     own: Gate,
-    /// With what verdicts have taught it.
+    /// With the calibration applied.
     gate: Gate,
     belief: Option<Calibration>,
 }
 
-/// The latest of every signal; clones share them.
+/// The latest value of every signal; clones share them.
 #[derive(Clone)]
 pub struct Signals {
     link: watch::Sender<Option<(LinkReport, Instant)>>,
@@ -70,14 +70,14 @@ pub struct Signals {
     vitals: watch::Sender<MachineVitals>,
     policy: watch::Sender<Policy>,
     gates: watch::Sender<Vec<ReleaseGate>>,
-    /// Images in the stream that nobody has taken.
+    /// Images in the stream that were not yet delivered.
     pub pending: Arc<AtomicU64>,
-    /// Told whenever something changed that a held task may wait for.
+    /// Notified whenever something changed that a held task may wait for.
     pub changed: Arc<Notify>,
 }
 
 impl Signals {
-    /// Nothing is known yet but what the settings say.
+    /// Signals of which only the policy is known.
     pub fn new(policy: Policy) -> Self {
         Self {
             link: watch::Sender::new(None),
@@ -90,12 +90,12 @@ impl Signals {
         }
     }
 
-    /// The policy in force.
+    /// The current policy.
     pub fn policy(&self) -> Policy {
         self.policy.borrow().clone()
     }
 
-    /// A release serves from now on, with this gate; the one before it may have images in hand.
+    /// Adds the gate of a release that starts to serve; images of its predecessor may still be in flight.
     pub fn serve(&self, release: &ReleaseId, own: Gate) {
         self.gates.send_modify(|gates| {
             gates.retain(|held| held.release != *release);
@@ -106,26 +106,26 @@ impl Signals {
         });
     }
 
-    /// The gate that belongs to a release.
+    /// The gate of a release.
     pub fn gate(&self, release: &ReleaseId) -> Option<Gate> {
         let gates = self.gates.borrow();
         gates.iter().rev().find(|held| held.release == *release).map(|held| held.gate.clone())
     }
 
-    /// What verdicts have taught about what serves, if there is a target.
+    /// The calibration of the serving release, if there is a target.
     pub fn belief(&self) -> Option<Calibration> {
         self.gates.borrow().last().and_then(|held| held.belief.clone())
     }
 
-    /// What the machine is like.
+    /// Load and energy of the machine.
     pub fn vitals(&self) -> MachineVitals {
         *self.vitals.borrow()
     }
 
-    /// What the link and the cloud are like, by the courier's latest word.
+    /// State of the link and the cloud, according to the courier's latest heartbeat.
     pub fn network(&self, away: u64, most_away: u64) -> Network {
-        let said = *self.link.borrow();
-        let Some((report, _)) = said.filter(|(_, said_at)| said_at.elapsed() < STALE) else {
+        let latest = *self.link.borrow();
+        let Some((report, _)) = latest.filter(|(_, received_at)| received_at.elapsed() < STALE) else {
             return Network { away, most_away, ..Network::default() };
         };
         Network {
@@ -147,20 +147,20 @@ impl Signals {
         }
     }
 
-    /// Waits until the link is gone.
+    /// Waits until the link is down.
     pub async fn link_gone(&self) {
-        // Fails only when nobody gathers any more.
+        // Fails only when nobody gathers signals any more.
         let _ = self.up.subscribe().wait_for(|up| !up).await;
     }
 
-    /// Tells whether the link is there, and only when that changes: hundreds may wait for it.
-    fn tell_up(&self) {
-        let said = *self.link.borrow();
-        let now_up = said.is_some_and(|(report, said_at)| report.up && said_at.elapsed() < STALE);
+    /// Publishes whether the link is up, and only when that changes: hundreds may wait for it.
+    fn update_link_state(&self) {
+        let latest = *self.link.borrow();
+        let now_up = latest.is_some_and(|(report, received_at)| report.up && received_at.elapsed() < STALE);
         self.up.send_if_modified(|up| std::mem::replace(up, now_up) != now_up);
     }
 
-    /// Keeps everything up to date until told to stop. `target_ratio`: the accuracy that verdicts teach the gates to keep.
+    /// Keeps all signals up to date until told to stop. `target_ratio`: accuracy that the gates are calibrated for.
     pub async fn gather(
         &self,
         bus: &Bus,
@@ -183,11 +183,11 @@ impl Signals {
         let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats("courier").await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
-            // By our own clock, for the courier's may be another machine's. What was said before we listened is
-            // at most as old as a sign of life gets, and is stale soon if nothing follows.
+            // By our own clock, because the courier may run on another machine. A report from before we subscribed is
+            // at most as old as a heartbeat can be, and is stale soon if nothing follows.
             let before = self.link.send_replace(Some((report, Instant::now())));
-            self.tell_up();
-            let state = |said: Option<(LinkReport, Instant)>| said.map(|(report, _)| (report.up, report.available));
+            self.update_link_state();
+            let state = |latest: Option<(LinkReport, Instant)>| latest.map(|(report, _)| (report.up, report.available));
             if state(before) != Some((report.up, report.available)) {
                 self.changed.notify_waiters();
             }
@@ -201,20 +201,20 @@ impl Signals {
             let policy = match read_policy(&note, settings) {
                 Ok(policy) => policy,
                 Err(error) => {
-                    tracing::warn!(%error, "the policy that was chosen cannot be read and is ignored");
+                    tracing::warn!(%error, "policy override unreadable; ignored");
                     continue;
                 }
             };
             let name = policy.name;
             if self.policy.send_replace(policy).name != name {
-                tracing::info!(policy = name.as_str(), "another policy is in force");
+                tracing::info!(policy = name.as_str(), "policy changed");
             }
             self.changed.notify_waiters();
         }
         Ok(())
     }
 
-    /// Follows the evidence about what serves.
+    /// Follows the evidence about the serving release.
     async fn follow_evidence(&self, bus: &Bus, target_ratio: Option<f64>) -> Result<(), CarryError> {
         let Some(target_ratio) = target_ratio else { return std::future::pending().await };
         let mut gates = self.gates.subscribe();
@@ -226,7 +226,7 @@ impl Signals {
                 let _ = gates.changed().await;
                 continue;
             };
-            // Until there is evidence, everything is in doubt.
+            // Until there is evidence, everything is doubtful.
             self.update_calibration(&release, &CalibrationEvidence::default(), target_ratio);
             if let Some(before) = before.replace(release.clone()).filter(|before| *before != release) {
                 learner::inherit_evidence(bus, &before, &release).await?;
@@ -237,7 +237,7 @@ impl Signals {
                     note = notes.next() => match note {
                         Some(text) => match serde_json::from_str::<CalibrationEvidence>(&text) {
                             Ok(evidence) => self.update_calibration(&release, &evidence, target_ratio),
-                            Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
+                            Err(error) => tracing::warn!(%error, "calibration unreadable; starting over"),
                         },
                         None => return Ok(()),
                     },
@@ -248,11 +248,11 @@ impl Signals {
     }
 
     fn update_calibration(&self, release: &ReleaseId, evidence: &CalibrationEvidence, target_ratio: f64) {
-        let belief = evidence.calibration(target_ratio);
+        let calibration = evidence.calibration(target_ratio);
         self.gates.send_modify(|gates| {
             if let Some(held) = gates.iter_mut().find(|held| held.release == *release) {
-                held.gate = held.own.with_calibration(&belief);
-                held.belief = Some(belief);
+                held.gate = held.own.with_calibration(&calibration);
+                held.belief = Some(calibration);
             }
         });
     }
@@ -262,34 +262,34 @@ impl Signals {
             let progress =
                 reader::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
             self.pending.store(progress.pending, Ordering::Relaxed);
-            tokio::time::sleep(LOOK_EVERY * 2).await;
+            tokio::time::sleep(SAMPLE_INTERVAL * 2).await;
         }
     }
 
     async fn sample_load(&self) {
         let mut meter = VitalsMeter::open();
         loop {
-            let felt = tokio::task::spawn_blocking(move || {
+            let sampled = tokio::task::spawn_blocking(move || {
                 let vitals = meter.read();
                 (meter, vitals)
             });
-            let Ok((returned, vitals)) = felt.await else { return std::future::pending().await };
+            let Ok((returned, vitals)) = sampled.await else { return std::future::pending().await };
             meter = returned;
             self.vitals.send_replace(vitals);
-            // Silence of the courier is noticed as well.
-            self.tell_up();
+            // So that silence of the courier is noticed too.
+            self.update_link_state();
             self.changed.notify_waiters();
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
     }
 }
 
-/// What ends, for a broken connection or a bucket that is not there yet, is begun again.
-async fn retry<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F) {
+/// Repeats a task that ends because of a broken connection or a missing bucket.
+async fn retry<F: Future<Output = Result<(), CarryError>>>(task: impl Fn() -> F) {
     loop {
-        if let Err(error) = begin().await {
-            tracing::debug!(%error, "listening again");
+        if let Err(error) = task().await {
+            tracing::debug!(%error, "subscription restarted");
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     }
 }

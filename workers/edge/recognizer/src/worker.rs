@@ -1,4 +1,4 @@
-//! One image's walk: accept → admit → fetch → decode → batch → infer → gate → report.
+//! The path of one image: accept → admit → fetch → decode → batch → infer → gate → report.
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
@@ -46,15 +46,15 @@ use crate::report::{self, AnswerReporter, EdgeResult};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
 
-/// How long a publication is retried before its image is handed back.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Images held for each place in a batch: one in the model, and the others so that what the server and
-/// we say to each other is said for several images at once. Twice as few cost 0.1 ms an image more.
+/// How long a publication is retried before its image is returned.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Images held per slot of a batch: one in the model, and the others so that the exchange between server and worker
+/// covers several images at once. Half as many cost 0.1 ms more per image.
 const CREDITS_PER_SLOT: usize = 8;
-/// Answers that the learner looks at, at a time.
-const LEARN_AT_ONCE: usize = 64;
-/// The status shows what is decided.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+/// Answers that the learner handles at a time.
+const LEARNER_CREDITS: usize = 64;
+/// Interval of heartbeats, short because the status shows decisions.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The recognizer of a site.
 pub struct Recognizer {
@@ -65,16 +65,16 @@ pub struct Recognizer {
     gate: GateSettings,
     verify: VerifySettings,
     admission: Arc<Admission>,
-    away: Offloader,
+    offloader: Offloader,
     learner: Option<VerdictLearner>,
-    /// What came of each release.
+    /// Results of each release.
     counter: ReleaseCounter,
-    /// What answers are like, compared with the first ones of the release.
+    /// Compares recent answers with the first ones of the release.
     drift: DriftWatch,
-    /// What the site shall run; with an order there is somebody who holds releases against each other.
+    /// The current order; if there is one, a releaser compares releases.
     orders: watch::Receiver<Option<Order>>,
     share: Mutex<EscalationCap>,
-    /// Turns of the baseline, which does nothing else while it waits: one for each replica.
+    /// Slots of the baseline, which does nothing else while it waits: one for each replica.
     turns: Semaphore,
 }
 
@@ -91,39 +91,39 @@ impl Recognizer {
             PolicyName::HardExample => self.turns.acquire().await.ok(),
             _ => None,
         };
-        let (way, mut decided) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
-        let _local = match way {
+        let (placement, mut trace) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
+        let _local = match placement {
             Placement::Local(local) => local,
-            Placement::Redirect => match self.offload(task, delivery.payload(), credit, &decided).await? {
+            Placement::Redirect => match self.offload(task, delivery.payload(), credit, &trace).await? {
                 OffloadOutcome::Answered => return Ok(OutgoingMessages::default()),
-                OffloadOutcome::TakenBack => self.admission.reclaim_task(),
+                OffloadOutcome::Reclaimed => self.admission.reclaim_task(),
             },
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
-        let mut found = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
-        (found.timings.queue_us, found.timings.fetch_us) = (queue_us, fetch_us);
-        metrics::observe_timings(Self::ROLE, &found.timings);
+        let mut result = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
+        (result.timings.queue_us, result.timings.fetch_us) = (queue_us, fetch_us);
+        metrics::observe_timings(Self::ROLE, &result.timings);
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
-        let (fate, doubt) = self.escalate(task, &bytes, &found, &decided.network);
-        decided.doubt = Some(doubt);
-        if fate == Escalation::Blocks && self.block(task, &bytes, &found, &decided).await? {
+        let (escalation, escalation_trace) = self.escalate(task, &bytes, &result, &trace.network);
+        trace.doubt = Some(escalation_trace);
+        if escalation == Escalation::Blocks && self.block(task, &bytes, &result, &trace).await? {
             return Ok(OutgoingMessages::default());
         }
-        match fate {
+        match escalation {
             Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
             Escalation::Expired | Escalation::Blocks => {
                 metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed)
             }
             Escalation::Goes(_) | Escalation::Waits => {}
         }
-        let task = match fate {
+        let task = match escalation {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
             _ => Cow::Borrowed(task),
         };
-        self.reporter(&self.energy(), &decided).outgoing(&task, &bytes, found, fate)
+        self.reporter(&self.energy(), &trace).outgoing(&task, &bytes, result, escalation)
     }
 
-    /// Decodes, infers and asks the gate that belongs to the release that saw it. What was `replayed` is not counted: it was
+    /// Decodes, infers and applies the gate of the release that was used. A `replayed` image is not counted: it was
     /// counted when it was new.
     async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<EdgeResult, Fault> {
         let seen = self.infer.predict(bytes).await.map_err(|error| {
@@ -137,32 +137,32 @@ impl Recognizer {
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-        let mut opinion = vision::prediction(model, &ratios).ok_or_else(no_class)?;
-        opinion.novelty = seen.novelty;
+        let mut prediction = vision::prediction(model, &ratios).ok_or_else(no_class)?;
+        prediction.novelty = seen.novelty;
         let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
-        let reason = gate.decide(&tested, &opinion.label);
+        let reason = gate.decide(&tested, &prediction.label);
         if !replayed {
-            // A strange picture goes up however sure the model is, and says nothing of how sure it must be.
+            // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds.
             if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
-                learner.add_answer(&model.release, &opinion.label, opinion.confidence);
+                learner.add_answer(&model.release, &prediction.label, prediction.confidence);
             }
-            let (confidence, novelty) = (Some(opinion.confidence), seen.novelty);
+            let (confidence, novelty) = (Some(prediction.confidence), seen.novelty);
             self.drift.add(&model.release, DriftSample { confidence, novelty, ..DriftSample::default() });
             let doubtful = reason != Reason::Confident;
             self.counter.count_image(
                 &model.release,
                 doubtful,
-                opinion.confidence,
+                prediction.confidence,
                 seen.timings.cost_ms(),
                 clock::now_ms(),
             );
         }
         if gate.calibrated != gate.temperature {
             let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
-            opinion = vision::prediction(model, &calibrated).ok_or_else(no_class)?;
-            opinion.novelty = seen.novelty;
+            prediction = vision::prediction(model, &calibrated).ok_or_else(no_class)?;
+            prediction.novelty = seen.novelty;
         }
-        opinion.temperature = self.learner.as_ref().map(|_| gate.calibrated);
+        prediction.temperature = self.learner.as_ref().map(|_| gate.calibrated);
         let timings = Timings {
             wait_us: seen.timings.waited_us,
             decode_us: seen.timings.decode_us,
@@ -170,18 +170,18 @@ impl Recognizer {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        Ok(EdgeResult { opinion, reason, features: seen.features, tested, timings, envelope: seen.envelope })
+        Ok(EdgeResult { prediction, reason, features: seen.features, tested, timings, envelope: seen.envelope })
     }
 
-    /// A release is about to serve.
-    fn run_inference(&self, model: &Model) {
+    /// Prepares for a release that is about to serve.
+    fn prepare_release(&self, model: &Model) {
         let gate = Gate::new(&self.gate, &model.description.gate);
         if let Some(learner) = &self.learner {
             learner.serve(&model.release, model.labels.len(), gate.temperature);
         }
         self.drift.follow_release(&model.release);
         self.admission.signals.serve(&model.release, gate);
-        self.admission.set_effective_settings(|in_force| in_force.model.clone_from(&model.description.gate));
+        self.admission.set_effective_settings(|effective| effective.model.clone_from(&model.description.gate));
     }
 
     fn candidate(&self, task: &Task, delivery: &Delivery) -> AdmitInput {
@@ -205,12 +205,12 @@ impl Recognizer {
     ) -> Result<OffloadOutcome, Fault> {
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
-        let back =
-            self.away.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
+        let outcome =
+            self.offloader.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
         let counts = &self.admission.counts;
-        let count = if back == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
+        let count = if outcome == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);
-        Ok(back)
+        Ok(outcome)
     }
 
     /// The baseline's synchronous upload; true if the verdict came in time.
@@ -218,64 +218,64 @@ impl Recognizer {
         &self,
         task: &Task,
         bytes: &Bytes,
-        found: &EdgeResult,
+        result: &EdgeResult,
         decided: &DecisionTrace,
     ) -> Result<bool, Fault> {
-        let patience = Duration::from_millis(self.admission.signals.policy().verdict_timeout_ms);
+        let timeout = Duration::from_millis(self.admission.signals.policy().verdict_timeout_ms);
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
-        self.away.request_verdict(&self.reporter(&energy, decided), task, bytes, found, patience).await
+        self.offloader.request_verdict(&self.reporter(&energy, decided), task, bytes, result, timeout).await
     }
 
-    /// What becomes of it, and by what. `before`: what the link and the cloud were like at the first decision.
+    /// Decides the escalation, with its trace. `before`: link and cloud at the first decision.
     fn escalate(
         &self,
         task: &Task,
         bytes: &Bytes,
-        found: &EdgeResult,
+        result: &EdgeResult,
         before: &Network,
     ) -> (Escalation, EscalationTrace) {
         let (policy, network) = (self.admission.signals.policy(), self.admission.network());
         let deadline_ms = report::deadline_ms(&self.verify, task);
-        let doubt = EscalationInput {
-            reason: found.reason,
-            label: &found.opinion.label,
+        let input = EscalationInput {
+            reason: result.reason,
+            label: &result.prediction.label,
             truth: task.truth.as_deref(),
             bytes: match self.verify.payload {
                 PayloadKind::Image => bytes.len() as u64,
-                PayloadKind::Features | PayloadKind::Never => 4 * found.features.as_ref().map_or(0, Vec::len) as u64,
+                PayloadKind::Features | PayloadKind::Never => 4 * result.features.as_ref().map_or(0, Vec::len) as u64,
             },
             left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
             lot: hash_fraction(task.id, "sample"),
         };
         let sampling = self.learner.is_some() || self.orders.borrow().is_some();
-        let (fate, earned, at_s) = {
+        let (escalation, earned, at_s) = {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
             let (earned, at_s) = (share.balance(self.verify.max_share_ratio), self.admission.now_s());
-            let fate = match task.replayed {
-                // Whether it was right to ask the cloud was decided when it was new.
-                Some(_) if found.reason == Reason::Confident => Escalation::Stands(found.reason),
+            let escalation = match task.replayed {
+                // Whether to ask the cloud was decided when the image was new.
+                Some(_) if result.reason == Reason::Confident => Escalation::Stands(result.reason),
                 Some(_) => Escalation::Stands(Reason::NotVerified),
-                None => escalate(&policy, &self.verify, sampling, &network, &mut share, &doubt),
+                None => escalate(&policy, &self.verify, sampling, &network, &mut share, &input),
             };
-            (fate, earned, at_s)
+            (escalation, earned, at_s)
         };
-        let TestedScores { best, second, entropy_ratio, novelty } = found.tested;
-        let doubted = EscalationTrace {
+        let TestedScores { best, second, entropy_ratio, novelty } = result.tested;
+        let trace = EscalationTrace {
             at_s,
             best,
             second,
             entropy_ratio,
             novelty,
-            left_s: doubt.left_s,
-            bytes: doubt.bytes,
+            left_s: input.left_s,
+            bytes: input.bytes,
             sampling,
             network: Some(network).filter(|network| network != before),
             earned,
-            fate: fate.outcome(),
+            fate: escalation.outcome(),
         };
         let counts = &self.admission.counts;
-        match fate {
+        match escalation {
             Escalation::Stands(Reason::Confident) => {}
             Escalation::Stands(_) | Escalation::Expired | Escalation::Waits => {
                 counts.kept.fetch_add(1, Ordering::Relaxed);
@@ -284,7 +284,7 @@ impl Recognizer {
                 counts.verified.fetch_add(1, Ordering::Relaxed);
             }
         }
-        (fate, doubted)
+        (escalation, trace)
     }
 
     fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a DecisionTrace) -> AnswerReporter<'a> {
@@ -297,14 +297,14 @@ impl Recognizer {
         }
     }
 
-    /// What the machine counts, or else what the settings say.
+    /// Energy as counted by the machine, or else as in the settings.
     fn energy(&self) -> EnergySettings {
         let stated = self.admission.signals.policy().energy;
         let counted = self.admission.signals.vitals().watts_per_core;
         EnergySettings { watts_per_core: counted.unwrap_or(stated.watts_per_core), ..stated }
     }
 
-    /// The encoded image: the payload itself, or what it refers to; and how long that took.
+    /// The encoded image: the payload itself, or the referenced blob; and how long fetching it took.
     async fn fetch(&self, task: &Task, delivery: &Delivery) -> Result<(Bytes, u64), Fault> {
         let Some(blob) = &task.blob else { return Ok((delivery.payload().clone(), 0)) };
         let asked_at = Instant::now();
@@ -318,7 +318,8 @@ impl Recognizer {
         Ok(StorageStamp { site, camera, sequence: delivery.sequence, stored_at_ns: delivery.stored_at_ns })
     }
 
-    /// A task whose image is larger than what we put into messages goes up by reference: its bytes are stored first.
+    /// The task with its image as a blob, if the image is larger than what we put into messages: the bytes are stored
+    /// first.
     async fn by_reference<'t>(&self, task: &'t Task, bytes: &Bytes) -> Result<Cow<'t, Task>, Fault> {
         if task.blob.is_some() || bytes.len() <= MAX_EMBEDDED_BYTES || self.verify.payload != PayloadKind::Image {
             return Ok(Cow::Borrowed(task));
@@ -344,7 +345,7 @@ impl Handler for Recognizer {
     }
 
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
-        // Whatever the subject says, its outcome is this site's; without a camera it is nobody's.
+        // Its outcome belongs to this site whatever the subject; without a valid camera it has the placeholder.
         let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
         let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
         let stored = StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns };
@@ -376,22 +377,22 @@ pub async fn run(
     let signals = Signals::new(settings.policy.clone());
     let model = ModelName::from_name(&started.root.description.name);
     let swapper = Arc::new(ModelSwapper::new(started, blobs.clone()));
-    let (ordered, told) = watch::channel(None);
-    let in_force = EffectiveSettings {
+    let (order_sender, orders) = watch::channel(None);
+    let effective = EffectiveSettings {
         policy: settings.policy.clone(),
         gate: settings.gate.clone(),
         model: infer.model().description.gate.clone(),
         verify: settings.verify.clone(),
     };
-    let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch(), in_force));
-    let publisher = Publisher::new(bus.clone(), PATIENCE);
-    let away = Offloader {
+    let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch(), effective));
+    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
+    let offloader = Offloader {
         bus: bus.clone(),
         publisher: publisher.clone(),
-        room: Arc::new(Semaphore::new(settings.policy.max_offloaded_mib as usize * 1024)),
+        memory_kib: Arc::new(Semaphore::new(settings.policy.max_offloaded_mib as usize * 1024)),
         shutdown: shutdown.clone(),
     };
-    let step = Arc::new(Recognizer {
+    let recognizer = Arc::new(Recognizer {
         site: site.clone(),
         blobs,
         tickets,
@@ -399,25 +400,25 @@ pub async fn run(
         gate: settings.gate.clone(),
         verify: settings.verify.clone(),
         admission: admission.clone(),
-        away,
+        offloader,
         learner: learner.clone(),
         counter: ReleaseCounter::new(settings.count_s),
         drift: DriftWatch::new(DriftKind::Answers, settings.drift),
-        orders: told.clone(),
+        orders: orders.clone(),
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),
     });
-    step.run_inference(&infer.model());
-    let tally = Arc::new(WorkerStats::default());
+    recognizer.prepare_release(&infer.model());
+    let stats = Arc::new(WorkerStats::default());
     let scaler = Scaler::new(Recognizer::ROLE, infer.clone(), settings.scale.clone());
-    let (room, resized) = watch::channel(0);
+    let (credit_sender, resized) = watch::channel(0);
     let resize = |replicas| {
         admission.resized(replicas, infer.batch());
-        room.send_replace(credits(&infer, replicas));
+        credit_sender.send_replace(credits(&infer, replicas));
     };
     let durable = topology::recognizer_durable(&site);
     let queue = (topology::IMAGES, durable.as_str());
-    let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
+    let scaling = scaler.run(&bus, queue, &stats, &resize, &shutdown);
     let from = ConsumerConfig {
         durable: durable.clone(),
         credits: credits(&infer, infer.replicas()),
@@ -425,22 +426,22 @@ pub async fn run(
         tries: Some(settings.tries),
         ack_wait,
     };
-    let pulse = heartbeat::HeartbeatPace { every: SAY_EVERY, ..heartbeat::HeartbeatPace::default() };
-    let life = heartbeat::send_heartbeats(
+    let pace = heartbeat::HeartbeatPace { every: HEARTBEAT_INTERVAL, ..heartbeat::HeartbeatPace::default() };
+    let heartbeats = heartbeat::send_heartbeats(
         bus.clone(),
         Recognizer::ROLE,
         Some(site.clone()),
-        tally.clone(),
+        stats.clone(),
         shutdown.clone(),
-        pulse,
+        pace,
         |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
             beat.scale = scaler.reason();
             swapper.restore_missing(beat);
             beat.decision = Some(admission.report(infer.cost_ms()));
-            beat.drift = step.drift.report();
-            beat.faults = untested_novelty(&step, &infer.model()).into_iter().collect();
+            beat.drift = recognizer.drift.report();
+            beat.faults = untested_novelty(&recognizer, &infer.model()).into_iter().collect();
         },
     );
     let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
@@ -448,56 +449,63 @@ pub async fn run(
         site: site.clone(),
         site_labels: settings.site_labels.clone(),
         swapper: swapper.clone(),
-        counter: step.counter.clone(),
+        counter: recognizer.counter.clone(),
         publisher: publisher.clone(),
         every: Duration::from_secs(settings.report_s.into()),
     };
-    let telling = reporter.run(|| admission.network().up, shutdown.clone());
-    let following =
-        order_watch::of_site(&swapper, &bus, &model, ordered, told, |model| step.run_inference(model), &shutdown);
+    let reporting = reporter.run(|| admission.network().up, shutdown.clone());
+    let following = order_watch::of_site(
+        &swapper,
+        &bus,
+        &model,
+        order_sender,
+        orders,
+        |model| recognizer.prepare_release(model),
+        &shutdown,
+    );
     let noting = note_settings(&bus, &admission, &shutdown);
-    let comparing = step.drift.save_reference(&bus, shutdown.clone());
+    let comparing = recognizer.drift.save_reference(&bus, shutdown.clone());
     let learning = async {
         if let Some(learner) = learner {
             let from = ConsumerConfig {
                 durable: topology::learner_durable(&site),
-                credits: LEARN_AT_ONCE,
+                credits: LEARNER_CREDITS,
                 resized: None,
                 tries: None,
                 ack_wait,
             };
-            let tally = Arc::new(WorkerStats::default());
-            let watching = consume(Arc::new(learner.clone()), &bus, publisher.clone(), from, tally, shutdown.clone());
+            let stats = Arc::new(WorkerStats::default());
+            let watching = consume(Arc::new(learner.clone()), &bus, publisher.clone(), from, stats, shutdown.clone());
             let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
-            tracing::debug!(?watched, "learned what there was");
+            tracing::debug!(?watched, "learner stopped");
         }
     };
-    let work = consume(step.clone(), &bus, publisher.clone(), from, tally.clone(), shutdown.clone());
+    let work = consume(recognizer.clone(), &bus, publisher.clone(), from, stats.clone(), shutdown.clone());
     let work = async {
         let ended = work.await;
-        // Whatever ended it, the rest ends with it.
+        // The other tasks end with it.
         shutdown.request();
         ended
     };
     let (ended, (), (), (), (), (), (), (), ()) =
-        tokio::join!(work, life, gathering, learning, telling, following, scaling, noting, comparing);
+        tokio::join!(work, heartbeats, gathering, learning, reporting, following, scaling, noting, comparing);
     ended
 }
 
-/// Writes down the settings in force, so that what was decided can be decided again.
+/// Writes the effective settings to the ledger, so that decisions can be made again.
 async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
-    const AGAIN: Duration = Duration::from_secs(2);
+    const RETRY_DELAY: Duration = Duration::from_secs(2);
     let mut noted = admission.noted.subscribe();
     let writing = async {
         loop {
-            let (in_force, digest) = noted.borrow_and_update().clone();
-            let text = serde_json::to_string(&in_force).unwrap_or_default();
+            let (effective, digest) = noted.borrow_and_update().clone();
+            let text = serde_json::to_string(&effective).unwrap_or_default();
             let written = async {
                 Ledger::open(bus).await?.write(&offload::effective_settings::settings_note(&digest), text).await
             };
             if let Err(error) = written.await {
-                tracing::debug!(%error, "the settings in force are noted later");
-                tokio::time::sleep(AGAIN).await;
+                tracing::debug!(%error, "effective settings write deferred");
+                tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
             if noted.changed().await.is_err() {
@@ -511,24 +519,24 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
     }
 }
 
-/// How many images so many replicas hold.
+/// Number of images held for this many replicas.
 fn credits(infer: &InferencePool, replicas: usize) -> usize {
     replicas * infer.batch() * CREDITS_PER_SLOT
 }
 
-/// Whether the model can give what is to go up.
+/// Checks that the model can output what is to be sent up.
 fn check(infer: &InferencePool, verify: &VerifySettings) -> Result<(), Fault> {
     let model = infer.model();
     if verify.payload == PayloadKind::Features && model.description.output.features.is_none() {
         let reason =
-            format!("model {} gives no features, which recognizer.verify.payload sends up", model.description.name);
+            format!("model {} outputs no features, which recognizer.verify.payload requires", model.description.name);
         let remedy = "name its features output in model.toml (output.features), or use payload \"image\" or \"never\"";
         return Err(Fault::Stop(FaultNote::new("features_missing", reason, remedy)));
     }
     Ok(())
 }
 
-/// Whether the model that the worker was set up with can say how strange a picture is, where that is to be tested.
+/// Checks that the worker's own model has a novelty score if novelty is to be tested.
 fn check_novelty(root: &Model, gate: &GateSettings) -> Result<(), Fault> {
     let gate = Gate::new(gate, &root.description.gate);
     if !gate.tests_novelty() || root.novelty.is_some() {
@@ -537,7 +545,7 @@ fn check_novelty(root: &Model, gate: &GateSettings) -> Result<(), Fault> {
     Err(Fault::Stop(novelty_missing(root)))
 }
 
-/// What is wrong where the gate tests novelty and the release that serves has no score: such releases come out of rounds.
+/// The fault of a gate that tests novelty while the serving release has no score, as releases of rounds have none.
 fn untested_novelty(recognizer: &Recognizer, model: &Model) -> Option<FaultNote> {
     let gate = recognizer.admission.signals.gate(&model.release)?;
     (gate.tests_novelty() && model.novelty.is_none()).then(|| novelty_missing(model))
@@ -554,14 +562,14 @@ fn novelty_missing(model: &Model) -> FaultNote {
     FaultNote::new("novelty_missing", reason, remedy)
 }
 
-/// An image on a subject that is none of this site's, with the one that was probably meant.
+/// The fault of an image on a subject that is not this site's, with the subject that was probably meant.
 fn misdirected(site: &SiteName, subject: &str) -> Fault {
     let tokens = subject.split('.').rev().filter_map(|token| token.trim_matches('/').parse::<CameraName>().ok());
     let meant = tokens.into_iter().find(|token| token.as_str() != "image" && token.as_str() != site.as_str());
     let camera = meant.as_ref().map_or("<camera>", CameraName::as_str);
     let shown: String = subject.chars().take(100).collect();
     let reason =
-        format!("{shown:?} is not image.{site}.<camera>, three parts with letters, digits, - and _ in the last");
+        format!("{shown:?} is not image.{site}.<camera>; the camera's name may contain letters, digits, - and _");
     let remedy = format!("publish to image.{site}.{camera}; over MQTT the topic is image/{site}/{camera}");
     Fault::reject("subject_unknown", reason, remedy)
 }
@@ -578,5 +586,5 @@ fn fault(error: InferenceError) -> Fault {
 }
 
 fn no_class() -> Fault {
-    Fault::retry("model_without_classes", "the model gave no scores")
+    Fault::retry("model_without_classes", "the model returned no scores")
 }

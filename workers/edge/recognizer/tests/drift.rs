@@ -1,4 +1,4 @@
-//! Shifts of real pictures under a real model: which are noticed, and that none is where nothing changed.
+//! Shifts of real pictures with a real model: they are noticed, and unchanged pictures raise no alarm.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -12,7 +12,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures")
 }
 
-/// Pictures of a split, labels mixed as at a site.
+/// Pictures of a split, with labels mixed as at a site.
 fn clothes(split: &str) -> Vec<PathBuf> {
     let folder = fixtures().join("images/fashion");
     let index = std::fs::read_to_string(folder.join("index.csv")).unwrap();
@@ -22,7 +22,7 @@ fn clothes(split: &str) -> Vec<PathBuf> {
     files.into_iter().map(|file| folder.join(file)).collect()
 }
 
-/// As a file again.
+/// Encodes pixels as a file.
 fn encoded(pixels: &Pixels) -> Vec<u8> {
     let head = format!("P6\n{} {}\n255\n", pixels.width_px, pixels.height_px);
     [head.as_bytes(), &pixels.rgb].concat()
@@ -32,7 +32,7 @@ fn brightened(pixels: &Pixels) -> Pixels {
     Pixels { rgb: pixels.rgb.iter().map(|value| value.saturating_add(90)).collect(), ..pixels.clone() }
 }
 
-/// The mean of five by five pixels, twice: a lens out of focus.
+/// The mean of five by five pixels, twice: like a lens out of focus.
 fn blurred(pixels: &Pixels) -> Pixels {
     let (width, height) = (pixels.width_px as i32, pixels.height_px as i32);
     let at = |pixels: &Pixels, x: i32, y: i32, channel: i32| {
@@ -58,13 +58,13 @@ impl DriftCamera {
     fn sample(&mut self, bytes: &[u8]) -> DriftSample {
         let seen = self.replica.predict(bytes).unwrap();
         let ratios = probabilities(&self.model, &seen.logits, 1.0);
-        let confidence = prediction(&self.model, &ratios).map(|opinion| opinion.confidence);
+        let confidence = prediction(&self.model, &ratios).map(|prediction| prediction.confidence);
         DriftSample { confidence, novelty: seen.novelty, agreement: None }
     }
 }
 
 #[test]
-fn other_light_another_lens_and_other_pictures_are_alarms_and_the_same_clothes_are_not() {
+fn changed_light_lens_or_subject_raise_alarms_and_unchanged_pictures_do_not() {
     let folder = tempfile::tempdir().unwrap();
     for entry in fixtures().join("models/fashion-light").read_dir().unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();

@@ -1,4 +1,4 @@
-//! A certificate authority of the fleet's own, and the hub's certificate.
+//! The fleet's own certificate authority, and the hub's certificate.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use time::{Duration, OffsetDateTime};
 
 use crate::error::FleetError;
 
-/// How long the authority is good for, and a certificate of the hub.
+/// Validity of the authority and of a hub certificate, days.
 const AUTHORITY_DAYS: i64 = 3650;
 const HUB_DAYS: i64 = 365;
-/// From so few days on it is said that something ends.
+/// Expiry is reported from this many days before it.
 pub const RENEW_WITHIN_DAYS: i64 = 30;
 
-/// A certificate with its key, both as PEM, and when it ends, milliseconds since the epoch.
+/// A certificate and its key, both PEM, and when it expires, milliseconds since the epoch.
 pub(crate) struct IssuedCertificate {
     pub certificate: String,
     pub key: String,
@@ -39,7 +39,7 @@ fn params(name: &str, days: i64) -> (CertificateParams, u64) {
     (params, ends_at_ms)
 }
 
-/// A new authority.
+/// Makes a new authority.
 pub(crate) fn make_authority() -> Result<IssuedCertificate, FleetError> {
     const WHAT: &str = "the certificate authority";
     let (mut params, ends_at_ms) = params("Tributary fleet", AUTHORITY_DAYS);
@@ -50,7 +50,7 @@ pub(crate) fn make_authority() -> Result<IssuedCertificate, FleetError> {
     Ok(IssuedCertificate { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
 }
 
-/// A certificate for the hub by that authority, for these names and addresses.
+/// Issues a certificate of that authority for the hub, valid for these names and addresses.
 pub(crate) fn issue_hub(
     authority: &str,
     authority_key: &str,
@@ -70,7 +70,7 @@ pub(crate) fn issue_hub(
     Ok(IssuedCertificate { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
 }
 
-/// The certificate of a site's server, for clients from other machines, and the authority by which they know it.
+/// Files of the certificate of a site's server, for clients on other machines, and of its authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerCertificate {
     /// The authority, PEM.
@@ -81,8 +81,8 @@ pub struct ServerCertificate {
     pub key: PathBuf,
 }
 
-/// A certificate for a site's server under an authority of the site's own, which is made when there is none. It is issued
-/// anew with each call, and good for a year; whoever knows the authority need not hear of it.
+/// Issues a certificate for a site's server under the site's own authority, which is made if there is none. Each call
+/// issues a new one, valid for a year; clients that trust the authority need no change.
 ///
 /// # Errors
 /// A name that no certificate can hold, or a folder that cannot be written.
@@ -92,9 +92,9 @@ pub fn certify_site(folder: &Path, names: &[String]) -> Result<ServerCertificate
     let (authority, authority_key) = (path("ca.pem"), path("ca.key"));
     let write = |path: &Path, text: &str| write_private(path, text).map_err(FleetError::written(path));
     if !authority.exists() {
-        let made = make_authority()?;
-        write(&authority_key, &made.key)?;
-        write(&authority, &made.certificate)?;
+        let new = make_authority()?;
+        write(&authority_key, &new.key)?;
+        write(&authority, &new.certificate)?;
     }
     let read = |path: &Path| fs::read_to_string(path).map_err(FleetError::read(path));
     let issued = issue_hub(&read(&authority)?, &read(&authority_key)?, names)?;
@@ -104,19 +104,21 @@ pub fn certify_site(folder: &Path, names: &[String]) -> Result<ServerCertificate
     Ok(ServerCertificate { authority, certificate, key })
 }
 
-/// When a certificate ends, milliseconds since the epoch: of several in one file the first, which is the holder's own.
+/// When a certificate expires, milliseconds since the epoch; of several in one file the first, which is the server's
+/// own.
 ///
 /// # Errors
-/// A file that cannot be read, or holds no certificate.
+/// The file cannot be read or contains no certificate.
 pub fn certificate_end(path: &Path) -> Result<u64, FleetError> {
-    let none = |why: String| FleetError::Unreadable { path: path.into(), why };
+    let invalid = |why: String| FleetError::Unreadable { path: path.into(), why };
     let text = fs::read(path).map_err(FleetError::read(path))?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(&text).map_err(|_| none("it holds no certificate".into()))?;
-    let certificate = pem.parse_x509().map_err(|error| none(format!("its certificate cannot be read: {error}")))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&text).map_err(|_| invalid("it contains no certificate".into()))?;
+    let certificate =
+        pem.parse_x509().map_err(|error| invalid(format!("its certificate could not be parsed: {error}")))?;
     Ok(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0).saturating_mul(1000))
 }
 
-/// Whole days until a moment, negative after it.
+/// Whole days until a time, negative after it.
 pub fn days_left(ends_at_ms: u64, now_ms: u64) -> i64 {
     let left = i128::from(ends_at_ms) - i128::from(now_ms);
     i64::try_from(left.div_euclid(86_400_000)).unwrap_or(i64::MAX)

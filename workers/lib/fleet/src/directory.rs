@@ -1,13 +1,13 @@
 //! The operator's folder.
 //!
 //! ```text
-//! fleet.json          who belongs to it, public halves only
+//! fleet.json          the members, public keys only
 //! ca.key, ca.pem      the authority; ca.key is needed to renew the hub's certificate, and can lie elsewhere meanwhile
 //! hub/hub.pem, hub.key   the hub's certificate
-//! hub/accounts.conf   what the hub's nats-server is told of users and rights; made anew with every change
+//! hub/accounts.conf   users and permissions for the hub's nats-server; rewritten at every change
 //! hub/ROLE.nk         seed of each role in the cloud
 //! hub/ROLE.sign       keys that orders and rounds are signed with
-//! root.key            signs whom sites obey; needed for a new root alone, and should lie elsewhere meanwhile
+//! root.key            signs the root that sites trust; needed for a new root alone, and should lie elsewhere meanwhile
 //! ```
 
 use std::collections::BTreeMap;
@@ -31,19 +31,19 @@ use crate::membership::Membership;
 
 const FLEET: &str = "fleet.json";
 
-/// Who works in the cloud, each with a key of its own. `operator` may do everything in the account of the fleet, `system`
-/// reloads the server and ends connections.
+/// Roles in the cloud, each with a key of its own. `operator` has all rights in the fleet's account, `system`
+/// reloads the server and closes connections.
 pub const ROLES: [&str; 5] = ["verifier", "aggregator", "releaser", "operator", "system"];
 
-/// Roles that sign what sites are told.
+/// Roles that sign instructions to sites.
 const SIGNERS: [&str; 2] = ["releaser", "aggregator"];
-/// How long a root is good: a year.
-const ROOT_HOLDS_MS: u64 = 365 * 24 * 3_600_000;
+/// Validity of a root: a year.
+const ROOT_VALID_MS: u64 = 365 * 24 * 3_600_000;
 
-/// Where sites and operators find the hub.
+/// Address of the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HubAddress {
-    /// Name or address, as sites reach it.
+    /// Host name or IP address at which sites reach it.
     pub host: String,
     /// Port for leaf servers.
     pub leaf_port: u16,
@@ -54,14 +54,14 @@ pub struct HubAddress {
 /// A site of the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Public half of its NKey.
+    /// Public NKey of the site.
     pub nkey: String,
-    /// The one before, good until the new one was seen.
+    /// Previous public NKey, still accepted until the site used the new one; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_nkey: Option<String>,
-    /// Public half of the key that its updates are signed with.
+    /// Public key that its updates are verified with.
     pub update_key: String,
-    /// When it was added or its keys were changed, milliseconds since the epoch.
+    /// When it was added or its keys last changed, milliseconds since the epoch.
     pub since_ms: u64,
 }
 
@@ -72,43 +72,46 @@ struct FleetState {
     hub: HubAddress,
     authority_ends_at_ms: u64,
     certificate_ends_at_ms: u64,
-    /// Public halves.
+    /// Public NKeys of the roles, by role.
     roles: BTreeMap<String, String>,
     sites: BTreeMap<SiteName, Member>,
-    /// Whom sites obey.
+    /// The root that sites trust.
     root: Root,
 }
 
-/// A key or certificate and when it ends.
+/// A key or certificate and its expiry.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CalendarEntry {
     /// What it is.
     pub what: String,
-    /// When it ends, milliseconds since the epoch; absent for what does not end by itself.
+    /// When it expires, milliseconds since the epoch; absent if it never does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ends_at_ms: Option<u64>,
-    /// What renews it.
+    /// Command that renews it.
     pub renewed_by: String,
 }
 
-/// The operator's folder, opened.
+/// An operator's folder.
 pub struct FleetFolder {
     folder: PathBuf,
     state: FleetState,
 }
 
 impl FleetFolder {
-    /// Makes a new one.
+    /// Creates a new fleet in a folder.
     ///
     /// # Errors
-    /// A folder that holds a fleet, a host that is none, or a disk that takes nothing.
+    /// The folder already holds a fleet, the host is invalid, or the disk is full.
     pub fn init(folder: &Path, hub: HubAddress) -> Result<Self, FleetError> {
         if folder.join(FLEET).exists() {
             return Err(FleetError::Exists { path: folder.into() });
         }
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
         if hub.host.is_empty() || !hub.host.chars().all(is_name) {
-            return Err(FleetError::Site(format!("{:?} is no host: use a name or an address", hub.host)));
+            return Err(FleetError::Site(format!(
+                "{:?} is not a valid host; use a host name or an IP address",
+                hub.host
+            )));
         }
         let private = folder.join("hub");
         std::fs::create_dir_all(&private).map_err(FleetError::written(&private))?;
@@ -133,7 +136,7 @@ impl FleetFolder {
             SIGNERS.map(|role| make_key(&private.join(format!("{role}.sign"))).map(|key| vec![key.public()]));
         let mut root = Root {
             number: 1,
-            expires_at_ms: clock::now_ms().saturating_add(ROOT_HOLDS_MS),
+            expires_at_ms: clock::now_ms().saturating_add(ROOT_VALID_MS),
             keys: vec![offline.public()],
             releaser: releaser?,
             aggregator: aggregator?,
@@ -147,7 +150,7 @@ impl FleetFolder {
         Ok(fleet)
     }
 
-    /// Opens the one in a folder.
+    /// Opens the fleet in a folder.
     pub fn open(folder: &Path) -> Result<Self, FleetError> {
         let path = folder.join(FLEET);
         if !path.is_file() {
@@ -157,28 +160,28 @@ impl FleetFolder {
         let state: FleetState = serde_json::from_str(&text)
             .map_err(|error| FleetError::Unreadable { path: path.clone(), why: error.to_string() })?;
         if state.version != 1 {
-            let why = format!("it has version {}, this program reads 1", state.version);
+            let why = format!("it has version {}, but this program reads version 1", state.version);
             return Err(FleetError::Unreadable { path, why });
         }
         Ok(Self { folder: folder.into(), state })
     }
 
-    /// Issues the hub a new certificate. The server takes it when it is told to reload.
+    /// Issues a new certificate for the hub. The server uses it after a reload.
     pub fn renew(&mut self) -> Result<(), FleetError> {
         let (authority, key) = (self.folder.join("ca.pem"), self.folder.join("ca.key"));
         let read = |path: &Path| std::fs::read_to_string(path).map_err(FleetError::read(path));
         let mut names = vec![self.state.hub.host.clone(), "localhost".into(), "127.0.0.1".into()];
         names.dedup();
         let IssuedCertificate { certificate, key, ends_at_ms } = issue_hub(&read(&authority)?, &read(&key)?, &names)?;
-        // The key first: a certificate without its key would stop the server.
+        // The key first: a certificate with the wrong key would stop the server.
         write(&self.key_file(), &key)?;
         write(&self.certificate_file(), &certificate)?;
         self.state.certificate_ends_at_ms = ends_at_ms;
         self.save()
     }
 
-    /// Makes the next root: good for another year, with these releases among those that never run. `key`: file of the offline
-    /// key, `root.key` in the folder if absent.
+    /// Makes the next root, valid for another year, and adds these releases to the forbidden ones. `key`: file of the
+    /// offline key, `root.key` in the folder if absent.
     pub fn make_root(&mut self, key: Option<&Path>, never: &[ReleaseId]) -> Result<&Root, FleetError> {
         let own = self.folder.join("root.key");
         let path = key.unwrap_or(&own);
@@ -186,12 +189,12 @@ impl FleetFolder {
         if !self.state.root.keys.contains(&offline.public()) {
             let path = path.display();
             return Err(FleetError::Site(format!(
-                "{path} is not the key of this fleet's root: sites would not follow"
+                "{path} is not the key of this fleet's root, so sites would not follow it; name the file of the offline key"
             )));
         }
         let mut next = Root {
             number: self.state.root.number.saturating_add(1),
-            expires_at_ms: clock::now_ms().saturating_add(ROOT_HOLDS_MS),
+            expires_at_ms: clock::now_ms().saturating_add(ROOT_VALID_MS),
             signatures: BTreeMap::new(),
             ..self.state.root.clone()
         };
@@ -202,23 +205,23 @@ impl FleetFolder {
         Ok(&self.state.root)
     }
 
-    /// Gives a role in the cloud a new key at the hub and, where it signs what sites are told, a new key for that, which a new
-    /// root names. `key`: file of the offline key, `root.key` in the folder if absent; `is_stolen`: what the old key signed
-    /// counts no more; otherwise it counts until the next change.
+    /// Gives a role in the cloud a new key at the hub and, if it signs instructions to sites, a new signing key, which
+    /// a new root lists. `key`: file of the offline key, `root.key` in the folder if absent; `is_stolen`: signatures of
+    /// the old key are no longer valid; otherwise they are until the next rotation.
     ///
     /// # Errors
-    /// A role that is none, or an offline key that is not there or is another.
+    /// An unknown role, or an offline key that is missing or wrong.
     pub fn rotate_role(&mut self, role: &str, key: Option<&Path>, is_stolen: bool) -> Result<(), FleetError> {
         if !ROLES.contains(&role) {
-            return Err(FleetError::Site(format!("{role} is no role of the hub: choose {}", ROLES.join(", "))));
+            return Err(FleetError::Site(format!("{role} is not a role of the hub; use {}", ROLES.join(", "))));
         }
         if SIGNERS.contains(&role) {
             let path = self.signing_file(role);
             let before = self.state.root.clone();
-            // Beside the old one until the root names it.
-            let beside = path.with_extension("sign.new");
-            let _absent = std::fs::remove_file(&beside);
-            let new = make_key(&beside)?.public();
+            // Kept in a second file until the root lists it.
+            let new_path = path.with_extension("sign.new");
+            let _absent = std::fs::remove_file(&new_path);
+            let new = make_key(&new_path)?.public();
             let keys = match role {
                 "releaser" => &mut self.state.root.releaser,
                 _ => &mut self.state.root.aggregator,
@@ -227,10 +230,10 @@ impl FleetFolder {
             keys.insert(0, new);
             if let Err(error) = self.make_root(key, &[]) {
                 self.state.root = before;
-                let _left = std::fs::remove_file(&beside);
+                let _left = std::fs::remove_file(&new_path);
                 return Err(error);
             }
-            std::fs::rename(&beside, &path).map_err(FleetError::written(&path))?;
+            std::fs::rename(&new_path, &path).map_err(FleetError::written(&path))?;
         }
         let pair = KeyPair::new_user();
         let seed = pair.seed().map_err(|error| not_made("a key", &error))?;
@@ -239,7 +242,7 @@ impl FleetFolder {
         self.save()
     }
 
-    /// Whom its sites obey.
+    /// The root that its sites trust.
     pub fn root(&self) -> &Root {
         &self.state.root
     }
@@ -249,28 +252,26 @@ impl FleetFolder {
         self.folder.join(format!("hub/{role}.sign"))
     }
 
-    /// Adds a site; what is returned is for that site alone, and nobody keeps a copy of its secrets.
+    /// Adds a site; the result is for that site alone, and its secrets are not kept here.
     pub fn add_site(&mut self, site: &SiteName) -> Result<Membership, FleetError> {
         if self.state.sites.contains_key(site) {
             return Err(FleetError::Site(format!(
-                "site {site} belongs to the fleet already: `tributary site rotate {site}` gives it new keys"
+                "site {site} already belongs to the fleet; give it new keys with `tributary site rotate {site}`"
             )));
         }
         if *site == SiteName::cloud() || *site == SiteName::unknown() {
-            return Err(FleetError::Site(format!(
-                "a site cannot be called {site}: that name stands for something else"
-            )));
+            return Err(FleetError::Site(format!("a site cannot be named {site}, which is reserved")));
         }
         self.give_keys(site, None)
     }
 
-    /// Gives a site new keys; the old one is good until [`Fleet::settle_rotation`].
+    /// Gives a site new keys; the old one is accepted until [`FleetFolder::settle_rotation`].
     pub fn rotate_site(&mut self, site: &SiteName) -> Result<Membership, FleetError> {
         let known = self.member(site)?.nkey.clone();
         self.give_keys(site, Some(known))
     }
 
-    /// The old key of a site is not good any more; false if there was none.
+    /// Stops accepting a site's old key; false if there was none.
     pub fn settle_rotation(&mut self, site: &SiteName) -> Result<bool, FleetError> {
         self.member(site)?;
         let member = self.state.sites.get_mut(site);
@@ -279,7 +280,7 @@ impl FleetFolder {
         Ok(had)
     }
 
-    /// A site does not belong to it any more. Returns the keys it had.
+    /// Removes a site from the fleet. Returns the keys it had.
     pub fn revoke_site(&mut self, site: &SiteName) -> Result<Member, FleetError> {
         let member = self.member(site)?.clone();
         self.state.sites.remove(site);
@@ -290,8 +291,8 @@ impl FleetFolder {
     fn member(&self, site: &SiteName) -> Result<&Member, FleetError> {
         self.state.sites.get(site).ok_or_else(|| {
             let known: Vec<&str> = self.state.sites.keys().map(SiteName::as_str).collect();
-            let known = if known.is_empty() { "no site does".into() } else { known.join(", ") };
-            FleetError::Site(format!("site {site} does not belong to the fleet ({known})"))
+            let known = if known.is_empty() { "it has no sites".into() } else { known.join(", ") };
+            FleetError::Site(format!("site {site} does not belong to the fleet (sites: {known})"))
         })
     }
 
@@ -302,7 +303,7 @@ impl FleetFolder {
             .map_err(|error| FleetError::NotMade { what: "the key for updates", why: error.to_string() })?;
         let public = SiteKey::of_secret(&update_key).map(|key| key.public());
         let public =
-            public.ok_or_else(|| FleetError::NotMade { what: "the key for updates", why: "it is none".into() })?;
+            public.ok_or_else(|| FleetError::NotMade { what: "the key for updates", why: "it is invalid".into() })?;
         let authority = self.folder.join("ca.pem");
         let member = Member { nkey: leaf.public_key(), previous_nkey, update_key: public, since_ms: clock::now_ms() };
         let membership = Membership {
@@ -321,42 +322,42 @@ impl FleetFolder {
         Ok(membership)
     }
 
-    /// Its sites.
+    /// The sites of the fleet.
     pub fn sites(&self) -> &BTreeMap<SiteName, Member> {
         &self.state.sites
     }
 
-    /// Where the hub is.
+    /// Address of the hub.
     pub fn hub(&self) -> &HubAddress {
         &self.state.hub
     }
 
-    /// The authority's certificate.
+    /// File of the authority's certificate.
     pub fn authority_file(&self) -> PathBuf {
         self.folder.join("ca.pem")
     }
 
-    /// The hub's certificate.
+    /// File of the hub's certificate.
     pub fn certificate_file(&self) -> PathBuf {
         self.folder.join("hub/hub.pem")
     }
 
-    /// The hub's key.
+    /// File of the hub's key.
     pub fn key_file(&self) -> PathBuf {
         self.folder.join("hub/hub.key")
     }
 
-    /// What the hub's nats-server is told of accounts and users.
+    /// File of the accounts and users of the hub's nats-server.
     pub fn accounts_file(&self) -> PathBuf {
         self.folder.join("hub/accounts.conf")
     }
 
-    /// The seed of a role's NKey.
+    /// File of the seed of a role's NKey.
     pub fn role_file(&self, role: &str) -> PathBuf {
         self.folder.join(format!("hub/{role}.nk"))
     }
 
-    /// Everything that ends, or could be renewed, soonest first.
+    /// Everything that expires or can be renewed, earliest expiry first.
     pub fn calendar(&self) -> Vec<CalendarEntry> {
         let FleetState { authority_ends_at_ms, certificate_ends_at_ms, .. } = self.state;
         let mut all = vec![
@@ -368,15 +369,15 @@ impl FleetFolder {
             CalendarEntry {
                 what: "certificate authority".into(),
                 ends_at_ms: Some(authority_ends_at_ms),
-                renewed_by: "a new fleet, to which each site is added again".into(),
+                renewed_by: "tributary fleet init (a new fleet, to which each site must be added again)".into(),
             },
         ];
         all.push(CalendarEntry {
-            what: "root: whom sites obey".into(),
+            what: "root that sites trust".into(),
             ends_at_ms: Some(self.state.root.expires_at_ms),
             renewed_by: "tributary fleet root".into(),
         });
-        all.sort_by_key(|dated| dated.ends_at_ms);
+        all.sort_by_key(|entry| entry.ends_at_ms);
         all.extend(self.state.sites.keys().map(|site| CalendarEntry {
             what: format!("keys of site {site}"),
             ends_at_ms: None,
@@ -390,16 +391,16 @@ impl FleetFolder {
         all
     }
 
-    /// Writes who belongs to it, and what the server is told of it.
+    /// Writes the members, and the configuration for the server.
     fn save(&self) -> Result<(), FleetError> {
         write(&self.accounts_file(), &self.accounts())?;
         let path = self.folder.join(FLEET);
         let text = serde_json::to_string_pretty(&self.state)
             .map_err(|error| FleetError::Unreadable { path: path.clone(), why: error.to_string() })?;
-        // Whole or not at all: without it nobody knows who belongs to the fleet.
-        let beside = path.with_extension("new");
-        write(&beside, &(text + "\n"))?;
-        std::fs::rename(&beside, &path).map_err(FleetError::written(&path))
+        // Atomically: without this file nobody knows who belongs to the fleet.
+        let temporary = path.with_extension("new");
+        write(&temporary, &(text + "\n"))?;
+        std::fs::rename(&temporary, &path).map_err(FleetError::written(&path))
     }
 
     fn accounts(&self) -> String {
@@ -419,14 +420,14 @@ impl FleetFolder {
         let sites: Vec<(SiteName, Vec<String>)> = self.state.sites.iter().map(site).collect();
         let system = self.state.roles.get("system").map(String::as_str).unwrap_or_default();
         format!(
-            "# Made by tributary; changes are lost.\naccounts {{\n{}  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
+            "# Written by tributary; changes are lost.\naccounts {{\n{}  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
             hub_accounts(&users, &sites, CLOUD_DOMAIN)
         )
     }
 }
 
 impl HubAddress {
-    /// Whether it is this machine itself, where others cannot reach it.
+    /// Whether the host is this machine itself, where others cannot reach it.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
@@ -453,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_is_added_gets_new_keys_and_is_gone() {
+    fn a_site_is_added_rotated_and_revoked() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
         assert!(matches!(FleetFolder::init(folder.path(), address()), Err(FleetError::Exists { .. })));
@@ -466,7 +467,7 @@ mod tests {
         let new = FleetFolder::open(folder.path()).unwrap().rotate_site(&reef).unwrap();
         assert!(
             accounts().contains(&public(&file)) && accounts().contains(&public(&new)),
-            "both until the new was seen"
+            "both until the new key was used"
         );
         let mut fleet = FleetFolder::open(folder.path()).unwrap();
         assert!(fleet.settle_rotation(&reef).unwrap() && !fleet.settle_rotation(&reef).unwrap());
@@ -476,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_gets_new_keys_and_the_root_names_them_beside_the_old_one_or_alone() {
+    fn a_rotated_role_is_listed_in_the_root_beside_its_old_key_or_alone() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
         let signed_by = |fleet: &FleetFolder| SiteKey::read(&fleet.signing_file("releaser")).unwrap().public();
@@ -486,12 +487,12 @@ mod tests {
         assert_eq!(fleet.root().releaser, [second.clone(), first.clone()]);
         assert_eq!(runtime::trust::check_root(fleet.root(), &root, clock::now_ms()), Ok(()));
         fleet.rotate_role("releaser", None, true).unwrap();
-        assert_eq!(fleet.root().releaser, [signed_by(&fleet)], "a stolen key signs nothing more");
+        assert_eq!(fleet.root().releaser, [signed_by(&fleet)], "a stolen key is no longer valid");
         let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
         let before = accounts();
         fleet.rotate_role("verifier", None, true).unwrap();
         assert_ne!(accounts(), before);
-        // Without the offline key nothing changes.
+        // Nothing changes without the offline key.
         std::fs::rename(folder.path().join("root.key"), folder.path().join("away")).unwrap();
         let (root, key, before) = (fleet.root().clone(), signed_by(&fleet), accounts());
         fleet.rotate_role("releaser", None, true).unwrap_err();
@@ -500,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_their_owners_alone_and_stay_out_of_what_the_operator_keeps() {
+    fn secrets_are_private_and_absent_from_the_operators_folder() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
         let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
@@ -524,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_cut_or_is_something_else_is_refused_without_quoting_it() {
+    fn a_truncated_or_foreign_file_is_refused_without_quoting_it() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = FleetFolder::init(&folder.path().join("fleet"), address()).unwrap();
         let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();

@@ -1,66 +1,66 @@
-//! Why a fleet is not as it should be.
+//! Errors of a fleet's files.
 
 use std::path::{Path, PathBuf};
 
 /// What can be wrong with a fleet's folder or a site's file.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// A folder that holds something already.
-    #[error("{path} holds a fleet already: nothing was changed; `tributary site list {path}` shows it", path = path.display())]
+    /// The folder already holds a fleet.
+    #[error("{path} already holds a fleet and was not changed; see it with `tributary site list {path}`", path = path.display())]
     Exists {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
     },
-    /// A folder without a fleet.
-    #[error("{path} holds no fleet: make one with `tributary fleet init {path} --hub HOST`", path = path.display())]
+    /// The folder holds no fleet.
+    #[error("{path} does not hold a fleet; create one with `tributary fleet init {path} --hub HOST`", path = path.display())]
     NoFleet {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
     },
-    /// A file that cannot be read or written.
-    #[error("{path} cannot be {verb}", path = path.display())]
+    /// A file could not be read or written.
+    #[error("{path} could not be {verb}", path = path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// `read` or `written`.
         verb: &'static str,
-        /// Why.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
-    /// A file of another kind, or that was changed by hand.
-    #[error("{path} is not what it should be: {why}", path = path.display())]
+    /// A file has other contents than expected.
+    #[error("{path} is invalid: {why}", path = path.display())]
     Unreadable {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong.
         why: String,
     },
-    /// A file with secrets that others may read.
-    #[error("{path} has mode {mode:o}, so others can use the keys in it: run `chmod 600 {path}`", path = path.display())]
+    /// Other users can read a file with secrets.
+    #[error("{path} has mode {mode:o}, so other users can use the keys in it; run `chmod 600 {path}`", path = path.display())]
     Open {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Its permissions.
+        /// Permissions of the file.
         mode: u32,
     },
-    /// A site's file that is sealed.
+    /// A sealed file of a site could not be opened.
     #[error("{path} {why}", path = path.display())]
     Sealed {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What is missing.
+        /// What is missing; continues the sentence after the path.
         why: &'static str,
     },
-    /// A site that is there, or is not.
+    /// A site, role or host that does not fit the request.
     #[error("{0}")]
     Site(String),
-    /// A key or a certificate that could not be made.
+    /// A key or certificate could not be made.
     #[error("{what} could not be made: {why}")]
     NotMade {
-        /// Which.
+        /// What was to be made.
         what: &'static str,
-        /// Why.
+        /// Why it failed.
         why: String,
     },
 }

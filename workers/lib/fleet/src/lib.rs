@@ -1,6 +1,7 @@
-//! Who belongs to a fleet. The operator keeps a folder ([`Fleet`]): a certificate authority, the hub's certificate, and the
-//! public half of every key. A site gets one file to carry ([`Membership`]): its keys, the authority's certificate and where
-//! the hub is. Both make of it what nats-server reads. No secret of a site stays with the operator.
+//! Membership of a fleet. The operator keeps a folder ([`FleetFolder`]): a certificate authority, the hub's
+//! certificate, and the public half of every key. A site receives one file ([`Membership`]): its keys, the authority's
+//! certificate and the hub's address. Both are turned into nats-server configuration. The operator keeps no secret of a
+//! site.
 
 mod certificate;
 mod directory;

@@ -1,4 +1,4 @@
-//! The one file that makes a machine a site of a fleet.
+//! The file that makes a machine a site of a fleet.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use streams::server::write_private;
 use crate::error::FleetError;
 use crate::sealed_text::SealedText;
 
-/// Largest file of this kind that is read, bytes.
-const MOST_BYTES: u64 = 256 * 1024;
+/// Largest file that is read, bytes.
+const MAX_BYTES: u64 = 256 * 1024;
 /// Names of files in a site's store.
 const MEMBER: &str = "member.json";
 const AUTHORITY: &str = "fleet-ca.pem";
@@ -22,23 +22,23 @@ const ROOT: &str = "fleet-root.json";
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Membership {
-    /// Version of this file.
+    /// Version of this format.
     pub version: u16,
-    /// The site.
+    /// Name of the site.
     pub site: SiteName,
-    /// Where the hub takes leaf servers, `tls://HOST:PORT`.
+    /// Address of the hub's port for leaf servers, `tls://HOST:PORT`.
     pub hub: String,
     /// JetStream domain of the cloud.
     pub domain: String,
-    /// The authority by which the hub is known, PEM.
+    /// Certificate of the authority that certifies the hub, PEM.
     pub authority: String,
-    /// When that ends, milliseconds since the epoch.
+    /// When that certificate expires, milliseconds since the epoch.
     pub authority_ends_at_ms: u64,
     /// Seed of the site's NKey at the hub.
     pub leaf_seed: String,
-    /// Whom the site obeys.
+    /// The root that the site trusts.
     pub root: Root,
-    /// Secret half of the key that its updates are signed with, 64 hexadecimal digits.
+    /// Secret key that signs its updates, 64 hexadecimal digits.
     pub update_key: String,
 }
 
@@ -49,13 +49,13 @@ impl std::fmt::Debug for Membership {
 }
 
 impl Membership {
-    /// The version of the file that this program writes and reads.
+    /// The version of the format that this program writes and reads.
     pub const VERSION: u16 = 1;
 
     /// Reads a site's file.
     ///
     /// # Errors
-    /// A file that is not there, that others may read, or that is something else.
+    /// The file does not exist, other users can read it, or it is invalid.
     pub fn read(path: &Path) -> Result<Self, FleetError> {
         Self::read_with_code(path, None)
     }
@@ -63,12 +63,12 @@ impl Membership {
     /// Reads a site's file, which may be sealed with a code.
     ///
     /// # Errors
-    /// As [`Membership::read`]; and a code that is missing or another.
+    /// As for [`Membership::read`]; also a missing or wrong code.
     pub fn read_with_code(path: &Path, code: Option<&str>) -> Result<Self, FleetError> {
         let metadata = std::fs::metadata(path).map_err(FleetError::read(path))?;
         let wrong = |why: String| FleetError::Unreadable { path: path.into(), why };
-        if !metadata.is_file() || metadata.len() > MOST_BYTES {
-            return Err(wrong("it is no file that `tributary site add` wrote".into()));
+        if !metadata.is_file() || metadata.len() > MAX_BYTES {
+            return Err(wrong("it was not written by `tributary site add`".into()));
         }
         let mode = metadata.permissions().mode();
         if mode & 0o027 != 0 {
@@ -76,23 +76,27 @@ impl Membership {
         }
         let mut text = std::fs::read_to_string(path).map_err(FleetError::read(path))?;
         if let Ok(sealed) = serde_json::from_str::<SealedText>(&text) {
-            let refused = |why| FleetError::Sealed { path: path.into(), why };
-            let code = code.ok_or_else(|| refused("is sealed: give the code that you were told with --code"))?;
+            let sealed_error = |why| FleetError::Sealed { path: path.into(), why };
+            let code = code.ok_or_else(|| sealed_error("is sealed; pass its code with --code"))?;
             text = sealed.decrypt(code).ok_or_else(|| {
-                refused("does not open with this code: ask for the code again, and for the file if that is of no use")
+                sealed_error("does not open with this code; check the code, or ask for a new file and code")
             })?;
         }
-        // The decoder's words would quote what stands there, and that is secret.
+        // The decoder's error would quote the file, which is secret.
         let read: Self = serde_json::from_str(&text)
-            .map_err(|error| wrong(format!("line {} is not as `tributary site add` writes it", error.line())))?;
+            .map_err(|error| wrong(format!("line {} is not what `tributary site add` writes", error.line())))?;
         if read.version != Self::VERSION {
-            return Err(wrong(format!("it has version {}, this program reads {}", read.version, Self::VERSION)));
+            return Err(wrong(format!(
+                "it has version {}, but this program reads version {}",
+                read.version,
+                Self::VERSION
+            )));
         }
         if nkeys::KeyPair::from_seed(&read.leaf_seed).is_err() {
-            return Err(wrong("its leaf_seed is no seed".into()));
+            return Err(wrong("its leaf_seed is not a seed".into()));
         }
         if runtime::trust::check_first_root(&read.root).is_err() {
-            return Err(wrong("its root is not signed by its own key: it was changed".into()));
+            return Err(wrong("its root is not signed by its own key, so it was changed".into()));
         }
         let plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic()) && !text.contains(['"', '\\']);
         if !read.hub.starts_with("tls://") || !plain(&read.hub) || !plain(&read.domain) {
@@ -101,10 +105,10 @@ impl Membership {
         Ok(read)
     }
 
-    /// Writes it where only its owner can read it, sealed if there is a code; refuses a file that is there.
+    /// Writes the file where only its owner can read it, sealed if there is a code; fails if the file exists.
     pub fn write_new(&self, path: &Path, code: Option<&str>) -> Result<(), FleetError> {
         if path.exists() {
-            return Err(FleetError::Site(format!("{} is there already: name another file with --out", path.display())));
+            return Err(FleetError::Site(format!("{} already exists; name another file with --out", path.display())));
         }
         let Some(code) = code else { return self.write(path) };
         let failed = |why: String| FleetError::NotMade { what: "the sealed file", why };
@@ -120,15 +124,15 @@ impl Membership {
         write_private(path, &(text + "\n")).map_err(FleetError::written(path))
     }
 
-    /// Lays out in a store what servers and workers read: afterwards `tributary up` with that store is this site.
+    /// Writes what servers and workers need into a store: `tributary up` with that store then runs this site.
     pub fn install(&self, store: &Path) -> Result<(), FleetError> {
         std::fs::create_dir_all(store).map_err(FleetError::written(store))?;
-        if let Some(found) = Self::find(store)?
-            && found.site != self.site
+        if let Some(existing) = Self::find(store)?
+            && existing.site != self.site
         {
-            let (there, wanted) = (found.site, &self.site);
+            let (owner, wanted) = (existing.site, &self.site);
             return Err(FleetError::Site(format!(
-                "{} is the store of site {there}: use another folder for {wanted} with --store",
+                "{} is the store of site {owner}; use another folder for {wanted} with --store",
                 store.display()
             )));
         }
@@ -139,27 +143,27 @@ impl Membership {
         let text = serde_json::to_string_pretty(&self.root)
             .map_err(|error| FleetError::Unreadable { path: root.clone(), why: error.to_string() })?;
         write_private(&root, &(text + "\n")).map_err(FleetError::written(&root))?;
-        // Last: with it the store is a site's.
+        // Last, because this file makes the store a site's.
         self.write(&store.join(MEMBER))
     }
 
-    /// The membership that was laid out in a store, if there is one.
+    /// The membership in a store, if there is one.
     pub fn find(store: &Path) -> Result<Option<Self>, FleetError> {
         let path = store.join(MEMBER);
         if path.exists() { Self::read(&path).map(Some) } else { Ok(None) }
     }
 
-    /// The authority's certificate in a store.
+    /// File of the authority's certificate in a store.
     pub fn authority_file(store: &Path) -> PathBuf {
         store.join(AUTHORITY)
     }
 
-    /// The root in a store: whom the site obeys.
+    /// File of the root in a store.
     pub fn root_file(store: &Path) -> PathBuf {
         store.join(ROOT)
     }
 
-    /// The file of the key that updates are signed with, in a store.
+    /// File in a store of the key that signs updates.
     pub fn update_key_file(store: &Path) -> PathBuf {
         store.join(UPDATE_KEY)
     }

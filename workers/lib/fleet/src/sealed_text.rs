@@ -1,4 +1,4 @@
-//! A site's file under a code that is told by another way than the file goes: whoever finds the file has nothing.
+//! Seals a site's file with a code that is sent separately: the file alone is useless to a finder.
 //!
 //! AES-256-GCM under a key of PBKDF2 with HMAC-SHA256 (RFC 8018); the code has 80 random bits.
 
@@ -13,24 +13,24 @@ use serde::{Deserialize, Serialize};
 
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(200_000).unwrap();
 const SALT_BYTES: usize = 16;
-/// Letters and digits that nobody takes for one another (Crockford's base 32).
+/// Letters and digits that cannot be confused with each other (Crockford's base 32).
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const CODE_LETTERS: usize = 16;
 
-/// A text under a code.
+/// A text sealed with a code.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SealedText {
     pub version: u16,
     salt: String,
-    /// What is sealed, with the tag behind it.
+    /// The encrypted text, followed by the tag.
     sealed: String,
 }
 
-/// A new code, in groups that can be read out.
+/// A new code, in groups that can be read aloud.
 ///
 /// # Errors
-/// That the system has no random numbers.
+/// The system provides no random numbers.
 pub fn make_code() -> Result<String, ring::error::Unspecified> {
     let mut random = [0; CODE_LETTERS];
     SystemRandom::new().fill(&mut random)?;
@@ -39,7 +39,7 @@ pub fn make_code() -> Result<String, ring::error::Unspecified> {
 }
 
 impl SealedText {
-    /// Seals a text.
+    /// Seals a text with a code.
     pub fn encrypt(version: u16, text: &str, code: &str) -> Result<Self, ring::error::Unspecified> {
         let mut salt = [0; SALT_BYTES];
         SystemRandom::new().fill(&mut salt)?;
@@ -48,7 +48,7 @@ impl SealedText {
         Ok(Self { version, salt: STANDARD.encode(salt), sealed: STANDARD.encode(bytes) })
     }
 
-    /// What was sealed; absent with another code, or where it was changed.
+    /// The sealed text; `None` with a wrong code, or if it was changed.
     pub fn decrypt(&self, code: &str) -> Option<String> {
         let (salt, mut bytes) = (STANDARD.decode(&self.salt).ok()?, STANDARD.decode(&self.sealed).ok()?);
         let opened = key(code, &salt).ok()?.open_in_place(nonce(), Aad::empty(), &mut bytes).ok()?;
@@ -56,12 +56,12 @@ impl SealedText {
     }
 }
 
-/// A key seals one text, for its salt is new each time.
+/// A constant nonce is safe: each key seals one text, because its salt is always new.
 fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; NONCE_LEN])
 }
 
-/// The key of a code as a person typed it.
+/// The key derived from a code, tolerant of how a person types it.
 fn key(code: &str, salt: &[u8]) -> Result<LessSafeKey, ring::error::Unspecified> {
     let typed = code.chars().filter(char::is_ascii_alphanumeric).map(|c| match c.to_ascii_uppercase() {
         'O' => '0',
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sealed_opens_with_its_code_however_it_is_typed() {
+    fn a_sealed_text_opens_with_its_code_however_it_is_typed() {
         let code = make_code().unwrap();
         assert_eq!(code.len(), CODE_LETTERS + 3);
         let sealed = SealedText::encrypt(1, "secret words", &code).unwrap();

@@ -1,37 +1,38 @@
-//! Where a task is recognized: here, in the cloud, or not yet. The first decision, before anything is
-//! fetched. A pure state machine; time comes in as seconds on a clock that does not jump.
+//! Decides where a task is recognized: here, in the cloud, or not yet. The first decision, made before anything is
+//! fetched. A pure state machine; time is passed in as seconds on a steady clock.
 //!
 //! The policy `paper` follows the three signals of cloud-edge collaborative recognition (network, load,
-//! confidence): while the site is overloaded, the excess is redirected when the network is available, and
-//! held (*listen*) when it is not, until load is released, the network returns or the task's deadline
-//! forces it to be recognized here. `earliest-finish` predicts both ends instead.
+//! confidence): while the site is overloaded, the excess is offloaded if the network is available, and
+//! held (*listen*) if it is not, until load falls, the network returns or the task's deadline
+//! forces it to be recognized here. `earliest-finish` predicts both completion times instead.
 
 use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
 
 use crate::policy::{Objective, Policy, PolicyName};
 
-/// The cloud must promise to be this much sooner before the first task is redirected; then less will do.
-/// Guesses; the distance keeps a prediction that wobbles from changing the decision with every task.
+/// The cloud must be predicted to finish within this fraction of the site's time before the first task is offloaded,
+/// and within a larger one to continue. Guesses; the gap keeps a fluctuating prediction from changing the decision
+/// every time.
 const BEGIN_RATIO: f64 = 0.8;
 const KEEP_RATIO: f64 = 0.95;
-/// Nor is a task redirected to be this little sooner, seconds: the way there costs work at both ends that no
+/// Smallest gain for which a task is offloaded, seconds: the transfer costs work at both ends that no
 /// prediction counts.
-const LEAST_GAIN_S: f64 = 0.05;
-/// A task of this priority or more is recognized here at once: it is at the head of the queue, and nothing is
-/// sooner. Neither is it held. Only policies that send everything up do not ask.
+const MIN_GAIN_S: f64 = 0.05;
+/// A task of at least this priority is recognized here at once: it is at the head of the queue, so nothing is
+/// faster, and it is never held. Policies that send everything up ignore this.
 const URGENT: u8 = 8;
-/// A deadline is met with this much to spare, seconds; a guess.
+/// Time to spare before a deadline, seconds; a guess.
 const GUARD_S: f64 = 0.05;
 
-/// Seconds of work that wait at the site.
+/// Queued work at the site, seconds.
 pub fn queue_s(load: &SiteLoad) -> f64 {
     load.waiting as f64 * load.cost_s / f64::from(load.replicas.max(1))
 }
 
-/// When the verdict on so many bytes would be back, seconds from now; `None` when nobody would judge
-/// them. The cloud's queue is counted by its own word or by what we sent there, whichever is more. A cloud
-/// that stands still is expected to do so for as long again: of an interruption of unknown kind no better
-/// guess is known (Gott, Nature 363, 1993).
+/// When a verdict on this many bytes would be back, seconds from now; `None` if there is nobody to judge
+/// them. The cloud's queue is what it reports or what we sent there, whichever is more. A stalled cloud
+/// is expected to stall for as long again: for an interruption of unknown kind there is no better
+/// guess (Gott, Nature 363, 1993).
 pub fn finish_s(network: &Network, bytes: u64) -> Option<f64> {
     let cloud = network.cloud.filter(|_| network.up)?;
     let rate = network.rate_bytes_per_s.unwrap_or(f64::INFINITY);
@@ -41,24 +42,24 @@ pub fn finish_s(network: &Network, bytes: u64) -> Option<f64> {
     Some(upload_s * network.slowdown_ratio.max(1.0) + queue + cloud.cost_s + still_s)
 }
 
-fn has_room(network: &Network, bytes: u64) -> bool {
+fn has_capacity(network: &Network, bytes: u64) -> bool {
     network.away < network.most_away && network.budget_left_bytes.is_none_or(|left| left >= bytes)
 }
 
 /// A task that waits for the decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdmitInput {
-    /// Its image, bytes.
+    /// Size of its image, bytes.
     pub bytes: u64,
-    /// Until its deadline, seconds, below 0 if that is past; absent without one.
+    /// Time to its deadline, seconds, negative once it passed; absent without one.
     pub left_s: Option<f64>,
-    /// How long it was held already, seconds.
+    /// Time it was held already, seconds.
     pub held_s: f64,
     /// Whether its image may leave the site.
     pub may_leave: bool,
     /// 0 (bulk) to 9 (first).
     pub priority: u8,
-    /// A number from 0 to 1 of its own, the same whenever it is asked.
+    /// The task's own fraction from 0 to 1, the same at every decision.
     pub lot: f64,
 }
 
@@ -67,20 +68,20 @@ pub struct AdmitInput {
 pub enum AdmitDecision {
     /// It is recognized here.
     Local,
-    /// It goes to the cloud without having been recognized.
+    /// It is offloaded: it goes to the cloud without being recognized here.
     Redirect,
-    /// It is held; ask again when something changed.
+    /// It is held; decide again when something changes.
     Listen,
 }
 
-/// The state of the decision.
+/// State of the decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdmitState {
-    /// Where tasks go.
+    /// Routing mode.
     pub mode: RoutingMode,
     /// Whether the site counts as overloaded.
     pub overloaded: bool,
-    /// When that changed last, seconds.
+    /// When `overloaded` last changed, seconds.
     pub changed_at_s: f64,
 }
 
@@ -90,7 +91,7 @@ impl Default for AdmitState {
     }
 }
 
-/// Decides about one task: the new state, and where the task goes.
+/// Decides about one task: returns the new state, and where the task goes.
 pub fn decide_admission(
     policy: &Policy,
     state: AdmitState,
@@ -102,9 +103,9 @@ pub fn decide_admission(
     let state = overload(policy, state, load, now_s);
     let admit = match policy.name {
         PolicyName::EdgeOnly | PolicyName::HardExample | PolicyName::Oracle => AdmitDecision::Local,
-        PolicyName::Random if task.lot < policy.share_ratio && could_go(network, task) => AdmitDecision::Redirect,
+        PolicyName::Random if task.lot < policy.share_ratio && can_offload(network, task) => AdmitDecision::Redirect,
         PolicyName::Random => AdmitDecision::Local,
-        PolicyName::CloudOnly if could_go(network, task) => AdmitDecision::Redirect,
+        PolicyName::CloudOnly if can_offload(network, task) => AdmitDecision::Redirect,
         PolicyName::CloudOnly if task.may_leave => hold(policy, load, task),
         PolicyName::CloudOnly => AdmitDecision::Local,
         PolicyName::Paper => paper(policy, &state, load, network, task),
@@ -120,7 +121,7 @@ pub fn decide_admission(
     (AdmitState { mode, ..state }, admit)
 }
 
-/// Whether the site counts as overloaded from now on: above the high mark of any signal, until below the low
+/// Updates whether the site counts as overloaded: from above the high mark of any signal until below the low
 /// marks of all, and never changed sooner than the dwell time allows.
 pub fn overload(policy: &Policy, state: AdmitState, load: &SiteLoad, now_s: f64) -> AdmitState {
     let marks = &policy.load;
@@ -146,16 +147,16 @@ pub fn overload(policy: &Policy, state: AdmitState, load: &SiteLoad, now_s: f64)
     }
 }
 
-fn could_go(network: &Network, task: &AdmitInput) -> bool {
-    task.may_leave && network.up && has_room(network, task.bytes)
+fn can_offload(network: &Network, task: &AdmitInput) -> bool {
+    task.may_leave && network.up && has_capacity(network, task.bytes)
 }
 
 fn paper(policy: &Policy, state: &AdmitState, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
-    // Only the excess goes or waits: a replica that is free takes the task.
+    // Only the excess is offloaded or held: a free replica takes the task.
     if !state.overloaded || task.priority >= URGENT || load.free && !above_memory(policy, load) {
         return AdmitDecision::Local;
     }
-    match could_go(network, task) && network.available {
+    match can_offload(network, task) && network.available {
         true => AdmitDecision::Redirect,
         false => hold(policy, load, task),
     }
@@ -166,11 +167,11 @@ fn above_memory(policy: &Policy, load: &SiteLoad) -> bool {
         || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.memory_pressure_low_ratio)
 }
 
-/// Held until something changes, but never past its deadline, nor longer than the policy allows.
+/// Held until something changes, but not past its deadline, nor longer than the policy allows.
 fn hold(policy: &Policy, load: &SiteLoad, task: &AdmitInput) -> AdmitDecision {
-    let too_long = task.held_s * 1000.0 >= policy.hold_ms as f64;
-    let forced = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
-    if too_long || forced || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
+    let held_too_long = task.held_s * 1000.0 >= policy.hold_ms as f64;
+    let is_due = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
+    if held_too_long || is_due || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
 }
 
 fn earliest_finish(
@@ -180,20 +181,20 @@ fn earliest_finish(
     network: &Network,
     task: &AdmitInput,
 ) -> AdmitDecision {
-    if load.free || task.priority >= URGENT || !network.available || !could_go(network, task) {
+    if load.free || task.priority >= URGENT || !network.available || !can_offload(network, task) {
         return AdmitDecision::Local;
     }
     let Some(there_s) = finish_s(network, task.bytes) else { return AdmitDecision::Local };
-    // All tasks at the site are alike, so whichever goes up spares the last of them its turn: the cloud
-    // must be sooner than the end of the whole queue.
+    // All tasks at the site are alike, so whichever is offloaded saves the last one its turn: the cloud
+    // must be faster than the end of the whole queue.
     let here_s = queue_s(load) + load.cost_s;
-    let late = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
+    let misses_deadline = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
     let ratio = if state.mode == RoutingMode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
-    let goes = match (&policy.objective, late(here_s), late(there_s)) {
+    let offloads = match (&policy.objective, misses_deadline(here_s), misses_deadline(there_s)) {
         // Deadlines are constraints of both objectives.
         (_, true, false) => true,
         (_, false, true) => false,
-        (Objective::Hierarchical, ..) => there_s < here_s * ratio && here_s - there_s > LEAST_GAIN_S,
+        (Objective::Hierarchical, ..) => there_s < here_s * ratio && here_s - there_s > MIN_GAIN_S,
         (Objective::Weighted(weights), ..) => {
             let energy = &policy.energy;
             let megabytes = task.bytes as f64 / 1e6;
@@ -204,7 +205,7 @@ fn earliest_finish(
             there < here * ratio
         }
     };
-    if goes { AdmitDecision::Redirect } else { AdmitDecision::Local }
+    if offloads { AdmitDecision::Redirect } else { AdmitDecision::Local }
 }
 
 #[cfg(test)]
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_method_holds() {
+    fn the_decision_table_of_the_paper_holds() {
         let paper = policy(PolicyName::Paper);
         assert_eq!(admit(&paper, &IDLE, &THERE, &TASK), AdmitDecision::Local);
         assert_eq!(admit(&paper, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
@@ -260,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn listening_ends_when_load_is_released_the_network_returns_or_the_deadline_comes() {
+    fn holding_ends_when_load_falls_the_network_returns_or_the_deadline_comes() {
         let paper = policy(PolicyName::Paper);
         let (listening, first) = decide_admission(&paper, AdmitState::default(), &BUSY, &GONE, &TASK, 0.0);
         assert_eq!((listening.mode, first), (RoutingMode::Listen, AdmitDecision::Listen));
         let next = |load: &SiteLoad, network: &Network, task: &AdmitInput| {
             decide_admission(&paper, listening, load, network, task, 5.0).1
         };
-        assert_eq!(next(&SiteLoad { waiting: 0, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "load released");
+        assert_eq!(next(&SiteLoad { waiting: 0, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "load fell");
         assert_eq!(next(&SiteLoad { free: true, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "a replica is free");
         assert_eq!(next(&BUSY, &THERE, &TASK), AdmitDecision::Redirect, "the network returned");
         assert_eq!(next(&BUSY, &GONE, &AdmitInput { left_s: Some(0.03), ..TASK }), AdmitDecision::Local, "deadline");
@@ -280,20 +281,20 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_finish_uses_the_cloud_while_it_shortens_the_queue() {
+    fn earliest_finish_offloads_while_that_shortens_the_queue() {
         let policy = policy(PolicyName::EarliestFinish);
         assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
         assert_eq!(
             admit(&policy, &SiteLoad { waiting: 4, ..BUSY }, &THERE, &TASK),
             AdmitDecision::Local,
-            "sooner here"
+            "faster here"
         );
         let queued =
             Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01, still_s: 0.0 }), ..THERE };
         assert_eq!(admit(&policy, &BUSY, &queued, &TASK), AdmitDecision::Local, "the cloud has a longer queue");
         let still =
             Network { cloud: Some(CloudLoad { waiting: 1, replicas: 4, cost_s: 0.01, still_s: 60.0 }), ..THERE };
-        assert_eq!(admit(&policy, &BUSY, &still, &TASK), AdmitDecision::Local, "it finishes nothing");
+        assert_eq!(admit(&policy, &BUSY, &still, &TASK), AdmitDecision::Local, "it is stalled");
         let sent = Network {
             away: 250,
             cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1, still_s: 0.0 }),
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(
             admit(&policy, &BUSY, &sent, &TASK),
             AdmitDecision::Local,
-            "what we sent counts before the cloud says so"
+            "what we sent counts before the cloud reports it"
         );
         assert_eq!(
             admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK),
@@ -312,37 +313,41 @@ mod tests {
         assert_eq!(
             admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK),
             AdmitDecision::Local,
-            "nobody judges"
+            "nobody to judge"
         );
         assert_eq!(admit(&policy, &BUSY, &THERE, &AdmitInput { may_leave: false, ..TASK }), AdmitDecision::Local);
         assert_eq!(
             admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK),
             AdmitDecision::Local,
-            "enough are away"
+            "the window is full"
         );
     }
 
     #[test]
-    fn deadlines_come_before_the_objective() {
+    fn deadlines_take_precedence_over_the_objective() {
         let hierarchical = policy(PolicyName::EarliestFinish);
         let weights = ObjectiveWeights { per_mb: 1e9, ..ObjectiveWeights::default() };
         let frugal = Policy { objective: Objective::Weighted(weights), ..hierarchical.clone() };
-        assert_eq!(admit(&frugal, &BUSY, &THERE, &TASK), AdmitDecision::Local, "bytes are dear");
+        assert_eq!(admit(&frugal, &BUSY, &THERE, &TASK), AdmitDecision::Local, "bytes are expensive");
         let urgent = AdmitInput { left_s: Some(1.0), ..TASK };
-        assert_eq!(admit(&frugal, &BUSY, &THERE, &urgent), AdmitDecision::Redirect, "only the cloud is in time");
+        assert_eq!(
+            admit(&frugal, &BUSY, &THERE, &urgent),
+            AdmitDecision::Redirect,
+            "only the cloud meets the deadline"
+        );
         let eager = ObjectiveWeights { per_point: 1e9, ..ObjectiveWeights::default() };
         let eager = Policy { objective: Objective::Weighted(eager), cloud_gain_points: 5.0, ..hierarchical };
         let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
-        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Redirect, "accuracy is dear");
+        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Redirect, "accuracy is worth more");
         assert_eq!(
             admit(&eager, &BUSY, &slow, &AdmitInput { left_s: Some(6.0), ..TASK }),
             AdmitDecision::Local,
-            "too late"
+            "misses the deadline"
         );
     }
 
     #[test]
-    fn what_is_urgent_is_neither_held_nor_sent_away() {
+    fn urgent_tasks_are_neither_held_nor_offloaded() {
         let urgent = AdmitInput { priority: 9, ..TASK };
         for name in [PolicyName::Paper, PolicyName::EarliestFinish] {
             assert_eq!(admit(&policy(name), &BUSY, &THERE, &urgent), AdmitDecision::Local, "{name}");
@@ -353,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_baselines_do_what_they_are_called() {
+    fn the_baselines_do_what_their_names_say() {
         for name in [PolicyName::EdgeOnly, PolicyName::HardExample, PolicyName::Oracle] {
             assert_eq!(admit(&policy(name), &BUSY, &THERE, &TASK), AdmitDecision::Local);
         }
@@ -408,7 +413,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn overload_never_changes_faster_than_it_may(
+        fn overload_never_changes_faster_than_allowed(
             name in names(),
             steps in prop::collection::vec((0.0_f64..0.4, loads(), networks()), 1..200),
         ) {
@@ -440,7 +445,7 @@ mod tests {
         }
 
         #[test]
-        fn what_may_not_leave_never_leaves_and_nothing_goes_where_nobody_answers(
+        fn nothing_is_offloaded_against_the_policy_or_to_an_unreachable_cloud(
             name in names(), load in loads(), network in networks(), may_leave in prop::bool::ANY,
         ) {
             let task = AdmitInput { may_leave, ..TASK };

@@ -1,11 +1,11 @@
-//! What verdicts teach the gate: for each label the lowest threshold that still keeps the target, and how
-//! sure of itself the model ought to be. Pure.
+//! Learns from verdicts: for each label the lowest threshold that still meets the target, and the
+//! temperature at which the model's confidence is right. Pure.
 //!
-//! Every answer is counted by label and confidence; those that were verified (all doubtful ones, and a
-//! random sample of the confident) also by whether the cloud agreed. So each bin's accuracy is known with
-//! the uncertainty of its own sample, and the bins are weighed by how many answers fall into them
+//! Every answer is counted by label and confidence; verified answers (all doubtful ones, and a
+//! random sample of the confident) also by whether the cloud agreed. So the accuracy of each bin is known with
+//! the uncertainty of its own sample, and the bins are weighted by the number of answers in them
 //! (stratified sampling: Cochran, Sampling Techniques, chapter 5). A bin's accuracy is the posterior of a
-//! uniform prior, so a bin without evidence counts as right half of the time.
+//! uniform prior, so a bin without evidence counts as right half the time.
 
 use std::collections::BTreeMap;
 
@@ -16,26 +16,26 @@ use serde::{Deserialize, Serialize};
 pub const BINS: usize = 25;
 /// One-sided 95 % of the normal distribution.
 const Z: f64 = 1.645;
-/// A label with fewer verdicts than this goes by the evidence of all labels together.
-const ENOUGH: u64 = 30;
-/// Samples kept for the temperature; the newest.
-const SAMPLES: usize = 400;
-/// Labels counted one by one; all others together.
-const MOST_LABELS: usize = 500;
+/// A label with fewer verdicts than this uses the evidence of all labels together.
+const MIN_VERDICTS: u64 = 30;
+/// Newest samples kept for the temperature.
+const MAX_SAMPLES: usize = 400;
+/// Labels counted individually; all others are counted together.
+const MAX_LABELS: usize = 500;
 
 /// Counts of one bin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConfidenceBin {
-    /// Answers.
+    /// Answers counted.
     pub seen: u64,
-    /// Of those, verified.
+    /// How many of those were verified.
     pub verified: u64,
-    /// Of those, right as far as the cloud knows.
+    /// How many of the verified ones agree with the cloud.
     pub right: u64,
 }
 
 impl ConfidenceBin {
-    /// Counts come from a note that anybody at the site may have written: they end at what fits.
+    /// Saturating: counts come from a note that anybody at the site may have written.
     fn add(&mut self, more: &Self) {
         self.seen = self.seen.saturating_add(more.seen);
         self.verified = self.verified.saturating_add(more.verified);
@@ -43,7 +43,7 @@ impl ConfidenceBin {
     }
 }
 
-/// One count of several bins together.
+/// The sum of one count over several bins.
 fn total<'a>(bins: impl IntoIterator<Item = &'a ConfidenceBin>, count: fn(&ConfidenceBin) -> u64) -> u64 {
     bins.into_iter().map(count).fold(0, u64::saturating_add)
 }
@@ -51,55 +51,55 @@ fn total<'a>(bins: impl IntoIterator<Item = &'a ConfidenceBin>, count: fn(&Confi
 /// Counts by confidence.
 pub type ConfidenceBins = [ConfidenceBin; BINS];
 
-/// What the scores were where the cloud said which label is right.
+/// The scores of a verified answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationSample {
     /// Logits of the best classes, best first, up to a constant.
     logits: Vec<f32>,
-    /// Logit of each other class, if they are all alike; absent if there is none.
+    /// Logit of each other class, as if all were equal; absent if there is none.
     rest: Option<f32>,
-    /// How many other classes there are.
+    /// Number of other classes.
     others: u32,
-    /// Which of the best is right; absent: another.
+    /// Index of the right class among the best; absent: it is another.
     right: Option<u8>,
-    /// Which bin it fell into.
+    /// Bin of the answer.
     bin: u8,
 }
 
-/// What was learned about one release. Written down, so that it survives a restart.
+/// The counts for one release, saved so that they survive a restart.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CalibrationEvidence {
-    /// By label.
+    /// Counts by label.
     pub labels: BTreeMap<String, ConfidenceBins>,
-    /// For the temperature, oldest first.
+    /// Samples for the temperature, oldest first.
     pub samples: Vec<CalibrationSample>,
 }
 
-/// What follows from it.
+/// What follows from the evidence.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Calibration {
-    /// The lowest confidence that stays, by label; above 1 everything goes up.
+    /// Lowest confidence of a confident answer, by label; above 1 everything is doubtful.
     pub thresholds: BTreeMap<String, f32>,
     /// The same for labels without enough evidence of their own.
     pub pooled: f32,
-    /// Divides the logits so that confidence means accuracy; absent without enough evidence.
+    /// Temperature at which confidence equals accuracy; absent without enough evidence.
     pub temperature: Option<f32>,
-    /// Share of the answers expected to stay.
+    /// Expected share of answers that are confident.
     pub stays_ratio: f64,
-    /// The accuracy that holds with 95 % certainty.
+    /// Accuracy that holds with 95 % certainty.
     pub accuracy_at_least: f64,
     /// Verdicts it rests on.
     pub verdicts: u64,
 }
 
-/// Which bin a confidence falls into.
+/// The bin of a confidence.
 pub fn bin(confidence: f32) -> usize {
     ((f64::from(confidence.clamp(0.0, 1.0)) * BINS as f64) as usize).min(BINS - 1)
 }
 
-/// The same scores under another temperature: the confidence of the best class. `ranked` are the best
-/// classes under `from`, of `classes` in all; the others share the rest alike.
+/// The confidence of the best class under another temperature. `ranked` are the best
+/// classes under `from`, of `classes` in total; the others share the rest equally.
 pub fn rescaled(ranked: &[RankedClass], classes: usize, from: f32, to: f32) -> f32 {
     let sample = CalibrationSample::of(ranked, classes, from, None, 0);
     sample.ratios(to).first().copied().unwrap_or(0.0)
@@ -129,7 +129,7 @@ impl CalibrationSample {
         self.logits.iter().map(|logit| weigh(*logit) / sum).chain([rest / sum]).collect()
     }
 
-    /// Negative log-likelihood of what is right.
+    /// Negative log-likelihood of the right class.
     fn loss(&self, temperature: f32) -> f64 {
         let ratios = self.ratios(temperature);
         let ratio = self.right.map_or(ratios.last(), |right| ratios.get(usize::from(right)));
@@ -138,32 +138,32 @@ impl CalibrationSample {
 }
 
 impl CalibrationEvidence {
-    /// What it says of the release that comes after: a quarter of it, so that little of its own outweighs it.
+    /// The evidence for the next release: a quarter of this, so that a little of its own outweighs it.
     pub fn decayed(&self) -> Self {
         const SHARE: u64 = 4;
-        let fade = |bin: &ConfidenceBin| ConfidenceBin {
+        let decay = |bin: &ConfidenceBin| ConfidenceBin {
             seen: bin.seen / SHARE,
             verified: bin.verified / SHARE,
             right: bin.right / SHARE,
         };
-        let labels = self.labels.iter().map(|(label, bins)| (label.clone(), bins.each_ref().map(fade)));
+        let labels = self.labels.iter().map(|(label, bins)| (label.clone(), bins.each_ref().map(decay)));
         let samples = self.samples.iter().skip(self.samples.len() - self.samples.len() / SHARE as usize);
         Self { labels: labels.collect(), samples: samples.cloned().collect() }
     }
 
     fn bins(&mut self, label: &str) -> &mut ConfidenceBins {
-        let known = self.labels.contains_key(label) || self.labels.len() < MOST_LABELS;
+        let known = self.labels.contains_key(label) || self.labels.len() < MAX_LABELS;
         self.labels.entry(if known { label.to_owned() } else { String::new() }).or_default()
     }
 
-    /// An answer was given. `confidence` under the gate's own temperature.
+    /// Counts an answer. `confidence` is under the gate's own temperature.
     pub fn add_answer(&mut self, label: &str, confidence: f32) {
         let seen = &mut self.bins(label)[bin(confidence)].seen;
         *seen = seen.saturating_add(1);
     }
 
-    /// The cloud said what is right. `edge` was said under its own temperature, or else under `temperature`,
-    /// by a model of so many classes; the gate's temperature is `temperature`.
+    /// Counts a verdict. `edge` was predicted under its own temperature, or else under `temperature`,
+    /// by a model of `classes` classes; the gate's temperature is `temperature`.
     pub fn add_verdict(&mut self, edge: &Prediction, right: &str, classes: usize, temperature: f32) {
         let own = edge.temperature.unwrap_or(temperature);
         let confidence = rescaled(&edge.top, classes, own, temperature);
@@ -171,11 +171,11 @@ impl CalibrationEvidence {
         let bin = &mut self.bins(&edge.label)[place];
         bin.add(&ConfidenceBin { seen: 0, verified: 1, right: u64::from(edge.label == right) });
         self.samples.push(CalibrationSample::of(&edge.top, classes, own, Some(right), place));
-        let surplus = self.samples.len().saturating_sub(SAMPLES);
+        let surplus = self.samples.len().saturating_sub(MAX_SAMPLES);
         self.samples.drain(..surplus);
     }
 
-    /// Adds what was counted elsewhere.
+    /// Adds evidence that was counted elsewhere.
     pub fn add(&mut self, more: &CalibrationEvidence) {
         for (label, bins) in &more.labels {
             for (own, other) in self.bins(label).iter_mut().zip(bins) {
@@ -183,43 +183,43 @@ impl CalibrationEvidence {
             }
         }
         self.samples.extend(more.samples.iter().cloned());
-        let surplus = self.samples.len().saturating_sub(SAMPLES);
+        let surplus = self.samples.len().saturating_sub(MAX_SAMPLES);
         self.samples.drain(..surplus);
     }
 
-    /// What follows for a target: the accuracy, with a verdict counted as right, that the final answers shall
-    /// keep for each label with 95 % certainty.
+    /// The calibration for a target: the accuracy, with verdicts taken as right, that final answers must
+    /// reach for each label with 95 % certainty.
     pub fn calibration(&self, target_ratio: f64) -> Calibration {
         let mut pool = ConfidenceBins::default();
         for bins in self.labels.values() {
             add(&mut pool, bins);
         }
-        let pooled = lowest(&pool, target_ratio);
+        let pooled = lowest_bin(&pool, target_ratio);
         let (mut thresholds, mut stays, mut seen, mut floor) = (BTreeMap::new(), 0_u64, 0_u64, 0.0);
         for (label, bins) in &self.labels {
-            let enough = total(bins, |bin| bin.verified) >= ENOUGH;
-            let first = if enough { lowest(bins, target_ratio) } else { pooled };
+            let enough = total(bins, |bin| bin.verified) >= MIN_VERDICTS;
+            let first = if enough { lowest_bin(bins, target_ratio) } else { pooled };
             if enough && !label.is_empty() {
-                thresholds.insert(label.clone(), edge(first));
+                thresholds.insert(label.clone(), lower_edge(first));
             }
             let all = total(bins, |bin| bin.seen);
             stays = stays.saturating_add(total(bins.iter().skip(first), |bin| bin.seen));
             seen = seen.saturating_add(all);
-            floor += at_least(bins, first) * all as f64;
+            floor += guaranteed_accuracy(bins, first) * all as f64;
         }
         let verdicts = total(&pool, |bin| bin.verified);
         let share = |part: f64| if seen == 0 { 0.0 } else { part / seen as f64 };
         Calibration {
             thresholds,
-            pooled: edge(pooled),
-            temperature: (self.samples.len() as u64 >= ENOUGH).then(|| self.temperature(&pool)),
+            pooled: lower_edge(pooled),
+            temperature: (self.samples.len() as u64 >= MIN_VERDICTS).then(|| self.temperature(&pool)),
             stays_ratio: share(stays as f64),
             accuracy_at_least: share(floor),
             verdicts,
         }
     }
 
-    /// The temperature of the smallest log loss, each sample weighed by how many answers it stands for.
+    /// The temperature with the smallest log loss, each sample weighted by the number of answers it represents.
     fn temperature(&self, pool: &ConfidenceBins) -> f32 {
         let weight = |sample: &CalibrationSample| {
             let bin = pool.get(usize::from(sample.bin)).copied().unwrap_or_default();
@@ -228,7 +228,7 @@ impl CalibrationEvidence {
         let loss = |temperature: f32| -> f64 {
             self.samples.iter().map(|sample| weight(sample) * sample.loss(temperature)).sum()
         };
-        // The loss has one minimum over the logarithm of the temperature: golden section.
+        // The loss has one minimum over the logarithm of the temperature: golden-section search.
         let (mut low, mut high) = (0.25_f32.ln(), 4.0_f32.ln());
         const GOLDEN: f32 = 0.618_034;
         for _ in 0..24 {
@@ -244,12 +244,12 @@ fn add(bins: &mut ConfidenceBins, more: &ConfidenceBins) {
 }
 
 /// The lower edge of a bin; above 1 for none.
-fn edge(first: usize) -> f32 {
+fn lower_edge(first: usize) -> f32 {
     if first >= BINS { 1.01 } else { first as f32 / BINS as f32 }
 }
 
-/// The accuracy that holds with 95 % certainty when everything below a bin is verified and the rest stays.
-fn at_least(bins: &ConfidenceBins, first: usize) -> f64 {
+/// The accuracy that holds with 95 % certainty if everything below a bin is verified and the rest is not.
+fn guaranteed_accuracy(bins: &ConfidenceBins, first: usize) -> f64 {
     let all = total(bins, |bin| bin.seen);
     if all == 0 {
         return 0.0;
@@ -261,7 +261,7 @@ fn at_least(bins: &ConfidenceBins, first: usize) -> f64 {
             accuracy += share;
             continue;
         }
-        // No more can be right than were looked at, whatever a note says.
+        // No more can be right than were verified, whatever a note claims.
         let (right, verified) = (bin.right.min(bin.verified) as f64, bin.verified as f64);
         let mean = (right + 1.0) / (verified + 2.0);
         accuracy += share * mean;
@@ -270,9 +270,9 @@ fn at_least(bins: &ConfidenceBins, first: usize) -> f64 {
     accuracy - Z * variance.sqrt()
 }
 
-/// The lowest bin from which on answers may stay; `BINS` for none.
-fn lowest(bins: &ConfidenceBins, target_ratio: f64) -> usize {
-    (0..=BINS).rev().take_while(|first| at_least(bins, *first) >= target_ratio).last().unwrap_or(BINS)
+/// The lowest bin from which on answers may be confident; `BINS` for none.
+fn lowest_bin(bins: &ConfidenceBins, target_ratio: f64) -> usize {
+    (0..=BINS).rev().take_while(|first| guaranteed_accuracy(bins, *first) >= target_ratio).last().unwrap_or(BINS)
 }
 
 #[cfg(test)]
@@ -286,7 +286,7 @@ mod tests {
         vec![of("cat", confidence), of("dog", 1.0 - confidence)]
     }
 
-    fn opinion(confidence: f32) -> Prediction {
+    fn prediction(confidence: f32) -> Prediction {
         let release = schemas::ReleaseId::from_sha256([1; 32]);
         Prediction {
             label: "cat".into(),
@@ -299,7 +299,7 @@ mod tests {
         }
     }
 
-    /// Answers of a model that is right as often as its confidence to the power of `sharp` says, all verified.
+    /// Evidence of a model that is right with probability `confidence.powf(sharp)`, all answers verified.
     fn evidence(answers: u64, sharp: f64) -> CalibrationEvidence {
         let mut evidence = CalibrationEvidence::default();
         for number in 0..answers {
@@ -307,26 +307,26 @@ mod tests {
             evidence.add_answer("cat", confidence);
             let right =
                 ((number / 100 * 7919 + number * 104_729) % 1000) as f64 / 1000.0 < f64::from(confidence).powf(sharp);
-            evidence.add_verdict(&opinion(confidence), if right { "cat" } else { "dog" }, 2, 1.0);
+            evidence.add_verdict(&prediction(confidence), if right { "cat" } else { "dog" }, 2, 1.0);
         }
         evidence
     }
 
     #[test]
-    fn without_evidence_everything_goes_up() {
-        let belief = CalibrationEvidence::default().calibration(0.9);
-        assert!(belief.pooled > 1.0 && belief.thresholds.is_empty() && belief.temperature.is_none());
+    fn without_evidence_everything_is_doubtful() {
+        let calibration = CalibrationEvidence::default().calibration(0.9);
+        assert!(calibration.pooled > 1.0 && calibration.thresholds.is_empty() && calibration.temperature.is_none());
     }
 
     #[test]
-    fn a_higher_target_sends_more_up_and_is_kept() {
+    fn a_higher_target_verifies_more_and_is_met() {
         let evidence = evidence(20_000, 1.0);
         let mut before = 2.0;
         for target in [0.8, 0.9, 0.95, 0.99] {
-            let belief = evidence.calibration(target);
-            assert!(belief.accuracy_at_least >= target, "{target}: {belief:?}");
-            assert!(belief.stays_ratio < before, "{target}: {belief:?}");
-            before = belief.stays_ratio;
+            let calibration = evidence.calibration(target);
+            assert!(calibration.accuracy_at_least >= target, "{target}: {calibration:?}");
+            assert!(calibration.stays_ratio < before, "{target}: {calibration:?}");
+            before = calibration.stays_ratio;
         }
     }
 
@@ -339,34 +339,34 @@ mod tests {
     #[test]
     fn an_overconfident_model_gets_a_higher_temperature() {
         let honest = evidence(5000, 1.0).calibration(0.9).temperature.unwrap();
-        let boastful = evidence(5000, 3.0).calibration(0.9).temperature.unwrap();
+        let overconfident = evidence(5000, 3.0).calibration(0.9).temperature.unwrap();
         assert!((0.85..1.2).contains(&honest), "{honest}");
-        assert!(boastful > 1.3, "{boastful}");
+        assert!(overconfident > 1.3, "{overconfident}");
     }
 
     #[test]
-    fn evidence_counted_apart_adds_up() {
+    fn separate_evidence_adds_up() {
         let (mut both, whole) = (evidence(300, 1.0), evidence(300, 1.0));
         both.add(&whole);
         assert_eq!(both.labels["cat"].iter().map(|bin| bin.seen).sum::<u64>(), 600);
-        assert!(both.samples.len() <= SAMPLES);
+        assert!(both.samples.len() <= MAX_SAMPLES);
     }
 
     #[test]
-    fn counts_that_nobody_can_have_counted_are_believed_no_more_than_others() {
+    fn impossible_counts_do_no_harm() {
         let mut evidence = CalibrationEvidence::default();
         let absurd = ConfidenceBin { seen: u64::MAX, verified: 3, right: u64::MAX };
         evidence.labels.insert("cat".into(), [absurd; BINS]);
         evidence.labels.insert("dog".into(), [absurd; BINS]);
-        let belief = evidence.calibration(0.9);
-        assert!(belief.accuracy_at_least.is_finite() && belief.stays_ratio.is_finite(), "{belief:?}");
+        let calibration = evidence.calibration(0.9);
+        assert!(calibration.accuracy_at_least.is_finite() && calibration.stays_ratio.is_finite(), "{calibration:?}");
         let again = evidence.clone();
         evidence.add(&again);
         assert_eq!(evidence.labels["cat"][0].seen, u64::MAX);
     }
 
     #[test]
-    fn it_fits_a_note_of_the_ledger() {
+    fn the_evidence_fits_a_ledger_note() {
         let mut evidence = evidence(1000, 1.0);
         (0..2000).for_each(|number| evidence.add_answer(&format!("label-{number}"), 0.5));
         let size = serde_json::to_vec(&evidence).unwrap().len();
@@ -379,11 +379,11 @@ mod tests {
             let same = rescaled(&ranked(confidence), 2, temperature, temperature);
             prop_assert!((same - confidence).abs() < 1e-4);
             let other = rescaled(&ranked(confidence), 2, 1.0, 2.0);
-            prop_assert!(other <= confidence + 1e-4, "a higher temperature makes it less sure");
+            prop_assert!(other <= confidence + 1e-4, "a higher temperature lowers confidence");
         }
 
         #[test]
-        fn the_target_is_kept_or_everything_goes_up(
+        fn the_target_is_met_or_everything_is_doubtful(
             bins in prop::collection::vec((0_u64..2000, 0_u64..200, 0_u64..200), BINS), target in 0.5_f64..0.999,
         ) {
             let mut evidence = CalibrationEvidence::default();
@@ -393,9 +393,9 @@ mod tests {
             });
             let counted: Vec<ConfidenceBin> = counted.collect();
             evidence.labels.insert("cat".into(), counted.try_into().unwrap());
-            let belief = evidence.calibration(target);
-            let all_up = belief.stays_ratio == 0.0;
-            prop_assert!(all_up || belief.accuracy_at_least >= target - 1e-9, "{belief:?}");
+            let calibration = evidence.calibration(target);
+            let all_up = calibration.stays_ratio == 0.0;
+            prop_assert!(all_up || calibration.accuracy_at_least >= target - 1e-9, "{calibration:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! All settings that decide, as they are noted so that what was decided can be decided again.
+//! All settings that influence decisions, noted so that a decision can be made again.
 
 use schemas::model::GateDefaults;
 use serde::{Deserialize, Serialize};
@@ -7,28 +7,28 @@ use crate::gate::{Gate, GateSettings};
 use crate::policy::Policy;
 use crate::verify::VerifySettings;
 
-/// All settings that decide.
+/// All settings that influence decisions.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EffectiveSettings {
-    /// Where a task is recognized.
+    /// Settings of the first decision, where a task is recognized.
     pub policy: Policy,
-    /// What makes an answer doubtful.
+    /// Settings of the gate.
     pub gate: GateSettings,
-    /// What the model says about that, where the settings say nothing.
+    /// The model's own thresholds, for what the settings leave open.
     pub model: GateDefaults,
-    /// What becomes of doubt.
+    /// Settings of the second decision, about doubtful answers.
     pub verify: VerifySettings,
 }
 
 impl EffectiveSettings {
-    /// The gate that follows.
+    /// The gate that results from settings and model.
     pub fn gate(&self) -> Gate {
         Gate::new(&self.gate, &self.model)
     }
 }
 
-/// The note that holds settings, by the end of its name.
+/// Key of the ledger note that holds settings, given their digest.
 pub fn settings_note(settings: &str) -> String {
     format!("decides-{settings}")
 }

@@ -1,5 +1,5 @@
-//! What becomes of what the site's model says: it stands, it is verified, or it waits. The second decision,
-//! after the gate. Pure.
+//! Decides what happens to the answer of the site's model: it stands, it is verified, or it waits. The second decision,
+//! made after the gate. Pure.
 
 use schemas::decision_trace::Network;
 use schemas::{EscalationOutcome, Reason, VerifyReason};
@@ -8,23 +8,23 @@ use crate::admit::finish_s;
 use crate::policy::{Policy, PolicyName};
 use crate::verify::{PayloadKind, VerifySettings};
 
-/// What becomes of it.
+/// What happens to an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Escalation {
     /// It is final, for this reason.
     Stands(Reason),
-    /// It is final because its time is up.
+    /// It is final because its deadline passed.
     Expired,
-    /// It is provisional and goes up.
+    /// It is provisional and a request goes up.
     Goes(VerifyReason),
-    /// It is provisional, and nothing goes up: it becomes final at its deadline, unless a person is faster.
+    /// It is provisional and nothing goes up: it becomes final at its deadline, unless a person labels it before.
     Waits,
-    /// It is held until the verdict is there, and so is whatever comes after it: the baseline.
+    /// It is held until the verdict arrives, and so is everything after it: the baseline.
     Blocks,
 }
 
 impl Escalation {
-    /// The word for it.
+    /// The outcome as noted in a decision trace.
     pub fn outcome(self) -> EscalationOutcome {
         match self {
             Escalation::Stands(_) => EscalationOutcome::Stands,
@@ -37,47 +37,48 @@ impl Escalation {
     }
 }
 
-/// What the decision is about.
+/// Input of the decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EscalationInput<'a> {
-    /// What the gate says.
+    /// Result of the gate.
     pub reason: Reason,
-    /// The label the edge would give.
+    /// The site's label.
     pub label: &'a str,
-    /// The true one, if the publisher knows it; only `oracle` looks at it.
+    /// True label, if the publisher knows it; only `oracle` uses it.
     pub truth: Option<&'a str>,
-    /// Bytes that would go up.
+    /// Bytes that would be sent up.
     pub bytes: u64,
-    /// Until the deadline, seconds; below 0 when it is past.
+    /// Time to the deadline, seconds; negative once it passed.
     pub left_s: f64,
-    /// A number from 0 to 1 of the task's own, another one than for the first decision.
+    /// The task's own fraction from 0 to 1, different from that of the first decision.
     pub lot: f64,
 }
 
-/// Decides.
+/// Decides about one answer. `sampling`: whether confident answers are sampled for verification.
 pub fn escalate(
     policy: &Policy,
     verify: &VerifySettings,
     sampling: bool,
     network: &Network,
     share: &mut EscalationCap,
-    doubt: &EscalationInput<'_>,
+    answer: &EscalationInput<'_>,
 ) -> Escalation {
     share.earn(verify.max_share_ratio);
-    let confident = doubt.reason == Reason::Confident;
+    let confident = answer.reason == Reason::Confident;
     let doubtful = match policy.name {
-        PolicyName::Oracle => doubt.truth.is_some_and(|truth| truth != doubt.label),
+        PolicyName::Oracle => answer.truth.is_some_and(|truth| truth != answer.label),
         _ => !confident,
     };
     if !verify.enabled || matches!(policy.name, PolicyName::EdgeOnly | PolicyName::Random) {
-        return Escalation::Stands(if doubtful { Reason::NotVerified } else { doubt.reason });
+        return Escalation::Stands(if doubtful { Reason::NotVerified } else { answer.reason });
     }
     if !doubtful {
-        let drawn = sampling && network.available && doubt.lot < verify.sample_ratio && doubt.left_s > 0.0;
-        let goes = drawn && verify.payload != PayloadKind::Never && affordable(network, doubt) && share.spend();
-        return if goes { Escalation::Goes(VerifyReason::Sampled) } else { Escalation::Stands(Reason::Confident) };
+        let is_sampled = sampling && network.available && answer.lot < verify.sample_ratio && answer.left_s > 0.0;
+        let goes_up =
+            is_sampled && verify.payload != PayloadKind::Never && affordable(network, answer) && share.spend();
+        return if goes_up { Escalation::Goes(VerifyReason::Sampled) } else { Escalation::Stands(Reason::Confident) };
     }
-    if doubt.left_s <= 0.0 {
+    if answer.left_s <= 0.0 {
         return Escalation::Expired;
     }
     if verify.payload == PayloadKind::Never {
@@ -86,51 +87,51 @@ pub fn escalate(
     if policy.name == PolicyName::HardExample {
         return Escalation::Blocks;
     }
-    // While nobody judges, it waits for the link: store and forward.
-    let predicted_s = finish_s(network, doubt.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
-    if predicted_s.is_some_and(|predicted_s| predicted_s > doubt.left_s) {
+    // Without verifiers it waits in the outbox: store and forward.
+    let predicted_s = finish_s(network, answer.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
+    if predicted_s.is_some_and(|predicted_s| predicted_s > answer.left_s) {
         return Escalation::Stands(Reason::VerdictTooLate);
     }
-    match affordable(network, doubt) && share.spend() {
+    match affordable(network, answer) && share.spend() {
         true => Escalation::Goes(VerifyReason::Doubtful),
         false => Escalation::Stands(Reason::BudgetSpent),
     }
 }
 
-fn affordable(network: &Network, doubt: &EscalationInput<'_>) -> bool {
-    network.budget_left_bytes.is_none_or(|left| left >= doubt.bytes)
+fn affordable(network: &Network, answer: &EscalationInput<'_>) -> bool {
+    network.budget_left_bytes.is_none_or(|left| left >= answer.bytes)
 }
 
-/// The cap on the share of images that go up: a bucket that fills with every image.
+/// The cap on the share of images sent up: a token bucket that fills with every image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EscalationCap {
     earned: f64,
     capped: bool,
 }
 
-/// So many images' worth may be saved up, so that doubts that come together are not cut off.
-const MOST_SAVED: f64 = 20.0;
+/// Most images that may be saved up, so that doubtful answers in a row are not cut off.
+const MAX_SAVED: f64 = 20.0;
 
 impl Default for EscalationCap {
     fn default() -> Self {
-        Self { earned: MOST_SAVED, capped: false }
+        Self { earned: MAX_SAVED, capped: false }
     }
 }
 
 impl EscalationCap {
-    /// What was saved up before the next image, where there is a cap.
+    /// Images saved up before the next one; `None` without a cap.
     pub fn balance(&self, max_share_ratio: Option<f64>) -> Option<f64> {
         max_share_ratio.map(|_| self.earned)
     }
 
-    /// One with so much saved up.
+    /// A cap with this many images saved up.
     pub fn with_balance(saved: f64) -> Self {
-        Self { earned: saved.clamp(0.0, MOST_SAVED), ..Self::default() }
+        Self { earned: saved.clamp(0.0, MAX_SAVED), ..Self::default() }
     }
 
     fn earn(&mut self, max_share_ratio: Option<f64>) {
         self.capped = max_share_ratio.is_some();
-        self.earned = (self.earned + max_share_ratio.unwrap_or(1.0)).min(MOST_SAVED);
+        self.earned = (self.earned + max_share_ratio.unwrap_or(1.0)).min(MAX_SAVED);
     }
 
     fn spend(&mut self) -> bool {
@@ -169,13 +170,13 @@ mod tests {
     };
     const SURE: EscalationInput<'_> = EscalationInput { reason: Reason::Confident, ..DOUBT };
 
-    fn of(name: PolicyName, verify: &VerifySettings, network: &Network, doubt: &EscalationInput<'_>) -> Escalation {
+    fn of(name: PolicyName, verify: &VerifySettings, network: &Network, answer: &EscalationInput<'_>) -> Escalation {
         let policy = Policy { name, ..Policy::default() };
-        escalate(&policy, verify, false, network, &mut EscalationCap::default(), doubt)
+        escalate(&policy, verify, false, network, &mut EscalationCap::default(), answer)
     }
 
     #[test]
-    fn each_policy_does_with_doubt_what_it_is_called() {
+    fn each_policy_handles_doubtful_answers_as_its_name_says() {
         let verify = VerifySettings::default();
         let doubtful = |name| of(name, &verify, &THERE, &DOUBT);
         for name in [PolicyName::Paper, PolicyName::EarliestFinish, PolicyName::CloudOnly, PolicyName::Oracle] {
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_stay_waits_and_what_would_come_too_late_stands() {
+    fn answers_wait_if_nothing_may_leave_and_stand_if_a_verdict_would_be_too_late() {
         let never = VerifySettings { payload: PayloadKind::Never, ..VerifySettings::default() };
         assert_eq!(of(PolicyName::EarliestFinish, &never, &THERE, &DOUBT), Escalation::Waits);
         let verify = VerifySettings::default();
@@ -203,26 +204,26 @@ mod tests {
     }
 
     #[test]
-    fn caps_of_bytes_and_share_are_kept() {
+    fn the_byte_budget_and_the_cap_on_the_share_are_kept() {
         let verify = VerifySettings { max_share_ratio: Some(0.1), ..VerifySettings::default() };
         let spent = Network { budget_left_bytes: Some(100), ..THERE };
         assert_eq!(of(PolicyName::Paper, &verify, &spent, &DOUBT), Escalation::Stands(Reason::BudgetSpent));
         let (policy, mut share, mut sent) = (Policy::default(), EscalationCap::default(), 0);
         for _ in 0..1000 {
-            let fate = escalate(&policy, &verify, false, &THERE, &mut share, &DOUBT);
-            sent += i32::from(fate == Escalation::Goes(VerifyReason::Doubtful));
+            let escalation = escalate(&policy, &verify, false, &THERE, &mut share, &DOUBT);
+            sent += i32::from(escalation == Escalation::Goes(VerifyReason::Doubtful));
         }
         assert!((100..=121).contains(&sent), "{sent} of 1000");
     }
 
     #[test]
-    fn confident_answers_are_sampled_only_to_learn_and_only_while_the_link_is_free() {
+    fn confident_answers_are_sampled_only_while_learning_and_while_the_link_is_free() {
         let verify = VerifySettings { sample_ratio: 0.6, ..VerifySettings::default() };
-        let drawn = |sampling, network: &Network| {
+        let sampled = |sampling, network: &Network| {
             escalate(&Policy::default(), &verify, sampling, network, &mut EscalationCap::default(), &SURE)
         };
-        assert_eq!(drawn(true, &THERE), Escalation::Goes(VerifyReason::Sampled));
-        assert_eq!(drawn(false, &THERE), Escalation::Stands(Reason::Confident));
-        assert_eq!(drawn(true, &Network { available: false, ..THERE }), Escalation::Stands(Reason::Confident));
+        assert_eq!(sampled(true, &THERE), Escalation::Goes(VerifyReason::Sampled));
+        assert_eq!(sampled(false, &THERE), Escalation::Stands(Reason::Confident));
+        assert_eq!(sampled(true, &Network { available: false, ..THERE }), Escalation::Stands(Reason::Confident));
     }
 }

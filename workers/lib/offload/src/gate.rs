@@ -1,4 +1,4 @@
-//! Whether an answer is confident or doubtful: the second decision, after inference. Pure.
+//! Decides whether an answer is confident or doubtful, after inference. Pure.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::calibration::Calibration;
 
-/// Confidence below which an answer is doubtful when neither model nor operator says otherwise.
+/// Confidence below which an answer is doubtful if neither the model nor the settings say otherwise.
 /// A guess that suits calibrated classifiers of about ten classes.
 const DEFAULT_MIN_CONFIDENCE: f32 = 0.7;
 
-/// What an operator may say about the gate; what is absent is the model's own, or not tested.
+/// Settings of the gate; an absent one is the model's own, or not tested.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GateSettings {
@@ -22,24 +22,24 @@ pub struct GateSettings {
     pub min_confidence_ratio: Option<f32>,
     /// Smallest distance between the two best classes, 0 to 1.
     pub min_margin_ratio: Option<f32>,
-    /// Largest entropy as a share of a uniform guess's, 0 to 1.
+    /// Largest entropy as a fraction of the entropy of a uniform guess, 0 to 1.
     pub max_entropy_ratio: Option<f32>,
-    /// Largest novelty, 0 to 1: with 0.99 a picture is doubtful that is stranger than 99 % of those the model's novelty score
-    /// was calibrated on. Not tested on a release without a novelty score.
+    /// Largest novelty, 0 to 1: with 0.99 a picture is doubtful if it is stranger than 99 % of the calibration pictures
+    /// of the model's novelty score. Not tested on a release without a novelty score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_novelty: Option<f32>,
-    /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
+    /// Smallest confidence for single labels, 0 to 1; replaces `min_confidence_ratio` for them.
     pub labels: BTreeMap<String, f32>,
-    /// Instead of thresholds: the accuracy that final answers shall keep for each label, above 0.5 and
-    /// below 1, measured by the cloud's verdicts. Thresholds of confidence are then learned from them.
+    /// Instead of thresholds: the accuracy that final answers must reach for each label, above 0.5 and
+    /// below 1, measured by the cloud's verdicts, from which the confidence thresholds are then learned.
     pub target_accuracy_ratio: Option<f64>,
 }
 
 impl GateSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
-            return Err(format!("recognizer.gate.temperature is {temperature}, it must be above 0"));
+            return Err(format!("recognizer.gate.temperature is {temperature}; it must be above 0"));
         }
         let ratios = [
             ("min_confidence_ratio", self.min_confidence_ratio),
@@ -49,11 +49,13 @@ impl GateSettings {
         ];
         let labels = self.labels.iter().map(|(label, ratio)| (label.as_str(), Some(*ratio)));
         if let Some(target) = self.target_accuracy_ratio.filter(|target| !(*target > 0.5 && *target < 1.0)) {
-            return Err(format!("recognizer.gate.target_accuracy_ratio is {target}, it must lie between 0.5 and 1"));
+            return Err(format!(
+                "recognizer.gate.target_accuracy_ratio is {target}; it must be between 0.5 and 1, both excluded"
+            ));
         }
         for (name, ratio) in ratios.into_iter().chain(labels) {
             if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
-                return Err(format!("recognizer.gate: {name} is {ratio}, it must lie between 0 and 1"));
+                return Err(format!("recognizer.gate: {name} is {ratio}; it must be between 0 and 1"));
             }
         }
         Ok(())
@@ -63,9 +65,9 @@ impl GateSettings {
 /// The tests an answer must pass to be confident.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
-    /// Divides the logits before the softmax of what is tested, above 0.
+    /// Divides the logits before the softmax for the tests, above 0.
     pub temperature: f32,
-    /// The same for what is said; another one only when verdicts have taught it.
+    /// The same for published confidence; differs only after calibration by verdicts.
     pub calibrated: f32,
     min_confidence: f32,
     min_margin: f32,
@@ -75,7 +77,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// The operator's word first, then the model's own, then a default.
+    /// The gate of these settings, with the model's own values and then defaults for what is absent.
     pub fn new(settings: &GateSettings, model: &GateDefaults) -> Self {
         let mut labels = model.labels.clone();
         labels.extend(settings.labels.clone());
@@ -94,25 +96,25 @@ impl Gate {
         }
     }
 
-    /// The same tests, with what verdicts have taught about confidence.
-    pub fn with_calibration(&self, belief: &Calibration) -> Self {
+    /// The same tests, with the confidence thresholds and temperature learned from verdicts.
+    pub fn with_calibration(&self, calibration: &Calibration) -> Self {
         Self {
-            min_confidence: belief.pooled,
-            labels: belief.thresholds.clone(),
-            calibrated: belief.temperature.unwrap_or(self.calibrated),
+            min_confidence: calibration.pooled,
+            labels: calibration.thresholds.clone(),
+            calibrated: calibration.temperature.unwrap_or(self.calibrated),
             ..self.clone()
         }
     }
 
-    /// Whether it asks how strange a picture is.
+    /// Whether novelty is tested.
     pub fn tests_novelty(&self) -> bool {
         self.max_novelty < 1.0
     }
 
-    /// `Confident`, or the first test that was not passed. `label`: the best class's name.
+    /// `Confident`, or the first test that failed. `label`: the best class.
     pub fn decide(&self, tested: &TestedScores, label: &str) -> Reason {
         let TestedScores { best, second, entropy_ratio, novelty } = *tested;
-        // First, for what a model says of a picture it does not know means little, how sure it may be.
+        // First, because a model's confidence means little for a picture unlike those it knows.
         if novelty.is_some_and(|novelty| novelty > self.max_novelty) {
             return Reason::HighNovelty;
         }
@@ -124,7 +126,7 @@ impl Gate {
         if best - second < self.min_margin {
             return Reason::LowMargin;
         }
-        // A test at its end of the range is off; rounding must not make a uniform guess fail it.
+        // A limit at the end of the range is off; rounding must not make a uniform guess fail it.
         if self.max_entropy < 1.0 && entropy_ratio > self.max_entropy {
             return Reason::HighEntropy;
         }
@@ -132,31 +134,31 @@ impl Gate {
     }
 }
 
-/// What of the scores is tested.
+/// The scores that are tested.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TestedScores {
     /// Calibrated probability of the best class, 0 to 1.
     pub best: f32,
-    /// The same of the second best, 0 to 1.
+    /// Calibrated probability of the second best class, 0 to 1.
     pub second: f32,
-    /// Entropy as a share of a uniform guess's, 0 to 1.
+    /// Entropy as a fraction of the entropy of a uniform guess, 0 to 1.
     pub entropy_ratio: f32,
-    /// How strange the picture is to the model, 0 to 1; absent without a novelty score.
+    /// Novelty of the picture to the model, 0 to 1; absent without a novelty score.
     pub novelty: Option<f32>,
 }
 
 impl TestedScores {
-    /// Of calibrated probabilities of all classes.
+    /// From the calibrated probabilities of all classes.
     pub fn of(ratios: &[f32]) -> Self {
         let (best, second) = best_two(ratios);
         Self { best, second, entropy_ratio: entropy_ratio(ratios), novelty: None }
     }
 
-    /// Of the calibrated probabilities of a model's labels. `thresholds`: from which probability each holds, of a model for
-    /// several labels at once; otherwise empty.
+    /// From the calibrated probabilities of a model's labels. `thresholds`: probability from which each label applies,
+    /// for a multi-label model; otherwise empty.
     ///
-    /// Of several labels the least certain one decides: `best` is how certain it is that it holds, or does not, from 0.5 at
-    /// its threshold to 1 at 0 and at 1; `second` is what is left. The entropy is the mean over the labels.
+    /// With several labels the least certain one decides: `best` is the certainty that it applies, or does not, from
+    /// 0.5 at its threshold to 1 at 0 and at 1; `second` is the rest. The entropy is the mean over the labels.
     pub fn of_model(ratios: &[f32], thresholds: &[f32]) -> Self {
         if thresholds.is_empty() {
             return Self::of(ratios);
@@ -172,7 +174,7 @@ impl TestedScores {
         Self { best, second: 1.0 - best, entropy_ratio, novelty: None }
     }
 
-    /// The same of a picture that is so strange to the model, 0 to 1.
+    /// The same scores with a novelty.
     pub fn with_novelty(self, novelty: Option<f32>) -> Self {
         Self { novelty, ..self }
     }
@@ -186,7 +188,7 @@ fn best_two(ratios: &[f32]) -> (f32, f32) {
     })
 }
 
-/// Shannon entropy as a share of that of a uniform guess over as many classes, 0 to 1.
+/// Shannon entropy as a fraction of that of a uniform guess over the same number of classes, 0 to 1.
 pub fn entropy_ratio(ratios: &[f32]) -> f32 {
     if ratios.len() < 2 {
         return 0.0;
@@ -222,33 +224,33 @@ mod tests {
     }
 
     #[test]
-    fn a_strange_picture_is_in_doubt_however_sure_the_model_is() {
+    fn a_strange_picture_is_doubtful_at_any_confidence() {
         let sure = |novelty| TestedScores::of(&[0.99, 0.01]).with_novelty(novelty);
         let gate = gate(GateSettings { max_novelty: Some(0.99), ..GateSettings::default() });
         assert_eq!(gate.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
         assert_eq!(gate.decide(&sure(Some(0.99)), "a"), Reason::Confident);
         assert_eq!(gate.decide(&sure(None), "a"), Reason::Confident, "a model without a novelty score");
         assert!(gate.tests_novelty());
-        let taught = gate.with_calibration(&crate::calibration::CalibrationEvidence::default().calibration(0.9));
-        assert_eq!(taught.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
+        let calibrated = gate.with_calibration(&crate::calibration::CalibrationEvidence::default().calibration(0.9));
+        assert_eq!(calibrated.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
         let open = Gate::new(&GateSettings::default(), &GateDefaults::default());
-        assert_eq!(open.decide(&sure(Some(1.0)), "a"), Reason::Confident, "it is off unless asked for");
+        assert_eq!(open.decide(&sure(Some(1.0)), "a"), Reason::Confident, "it is off by default");
         assert!(!open.tests_novelty());
     }
 
     #[test]
-    fn of_several_labels_the_least_certain_one_decides() {
+    fn with_several_labels_the_least_certain_one_decides() {
         let tested = |ratios: &[f32], thresholds: &[f32]| TestedScores::of_model(ratios, thresholds);
         assert_eq!(tested(&[0.2, 0.7], &[]), TestedScores::of(&[0.2, 0.7]));
         assert!((tested(&[0.99, 0.1, 0.4], &[0.5; 3]).best - 0.6).abs() < 1e-6);
         assert!((tested(&[0.3, 0.0], &[0.3, 0.5]).best - 0.5).abs() < 1e-6, "at its threshold");
         assert!((tested(&[0.0, 1.0], &[0.3, 0.7]).best - 1.0).abs() < 1e-6);
-        assert!((tested(&[0.5, 1.0], &[0.0, 1.0]).best - 0.75).abs() < 1e-6, "always, and at 1 alone");
+        assert!((tested(&[0.5, 1.0], &[0.0, 1.0]).best - 0.75).abs() < 1e-6, "thresholds of 0 and 1");
         assert!(tested(&[0.5, 0.0], &[0.5; 2]).entropy_ratio > 0.49);
     }
 
     #[test]
-    fn the_operator_overrules_the_model() {
+    fn settings_override_the_model() {
         let model = GateDefaults { min_confidence_ratio: Some(0.9), temperature: Some(2.0), ..GateDefaults::default() };
         let settings = GateSettings { min_confidence_ratio: Some(0.4), ..GateSettings::default() };
         let gate = Gate::new(&settings, &model);
@@ -282,7 +284,7 @@ mod tests {
         }
 
         #[test]
-        fn a_gate_that_asks_for_nothing_passes_everything(logits in prop::collection::vec(-50f32..50.0, 1..20)) {
+        fn a_gate_without_limits_passes_everything(logits in prop::collection::vec(-50f32..50.0, 1..20)) {
             let open = gate(GateSettings { min_confidence_ratio: Some(0.0), ..GateSettings::default() });
             prop_assert_eq!(open.decide(&TestedScores::of(&vision::softmax(&logits, 1.0)), "a"), Reason::Confident);
         }

@@ -1,8 +1,9 @@
-//! Where a task is recognized, and what becomes of doubt. Pure, all of it: the recognizer asks with what is, the back-test with
-//! what was.
+//! Decides where a task is recognized, and what happens to doubtful answers. Entirely pure: the recognizer calls it
+//! with the present state, the back-test with recorded states.
 //!
-//! [`admit`](mod@admit): here, in the cloud, or not yet. [`gate`]: sure or in doubt. [`fate`](mod@fate): what becomes of doubt.
-//! [`learn`]: what verdicts teach the gate. Each by the numbers of a [`policy`] and of [`verify`].
+//! [`admit`](mod@admit): here, in the cloud, or not yet. [`gate`]: confident or doubtful.
+//! [`escalation`](mod@escalation): what happens to a doubtful answer. [`calibration`]: what verdicts teach the gate.
+//! All follow the numbers of a [`policy`] and of [`verify`].
 
 pub mod admit;
 pub mod calibration;

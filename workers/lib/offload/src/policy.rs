@@ -1,34 +1,34 @@
-//! Which policy decides where a task is recognized, and by which numbers. Can be changed while it runs.
+//! The policy that decides where a task is recognized, and its numbers. It can be changed at runtime.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A policy by name. All of them go through the same two decisions.
+/// Name of a policy. All policies use the same two decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
-    /// The method's thresholds: redirect the excess while overloaded and the network is available, hold it
+    /// The thresholds of the paper: offload the excess while overloaded and the network is available, hold it
     /// while it is not.
     Paper,
-    /// Redirect a task only if the cloud is predicted to be done sooner.
+    /// Offload a task only if the cloud is predicted to finish sooner.
     #[default]
     EarliestFinish,
-    /// Nothing goes up; doubtful answers stay as they are.
+    /// Send nothing up; doubtful answers stand.
     EdgeOnly,
-    /// Everything goes up.
+    /// Send everything up.
     CloudOnly,
-    /// The usual baseline: the edge first, then one synchronous upload for each hard image, by a fixed
-    /// threshold, whatever the load and the link are like.
+    /// The usual baseline: the site first, then one synchronous upload per hard image, by a fixed
+    /// threshold, whatever the state of load and link.
     HardExample,
-    /// A share of the images goes up, drawn by lot.
+    /// Send up a random share of the images.
     Random,
-    /// Goes up what the edge gets wrong; needs the true labels, so for measurements only.
+    /// Send up what the site gets wrong; requires true labels, so for measurements only.
     Oracle,
 }
 
-/// All of them.
+/// All policies.
 pub const POLICIES: [PolicyName; 7] = [
     PolicyName::Paper,
     PolicyName::EarliestFinish,
@@ -40,8 +40,8 @@ pub const POLICIES: [PolicyName; 7] = [
 ];
 
 impl PolicyName {
-    /// Whether it sends up what it sends up whatever the cloud promises: there is nowhere else to go with it,
-    /// and no hurry to take it back.
+    /// Whether it sends tasks up whatever the cloud's predicted finish: there is no alternative for them,
+    /// and no reason to reclaim them early.
     pub fn ignores_cloud_estimate(self) -> bool {
         matches!(self, PolicyName::CloudOnly | PolicyName::Random)
     }
@@ -66,10 +66,10 @@ impl fmt::Display for PolicyName {
     }
 }
 
-/// A name that no policy has.
+/// An unknown name of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "policy {name:?} is unknown: use paper, earliest-finish, edge-only, cloud-only, hard-example, random or oracle"
+    "policy {name:?} is unknown; use paper, earliest-finish, edge-only, cloud-only, hard-example, random or oracle"
 )]
 pub struct UnknownPolicy {
     name: String,
@@ -84,30 +84,30 @@ impl FromStr for PolicyName {
     }
 }
 
-/// Which policy decides, and by which numbers.
+/// The policy and its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
-    /// Its name; `tributary policy NAME` changes it while the site runs.
+    /// Name of the policy; `tributary policy NAME` changes it at runtime.
     pub name: PolicyName,
-    /// What `earliest-finish` aims for.
+    /// Objective of `earliest-finish`.
     pub objective: Objective,
     /// When the site counts as overloaded.
     pub load: LoadMarks,
-    /// Tasks of one recognizer that may be redirected and without an answer, 1 to 4096.
+    /// Most offloaded tasks of one recognizer without an answer, 1 to 4096.
     pub max_offloaded: u32,
-    /// The images of those, MiB, at least 1; they stay in memory, to be taken back.
+    /// Most MiB of images of offloaded tasks, at least 1; they stay in memory so that tasks can be reclaimed.
     pub max_offloaded_mib: u32,
-    /// A held task is recognized here after so long, milliseconds, even without a deadline.
+    /// Longest time a task is held before it is recognized here even without a deadline, milliseconds.
     pub hold_ms: u64,
     /// Share of the images that `random` sends up, 0 to 1.
     pub share_ratio: f64,
-    /// How long `hard-example` waits for each verdict, milliseconds; with the library it stands for it is 12000.
+    /// How long `hard-example` waits for each verdict, milliseconds; 12000 in the library that it represents.
     pub verdict_timeout_ms: u64,
-    /// What recognizing and sending cost, where the machine does not count it.
+    /// Energy of recognizing and sending, where the machine has no counter.
     pub energy: EnergySettings,
-    /// What a verdict is worth to the objective `weighted`, in points of accuracy; a guess to be replaced by
-    /// the difference of the two models.
+    /// Value of a verdict to the objective `weighted`, in points of accuracy; a guess to be replaced by
+    /// the difference between the two models.
     pub cloud_gain_points: f64,
 }
 
@@ -129,11 +129,11 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         let ratio = |name: &str, value: f64| match (0.0..=1.0).contains(&value) {
             true => Ok(()),
-            false => Err(format!("recognizer.policy.{name} is {value}, it must lie between 0 and 1")),
+            false => Err(format!("recognizer.policy.{name} is {value}; it must be between 0 and 1")),
         };
         ratio("share_ratio", self.share_ratio)?;
         let load = &self.load;
@@ -148,39 +148,43 @@ impl Policy {
         ];
         if let Some((name, low, high)) = pairs.into_iter().find(|(_, low, high)| !(0.0..=*high).contains(low)) {
             return Err(format!(
-                "recognizer.policy.load.{name} is {low}, it must lie between 0 and its high mark {high}"
+                "recognizer.policy.load.{name} is {low}; it must be between 0 and its high mark ({high})"
             ));
         }
         match self {
-            Self { max_offloaded: 0 | 4097.., .. } => Err("recognizer.policy.max_offloaded must be 1 to 4096".into()),
-            Self { max_offloaded_mib: 0, .. } => Err("recognizer.policy.max_offloaded_mib is 0, use at least 1".into()),
+            Self { max_offloaded: value @ (0 | 4097..), .. } => {
+                Err(format!("recognizer.policy.max_offloaded is {value}; it must be between 1 and 4096"))
+            }
+            Self { max_offloaded_mib: 0, .. } => {
+                Err("recognizer.policy.max_offloaded_mib is 0; it must be at least 1".into())
+            }
             _ => Ok(()),
         }
     }
 }
 
-/// What `earliest-finish` aims for. Deadlines and privacy are constraints of both.
+/// Objective of `earliest-finish`. Deadlines and privacy are constraints of both.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// Latency first; where that makes no difference, energy and bytes, which favour the site.
+    /// Latency first; where that is equal, energy and bytes, which favour the site.
     #[default]
     Hierarchical,
-    /// A sum of latency, energy, bytes and accuracy.
+    /// A weighted sum of latency, energy, bytes and accuracy.
     Weighted(ObjectiveWeights),
 }
 
-/// What each part of a weighted objective costs.
+/// Weights of an objective's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveWeights {
-    /// A second until the answer.
+    /// Cost of a second until the answer.
     pub per_s: f64,
-    /// A joule.
+    /// Cost of a joule.
     pub per_j: f64,
-    /// A megabyte sent up.
+    /// Cost of a megabyte sent up.
     pub per_mb: f64,
-    /// A point of accuracy, which is gained.
+    /// Value of a point of accuracy gained.
     pub per_point: f64,
 }
 
@@ -190,27 +194,27 @@ impl Default for ObjectiveWeights {
     }
 }
 
-/// When the site counts as overloaded: above the high mark of any, until below the low marks of all.
+/// When the site counts as overloaded: from above the high mark of any signal until below the low marks of all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoadMarks {
-    /// Share of the processors in use, while images wait, 0 to 1.
+    /// CPU usage while images wait, 0 to 1.
     pub cpu_high_ratio: f64,
-    /// 0 to `cpu_high_ratio`.
+    /// Low mark, 0 to `cpu_high_ratio`.
     pub cpu_low_ratio: f64,
-    /// Share of the memory in use, 0 to 1.
+    /// Memory usage, 0 to 1.
     pub memory_high_ratio: f64,
-    /// 0 to `memory_high_ratio`.
+    /// Low mark, 0 to `memory_high_ratio`.
     pub memory_low_ratio: f64,
-    /// Share of the time in which something waited for memory, where the kernel counts it, 0 to 1.
+    /// Fraction of the time in which some task stalled on memory (PSI), where the kernel reports it, 0 to 1.
     pub memory_pressure_high_ratio: f64,
-    /// 0 to `memory_pressure_high_ratio`.
+    /// Low mark, 0 to `memory_pressure_high_ratio`.
     pub memory_pressure_low_ratio: f64,
-    /// Seconds of work that wait.
+    /// Queued work, seconds.
     pub queue_high_s: f64,
-    /// 0 to `queue_high_s`.
+    /// Low mark, 0 to `queue_high_s`.
     pub queue_low_s: f64,
-    /// It changes at most this often, milliseconds.
+    /// Shortest time between changes, milliseconds.
     pub dwell_ms: u64,
 }
 
@@ -230,14 +234,14 @@ impl Default for LoadMarks {
     }
 }
 
-/// What recognizing and sending cost where the machine does not count it: guesses to be replaced by what a
-/// meter says.
+/// Energy of recognizing and sending where the machine has no counter: guesses to be replaced by
+/// measurements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EnergySettings {
-    /// A busy core, watts.
+    /// Power of a busy core, watts.
     pub watts_per_core: f64,
-    /// A megabyte sent up, joules.
+    /// Energy of a megabyte sent up, joules.
     pub joules_per_mb: f64,
 }
 

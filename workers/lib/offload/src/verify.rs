@@ -1,25 +1,25 @@
-//! What an operator may choose about what becomes of doubtful answers.
+//! Settings of what happens to doubtful answers.
 
 use serde::{Deserialize, Serialize};
 
-/// What becomes of doubtful answers.
+/// What happens to doubtful answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifySettings {
-    /// Whether they are sent up for a verdict; without it they are final as they are.
+    /// Whether they are sent up for a verdict; otherwise they are final.
     pub enabled: bool,
-    /// What may leave the site: `image`, `features` (of a model that gives them) or `never`; with the latter
-    /// two no image is redirected either.
+    /// What may leave the site: `image`, `features` (if the model outputs them) or `never`; with the latter
+    /// two no image is offloaded either.
     pub payload: PayloadKind,
-    /// How long a provisional answer waits for its verdict, seconds; a publisher's own deadline may
+    /// How long a provisional answer waits for its verdict, seconds; a publisher's own deadline can
     /// only shorten it.
     pub deadline_s: u32,
-    /// Most of the images that may go up, as a share of all, 0 to 1; the others stay as they are.
+    /// Largest share of all images that may be sent up, 0 to 1; absent: no cap. Further doubtful answers stand.
     pub max_share_ratio: Option<f64>,
-    /// Share of the confident answers that are verified all the same, 0 to 1: so that a target can be kept, and so that a
-    /// release that is tried can be held against the one before it.
+    /// Share of the confident answers that are verified all the same, 0 to 1: needed to keep a target accuracy, and to
+    /// compare a canary with the stable release.
     pub sample_ratio: f64,
-    /// Whether features and scores of doubtful tasks are collected in the cloud.
+    /// Whether features and scores of doubtful tasks are collected in the cloud as hard cases.
     pub hard_cases: bool,
 }
 
@@ -30,7 +30,7 @@ pub enum PayloadKind {
     /// The image.
     #[default]
     Image,
-    /// What the model gives before its last layer.
+    /// The input of the model's last layer.
     Features,
     /// Nothing.
     Never,
@@ -50,12 +50,12 @@ impl Default for VerifySettings {
 }
 
 impl VerifySettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         let shares = [("max_share_ratio", self.max_share_ratio), ("sample_ratio", Some(self.sample_ratio))];
         for (name, ratio) in shares {
             if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
-                return Err(format!("recognizer.verify.{name} is {ratio}, it must lie between 0 and 1"));
+                return Err(format!("recognizer.verify.{name} is {ratio}; it must be between 0 and 1"));
             }
         }
         Ok(())

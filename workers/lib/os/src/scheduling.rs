@@ -1,26 +1,26 @@
-//! How the kernel schedules us: as work in batches, which does not interrupt other work; training, on what nobody
-//! else wants.
+//! Sets how the kernel schedules us: as batch work, which does not preempt other work; training runs only on
+//! idle processors.
 //!
-//! An image costs about ten wake-ups between camera, server and recognizer. Under the usual policy each
-//! of them interrupts a replica in the middle of an inference, with the switch and the cold caches that
-//! go with it; as a batch process whoever wakes up waits for the running slice to end and then finds
+//! An image causes about ten wake-ups between camera, server and recognizer. Under the default policy each
+//! of them preempts a replica in the middle of an inference, at the cost of a context switch and cold caches. A batch
+//! process that wakes up waits for the running time slice to end, and then finds
 //! several messages at once. On an idle core nothing waits. docs/decisions/0005 has the figures.
 
-/// Makes the calling thread, and every thread and process it starts from now on, a batch process
+/// Makes the calling thread, and every thread and process it starts from now on, run as batch work
 /// (`SCHED_BATCH`, sched(7)). Needs no privilege.
 ///
 /// # Errors
-/// The kernel's refusal, as in a sandbox that forbids the call. Nothing is lost then but speed.
+/// The kernel refuses, as in a sandbox that forbids the call. Only speed is lost.
 #[cfg(target_os = "linux")]
 pub fn set_batch_scheduling() -> std::io::Result<()> {
     schedule(libc::SCHED_BATCH)
 }
 
-/// Makes the calling thread, and every thread it starts from now on, run only on processors that nobody else wants
-/// (`SCHED_IDLE`, sched(7)). Needs no privilege. There is no way back without one.
+/// Makes the calling thread, and every thread it starts from now on, run only on otherwise idle processors
+/// (`SCHED_IDLE`, sched(7)). Needs no privilege; undoing it does.
 ///
 /// # Errors
-/// The kernel's refusal, as in a sandbox that forbids the call.
+/// The kernel refuses, as in a sandbox that forbids the call.
 #[cfg(target_os = "linux")]
 pub fn set_idle_scheduling() -> std::io::Result<()> {
     schedule(libc::SCHED_IDLE)
@@ -30,7 +30,7 @@ pub fn set_idle_scheduling() -> std::io::Result<()> {
 #[allow(unsafe_code)]
 fn schedule(policy: libc::c_int) -> std::io::Result<()> {
     let lowest = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the call reads the parameter, which outlives it, and 0 names the calling thread.
+    // SAFETY: the call reads the parameter, which outlives it, and 0 denotes the calling thread.
     match unsafe { libc::sched_setscheduler(0, policy, &raw const lowest) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
@@ -53,13 +53,13 @@ pub fn set_idle_scheduling() -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Field 41 of stat, proc(5); the name in field 2 holds no blank here.
+    /// Field 41 of stat, proc(5); the name in field 2 contains no blank here.
     fn policy(stat: &str) -> Option<String> {
         std::fs::read_to_string(stat).ok()?.split_whitespace().nth(40).map(str::to_owned)
     }
 
     #[test]
-    fn a_thread_that_runs_when_idle_leaves_the_others_as_they_are() {
+    fn an_idle_thread_does_not_change_the_others() {
         let before = policy("/proc/thread-self/stat");
         let idle = std::thread::Builder::new().name("idle".into()).spawn(|| {
             set_batch_scheduling().unwrap();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_becomes_a_batch_process_and_so_do_those_it_starts() {
+    fn batch_scheduling_is_inherited_by_started_threads() {
         let batch = libc::SCHED_BATCH.to_string();
         let inherited = std::thread::Builder::new().name("batch".into()).spawn(|| {
             set_batch_scheduling().unwrap();

@@ -1,5 +1,5 @@
-//! Who did what by hand. Each place has a stream that takes notes and gives none back, and each note has the digest of the one
-//! before: what is taken out of the middle, or changed, shows.
+//! Records who did what by hand. Each site and the cloud have a stream that accepts notes and deletes none, and each
+//! note carries the digest of the one before, so that a removed or changed note is detected.
 
 use schemas::{AuditNote, SiteName, decode, encode};
 use sha2::{Digest, Sha256};
@@ -8,13 +8,13 @@ use streams::{Bus, CarryError, publish, subject, topology};
 
 use crate::clock;
 
-/// How often a note is written anew because somebody else's came first.
-const RACES: u32 = 20;
+/// Attempts to append a note when others append at the same time.
+const MAX_ATTEMPTS: u32 = 20;
 
-/// Writes down what was done.
+/// Records an action that was taken.
 ///
 /// # Errors
-/// That the stream does not take it; it was done all the same.
+/// The stream did not accept the note; the action was taken even so.
 pub async fn record_action(
     bus: &Bus,
     place: &SiteName,
@@ -22,7 +22,7 @@ pub async fn record_action(
     about: impl Into<String>,
 ) -> Result<(), CarryError> {
     let (slot, about) = (subject::audit(place), about.into());
-    for _ in 0..RACES {
+    for _ in 0..MAX_ATTEMPTS {
         let last = reader::last_message(bus, topology::AUDIT, &slot).await?;
         let previous = last.as_ref().map_or([0; 32], digest);
         let note = AuditNote {
@@ -45,7 +45,7 @@ fn digest(record: &StoredMessage) -> [u8; 32] {
     Sha256::digest(&record.payload).into()
 }
 
-/// Who runs this process, as the system knows them.
+/// The user and host that run this process.
 fn actor() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
     let user = user.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name);
@@ -56,25 +56,27 @@ fn actor() -> String {
 /// Where a chain of notes breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChainBreak {
-    /// Sequence of the note that does not follow the one before.
+    /// Sequence of the first note that does not follow its predecessor.
     pub sequence: u64,
     /// Why, in words for people.
     pub why: String,
 }
 
-/// Looks whether each note of a place follows the one before; returns the first that does not. Pure. What the stream dropped
-/// for room at its beginning is no break.
+/// The first note of a place that does not follow its predecessor. Pure. Old notes that the stream dropped for space
+/// are no break.
 pub fn find_break(records: &[StoredMessage]) -> Option<ChainBreak> {
     let mut before: Option<[u8; 32]> = None;
     for record in records {
         let broken = |why: &str| Some(ChainBreak { sequence: record.sequence, why: why.into() });
-        let Ok(note) = decode::<AuditNote>(&record.payload) else { return broken("it is no note") };
+        let Ok(note) = decode::<AuditNote>(&record.payload) else { return broken("it is not a valid note") };
         if subject::audit(&note.place) != record.subject {
-            return broken("it is a note of another place");
+            return broken("it belongs to another place");
         }
         match before {
-            Some(before) if note.previous != before => return broken("it does not follow the note before it"),
-            None if record.sequence == 1 && note.previous != [0; 32] => return broken("it is not the first"),
+            Some(before) if note.previous != before => {
+                return broken("it does not match the digest of the note before it");
+            }
+            None if record.sequence == 1 && note.previous != [0; 32] => return broken("its predecessor is missing"),
             _ => {}
         }
         before = Some(digest(record));
@@ -102,13 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_out_or_changed_shows() {
+    fn removed_or_changed_notes_are_detected() {
         let first = record(1, "one", [0; 32]);
         let second = record(2, "two", digest(&first));
         let third = record(3, "three", digest(&second));
         let all = [first.clone(), second.clone(), third.clone()];
         assert_eq!(find_break(&all), None);
-        assert_eq!(find_break(&all[1..]), None, "the oldest go for room");
+        assert_eq!(find_break(&all[1..]), None, "the oldest may be dropped");
         assert_eq!(find_break(&[first.clone(), third.clone()]).unwrap().sequence, 3);
         let changed = record(2, "other", digest(&first));
         assert_eq!(find_break(&[first, changed, third]).unwrap().sequence, 3);

@@ -1,16 +1,16 @@
-//! Wall time as the worker's server has it, read only where something is stamped; everything else waits on tokio's clock.
+//! Wall time according to the worker's server, read only for timestamps; everything else waits on tokio's clock.
 //!
-//! Deadlines begin when the server stored an image, by its clock. A machine whose clock is wrong, or is put right while
-//! a worker runs, would end them too soon or too late; so the server is asked what time it is ([`align`]), and from
-//! then on time passes as the machine's steady clock says. Until it was asked, and in commands, the machine's own
-//! clock counts.
+//! Deadlines start when the server stored an image, by its clock. A machine whose clock is wrong, or corrected while a
+//! worker runs, would end them too early or too late; so the server is asked for its time ([`align_clock`]), and
+//! from then on time advances with the machine's steady clock. Before that, and in commands, the machine's own clock
+//! counts.
 
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use streams::{Bus, CarryError, reader};
 
-/// The server's time at a moment of the steady clock.
+/// The server's time at an instant of the steady clock.
 static ALIGNED: RwLock<Option<ClockAlignment>> = RwLock::new(None);
 
 #[derive(Debug, Clone, Copy)]
@@ -19,29 +19,29 @@ struct ClockAlignment {
     server_ns: i128,
 }
 
-/// Asks the server what time it is and goes by it from now on. Returns how far the machine's own clock is ahead of the
-/// server's, milliseconds; negative where it is behind.
+/// Asks the server for its time and uses it from now on. Returns how far the machine's own clock is ahead of the
+/// server's, milliseconds; negative if it is behind.
 ///
 /// # Errors
-/// What the broker says; then time goes on as before.
+/// Any error of the broker; the clock then stays as it was.
 pub async fn align_clock(bus: &Bus) -> Result<i64, CarryError> {
     let (server_ns, took) = reader::server_time(bus).await?;
-    // What was asked was answered half way, as far as anybody knows.
+    // Assume that the server replied halfway through the request.
     let server_ns = server_ns.saturating_add(i128::try_from(took.as_nanos() / 2).unwrap_or(0));
     let own_ns = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);
     set(ClockAlignment { at: Instant::now(), server_ns }, took);
     Ok(i64::try_from((own_ns - server_ns) / 1_000_000).unwrap_or(i64::MAX))
 }
 
-/// Asks the server before anything is stamped; without an answer the machine's own clock counts until a heartbeat asks
-/// again.
+/// Asks the server for its time before anything is stamped; if that fails, the machine's own clock counts until a
+/// heartbeat asks again.
 pub async fn align_at_start(bus: &Bus) {
     if let Err(error) = align_clock(bus).await {
-        tracing::debug!(%error, "the server does not say what time it is");
+        tracing::debug!(%error, "server time unavailable");
     }
 }
 
-/// Time never jumps by less than the question took, for so much is not known.
+/// Ignores corrections smaller than the duration of the request, which is the uncertainty.
 fn set(new: ClockAlignment, uncertain: Duration) {
     let mut aligned = ALIGNED.write().unwrap_or_else(PoisonError::into_inner);
     let off = aligned.map(|old| old.now_ns(new.at).abs_diff(new.server_ns));
@@ -57,12 +57,12 @@ impl ClockAlignment {
     }
 }
 
-/// Milliseconds since the epoch; 0 on a machine whose clock stands before it.
+/// Milliseconds since the epoch; 0 on a machine whose clock is before it.
 pub fn now_ms() -> u64 {
     u64::try_from(now_ns() / 1_000_000).unwrap_or(0)
 }
 
-/// Time since a moment given in nanoseconds since the epoch; zero if it lies ahead, as it may by the
+/// Time since an instant given in nanoseconds since the epoch; zero if it is in the future, as it may be by the
 /// clock of another machine.
 pub fn since_ns(then_ns: i128) -> Duration {
     Duration::from_nanos(u64::try_from(now_ns().saturating_sub(then_ns)).unwrap_or(0))
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_goes_on_from_what_the_server_said_by_the_steady_clock() {
+    fn time_advances_from_the_servers_time_by_the_steady_clock() {
         let at = Instant::now();
         let aligned = ClockAlignment { at, server_ns: 5_000_000_000 };
         assert_eq!(aligned.now_ns(at + Duration::from_secs(2)), 7_000_000_000);

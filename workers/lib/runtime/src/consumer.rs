@@ -1,10 +1,9 @@
-//! The loop every worker runs: pull, handle, publish, then acknowledge. The only caller of the
-//! acknowledging verbs.
+//! The loop of every worker: pull, handle, publish, then acknowledge. Nothing else acknowledges messages.
 //!
-//! Bounded by credits and by bytes: no more is held than the role asked for, so a full role leaves the
+//! Limited by credits and by bytes: it holds no more than the role asked for, so a busy worker leaves the
 //! rest in the stream, for itself or for another replica (invariant 8).
 //!
-//! A message that no worker could take, however often it was delivered, is known from the server's notice:
+//! A message that no worker could read, however often it was delivered, is known from the server's notice:
 //! it is read by its sequence and becomes a dead letter like any other.
 
 use std::sync::Arc;
@@ -23,100 +22,106 @@ use crate::handler::{Handler, MessageCredit, OutgoingMessages};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
-/// How long messages in hand may take to finish when the worker is told to stop.
-const GRACE: Duration = Duration::from_secs(20);
+/// How long in-flight messages may take to finish after the worker was told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Bytes of messages that a role holds at a time, KiB, beside what its puller has ahead.
-const MOST_HELD_KIB: u32 = 64 * 1024;
-/// How often it is looked for messages that reached nobody, and whether the connection is still there.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Limit on the bytes of in-flight messages of a role, KiB, beside what its puller fetched ahead.
+const MAX_HELD_KIB: u32 = 64 * 1024;
+/// Interval of the checks for undelivered messages and for a lost connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where a role's messages come from and how many it holds.
+/// Where a role's messages come from, and how many it holds.
 #[derive(Debug, Clone)]
 pub struct ConsumerConfig {
-    /// The durable consumer on it, shared by all replicas.
+    /// Durable consumer, shared by all workers of the role.
     pub durable: String,
-    /// Messages held at a time, at least 1.
+    /// Most messages in flight, at least 1.
     pub credits: usize,
-    /// Deliveries after which a message is given up; absent: never.
+    /// Deliveries after which a message becomes a dead letter; absent: never.
     pub tries: Option<u64>,
-    /// The number of credits from now on, whenever it changes; absent: never.
+    /// Receives a new number of credits whenever it changes; absent: it never changes.
     pub resized: Option<watch::Receiver<usize>>,
-    /// The consumer's patience; progress is reported three times as often.
+    /// Ack wait of the consumer; progress is reported three times as often.
     pub ack_wait: Duration,
 }
 
-/// What a worker did so far; read by its sign of life.
+/// Counters of a worker, shown in its heartbeat.
 #[derive(Debug, Default)]
 pub struct WorkerStats {
     /// Messages acknowledged.
     pub finished: AtomicU64,
-    /// Messages in hand.
+    /// Messages in flight.
     pub holding: AtomicU64,
 }
 
 /// Runs a role until it is told to stop, or must.
 ///
 /// # Errors
-/// The stop note of a step that cannot handle anything. A consumer that does not exist is waited for.
+/// The note of a handler that cannot handle anything. A missing consumer is waited for, not an error.
 pub async fn consume<S: Handler>(
-    step: Arc<S>,
+    handler: Arc<S>,
     from: &Bus,
     publisher: Publisher,
-    drive: ConsumerConfig,
-    tally: Arc<WorkerStats>,
+    config: ConsumerConfig,
+    stats: Arc<WorkerStats>,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
-    let mut puller = Puller::new(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2));
-    let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
-    let held_kib = Arc::new(Semaphore::new(MOST_HELD_KIB as usize));
-    let mut room = CreditPool { credits: credits.clone(), given: drive.credits.max(1), resized: drive.resized };
+    // Half the credits at a time: with those in flight, at most twice the credits are held.
+    let mut puller = Puller::new(from, S::STREAM, &config.durable, config.credits.div_ceil(2));
+    let credits = Arc::new(Semaphore::new(config.credits.max(1)));
+    let held_kib = Arc::new(Semaphore::new(MAX_HELD_KIB as usize));
+    let mut pool = CreditPool { credits: credits.clone(), given: config.credits.max(1), resized: config.resized };
     let tracker = TaskTracker::new();
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
-    let hand =
-        Arc::new(InFlight { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
-    metrics::register_queue(S::ROLE, from, S::STREAM, &drive.durable);
-    tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
-    let watch = tokio::spawn({
-        let (hand, durable, stop) = (hand.clone(), drive.durable.clone(), stop.clone());
-        async move { hand.watch(&durable, &stop).await }
+    let in_flight = Arc::new(InFlight {
+        handler,
+        publisher,
+        from: from.clone(),
+        ack_wait: config.ack_wait,
+        tries: config.tries,
+        stats,
+    });
+    metrics::register_queue(S::ROLE, from, S::STREAM, &config.durable);
+    tracing::info!(role = S::ROLE, stream = S::STREAM, credits = config.credits, "started");
+    let checks = tokio::spawn({
+        let (in_flight, durable, stop) = (in_flight.clone(), config.durable.clone(), stop.clone());
+        async move { in_flight.check_regularly(&durable, &stop).await }
     });
     let ended = loop {
         let credit = tokio::select! {
             credit = credits.clone().acquire_owned() => credit,
-            () = room.changed() => continue,
+            () = pool.changed() => continue,
             () = shutdown.wait_for_request() => break Ok(()),
         };
         let Ok(credit) = credit else { break Ok(()) };
         let delivery = tokio::select! {
             delivery = puller.next() => delivery,
-            () = room.changed() => continue,
+            () = pool.changed() => continue,
             () = shutdown.wait_for_request() => break Ok(()),
             Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
         };
-        // The largest message is far smaller than what may be held, so everything gets its turn.
-        let kib = u32::try_from(delivery.payload().len() / 1024 + 1).unwrap_or(MOST_HELD_KIB).min(MOST_HELD_KIB);
+        // The largest message is far below the limit on held bytes, so every message gets its turn.
+        let kib = u32::try_from(delivery.payload().len() / 1024 + 1).unwrap_or(MAX_HELD_KIB).min(MAX_HELD_KIB);
         let Ok(kib) = held_kib.clone().acquire_many_owned(kib).await else { break Ok(()) };
-        let (hand, stop) = (hand.clone(), stop.clone());
+        let (in_flight, stop) = (in_flight.clone(), stop.clone());
         tracker.spawn(async move {
-            if let Some(note) = hand.handle_delivery(delivery, MessageCredit::new(credit, kib)).await {
+            if let Some(note) = in_flight.handle_delivery(delivery, MessageCredit::new(credit, kib)).await {
                 let _already_stopping = stop.try_send(note);
             }
         });
     };
-    watch.abort();
+    checks.abort();
     tracker.close();
-    if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
-        tracing::warn!(role = S::ROLE, left = tracker.len(), "messages in hand are left for redelivery");
+    if tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await.is_err() {
+        tracing::warn!(role = S::ROLE, left = tracker.len(), "in-flight messages left for redelivery");
     }
-    // Acknowledgements leave without an answer: the process must not end before they did.
+    // Acknowledgements are sent without waiting for a reply: the process must not end before they left.
     from.flush_published().await;
     tracing::info!(role = S::ROLE, "stopped");
     ended
 }
 
-/// How many messages may be held, which may change.
+/// The number of messages that may be in flight, which may change.
 struct CreditPool {
     credits: Arc<Semaphore>,
     given: usize,
@@ -124,7 +129,7 @@ struct CreditPool {
 }
 
 impl CreditPool {
-    /// Waits for another number, and keeps to it: credits in use are taken back as they come.
+    /// Waits for a new number and applies it: credits in use are removed as they are returned.
     async fn changed(&mut self) {
         let Some(resized) = &mut self.resized else { return std::future::pending().await };
         if resized.changed().await.is_err() {
@@ -137,7 +142,7 @@ impl CreditPool {
             None => {
                 let (credits, fewer) = (self.credits.clone(), self.given - wanted);
                 let fewer = u32::try_from(fewer).unwrap_or(u32::MAX);
-                // Ends with the last of them, or with the worker.
+                // Ends when the last one was removed, or with the worker.
                 tokio::spawn(async move {
                     if let Ok(taken) = credits.acquire_many_owned(fewer).await {
                         taken.forget();
@@ -150,24 +155,24 @@ impl CreditPool {
 }
 
 struct InFlight<S> {
-    step: Arc<S>,
+    handler: Arc<S>,
     publisher: Publisher,
     from: Bus,
     ack_wait: Duration,
     tries: Option<u64>,
-    tally: Arc<WorkerStats>,
+    stats: Arc<WorkerStats>,
 }
 
 impl<S: Handler> InFlight<S> {
-    /// Takes one message to its end; returns a note when the worker must stop.
+    /// Handles one message to its end; returns a note if the worker must stop.
     async fn handle_delivery(&self, delivery: Delivery, credit: MessageCredit) -> Option<FaultNote> {
-        self.tally.holding.fetch_add(1, Ordering::Relaxed);
-        let ended = self.to_the_end(&delivery, &credit).await;
-        self.tally.holding.fetch_sub(1, Ordering::Relaxed);
+        self.stats.holding.fetch_add(1, Ordering::Relaxed);
+        let ended = self.finish(&delivery, &credit).await;
+        self.stats.holding.fetch_sub(1, Ordering::Relaxed);
         let fault = match ended {
             Ok(()) => {
                 metrics::count_message(S::ROLE, "finished");
-                self.tally.finished.fetch_add(1, Ordering::Relaxed);
+                self.stats.finished.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
             Err(fault) => fault,
@@ -181,7 +186,7 @@ impl<S: Handler> InFlight<S> {
                     fault = note.name,
                     reason = note.reason,
                     remedy = note.remedy,
-                    "must stop"
+                    "worker must stop"
                 );
                 return Some(note);
             }
@@ -192,29 +197,29 @@ impl<S: Handler> InFlight<S> {
                     attempts,
                     fault = note.name,
                     reason = note.reason,
-                    "tried again later"
+                    "retry scheduled"
                 );
                 after
             }
             Fault::Wait { after } => after,
-            // What `work` could not bury comes again.
+            // Its dead letter could not be published, so it comes again.
             Fault::Reject(_) => RETRY_DELAY,
         };
         metrics::count_message(S::ROLE, "retried");
         if let Err(error) = delivery.retry(after).await {
-            tracing::debug!(%error, "it comes back by itself when its time is up");
+            tracing::debug!(%error, "negative acknowledgement failed; redelivered after the ack wait");
         }
         None
     }
 
-    async fn to_the_end(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
+    async fn finish(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
         let mut work = std::pin::pin!(self.process_message(delivery, credit));
         loop {
             tokio::select! {
                 ended = &mut work => break ended,
                 () = tokio::time::sleep(self.ack_wait / 3) => {
                     if let Err(error) = delivery.progress().await {
-                        tracing::debug!(%error, "progress not reported");
+                        tracing::debug!(%error, "in-progress acknowledgement failed");
                     }
                 }
             }
@@ -233,39 +238,39 @@ impl<S: Handler> InFlight<S> {
         Ok(delivery.ack().await?)
     }
 
-    /// Looks after what the loop itself cannot see: messages that reached nobody, and a connection that is
-    /// gone for good, with which a worker would live on and do nothing.
-    async fn watch(&self, durable: &str, stop: &tokio::sync::mpsc::Sender<FaultNote>) {
+    /// Checks what the loop itself cannot see: messages that reached no worker, and a connection that has
+    /// ended, with which a worker would keep running and do nothing.
+    async fn check_regularly(&self, durable: &str, stop: &tokio::sync::mpsc::Sender<FaultNote>) {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             if self.from.is_gone().await {
                 let _already_stopping = stop.try_send(fault::client_gone());
                 return;
             }
-            // What another place's stream could not deliver is that place's to tidy up.
+            // Undelivered messages of another place's stream are that place's to handle.
             if self.from.is_remote() {
                 continue;
             }
-            if let Err(fault) = self.bury_unread(durable).await {
-                tracing::debug!(role = S::ROLE, ?fault, "messages that reached nobody are looked for again later");
+            if let Err(fault) = self.dead_letter_undelivered(durable).await {
+                tracing::debug!(role = S::ROLE, ?fault, "undelivered message check failed");
             }
         }
     }
 
-    /// Makes dead letters of messages that were delivered as often as the durable allows and never finished.
-    async fn bury_unread(&self, durable: &str) -> Result<(), Fault> {
+    /// Writes dead letters for messages that were delivered as often as the durable allows and never finished.
+    async fn dead_letter_undelivered(&self, durable: &str) -> Result<(), Fault> {
         while let Some(notice) = reader::next_exhausted(&self.from, S::STREAM, durable).await? {
             if notice.sequence > 0
                 && let Some(record) = reader::message_at(&self.from, S::STREAM, notice.sequence).await?
             {
                 let reason = format!(
-                    "delivered {} times and never taken: no worker could read it, or each that did died at once",
+                    "delivered {} times without being handled: no worker could read it, or every one that did crashed at once",
                     notice.deliveries
                 );
-                let remedy = "look at its headers (`tributary dead show`) and at what the workers logged; publish it again without what is odd";
+                let remedy = "check its headers (`tributary dead show`) and the workers' logs; fix what is odd and publish it again";
                 let note = FaultNote::new("client_unreadable", reason, remedy);
                 self.give_up(&record, notice.deliveries, note).await?;
-                // Nobody acknowledges it any more, and the durable would wait for that.
+                // Nobody will acknowledge it, and the durable would wait for that.
                 reader::remove_answered(&self.from, S::STREAM, record.sequence).await?;
             }
             reader::delete_message(&self.from, streams::topology::ADVISORIES, notice.own_sequence).await?;
@@ -278,13 +283,13 @@ impl<S: Handler> InFlight<S> {
             && delivery.attempts > tries
         {
             let reason = format!(
-                "delivered {} times and never finished, so whoever took it died or gave it back",
+                "delivered {} times and never finished: every worker that took it crashed or returned it",
                 delivery.attempts
             );
-            let remedy = "look for what the workers logged about it; then `tributary dead redrive`";
+            let remedy = "check the workers' logs for it, then run `tributary dead redrive`";
             return Err(Fault::reject("tries_used_up", reason, remedy));
         }
-        self.step.handle(delivery, credit).await
+        self.handler.handle(delivery, credit).await
     }
 
     async fn publish(&self, outgoing: OutgoingMessages) -> Result<(), Fault> {
@@ -292,7 +297,7 @@ impl<S: Handler> InFlight<S> {
             match self.publisher.publish(publication).await {
                 Ok(_) => {}
                 Err(error @ CarryError::Full { .. }) if !outgoing.when_full.is_empty() => {
-                    tracing::warn!(%error, "taking the way out for a full stream");
+                    tracing::warn!(%error, "stream full; using fallback");
                     for publication in &outgoing.when_full {
                         self.publisher.publish(publication).await?;
                     }
@@ -304,32 +309,38 @@ impl<S: Handler> InFlight<S> {
         for publication in &outgoing.spare {
             match self.publisher.publish(publication).await {
                 Ok(_) => {}
-                Err(error @ CarryError::Full { .. }) => tracing::debug!(%error, "left out"),
+                Err(error @ CarryError::Full { .. }) => tracing::debug!(%error, "optional message skipped"),
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    /// Makes a dead letter of a message, unless its task has another outcome already.
+    /// Writes a dead letter for a message, unless its task already has another outcome.
     async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
-        let burial = self.step.dead_letter(message, &note);
-        for publication in &burial.publications {
+        let context = self.handler.dead_letter(message, &note);
+        for publication in &context.publications {
             let placed = self.publisher.publish(publication).await?;
             if placed == PublishOutcome::Taken && !self.is_dead(&publication.subject).await? {
                 return Ok(());
             }
         }
-        tracing::warn!(role = S::ROLE, subject = message.subject, fault = note.name, reason = note.reason, "given up");
+        tracing::warn!(
+            role = S::ROLE,
+            subject = message.subject,
+            fault = note.name,
+            reason = note.reason,
+            "message dead-lettered"
+        );
         metrics::count_message(S::ROLE, "given_up");
-        let letter =
-            dead_letter::from_stored_message(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);
-        let slot = subject::dead(S::STREAM, &burial.site, letter.id);
-        self.publisher.publish(&Publication::first_on_subject(slot, encode(&letter)?)).await?;
+        let dead =
+            dead_letter::from_stored_message(S::ROLE, S::STREAM, &context.site, context.task, message, attempts, note);
+        let slot = subject::dead(S::STREAM, &context.site, dead.id);
+        self.publisher.publish(&Publication::first_on_subject(slot, encode(&dead)?)).await?;
         Ok(())
     }
 
-    /// Whether the outcome in a slot is the tombstone of the very message in hand.
+    /// Whether the outcome in a slot is the tombstone of this very message.
     async fn is_dead(&self, subject: &str) -> Result<bool, Fault> {
         let outcome = reader::read_outcome(&self.from, &subject::slot_of(subject)).await?;
         Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))

@@ -1,4 +1,4 @@
-//! A dead letter: what was given up, whole unless it is large, with where it came from and why.
+//! Makes dead letters: the message, whole unless it is large, with its origin and its fault.
 
 use schemas::limits::{CUT_LETTER_BYTES, MAX_LETTER_BYTES};
 use schemas::{BlobRef, DeadLetter, FaultNote, SiteName, TaskId, TruncatedPayload};
@@ -7,7 +7,7 @@ use streams::reader::StoredMessage;
 
 use crate::clock;
 
-/// A message's payload as a letter keeps it: whole, or its beginning and what tells the rest.
+/// The payload as a dead letter keeps it: whole, or its beginning with size and digest.
 fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<TruncatedPayload>) {
     if payload.len() <= MAX_LETTER_BYTES {
         return (payload.to_vec(), None);
@@ -17,7 +17,7 @@ fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<TruncatedPayload>) {
     (beginning.to_vec(), Some(TruncatedPayload { size_bytes: payload.len() as u64, sha256 }))
 }
 
-/// Of a message that was read from a stream.
+/// The dead letter of a stored message.
 pub fn from_stored_message(
     role: &str,
     stream: &str,
@@ -45,7 +45,7 @@ pub fn from_stored_message(
     }
 }
 
-/// The same message yields the same letter, however often it is given up.
+/// The same message always yields the same id, however often it is given up.
 fn id(stream: &str, site: &SiteName, task: Option<TaskId>, sequence: u64) -> TaskId {
     let origin = || TaskId::from_name(&format!("{stream}/{site}/{sequence}"));
     task.unwrap_or_else(origin).child(&format!("dead-{sequence}"))
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_message_is_kept_by_its_beginning_its_size_and_its_digest() {
+    fn a_large_message_is_kept_as_its_beginning_size_and_digest() {
         assert_eq!(keep_payload(&[7; 100]), (vec![7; 100], None));
         let (beginning, cut) = keep_payload(&vec![7; MAX_LETTER_BYTES + 1]);
         let cut = cut.unwrap();

@@ -1,15 +1,15 @@
-//! Drift: what answers are like, compared with what they used to be.
+//! Detects drift: recent answers that differ from the first ones.
 //!
-//! Enters: a few numbers about each answer. Leaves: one distance and one level for each, in a heartbeat. The reference is the
-//! first answers of a release at a site, kept in the ledger so that a restart begins no new one ([`keep`]); the recent
-//! window slides. Both are bounded.
+//! Takes a few numbers about each answer and yields one distance and one level for each measure, shown in heartbeats.
+//! The reference is the first answers of a release at a site, saved in the ledger so that a restart starts no new one
+//! ([`watch`]); the recent window slides. Both are limited in size.
 //!
 //! The distance of confidence and of novelty is the largest difference between the two cumulative distributions
-//! (Kolmogorov-Smirnov); Rabanser et al., "Failing Loudly" (arXiv 1810.11953) found it on a classifier's outputs the best of
-//! the detectors they tried. It must exceed what chance explains, a difference that matters, and the unrest of the
-//! reference itself: stretches of it as long as the recent window are as far from the whole of it without anything being
-//! wrong. Agreement with verdicts alarms when it falls, by the same rules with the normal approximation of two shares.
-//! Decision 0032 has the false alarms.
+//! (Kolmogorov-Smirnov); Rabanser et al., "Failing Loudly" (arXiv 1810.11953) found it the best of the detectors they
+//! tried on a classifier's outputs. It must exceed what chance explains, a difference that matters, and the variation
+//! within the reference: spans of it as long as the recent window differ from the whole without anything being
+//! wrong. Agreement with verdicts alarms when it falls, by the same rules with the normal approximation for two shares.
+//! Decision 0032 has the rates of false alarms.
 
 use std::collections::VecDeque;
 
@@ -20,32 +20,32 @@ mod watch;
 
 pub use watch::{DriftKind, DriftWatch, reference_note};
 
-/// Bins of a histogram: a distance is exact to the share that lies in one of them.
+/// Bins of a histogram; a distance is exact to the share of answers in one bin.
 const BINS: usize = 64;
-/// Most stretches of a reference: a note of the ledger holds them.
-const MAX_STRETCHES: u32 = 64;
-/// Chance of a false `watch` in one look at a window, with steady traffic; and of a false `alarm`.
+/// Most spans of a reference; a ledger note must hold them.
+const MAX_SPANS: u32 = 64;
+/// Probability of a false `watch` at one evaluation of a window of steady traffic; and of a false `alarm`.
 const WATCH_CHANCE: f64 = 1e-4;
 const ALARM_CHANCE: f64 = 1e-6;
-/// Smallest distances that matter to anybody, whatever is certain: a tenth of the answers, and a fifth.
+/// Smallest relevant distances, however significant: a tenth of the answers, and a fifth.
 const WATCH_DISTANCE: f64 = 0.1;
 const ALARM_DISTANCE: f64 = 0.2;
-/// The same of the fall of agreement: each is a wrong answer more.
+/// The same for the fall of agreement, where each percent is a percent more wrong answers.
 const WATCH_FALL: f64 = 0.05;
 const ALARM_FALL: f64 = 0.1;
-/// Standard deviations that belong to the chances above.
+/// Standard deviations that correspond to the probabilities above.
 const WATCH_DEVIATIONS: f64 = 3.9;
 const ALARM_DEVIATIONS: f64 = 4.9;
 
-/// How long the windows are.
+/// Sizes of the two windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DriftSettings {
-    /// Answers of a release that make up its reference, 100 to 1,000,000 and at least twice `recent_answers`. What differs
-    /// from them later counts as drift, so they should span what is normal: where nights differ from days, as many as a day
-    /// has.
+    /// Answers of a release that make up its reference, 100 to 1,000,000 and at least twice `recent_answers`. Later
+    /// answers that differ from them count as drift, so they should cover normal variation: where nights differ from
+    /// days, a whole day's worth.
     pub reference_answers: u32,
-    /// Answers that are compared with it, the latest ones, 50 to 10,000.
+    /// Latest answers that are compared with the reference, 50 to 10,000.
     pub recent_answers: u32,
 }
 
@@ -56,10 +56,10 @@ impl Default for DriftSettings {
 }
 
 impl DriftSettings {
-    /// What is wrong with the settings, if something is. `role`: whose they are.
+    /// Checks the settings. `role`: section they belong to, for messages.
     ///
     /// # Errors
-    /// One sentence with the key, the value and what it must be.
+    /// A sentence with the key, the value and its range.
     pub fn check(&self, role: &str) -> Result<(), String> {
         let Self { reference_answers: reference, recent_answers: recent } = *self;
         if !(50..=10_000).contains(&recent) {
@@ -75,24 +75,24 @@ impl DriftSettings {
         Ok(())
     }
 
-    /// Length of the reference's stretches: as the recent window, longer where there would be too many of them to keep.
-    fn stretch_answers(&self) -> u32 {
-        self.recent_answers.max(self.reference_answers.div_ceil(MAX_STRETCHES))
+    /// Length of a span of the reference: that of the recent window, or longer if there would be too many spans.
+    fn span_answers(&self) -> u32 {
+        self.recent_answers.max(self.reference_answers.div_ceil(MAX_SPANS))
     }
 }
 
-/// What one answer says of drift; numbers from 0 to 1.
+/// The measures of one answer, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DriftSample {
-    /// How sure the model was.
+    /// Confidence of the model.
     pub confidence: Option<f32>,
-    /// How strange the picture was to it.
+    /// Novelty of the picture.
     pub novelty: Option<f32>,
     /// 1 if the cloud agreed, 0 if not.
     pub agreement: Option<f32>,
 }
 
-/// How often a number lay where.
+/// A histogram of numbers from 0 to 1, with their sum.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 struct Histogram {
     bins: Vec<u32>,
@@ -136,7 +136,7 @@ impl Histogram {
     }
 }
 
-/// Answers in a row.
+/// Consecutive answers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct AnswerSpan {
@@ -155,7 +155,7 @@ impl AnswerSpan {
     }
 }
 
-/// What answers used to be like.
+/// The first answers of a release, in spans.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct DriftReference {
     stretches: Vec<AnswerSpan>,
@@ -163,33 +163,33 @@ pub struct DriftReference {
 
 impl DriftReference {
     fn answers(&self) -> u64 {
-        self.stretches.iter().map(|stretch| u64::from(stretch.answers)).sum()
+        self.stretches.iter().map(|span| u64::from(span.answers)).sum()
     }
 
-    fn add(&mut self, sample: &DriftSample, stretch_answers: u32) {
-        match self.stretches.last_mut().filter(|stretch| stretch.answers < stretch_answers) {
-            Some(stretch) => stretch.add(sample),
+    fn add(&mut self, sample: &DriftSample, span_answers: u32) {
+        match self.stretches.last_mut().filter(|span| span.answers < span_answers) {
+            Some(span) => span.add(sample),
             None => {
-                let mut stretch = AnswerSpan::default();
-                stretch.add(sample);
-                self.stretches.push(stretch);
+                let mut span = AnswerSpan::default();
+                span.add(sample);
+                self.stretches.push(span);
             }
         }
     }
 
-    /// One number of all its answers, and how far its own stretches are from that.
+    /// The histogram of one measure over all spans, and the largest distance of a span from it.
     fn whole(&self, of: fn(&AnswerSpan) -> &Histogram) -> (Histogram, f64) {
         let mut whole = Histogram::default();
-        self.stretches.iter().for_each(|stretch| whole.merge(of(stretch)));
-        // A short last stretch wobbles more than a recent window does.
-        let longest = self.stretches.iter().map(|stretch| stretch.answers).max().unwrap_or(0);
-        let as_long = self.stretches.iter().filter(|stretch| stretch.answers == longest);
-        let unrest = as_long.map(|stretch| of(stretch).distance(&whole)).fold(0.0, f64::max);
-        (whole, unrest)
+        self.stretches.iter().for_each(|span| whole.merge(of(span)));
+        // A short last span varies more than a recent window does.
+        let longest = self.stretches.iter().map(|span| span.answers).max().unwrap_or(0);
+        let full_spans = self.stretches.iter().filter(|span| span.answers == longest);
+        let variation = full_spans.map(|span| of(span).distance(&whole)).fold(0.0, f64::max);
+        (whole, variation)
     }
 }
 
-/// Compares the latest answers of one release with its first ones.
+/// Compares the latest answers of a release with its first ones.
 #[derive(Debug, Clone)]
 pub struct DriftMonitor {
     release: ReleaseId,
@@ -199,20 +199,20 @@ pub struct DriftMonitor {
 }
 
 impl DriftMonitor {
-    /// Of a release without an answer yet.
+    /// A monitor for a release without answers.
     pub fn new(release: ReleaseId, settings: DriftSettings) -> Self {
         Self { release, settings, reference: DriftReference::default(), recent: VecDeque::new() }
     }
 
-    /// The release whose answers are compared.
+    /// The monitored release.
     pub fn release(&self) -> &ReleaseId {
         &self.release
     }
 
-    /// An answer: of the reference until that is full, of the recent window then.
+    /// Adds an answer: to the reference until that is full, then to the recent window.
     pub fn add(&mut self, sample: DriftSample) {
         if !self.is_full() {
-            return self.reference.add(&sample, self.settings.stretch_answers());
+            return self.reference.add(&sample, self.settings.span_answers());
         }
         if self.recent.len() >= self.settings.recent_answers as usize {
             self.recent.pop_front();
@@ -229,29 +229,29 @@ impl DriftMonitor {
         self.reference.answers() >= u64::from(self.settings.reference_answers)
     }
 
-    /// Compares with another reference from now on; one that is smaller than the settings ask is full all the same.
+    /// Uses another reference from now on; one smaller than the settings demand counts as full.
     pub fn adopt(&mut self, reference: DriftReference) {
         let answers = u32::try_from(reference.answers()).unwrap_or(u32::MAX);
         self.settings.reference_answers = answers.max(1);
         self.reference = reference;
     }
 
-    /// Forgets everything: the next answers make up the reference.
+    /// Discards everything: the next answers make up a new reference.
     pub fn restart(&mut self, settings: DriftSettings) {
         *self = Self::new(self.release.clone(), settings);
     }
 
-    /// What the recent answers are like.
+    /// Compares the recent answers with the reference.
     pub fn report(&self) -> DriftReport {
         let mut recent = AnswerSpan::default();
         self.recent.iter().for_each(|sample| recent.add(sample));
         let is_known = self.is_full() && self.recent.len() >= self.settings.recent_answers as usize;
         let measure = |of: fn(&AnswerSpan) -> &Histogram, judge: fn(&MeasureShift<'_>) -> (f64, DriftLevel)| {
-            let (reference, unrest) = self.reference.whole(of);
+            let (reference, variation) = self.reference.whole(of);
             let recent = of(&recent);
             let is_measured = is_known && reference.count() > 0.0 && recent.count() > 0.0;
             is_measured.then(|| {
-                let (distance_ratio, level) = judge(&MeasureShift { reference: &reference, unrest, recent });
+                let (distance_ratio, level) = judge(&MeasureShift { reference: &reference, variation, recent });
                 DriftMeasure { reference_ratio: reference.mean(), recent_ratio: recent.mean(), distance_ratio, level }
             })
         };
@@ -261,42 +261,42 @@ impl DriftMonitor {
             reference_full: self.settings.reference_answers.into(),
             recent_answers: self.recent.len() as u64,
             recent_full: self.settings.recent_answers.into(),
-            confidence: measure(|stretch| &stretch.confidence, judge_distribution),
-            novelty: measure(|stretch| &stretch.novelty, judge_distribution),
-            agreement: measure(|stretch| &stretch.agreement, judge_fall),
+            confidence: measure(|span| &span.confidence, judge_distribution),
+            novelty: measure(|span| &span.novelty, judge_distribution),
+            agreement: measure(|span| &span.agreement, judge_fall),
         }
     }
 }
 
-/// One number before and now.
+/// One measure in the reference and in the recent window.
 struct MeasureShift<'a> {
     reference: &'a Histogram,
-    /// Largest distance of a stretch of the reference from the whole of it, 0 to 1.
-    unrest: f64,
+    /// Largest distance of a span of the reference from the whole of it, 0 to 1.
+    variation: f64,
     recent: &'a Histogram,
 }
 
-/// One over the number of answers that a comparison of two windows is worth.
-fn one_over_effective(moved: &MeasureShift<'_>) -> f64 {
-    1.0 / moved.reference.count().max(1.0) + 1.0 / moved.recent.count().max(1.0)
+/// The reciprocal of the effective number of answers in a comparison of two windows.
+fn one_over_effective(shift: &MeasureShift<'_>) -> f64 {
+    1.0 / shift.reference.count().max(1.0) + 1.0 / shift.recent.count().max(1.0)
 }
 
-/// The distance between two distributions, and what it means.
-fn judge_distribution(moved: &MeasureShift<'_>) -> (f64, DriftLevel) {
-    let distance = moved.reference.distance(moved.recent);
-    // Larger by chance alone as rarely as that (Smirnov; Press et al., Numerical Recipes, 14.3).
-    let by_chance = |chance: f64| ((2.0 / chance).ln() / 2.0 * one_over_effective(moved)).sqrt();
-    let beyond = |floor: f64, chance: f64| distance > moved.unrest + floor.max(by_chance(chance));
+/// The distance between two distributions, and its level.
+fn judge_distribution(shift: &MeasureShift<'_>) -> (f64, DriftLevel) {
+    let distance = shift.reference.distance(shift.recent);
+    // The distance that chance alone exceeds with this probability (Smirnov; Press et al., Numerical Recipes, 14.3).
+    let by_chance = |chance: f64| ((2.0 / chance).ln() / 2.0 * one_over_effective(shift)).sqrt();
+    let beyond = |floor: f64, chance: f64| distance > shift.variation + floor.max(by_chance(chance));
     (distance, level(beyond(WATCH_DISTANCE, WATCH_CHANCE), beyond(ALARM_DISTANCE, ALARM_CHANCE)))
 }
 
-/// By how much a share fell, and what it means.
-fn judge_fall(moved: &MeasureShift<'_>) -> (f64, DriftLevel) {
-    let (before, now) = (moved.reference.count(), moved.recent.count());
-    let fall = (moved.reference.mean() - moved.recent.mean()).max(0.0);
-    // One success and one failure more, so that a share of 1 is not taken for certain.
-    let share = (moved.reference.mean() * before + moved.recent.mean() * now + 1.0) / (before + now + 2.0);
-    let deviation = (share * (1.0 - share) * one_over_effective(moved)).sqrt();
+/// By how much a share fell, and the level of that.
+fn judge_fall(shift: &MeasureShift<'_>) -> (f64, DriftLevel) {
+    let (before, now) = (shift.reference.count(), shift.recent.count());
+    let fall = (shift.reference.mean() - shift.recent.mean()).max(0.0);
+    // One success and one failure are added, so that a share of 1 does not count as certain.
+    let share = (shift.reference.mean() * before + shift.recent.mean() * now + 1.0) / (before + now + 2.0);
+    let deviation = (share * (1.0 - share) * one_over_effective(shift)).sqrt();
     let beyond = |floor: f64, deviations: f64| fall > floor.max(deviations * deviation);
     (fall, level(beyond(WATCH_FALL, WATCH_DEVIATIONS), beyond(ALARM_FALL, ALARM_DEVIATIONS)))
 }

@@ -1,5 +1,5 @@
-//! Whose fault a failure is. The message's: it becomes a dead letter. The moment's: it is tried
-//! again. Ours: the worker stops and somebody must act.
+//! Whose fault a failure is: the message's, which becomes a dead letter; the moment's, so it is retried; or
+//! the worker's, which stops because somebody must act.
 
 use std::time::Duration;
 
@@ -7,47 +7,47 @@ use schemas::{CodecError, FaultNote};
 use streams::CarryError;
 pub use streams::error::error_chain;
 
-/// After a failure of the moment, a message is tried again this much later.
+/// Delay of a retry after a temporary failure.
 pub const RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// A failure, and whose fault it is.
+/// A failure, classified by whose fault it is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    /// The message can never be handled: a dead letter.
+    /// The message can never be handled: it becomes a dead letter.
     Reject(FaultNote),
-    /// It may be handled later.
+    /// A temporary failure: the message is retried.
     Retry {
-        /// How much later.
+        /// Delay of the retry.
         after: Duration,
-        /// What happened.
+        /// What failed.
         note: FaultNote,
     },
-    /// Nothing is wrong; it is to be looked at again later.
+    /// No failure: the message is to be looked at again later.
     Wait {
-        /// How much later.
+        /// Delay until then.
         after: Duration,
     },
-    /// This worker cannot handle anything.
+    /// This worker cannot handle any message.
     Stop(FaultNote),
 }
 
 impl Fault {
-    /// The message's fault.
+    /// A fault of the message.
     pub fn reject(name: &str, reason: impl ToString, remedy: impl Into<String>) -> Self {
         Self::Reject(FaultNote::new(name, reason.to_string(), remedy))
     }
 
-    /// The moment's fault.
+    /// A temporary fault.
     pub fn retry(name: &str, reason: impl ToString) -> Self {
-        let note = FaultNote::new(name, reason.to_string(), "nothing: it is tried again by itself");
+        let note = FaultNote::new(name, reason.to_string(), "none needed: it is retried automatically");
         Self::Retry { after: RETRY_DELAY, note }
     }
 }
 
-/// Why a worker stops whose connection's own task has ended.
+/// The fault of a worker whose connection has ended for good.
 pub fn client_gone() -> FaultNote {
-    let reason = "the connection's task ended, so nothing can be sent or received any more";
-    FaultNote::new("client_gone", reason, "whoever supervises the worker starts it again")
+    let reason = "the connection has ended, so nothing can be sent or received";
+    FaultNote::new("client_gone", reason, "the supervisor restarts the worker")
 }
 
 impl From<CarryError> for Fault {
@@ -60,7 +60,7 @@ impl From<CarryError> for Fault {
             CarryError::Subject { .. } => Self::reject(
                 "subject_unknown",
                 reason,
-                "publish to image.<site>.<camera>, letters, digits, - and _ only",
+                "publish to image.<site>.<camera>; names may contain letters, digits, - and _",
             ),
             _ => Self::retry("carry_failed", reason),
         }

@@ -10,29 +10,29 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fault::Fault;
 
-/// What a role does with one message. A step publishes nothing itself: it returns what is to be
-/// published, so that the acknowledgement can come last.
+/// What a role does with one message. A handler publishes nothing itself: it returns the messages to
+/// publish, so that the acknowledgement can come last.
 pub trait Handler: Send + Sync + 'static {
-    /// The role's name.
+    /// Name of the role.
     const ROLE: &'static str;
-    /// The stream it takes its messages from.
+    /// Stream that its messages come from.
     const STREAM: &'static str;
 
-    /// Handles one message. A step that waits for somebody else with it, bounded by itself, may give the
-    /// credit back early, so that others are taken meanwhile.
+    /// Handles one message. A handler that holds a message while it waits for somebody else, for a limited time, may
+    /// release the credit early, so that others are handled meanwhile.
     fn handle(
         &self,
         delivery: &Delivery,
         credit: &MessageCredit,
     ) -> impl Future<Output = Result<OutgoingMessages, Fault>> + Send;
 
-    /// Whom and what a message that is given up concerned; also what is to be published besides the
-    /// dead letter. A publication there that finds its slot taken by another outcome calls the dead
-    /// letter off.
+    /// The site and task of a message that is given up, and what to publish besides the dead letter. If one of those
+    /// publications finds its slot taken by another outcome, no dead letter
+    /// is written.
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext;
 }
 
-/// The room one message takes among those a worker may hold: one of so many, and its bytes.
+/// The credit of one message: one of the worker's credits, and the message's bytes.
 #[derive(Debug)]
 pub struct MessageCredit(Mutex<Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>>);
 
@@ -41,20 +41,20 @@ impl MessageCredit {
         Self(Mutex::new(Some((message, kib))))
     }
 
-    /// Gives the room to the next message, though this one is still in hand.
+    /// Returns the credit for the next message, although this one is still in flight.
     pub fn release(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
-/// What is to be published before a message is acknowledged, in order.
+/// Messages to publish before a message is acknowledged, in order.
 #[derive(Debug, Default)]
 pub struct OutgoingMessages {
-    /// In order.
+    /// Published in this order.
     pub publications: Vec<Publication>,
-    /// Instead of all of them, when one finds its stream full.
+    /// Published in place of `publications` when one of them finds its stream full.
     pub when_full: Vec<Publication>,
-    /// After them; what finds its stream full is left out.
+    /// Published after `publications`; skipped when its stream is full.
     pub spare: Vec<Publication>,
 }
 
@@ -65,13 +65,13 @@ impl OutgoingMessages {
     }
 }
 
-/// What becomes of a message that is given up.
+/// What a role knows about a message that is given up.
 #[derive(Debug)]
 pub struct DeadLetterContext {
-    /// The site it concerned.
+    /// Site of the message.
     pub site: SiteName,
-    /// The task it was about, if that could be read.
+    /// Task of the message; absent if it could not be read.
     pub task: Option<TaskId>,
-    /// What is to be published before the dead letter.
+    /// Messages to publish before the dead letter.
     pub publications: Vec<Publication>,
 }

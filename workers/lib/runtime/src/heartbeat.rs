@@ -1,4 +1,4 @@
-//! Signs of life: what a worker says about itself every few seconds.
+//! Heartbeats: what a worker reports about itself every few seconds.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,26 +13,26 @@ use crate::consumer::WorkerStats;
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
-/// How often the server is asked what time it is; steady clocks of machines drift by less than a millisecond meanwhile.
-const ALIGN_EVERY: Duration = Duration::from_secs(5);
+/// Interval of synchronizing with the server's clock; steady clocks drift by less than a millisecond meanwhile.
+const ALIGN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often a sign of life is sent.
+/// When heartbeats are sent.
 #[derive(Debug, Clone)]
 pub struct HeartbeatPace {
-    /// At least so often.
+    /// Longest interval between two heartbeats.
     pub every: Duration,
-    /// And whenever this says that something changed.
+    /// Notified to send the next one at once.
     pub changed: Arc<Notify>,
 }
 
 impl Default for HeartbeatPace {
-    /// A third of what the fleet remembers.
+    /// A third of the time after which a heartbeat expires.
     fn default() -> Self {
         Self { every: Duration::from_secs(4), changed: Arc::default() }
     }
 }
 
-/// What a worker does and did, for its signs of life; clones share it.
+/// A role's part of its heartbeats; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerReport<R> {
     report: Arc<Mutex<R>>,
@@ -40,31 +40,31 @@ pub struct WorkerReport<R> {
 }
 
 impl<R: Clone> WorkerReport<R> {
-    /// As it stands.
+    /// A copy of the current report.
     pub fn current_beat(&self) -> R {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes it; the next sign of life is sent at once.
+    /// Changes the report; the next heartbeat is sent at once.
     pub fn update_report(&self, change: impl FnOnce(&mut R)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_one();
     }
 
-    /// The pulse that hears of changes.
+    /// A pace that sends a heartbeat at every change of this report.
     pub fn pace(&self) -> HeartbeatPace {
         HeartbeatPace { changed: self.changed.clone(), ..HeartbeatPace::default() }
     }
 }
 
-/// Says that a worker lives until it is told to stop. `more` fills in what only the role knows.
+/// Sends heartbeats until the worker is told to stop. `more` fills in what only the role knows.
 pub async fn send_heartbeats(
     bus: Bus,
     role: &'static str,
     site: Option<SiteName>,
-    tally: Arc<WorkerStats>,
+    stats: Arc<WorkerStats>,
     shutdown: Shutdown,
-    pulse: HeartbeatPace,
+    pace: HeartbeatPace,
     more: impl Fn(&mut Heartbeat) + Send,
 ) {
     let worker = worker_name();
@@ -72,26 +72,26 @@ pub async fn send_heartbeats(
     let mut ahead_ms = None;
     loop {
         let mut beat = Heartbeat::for_worker(role, worker.clone(), site.clone(), clock::now_ms());
-        beat.finished = tally.finished.load(Ordering::Relaxed);
-        beat.holding = tally.holding.load(Ordering::Relaxed);
+        beat.finished = stats.finished.load(Ordering::Relaxed);
+        beat.holding = stats.holding.load(Ordering::Relaxed);
         beat.clock_ahead_ms = ahead_ms;
         more(&mut beat);
         metrics::record_heartbeat(role, &beat);
         let sent = async { HeartbeatBucket::open(&bus).await?.publish_heartbeat(&beat).await };
         if let Err(error) = sent.await {
-            tracing::debug!(role, %error, "no sign of life could be sent");
+            tracing::debug!(role, %error, "heartbeat not sent");
         }
-        // After the heartbeat: whoever asks whether this worker is there need not wait for it.
+        // After the heartbeat: whoever waits for this worker to appear need not wait for it.
         if tokio::time::Instant::now() >= align_at {
-            align_at = tokio::time::Instant::now() + ALIGN_EVERY;
+            align_at = tokio::time::Instant::now() + ALIGN_INTERVAL;
             match clock::align_clock(&bus).await {
                 Ok(ms) => ahead_ms = Some(ms),
-                Err(error) => tracing::debug!(role, %error, "the server does not say what time it is"),
+                Err(error) => tracing::debug!(role, %error, "server time unavailable"),
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(pulse.every) => {}
-            () = pulse.changed.notified() => {}
+            () = tokio::time::sleep(pace.every) => {}
+            () = pace.changed.notified() => {}
             () = shutdown.wait_for_request() => {
                 metrics::remove_role(role, site.as_ref());
                 return;
@@ -100,22 +100,22 @@ pub async fn send_heartbeats(
     }
 }
 
-/// What this process is called: the machine's name and the process's number.
+/// Name of this process: the machine's name and the process id.
 pub fn worker_name() -> String {
     format!("{}-{}", host(), std::process::id())
 }
 
-/// The machine's name, as far as it fits a key.
+/// The machine's name, as far as a key can hold it.
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
     key_of(name.unwrap_or_default().trim())
 }
 
-/// The end of a long name, for that is what tells pods apart.
+/// The end of a long name, which is what distinguishes pods.
 fn key_of(name: &str) -> String {
-    const MOST: usize = 40;
+    const MAX_CHARS: usize = 40;
     let legal: Vec<char> = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    let name: String = legal.iter().skip(legal.len().saturating_sub(MOST)).collect();
+    let name: String = legal.iter().skip(legal.len().saturating_sub(MAX_CHARS)).collect();
     if name.is_empty() { "host".into() } else { name }
 }
 
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_of_one_deployment_are_told_apart_by_the_end_of_their_names() {
+    fn pods_of_one_deployment_have_different_names() {
         let [one, other] = ["7d9c5b6f4d-x2x9k", "7d9c5b6f4d-abcde"]
             .map(|end| key_of(&format!("a-very-long-name-of-a-deployment-of-verifiers-{end}")));
         assert_ne!(one, other);

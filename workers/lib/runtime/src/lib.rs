@@ -1,8 +1,8 @@
-//! How a worker runs, whatever its role.
+//! Runs a worker, whatever its role.
 //!
-//! A role is a [`Step`]: one delivery in, publications out. [`drive`] pulls, lets the step handle,
-//! publishes what came of it, and only then acknowledges (invariant 1). [`fault`] says whose fault a
-//! failure is, which decides what becomes of the message.
+//! A role is a [`Handler`]: one delivery in, publications out. [`consume`] pulls, lets the handler work, publishes the
+//! results, and only then acknowledges (invariant 1). [`fault`] says whose fault a failure is, which decides what
+//! happens to the message.
 
 pub mod audit;
 pub mod clock;

@@ -1,8 +1,8 @@
-//! What a process counts and measures, in the text that Prometheus reads; whether it lives, and whether it takes work.
+//! Metrics of a process in the text format of Prometheus, and its liveness and readiness.
 //!
-//! Counted where it happens ([`answered`], [`took`], `drive`); what signs of life say and how long queues are is looked up
-//! when somebody asks. Names and units follow the Prometheus naming practices (prometheus.io/docs/practices/naming): base
-//! units, `_total` for counters.
+//! Counters count where something happens ([`count_answer`], [`observe_timings`], `consumer`); what heartbeats and
+//! queues say is looked up at each request. Names and units follow the Prometheus naming practices
+//! (prometheus.io/docs/practices/naming): base units, `_total` for counters.
 
 mod queues;
 mod server;
@@ -24,29 +24,29 @@ use tokio::time::Instant;
 
 pub use server::{MetricsSettings, serve};
 
-/// A role that was silent for so long hangs: signs of life are sent every few seconds, and a server that is away holds one
-/// up for ten.
-const SILENT: Duration = Duration::from_secs(60);
+/// A role without a heartbeat for this long hangs: heartbeats are sent every few seconds, and a server that is down
+/// delays one by ten.
+const HANGING_AFTER: Duration = Duration::from_secs(60);
 
-/// How many roles are to begin in this process.
+/// Number of roles this process is to run.
 static EXPECTED_ROLES: AtomicUsize = AtomicUsize::new(1);
 
-static KEPT: LazyLock<MetricsRegistry> = LazyLock::new(MetricsRegistry::default);
+static REGISTRY: LazyLock<MetricsRegistry> = LazyLock::new(MetricsRegistry::default);
 
 type HeartbeatSource = BTreeMap<(&'static str, Option<SiteName>), (Heartbeat, Instant)>;
 
-/// Everything that is kept for whoever asks.
+/// Everything kept between requests.
 struct MetricsRegistry {
     messages: Family<OutcomeLabel, Counter>,
     stages: Family<StageLabel, Histogram>,
     batches: Family<RoleLabel, Histogram>,
     answers: Family<AnswerLabels, Counter>,
     notes: Family<SiteLabel, Counter>,
-    /// The latest sign of life of each role and site of this process, and when it was sent.
+    /// The latest heartbeat of each role and site of this process, and when it was sent.
     beats: Mutex<HeartbeatSource>,
-    /// Queues that roles of this process take from.
+    /// Queues that roles of this process consume.
     queues: Mutex<Vec<QueueConsumer>>,
-    /// When certificates and the like end, milliseconds since the epoch, by what they are.
+    /// Expiry of certificates and the like, milliseconds since the epoch, by name.
     expiries: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -95,7 +95,7 @@ struct SiteLabel {
     site: String,
 }
 
-/// A durable consumer that a role takes from.
+/// A durable consumer that a role pulls from.
 #[derive(Clone)]
 struct QueueConsumer {
     role: &'static str,
@@ -104,30 +104,30 @@ struct QueueConsumer {
     durable: String,
 }
 
-/// A message of a role came to an end: `finished`, `retried` or `given_up`.
+/// Counts a message that a role finished with: `finished`, `retried` or `given_up`.
 pub(crate) fn count_message(role: &'static str, outcome: &'static str) {
-    KEPT.messages.get_or_create(&OutcomeLabel { role, outcome }).inc();
+    REGISTRY.messages.get_or_create(&OutcomeLabel { role, outcome }).inc();
 }
 
-/// A final answer was made. One that is made again after a crash is counted again.
+/// Counts a final answer. One that is made again after a crash is counted again.
 pub fn count_answer(site: &SiteName, route: Route, reason: Reason) {
     let labels = AnswerLabels { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
-    KEPT.answers.get_or_create(&labels).inc();
+    REGISTRY.answers.get_or_create(&labels).inc();
 }
 
-/// Says when a certificate or the like ends, milliseconds since the epoch.
+/// Records when a certificate or the like expires, milliseconds since the epoch.
 pub fn note_expiry(what: &str, ends_at_ms: u64) {
-    KEPT.expiries.lock().unwrap_or_else(PoisonError::into_inner).insert(what.to_owned(), ends_at_ms);
+    REGISTRY.expiries.lock().unwrap_or_else(PoisonError::into_inner).insert(what.to_owned(), ends_at_ms);
 }
 
-/// So many oddities of an image were passed over: headers left out, bytes skipped. Its answer says which.
+/// Counts oddities of an image that were ignored: invalid headers, skipped bytes. Its answer names them.
 pub fn count_notes(site: &SiteName, count: usize) {
     if count > 0 {
-        KEPT.notes.get_or_create(&SiteLabel { site: site.to_string() }).inc_by(count as u64);
+        REGISTRY.notes.get_or_create(&SiteLabel { site: site.to_string() }).inc_by(count as u64);
     }
 }
 
-/// How long the steps of an image took; what did not happen is left out.
+/// Records the duration of an image's steps; a step that did not happen is omitted.
 pub fn observe_timings(role: &'static str, timings: &Timings) {
     let steps = [
         ("queue", timings.queue_us),
@@ -137,70 +137,70 @@ pub fn observe_timings(role: &'static str, timings: &Timings) {
         ("infer", timings.infer_us),
     ];
     for (stage, us) in steps.into_iter().filter(|(_, us)| *us > 0) {
-        KEPT.stages.get_or_create(&StageLabel { role, stage }).observe(us as f64 / 1e6);
+        REGISTRY.stages.get_or_create(&StageLabel { role, stage }).observe(us as f64 / 1e6);
     }
-    KEPT.batches.get_or_create(&RoleLabel { role }).observe(f64::from(timings.batch_size.max(1)));
+    REGISTRY.batches.get_or_create(&RoleLabel { role }).observe(f64::from(timings.batch_size.max(1)));
 }
 
-/// How many roles this process is to have, one more for each site: until so many have begun, it takes no work.
+/// Sets how many roles this process is to run, one more for each further site: it is not ready before all have started.
 pub fn expect_roles(count: usize) {
     EXPECTED_ROLES.store(count, Ordering::Relaxed);
 }
 
-/// A role lives.
+/// Records a role's heartbeat.
 pub(crate) fn record_heartbeat(role: &'static str, beat: &Heartbeat) {
-    let mut beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut beats = REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
 }
 
-/// A role ended as it should.
+/// Removes a role that ended normally.
 pub(crate) fn remove_role(role: &'static str, site: Option<&SiteName>) {
-    KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
+    REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
 }
 
-/// A role takes from a queue from now on.
+/// Adds a queue that a role consumes.
 pub(crate) fn register_queue(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
     let queue = QueueConsumer { role, bus: bus.clone(), stream, durable: durable.into() };
-    KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
+    REGISTRY.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
 }
 
 fn beats() -> Vec<(Heartbeat, Duration)> {
-    let beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    let beats = REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.values().map(|(beat, at)| (beat.clone(), at.elapsed())).collect()
 }
 
-/// Roles that hang; a process of which none began loads its model still, and lives.
+/// Roles that hang; a process of which no role has started is still loading its model, and is alive.
 fn hanging() -> Vec<String> {
-    beats().into_iter().filter(|(_, age)| *age > SILENT).map(|(beat, _)| beat.role).collect()
+    beats().into_iter().filter(|(_, age)| *age > HANGING_AFTER).map(|(beat, _)| beat.role).collect()
 }
 
 fn counted() -> Registry {
     let mut registry = Registry::default();
-    registry.register("tributary_messages", "Messages that came to an end", KEPT.messages.clone());
-    registry.register("tributary_stage_seconds", "How long a step of an image took", KEPT.stages.clone());
+    registry.register("tributary_messages", "Messages that came to an end", REGISTRY.messages.clone());
+    registry.register("tributary_stage_seconds", "Duration of a step of an image", REGISTRY.stages.clone());
     registry.register(
         "tributary_batch_images",
-        "Images in the run of the model that an image was recognized in",
-        KEPT.batches.clone(),
+        "Images in the batch that an image was recognized in",
+        REGISTRY.batches.clone(),
     );
-    registry.register("tributary_answers", "Final answers made", KEPT.answers.clone());
+    registry.register("tributary_answers", "Final answers made", REGISTRY.answers.clone());
     registry.register(
         "tributary_image_notes",
-        "Headers left out and bytes skipped of images that were recognized nevertheless; their answers say which",
-        KEPT.notes.clone(),
+        "Invalid headers and skipped bytes of images that were recognized nevertheless; their answers name them",
+        REGISTRY.notes.clone(),
     );
     registry
 }
 
-/// Everything that is known, as text.
+/// All metrics as text.
 pub async fn render_metrics() -> String {
-    let queues: Vec<QueueConsumer> = KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let queues: Vec<QueueConsumer> = REGISTRY.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let beats: Vec<Heartbeat> = beats().into_iter().map(|(beat, _)| beat).collect();
-    let found = queues::read_queues(queues).await;
+    let readings = queues::read_queues(queues).await;
     let mut text = String::new();
-    let expiries = KEPT.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let snapshot = snapshot::of(&beats, &found, &expiries);
-    // Writing to a string fails only when a metric says so, and none does.
+    let expiries = REGISTRY.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let snapshot = snapshot::of(&beats, &readings, &expiries);
+    // Writing to a string fails only if a metric does, and none does.
     let _ = prometheus_client::encoding::text::encode_registry(&mut text, &counted());
     let _ = prometheus_client::encoding::text::encode(&mut text, &snapshot);
     text

@@ -1,4 +1,4 @@
-//! Looking up what `setup` creates: workers may be started before it, and before the server.
+//! Retries lookups of what `setup` creates: workers may start before it, and before the server.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use streams::CarryError;
 
 use crate::shutdown::Shutdown;
 
-const EVERY: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What `open` finds, as soon as it does; `None` when told to stop before that. The log says what is
-/// missing and what to do about it.
+/// The result of `open` once it succeeds; `None` if told to stop before that. Each failure is logged with
+/// its remedy.
 pub async fn retry_until_found<T, F>(shutdown: &Shutdown, open: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = Result<T, CarryError>>,
 {
     loop {
         match open().await {
-            Ok(found) => return Some(found),
-            Err(error) => tracing::warn!(%error, "waiting for it"),
+            Ok(value) => return Some(value),
+            Err(error) => tracing::warn!(%error, "lookup failed; retrying"),
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(RETRY_INTERVAL) => {}
             () = shutdown.wait_for_request() => return None,
         }
     }

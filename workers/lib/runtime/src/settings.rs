@@ -1,5 +1,5 @@
-//! Settings: defaults, then `tributary.toml`, then the environment, then flags; the last one wins,
-//! and each value knows where it came from.
+//! Settings from defaults, `tributary.toml`, the environment and flags, in this order; the last one wins,
+//! and each value knows its origin.
 
 use std::path::{Path, PathBuf};
 
@@ -8,59 +8,59 @@ use figment::{Figment, Metadata, Source};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Looked for in the working folder when no file is named.
+/// Settings file in the working folder that is read when no file is named.
 pub const DEFAULT_FILE: &str = "tributary.toml";
-/// Environment variables of settings: this, the section, two underscores, the name.
+/// Prefix of environment variables; then follow the section, two underscores and the name.
 const PREFIX: &str = "TRIBUTARY_";
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The file that was named is not there.
-    #[error("settings file {path} does not exist: create it, or leave --settings away")]
+    /// The named file does not exist.
+    #[error("settings file {path} does not exist; create it, or omit --settings")]
     NoFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A file that was found, not named, says what to run.
-    #[error("{path} names a program to run ({key}), and nobody named that file: if it is yours, say --settings {path}", path = path.display())]
+    /// The file in the working folder names a program to run, but nobody named the file.
+    #[error("{path} names a program to run ({key}), which is only accepted from a file you name; if it is yours, use --settings {path}", path = path.display())]
     NamesProgram {
-        /// The setting.
+        /// Key of the setting.
         key: String,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A value of the wrong type, or a name that no setting has.
-    #[error("setting {key}: {why} (from {origin}): `tributary config --show` lists every setting")]
+    /// An unknown setting, or a value of the wrong type.
+    #[error("setting {key}: {why} (from {origin}); `tributary config --show` lists every setting")]
     Bad {
-        /// Its path, such as `recognizer.gate.min_confidence_ratio`.
+        /// Key of the setting, such as `recognizer.gate.min_confidence_ratio`.
         key: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: String,
-        /// Where it came from.
+        /// Origin of the value.
         origin: String,
     },
 }
 
-/// One setting as it is used.
+/// One effective setting.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResolvedSetting {
-    /// Its path, such as `recognizer.gate.min_confidence_ratio`.
+    /// Key of the setting, such as `recognizer.gate.min_confidence_ratio`.
     pub key: String,
-    /// Its value, as JSON; secrets are left out.
+    /// Value as JSON; secrets are omitted.
     pub value: serde_json::Value,
     /// `default`, a file, `environment` or `flag`.
     pub origin: String,
 }
 
-/// Settings together with where each came from.
+/// Settings with the origin of each.
 pub struct LoadedSettings<S> {
-    /// The settings.
+    /// The effective settings.
     pub settings: S,
     figment: Figment,
 }
 
-/// Loads settings. `flags`: paths and values given on the command line.
+/// Loads settings. `flags`: keys and values from the command line.
 pub fn load<S>(file: Option<&Path>, flags: &[(String, serde_json::Value)]) -> Result<LoadedSettings<S>, SettingsError>
 where
     S: Default + Serialize + DeserializeOwned,
@@ -69,7 +69,7 @@ where
         return Err(SettingsError::NoFile { path: path.to_owned() });
     }
     if file.is_none() {
-        check_found(Path::new(DEFAULT_FILE))?;
+        refuse_programs(Path::new(DEFAULT_FILE))?;
     }
     let file = file.unwrap_or(Path::new(DEFAULT_FILE));
     let mut figment = Figment::new()
@@ -83,26 +83,26 @@ where
     Ok(LoadedSettings { settings, figment })
 }
 
-/// Settings that name programs and libraries to run: in a folder that came from elsewhere, whoever wrote its file would
+/// Settings that name programs and libraries to run: in a folder that came from elsewhere, the author of its file would
 /// choose them.
 const PROGRAMS: [&str; 2] = ["onnxruntime", "up.nats_server"];
 
-/// A file that nobody named is used as far as it names no program.
-fn check_found(path: &Path) -> Result<(), SettingsError> {
+/// Refuses a file that nobody named and that names a program to run.
+fn refuse_programs(path: &Path) -> Result<(), SettingsError> {
     if !path.is_file() {
         return Ok(());
     }
-    let found = Figment::new().merge(Toml::file(path));
-    match PROGRAMS.into_iter().find(|key| found.find_value(key).is_ok()) {
+    let file = Figment::new().merge(Toml::file(path));
+    match PROGRAMS.into_iter().find(|key| file.find_value(key).is_ok()) {
         Some(key) => Err(SettingsError::NamesProgram { key: key.into(), path: path.into() }),
         None => Ok(()),
     }
 }
 
-/// What a file of settings says, whatever it is about, as JSON.
+/// The contents of a settings file as JSON, without knowledge of its settings.
 ///
 /// # Errors
-/// A file that is not there, or is no TOML.
+/// The file does not exist or is not valid TOML.
 pub fn table(path: &Path) -> Result<serde_json::Value, SettingsError> {
     if !path.is_file() {
         return Err(SettingsError::NoFile { path: path.to_owned() });
@@ -110,7 +110,7 @@ pub fn table(path: &Path) -> Result<serde_json::Value, SettingsError> {
     Figment::new().merge(Toml::file(path)).extract().map_err(|error| bad(&error))
 }
 
-/// Every setting as it is when nobody says anything.
+/// Every setting with its default.
 pub fn defaults<S: Default + Serialize>() -> Vec<ResolvedSetting> {
     let figment = Figment::new().merge(Serialized::defaults(S::default()));
     LoadedSettings { settings: S::default(), figment }.list()
@@ -132,7 +132,7 @@ impl figment::Provider for FlagValue<'_> {
 }
 
 fn bad(error: &figment::Error) -> SettingsError {
-    let origin = error.metadata.as_ref().map_or_else(|| "somewhere".into(), origin);
+    let origin = error.metadata.as_ref().map_or_else(|| "an unknown source".into(), origin);
     let why = error.kind.to_string();
     SettingsError::Bad { key: error.path.join("."), why, origin }
 }
@@ -147,7 +147,7 @@ fn origin(metadata: &Metadata) -> String {
 }
 
 impl<S: Serialize> LoadedSettings<S> {
-    /// Every setting as it is used, with its origin.
+    /// Every effective setting, with its origin.
     pub fn list(&self) -> Vec<ResolvedSetting> {
         let mut all = Vec::new();
         if let Ok(value) = serde_json::to_value(&self.settings) {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_file_and_the_file_beats_the_default_and_each_knows_its_origin() {
+    fn a_flag_overrides_the_file_and_the_file_the_default_and_each_knows_its_origin() {
         let file = file("[gate]\nmin_confidence_ratio = 0.7\nname = \"b\"");
         let flags = [("gate.name".to_owned(), serde_json::json!("c"))];
         let loaded: LoadedSettings<AllSettings> = load(Some(file.path()), &flags).unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_setting_and_a_wrong_type_are_refused_by_name() {
+    fn unknown_settings_and_wrong_types_are_refused_by_name() {
         let unknown = file("[gate]\nmin_confidnce_ratio = 0.7");
         let error = load::<AllSettings>(Some(unknown.path()), &[]).err().unwrap().to_string();
         assert!(error.contains("min_confidnce_ratio"), "{error}");

@@ -1,4 +1,4 @@
-//! Who says something: Ed25519 signatures (RFC 8032), a key a site. The secret half stays in a file at the site.
+//! Ed25519 signatures (RFC 8032), with a key for each site. The secret half stays in a file at the site.
 
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -9,50 +9,50 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 const SEED_BYTES: usize = 32;
 
-/// Why there is no key.
+/// Why a key is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The file cannot be read or written.
-    #[error("key file {path} cannot be {verb}", path = path.display())]
+    /// The file could not be read or written.
+    #[error("key file {path} could not be {verb}", path = path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// `read` or `written`.
         verb: &'static str,
-        /// Why.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
-    /// It holds something else.
-    #[error("{path} holds no key: `tributary key {path}` makes one where there is no file", path = path.display())]
+    /// The file does not contain a key.
+    #[error("{path} does not contain a key; remove the file and make a new one with `tributary key {path}`", path = path.display())]
     NoKey {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Others may read or write it.
-    #[error("key file {path} has mode {mode:o}, so others can use the key: run `chmod 600 {path}`", path = path.display())]
+    /// Other users can use the key.
+    #[error("key file {path} has mode {mode:o}, so other users can use the key; run `chmod 600 {path}`", path = path.display())]
     Open {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Its permissions.
+        /// Permissions of the file.
         mode: u32,
     },
-    /// The system gives no chance.
-    #[error("the system gives no random numbers")]
-    NoChance,
+    /// The system provides no random numbers.
+    #[error("the system provides no random numbers")]
+    NoRandomness,
 }
 
 /// A site's secret key.
 pub struct SiteKey(Ed25519KeyPair);
 
 impl SiteKey {
-    /// From a file of 64 hexadecimal digits.
+    /// Reads a key from a file of 64 hexadecimal digits.
     ///
     /// # Errors
-    /// A file that is not there, holds something else, or that others may read.
+    /// The file does not exist, holds something else, or other users can read it.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode()).unwrap_or(0);
-        // A group may read it: that is how clusters hand secrets to a process that is not root.
+        // Its group may read it: clusters pass secrets that way to a process that is not root.
         if mode & 0o027 != 0 {
             return Err(KeyError::Open { path: path.into(), mode: mode & 0o777 });
         }
@@ -64,7 +64,7 @@ impl SiteKey {
         Self::of_secret(&text).ok_or_else(|| KeyError::NoKey { path: path.into() })
     }
 
-    /// Of a secret, 64 hexadecimal digits; absent for anything else.
+    /// The key of a secret, 64 hexadecimal digits; `None` for anything else.
     pub fn of_secret(secret: &str) -> Option<Self> {
         Ed25519KeyPair::from_seed_unchecked(&bytes::<SEED_BYTES>(secret.trim())?).ok().map(Self)
     }
@@ -72,14 +72,14 @@ impl SiteKey {
     /// A new secret, 64 hexadecimal digits.
     ///
     /// # Errors
-    /// That the system gives no random numbers.
+    /// The system provides no random numbers.
     pub fn make_secret() -> Result<String, KeyError> {
         let mut seed = [0; SEED_BYTES];
-        SystemRandom::new().fill(&mut seed).map_err(|_| KeyError::NoChance)?;
+        SystemRandom::new().fill(&mut seed).map_err(|_| KeyError::NoRandomness)?;
         Ok(hex(&seed))
     }
 
-    /// Makes a new one, in a file that only its owner may read; refuses a file that is there.
+    /// Creates a key in a file that only its owner can read; fails if the file exists.
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let failed = |source| KeyError::File { path: path.into(), verb: "written", source };
         let secret = Self::make_secret()?;
@@ -89,7 +89,7 @@ impl SiteKey {
         Self::read(path)
     }
 
-    /// The public half, 64 hexadecimal digits: what others check by.
+    /// The public half, 64 hexadecimal digits, by which others verify signatures.
     pub fn public(&self) -> String {
         hex(self.0.public_key().as_ref())
     }
@@ -115,7 +115,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of a signature in hexadecimal digits.
+/// The bytes of a signature in hexadecimal.
 pub(crate) fn bytes_of(text: &str) -> Option<[u8; 64]> {
     bytes::<64>(text)
 }
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_signed_is_told_from_what_was_not() {
+    fn a_valid_signature_is_accepted_and_others_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
         let key = SiteKey::create(&path).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_never_replaced_and_only_its_owner_reads_it() {
+    fn a_key_is_never_replaced_and_only_its_owner_can_read_it() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");

@@ -1,11 +1,11 @@
-//! The log: to standard error, text for people or JSON for programs.
+//! Logging to standard error: text for people or JSON for programs.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// Sets up the log once. `TRIBUTARY_LOG` chooses levels, for example `debug` or `info,streams=trace`;
-/// without it `level` does. JSON lines when `json`.
+/// Initializes logging once. `TRIBUTARY_LOG` sets the levels, such as `debug` or `info,streams=trace`;
+/// without it `level` applies. JSON lines if `json`.
 pub fn init_logging(level: &str, json: bool) {
     let filter = EnvFilter::try_from_env("TRIBUTARY_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("{level},async_nats=error,ort=warn")));
@@ -15,6 +15,6 @@ pub fn init_logging(level: &str, json: bool) {
         .with_ansi(std::io::stderr().is_terminal());
     let set = if json { log.json().try_init() } else { log.with_target(false).try_init() };
     if let Err(error) = set {
-        tracing::debug!(%error, "the log was set up before");
+        tracing::debug!(%error, "logging already initialized");
     }
 }

@@ -1,23 +1,23 @@
-//! A site takes from the cloud what it asked for, and nothing else: each request carries a ticket that only the site can
-//! make, the verdict brings it back, and what has none, or another task's, is not believed.
+//! Tickets, so that a site accepts only verdicts it asked for: each request carries a ticket that only the site can
+//! make, and the verdict returns it; one without a ticket, or with that of another task, is refused.
 
 use ring::hmac;
 use schemas::Answer;
 use streams::fleet::Ledger;
 use streams::{Bus, CarryError};
 
-/// The site's note of the secret.
+/// Key of the ledger note with the secret.
 const NOTE: &str = "ticket-secret";
 
-/// What tickets are made with: a secret of the site's workers. Cheap to clone.
+/// The key that tickets are made with: a secret of the site's workers. Cheap to clone.
 #[derive(Clone)]
 pub struct TicketKey(hmac::Key);
 
 impl TicketKey {
-    /// The secret that stands in the site's ledger; made by whoever comes first.
+    /// The key in the site's ledger; the first worker creates it.
     ///
     /// # Errors
-    /// That the ledger is away, or the system has no random numbers.
+    /// The ledger is unavailable, or the system provides no random numbers.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
         let ledger = Ledger::open(bus).await?;
         let fresh = streams::server::new_password().map_err(CarryError::no_random)?;
@@ -26,24 +26,24 @@ impl TicketKey {
         Ok(Self::of(&secret))
     }
 
-    /// Of a secret.
+    /// The key of a secret.
     pub fn of(secret: &str) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()))
     }
 
-    /// The ticket of a request about this answer: HMAC-SHA256 (RFC 2104) of task, camera and image, 32 bytes.
+    /// The ticket of a request about this answer: HMAC-SHA256 (RFC 2104) of task, site, camera and image, 32 bytes.
     pub fn sign(&self, about: &Answer) -> Vec<u8> {
-        hmac::sign(&self.0, &meant(about)).as_ref().to_vec()
+        hmac::sign(&self.0, &signed_content(about)).as_ref().to_vec()
     }
 
-    /// Whether a ticket is that of a request about this answer; takes the same time whatever is wrong with it.
+    /// Whether a ticket belongs to a request about this answer; takes the same time for every invalid ticket.
     pub fn verify(&self, about: &Answer, ticket: &[u8]) -> bool {
-        hmac::verify(&self.0, &meant(about), ticket).is_ok()
+        hmac::verify(&self.0, &signed_content(about), ticket).is_ok()
     }
 }
 
-/// What a ticket is for. Names have no zero bytes.
-fn meant(about: &Answer) -> Vec<u8> {
+/// What a ticket covers. Names contain no zero bytes.
+fn signed_content(about: &Answer) -> Vec<u8> {
     format!("{}\0{}\0{}\0{}", about.task, about.site, about.camera, about.image_sequence).into_bytes()
 }
 
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ticket_is_good_for_its_own_task_and_from_its_own_site() {
+    fn a_ticket_is_valid_only_for_its_task_and_its_site() {
         let key = TicketKey::of("secret");
         let about = |task| {
             let stored = schemas::task::StorageStamp {

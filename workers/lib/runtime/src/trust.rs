@@ -1,46 +1,46 @@
-//! Whether a site obeys: an order or a round counts only if a key of the root signed it, for this site, as it stands, and in
-//! time. Pure.
+//! Whether a site follows an order or a round: only if a key in the root signed it, for this site, unchanged, and it
+//! has not expired. Pure.
 
 use schemas::{CodecError, Order, ReleaseId, Root, Round, Signature, encode};
 
 use crate::site_key::{self, SiteKey, is_signed};
 
-/// How long an order is obeyed, and the opening of a round: a site that was away for less finds one that holds.
-const HOLDS_MS: u64 = 30 * 24 * 3_600_000;
+/// How long an order or the opening of a round is valid: a site that was away for less than this finds a valid one.
+const VALID_MS: u64 = 30 * 24 * 3_600_000;
 
-/// Why a message is not obeyed.
+/// Why a message is not followed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
-    /// Nobody signed it.
+    /// It has no signature.
     #[error("it is not signed")]
     Unsigned,
-    /// Somebody did whom the root does not name.
-    #[error("it is signed with a key that the root does not name for this")]
+    /// The signing key is not in the root.
+    #[error("it is signed with a key that the root does not list for this")]
     OtherKey,
-    /// It says something else than what was signed.
+    /// The content does not match the signature.
     #[error("it was changed after it was signed")]
     Changed,
-    /// It was to be obeyed before now.
-    #[error("it was to be obeyed until {0} ms after the epoch, and that is over")]
+    /// It has expired.
+    #[error("it expired at {0} ms after the epoch")]
     Over(u64),
-    /// The root itself is too old to say who may.
-    #[error("the fleet's root ended {0} ms after the epoch: until there is a new one nothing is obeyed")]
+    /// The root itself has expired, so no signature counts.
+    #[error("the fleet's root expired at {0} ms after the epoch; nothing is followed until there is a new one")]
     RootOver(u64),
-    /// It must not run.
-    #[error("the root says that release {0} never runs")]
+    /// The root forbids the release.
+    #[error("the root forbids release {0}")]
     Never(String),
-    /// Another one, no newer.
-    #[error("it has number {found}, and number {known} is known")]
+    /// Its number is not newer than the known one.
+    #[error("it has number {found}, but number {known} is already known")]
     Older {
-        /// Its number.
+        /// Number in the message.
         found: u64,
-        /// The one that holds.
+        /// Number already known.
         known: u64,
     },
 }
 
 impl TrustError {
-    /// Its name, for dead letters.
+    /// The fault name, for dead letters.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Unsigned => "order_unsigned",
@@ -54,14 +54,14 @@ impl TrustError {
     }
 }
 
-/// Signs a root; each of its own keys and those of the one before must.
+/// Signs a root; each of its own keys and those of its predecessor must sign.
 pub fn sign_root(root: &mut Root, key: &SiteKey) -> Result<(), CodecError> {
     let signature = site_key::hex(&key.sign(&root.signed_bytes()?));
     root.signatures.insert(key.public(), signature);
     Ok(())
 }
 
-/// Whether a root takes the place of the one before: it is newer, good, and signed by a key of both.
+/// Checks that a root may replace its predecessor: it is newer, has not expired, and is signed by a key of each.
 pub fn check_root(next: &Root, before: &Root, now_ms: u64) -> Result<(), TrustError> {
     if next.number <= before.number {
         return Err(TrustError::Older { found: next.number, known: before.number });
@@ -70,38 +70,38 @@ pub fn check_root(next: &Root, before: &Root, now_ms: u64) -> Result<(), TrustEr
         return Err(TrustError::RootOver(next.expires_at_ms));
     }
     for keys in [&before.keys, &next.keys] {
-        is_signed_by(next, keys)?;
+        check_signed_by(next, keys)?;
     }
     Ok(())
 }
 
-/// Whether a root that a site was given by hand is whole.
+/// Checks the signatures of a root that a person gave to the site.
 pub fn check_first_root(root: &Root) -> Result<(), TrustError> {
-    is_signed_by(root, &root.keys)
+    check_signed_by(root, &root.keys)
 }
 
-fn is_signed_by(root: &Root, keys: &[String]) -> Result<(), TrustError> {
+fn check_signed_by(root: &Root, keys: &[String]) -> Result<(), TrustError> {
     let signed = root.signed_bytes().map_err(|_| TrustError::Changed)?;
     let by = keys.iter().filter_map(|key| Some((key, root.signatures.get(key)?)));
-    let mut some = false;
+    let mut has_signature = false;
     for (key, signature) in by {
-        some = true;
+        has_signature = true;
         if site_key::bytes_of(signature).is_some_and(|signature| is_signed(key, &signed, &signature)) {
             return Ok(());
         }
     }
-    Err(if some { TrustError::Changed } else { TrustError::OtherKey })
+    Err(if has_signature { TrustError::Changed } else { TrustError::OtherKey })
 }
 
-/// Something that a site is told to do.
+/// A signed message that tells a site what to do.
 pub trait Instruction: schemas::Message + Clone {
     /// Its signature.
     fn signature(&self) -> Option<&Signature>;
-    /// The same with another one.
+    /// The same message with another signature.
     fn with(self, signature: Option<Signature>) -> Self;
-    /// The keys that may sign it.
+    /// The keys of the root that may sign it.
     fn keys(root: &Root) -> &[String];
-    /// The release it would run.
+    /// The release that the site would run; `None` for other instructions.
     fn release(&self) -> Option<&ReleaseId>;
 }
 
@@ -141,17 +141,17 @@ impl Instruction for Round {
     }
 }
 
-/// Signs what a site is told, until a month from now.
-pub fn sign<T: Instruction>(told: T, key: &SiteKey, now_ms: u64) -> Result<T, CodecError> {
-    let unsigned = Signature { key: key.public(), expires_at_ms: now_ms.saturating_add(HOLDS_MS), bytes: Vec::new() };
-    let told = told.with(Some(unsigned.clone()));
-    let bytes = key.sign(&encode(&told)?);
-    Ok(told.with(Some(Signature { bytes, ..unsigned })))
+/// Signs an instruction, valid for a month from now.
+pub fn sign<T: Instruction>(instruction: T, key: &SiteKey, now_ms: u64) -> Result<T, CodecError> {
+    let unsigned = Signature { key: key.public(), expires_at_ms: now_ms.saturating_add(VALID_MS), bytes: Vec::new() };
+    let instruction = instruction.with(Some(unsigned.clone()));
+    let bytes = key.sign(&encode(&instruction)?);
+    Ok(instruction.with(Some(Signature { bytes, ..unsigned })))
 }
 
-/// Whether a site obeys.
-pub fn check<T: Instruction>(told: &T, root: &Root, now_ms: u64) -> Result<(), TrustError> {
-    let signature = told.signature().ok_or(TrustError::Unsigned)?;
+/// Checks whether a site may follow an instruction.
+pub fn check<T: Instruction>(instruction: &T, root: &Root, now_ms: u64) -> Result<(), TrustError> {
+    let signature = instruction.signature().ok_or(TrustError::Unsigned)?;
     if root.expires_at_ms <= now_ms {
         return Err(TrustError::RootOver(root.expires_at_ms));
     }
@@ -159,14 +159,14 @@ pub fn check<T: Instruction>(told: &T, root: &Root, now_ms: u64) -> Result<(), T
         return Err(TrustError::OtherKey);
     }
     let unsigned = Signature { bytes: Vec::new(), ..signature.clone() };
-    let signed = encode(&told.clone().with(Some(unsigned))).map_err(|_| TrustError::Changed)?;
+    let signed = encode(&instruction.clone().with(Some(unsigned))).map_err(|_| TrustError::Changed)?;
     if !is_signed(&signature.key, &signed, &signature.bytes) {
         return Err(TrustError::Changed);
     }
     if signature.expires_at_ms <= now_ms {
         return Err(TrustError::Over(signature.expires_at_ms));
     }
-    match told.release().filter(|release| root.never.contains(release)) {
+    match instruction.release().filter(|release| root.never.contains(release)) {
         Some(release) => Err(TrustError::Never(release.short().to_owned())),
         None => Ok(()),
     }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unsigned_changed_expired_or_by_a_stranger_is_not_obeyed() {
+    fn unsigned_changed_expired_and_foreign_instructions_are_refused() {
         let (offline, online, stranger) = (key(), key(), key());
         let root = root(1, &offline, &online);
         assert_eq!(check(&round(1), &root, 10), Err(TrustError::Unsigned));
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(check(&sign(round(1), &stranger, 10).unwrap(), &root, 10), Err(TrustError::OtherKey));
         let mut lasting = signed.clone();
         lasting.signature.as_mut().unwrap().expires_at_ms += 1;
-        assert_eq!(check(&lasting, &root, 10), Err(TrustError::Changed), "the end date is signed, too");
+        assert_eq!(check(&lasting, &root, 10), Err(TrustError::Changed), "the expiry is signed too");
         let far = Root { expires_at_ms: u64::MAX, ..root.clone() };
         let late = signed.signature.as_ref().unwrap().expires_at_ms;
         assert_eq!(check(&signed, &far, late), Err(TrustError::Over(late)));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_is_followed_by_a_newer_one_that_the_old_and_the_new_key_signed() {
+    fn a_new_root_needs_signatures_of_the_old_and_the_new_key() {
         let (old, new, online) = (key(), key(), key());
         let first = root(1, &old, &online);
         assert_eq!(check_first_root(&first), Ok(()));

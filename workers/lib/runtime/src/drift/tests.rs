@@ -1,14 +1,14 @@
-//! False alarms on steady traffic, and shifts that are noticed.
+//! False alarms on steady traffic, and shifts that must be noticed.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// SplitMix64: the same numbers everywhere.
+/// SplitMix64: the same numbers on every machine.
 struct DriftTestRng(u64);
 
 impl DriftTestRng {
-    /// 0 to 1, without 1.
+    /// A number from 0 to 1, without 1.
     fn next(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -17,7 +17,7 @@ impl DriftTestRng {
         ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1_u64 << 24) as f32
     }
 
-    /// As a classifier is: mostly sure; the harder the picture (0 to 1), the less.
+    /// Like a classifier's: mostly sure; the harder the picture (0 to 1), the less.
     fn confidence(&mut self, hard: f32) -> f32 {
         1.0 - 0.9 * self.next().powf(6.0 - 5.0 * hard)
     }
@@ -35,16 +35,16 @@ fn monitor(settings: DriftSettings) -> DriftMonitor {
     DriftMonitor::new(ReleaseId::from_sha256([1; 32]), settings)
 }
 
-/// Looks at the monitor after every 50 answers; how often each level was said.
-fn looks(monitor: &mut DriftMonitor, answers: usize, mut next: impl FnMut() -> DriftSample) -> [usize; 3] {
-    let mut said = [0; 3];
+/// Evaluates the monitor after every 50 answers; counts each level.
+fn evaluate(monitor: &mut DriftMonitor, answers: usize, mut next: impl FnMut() -> DriftSample) -> [usize; 3] {
+    let mut counts = [0; 3];
     for number in 0..answers {
         monitor.add(next());
         if number % 50 == 0 {
-            said[monitor.report().level() as usize] += 1;
+            counts[monitor.report().level() as usize] += 1;
         }
     }
-    said
+    counts
 }
 
 #[test]
@@ -57,30 +57,30 @@ fn steady_traffic_raises_no_alarm() {
             _ => DriftSettings::default(),
         };
         let mut chance = DriftTestRng(seed);
-        let [steady, watch, alarm] = looks(&mut monitor(settings), 12_000, || chance.sample(0.0));
+        let [steady, watch, alarm] = evaluate(&mut monitor(settings), 12_000, || chance.sample(0.0));
         (watched, alarmed, all) = (watched + watch, alarmed + alarm, all + steady + watch + alarm);
     }
-    assert_eq!((watched, alarmed), (0, 0), "of {all} looks at 100 sites");
+    assert_eq!((watched, alarmed), (0, 0), "of {all} evaluations at 100 sites");
 }
 
 #[test]
-fn pictures_that_come_in_scenes_raise_no_alarm() {
+fn scenes_of_similar_pictures_raise_no_alarm() {
     let (mut watched, mut alarmed) = (0, 0);
     for seed in 0..50 {
         let (mut chance, mut left, mut hard) = (DriftTestRng(1000 + seed), 0, 0.0);
         let next = || {
             if left == 0 {
-                // A scene of up to 60 pictures is as hard as it is.
+                // A scene of up to 60 pictures of equal hardness.
                 (left, hard) = ((chance.next() * 60.0) as usize + 1, chance.next() * 0.4);
             }
             left -= 1;
             DriftSample { agreement: None, ..chance.sample(hard) }
         };
-        let [_, watch, alarm] = looks(&mut monitor(DriftSettings::default()), 20_000, next);
+        let [_, watch, alarm] = evaluate(&mut monitor(DriftSettings::default()), 20_000, next);
         (watched, alarmed) = (watched + usize::from(watch > 0), alarmed + alarm);
     }
     assert_eq!(alarmed, 0);
-    assert!(watched <= 2, "{watched} of 50 sites were watched for nothing");
+    assert!(watched <= 2, "{watched} of 50 sites raised a false watch");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_shift_is_an_alarm_in_each_measure_and_a_small_one_is_watched() {
 }
 
 #[test]
-fn nothing_is_said_before_both_windows_are_full_and_of_what_is_not_measured() {
+fn a_measure_is_absent_until_both_windows_are_full_and_where_it_is_not_measured() {
     let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
     let (mut monitor, mut chance) = (monitor(settings), DriftTestRng(3));
     (0..149).for_each(|_| monitor.add(DriftSample { novelty: None, agreement: None, ..chance.sample(0.0) }));
@@ -133,7 +133,7 @@ fn settings_out_of_range_are_refused_by_name() {
 
 proptest! {
     #[test]
-    fn whatever_comes_windows_stay_bounded_and_distances_are_shares(
+    fn windows_stay_bounded_and_distances_are_shares_for_any_input(
         numbers in prop::collection::vec((any::<f32>(), any::<f32>()), 0..600),
     ) {
         let mut monitor = monitor(DriftSettings { reference_answers: 100, recent_answers: 50 });
@@ -149,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn the_distance_is_that_of_shares_where_there_are_two_values(before in 0_u32..100, now in 0_u32..100) {
+    fn with_two_values_the_distance_is_the_difference_of_shares(before in 0_u32..100, now in 0_u32..100) {
         let of = |ones: u32| {
             let mut histogram = Histogram::default();
             (0..100).for_each(|number| histogram.add(Some(f32::from(u8::from(number < ones)))));

@@ -1,4 +1,4 @@
-//! Keeps references in the ledger, where a restarted worker and others of its role at the site find them.
+//! Keeps references in the ledger, where restarted workers and others of the role at the site find them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,21 +10,21 @@ use streams::{Bus, CarryError};
 use super::{DriftMonitor, DriftReference, DriftSample, DriftSettings};
 use crate::Shutdown;
 
-/// How often the ledger is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Releases that are followed at once: while one follows another, answers about both come.
+/// Interval of reading the ledger.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Most releases followed: while one replaces another, answers of both arrive.
 const MAX_RELEASES: usize = 2;
 
-/// What is followed, which tells the notes of two roles apart.
+/// What is followed; distinguishes the notes of two roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriftKind {
     /// Confidence and novelty of a recognizer's answers.
     Answers,
-    /// How often the cloud agrees, which the courier sees.
+    /// How often the cloud agrees, as the courier sees it.
     Agreement,
 }
 
-/// The ledger's note of a reference. `null` there asks for a new one.
+/// Key of the ledger note of a reference. The value `null` asks for a new one.
 pub fn reference_note(kind: DriftKind, release: &ReleaseId) -> String {
     let kind = match kind {
         DriftKind::Answers => "answers",
@@ -33,12 +33,12 @@ pub fn reference_note(kind: DriftKind, release: &ReleaseId) -> String {
     format!("drift-{kind}-{}", release.short())
 }
 
-/// Follows the answers of the release that serves; clones share it.
+/// Follows the answers of the serving release; clones share it.
 #[derive(Debug, Clone)]
 pub struct DriftWatch {
     kind: DriftKind,
     settings: DriftSettings,
-    /// The latest release last.
+    /// The followed releases, the latest last.
     followed: Arc<Mutex<Vec<DriftTarget>>>,
 }
 
@@ -50,16 +50,16 @@ struct DriftTarget {
 }
 
 impl DriftWatch {
-    /// Of no release yet.
+    /// A watch that follows no release yet.
     pub fn new(kind: DriftKind, settings: DriftSettings) -> Self {
         Self { kind, settings, followed: Arc::default() }
     }
 
-    /// This release serves from now on.
+    /// Follows this release from now on as the serving one.
     pub fn follow_release(&self, release: &ReleaseId) {
         self.with(|followed| {
-            if let Some(place) = followed.iter().position(|known| known.monitor.release() == release) {
-                return followed[place..].rotate_left(1);
+            if let Some(index) = followed.iter().position(|target| target.monitor.release() == release) {
+                return followed[index..].rotate_left(1);
             }
             let monitor = DriftMonitor::new(release.clone(), self.settings);
             followed.push(DriftTarget { monitor, is_kept: false });
@@ -68,80 +68,80 @@ impl DriftWatch {
         });
     }
 
-    /// An answer of a release; of one that is not followed it is passed over.
+    /// Adds an answer of a release; ignored if the release is not followed.
     pub fn add(&self, release: &ReleaseId, sample: DriftSample) {
         self.with(|followed| {
-            if let Some(known) = followed.iter_mut().rfind(|known| known.monitor.release() == release) {
-                known.monitor.add(sample);
+            if let Some(target) = followed.iter_mut().rfind(|target| target.monitor.release() == release) {
+                target.monitor.add(sample);
             }
         });
     }
 
     /// Whether a release is followed.
     pub fn follows(&self, release: &ReleaseId) -> bool {
-        self.with(|followed| followed.iter().any(|known| known.monitor.release() == release))
+        self.with(|followed| followed.iter().any(|target| target.monitor.release() == release))
     }
 
-    /// What the recent answers of the latest release are like; `None` before one serves.
+    /// The drift of the latest release; `None` before one serves.
     pub fn report(&self) -> Option<DriftReport> {
-        self.with(|followed| followed.last().map(|known| known.monitor.report()))
+        self.with(|followed| followed.last().map(|target| target.monitor.report()))
     }
 
     /// Keeps the reference of the latest release in the ledger until told to stop.
     pub async fn save_reference(&self, bus: &Bus, shutdown: Shutdown) {
         loop {
-            if let Err(error) = self.look(bus).await {
-                tracing::debug!(%error, "reference not kept yet");
+            if let Err(error) = self.sync(bus).await {
+                tracing::debug!(%error, "drift reference not saved");
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
                 () = shutdown.wait_for_request() => return,
             }
         }
     }
 
-    /// Takes over what the ledger says, or writes what it lacks.
-    async fn look(&self, bus: &Bus) -> Result<(), CarryError> {
-        let Some(release) = self.with(|followed| followed.last().map(|known| known.monitor.release().clone())) else {
+    /// Adopts the ledger's reference, or writes it if the ledger has none.
+    async fn sync(&self, bus: &Bus) -> Result<(), CarryError> {
+        let Some(release) = self.with(|followed| followed.last().map(|target| target.monitor.release().clone())) else {
             return Ok(());
         };
         let (ledger, key) = (Ledger::open(bus).await?, reference_note(self.kind, &release));
-        let found = ledger.read(&key).await?;
-        let Some(own) = self.compare(&release, found.as_deref().and_then(parse)) else { return Ok(()) };
+        let saved = ledger.read(&key).await?;
+        let Some(own) = self.compare(&release, saved.as_deref().and_then(parse)) else { return Ok(()) };
         let text = serde_json::to_string(&own).unwrap_or_default();
-        // Whoever was first has the say; the next look takes it over.
-        let keep = |found: Option<&str>| match found.filter(|found| parse(found).is_some()) {
-            Some(found) => found.to_owned(),
+        // The first to write decides; the others adopt it at the next sync.
+        let keep = |saved: Option<&str>| match saved.filter(|saved| parse(saved).is_some()) {
+            Some(saved) => saved.to_owned(),
             None => text.clone(),
         };
         ledger.update_note(&key, keep).await?;
-        // From now on a note that is gone was taken away, and is not to be written again.
+        // From now on a missing note means that somebody removed it, and it must not be written again.
         self.with(|followed| {
-            if let Some(known) = followed.iter_mut().rfind(|known| *known.monitor.release() == release) {
-                known.is_kept = true;
+            if let Some(target) = followed.iter_mut().rfind(|target| *target.monitor.release() == release) {
+                target.is_kept = true;
             }
         });
         Ok(())
     }
 
-    /// Takes over a reference that was found; gives the own one that is to be written.
-    fn compare(&self, release: &ReleaseId, found: Option<DriftReference>) -> Option<DriftReference> {
+    /// Adopts the reference from the ledger, if there is one; otherwise returns our own, to be written.
+    fn compare(&self, release: &ReleaseId, saved: Option<DriftReference>) -> Option<DriftReference> {
         self.with(|followed| {
-            let known = followed.iter_mut().rfind(|known| known.monitor.release() == release)?;
-            match found {
-                Some(found) => {
-                    if known.monitor.reference() != Some(&found) {
-                        known.monitor.adopt(found);
+            let target = followed.iter_mut().rfind(|target| target.monitor.release() == release)?;
+            match saved {
+                Some(saved) => {
+                    if target.monitor.reference() != Some(&saved) {
+                        target.monitor.adopt(saved);
                     }
-                    known.is_kept = true;
+                    target.is_kept = true;
                     None
                 }
-                None if known.is_kept => {
-                    known.monitor.restart(self.settings);
-                    known.is_kept = false;
+                None if target.is_kept => {
+                    target.monitor.restart(self.settings);
+                    target.is_kept = false;
                     None
                 }
-                None => known.monitor.reference().cloned(),
+                None => target.monitor.reference().cloned(),
             }
         })
     }
@@ -151,7 +151,7 @@ impl DriftWatch {
     }
 }
 
-/// `None` for what is no reference, or an empty one.
+/// `None` for an invalid or empty reference.
 fn parse(text: &str) -> Option<DriftReference> {
     serde_json::from_str::<DriftReference>(text).ok().filter(|reference| reference.answers() > 0)
 }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_reference_is_written_taken_over_and_begun_anew() {
+    fn a_full_reference_is_written_adopted_and_restarted() {
         let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
         let release = ReleaseId::from_sha256([1; 32]);
         let [first, second] = [(); 2].map(|()| DriftWatch::new(DriftKind::Answers, settings));
@@ -178,16 +178,16 @@ mod tests {
         let written = full(&first, &release);
         let kept = parse(&serde_json::to_string(&written).unwrap()).unwrap();
         assert_eq!(second.compare(&release, Some(kept.clone())), None);
-        assert_eq!(second.report().unwrap().reference_answers, 100, "it is taken over");
+        assert_eq!(second.report().unwrap().reference_answers, 100, "it is adopted");
         first.compare(&release, Some(kept));
         assert_eq!(first.compare(&release, parse("null")), None);
-        assert_eq!(first.report().unwrap().reference_answers, 0, "it is begun anew");
+        assert_eq!(first.report().unwrap().reference_answers, 0, "it starts again");
         assert_eq!(parse("{\"stretches\": []}"), None);
         assert_eq!(parse("nonsense"), None);
     }
 
     #[test]
-    fn answers_of_the_release_before_do_not_count_for_the_one_that_serves() {
+    fn answers_of_the_previous_release_do_not_count_for_the_serving_one() {
         let watch = DriftWatch::new(DriftKind::Answers, DriftSettings::default());
         let [one, other, third] = [1, 2, 3].map(|number| ReleaseId::from_sha256([number; 32]));
         watch.follow_release(&one);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_that_was_bent_is_compared_with_or_passed_over() {
+    fn a_damaged_reference_is_adopted_or_ignored() {
         let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
         let (watch, release) = (DriftWatch::new(DriftKind::Answers, settings), ReleaseId::from_sha256([1; 32]));
         watch.follow_release(&release);
@@ -217,7 +217,7 @@ mod tests {
                     let numbers = [measure.reference_ratio, measure.recent_ratio, measure.distance_ratio];
                     assert!(
                         numbers.iter().all(|ratio| (0.0..=1.0).contains(ratio)),
-                        "{measure:?}: a beat nobody reads"
+                        "{measure:?}: heartbeats would be refused"
                     );
                 }
             }

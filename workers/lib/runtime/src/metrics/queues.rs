@@ -1,4 +1,4 @@
-//! How long the queues are that a process takes from, asked of the server when somebody wants to know.
+//! Looks up the length of the queues that a process consumes, at each request for metrics.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use streams::reader::{self, ConsumerProgress, StreamLevel};
 
 use super::QueueConsumer;
 
-/// The server has this long to answer: whoever asks waits for it.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout of the lookup: whoever asks waits for it.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a queue stands.
+/// State of one queue.
 #[derive(Debug, Clone)]
 pub(super) struct QueueReading {
     pub role: &'static str,
@@ -19,7 +19,7 @@ pub(super) struct QueueReading {
     pub progress: ConsumerProgress,
 }
 
-/// What the server said. What it did not say is absent: a queue that cannot be seen must not look empty.
+/// What the server reported. A queue that could not be read is absent, so that it does not look empty.
 #[derive(Debug, Default)]
 pub(super) struct QueueReadings {
     pub found: Vec<QueueReading>,
@@ -27,17 +27,19 @@ pub(super) struct QueueReadings {
 }
 
 pub(super) async fn read_queues(queues: Vec<QueueConsumer>) -> QueueReadings {
-    let one = |queue: QueueConsumer| async move {
+    let read_one = |queue: QueueConsumer| async move {
         let progress = reader::consumer_progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
         let level = reader::stream_level(&queue.bus, queue.stream).await.ok()?;
         let QueueConsumer { role, stream, durable, .. } = queue;
         Some((QueueReading { role, stream, durable, progress }, level))
     };
-    let asked = futures::future::join_all(queues.into_iter().map(|queue| tokio::time::timeout(PATIENCE, one(queue))));
+    let readings = futures::future::join_all(
+        queues.into_iter().map(|queue| tokio::time::timeout(LOOKUP_TIMEOUT, read_one(queue))),
+    );
     let mut all = QueueReadings::default();
-    for (found, level) in asked.await.into_iter().filter_map(|answered| answered.ok().flatten()) {
-        all.levels.insert(found.stream, level);
-        all.found.push(found);
+    for (reading, level) in readings.await.into_iter().filter_map(|reading| reading.ok().flatten()) {
+        all.levels.insert(reading.stream, level);
+        all.found.push(reading);
     }
     all
 }

@@ -1,4 +1,4 @@
-//! What signs of life and queues say, as gauges. Pure.
+//! The values of heartbeats and queues as gauges. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -18,7 +18,7 @@ type MetricLabels = Vec<(&'static str, String)>;
 type MetricGauges = Family<MetricLabels, Gauge<f64, AtomicU64>>;
 type MetricCounters = Family<MetricLabels, Counter<f64, AtomicU64>>;
 
-/// Metrics that are made anew for whoever asks: name, help, values.
+/// Metrics that are made anew for each request: name, help, values.
 #[derive(Default)]
 struct MetricSheet {
     gauges: Vec<(&'static str, &'static str, MetricGauges)>,
@@ -27,21 +27,21 @@ struct MetricSheet {
 
 impl MetricSheet {
     fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
-        let place = self.gauges.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
+        let index = self.gauges.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
             self.gauges.push((name, help, Family::default()));
             self.gauges.len() - 1
         });
-        if let Some((.., family)) = self.gauges.get(place) {
+        if let Some((.., family)) = self.gauges.get(index) {
             family.get_or_create(&owned(labels)).set(value);
         }
     }
 
     fn counter(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
-        let place = self.counters.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
+        let index = self.counters.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
             self.counters.push((name, help, Family::default()));
             self.counters.len() - 1
         });
-        if let Some((.., family)) = self.counters.get(place) {
+        if let Some((.., family)) = self.counters.get(index) {
             family.get_or_create(&owned(labels)).inc_by(value);
         }
     }
@@ -58,11 +58,11 @@ fn owned(labels: &[(&'static str, &str)]) -> MetricLabels {
     labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
 }
 
-/// Everything that is looked up when somebody asks.
+/// All metrics that are looked up at a request.
 pub(super) fn of(beats: &[Heartbeat], queues: &QueueReadings, expiries: &BTreeMap<String, u64>) -> Registry {
     let mut sheet = MetricSheet::default();
     for (what, ends_at_ms) in expiries {
-        let help = "When a certificate or the like ends, seconds since the epoch";
+        let help = "Expiry of a certificate or the like, seconds since the epoch";
         sheet.gauge("tributary_expires_timestamp_seconds", help, &[("what", what)], *ends_at_ms as f64 / 1000.0);
     }
     for beat in beats {
@@ -88,7 +88,11 @@ fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
     let gauges = [
         ("tributary_images_open", "Stored images without a final answer", outcomes.open as f64),
         ("tributary_image_oldest_open_seconds", "Age of the oldest image without a final answer", oldest_s),
-        ("tributary_image_gaps", "Images gone from the archive that nobody here removed", outcomes.gaps as f64),
+        (
+            "tributary_image_gaps",
+            "Images missing from the archive that the janitor did not remove",
+            outcomes.gaps as f64,
+        ),
         (
             "tributary_images_refused",
             "1 while new images are refused",
@@ -100,10 +104,15 @@ fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
         sheet.gauge("tributary_disk_free_bytes", "Bytes free on the server's disk", &here, free as f64);
     }
     if let Some(too_large) = outcomes.too_large {
-        let help = "Connections that the server closed lately for a message above its limit";
+        let help = "Connections recently closed by the server for a message over its limit";
         sheet.gauge("tributary_connections_closed_for_size", help, &here, too_large as f64);
     }
-    sheet.counter("tributary_images_redone", "Acknowledged images that had no outcome", &here, outcomes.redone as f64);
+    sheet.counter(
+        "tributary_images_redone",
+        "Images requeued because they were acknowledged without an outcome",
+        &here,
+        outcomes.redone as f64,
+    );
     let help = "Images refused near the stream's limit whose publishers were not told";
     sheet.counter("tributary_images_refused_untold", help, &here, outcomes.refused as f64);
     sheet.counter("tributary_images_repeated", "Images published twice", &here, outcomes.duplicates as f64);
@@ -113,18 +122,18 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
     if beat.replicas > 0 {
-        sheet.gauge("tributary_replicas", "Owner threads with a session each", &who, beat.replicas.into());
+        sheet.gauge("tributary_replicas", "Replicas of the model", &who, beat.replicas.into());
     }
     if let Some(cost_ms) = beat.cost_ms {
-        sheet.gauge("tributary_image_cost_seconds", "What an image costs one replica", &who, cost_ms / 1000.0);
+        sheet.gauge("tributary_image_cost_seconds", "Cost of one image on one replica", &who, cost_ms / 1000.0);
     }
     if let (Some(model), Some(release)) = (&beat.model, &beat.release) {
         let labels = [who[0], who[1], ("model", model), ("release", release.short())];
-        sheet.gauge("tributary_release_info", "The release that is run", &labels, 1.0);
+        sheet.gauge("tributary_release_info", "Release that the worker runs", &labels, 1.0);
     }
     if let Some(since_ms) = beat.release_since_ms {
         let age_s = clock::now_ms().saturating_sub(since_ms) as f64 / 1000.0;
-        sheet.gauge("tributary_release_age_seconds", "For how long the release is run", &who, age_s);
+        sheet.gauge("tributary_release_age_seconds", "Time since the worker started to run the release", &who, age_s);
     }
     if let Some(ahead_ms) = beat.clock_ahead_ms {
         let help = "How far the worker's clock is ahead of its server's";
@@ -132,7 +141,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     }
     for fault in &beat.faults {
         let labels = [who[0], who[1], ("fault", fault.name.as_str())];
-        sheet.gauge("tributary_fault", "What a worker finds wrong at the moment", &labels, 1.0);
+        sheet.gauge("tributary_fault", "Faults that a worker reports at present", &labels, 1.0);
     }
     if let Some(outcomes) = &beat.outcomes {
         self::outcomes(sheet, site, outcomes);
@@ -146,12 +155,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
         ];
         for (admit, count) in admits {
             let labels = [("site", site), ("admit", admit)];
-            sheet.counter(
-                "tributary_admissions",
-                "Where tasks went before they were recognized",
-                &labels,
-                count as f64,
-            );
+            sheet.counter("tributary_admissions", "Routing decisions before recognition", &labels, count as f64);
         }
         for (fate, count) in [("verified", decision.verified), ("kept", decision.kept)] {
             let labels = [("site", site), ("fate", fate)];
@@ -165,22 +169,22 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
         let labels = [("site", site)];
         let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
         gauge("tributary_training_labelled_images", "Labelled images that the trainer knows", training.labelled as f64);
-        gauge("tributary_training_fresh_images", "Labelled since it trained last", training.fresh as f64);
-        gauge("tributary_training_epoch", "Epochs done", training.epoch.into());
+        gauge("tributary_training_fresh_images", "Images labelled since the last training", training.fresh as f64);
+        gauge("tributary_training_epoch", "Epochs finished", training.epoch.into());
         gauge("tributary_training_updates_sent", "Updates sent since it started", training.sent as f64);
     }
     if let (Some(rounds), Some(model)) = (&beat.rounds, &beat.model) {
         let labels = [("model", model.as_str())];
         let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
         gauge("tributary_round_number", "Number of the last round", rounds.round as f64);
-        gauge("tributary_round_updates", "Updates that count in it", rounds.updates.into());
-        gauge("tributary_round_quorum", "Updates that are enough", rounds.quorum.into());
+        gauge("tributary_round_updates", "Updates accepted in the last round", rounds.updates.into());
+        gauge("tributary_round_quorum", "Updates needed to close the round", rounds.quorum.into());
         gauge("tributary_round_refused", "Updates refused since the aggregator started", rounds.refused as f64);
     }
 }
 
 fn drift(sheet: &mut MetricSheet, who: &[(&'static str, &str)], report: &DriftReport) {
-    let help = "How far answers are from what they used to be: 0 steady or not known yet, 1 watch, 2 alarm";
+    let help = "Drift of the answers: 0 steady or not known yet, 1 watch, 2 alarm";
     sheet.gauge("tributary_drift_level", help, who, f64::from(report.level() as u8));
     for (name, measure) in report.measures() {
         let labels: Vec<_> = who.iter().copied().chain([("measure", name)]).collect();
@@ -193,25 +197,25 @@ fn drift(sheet: &mut MetricSheet, who: &[(&'static str, &str)], report: &DriftRe
 fn link(sheet: &mut MetricSheet, site: &str, link: &LinkReport) {
     let labels = [("site", site)];
     let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
-    gauge("tributary_link_up", "Whether the cloud answers", f64::from(u8::from(link.up)));
+    gauge("tributary_link_up", "Whether the cloud responds", f64::from(u8::from(link.up)));
     gauge(
         "tributary_link_available",
-        "Whether work that need not go there may go",
+        "Whether the link is fast enough for work that could stay at the site",
         f64::from(u8::from(link.available)),
     );
-    gauge("tributary_link_round_trip_seconds", "Shortest round trip lately", link.rtt_min_ms / 1000.0);
+    gauge("tributary_link_round_trip_seconds", "Shortest recent round trip", link.rtt_min_ms / 1000.0);
     gauge(
         "tributary_link_slowdown_ratio",
-        "Time of a transmission over the shortest possible one",
+        "Time of a transmission divided by the shortest possible one",
         link.slowdown_ratio,
     );
     gauge("tributary_link_waiting_messages", "Messages that wait for the link", link.waiting as f64);
-    gauge("tributary_link_waiting_bytes", "Their bytes", link.waiting_bytes as f64);
+    gauge("tributary_link_waiting_bytes", "Bytes that wait for the link", link.waiting_bytes as f64);
     if let Some(rate) = link.rate_max_bytes_per_s {
-        gauge("tributary_link_rate_bytes_per_second", "Highest rate lately", rate);
+        gauge("tributary_link_rate_bytes_per_second", "Highest recent rate", rate);
     }
     if let Some(left) = link.budget_left_bytes {
-        gauge("tributary_link_budget_left_bytes", "What may still go up today", left as f64);
+        gauge("tributary_link_budget_left_bytes", "Bytes left in today's budget", left as f64);
     }
 }
 
@@ -220,19 +224,19 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
         let name = [("stream", queue.stream), ("consumer", queue.durable.as_str())];
         for (state, count) in [("pending", queue.progress.pending), ("unacked", queue.progress.unacked)] {
             let labels = [name[0], name[1], ("state", state)];
-            sheet.gauge("tributary_queue_messages", "Messages that nobody has finished", &labels, count as f64);
+            sheet.gauge("tributary_queue_messages", "Messages that are not finished", &labels, count as f64);
         }
         let cost_ms = beats.iter().find(|beat| beat.role == queue.role).and_then(|beat| beat.cost_ms);
         if let Some(cost_ms) = cost_ms {
             let work_s = (queue.progress.pending + queue.progress.unacked) as f64 * cost_ms / 1000.0;
-            sheet.gauge("tributary_queue_work_seconds", "Seconds of work of one replica that wait", &name, work_s);
+            sheet.gauge("tributary_queue_work_seconds", "Queued work, seconds of one replica", &name, work_s);
         }
     }
     for (stream, level) in &queues.levels {
         let labels = [("stream", *stream)];
         sheet.gauge("tributary_stream_messages", "Messages in a stream", &labels, level.messages as f64);
         sheet.gauge("tributary_stream_bytes", "Bytes in a stream", &labels, level.bytes as f64);
-        sheet.gauge("tributary_stream_max_bytes", "Bytes that a stream may hold", &labels, level.max_bytes as f64);
+        sheet.gauge("tributary_stream_max_bytes", "Size limit of a stream", &labels, level.max_bytes as f64);
     }
 }
 
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_of_work_are_what_waits_times_what_an_image_costs() {
+    fn queued_work_is_the_queue_times_the_cost_of_an_image() {
         let decision = DecisionReport {
             verified: 7,
             ..serde_json::from_value(serde_json::json!({

@@ -1,23 +1,23 @@
-//! How many replicas a queue needs. Pure; time comes in as seconds on a clock that does not jump.
+//! Decides how many replicas a queue needs. Pure; time is passed in as seconds on a steady clock.
 //!
-//! The measure is seconds of queued work: what waits, times what an image costs, over the replicas there are. Images alone
-//! would not do, for an image costs 1 ms with one model and 500 ms with another.
+//! The measure is seconds of queued work: images that wait, times the cost of one, divided by the replicas. Counting
+//! images would not do, because an image costs 1 ms with one model and 500 ms with another.
 
 use crate::scale::settings::ScaleSettings;
 
-/// Replicas are kept busy no more than this share of their time: what comes unevenly needs room. A guess.
+/// Replicas are sized to be busy at most this fraction of the time, because images arrive unevenly. A guess.
 const BUSY_RATIO: f64 = 0.7;
-/// A number that was found to be useless is not tried again for so many cooldowns.
+/// Cooldowns before a number of replicas that did not help is tried again.
 const USELESS_COOLDOWNS: f64 = 20.0;
 
-/// What was seen at this moment.
+/// What was observed at a given time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueueObservation {
-    /// When, seconds.
+    /// Time of the observation, seconds.
     pub now_s: f64,
-    /// Images that wait or are in work, of which this worker takes its share.
+    /// This worker's share of the images that wait or are being processed.
     pub waiting: f64,
-    /// What an image costs one replica, seconds.
+    /// Cost of an image on one replica, seconds.
     pub cost_s: f64,
     /// Replicas of this worker.
     pub replicas: usize,
@@ -26,28 +26,28 @@ pub struct QueueObservation {
 }
 
 impl QueueObservation {
-    /// Seconds of work that wait.
+    /// Queued work, seconds.
     pub fn queued_s(&self) -> f64 {
         self.waiting * self.cost_s / self.replicas.max(1) as f64
     }
 }
 
-/// What was decided before.
+/// State of the decision.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ScaleState {
-    /// When the number changed last, seconds.
+    /// When the number last changed, seconds.
     changed_at_s: Option<f64>,
-    /// Since when fewer would do, seconds.
+    /// Since when fewer replicas would do, seconds.
     idle_since_s: Option<f64>,
-    /// What is measured while the number stays the same.
+    /// Throughput being measured while the number is unchanged.
     measured: Option<ThroughputSample>,
-    /// What was done a second with one number before the last replica was added.
+    /// Number of replicas before the last one was added, and its images per second.
     before: Option<(usize, f64)>,
-    /// More than this many do no more, until that moment.
+    /// More replicas than this do not help, until the given time.
     useless_above: Option<(usize, f64)>,
 }
 
-/// Images done while the number stayed the same, and something waited all the time.
+/// Images finished while the number was unchanged.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct ThroughputSample {
     since_s: f64,
@@ -55,7 +55,7 @@ struct ThroughputSample {
     replicas: usize,
 }
 
-/// How many there shall be.
+/// Number of replicas to run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReplicaTarget {
     /// Replicas.
@@ -64,7 +64,7 @@ pub struct ReplicaTarget {
     pub why: String,
 }
 
-/// Decides: the new state, and how many there shall be.
+/// Decides on the number of replicas: returns the new state and the target.
 pub fn decide_replicas(
     settings: &ScaleSettings,
     state: &ScaleState,
@@ -73,13 +73,11 @@ pub fn decide_replicas(
     let mut state = state.clone();
     let queued_s = seen.queued_s();
     let stay = |why: String| ReplicaTarget { replicas: seen.replicas, why };
-    let (least, most) = (settings.min_replicas, settings.max_replicas.max(settings.min_replicas));
-    if !(least..=most).contains(&seen.replicas) {
-        let wish = ReplicaTarget {
-            replicas: seen.replicas.clamp(least, most),
-            why: format!("there are to be {least} to {most}"),
-        };
-        return (changed(state, seen, None), wish);
+    let (min, max) = (settings.min_replicas, settings.max_replicas.max(settings.min_replicas));
+    if !(min..=max).contains(&seen.replicas) {
+        let target =
+            ReplicaTarget { replicas: seen.replicas.clamp(min, max), why: format!("{min} to {max} are allowed") };
+        return (changed(state, seen, None), target);
     }
     if state.useless_above.is_some_and(|(_, until_s)| seen.now_s >= until_s) {
         state.useless_above = None;
@@ -90,15 +88,18 @@ pub fn decide_replicas(
     if busy {
         state.idle_since_s = None;
         if !cooled {
-            return (state, stay(format!("{queued_s:.1} s of work wait; what was changed last is given time")));
+            return (
+                state,
+                stay(format!("{queued_s:.1} s of work queued; waiting for the last change to take effect")),
+            );
         }
         if let (Some((fewer, before)), Some(rate)) = (state.before, rate)
             && rate < before * (1.0 + settings.min_gain_ratio)
             && seen.replicas > fewer
         {
             let why = format!(
-                "{} replicas did {rate:.0} images a second where {fewer} did {before:.0}: more do not help here, something else \
-                 is used up",
+                "{} replicas did {rate:.0} images per second, {fewer} did {before:.0}: more do not help here, another resource is \
+                 the bottleneck",
                 seen.replicas
             );
             let until_s = seen.now_s + USELESS_COOLDOWNS * settings.up_cooldown_s;
@@ -106,50 +107,53 @@ pub fn decide_replicas(
             state.useless_above = Some((fewer, until_s));
             return (state, ReplicaTarget { replicas: fewer, why });
         }
-        let useful = state.useless_above.map_or(most, |(useful, _)| useful.min(most));
+        let useful = state.useless_above.map_or(max, |(useful, _)| useful.min(max));
         if seen.replicas >= useful {
-            let why = if useful < most { "more do no more" } else { "more are not allowed" };
-            return (state, stay(format!("{queued_s:.1} s of work wait, and {} run: {why}", seen.replicas)));
+            let why = if useful < max { "more would not help" } else { "more are not allowed" };
+            return (state, stay(format!("{queued_s:.1} s of work queued with {} replicas; {why}", seen.replicas)));
         }
-        // As many as bring it down to the target, but no more than twice as many at a time.
+        // As many as bring the queue down to the target, but at most twice as many at a time.
         let needed = (seen.waiting * seen.cost_s / settings.target_s).ceil() as usize;
         let replicas = needed.clamp(seen.replicas + 1, seen.replicas * 2).min(useful);
-        let why = format!("{queued_s:.1} s of work wait, more than {:.1} s", settings.target_s);
+        let why = format!("{queued_s:.1} s of work queued, more than the target of {:.1} s", settings.target_s);
         let before = rate.map(|rate| (seen.replicas, rate));
         return (changed(state, seen, before), ReplicaTarget { replicas, why });
     }
-    // How many what comes needs, at the rate of this moment.
-    let needed = (rate.unwrap_or(0.0) * seen.cost_s / BUSY_RATIO).ceil().max(least as f64) as usize;
+    // Replicas needed for the present rate of images.
+    let needed = (rate.unwrap_or(0.0) * seen.cost_s / BUSY_RATIO).ceil().max(min as f64) as usize;
     if needed >= seen.replicas || rate.is_none() {
         state.idle_since_s = None;
-        return (state, stay(format!("{queued_s:.1} s of work wait, and {} are needed", seen.replicas)));
+        return (state, stay(format!("{queued_s:.1} s of work queued; all {} are needed", seen.replicas)));
     }
     let idle_since_s = *state.idle_since_s.get_or_insert(seen.now_s);
     let idle_s = seen.now_s - idle_since_s;
     if idle_s < settings.down_cooldown_s {
         return (
             state,
-            stay(format!("{needed} would do for {idle_s:.0} s; after {:.0} s one goes", settings.down_cooldown_s)),
+            stay(format!(
+                "{needed} would have sufficed for {idle_s:.0} s; one is removed after {:.0} s",
+                settings.down_cooldown_s
+            )),
         );
     }
-    let why = format!("{needed} would have done for {idle_s:.0} s");
+    let why = format!("{needed} would have sufficed for {idle_s:.0} s");
     (changed(state, seen, None), ReplicaTarget { replicas: seen.replicas - 1, why })
 }
 
-/// Images a second since the number changed last, once that has been for a while.
+/// Images per second since the number last changed; `None` until enough time has passed.
 fn rate(state: &mut ScaleState, seen: &QueueObservation) -> Option<f64> {
-    const LEAST_S: f64 = 1.0;
-    /// What came earlier says little about now.
+    const MIN_S: f64 = 1.0;
+    /// Older measurements say little about the present.
     const WINDOW_S: f64 = 10.0;
-    let anew = ThroughputSample { since_s: seen.now_s, finished: seen.finished, replicas: seen.replicas };
+    let new_sample = ThroughputSample { since_s: seen.now_s, finished: seen.finished, replicas: seen.replicas };
     let measured = match state.measured {
         Some(measured) if measured.replicas == seen.replicas => measured,
-        _ => anew,
+        _ => new_sample,
     };
     let over_s = seen.now_s - measured.since_s;
     let done = seen.finished.saturating_sub(measured.finished) as f64;
-    state.measured = Some(if over_s > WINDOW_S { anew } else { measured });
-    (over_s >= LEAST_S).then(|| done / over_s)
+    state.measured = Some(if over_s > WINDOW_S { new_sample } else { measured });
+    (over_s >= MIN_S).then(|| done / over_s)
 }
 
 fn changed(state: ScaleState, seen: &QueueObservation, before: Option<(usize, f64)>) -> ScaleState {
@@ -171,7 +175,7 @@ mod tests {
         min_gain_ratio: 0.1,
     };
 
-    /// A worker whose replicas do 10 images a second each, up to so many that help.
+    /// A worker whose replicas do 10 images per second each, up to the number that helps.
     struct SimulatedWorker {
         state: ScaleState,
         replicas: usize,
@@ -210,10 +214,10 @@ mod tests {
                 replicas: self.replicas,
                 finished: self.finished as u64,
             };
-            let (state, wish) = decide_replicas(&SETTINGS, &self.state, &seen);
-            (self.state, self.replicas) = (state, wish.replicas);
-            self.history.push(wish.replicas);
-            self.why.push(wish.why);
+            let (state, target) = decide_replicas(&SETTINGS, &self.state, &seen);
+            (self.state, self.replicas) = (state, target.replicas);
+            self.history.push(target.replicas);
+            self.why.push(target.why);
         }
 
         fn seconds(&mut self, count: usize, comes: f64) {
@@ -222,38 +226,38 @@ mod tests {
     }
 
     #[test]
-    fn a_step_of_load_is_followed_and_the_queue_comes_down_again() {
-        let mut played = SimulatedWorker::new(8);
-        played.seconds(20, 5.0);
-        assert_eq!(played.replicas, 1);
-        played.seconds(60, 45.0);
-        assert!((5..=8).contains(&played.replicas), "{:?}", played.history);
-        assert!(played.waiting * 0.1 / played.replicas as f64 <= 1.0, "{} wait: {:?}", played.waiting, played.history);
-        played.seconds(300, 5.0);
-        assert_eq!(played.replicas, 1, "{:?}", played.history);
+    fn a_step_in_load_is_followed_and_the_queue_shrinks_again() {
+        let mut worker = SimulatedWorker::new(8);
+        worker.seconds(20, 5.0);
+        assert_eq!(worker.replicas, 1);
+        worker.seconds(60, 45.0);
+        assert!((5..=8).contains(&worker.replicas), "{:?}", worker.history);
+        assert!(worker.waiting * 0.1 / worker.replicas as f64 <= 1.0, "{} wait: {:?}", worker.waiting, worker.history);
+        worker.seconds(300, 5.0);
+        assert_eq!(worker.replicas, 1, "{:?}", worker.history);
     }
 
     #[test]
-    fn what_does_not_help_goes_again_and_is_not_tried_at_once() {
-        let mut played = SimulatedWorker::new(2);
-        played.seconds(60, 100.0);
-        assert_eq!(played.replicas, 2, "{:?}\n{:#?}", played.history, played.why);
-        assert!(played.why.iter().any(|why| why.contains("more do not help here")), "{:#?}", played.why);
-        assert_eq!(*played.history.iter().max().unwrap(), 4);
-        assert!(played.history[20..].iter().all(|replicas| *replicas == 2), "{:?}", played.history);
+    fn replicas_that_do_not_help_are_removed_and_not_retried_at_once() {
+        let mut worker = SimulatedWorker::new(2);
+        worker.seconds(60, 100.0);
+        assert_eq!(worker.replicas, 2, "{:?}\n{:#?}", worker.history, worker.why);
+        assert!(worker.why.iter().any(|why| why.contains("more do not help here")), "{:#?}", worker.why);
+        assert_eq!(*worker.history.iter().max().unwrap(), 4);
+        assert!(worker.history[20..].iter().all(|replicas| *replicas == 2), "{:?}", worker.history);
     }
 
     #[test]
-    fn nothing_is_taken_away_while_what_comes_needs_it() {
-        let mut played = SimulatedWorker::new(8);
-        played.seconds(30, 60.0);
-        let settled = played.replicas;
-        played.seconds(200, 40.0);
-        assert!(played.replicas >= 5, "{settled}, then {:?}", played.history);
+    fn replicas_that_are_needed_are_not_removed() {
+        let mut worker = SimulatedWorker::new(8);
+        worker.seconds(30, 60.0);
+        let settled = worker.replicas;
+        worker.seconds(200, 40.0);
+        assert!(worker.replicas >= 5, "{settled}, then {:?}", worker.history);
     }
 
     #[test]
-    fn too_many_or_too_few_are_put_right_at_once() {
+    fn numbers_outside_the_limits_are_corrected_at_once() {
         for (replicas, wanted) in [(20, 8), (0, 1)] {
             let seen = QueueObservation { now_s: 0.0, waiting: 0.0, cost_s: 0.1, replicas, finished: 0 };
             assert_eq!(decide_replicas(&SETTINGS, &ScaleState::default(), &seen).1.replicas, wanted);
@@ -262,16 +266,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_it_stays_in_its_bounds_changes_no_faster_than_it_may_and_says_why(
+        fn under_any_load_it_stays_within_limits_and_cooldowns_and_gives_reasons(
             load in prop::collection::vec(0f64..200.0, 1..200), helpful in 1usize..9,
         ) {
-            let mut played = SimulatedWorker::new(helpful);
-            load.into_iter().for_each(|comes| played.second(comes));
-            let history = [&[1][..], &played.history].concat();
+            let mut worker = SimulatedWorker::new(helpful);
+            load.into_iter().for_each(|comes| worker.second(comes));
+            let history = [&[1][..], &worker.history].concat();
             prop_assert!(history.iter().all(|replicas| (1..=8).contains(replicas)));
-            prop_assert!(played.why.iter().all(|why| !why.is_empty()));
+            prop_assert!(worker.why.iter().all(|why| !why.is_empty()));
             let ups: Vec<usize> = (1..history.len()).filter(|at| history[*at] > history[at - 1]).collect();
-            prop_assert!(ups.windows(2).all(|pair| pair[1] - pair[0] >= 3), "{:?}", played.history);
+            prop_assert!(ups.windows(2).all(|pair| pair[1] - pair[0] >= 3), "{:?}", worker.history);
             prop_assert!(history.windows(2).all(|pair| pair[1] <= pair[0] * 2));
         }
     }

@@ -1,4 +1,4 @@
-//! How many replicas somebody asked for, as it is written. Pure.
+//! A person's request for a number of replicas, as text and as note. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,50 +6,50 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Most replicas of a process: each is a thread with a session of its own.
-pub const MOST_REPLICAS: usize = 256;
+pub const MAX_REPLICAS: usize = 256;
 
-/// How many replicas somebody asked for; never more than a process runs, and never none.
+/// A requested number of replicas; never more than a process can run, and never none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "ReplicaRequestNote")]
 pub enum ReplicaRequest {
-    /// So many.
+    /// Exactly this many.
     Fixed(usize),
-    /// As many as the queue needs, from the first to the second.
+    /// As many as the queue needs, from the first number to the second.
     Between(usize, usize),
 }
 
-/// What is no number of replicas.
+/// An invalid request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplicaRequestError {
-    /// Not a number and no range.
-    #[error("{text:?} is no number of replicas: write 3, or 1-4 to follow the queue")]
+    /// Neither a number nor a range.
+    #[error("{text:?} is not a number of replicas; write 3, or 1-4 to follow the queue")]
     Unreadable {
-        /// What was written, cut to a printable length.
+        /// The text, cut to a printable length.
         text: String,
     },
-    /// Fewer than there must be.
-    #[error("{replicas} replicas would leave the work undone: at least 1 must run (stop the worker to stop its work)")]
+    /// Fewer than one.
+    #[error("{replicas} replicas would leave the work undone; at least 1 must run (to stop the work, stop the worker)")]
     TooFew {
-        /// How many were asked for.
+        /// Requested number.
         replicas: usize,
     },
-    /// More than a process runs.
-    #[error("{replicas} replicas are more than one process runs, {MOST_REPLICAS}: start more workers")]
+    /// More than a process can run.
+    #[error("{replicas} replicas are more than one process can run ({MAX_REPLICAS}); start more workers")]
     TooMany {
-        /// How many were asked for.
+        /// Requested number.
         replicas: usize,
     },
-    /// A range that holds nothing.
-    #[error("from {least} to {most} there is no number: write the smaller one first")]
+    /// A range in the wrong order.
+    #[error("invalid range {least}-{most}: the lower bound comes first")]
     Empty {
-        /// The first.
+        /// First number.
         least: usize,
-        /// The second.
+        /// Second number.
         most: usize,
     },
 }
 
-/// As it stands in a note, before anybody looked at the numbers.
+/// The request as it is noted, before its numbers were checked.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ReplicaRequestNote {
@@ -60,8 +60,8 @@ enum ReplicaRequestNote {
 impl TryFrom<ReplicaRequestNote> for ReplicaRequest {
     type Error = ReplicaRequestError;
 
-    fn try_from(written: ReplicaRequestNote) -> Result<Self, ReplicaRequestError> {
-        match written {
+    fn try_from(note: ReplicaRequestNote) -> Result<Self, ReplicaRequestError> {
+        match note {
             ReplicaRequestNote::Fixed(replicas) => Self::fixed(replicas),
             ReplicaRequestNote::Between(least, most) => Self::between(least, most),
         }
@@ -72,7 +72,7 @@ impl ReplicaRequest {
     fn fixed(replicas: usize) -> Result<Self, ReplicaRequestError> {
         match replicas {
             0 => Err(ReplicaRequestError::TooFew { replicas }),
-            1..=MOST_REPLICAS => Ok(Self::Fixed(replicas)),
+            1..=MAX_REPLICAS => Ok(Self::Fixed(replicas)),
             _ => Err(ReplicaRequestError::TooMany { replicas }),
         }
     }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_ranges_are_read_and_others_refused_with_what_to_write() {
+    fn numbers_and_ranges_are_parsed_and_others_refused_with_a_remedy() {
         assert_eq!("3".parse(), Ok(ReplicaRequest::Fixed(3)));
         assert_eq!("1-4".parse(), Ok(ReplicaRequest::Between(1, 4)));
         for (text, word) in [
@@ -122,7 +122,7 @@ mod tests {
             ("0-2", "at least 1"),
             ("x", "write 3"),
             ("-1", "write 3"),
-            ("4-1", "smaller"),
+            ("4-1", "lower bound"),
             ("9999", "more workers"),
         ] {
             let refused = text.parse::<ReplicaRequest>().unwrap_err().to_string();
@@ -131,9 +131,9 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_held_to_the_same_numbers() {
+    fn a_note_is_checked_like_text() {
         let read = |note: &str| serde_json::from_str::<Option<ReplicaRequest>>(note).map_err(|error| error.to_string());
-        for asked in [None, Some(ReplicaRequest::Fixed(3)), Some(ReplicaRequest::Between(1, MOST_REPLICAS))] {
+        for asked in [None, Some(ReplicaRequest::Fixed(3)), Some(ReplicaRequest::Between(1, MAX_REPLICAS))] {
             assert_eq!(read(&serde_json::to_string(&asked).unwrap()), Ok(asked));
         }
         assert!(read("{\"fixed\":18446744073709551615}").unwrap_err().contains("more workers"));

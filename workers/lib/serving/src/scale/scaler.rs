@@ -1,4 +1,4 @@
-//! Follows what was asked for, or the queue, and starts or drains replicas.
+//! Follows a person's request, or the queue, and starts or drains replicas.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -16,19 +16,19 @@ use tokio::time::Instant;
 use vision::{InferenceError, InferencePool};
 
 use crate::scale::decide::{QueueObservation, ScaleState, decide_replicas};
-use crate::scale::replica_request::{MOST_REPLICAS, ReplicaRequest};
+use crate::scale::replica_request::{MAX_REPLICAS, ReplicaRequest};
 use crate::scale::settings::ScaleSettings;
 
-/// How often it looks at the queue.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A watch that broke, or a change that failed, is tried again after this.
-const AGAIN: Duration = Duration::from_secs(2);
-/// Memory that must stay free beside a new replica, bytes; a guess.
+/// Interval of observing the queue.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before following the note again after a failure.
+const RETRY_DELAY: Duration = Duration::from_secs(2);
+/// Memory that must stay free besides a new replica, bytes; a guess.
 const SPARE_BYTES: u64 = 64 << 20;
-/// A session takes about so many times the bytes of its graph, until it was measured; a guess on the safe side.
-const TIMES_GRAPH: u64 = 4;
+/// Assumed memory of a session as a multiple of its graph's size, until it is measured; a guess on the safe side.
+const SESSION_PER_GRAPH: u64 = 4;
 
-/// The note of a place that says how many replicas each worker of a role runs.
+/// Key of the ledger note with the requested number of replicas for each worker of a role.
 pub fn replica_note(role: &str) -> String {
     format!("scale-{role}")
 }
@@ -38,62 +38,62 @@ pub struct Scaler {
     role: &'static str,
     infer: InferencePool,
     settings: ScaleSettings,
-    /// As many as it began with, which is what it comes back to.
-    begun_with: usize,
-    /// What one more took when that was measured last, bytes.
+    /// Number of replicas at the start, used again when a request is cleared.
+    initial_replicas: usize,
+    /// Memory that the last added replica took, bytes; absent until measured.
     each_bytes: Mutex<Option<u64>>,
-    /// Why there are as many as there are.
+    /// Why this number of replicas runs.
     why: Mutex<Option<String>>,
 }
 
 impl Scaler {
-    /// Of a worker whose model is loaded.
+    /// A scaler for a worker whose model is loaded.
     pub fn new(role: &'static str, infer: InferencePool, settings: ScaleSettings) -> Self {
-        let begun_with = infer.replicas();
-        Self { role, infer, settings, begun_with, each_bytes: Mutex::default(), why: Mutex::default() }
+        let initial_replicas = infer.replicas();
+        Self { role, infer, settings, initial_replicas, each_bytes: Mutex::default(), why: Mutex::default() }
     }
 
-    /// Why there are as many as there are, in a sentence; absent while nothing was asked and no queue is followed.
+    /// Why this number of replicas runs, in a sentence; `None` while there is no request and no queue is followed.
     pub fn reason(&self) -> Option<String> {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Follows what is asked for at a place, until told to stop. `queue`: stream and durable it takes from; `tally`: what it
-    /// did; `resized` hears of each change.
+    /// Follows requests and the queue until told to stop. `queue`: stream and durable of the worker; `stats`: its
+    /// counters; `resized` is called after each change.
     pub async fn run(
         &self,
         bus: &Bus,
         queue: (&str, &str),
-        tally: &WorkerStats,
+        stats: &WorkerStats,
         resized: &(impl Fn(usize) + Sync),
         shutdown: &Shutdown,
     ) {
-        let asked = watch::Sender::new(None);
+        let requested = watch::Sender::new(None);
         tokio::select! {
-            () = self.follow(bus, &asked) => {}
-            () = self.scale(bus, queue, tally, resized, asked.subscribe()) => {}
+            () = self.follow(bus, &requested) => {}
+            () = self.scale(bus, queue, stats, resized, requested.subscribe()) => {}
             () = shutdown.wait_for_request() => {}
         }
     }
 
-    /// Hears what is asked for.
-    async fn follow(&self, bus: &Bus, asked: &watch::Sender<Option<ReplicaRequest>>) {
+    /// Follows the note with the request.
+    async fn follow(&self, bus: &Bus, requested: &watch::Sender<Option<ReplicaRequest>>) {
         loop {
-            let heard: Result<(), CarryError> = async {
+            let followed: Result<(), CarryError> = async {
                 let mut notes = Ledger::open(bus).await?.follow_note(&replica_note(self.role)).await?;
                 while let Some(note) = notes.next().await {
                     match serde_json::from_str::<Option<ReplicaRequest>>(&note) {
-                        Ok(said) => drop(asked.send_replace(said)),
-                        Err(error) => tracing::warn!(%error, "how many replicas were asked for cannot be read"),
+                        Ok(request) => drop(requested.send_replace(request)),
+                        Err(error) => tracing::warn!(%error, "replica override unreadable"),
                     }
                 }
                 Ok(())
             }
             .await;
-            if let Err(error) = heard {
-                tracing::debug!(%error, "listening again");
+            if let Err(error) = followed {
+                tracing::debug!(%error, "subscription restarted");
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
@@ -101,55 +101,55 @@ impl Scaler {
         &self,
         bus: &Bus,
         queue: (&str, &str),
-        tally: &WorkerStats,
+        stats: &WorkerStats,
         resized: &(impl Fn(usize) + Sync),
-        mut asked: watch::Receiver<Option<ReplicaRequest>>,
+        mut requested: watch::Receiver<Option<ReplicaRequest>>,
     ) {
-        let (begun, mut state) = (Instant::now(), ScaleState::default());
+        let (started_at, mut state) = (Instant::now(), ScaleState::default());
         loop {
-            let said = *asked.borrow_and_update();
-            let followed = match said {
+            let request = *requested.borrow_and_update();
+            let followed = match request {
                 Some(ReplicaRequest::Fixed(replicas)) => {
-                    self.scale_to(replicas, format!("{replicas} were asked for"), resized).await;
+                    self.scale_to(replicas, format!("{replicas} requested"), resized).await;
                     None
                 }
-                Some(ReplicaRequest::Between(least, most)) => {
-                    Some(ScaleSettings { min_replicas: least, max_replicas: most, ..self.settings.clone() })
+                Some(ReplicaRequest::Between(min, max)) => {
+                    Some(ScaleSettings { min_replicas: min, max_replicas: max, ..self.settings.clone() })
                 }
                 None if self.settings.max_replicas > 0 => Some(self.settings.clone()),
                 None => {
-                    // Taken back: as many as it began with, and nothing to say about it.
-                    if self.infer.replicas() != self.begun_with {
-                        self.scale_to(self.begun_with, "what was asked for was taken back".into(), resized).await;
+                    // No request: back to the initial number, and no reason is reported.
+                    if self.infer.replicas() != self.initial_replicas {
+                        self.scale_to(self.initial_replicas, "the request was cleared".into(), resized).await;
                     }
                     self.log_scaling(None);
                     None
                 }
             };
             if let Some(settings) = followed {
-                match self.read_queue(bus, queue, tally, begun.elapsed()).await {
+                match self.read_queue(bus, queue, stats, started_at.elapsed()).await {
                     Ok(seen) => {
-                        let (next, wish) = decide_replicas(&settings, &state, &seen);
+                        let (next, target) = decide_replicas(&settings, &state, &seen);
                         state = next;
-                        self.scale_to(wish.replicas, wish.why, resized).await;
+                        self.scale_to(target.replicas, target.why, resized).await;
                     }
-                    // A queue that cannot be seen is neither empty nor endless.
+                    // A queue that cannot be read must count neither as empty nor as endless.
                     Err(error) => self.log_scaling(Some(format!(
-                        "{} stay, for the queue cannot be seen: {error}",
+                        "{} kept, because the queue cannot be read: {error}",
                         self.infer.replicas()
                     ))),
                 }
             }
-            let _changed_or_time = tokio::time::timeout(LOOK_EVERY, asked.changed()).await;
+            let _changed_or_time = tokio::time::timeout(OBSERVE_INTERVAL, requested.changed()).await;
         }
     }
 
-    /// What waits for this worker, which shares it with the others of its role.
+    /// This worker's share of the queue, which it shares with the others of its role.
     async fn read_queue(
         &self,
         bus: &Bus,
         (stream, durable): (&str, &str),
-        tally: &WorkerStats,
+        stats: &WorkerStats,
         since: Duration,
     ) -> Result<QueueObservation, CarryError> {
         let progress = reader::consumer_progress(bus, stream, durable).await?;
@@ -159,7 +159,7 @@ impl Scaler {
         let others = beats.iter().filter(|beat| beat.role == self.role && beat.worker != me);
         let all = own + others.map(|beat| beat.replicas as usize).sum::<usize>();
         let waiting = (progress.pending + progress.unacked) as f64 * own as f64 / all.max(1) as f64;
-        let finished = tally.finished.load(Ordering::Relaxed);
+        let finished = stats.finished.load(Ordering::Relaxed);
         Ok(QueueObservation {
             now_s: since.as_secs_f64(),
             waiting,
@@ -169,9 +169,9 @@ impl Scaler {
         })
     }
 
-    /// Starts or drains replicas one by one, until there are so many, or until one cannot be started.
+    /// Starts or drains replicas one by one, until the number is reached or one cannot be started.
     async fn scale_to(&self, replicas: usize, why: String, resized: &(impl Fn(usize) + Sync)) {
-        let wanted = replicas.clamp(1, MOST_REPLICAS);
+        let wanted = replicas.clamp(1, MAX_REPLICAS);
         let before = self.infer.replicas();
         let mut missing = None;
         while self.infer.replicas() != wanted {
@@ -185,7 +185,7 @@ impl Scaler {
         }
         let now = self.infer.replicas();
         if now != before {
-            tracing::info!(role = self.role, before, replicas = now, why, "scaled");
+            tracing::info!(role = self.role, before, replicas = now, why, "replicas changed");
         }
         self.log_scaling(Some(match missing {
             Some(reason) => format!("{now} run, though {why}: {reason}"),
@@ -195,14 +195,14 @@ impl Scaler {
 
     async fn start_or_drain(&self, grow: bool) -> Result<(), String> {
         if grow {
-            self.allow()?;
+            self.check_memory()?;
         }
         let infer = self.infer.clone();
         let before = process::resident_bytes();
-        let stepped =
+        let changed =
             tokio::task::spawn_blocking(move || if grow { infer.add_replica() } else { infer.remove_replica() });
-        let stepped = stepped.await.map_err(|error| error.to_string())?;
-        stepped.map_err(|error: InferenceError| format!("{}: {error}", error.name()))?;
+        let changed = changed.await.map_err(|error| error.to_string())?;
+        changed.map_err(|error: InferenceError| format!("{}: {error}", error.name()))?;
         if let (true, Some(before), Some(after)) = (grow, before, process::resident_bytes()) {
             let grown = after.saturating_sub(before);
             *self.each_bytes.lock().unwrap_or_else(PoisonError::into_inner) = Some(grown).filter(|grown| *grown > 0);
@@ -210,16 +210,19 @@ impl Scaler {
         Ok(())
     }
 
-    /// Whether there is memory for one more.
-    fn allow(&self) -> Result<(), String> {
+    /// Checks that there is memory for one more replica.
+    fn check_memory(&self) -> Result<(), String> {
         let Some(free) = process::available_bytes() else { return Ok(()) };
         let measured = *self.each_bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let needed = measured.unwrap_or_else(|| graph_bytes(&self.infer.model().folder) * TIMES_GRAPH) + SPARE_BYTES;
+        let needed =
+            measured.unwrap_or_else(|| graph_bytes(&self.infer.model().folder) * SESSION_PER_GRAPH) + SPARE_BYTES;
         match needed <= free {
             true => Ok(()),
-            false => {
-                Err(format!("one more would need {} MiB of memory, and {} MiB are free", needed >> 20, free >> 20))
-            }
+            false => Err(format!(
+                "another replica needs about {} MiB of memory, but {} MiB are free",
+                needed >> 20,
+                free >> 20
+            )),
         }
     }
 
@@ -228,8 +231,8 @@ impl Scaler {
     }
 }
 
-/// Bytes of the files of a model.
+/// Total size of a model's files, bytes.
 fn graph_bytes(folder: &Path) -> u64 {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    files.filter_map(|file| file.metadata().ok()).map(|found| found.len()).sum()
+    files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
 }

@@ -1,22 +1,22 @@
-//! What an operator may choose about the number of replicas.
+//! Settings of the number of replicas.
 
 use serde::{Deserialize, Serialize};
 
-/// What an operator may choose about the number of replicas of a worker that follows its queue.
+/// Settings for a worker whose number of replicas follows its queue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScaleSettings {
     /// Fewest replicas, at least 1.
     pub min_replicas: usize,
-    /// Most replicas, at least `least`; 0 follows no queue: there are as many as `infer.replicas` says.
+    /// Most replicas, at least `min_replicas`; 0: the number is fixed to `infer.replicas`.
     pub max_replicas: usize,
-    /// Seconds of work that may wait before replicas are added, above 0.
+    /// Queued work above which replicas are added, seconds, above 0.
     pub target_s: f64,
-    /// After a change, replicas are added no sooner than this, seconds.
+    /// Shortest time from a change until replicas are added again, seconds.
     pub up_cooldown_s: f64,
-    /// Replicas go when there was too little to do for this long, seconds.
+    /// Time with too little work after which a replica is removed, seconds.
     pub down_cooldown_s: f64,
-    /// One more replica must raise what is done a second by this share, or it goes again, 0 to 1.
+    /// Smallest gain in images per second from one more replica, 0 to 1; otherwise it is removed again.
     pub min_gain_ratio: f64,
 }
 
@@ -34,15 +34,15 @@ impl Default for ScaleSettings {
 }
 
 impl ScaleSettings {
-    /// What is wrong with the settings, if something is. `role`: whose they are.
+    /// Checks the settings. `role`: section they belong to, for messages.
     pub fn check(&self, role: &str) -> Result<(), String> {
-        let Self { min_replicas: least, max_replicas: most, .. } = self;
-        if *least == 0 {
-            return Err(format!("{role}.scale.min_replicas is 0, use at least 1"));
+        let Self { min_replicas: min, max_replicas: max, .. } = self;
+        if *min == 0 {
+            return Err(format!("{role}.scale.min_replicas is 0; it must be at least 1"));
         }
-        if *most > 0 && most < least {
+        if *max > 0 && max < min {
             return Err(format!(
-                "{role}.scale.max_replicas is {most}, use at least {role}.scale.min_replicas, {least}"
+                "{role}.scale.max_replicas is {max}; it must be 0, or at least {role}.scale.min_replicas ({min})"
             ));
         }
         let positive = [
@@ -51,11 +51,11 @@ impl ScaleSettings {
             ("down_cooldown_s", self.down_cooldown_s),
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
-            return Err(format!("{role}.scale.{name} is {value}, use more than 0"));
+            return Err(format!("{role}.scale.{name} is {value}; it must be above 0"));
         }
         match (0.0..=1.0).contains(&self.min_gain_ratio) {
             true => Ok(()),
-            false => Err(format!("{role}.scale.min_gain_ratio is {}, use 0 to 1", self.min_gain_ratio)),
+            false => Err(format!("{role}.scale.min_gain_ratio is {}; it must be between 0 and 1", self.min_gain_ratio)),
         }
     }
 }

@@ -103,8 +103,9 @@ async fn look(
             let queued_s = waiting * beat.cost_ms.unwrap_or(0.0) / 1000.0 / replicas;
             looks.push(QueueSample { at_s: begun_at.elapsed().as_secs_f64(), replicas, queued_s });
             // Where the number changed, and why; how much waits changes with every look.
-            let changed =
-                |why: &String| ["more than", "do not help", "would have done"].iter().any(|part| why.contains(part));
+            let changed = |why: &String| {
+                ["more than", "do not help", "would have sufficed"].iter().any(|part| why.contains(part))
+            };
             let changed = beat.scale.clone().filter(changed);
             why.extend(changed.filter(|said| why.last() != Some(said)));
         }
