@@ -14,6 +14,7 @@ mod direct;
 pub mod error;
 pub mod fleet;
 pub mod monitor;
+pub mod nkey;
 pub mod pick;
 pub mod publish;
 pub mod pull;

@@ -88,7 +88,7 @@ impl Membership {
         if read.version != Self::VERSION {
             return Err(wrong(format!("it has version {}, this program reads {}", read.version, Self::VERSION)));
         }
-        if nkeys::KeyPair::from_seed(&read.leaf_seed).is_err() {
+        if streams::nkey::UserKey::from_seed(&read.leaf_seed).is_err() {
             return Err(wrong("its leaf_seed is no seed".into()));
         }
         if runtime::trust::check_first_root(&read.root).is_err() {
