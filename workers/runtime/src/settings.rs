@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use figment::providers::{Env, Format, Serialized, Toml};
+use figment::providers::{Env, Format, Serialized};
 use figment::{Figment, Metadata, Source};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -114,6 +114,19 @@ pub fn table(path: &Path) -> Result<serde_json::Value, SettingsError> {
 pub fn defaults<S: Default + Serialize>() -> Vec<Setting> {
     let figment = Figment::new().merge(Serialized::defaults(S::default()));
     Loaded { settings: S::default(), figment }.list()
+}
+
+/// Settings files, read by the parser that reads `model.toml`, too: figment's own is an older version of it.
+struct Toml;
+
+impl Format for Toml {
+    type Error = toml::de::Error;
+
+    const NAME: &'static str = "TOML";
+
+    fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Self::Error> {
+        toml::from_str(text)
+    }
 }
 
 struct FlagValue<'a> {
