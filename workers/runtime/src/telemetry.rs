@@ -16,7 +16,8 @@ pub fn init(level: &str, json: bool) {
         .unwrap_or_default();
     let filtered = tracing_subscriber::registry().with(filter);
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let set = if json { filtered.with(log.json()).try_init() } else { filtered.with(log.with_target(false)).try_init() };
+    let set =
+        if json { filtered.with(log.json()).try_init() } else { filtered.with(log.with_target(false)).try_init() };
     if let Err(error) = set {
         tracing::debug!(%error, "the log was set up before");
     }
