@@ -20,7 +20,9 @@ const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NKeyError {
     /// Text that is no seed of a user.
-    #[error("holds no seed of a user's NKey: 58 capital letters and digits that begin with SU, the last few of them a checksum")]
+    #[error(
+        "holds no seed of a user's NKey: 58 capital letters and digits that begin with SU, the last few of them a checksum"
+    )]
     NoSeed,
     /// The system gave no random numbers.
     #[error("the system gave no random numbers for a key")]
@@ -143,9 +145,21 @@ mod tests {
 
     /// Made with the Rust crate nkeys 0.4.5: seed, public key, signature of `MESSAGE` in hexadecimal.
     const KNOWN: [[&str; 3]; 3] = [
-        ["SUALAM4JE6WUB53N4UIFJTJSLWL2GSOMZ4RZLCEE3LUTMC752TDCQQDLJI", "UB3RYOBFRJODH6B5H5LINCIV66CR2GCLPBFPFR2JAJ4LYRQW5QXNIASK", "745825926426c84d3e594623e76a0de5cc82abad8c30d1af5e9bc762d22e6437ede52a77b7919218133e946ccbb51df26a13f8ecac9701762556aad03f89f200"],
-        ["SUAI3MQKHDBSOD5DHGDT2UPUWVTOUNH3GEP6FD7XUDWVHTSP7NGJ7BYXVQ", "UCPOLRFJI2X6FLFIKFCJEOI3GATBJWPB3XPTSAS3EL2EHSEUUFXK2PRO", "1bd4910daff1460935f7308e041ddce2cc7dbeae62525176363aec434efdd37d9e90c26e841876d656831ba01fcd9bc4482f93b700113c3eec279f61785e7f01"],
-        ["SUACDIKX2I2WYG2RLWXXHFVGCDTEXYDZVVAOLKIVPAIPS6WSPOQLNVUQIU", "UBIA2AUVZ5BHQW4PYWN5XHJBXTC3QY7U2MVZJKQ33C57LM7J6XUEQG6Y", "2cebcdd896e87348018ef3113340895a2e12904e764e4df458e43ab1fb395db503de716c953de756cdd322b93d6caa3860659a27d4b170706f3143bc9cf80e08"],
+        [
+            "SUALAM4JE6WUB53N4UIFJTJSLWL2GSOMZ4RZLCEE3LUTMC752TDCQQDLJI",
+            "UB3RYOBFRJODH6B5H5LINCIV66CR2GCLPBFPFR2JAJ4LYRQW5QXNIASK",
+            "745825926426c84d3e594623e76a0de5cc82abad8c30d1af5e9bc762d22e6437ede52a77b7919218133e946ccbb51df26a13f8ecac9701762556aad03f89f200",
+        ],
+        [
+            "SUAI3MQKHDBSOD5DHGDT2UPUWVTOUNH3GEP6FD7XUDWVHTSP7NGJ7BYXVQ",
+            "UCPOLRFJI2X6FLFIKFCJEOI3GATBJWPB3XPTSAS3EL2EHSEUUFXK2PRO",
+            "1bd4910daff1460935f7308e041ddce2cc7dbeae62525176363aec434efdd37d9e90c26e841876d656831ba01fcd9bc4482f93b700113c3eec279f61785e7f01",
+        ],
+        [
+            "SUACDIKX2I2WYG2RLWXXHFVGCDTEXYDZVVAOLKIVPAIPS6WSPOQLNVUQIU",
+            "UBIA2AUVZ5BHQW4PYWN5XHJBXTC3QY7U2MVZJKQ33C57LM7J6XUEQG6Y",
+            "2cebcdd896e87348018ef3113340895a2e12904e764e4df458e43ab1fb395db503de716c953de756cdd322b93d6caa3860659a27d4b170706f3143bc9cf80e08",
+        ],
     ];
     const MESSAGE: &[u8] = b"a nonce of the server";
 
@@ -169,7 +183,9 @@ mod tests {
     fn a_seed_with_any_letter_changed_is_refused() {
         let [seed, ..] = KNOWN[0];
         for index in 0..seed.len() {
-            for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567a1 ".chars().filter(|letter| !seed[index..].starts_with(*letter)) {
+            for letter in
+                "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567a1 ".chars().filter(|letter| !seed[index..].starts_with(*letter))
+            {
                 let changed = format!("{}{letter}{}", &seed[..index], &seed[index + 1..]);
                 assert_eq!(UserKey::from_seed(&changed).err(), Some(NKeyError::NoSeed), "{changed}");
             }
@@ -181,7 +197,18 @@ mod tests {
         let [seed, public, _] = KNOWN[0];
         // Of an account, from the tests of the Go implementation.
         let account = "SAAPN4W3EG6KCJGUQTKTJ5GSB5NHK5CHAJL4DBGFUM3HHROI4XUEP4OBK4";
-        for text in ["", "S", "SU", public, account, &seed[..57], &format!("{seed}A"), &format!("{seed}="), &seed.to_lowercase(), "ÄÖ"] {
+        for text in [
+            "",
+            "S",
+            "SU",
+            public,
+            account,
+            &seed[..57],
+            &format!("{seed}A"),
+            &format!("{seed}="),
+            &seed.to_lowercase(),
+            "ÄÖ",
+        ] {
             assert_eq!(UserKey::from_seed(text).err(), Some(NKeyError::NoSeed), "{text:?}");
         }
     }
