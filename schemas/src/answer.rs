@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::dead::FaultNote;
-use crate::decided::Decided;
+use crate::decision_trace::DecisionTrace;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 use crate::task::{Task, Tile};
 
@@ -28,7 +28,7 @@ pub struct Answer {
     /// The camera it came from.
     pub camera: CameraName,
     /// Whether another answer may follow.
-    pub stage: Stage,
+    pub stage: AnswerStage,
     /// The best class; absent only when the image could not be recognized (route `dead`). Of a model for several labels
     /// at once: the most probable label that holds, or [`NO_LABEL`].
     pub label: Option<String>,
@@ -36,11 +36,11 @@ pub struct Answer {
     pub confidence: Option<f32>,
     /// The best classes, best first.
     #[serde(default)]
-    pub top: Vec<Ranked>,
+    pub top: Vec<RankedClass>,
     /// Of a model for several labels at once: those that hold, most probable first, at most [`MAX_HELD_LABELS`]. Absent
     /// of other models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labels: Option<Vec<Ranked>>,
+    pub labels: Option<Vec<RankedClass>>,
     /// Who decided.
     pub route: Route,
     /// Why it went that way.
@@ -55,7 +55,7 @@ pub struct Answer {
     pub novelty: Option<f32>,
     /// What the edge had said, when somebody else decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub edge: Option<Opinion>,
+    pub edge: Option<Prediction>,
     /// What was wrong with the image (route `dead`) or with its verification (route `expired`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultNote>,
@@ -88,7 +88,7 @@ pub struct Answer {
     pub tile: Option<Tile>,
     /// What was decided about it, and by what; absent where nobody decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decided: Option<Box<Decided>>,
+    pub decided: Option<Box<DecisionTrace>>,
     /// The task its image was answered as before, when it was replayed from a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<TaskId>,
@@ -104,7 +104,7 @@ impl Message for Answer {
 
 impl Answer {
     /// An answer about `task` that says nothing yet; the caller fills in what was found.
-    pub fn about(task: &Task, stage: Stage, route: Route, reason: Reason, answered_at_ms: u64) -> Self {
+    pub fn for_task(task: &Task, stage: AnswerStage, route: Route, reason: Reason, answered_at_ms: u64) -> Self {
         Self {
             task: task.id,
             site: task.site.clone(),
@@ -138,7 +138,7 @@ impl Answer {
     }
 
     /// The same opinion with `opinion` as what was decided.
-    pub fn with_opinion(mut self, opinion: Opinion) -> Self {
+    pub fn with_prediction(mut self, opinion: Prediction) -> Self {
         self.label = Some(opinion.label);
         self.confidence = Some(opinion.confidence);
         self.top = opinion.top;
@@ -150,8 +150,8 @@ impl Answer {
     }
 
     /// What this answer says, if it says something.
-    pub fn opinion(&self) -> Option<Opinion> {
-        Some(Opinion {
+    pub fn prediction(&self) -> Option<Prediction> {
+        Some(Prediction {
             label: self.label.clone()?,
             confidence: self.confidence?,
             top: self.top.clone(),
@@ -165,17 +165,17 @@ impl Answer {
 
 /// One model's view of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Opinion {
+pub struct Prediction {
     /// The best class.
     pub label: String,
     /// Its calibrated probability, 0 to 1.
     pub confidence: f32,
     /// The best classes, best first.
     #[serde(default)]
-    pub top: Vec<Ranked>,
+    pub top: Vec<RankedClass>,
     /// Of a model for several labels at once: those that hold, as in [`Answer::labels`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labels: Option<Vec<Ranked>>,
+    pub labels: Option<Vec<RankedClass>>,
     /// The release that says so.
     pub release: ReleaseId,
     /// What the logits were divided by; absent: what the release's own description says.
@@ -189,7 +189,7 @@ pub struct Opinion {
 
 /// One class among the best.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ranked {
+pub struct RankedClass {
     /// The class.
     pub label: String,
     /// Its calibrated probability, 0 to 1.
@@ -199,7 +199,7 @@ pub struct Ranked {
 /// Whether another answer may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum AnswerStage {
     /// A final one follows.
     Provisional,
     /// Nothing follows.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Where the bytes are and what they must hash to. Nothing is used before its hash was checked
 /// (invariant 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(try_from = "RawBlobRef")]
 pub struct BlobRef {
     /// Name in the blob bucket: the digest itself, so that storing twice is storing once.
     pub key: String,
@@ -36,17 +36,17 @@ impl BlobRef {
 /// As it comes: a digest becomes the name of a file and of an object, and is nothing else.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Unchecked {
+struct RawBlobRef {
     key: String,
     sha256: String,
     size_bytes: u64,
 }
 
-impl TryFrom<Unchecked> for BlobRef {
+impl TryFrom<RawBlobRef> for BlobRef {
     type Error = BlobRefError;
 
-    fn try_from(said: Unchecked) -> Result<Self, BlobRefError> {
-        let Unchecked { key, sha256, size_bytes } = said;
+    fn try_from(said: RawBlobRef) -> Result<Self, BlobRefError> {
+        let RawBlobRef { key, sha256, size_bytes } = said;
         match is_digest(&sha256) && key == sha256 {
             true => Ok(Self { key, sha256, size_bytes }),
             false => Err(BlobRefError { text: format!("{key} {sha256}:{size_bytes}").chars().take(200).collect() }),

@@ -68,7 +68,7 @@ pub enum CodecError {
 }
 
 #[derive(Serialize)]
-struct Envelope<'a, M> {
+struct MessageEnvelope<'a, M> {
     kind: &'static str,
     version: u16,
     #[serde(flatten)]
@@ -76,7 +76,7 @@ struct Envelope<'a, M> {
 }
 
 #[derive(Deserialize)]
-struct Head<'a> {
+struct EnvelopeHead<'a> {
     #[serde(borrow)]
     kind: Cow<'a, str>,
     version: u16,
@@ -84,7 +84,7 @@ struct Head<'a> {
 
 /// The bytes of a message.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
-    let envelope = Envelope { kind: M::KIND, version: M::VERSION, message };
+    let envelope = MessageEnvelope { kind: M::KIND, version: M::VERSION, message };
     rmp_serde::to_vec_named(&envelope).map_err(|source| CodecError::Unwritable { kind: M::KIND, source })
 }
 
@@ -116,7 +116,7 @@ fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, rmp_serde::decode:
 
 /// Kind and version where they stand first, as this program writes them. Looking for them in the whole message, as other
 /// programs may write it, costs as much again as reading it.
-fn front(bytes: &[u8]) -> Option<Head<'_>> {
+fn front(bytes: &[u8]) -> Option<EnvelopeHead<'_>> {
     let mut rest = bytes;
     rmp::decode::read_map_len(&mut rest).ok()?;
     let (key, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
@@ -124,7 +124,7 @@ fn front(bytes: &[u8]) -> Option<Head<'_>> {
     let (kind, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
     let (key, mut rest) = rmp::decode::read_str_from_slice(rest).ok()?;
     (key == "version").then_some(())?;
-    Some(Head { kind: kind.into(), version: rmp::decode::read_int(&mut rest).ok()? })
+    Some(EnvelopeHead { kind: kind.into(), version: rmp::decode::read_int(&mut rest).ok()? })
 }
 
 /// Whether every number in a MessagePack value is finite; what is no MessagePack is left for the decoder to refuse. Goes
@@ -198,22 +198,22 @@ fn is_finite(bytes: &[u8]) -> bool {
 
 /// Any MessagePack as JSON for people to look at; byte strings are shown by their length.
 /// `None` when the bytes are not one MessagePack map.
-pub fn show(bytes: &[u8]) -> Option<serde_json::Value> {
-    let shown: Shown = read(bytes).ok()?;
+pub fn to_json(bytes: &[u8]) -> Option<serde_json::Value> {
+    let shown: DisplayValue = read(bytes).ok()?;
     shown.0.is_object().then_some(shown.0)
 }
 
-struct Shown(serde_json::Value);
+struct DisplayValue(serde_json::Value);
 
-impl<'de> Deserialize<'de> for Shown {
+impl<'de> Deserialize<'de> for DisplayValue {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(ShowVisitor).map(Shown)
+        from.deserialize_any(DisplayValueVisitor).map(DisplayValue)
     }
 }
 
-struct ShowVisitor;
+struct DisplayValueVisitor;
 
-impl<'de> serde::de::Visitor<'de> for ShowVisitor {
+impl<'de> serde::de::Visitor<'de> for DisplayValueVisitor {
     type Value = serde_json::Value;
 
     fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -258,12 +258,12 @@ impl<'de> serde::de::Visitor<'de> for ShowVisitor {
     }
 
     fn visit_some<D: serde::Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        Shown::deserialize(from).map(|shown| shown.0)
+        DisplayValue::deserialize(from).map(|shown| shown.0)
     }
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = from.next_element::<Shown>()? {
+        while let Some(item) = from.next_element::<DisplayValue>()? {
             items.push(item.0);
         }
         Ok(items.into())
@@ -271,7 +271,7 @@ impl<'de> serde::de::Visitor<'de> for ShowVisitor {
 
     fn visit_map<A: serde::de::MapAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
         let mut fields = serde_json::Map::new();
-        while let Some((key, value)) = from.next_entry::<String, Shown>()? {
+        while let Some((key, value)) = from.next_entry::<String, DisplayValue>()? {
             fields.insert(key, value.0);
         }
         Ok(fields.into())
@@ -288,14 +288,17 @@ mod tests {
     #[test]
     fn a_number_that_is_none_is_found_wherever_it_stands() {
         #[derive(Serialize)]
-        struct Odd {
+        struct FiniteSample {
             before: Vec<u8>,
             text: String,
             deep: Vec<Vec<Option<f64>>>,
         }
         for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let odd =
-                |number| Odd { before: vec![7; 300], text: "x".repeat(70_000), deep: vec![vec![None, Some(number)]] };
+            let odd = |number| FiniteSample {
+                before: vec![7; 300],
+                text: "x".repeat(70_000),
+                deep: vec![vec![None, Some(number)]],
+            };
             assert!(!is_finite(&rmp_serde::to_vec_named(&odd(number)).unwrap()));
             assert!(is_finite(&rmp_serde::to_vec_named(&odd(1.5)).unwrap()));
             assert!(!is_finite(&rmp_serde::to_vec_named(&vec![number as f32]).unwrap()));
@@ -306,15 +309,15 @@ mod tests {
     #[test]
     fn what_lies_too_deep_is_refused_and_takes_no_stack() {
         #[derive(Debug, Serialize, Deserialize)]
-        struct Flat {
+        struct NestedSample {
             number: u64,
         }
-        impl Message for Flat {
+        impl Message for NestedSample {
             const KIND: &'static str = "flat";
             const VERSION: u16 = 1;
         }
         let nested = |levels: usize| {
-            let mut bytes = encode(&Flat { number: 7 }).unwrap();
+            let mut bytes = encode(&NestedSample { number: 7 }).unwrap();
             // One more field, which nobody knows.
             bytes[0] += 1;
             bytes.extend([0xa1, b'x']);
@@ -322,13 +325,13 @@ mod tests {
             bytes.push(0xc0);
             bytes
         };
-        assert_eq!(decode::<Flat>(&nested(20)).unwrap().number, 7);
+        assert_eq!(decode::<NestedSample>(&nested(20)).unwrap().number, 7);
         for levels in [100, 1000, 100_000] {
             let bytes = [nested(levels), [0x81, 0xa1, b'a'].repeat(levels), [0x91].repeat(levels)];
             // As small as the smallest stack of a thread that reads messages.
-            let reading = std::thread::Builder::new()
-                .stack_size(512 * 1024)
-                .spawn(move || bytes.iter().all(|bytes| decode::<Flat>(bytes).is_err() && show(bytes).is_none()));
+            let reading = std::thread::Builder::new().stack_size(512 * 1024).spawn(move || {
+                bytes.iter().all(|bytes| decode::<NestedSample>(bytes).is_err() && to_json(bytes).is_none())
+            });
             assert!(reading.unwrap().join().unwrap(), "{levels} levels");
         }
     }

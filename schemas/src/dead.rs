@@ -36,7 +36,7 @@ fn cut(mut text: String) -> String {
 
 /// What a dead letter leaves out of a message that is too large to be kept twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CutPayload {
+pub struct TruncatedPayload {
     /// Size of the whole payload, bytes.
     pub size_bytes: u64,
     /// SHA-256 of the whole payload, 64 hexadecimal digits.
@@ -74,7 +74,7 @@ pub struct DeadLetter {
     pub payload: Vec<u8>,
     /// What was left out of the payload. Redriving takes the whole message from its stream, as long as it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cut: Option<CutPayload>,
+    pub cut: Option<TruncatedPayload>,
 }
 
 impl Message for DeadLetter {

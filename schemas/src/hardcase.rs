@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::answer::{Ranked, Reason};
+use crate::answer::{RankedClass, Reason};
 use crate::codec::Message;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 
@@ -21,7 +21,7 @@ pub struct HardCase {
     /// Which test of the gate was not passed.
     pub reason: Reason,
     /// The best classes, best first.
-    pub top: Vec<Ranked>,
+    pub top: Vec<RankedClass>,
     /// Entropy of the scores as a share of a uniform guess's, 0 to 1.
     pub entropy_ratio: f32,
     /// What the model gives before its last layer; absent for a model that does not give it.

@@ -114,7 +114,7 @@ name!(
 
 impl ModelName {
     /// The token for a model of any name: what may not stand in a subject becomes a hyphen.
-    pub fn of(name: &str) -> Self {
+    pub fn from_name(name: &str) -> Self {
         let legal = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
         let token: String = name.chars().take(MAX_NAME_CHARS).map(legal).collect();
         Self(if token.is_empty() { "model".into() } else { token })
@@ -130,7 +130,7 @@ impl CameraName {
 
 impl SiteName {
     /// The name of a site that was given none.
-    pub fn first() -> Self {
+    pub fn default_site() -> Self {
         Self("site-1".into())
     }
 
@@ -153,7 +153,7 @@ pub struct TaskId(Uuid);
 
 impl TaskId {
     /// A new id for an image that is being published for the first time (UUID version 7).
-    pub fn mint() -> Self {
+    pub fn new_random() -> Self {
         Self(Uuid::now_v7())
     }
 
@@ -165,7 +165,7 @@ impl TaskId {
         match Uuid::try_parse(message_id) {
             Ok(uuid) => Self(uuid),
             Err(_) => {
-                let named = Self::derived(&format!("{site}/{camera}/{message_id}"));
+                let named = Self::from_name(&format!("{site}/{camera}/{message_id}"));
                 Self(Uuid::new_v5(&named.0, content))
             }
         }
@@ -174,7 +174,7 @@ impl TaskId {
     /// The id of an image published without a message id, from where and when it was stored.
     /// `stored_at_ns`: the stream's time of the message, nanoseconds since the epoch.
     pub fn from_sequence(site: &SiteName, camera: &CameraName, sequence: u64, stored_at_ns: i128) -> Self {
-        Self::derived(&format!("{site}/{camera}/#{sequence}@{stored_at_ns}"))
+        Self::from_name(&format!("{site}/{camera}/#{sequence}@{stored_at_ns}"))
     }
 
     /// The id of one task cut from a larger scan, or of anything else that `name` tells apart.
@@ -183,7 +183,7 @@ impl TaskId {
     }
 
     /// The same name yields the same id, for ever.
-    pub fn derived(name: &str) -> Self {
+    pub fn from_name(name: &str) -> Self {
         Self(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
     }
 }
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_model_of_any_name_has_a_token() {
         for (name, token) in [("fashion-light", "fashion-light"), ("my model v1.2", "my-model-v1-2"), ("", "model")] {
-            assert_eq!(ModelName::of(name).as_str(), token);
+            assert_eq!(ModelName::from_name(name).as_str(), token);
             assert!(token.parse::<ModelName>().is_ok());
         }
     }
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn a_uuid_as_message_id_is_the_task_id() {
         let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
-        let minted = TaskId::mint();
+        let minted = TaskId::new_random();
         assert_eq!(TaskId::from_message_id(&site, &camera, &minted.to_string(), b"jpeg"), minted);
     }
 
@@ -311,7 +311,7 @@ mod tests {
         fn ids_survive_their_text(text in "[0-9a-f]{64}") {
             let release: ReleaseId = text.parse().unwrap();
             prop_assert_eq!(release.to_string(), text);
-            let task = TaskId::derived("x");
+            let task = TaskId::from_name("x");
             prop_assert_eq!(task.to_string().parse::<TaskId>().unwrap(), task);
         }
     }

@@ -6,16 +6,16 @@
 
 pub mod answer;
 pub mod audit;
-pub mod beat;
 pub mod blob;
 pub mod codec;
 pub mod dead;
-pub mod decided;
+pub mod decision_trace;
 pub mod drift;
 pub mod hardcase;
+pub mod heartbeat;
 pub mod id;
 pub mod label;
-pub mod learned;
+pub mod learned_images;
 pub mod limits;
 pub mod model;
 pub mod release;
@@ -27,24 +27,26 @@ pub mod update;
 pub mod verdict;
 pub mod verify;
 
-pub use answer::{Answer, MAX_HELD_LABELS, NO_LABEL, Opinion, Ranked, Reason, Route, Stage, Timings};
+pub use answer::{Answer, AnswerStage, MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass, Reason, Route, Timings};
 pub use audit::AuditNote;
-pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, OutcomeReport, RoundReport, TrainingReport};
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};
-pub use dead::{CutPayload, DeadLetter, FaultNote};
-pub use decided::{Decided, Doubted, Fated};
+pub use dead::{DeadLetter, FaultNote, TruncatedPayload};
+pub use decision_trace::{DecisionTrace, EscalationOutcome, EscalationTrace};
 pub use drift::{DriftLevel, DriftMeasure, DriftReport};
 pub use hardcase::HardCase;
+pub use heartbeat::{CloudReport, DecisionReport, Heartbeat, LinkReport, OutcomeReport, RoundReport, TrainingReport};
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
 pub use label::Label;
-pub use learned::LearnedImages;
+pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
-pub use release::{Canary, Decision, Finding, Needs, Order, Release, Rollout, Says, Stage as ReleaseStage};
+pub use release::{
+    Canary, CanaryFinding, FindingOutcome, MachineRequirements, Order, Release, ReleaseDecision, ReleaseStage, Rollout,
+};
 pub use root::{Root, Signature};
-pub use round::{HardClass, HardFocus, Round, RoundEvent, Terms};
-pub use swap::{Agreed, Agreement, Counts, Moments, RefusedRelease, Swap};
+pub use round::{HardClass, HardFocus, Round, RoundEvent, RoundTerms};
+pub use swap::{Agreement, AgreementCount, MomentSums, RefusedRelease, ReleaseCounts, Swap};
 pub use task::{CaptureTime, Task, Tile};
-pub use update::{Gain, LabelSource, Measured, Update, WeightForm};
+pub use update::{Gain, LabelSource, ModelAccuracy, Update, WeightFormat};
 pub use verdict::Verdict;
-pub use verify::{Hardness, Payload, Verify, VerifyReason};
+pub use verify::{Hardness, Payload, VerifyReason, VerifyRequest};

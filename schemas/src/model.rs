@@ -54,7 +54,7 @@ pub struct InputDescription {
     pub std: Vec<f32>,
     /// How the image is fitted to the input size.
     #[serde(default)]
-    pub resize: Resize,
+    pub resize: ResizeMode,
     /// Length before the centre is cut out, in pixels: for `crop` of the short side, the larger of width and height if
     /// absent; for `stretch` of both sides, and nothing is cut out if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,7 +132,7 @@ pub enum Layout {
 /// How the image is fitted to the input size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Resize {
+pub enum ResizeMode {
     /// Both sides to size, whatever the proportions; with `resize_px`, to that, then the centre.
     #[default]
     Stretch,

@@ -11,7 +11,7 @@ use crate::blob::BlobRef;
 use crate::codec::Message;
 use crate::id::{ModelName, ReleaseId, SiteName};
 use crate::root::Signature;
-use crate::update::Measured;
+use crate::update::ModelAccuracy;
 
 /// How a model's releases stand after a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct Rollout {
     /// When it was decided, milliseconds since the epoch.
     pub said_at_ms: u64,
     /// What was decided.
-    pub decision: Decision,
+    pub decision: ReleaseDecision,
     /// What every site runs that is neither in the canary's ring nor pinned.
     pub stable: Release,
     /// What was stable before, the latest last.
@@ -61,10 +61,10 @@ pub struct Release {
     /// Its package, in pieces, in order: a tar of the model's folder.
     pub package: Vec<BlobRef>,
     /// What a machine must have to run it.
-    pub needs: Needs,
+    pub needs: MachineRequirements,
     /// How right its parent and it are on the public set; absent where it was not tried on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub public: Option<(Measured, Measured)>,
+    pub public: Option<(ModelAccuracy, ModelAccuracy)>,
     /// Where the change of accuracy between the two lies, 95 times of 100, -1 to 1; absent where it was not tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_change_interval: Option<(f64, f64)>,
@@ -79,7 +79,7 @@ impl Release {
 
 /// What a machine must have to run a release; measured where it was packaged.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Needs {
+pub struct MachineRequirements {
     /// Version of the standard operators (`ai.onnx`) its graph asks for.
     pub opset: u32,
     /// Sets of operators beside the standard ones, such as `com.microsoft`.
@@ -106,9 +106,9 @@ pub struct Canary {
 
 /// What was decided, and why.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Decision {
+pub struct ReleaseDecision {
     /// What.
-    pub stage: Stage,
+    pub stage: ReleaseStage,
     /// About which release.
     pub release: ReleaseId,
     /// Who: `releaser`, `aggregator`, or `hand`.
@@ -120,13 +120,13 @@ pub struct Decision {
     pub site: Option<SiteName>,
     /// The numbers it rests on.
     #[serde(default)]
-    pub findings: Vec<Finding>,
+    pub findings: Vec<CanaryFinding>,
 }
 
 /// What can be decided about a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum ReleaseStage {
     /// It waits to be tried.
     Candidate,
     /// A ring of sites, or a wider one, tries it.
@@ -141,23 +141,23 @@ pub enum Stage {
     Unpinned,
 }
 
-impl Stage {
+impl ReleaseStage {
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Stage::Candidate => "candidate",
-            Stage::Canary => "canary",
-            Stage::Stable => "stable",
-            Stage::Withdrawn => "withdrawn",
-            Stage::Pinned => "pinned",
-            Stage::Unpinned => "unpinned",
+            ReleaseStage::Candidate => "candidate",
+            ReleaseStage::Canary => "canary",
+            ReleaseStage::Stable => "stable",
+            ReleaseStage::Withdrawn => "withdrawn",
+            ReleaseStage::Pinned => "pinned",
+            ReleaseStage::Unpinned => "unpinned",
         }
     }
 }
 
 /// One measure of a canary against what was stable in the same hours.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Finding {
+pub struct CanaryFinding {
     /// What is measured.
     pub measure: String,
     /// In the ring.
@@ -176,13 +176,13 @@ pub struct Finding {
     /// Images, or verdicts, of the ring that it rests on.
     pub count: u64,
     /// What follows.
-    pub says: Says,
+    pub says: FindingOutcome,
 }
 
 /// What a measure says about a canary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Says {
+pub enum FindingOutcome {
     /// Too little is known.
     Open,
     /// It is not worse.
@@ -203,7 +203,7 @@ pub struct Order {
     /// What it shall run.
     pub release: Release,
     /// Whether it tries it for the others, follows them, or was pinned to it.
-    pub stage: Stage,
+    pub stage: ReleaseStage,
     /// When it was given, milliseconds since the epoch.
     pub said_at_ms: u64,
     /// Who gave it; absent where nobody signs.

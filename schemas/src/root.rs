@@ -44,7 +44,7 @@ pub struct Root {
 
 impl Root {
     /// What is signed: everything but the signatures.
-    pub fn signed(&self) -> Result<Vec<u8>, CodecError> {
+    pub fn signed_bytes(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode(&Self { signatures: BTreeMap::new(), ..self.clone() })
     }
 }

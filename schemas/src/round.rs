@@ -38,7 +38,7 @@ impl Message for Round {
 #[serde(rename_all = "snake_case")]
 pub enum RoundEvent {
     /// Sites are asked.
-    Opened(Terms),
+    Opened(RoundTerms),
     /// What comes from now on is late.
     Closed {
         /// Why now, in words.
@@ -90,7 +90,7 @@ impl RoundEvent {
 
 /// What sites are asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Terms {
+pub struct RoundTerms {
     /// The release to start from.
     pub base: ReleaseId,
     /// Its weights, in the cloud's bucket; absent when the base is the model that sites were set up with.

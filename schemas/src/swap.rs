@@ -43,7 +43,7 @@ pub struct Swap {
     pub said_at_ms: u64,
     /// What came of each release it ran in the stretch.
     #[serde(default)]
-    pub counts: Vec<Counts>,
+    pub counts: Vec<ReleaseCounts>,
     /// Whether it is its last: the worker was told to stop, and did not vanish.
     #[serde(default, skip_serializing_if = "is_false")]
     pub left: bool,
@@ -72,7 +72,7 @@ pub struct RefusedRelease {
 
 /// What came of a release at one worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Counts {
+pub struct ReleaseCounts {
     /// The release.
     pub release: ReleaseId,
     /// Images it recognized.
@@ -82,22 +82,22 @@ pub struct Counts {
     /// Images it failed on, though nothing was wrong with them.
     pub faults: u64,
     /// Confidence of its answers, 0 to 1.
-    pub confidence: Moments,
+    pub confidence: MomentSums,
     /// Natural logarithm of what an image cost to recognize, milliseconds.
-    pub ln_cost_ms: Moments,
+    pub ln_cost_ms: MomentSums,
 }
 
-impl Counts {
+impl ReleaseCounts {
     /// Nothing yet.
-    pub fn of(release: ReleaseId) -> Self {
-        let (confidence, ln_cost_ms) = (Moments::default(), Moments::default());
+    pub fn for_release(release: ReleaseId) -> Self {
+        let (confidence, ln_cost_ms) = (MomentSums::default(), MomentSums::default());
         Self { release, images: 0, doubtful: 0, faults: 0, confidence, ln_cost_ms }
     }
 }
 
 /// Sums from which a mean and its error can be had, and which can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Moments {
+pub struct MomentSums {
     /// How many values.
     pub count: u64,
     /// Their sum.
@@ -106,14 +106,14 @@ pub struct Moments {
     pub squares: f64,
 }
 
-impl Moments {
+impl MomentSums {
     /// One more value.
-    pub fn see(&mut self, value: f64) {
-        self.add(&Self { count: 1, sum: value, squares: value * value });
+    pub fn add_value(&mut self, value: f64) {
+        self.add_moments(&Self { count: 1, sum: value, squares: value * value });
     }
 
     /// As many more as the other has.
-    pub fn add(&mut self, other: &Self) {
+    pub fn add_moments(&mut self, other: &Self) {
         self.count += other.count;
         self.sum += other.sum;
         self.squares += other.squares;
@@ -128,14 +128,14 @@ pub struct Agreement {
     /// The release.
     pub release: ReleaseId,
     /// Images that the site was in doubt about.
-    pub doubtful: Agreed,
+    pub doubtful: AgreementCount,
     /// Images that it was sure of, drawn by lot.
-    pub sampled: Agreed,
+    pub sampled: AgreementCount,
 }
 
 /// How many of how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Agreed {
+pub struct AgreementCount {
     /// Verdicts.
     pub asked: u64,
     /// Of those, the same as what the site had said.

@@ -90,7 +90,7 @@ pub struct Tile {
 
 /// Where and when an image was stored: what the broker, not the publisher, says about it.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StorageStamp {
     /// The site in the subject.
     pub site: SiteName,
     /// The camera in the subject.
@@ -137,8 +137,8 @@ pub enum TaskError {
 
 impl Task {
     /// The task of a stored image. `header` looks one header up by name; `payload` is the message's.
-    pub fn read<'h>(
-        stored: &Stored,
+    pub fn from_headers<'h>(
+        stored: &StorageStamp,
         header: impl Fn(&'static str) -> Option<&'h str>,
         payload: &[u8],
     ) -> Result<Self, TaskError> {
@@ -185,7 +185,7 @@ impl Task {
     }
 
     /// A task of which only the id is known, because its headers cannot be read.
-    pub fn bare(stored: &Stored, id: TaskId) -> Self {
+    pub fn from_id(stored: &StorageStamp, id: TaskId) -> Self {
         Self {
             id,
             site: stored.site.clone(),
@@ -212,7 +212,7 @@ impl Task {
 
     /// The id a stored image's task has, whatever else its headers say.
     pub fn id_of<'h>(
-        stored: &Stored,
+        stored: &StorageStamp,
         header: &impl Fn(&'static str) -> Option<&'h str>,
         payload: &[u8],
     ) -> Result<TaskId, TaskError> {
@@ -325,8 +325,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn stored(sequence: u64) -> Stored {
-        Stored {
+    fn stored(sequence: u64) -> StorageStamp {
+        StorageStamp {
             site: "reef".parse().unwrap(),
             camera: "cam1".parse().unwrap(),
             sequence,
@@ -335,7 +335,11 @@ mod tests {
     }
 
     fn read(headers: &[(&'static str, &'static str)]) -> Result<Task, TaskError> {
-        Task::read(&stored(7), |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value), b"jpeg")
+        Task::from_headers(
+            &stored(7),
+            |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value),
+            b"jpeg",
+        )
     }
 
     #[test]
@@ -343,12 +347,12 @@ mod tests {
         let task = read(&[]).unwrap();
         assert_eq!((task.image_sequence, task.published_at_ms, task.priority), (7, 1_700_000_000_123, 5));
         assert_eq!(task.id, read(&[]).unwrap().id, "a second delivery is the same task");
-        assert_ne!(task.id, Task::read(&stored(8), |_| None, b"jpeg").unwrap().id);
+        assert_ne!(task.id, Task::from_headers(&stored(8), |_| None, b"jpeg").unwrap().id);
     }
 
     #[test]
     fn a_redriven_message_keeps_its_task() {
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         let text: &'static str = task.to_string().leak();
         assert_eq!(read(&[(HEADER_MESSAGE_ID, "again-1"), (HEADER_TASK, text)]).unwrap().id, task);
     }
@@ -415,7 +419,7 @@ mod tests {
         #[test]
         fn a_tile_survives_its_header(x in 0u32.., y in 0u32.., side in 1u32.., scan in "[a-z]{1,9}") {
             let tile = Tile {
-                scan: TaskId::derived(&scan), x_px: x, y_px: y, width_px: side, height_px: side,
+                scan: TaskId::from_name(&scan), x_px: x, y_px: y, width_px: side, height_px: side,
                 scan_width_px: x, scan_height_px: y,
             };
             prop_assert_eq!(Tile::read(&tile.header()).unwrap(), tile);

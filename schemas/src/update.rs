@@ -24,7 +24,7 @@ pub struct Update {
     /// A safetensors file of the trained tensors, named and shaped as the base's.
     pub weights: BlobRef,
     /// How its values are written.
-    pub form: WeightForm,
+    pub form: WeightFormat,
     /// Images learned from, of each label.
     pub samples: BTreeMap<String, u64>,
     /// Of them, images that the site was in doubt about.
@@ -33,9 +33,9 @@ pub struct Update {
     /// Images learned from, by who said what they show.
     pub sources: BTreeMap<LabelSource, u64>,
     /// The base on the images held out at the site.
-    pub before: Measured,
+    pub before: ModelAccuracy,
     /// These weights on the same images.
-    pub after: Measured,
+    pub after: ModelAccuracy,
     /// How these weights compare with the base on those images, by more than chance; absent where nobody compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gain: Option<Gain>,
@@ -52,13 +52,13 @@ pub struct Update {
 
 impl Update {
     /// What a site signs: the message without its signature.
-    pub fn signed(&self) -> Result<Vec<u8>, CodecError> {
+    pub fn signed_bytes(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode(&Self { signature: None, ..self.clone() })
     }
 
     /// Under which it is published, however often: the same site, base and weights are the same update.
     pub fn id(&self) -> TaskId {
-        TaskId::derived(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))
+        TaskId::from_name(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))
     }
 }
 
@@ -74,7 +74,7 @@ impl Message for Update {
 /// How the values of an update's weights are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum WeightForm {
+pub enum WeightFormat {
     /// The weights themselves, 32-bit floats.
     #[default]
     F32,
@@ -122,7 +122,7 @@ pub enum Gain {
 
 /// How right a model is on labelled images.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Measured {
+pub struct ModelAccuracy {
     /// Images.
     pub images: u64,
     /// Of those, how many it is right about, 0 to 1.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::answer::{Answer, Opinion, Timings};
+use crate::answer::{Answer, Prediction, Timings};
 use crate::codec::Message;
 use crate::dead::FaultNote;
 
@@ -11,7 +11,7 @@ use crate::dead::FaultNote;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// What the verifier found; absent when it could not judge.
-    pub opinion: Option<Opinion>,
+    pub opinion: Option<Prediction>,
     /// Why it could not judge; the edge's answer stands then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultNote>,

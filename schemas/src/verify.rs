@@ -10,7 +10,7 @@ use crate::hardcase::HardCase;
 
 /// A task sent up for a verdict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Verify {
+pub struct VerifyRequest {
     /// Why it is sent.
     pub reason: VerifyReason,
     /// What is sent.
@@ -36,7 +36,7 @@ pub struct Hardness {
     pub features: Option<Vec<f32>>,
 }
 
-impl Verify {
+impl VerifyRequest {
     /// The hard case that the cloud keeps, if it is to keep one: it is derived here, so that a doubtful task
     /// is one message less for the site and its link.
     pub fn hard_case(&self) -> Option<HardCase> {
@@ -61,7 +61,7 @@ impl Verify {
     }
 }
 
-impl Message for Verify {
+impl Message for VerifyRequest {
     const KIND: &'static str = "verify";
     const VERSION: u16 = 1;
 }

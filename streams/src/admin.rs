@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A leaf server that is joined at this moment.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct JoinedLeaf {
+pub struct LeafConnection {
     /// The hub's number of the connection.
     #[serde(rename = "id")]
     pub connection: u64,
@@ -38,13 +38,13 @@ pub async fn reload(bus: &Bus) -> Result<(), CarryError> {
 }
 
 /// The leaf servers that are joined to it.
-pub async fn joined_leaves(bus: &Bus) -> Result<Vec<JoinedLeaf>, CarryError> {
+pub async fn joined_leaves(bus: &Bus) -> Result<Vec<LeafConnection>, CarryError> {
     #[derive(Deserialize)]
-    struct Leaves {
+    struct LeafListReply {
         #[serde(default)]
-        leafs: Vec<JoinedLeaf>,
+        leafs: Vec<LeafConnection>,
     }
-    Ok(ask::<Leaves>(bus, "LEAFZ", Bytes::new()).await?.leafs)
+    Ok(ask::<LeafListReply>(bus, "LEAFZ", Bytes::new()).await?.leafs)
 }
 
 /// Ends the connection of every leaf server: after a reload alone, one whose key is gone stays. Those that may come back do
@@ -75,12 +75,12 @@ pub async fn forget_site(bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
 
 async fn ask<A: DeserializeOwned>(bus: &Bus, verb: &str, question: Bytes) -> Result<A, CarryError> {
     #[derive(Deserialize)]
-    struct Answer<A> {
+    struct AdminReply<A> {
         data: Option<A>,
-        error: Option<Refusal>,
+        error: Option<AdminRefusal>,
     }
     #[derive(Deserialize)]
-    struct Refusal {
+    struct AdminRefusal {
         #[serde(default)]
         description: String,
     }
@@ -89,7 +89,7 @@ async fn ask<A: DeserializeOwned>(bus: &Bus, verb: &str, question: Bytes) -> Res
     let asked = tokio::time::timeout(PATIENCE, bus.client.request(subject, question)).await;
     let answer = asked.map_err(|_| CarryError::broker(what())("no answer in time"))?;
     let answer = answer.map_err(CarryError::broker(what()))?;
-    let answer: Answer<A> = serde_json::from_slice(&answer.payload).map_err(CarryError::broker(what()))?;
+    let answer: AdminReply<A> = serde_json::from_slice(&answer.payload).map_err(CarryError::broker(what()))?;
     match (answer.error, answer.data) {
         (Some(refusal), _) => Err(CarryError::broker(what())(refusal.description)),
         (None, Some(data)) => Ok(data),

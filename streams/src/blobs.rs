@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use crate::connect::Bus;
-use crate::direct;
-use crate::error::{CarryError, absent, no_room};
-use crate::read;
+use crate::direct_get;
+use crate::error::{CarryError, full_disk_reason, missing_or_failed};
+use crate::reader;
 use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS, sent_blobs};
 
 /// Why a blob cannot be had that somebody refers to.
@@ -71,12 +71,12 @@ impl Blobs {
     }
 
     /// What the cloud offers, for a site to read; not looked up, for a site may only read what it knows by name.
-    pub fn offered(bus: &Bus) -> Self {
+    pub fn open_offered(bus: &Bus) -> Self {
         Self::named(bus, CLOUD_BLOBS)
     }
 
     /// What a site sent up; not looked up.
-    pub fn sent_by(bus: &Bus, site: &SiteName) -> Self {
+    pub fn open_sent_by(bus: &Bus, site: &SiteName) -> Self {
         Self::named(bus, &sent_blobs(site))
     }
 
@@ -85,7 +85,7 @@ impl Blobs {
     }
 
     /// Whether there is such a bucket.
-    pub async fn is_there(&self) -> Result<bool, CarryError> {
+    pub async fn bucket_exists(&self) -> Result<bool, CarryError> {
         match self.store_of_client().await {
             Ok(_) => Ok(true),
             Err(CarryError::Missing { .. }) => Ok(false),
@@ -100,7 +100,7 @@ impl Blobs {
 
     async fn store_of_client(&self) -> Result<ObjectStore, CarryError> {
         let found = self.bus.js.get_object_store(&self.name).await;
-        found.map_err(|error| absent(error, format!("object bucket {}", self.name)))
+        found.map_err(|error| missing_or_failed(error, format!("object bucket {}", self.name)))
     }
 
     fn stream(&self) -> String {
@@ -110,21 +110,21 @@ impl Blobs {
     /// What the bucket says of a blob; absent where it was never there or was removed.
     async fn described(&self, blob: &BlobRef) -> Result<Option<ObjectDescription>, CarryError> {
         let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&blob.key));
-        let Some(record) = read::last(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
+        let Some(record) = reader::last_message(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
         let described: ObjectDescription = serde_json::from_slice(&record.payload)
             .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "is not described as a blob is".into() })?;
         Ok(Some(described).filter(|described| !described.deleted))
     }
 
     /// Whether there is something of this name and size. What it is shows when it is fetched.
-    pub async fn has(&self, blob: &BlobRef) -> Result<bool, CarryError> {
+    pub async fn has_blob(&self, blob: &BlobRef) -> Result<bool, CarryError> {
         Ok(self.described(blob).await?.is_some_and(|described| described.size == blob.size_bytes))
     }
 
     /// Stores bytes once, under their digest.
-    pub async fn store(&self, bytes: &[u8]) -> Result<BlobRef, CarryError> {
+    pub async fn store_blob(&self, bytes: &[u8]) -> Result<BlobRef, CarryError> {
         let blob = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
-        if self.has(&blob).await.unwrap_or(false) {
+        if self.has_blob(&blob).await.unwrap_or(false) {
             return Ok(blob);
         }
         let mut reader = bytes;
@@ -136,7 +136,7 @@ impl Blobs {
     }
 
     /// Lets what is stored under a key go; what is not there is gone already.
-    pub async fn remove(&self, key: &str) -> Result<(), CarryError> {
+    pub async fn remove_blob(&self, key: &str) -> Result<(), CarryError> {
         match self.store_of_client().await?.delete(key).await {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == DeleteErrorKind::NotFound => Ok(()),
@@ -146,7 +146,7 @@ impl Blobs {
 
     /// The bytes of a reference: of exactly its size and hash, or an error. The size is bounded
     /// before anything is allocated.
-    pub async fn fetch(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Bytes, CarryError> {
+    pub async fn fetch_blob(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Bytes, CarryError> {
         let mut pieces = self.pieces(blob, limit_bytes).await?;
         // Grown as pieces come: what a description says is no reason to allocate.
         let mut bytes = Vec::new();
@@ -159,7 +159,7 @@ impl Blobs {
     /// Copies a blob into another bucket, where it is not there already; no more than some pieces are held at a time,
     /// however large it is. One that turns out to be something else is taken away again.
     pub async fn copy_to(&self, other: &Self, blob: &BlobRef, limit_bytes: u64) -> Result<(), CarryError> {
-        if other.has(blob).await? {
+        if other.has_blob(blob).await? {
             return Ok(());
         }
         let mut pieces = self.pieces(blob, limit_bytes).await?;
@@ -191,7 +191,7 @@ impl Blobs {
         // The hash is known only at the end, and the description may stand already; another's is left alone.
         if let (Err(_), Ok(Ok(stored))) = (&read, &written)
             && other.described(blob).await.is_ok_and(|found| found.is_some_and(|found| found.nuid == stored.nuid))
-            && let Err(error) = other.remove(&blob.key).await
+            && let Err(error) = other.remove_blob(&blob.key).await
         {
             tracing::debug!(%error, key = blob.key, "what was copied and is something else is left");
         }
@@ -203,21 +203,21 @@ impl Blobs {
     }
 
     fn unwritten(&self, blob: &BlobRef, error: async_nats::jetstream::object_store::PutError) -> CarryError {
-        match no_room(&error) {
+        match full_disk_reason(&error) {
             Some(why) => CarryError::Full { subject: format!("bucket {}", self.name), why },
             None => CarryError::broker(format!("storing blob {}", blob.key))(error),
         }
     }
 
     /// Where the pieces of a blob are, if what the bucket says of it can be.
-    async fn pieces(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Pieces, CarryError> {
+    async fn pieces(&self, blob: &BlobRef, limit_bytes: u64) -> Result<BlobChunks, CarryError> {
         let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
         if blob.size_bytes > limit_bytes {
             return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
         }
         let described = self.described(blob).await?.ok_or_else(|| bad(NOT_THERE.into()))?;
         let nuid = place_of(described, blob)?;
-        Ok(Pieces {
+        Ok(BlobChunks {
             bus: self.bus.clone(),
             stream: self.stream(),
             subject: format!("$O.{}.C.{nuid}", self.name),
@@ -253,7 +253,7 @@ fn received(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> impl Stream<Ite
 }
 
 /// A blob on its way, piece by piece.
-struct Pieces {
+struct BlobChunks {
     bus: Bus,
     stream: String,
     subject: String,
@@ -265,7 +265,7 @@ struct Pieces {
     hash: Sha256,
 }
 
-impl Pieces {
+impl BlobChunks {
     /// The next pieces; `None` when all came, and are what the reference says.
     async fn next(&mut self) -> Result<Option<Vec<Bytes>>, CarryError> {
         let size = self.blob.size_bytes;
@@ -280,7 +280,7 @@ impl Pieces {
         }
         let question =
             json!({ "next_by_subj": self.subject, "seq": self.next, "batch": PIECES, "max_bytes": PIECES_BYTES });
-        let records = direct::ask(&self.bus, &self.stream, &question, PIECES).await?;
+        let records = direct_get::request_messages(&self.bus, &self.stream, &question, PIECES).await?;
         let Some(last) = records.last() else {
             return Err(bad(format!("has {} bytes of the {size} that its reference says", self.bytes)));
         };

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
 
-use crate::rights::Rights;
-use crate::server::{CAMERA_USERS, USERS, is_in_use, password, write_private};
+use crate::permissions::SubjectPermissions;
+use crate::server::{CAMERA_USERS, USERS, is_in_use, new_password, write_private};
 
 /// Who they are, in the server's store.
 const CAMERAS: &str = "cameras.json";
@@ -60,7 +60,7 @@ impl CameraLogins {
     }
 
     /// Each by its name.
-    pub fn all(&self) -> &BTreeMap<CameraName, CameraLogin> {
+    pub fn logins(&self) -> &BTreeMap<CameraName, CameraLogin> {
         &self.0
     }
 
@@ -77,7 +77,7 @@ impl CameraLogins {
         if self.0.contains_key(camera) {
             return Ok(None);
         }
-        let login = CameraLogin { password: password()?, also: also.to_vec(), since_ms: now_ms };
+        let login = CameraLogin { password: new_password()?, also: also.to_vec(), since_ms: now_ms };
         Ok(Some(self.0.entry(camera.clone()).or_insert(login)))
     }
 
@@ -91,7 +91,7 @@ impl CameraLogins {
     ///
     /// # Errors
     /// A disk that takes nothing, or a server that cannot be told.
-    pub fn save(&self, store: &Path, site: &SiteName) -> std::io::Result<bool> {
+    pub fn save_logins(&self, store: &Path, site: &SiteName) -> std::io::Result<bool> {
         let path = store.join(CAMERAS);
         let beside = path.with_extension("new");
         write_private(&beside, &(serde_json::to_string_pretty(&self.0).map_err(Error::other)? + "\n"))?;
@@ -116,7 +116,7 @@ impl CameraLogins {
     pub(crate) fn write_users(&self, store: &Path, site: Option<&SiteName>, users: &[String]) -> std::io::Result<()> {
         let (mut by_nats, mut own) = (Vec::new(), users.to_vec());
         for (site, (camera, login)) in site.iter().flat_map(|site| self.0.iter().map(move |camera| (site, camera))) {
-            let (rights, password) = (Rights::of_camera(site, camera, &login.also), &login.password);
+            let (rights, password) = (SubjectPermissions::of_camera(site, camera, &login.also), &login.password);
             let permissions = rights.configuration();
             by_nats.push(format!(
                 "{{ user: \"{camera}\", password: \"{password}\", allowed_connection_types: [\"STANDARD\"], permissions: {permissions} }}"

@@ -7,10 +7,10 @@ use std::time::Duration;
 use schemas::{FaultNote, SiteName};
 
 use crate::connect::Bus;
-use crate::error::{CarryError, chain};
-use crate::monitor::{self, Links};
+use crate::error::{CarryError, error_chain};
+use crate::monitor::{self, ServerLinks};
 use crate::server;
-use crate::{read, refusal, topology};
+use crate::{image_refusal, reader, topology};
 
 /// One question has this long to be answered.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -37,7 +37,7 @@ pub struct Checkup<'a> {
 
 impl Checkup<'_> {
     /// Everything that is wrong; empty when nothing is.
-    pub async fn look(&self) -> Vec<FaultNote> {
+    pub async fn find_faults(&self) -> Vec<FaultNote> {
         let mut faults = Vec::new();
         if let Some(address) = self.monitor
             && let Some(monitor::Health::CannotWrite(words)) = monitor::health_at(address).await
@@ -49,7 +49,7 @@ impl Checkup<'_> {
                 remedy,
             ));
         }
-        if let Ok(Some(reason)) = refusal::reason(self.bus).await {
+        if let Ok(Some(reason)) = image_refusal::refusal_reason(self.bus).await {
             let remedy = "make room on the disk of the site's nats-server; images are taken again by themselves then";
             faults.push(FaultNote::new("images_refused", format!("new images are refused: {reason}"), remedy));
         }
@@ -57,7 +57,7 @@ impl Checkup<'_> {
         let (streams, consumers, account) = tokio::join!(self.streams(), self.consumers(), self.account());
         faults.extend(streams.into_iter().chain(consumers).chain(account));
         let links = match self.monitor {
-            Some(address) => monitor::links(address).await.ok(),
+            Some(address) => monitor::fetch_links(address).await.ok(),
             None => None,
         };
         if let Some(links) = &links {
@@ -73,7 +73,7 @@ impl Checkup<'_> {
         let names = [topology::IMAGES, topology::ANSWERS, topology::OUTBOX, topology::DEAD];
         // All at once: each that is silent takes the whole patience.
         let looks = names.into_iter().chain(buckets.iter().map(String::as_str)).map(async |name| {
-            match tokio::time::timeout(PATIENCE, read::forbids(self.bus, name)).await {
+            match tokio::time::timeout(PATIENCE, reader::stream_restriction(self.bus, name)).await {
                 // Buckets forbid deleting by design, and the others need both.
                 Ok(Ok(Some(flag))) if !name.starts_with("KV_") => Some(FaultNote::new(
                     "stream_forbids",
@@ -86,8 +86,8 @@ impl Checkup<'_> {
                     format!("stream {name} does not exist"),
                     "create it with `tributary setup`",
                 )),
-                Ok(Err(error)) if !self.bus.connected() => {
-                    Some(FaultNote::new("server_away", chain(&error), "start the site's nats-server"))
+                Ok(Err(error)) if !self.bus.is_connected() => {
+                    Some(FaultNote::new("server_away", error_chain(&error), "start the site's nats-server"))
                 }
                 Ok(Err(_)) | Err(_) => Some(FaultNote::new(
                     "stream_silent",
@@ -116,7 +116,7 @@ impl Checkup<'_> {
         ];
         let mut faults = Vec::new();
         for (stream, durable, then) in wanted {
-            let Ok(Ok(states)) = tokio::time::timeout(PATIENCE, read::consumer_states(self.bus, stream)).await else {
+            let Ok(Ok(states)) = tokio::time::timeout(PATIENCE, reader::consumer_states(self.bus, stream)).await else {
                 continue;
             };
             match states.iter().find(|state| state.name == durable) {
@@ -150,7 +150,7 @@ impl Checkup<'_> {
     }
 
     /// The link to the cloud.
-    async fn link(&self, links: Option<&Links>) -> Option<FaultNote> {
+    async fn link(&self, links: Option<&ServerLinks>) -> Option<FaultNote> {
         let (cloud, named) = (self.cloud?, self.cloud_domain?);
         let own = match links {
             Some(links) => Some(links.domain.clone()),
@@ -168,7 +168,7 @@ impl Checkup<'_> {
                 "give the site's server a domain of its own (deploy/nats/site.conf), and set nats.cloud_domain to the cloud's",
             ));
         }
-        if read::round_trip(cloud, PATIENCE).await.is_ok() {
+        if reader::round_trip(cloud, PATIENCE).await.is_ok() {
             return None;
         }
         match links {
@@ -196,7 +196,7 @@ impl Checkup<'_> {
 }
 
 /// Why the link to the hub is not there, as far as it can be seen from here.
-async fn not_joined(links: &Links) -> FaultNote {
+async fn not_joined(links: &ServerLinks) -> FaultNote {
     let addresses: Vec<&str> = links.remotes.iter().flat_map(|remote| &remote.addresses).map(String::as_str).collect();
     let hubs = addresses.join(", ");
     let reached = futures::future::join_all(addresses.iter().map(async |address| {
@@ -241,7 +241,7 @@ fn dropped(store: &Path) -> Option<FaultNote> {
 }
 
 /// A link that ends in the account in which the site's own streams are. Pure.
-fn link_rules(links: &Links, own_account: &str) -> Option<FaultNote> {
+fn link_rules(links: &ServerLinks, own_account: &str) -> Option<FaultNote> {
     let shared = links.remotes.iter().any(|link| link.account == own_account);
     shared.then(|| {
         FaultNote::new(
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_link_that_ends_where_the_images_are_is_told() {
         let link = |account: &str| RemoteLink { addresses: Vec::new(), account: account.into() };
-        let ending = |account: &str| Links { remotes: vec![link(account)], ..Links::default() };
+        let ending = |account: &str| ServerLinks { remotes: vec![link(account)], ..ServerLinks::default() };
         assert_eq!(link_rules(&ending("LINK"), "SITE"), None);
         assert!(link_rules(&ending("SITE"), "SITE").is_some());
     }

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CarryError;
 use crate::nkey::UserKey;
+use crate::permissions;
 use crate::publish::Publication;
-use crate::rights;
 
 /// Older servers silently ignore the settings of streams they do not know.
 pub const OLDEST_SERVER: (u64, u64) = (2, 12);
@@ -153,7 +153,7 @@ impl Bus {
             .await
             .map_err(|source| CarryError::Unreachable { url: url.clone(), source: source.into() })?;
         let found = client.server_info().version;
-        if version(&found).is_none_or(|found| found < OLDEST_SERVER) {
+        if parse_version(&found).is_none_or(|found| found < OLDEST_SERVER) {
             let needed = format!("{}.{}", OLDEST_SERVER.0, OLDEST_SERVER.1);
             return Err(CarryError::OldServer { url, found, needed });
         }
@@ -178,7 +178,7 @@ impl Bus {
         let password = find_password("nats.link_password", &settings.link_password, &settings.link_password_file)?;
         let user = Some(user.clone());
         let link = NatsSettings { user, password, password_file: None, nkey: None, ..settings.clone() };
-        let options = options(&link, name)?.custom_inbox_prefix(rights::inbox_prefix(site));
+        let options = options(&link, name)?.custom_inbox_prefix(permissions::inbox_prefix(site));
         Ok(Self::open(&link, options).await?.in_domain(Some(domain)))
     }
 
@@ -198,22 +198,22 @@ impl Bus {
     }
 
     /// Whether it speaks to another place's streams, which others tidy up.
-    pub fn is_afar(&self) -> bool {
+    pub fn is_remote(&self) -> bool {
         self.domain.is_some()
     }
 
     /// The account that the server holds this connection to be of; absent where it does not say.
     pub async fn account(&self) -> Option<String> {
         #[derive(Deserialize)]
-        struct Answer {
-            data: User,
+        struct UserInfoReply {
+            data: UserInfo,
         }
         #[derive(Deserialize)]
-        struct User {
+        struct UserInfo {
             account: String,
         }
         let answer = self.client.request("$SYS.REQ.USER.INFO", Bytes::new()).await.ok()?;
-        Some(serde_json::from_slice::<Answer>(&answer.payload).ok()?.data.account)
+        Some(serde_json::from_slice::<UserInfoReply>(&answer.payload).ok()?.data.account)
     }
 
     /// Whether both speak to one JetStream domain.
@@ -237,7 +237,7 @@ impl Bus {
     }
 
     /// Whether the connection stands at this moment.
-    pub fn connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
@@ -249,7 +249,7 @@ impl Bus {
     }
 
     /// Says something to whoever listens at this moment; nobody stores it.
-    pub async fn say(&self, publication: &Publication) -> Result<(), CarryError> {
+    pub async fn publish_unstored(&self, publication: &Publication) -> Result<(), CarryError> {
         let (subject, payload) = (publication.subject.clone(), publication.payload.clone());
         let said = self.client.publish_with_headers(subject, publication.header_map(), payload).await;
         said.map_err(CarryError::broker(format!("publishing on {}", publication.subject)))
@@ -257,7 +257,7 @@ impl Bus {
 
     /// Waits until everything said so far has left, acknowledgements included; not for long, for the
     /// server may be away.
-    pub async fn flush(&self) {
+    pub async fn flush_published(&self) {
         if !matches!(tokio::time::timeout(FLUSH_PATIENCE, self.client.flush()).await, Ok(Ok(()))) {
             tracing::debug!("the connection is gone, and what was said last with it");
         }
@@ -269,10 +269,10 @@ fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, CarryE
     let _already_set = rustls::crypto::ring::default_provider().install_default();
     let options = match &settings.nkey {
         Some(path) => {
-            let key = Arc::new(read_seed(path)?);
+            let key = Arc::new(read_nkey(path)?);
             ConnectOptions::with_auth_callback(move |nonce| {
                 let key = key.clone();
-                async move { Ok(sign(&key, &nonce)) }
+                async move { Ok(sign_nonce(&key, &nonce)) }
             })
         }
         None => ConnectOptions::new(),
@@ -333,7 +333,7 @@ fn find_password(key: &str, set: &Option<Secret>, file: &Option<PathBuf>) -> Res
 }
 
 /// What a server is told by the holder of a key, having asked for its nonce to be signed.
-fn sign(key: &UserKey, nonce: &[u8]) -> Auth {
+fn sign_nonce(key: &UserKey, nonce: &[u8]) -> Auth {
     let mut auth = Auth::new();
     auth.nkey = Some(key.public_key());
     auth.signature = Some(key.sign(nonce));
@@ -341,7 +341,7 @@ fn sign(key: &UserKey, nonce: &[u8]) -> Auth {
 }
 
 /// The key whose seed is in a file that nobody else may read.
-fn read_seed(path: &Path) -> Result<UserKey, CarryError> {
+fn read_nkey(path: &Path) -> Result<UserKey, CarryError> {
     let unusable = |why: String| CarryError::Credentials { path: path.into(), why };
     let metadata = std::fs::metadata(path).map_err(|error| unusable(format!("cannot be read: {error}")))?;
     let mode = metadata.permissions().mode() & 0o777;
@@ -382,7 +382,7 @@ fn context(client: Client, domain: Option<&str>) -> jetstream::Context {
 }
 
 /// Major and minor of a version such as `2.15.1` or `2.12.0-beta`.
-pub(crate) fn version(text: &str) -> Option<(u64, u64)> {
+pub(crate) fn parse_version(text: &str) -> Option<(u64, u64)> {
     let mut numbers = text.trim_start_matches('v').split(['.', '-']);
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
@@ -399,7 +399,7 @@ pub fn without_credentials(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
+    use crate::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
 
     #[test]
     fn credentials_are_not_shown() {
@@ -459,7 +459,7 @@ mod tests {
             mappings: Vec::new(),
             durability: Durability::Fast,
             max_store_bytes: 1 << 30,
-            leaf: Leaf::Alone,
+            leaf: LeafMode::Alone,
             site: None,
             entry: ClientListener::default(),
         };
@@ -482,8 +482,8 @@ mod tests {
 
     #[test]
     fn versions_compare_as_numbers() {
-        assert!(version("2.9.10") < Some(OLDEST_SERVER));
-        assert!(version("v2.15.1") >= Some(OLDEST_SERVER));
-        assert_eq!(version("latest"), None);
+        assert!(parse_version("2.9.10") < Some(OLDEST_SERVER));
+        assert!(parse_version("v2.15.1") >= Some(OLDEST_SERVER));
+        assert_eq!(parse_version("latest"), None);
     }
 }

@@ -194,7 +194,7 @@ pub enum CarryError {
 
 impl CarryError {
     /// Whether trying again later can help without anybody doing something.
-    pub fn passes(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         !matches!(
             self,
             Self::OldServer { .. }
@@ -242,7 +242,7 @@ pub(crate) fn is_taken(error: &PublishError) -> bool {
 }
 
 /// The server's words, if somewhere among an error's causes it says that there is no room.
-pub(crate) fn no_room(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub(crate) fn full_disk_reason(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(server) = error.downcast_ref::<jetstream::Error>()
@@ -256,7 +256,7 @@ pub(crate) fn no_room(error: &(dyn std::error::Error + 'static)) -> Option<Strin
 }
 
 /// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -272,7 +272,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// A failed look-up: missing when the server says so, its own failure otherwise.
-pub(crate) fn absent<E>(error: E, what: String) -> CarryError
+pub(crate) fn missing_or_failed<E>(error: E, what: String) -> CarryError
 where
     E: std::error::Error + Send + Sync + 'static,
 {

@@ -5,14 +5,14 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use schemas::{Beat, Message, decode, encode};
+use schemas::{Heartbeat, Message, decode, encode};
 use serde_json::json;
 
 use crate::connect::Bus;
-use crate::direct;
-use crate::error::{CarryError, absent};
+use crate::direct_get;
+use crate::error::{CarryError, missing_or_failed};
 use crate::publish::{Publication, Publisher};
-use crate::read;
+use crate::reader;
 use crate::topology::{FLEET, LEDGER};
 
 /// Workers of one place that are looked at, at the most, and the bytes of what they say.
@@ -23,18 +23,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The workers' signs of life in one domain.
 #[derive(Clone)]
-pub struct Fleet {
+pub struct HeartbeatBucket {
     store: Store,
 }
 
-impl Fleet {
+impl HeartbeatBucket {
     /// Looks the bucket up; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
         Ok(Self { store: bucket(bus, FLEET).await? })
     }
 
     /// Says that a worker lives.
-    pub async fn beat(&self, beat: &Beat) -> Result<(), CarryError> {
+    pub async fn publish_heartbeat(&self, beat: &Heartbeat) -> Result<(), CarryError> {
         let key = format!("{}.{}", beat.role, beat.worker);
         let stored = self.store.put(key, encode(beat)?.into()).await;
         stored.map(|_| ()).map_err(CarryError::broker("sending a sign of life"))
@@ -42,7 +42,7 @@ impl Fleet {
 
     /// What the workers of a role say, as they say it, the latest of each first. Ends when the connection
     /// of the watch breaks.
-    pub async fn follow(&self, role: &str) -> Result<impl Stream<Item = Beat> + use<>, CarryError> {
+    pub async fn follow_heartbeats(&self, role: &str) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {
         let watch = self.store.watch_with_history(format!("{role}.*")).await;
         let entries = watch.map_err(CarryError::broker(format!("listening to the {role}s")))?;
         let put = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
@@ -55,32 +55,32 @@ impl Fleet {
 
 /// The workers that gave a sign of life lately, by role and worker. A beat counts only under its own name, and only where its
 /// numbers are such as a worker says ([`Beat::check`]).
-pub async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
+pub async fn live_workers(bus: &Bus) -> Result<Vec<Heartbeat>, CarryError> {
     let prefix = format!("$KV.{FLEET}.");
     let question =
         json!({ "multi_last": [format!("$KV.{FLEET}.>")], "batch": MOST_BEATS, "max_bytes": MOST_BEATS_BYTES });
-    let records = direct::ask(bus, &format!("KV_{FLEET}"), &question, MOST_BEATS).await?;
+    let records = direct_get::request_messages(bus, &format!("KV_{FLEET}"), &question, MOST_BEATS).await?;
     let beats = records.iter().filter(|record| record.header("KV-Operation").is_none());
-    let mut beats: Vec<Beat> =
+    let mut beats: Vec<Heartbeat> =
         beats.filter_map(|record| read_beat(record.subject.strip_prefix(&prefix)?, &record.payload)).collect();
     beats.sort_by(|a, b| (&a.role, &a.worker).cmp(&(&b.role, &b.worker)));
     Ok(beats)
 }
 
 /// The beat under a key of the bucket, if it is one and of whom the key says.
-fn read_beat(key: &str, payload: &[u8]) -> Option<Beat> {
-    let beat = decode::<Beat>(payload).ok()?;
+fn read_beat(key: &str, payload: &[u8]) -> Option<Heartbeat> {
+    let beat = decode::<Heartbeat>(payload).ok()?;
     let is_own = key == format!("{}.{}", beat.role, beat.worker);
     (is_own && beat.check().is_ok()).then_some(beat)
 }
 
 /// A cloud's note about a site, read and written from there: no more is asked for than that one note.
-pub struct NoteAfar<'a> {
+pub struct RemoteNote<'a> {
     bus: &'a Bus,
     key: String,
 }
 
-impl<'a> NoteAfar<'a> {
+impl<'a> RemoteNote<'a> {
     /// The note of this key.
     pub fn new(bus: &'a Bus, key: String) -> Self {
         Self { bus, key }
@@ -89,14 +89,14 @@ impl<'a> NoteAfar<'a> {
     /// What it says, if there is one.
     pub async fn read(&self) -> Result<Option<String>, CarryError> {
         let subject = format!("$KV.{LEDGER}.{}", self.key);
-        let record = read::last(self.bus, &format!("KV_{LEDGER}"), &subject).await?;
+        let record = reader::last_message(self.bus, &format!("KV_{LEDGER}"), &subject).await?;
         Ok(record.map(|record| String::from_utf8_lossy(&record.payload).into_owned()))
     }
 
     /// Writes it.
     pub async fn write(&self, text: String) -> Result<(), CarryError> {
         // Buckets of one name at a site and in the cloud are told apart by the domain in the subject.
-        let subject = match self.bus.is_afar() {
+        let subject = match self.bus.is_remote() {
             true => format!("{}.$KV.{LEDGER}.{}", self.bus.api_prefix(), self.key),
             false => format!("$KV.{LEDGER}.{}", self.key),
         };
@@ -124,7 +124,7 @@ impl Ledger {
     }
 
     /// The message noted under a key, if there is one that can be read.
-    pub async fn message<M: Message>(&self, key: &str) -> Result<Option<M>, CarryError> {
+    pub async fn read_message<M: Message>(&self, key: &str) -> Result<Option<M>, CarryError> {
         let bytes = self.store.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
         Ok(bytes.map(|bytes| decode(&bytes)).transpose()?)
     }
@@ -137,7 +137,7 @@ impl Ledger {
 
     /// Changes a note: `change` gets what stands there and says what shall; called again when somebody else
     /// was faster.
-    pub async fn change(&self, key: &str, change: impl Fn(Option<&str>) -> String) -> Result<(), CarryError> {
+    pub async fn update_note(&self, key: &str, change: impl Fn(Option<&str>) -> String) -> Result<(), CarryError> {
         const WHAT: &str = "changing the ledger";
         loop {
             let entry = self.store.entry(key).await.map_err(CarryError::broker(WHAT))?;
@@ -153,7 +153,7 @@ impl Ledger {
     }
 
     /// The note under a key, as it stands and whenever it changes. Ends when the watch breaks.
-    pub async fn follow(&self, key: &str) -> Result<impl Stream<Item = String> + use<>, CarryError> {
+    pub async fn follow_note(&self, key: &str) -> Result<impl Stream<Item = String> + use<>, CarryError> {
         Ok(self.watch(key).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
@@ -176,7 +176,7 @@ impl Ledger {
 }
 
 async fn bucket(bus: &Bus, name: &str) -> Result<Store, CarryError> {
-    bus.js.get_key_value(name).await.map_err(|error| absent(error, format!("bucket {name}")))
+    bus.js.get_key_value(name).await.map_err(|error| missing_or_failed(error, format!("bucket {name}")))
 }
 
 #[cfg(test)]
@@ -186,8 +186,8 @@ mod tests {
     #[test]
     fn beats_that_were_bent_are_those_of_their_key_or_none() {
         let beats = bend::corpus("fixtures/wire", &[".msgpack"], usize::MAX);
-        let beats: Vec<Vec<u8>> = beats.into_iter().filter(|bytes| decode::<Beat>(bytes).is_ok()).collect();
-        let whole: Beat = decode(&beats[0]).unwrap();
+        let beats: Vec<Vec<u8>> = beats.into_iter().filter(|bytes| decode::<Heartbeat>(bytes).is_ok()).collect();
+        let whole: Heartbeat = decode(&beats[0]).unwrap();
         let key = format!("{}.{}", whole.role, whole.worker);
         assert!(read_beat(&key, &beats[0]).is_some());
         bend::bend_all("beats under their key", &beats, bend::turns(), |bytes| {

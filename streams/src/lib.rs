@@ -5,33 +5,33 @@
 //! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
 
 pub mod admin;
-pub mod batch;
+pub mod blob_sweep;
 pub mod blobs;
 pub mod cameras;
 pub mod checkup;
 pub mod connect;
-mod direct;
+mod direct_get;
 pub mod error;
+pub mod fetch_many;
 pub mod fleet;
+pub mod image_refusal;
 pub mod monitor;
 pub mod nkey;
-pub mod pick;
+pub mod permissions;
 pub mod publish;
-pub mod pull;
-pub mod read;
-pub mod refusal;
-pub mod rights;
+pub mod puller;
+pub mod reader;
+pub mod scheduling;
 pub mod server;
 pub mod store;
 pub mod subject;
-pub mod sweep;
-pub mod table;
+pub mod subject_table;
 pub mod tap;
 pub mod topology;
 
 pub use blobs::Blobs;
 pub use connect::{Bus, NatsSettings};
 pub use error::CarryError;
-pub use publish::{Placed, Publication, Publisher};
-pub use pull::{Delivery, Puller};
-pub use store::{Put, Store};
+pub use publish::{Publication, PublishOutcome, Publisher};
+pub use puller::{Delivery, Puller};
+pub use store::{PutOutcome, ReleaseStore};

@@ -27,16 +27,16 @@ pub enum Health {
 }
 
 /// Reads the answer of `/healthz`: the head of the response and its body. Pure.
-pub fn health(answer: &str) -> Health {
+pub fn parse_health(answer: &str) -> Health {
     #[derive(Deserialize)]
-    struct Page {
+    struct HealthzReply {
         #[serde(default)]
         error: String,
         #[serde(default)]
-        errors: Vec<Fault>,
+        errors: Vec<HealthzFault>,
     }
     #[derive(Deserialize)]
-    struct Fault {
+    struct HealthzFault {
         #[serde(default)]
         error: String,
     }
@@ -44,7 +44,7 @@ pub fn health(answer: &str) -> Health {
     if head.split(' ').nth(1) == Some("200") {
         return Health::Well;
     }
-    let words = match serde_json::from_str::<Page>(body) {
+    let words = match serde_json::from_str::<HealthzReply>(body) {
         Ok(page) => {
             let all = std::iter::once(page.error).chain(page.errors.into_iter().map(|fault| fault.error));
             all.filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
@@ -65,7 +65,7 @@ pub async fn health_at(address: &str) -> Option<Health> {
     let answer = client.get(format!("{}/healthz", address.trim_end_matches('/'))).send().await.ok()?;
     let code = answer.status().as_u16();
     let body = answer.text().await.ok()?;
-    Some(health(&format!("HTTP/1.1 {code} \r\n\r\n{body}")))
+    Some(parse_health(&format!("HTTP/1.1 {code} \r\n\r\n{body}")))
 }
 
 /// A link of a site's server to another one.
@@ -79,7 +79,7 @@ pub struct RemoteLink {
 
 /// How a server is joined to others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Links {
+pub struct ServerLinks {
     /// The links it is to have, by its configuration.
     pub remotes: Vec<RemoteLink>,
     /// Names of the servers it is joined to at this moment.
@@ -94,33 +94,33 @@ pub struct Links {
 ///
 /// # Errors
 /// That the pages cannot be read.
-pub async fn links(address: &str) -> Result<Links, CarryError> {
+pub async fn fetch_links(address: &str) -> Result<ServerLinks, CarryError> {
     #[derive(Deserialize)]
     struct Varz {
         #[serde(default)]
-        leaf: Leaf,
+        leaf: VarzLeaf,
         #[serde(default)]
-        jetstream: JetStream,
+        jetstream: VarzJetStream,
     }
     #[derive(Deserialize, Default)]
-    struct Leaf {
+    struct VarzLeaf {
         #[serde(default)]
-        remotes: Vec<Remote>,
+        remotes: Vec<VarzRemote>,
     }
     #[derive(Deserialize)]
-    struct Remote {
+    struct VarzRemote {
         #[serde(default)]
         urls: Vec<String>,
         #[serde(default)]
         local_account: String,
     }
     #[derive(Deserialize, Default)]
-    struct JetStream {
+    struct VarzJetStream {
         #[serde(default)]
-        config: Config,
+        config: VarzJetStreamConfig,
     }
     #[derive(Deserialize, Default)]
-    struct Config {
+    struct VarzJetStreamConfig {
         #[serde(default)]
         domain: String,
         #[serde(default)]
@@ -129,18 +129,18 @@ pub async fn links(address: &str) -> Result<Links, CarryError> {
     #[derive(Deserialize)]
     struct Leafz {
         #[serde(default)]
-        leafs: Vec<Joined>,
+        leafs: Vec<LeafzConnection>,
     }
     #[derive(Deserialize)]
-    struct Joined {
+    struct LeafzConnection {
         #[serde(default)]
         name: String,
     }
     let (varz, leafz): (Varz, Leafz) = (page(address, "varz").await?, page(address, "leafz").await?);
     let remotes = varz.leaf.remotes.into_iter();
-    Ok(Links {
+    Ok(ServerLinks {
         remotes: remotes
-            .map(|Remote { urls, local_account }| RemoteLink {
+            .map(|VarzRemote { urls, local_account }| RemoteLink {
                 addresses: urls.iter().map(|url| host_and_port(url)).collect(),
                 account: local_account,
             })
@@ -162,14 +162,14 @@ fn host_and_port(url: &str) -> String {
 
 /// How many of the connections that the server at a monitoring address closed lately were closed for a message above its
 /// limit; absent where the pages cannot be read.
-pub async fn too_large(address: &str) -> Option<u64> {
+pub async fn fetch_oversized_connections(address: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Connz {
         #[serde(default)]
-        connections: Vec<Closed>,
+        connections: Vec<ConnzConnection>,
     }
     #[derive(Deserialize)]
-    struct Closed {
+    struct ConnzConnection {
         #[serde(default)]
         reason: String,
     }
@@ -213,12 +213,13 @@ mod tests {
 
     #[test]
     fn a_store_that_cannot_be_written_is_told_from_other_ills() {
-        let answer = |code: &str, body: &str| health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
+        let answer =
+            |code: &str, body: &str| parse_health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
         assert_eq!(answer("200 OK", r#"{"status":"ok"}"#), Health::Well);
         let full = r#"{"status":"unavailable","status_code":503,"error":"JetStream stream '$G > IMAGES' write error: write /s/1.blk: no space left on device"}"#;
         assert!(matches!(answer("503 Service Unavailable", full), Health::CannotWrite(_)));
         let starting = r#"{"status":"unavailable","error":"JetStream is not current"}"#;
         assert!(matches!(answer("503 Service Unavailable", starting), Health::Unwell(_)));
-        assert!(matches!(health(""), Health::Unwell(_)));
+        assert!(matches!(parse_health(""), Health::Unwell(_)));
     }
 }

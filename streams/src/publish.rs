@@ -49,7 +49,7 @@ impl Publication {
     }
 
     /// A message that is stored only if its subject has none yet, however long ago.
-    pub fn first(subject: String, payload: impl Into<Bytes>) -> Self {
+    pub fn first_on_subject(subject: String, payload: impl Into<Bytes>) -> Self {
         Self { subject, payload: payload.into(), headers: Vec::new(), first_only: true }
     }
 
@@ -77,7 +77,7 @@ impl Publication {
 ///
 /// # Errors
 /// What else the server says.
-pub async fn append(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
+pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
     let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(after_sequence);
     let sent = async { bus.js.send_publish(subject.to_owned(), message).await?.await };
     match sent.await {
@@ -89,7 +89,7 @@ pub async fn append(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u6
 
 /// Where a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
+pub enum PublishOutcome {
     /// Stored now, under this sequence.
     Stored(u64),
     /// Stored before, under this sequence.
@@ -117,7 +117,7 @@ impl Publisher {
     ///
     /// # Errors
     /// `Full` and `TooLarge` at once; `NoStream` and `NoAck` when the patience is used up.
-    pub async fn publish(&self, publication: &Publication) -> Result<Placed, CarryError> {
+    pub async fn publish(&self, publication: &Publication) -> Result<PublishOutcome, CarryError> {
         let kib = (publication.payload.len() / 1024 + 1).min(MAX_IN_FLIGHT_KIB);
         let _room = self
             .room
@@ -129,7 +129,7 @@ impl Publisher {
         loop {
             match self.once(publication).await {
                 Ok(placed) => return Ok(placed),
-                Err(error) if is_taken(&error) => return Ok(Placed::Taken),
+                Err(error) if is_taken(&error) => return Ok(PublishOutcome::Taken),
                 Err(error) => match verdict(&error, publication, self.patience) {
                     Hopeless(CarryError::Full { subject, why }) => return Err(self.full(subject, why).await),
                     Hopeless(error) => return Err(error),
@@ -145,25 +145,25 @@ impl Publisher {
     /// A full stream with the reason, where somebody wrote one down.
     async fn full(&self, subject: String, why: String) -> CarryError {
         let reason = match subject.starts_with("image.") {
-            true => crate::refusal::reason(&self.bus).await.ok().flatten(),
+            true => crate::image_refusal::refusal_reason(&self.bus).await.ok().flatten(),
             false => None,
         };
         CarryError::Full { subject, why: reason.unwrap_or(why) }
     }
 
-    async fn once(&self, publication: &Publication) -> Result<Placed, PublishError> {
+    async fn once(&self, publication: &Publication) -> Result<PublishOutcome, PublishError> {
         let ack = self.bus.js.send_publish(publication.subject.clone(), publication.message()).await?.await?;
-        Ok(if ack.duplicate { Placed::Duplicate(ack.sequence) } else { Placed::Stored(ack.sequence) })
+        Ok(if ack.duplicate { PublishOutcome::Duplicate(ack.sequence) } else { PublishOutcome::Stored(ack.sequence) })
     }
 }
 
-enum Outlook {
+enum PublishRetry {
     Hopeless(CarryError),
     Passing(CarryError),
 }
-use Outlook::{Hopeless, Passing};
+use PublishRetry::{Hopeless, Passing};
 
-fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> Outlook {
+fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> PublishRetry {
     let subject = publication.subject.clone();
     if let Some((code, why)) = server_code(error) {
         if is_full(code, &why) {

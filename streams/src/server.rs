@@ -21,10 +21,10 @@ use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::cameras::CameraLogins;
-use crate::connect::{OLDEST_SERVER, Secret, version};
+use crate::connect::{OLDEST_SERVER, Secret, parse_version};
 use crate::monitor::{self, Health};
-use crate::rights::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, Rights, SITE_ACCOUNT};
-use crate::table::Role;
+use crate::permissions::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SITE_ACCOUNT, SubjectPermissions};
+use crate::subject_table::Role;
 
 /// The version `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
@@ -127,7 +127,7 @@ pub enum Durability {
 
 /// How a server is joined to others.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Leaf {
+pub enum LeafMode {
     /// Not at all.
     Alone,
     /// These sites may join it, each with a password of its own and no more rights than a site needs.
@@ -190,7 +190,7 @@ pub struct ServerSettings {
     /// takes three quarters of what is free when it starts, and nothing at all on a disk that is full then.
     pub max_store_bytes: u64,
     /// How it is joined to others.
-    pub leaf: Leaf,
+    pub leaf: LeafMode,
     /// The site whose workers and cameras have users here; absent at a hub.
     pub site: Option<SiteName>,
     /// How clients from other machines are let in.
@@ -247,7 +247,7 @@ struct Ports {
 
 /// Passwords of a server that others join, or that joins another; made anew with each server.
 #[derive(Debug, Clone, Default)]
-struct Passwords {
+struct ServerPasswords {
     /// Of whoever works at the place itself: nobody needs it, for on loopback who says nothing is that user.
     own: String,
     /// Of the user at the near end of the link.
@@ -258,26 +258,26 @@ struct Passwords {
     roles: Vec<(Role, String)>,
 }
 
-impl Passwords {
+impl ServerPasswords {
     /// # Errors
     /// That the system has no random numbers.
-    fn new(leaf: &Leaf) -> std::io::Result<Self> {
+    fn new(leaf: &LeafMode) -> std::io::Result<Self> {
         let sites = match leaf {
-            Leaf::Hub(sites) => {
-                sites.iter().map(|site| Ok((site.clone(), password()?))).collect::<std::io::Result<_>>()?
+            LeafMode::Hub(sites) => {
+                sites.iter().map(|site| Ok((site.clone(), new_password()?))).collect::<std::io::Result<_>>()?
             }
-            Leaf::Alone | Leaf::Of(_) | Leaf::HubOfFleet(_) | Leaf::OfFleet(_) => Vec::new(),
+            LeafMode::Alone | LeafMode::Of(_) | LeafMode::HubOfFleet(_) | LeafMode::OfFleet(_) => Vec::new(),
         };
         // A fleet's hub knows its roles by keys.
         let roles: &[&[Role]] = match leaf {
-            Leaf::Alone => &[&Role::AT_SITE, &Role::IN_CLOUD],
-            Leaf::Hub(_) => &[&Role::IN_CLOUD],
-            Leaf::Of(_) | Leaf::OfFleet(_) => &[&Role::AT_SITE],
-            Leaf::HubOfFleet(_) => &[],
+            LeafMode::Alone => &[&Role::AT_SITE, &Role::IN_CLOUD],
+            LeafMode::Hub(_) => &[&Role::IN_CLOUD],
+            LeafMode::Of(_) | LeafMode::OfFleet(_) => &[&Role::AT_SITE],
+            LeafMode::HubOfFleet(_) => &[],
         };
-        let roles = roles.concat().into_iter().map(|role| Ok((role, password()?)));
+        let roles = roles.concat().into_iter().map(|role| Ok((role, new_password()?)));
         let roles = roles.collect::<std::io::Result<_>>()?;
-        Ok(Self { own: password()?, link: password()?, sites, roles })
+        Ok(Self { own: new_password()?, link: new_password()?, sites, roles })
     }
 }
 
@@ -285,7 +285,7 @@ impl Passwords {
 ///
 /// # Errors
 /// That the system has no random numbers.
-pub fn password() -> std::io::Result<String> {
+pub fn new_password() -> std::io::Result<String> {
     let random = ring::rand::generate::<[u8; 16]>(&ring::rand::SystemRandom::new());
     let random = random.map_err(|_| std::io::Error::other("the system has no random numbers"))?;
     Ok(random.expose().iter().fold("p".to_owned(), |text, byte| format!("{text}{byte:02x}")))
@@ -326,21 +326,21 @@ pub struct Server {
     scheme: &'static str,
     host: String,
     authority: Option<PathBuf>,
-    passwords: Passwords,
+    passwords: ServerPasswords,
     has_link: bool,
-    running: Arc<Running>,
+    running: Arc<RunningServer>,
     supervisor: Option<std::thread::JoinHandle<()>>,
     /// Held as long as the server may write to its store.
     lock: Option<Flock<fs::File>>,
 }
 
 #[derive(Default)]
-struct Running {
-    process: Mutex<Process>,
+struct RunningServer {
+    process: Mutex<ServerProcess>,
 }
 
 #[derive(Default)]
-struct Process {
+struct ServerProcess {
     id: Option<u32>,
     stopping: bool,
     restarts: u64,
@@ -349,7 +349,7 @@ struct Process {
 impl Server {
     /// Starts a server and waits until it takes work. Blocks; call it off the async threads.
     pub fn start(settings: &ServerSettings) -> Result<Self, ServerError> {
-        let program = find(settings.program.as_deref())?;
+        let program = find_program(settings.program.as_deref())?;
         let written = |path: &Path| {
             let path = path.to_owned();
             move |source| ServerError::Store { path, source }
@@ -359,7 +359,7 @@ impl Server {
         let mut lock = Some(lock(&store)?);
         name_account(&store).map_err(written(&store))?;
         let log = store.join(LOG);
-        if let Leaf::HubOfFleet(hub) = &settings.leaf {
+        if let LeafMode::HubOfFleet(hub) = &settings.leaf {
             // The server reads what it includes from its own folder alone; a link is followed anew with each reload.
             let link = store.join(ACCOUNTS);
             let accounts = hub.accounts.canonicalize().map_err(written(&hub.accounts))?;
@@ -370,7 +370,7 @@ impl Server {
             return Err(ServerError::Encrypted { store });
         }
         let encryption = settings.encryption_key.as_deref().map(|path| encryption(path, &store)).transpose()?;
-        let passwords = Passwords::new(&settings.leaf).map_err(written(&store))?;
+        let passwords = ServerPasswords::new(&settings.leaf).map_err(written(&store))?;
         let mut why = String::new();
         for _ in 0..START_TRIES {
             let ports = ports(settings).map_err(written(&store))?;
@@ -380,11 +380,12 @@ impl Server {
             let cameras = CameraLogins::read(&store).map_err(written(&store))?;
             let users = users_here(settings, &passwords);
             cameras.write_users(&store, settings.site.as_ref(), &users).map_err(written(&store))?;
-            let running = Arc::new(Running::default());
+            let running = Arc::new(RunningServer::default());
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
-            let has_link = matches!(settings.leaf, Leaf::Of(_) | Leaf::OfFleet(_));
+            let has_link = matches!(settings.leaf, LeafMode::Of(_) | LeafMode::OfFleet(_));
             let certificate = settings.entry.certificate.as_ref();
-            let is_encrypted = matches!(settings.leaf, Leaf::HubOfFleet(_)) || is_beyond(&settings.entry, certificate);
+            let is_encrypted =
+                matches!(settings.leaf, LeafMode::HubOfFleet(_)) || is_beyond(&settings.entry, certificate);
             let mut server = Self {
                 ports,
                 scheme: if is_encrypted { "tls" } else { "nats" },
@@ -459,7 +460,7 @@ impl Server {
 
     /// Writes everything the store holds to the disk. Needed after streams were created: the server
     /// does not wait for the disk there, and a power cut would take the stream with its messages.
-    pub fn settle(&self) -> std::io::Result<()> {
+    pub fn sync_store(&self) -> std::io::Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(lock) = &self.lock {
             nix::unistd::syncfs(&**lock)?;
@@ -524,8 +525,8 @@ impl Drop for Server {
     }
 }
 
-impl Running {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Process> {
+impl RunningServer {
+    fn lock(&self) -> std::sync::MutexGuard<'_, ServerProcess> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -538,7 +539,7 @@ pub fn is_alive(process: u32) -> bool {
 /// The program to run: as set, then TRIBUTARY_NATS_SERVER, then PATH, then the cache of
 /// `make setup`. One that was named and is wrong is refused; one on PATH that is too old is passed
 /// over for the cache's.
-pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
+pub fn find_program(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
     let named = setting.map(Path::to_owned).or_else(|| std::env::var_os("TRIBUTARY_NATS_SERVER").map(PathBuf::from));
     if let Some(path) = named {
         return check(&path).map(|()| path);
@@ -548,7 +549,7 @@ pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
         std::env::var_os("PATH").into_iter().flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
     let candidates = on_path
         .map(|folder| folder.join("nats-server"))
-        .chain([cache().join(format!("nats-server-{PINNED}/nats-server"))]);
+        .chain([program_cache().join(format!("nats-server-{PINNED}/nats-server"))]);
     let mut refused = None;
     for path in candidates {
         if path.is_file() {
@@ -566,18 +567,18 @@ pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
 }
 
 fn check(path: &Path) -> Result<(), ServerError> {
-    release(path).map(|_| ())
+    server_version(path).map(|_| ())
 }
 
 /// Version of the program at a path, which must be a nats-server and new enough.
-pub fn release(path: &Path) -> Result<String, ServerError> {
+pub fn server_version(path: &Path) -> Result<String, ServerError> {
     let refused = |found: String| ServerError::Refused { path: path.to_owned(), found };
     let output = Command::new(path).arg("--version").output().map_err(|error| refused(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let Some(found) = text.trim().strip_prefix("nats-server: ") else {
         return Err(refused("not a nats-server".into()));
     };
-    if version(found).is_none_or(|found| found < OLDEST_SERVER) {
+    if parse_version(found).is_none_or(|found| found < OLDEST_SERVER) {
         return Err(refused(format!("nats-server {found}")));
     }
     Ok(found.trim_start_matches('v').to_owned())
@@ -653,7 +654,7 @@ fn sync_interval(durability: Durability) -> &'static str {
 }
 
 /// The folder `make setup` puts programs into.
-pub fn cache() -> PathBuf {
+pub fn program_cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("TRIBUTARY_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("tributary")))
@@ -679,7 +680,7 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
     let (client, monitor, leaf, mqtt) = (port(&client)?, port(&monitor)?, port(&leaf)?, port(&mqtt)?);
     let chosen = |port: u16, free: u16| if port == 0 { free } else { port };
     let leaf = match &settings.leaf {
-        Leaf::HubOfFleet(hub) => chosen(hub.leaf_port, leaf),
+        LeafMode::HubOfFleet(hub) => chosen(hub.leaf_port, leaf),
         _ => leaf,
     };
     Ok(Ports {
@@ -698,7 +699,7 @@ fn encryption(path: &Path, store: &Path) -> Result<String, ServerError> {
         if is_used {
             return Err(ServerError::NotEncrypted { store: store.to_owned(), key: path.to_owned() });
         }
-        write_private(path, &(password().map_err(failed)? + "\n")).map_err(failed)?;
+        write_private(path, &(new_password().map_err(failed)? + "\n")).map_err(failed)?;
     }
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o027 != 0 {
@@ -718,14 +719,14 @@ fn configuration(
     settings: &ServerSettings,
     store: &Path,
     ports: Ports,
-    passwords: &Passwords,
+    passwords: &ServerPasswords,
     encryption: Option<&str>,
 ) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let file = |name: &str| quoted(&store.join(name).display().to_string());
     let sync = sync_interval(settings.durability);
     let listen = match settings.leaf {
-        Leaf::HubOfFleet(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        LeafMode::HubOfFleet(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         _ => settings.entry.listen,
     };
     let mut lines = vec![
@@ -760,7 +761,7 @@ fn configuration(
     };
     let site_accounts = site_accounts(settings.site.as_ref(), &mappings);
     // On loopback who gives no name is the place itself, as with a server without passwords.
-    if settings.entry.is_open && !matches!(settings.leaf, Leaf::HubOfFleet(_)) {
+    if settings.entry.is_open && !matches!(settings.leaf, LeafMode::HubOfFleet(_)) {
         lines.push(format!("no_auth_user: {}", quoted(OWN_USER)));
     }
     let path = |path: &Path| quoted(&path.display().to_string());
@@ -769,8 +770,8 @@ fn configuration(
     });
     lines.extend(tls.clone().filter(|_| is_beyond(&settings.entry, settings.entry.certificate.as_ref())));
     match &settings.leaf {
-        Leaf::Alone => lines.push(format!("accounts {{\n{site_accounts}}}")),
-        Leaf::Hub(_) => {
+        LeafMode::Alone => lines.push(format!("accounts {{\n{site_accounts}}}")),
+        LeafMode::Hub(_) => {
             let domain = settings.domain.as_deref().unwrap_or(CLOUD_DOMAIN);
             let site = |(site, password): &(SiteName, String)| {
                 let (user, password) = (quoted(site.as_str()), quoted(password));
@@ -778,10 +779,10 @@ fn configuration(
             };
             let sites: Vec<(SiteName, Vec<String>)> = passwords.sites.iter().map(site).collect();
             lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf));
-            let accounts = rights::hub_accounts(&users_here(settings, passwords), &sites, domain);
+            let accounts = permissions::hub_accounts(&users_here(settings, passwords), &sites, domain);
             lines.push(format!("accounts {{\n{accounts}}}"));
         }
-        Leaf::HubOfFleet(hub) => {
+        LeafMode::HubOfFleet(hub) => {
             let tls = format!("cert_file: {}, key_file: {}, timeout: 5", path(&hub.certificate), path(&hub.key));
             lines.push(format!("tls {{ {tls} }}"));
             lines.push(format!(
@@ -790,8 +791,8 @@ fn configuration(
             ));
             lines.push(format!("include {ACCOUNTS}"));
         }
-        Leaf::Of(hub) => lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &site_accounts)),
-        Leaf::OfFleet(leaf) => {
+        LeafMode::Of(hub) => lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &site_accounts)),
+        LeafMode::OfFleet(leaf) => {
             let remote = format!(
                 "url: {}, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
                 quoted(&leaf.hub),
@@ -811,7 +812,7 @@ fn configuration(
 /// The accounts of a site: its own, and one of cameras that speak NATS. Users stand in files of their own, for cameras are
 /// added while the server runs.
 fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
-    let share = site.map(|site| Rights::of_cameras(site).shared("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
+    let share = site.map(|site| SubjectPermissions::of_cameras(site).account_share("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
     let exports = share.iter().flat_map(|share| share.exports.clone()).collect::<Vec<_>>().join(" ");
     let own = format!(
         "  {SITE_ACCOUNT}: {{ jetstream: enabled, include {USERS}\n  exports: [ {exports} ]\n  {mappings} }}\n"
@@ -824,7 +825,7 @@ fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
 }
 
 /// What makes a server a site's: the link ends in an account that has no JetStream.
-fn leaf_lines(remote: &str, passwords: &Passwords, site: &str) -> [String; 2] {
+fn leaf_lines(remote: &str, passwords: &ServerPasswords, site: &str) -> [String; 2] {
     let password = &passwords.link;
     [
         format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote}, account: LINK }} ] }}"),
@@ -846,12 +847,13 @@ fn name_account(store: &Path) -> std::io::Result<()> {
 }
 
 /// Users of the place itself: who may do everything, and each worker with what it needs.
-fn users_here(settings: &ServerSettings, passwords: &Passwords) -> Vec<String> {
-    let is_alone = matches!(settings.leaf, Leaf::Alone);
+fn users_here(settings: &ServerSettings, passwords: &ServerPasswords) -> Vec<String> {
+    let is_alone = matches!(settings.leaf, LeafMode::Alone);
     let mut users = vec![format!("{{ user: \"{OWN_USER}\", password: \"{}\" }}", passwords.own)];
     for (role, password) in &passwords.roles {
-        let at_site = settings.site.as_ref().and_then(|site| Rights::of_role_at_site(*role, site, is_alone));
-        let Some(rights) = at_site.or_else(|| Rights::of_role_in_cloud(*role)) else { continue };
+        let at_site =
+            settings.site.as_ref().and_then(|site| SubjectPermissions::of_role_at_site(*role, site, is_alone));
+        let Some(rights) = at_site.or_else(|| SubjectPermissions::of_role_in_cloud(*role)) else { continue };
         users.push(format!(
             "{{ user: \"{}\", password: \"{password}\", permissions: {} }}",
             role_user(*role),
@@ -880,7 +882,7 @@ fn supervise(
     configuration: PathBuf,
     store: PathBuf,
     monitor: u16,
-    running: Arc<Running>,
+    running: Arc<RunningServer>,
 ) -> std::thread::JoinHandle<()> {
     // A thread of its own: on Linux the server dies with the *thread* that started it, and threads of
     // a pool come and go.
@@ -928,7 +930,7 @@ fn watch(
     child: &mut Child,
     store: &Path,
     monitor: u16,
-    running: &Running,
+    running: &RunningServer,
 ) -> std::io::Result<std::process::ExitStatus> {
     let mut look_at = Instant::now() + HEALTH_EVERY;
     let mut asked_to_stop = None;
@@ -978,7 +980,7 @@ fn prepare(command: &mut Command) {
             return Err(std::io::Error::other("the parent is gone"));
         }
         // Where it is forbidden, the server is only slower.
-        let _refused = crate::batch::run_in_batches();
+        let _refused = crate::scheduling::set_batch_scheduling();
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, getppid and
@@ -1002,7 +1004,7 @@ fn ask_health(port: u16) -> Option<Health> {
     stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.take(64 * 1024).read_to_end(&mut answer).ok()?;
-    Some(monitor::health(&String::from_utf8_lossy(&answer)))
+    Some(monitor::parse_health(&String::from_utf8_lossy(&answer)))
 }
 
 fn last_words(log: &Path) -> String {

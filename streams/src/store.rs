@@ -15,8 +15,8 @@
 //! An upload that is cut off leaves parts that are no object and are never listed: in a folder files
 //! named `<name>#1`, in a bucket an unfinished multipart upload, which a lifecycle rule should clear.
 
+mod client;
 mod failure;
-mod open;
 
 use std::fmt;
 use std::fs::File;
@@ -47,7 +47,7 @@ const LONGEST_PATH_BYTES: usize = 512;
 
 /// Who stored an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
+pub enum PutOutcome {
     /// This call.
     New,
     /// Another, before or at the same time. It stays.
@@ -56,26 +56,26 @@ pub enum Put {
 
 /// A release store; cheap to clone.
 #[derive(Clone)]
-pub struct Store {
+pub struct ReleaseStore {
     objects: Arc<dyn ObjectStore>,
     /// Its address, for messages; holds no credentials.
     name: Arc<str>,
     folder: Option<Arc<Path>>,
 }
 
-impl Store {
+impl ReleaseStore {
     /// Opens the store at a path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or
     /// `az://container/prefix`. A folder is made if missing; a bucket must be there. Keys, region and
     /// endpoint come from the environment, by the names the providers' own tools use: AWS_ACCESS_KEY_ID,
     /// AWS_ENDPOINT, AWS_ALLOW_HTTP (for an endpoint without TLS), GOOGLE_SERVICE_ACCOUNT,
     /// AZURE_STORAGE_ACCOUNT_NAME and so on. Sends nothing yet.
     pub fn open(url: &str) -> Result<Self, CarryError> {
-        Self::open_with(url, open::environment())
+        Self::open_with(url, client::store_environment())
     }
 
     /// Opens a store with these options in place of the environment's, under the same names.
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, CarryError> {
-        let opened = open::open(url, options.into_iter().collect())?;
+        let opened = client::open_store(url, options.into_iter().collect())?;
         Ok(Self { objects: opened.objects, name: url.into(), folder: opened.folder.map(Into::into) })
     }
 
@@ -83,16 +83,16 @@ impl Store {
     ///
     /// A put whose answer was lost, or came after [`PATIENCE`], may have been done. After an error, or a retry inside this call,
     /// [`Put::Already`] can mean our own bytes: whoever must know compares with [`Store::get`].
-    pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<Put, CarryError> {
+    pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<PutOutcome, CarryError> {
         let key = key(path)?;
         let what = || format!("storing {path}");
         match self.bounded(self.objects.put_opts(&key, bytes.into(), PutMode::Create.into())).await {
-            Ok(_) => Ok(Put::New),
+            Ok(_) => Ok(PutOutcome::New),
             Err(object_store::Error::AlreadyExists { .. }) => {
                 // S3 says the same of a put that clashed with one that then came to nothing.
                 self.bounded(self.objects.head(&key)).await.map_err(self.failed(what()))?;
                 self.settle(&key).await.map_err(self.failed(what()))?;
-                Ok(Put::Already)
+                Ok(PutOutcome::Already)
             }
             Err(error) => Err(self.failed(what())(error)),
         }
@@ -101,32 +101,32 @@ impl Store {
     /// Stores a file of any size under a path that its content alone decides, unless an object of its
     /// size is there. In parts, one in memory at a time; hashed on the way, and not stored if it is not
     /// what its reference says. Two callers at once both store, the same bytes.
-    pub async fn put_file(&self, path: &str, blob: &BlobRef, file: &Path) -> Result<Put, CarryError> {
+    pub async fn put_file(&self, path: &str, blob: &BlobRef, file: &Path) -> Result<PutOutcome, CarryError> {
         let key = key(path)?;
         let failed = || self.failed(format!("storing {path}"));
         match self.bounded(self.objects.head(&key)).await {
             Ok(found) if found.size == blob.size_bytes => {
                 self.settle(&key).await.map_err(failed())?;
-                return Ok(Put::Already);
+                return Ok(PutOutcome::Already);
             }
             Ok(found) => tracing::warn!(path, size_bytes = found.size, "an object of another size is replaced"),
             Err(error) if is_absent(&error) => {}
             Err(error) => return Err(failed()(error)),
         }
-        let mut parts = Parts::open(file).await?;
+        let mut parts = FileParts::open(file).await?;
         if blob.size_bytes <= PART_BYTES {
             let whole = parts.next().await?;
             parts.next().await?;
             self.check(path, blob, parts.seen)?;
             self.bounded(self.objects.put(&key, whole.into())).await.map_err(failed())?;
-            return Ok(Put::New);
+            return Ok(PutOutcome::New);
         }
         let mut upload = self.bounded(self.objects.put_multipart(&key)).await.map_err(failed())?;
         let stored = self.upload(path, blob, parts, &mut *upload).await;
         if stored.is_err() {
             let _left_for_the_lifecycle_rule = self.bounded(upload.abort()).await;
         }
-        stored.map(|()| Put::New)
+        stored.map(|()| PutOutcome::New)
     }
 
     /// The bytes of a small object, or nothing if there is none. Its size is checked before it is read.
@@ -168,7 +168,7 @@ impl Store {
         let beside = tempfile::Builder::new().prefix(".fetch-").permissions(readable).tempfile_in(folder);
         let beside = beside.map_err(&written)?;
         let mut file = tokio::fs::File::from_std(beside.as_file().try_clone().map_err(&written)?);
-        let mut seen = Seen::default();
+        let mut seen = ContentDigest::default();
         while seen.size_bytes < blob.size_bytes {
             let end = blob.size_bytes.min(seen.size_bytes + PART_BYTES);
             let part = self.bounded(self.objects.get_range(&key, seen.size_bytes..end)).await.map_err(failed)?;
@@ -207,7 +207,7 @@ impl Store {
         &self,
         path: &str,
         blob: &BlobRef,
-        mut parts: Parts<'_>,
+        mut parts: FileParts<'_>,
         upload: &mut dyn MultipartUpload,
     ) -> Result<(), CarryError> {
         let failed = || self.failed(format!("storing {path}"));
@@ -242,7 +242,7 @@ impl Store {
         })
     }
 
-    fn check(&self, path: &str, blob: &BlobRef, seen: Seen) -> Result<(), CarryError> {
+    fn check(&self, path: &str, blob: &BlobRef, seen: ContentDigest) -> Result<(), CarryError> {
         let found = BlobRef::new(seen.hash.finalize().into(), seen.size_bytes);
         if found.size_bytes != blob.size_bytes {
             let what = format!("has {} bytes or more, its reference says {}", found.size_bytes, blob.size_bytes);
@@ -260,11 +260,11 @@ impl Store {
 
     fn failed(&self, what: String) -> impl FnOnce(object_store::Error) -> CarryError {
         let (store, is_folder) = (self.name.to_string(), self.folder.is_some());
-        move |error| failure::told_apart(store, is_folder, what, error)
+        move |error| failure::classify_error(store, is_folder, what, error)
     }
 }
 
-impl fmt::Debug for Store {
+impl fmt::Debug for ReleaseStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The client within shows keys.
         f.debug_tuple("Store").field(&self.name).finish()
@@ -273,12 +273,12 @@ impl fmt::Debug for Store {
 
 /// Size and hash of what has passed.
 #[derive(Default)]
-struct Seen {
+struct ContentDigest {
     hash: Sha256,
     size_bytes: u64,
 }
 
-impl Seen {
+impl ContentDigest {
     fn add(&mut self, bytes: &[u8]) {
         self.hash.update(bytes);
         self.size_bytes += bytes.len() as u64;
@@ -286,16 +286,16 @@ impl Seen {
 }
 
 /// A file, part by part.
-struct Parts<'a> {
+struct FileParts<'a> {
     path: &'a Path,
     file: tokio::fs::File,
-    seen: Seen,
+    seen: ContentDigest,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> FileParts<'a> {
     async fn open(path: &'a Path) -> Result<Self, CarryError> {
         let file = tokio::fs::File::open(path).await.map_err(at(path))?;
-        Ok(Self { path, file, seen: Seen::default() })
+        Ok(Self { path, file, seen: ContentDigest::default() })
     }
 
     /// The next part; empty at the end.
@@ -326,9 +326,9 @@ fn key(path: &str) -> Result<Key, CarryError> {
 mod tests {
     use super::*;
 
-    fn folder() -> (tempfile::TempDir, Store) {
+    fn folder() -> (tempfile::TempDir, ReleaseStore) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("a/store").display().to_string()).unwrap();
+        let store = ReleaseStore::open(&folder.path().join("a/store").display().to_string()).unwrap();
         (folder, store)
     }
 
@@ -340,8 +340,8 @@ mod tests {
     async fn what_was_put_first_stays() {
         let (_folder, store) = folder();
         assert_eq!(store.get("releases/1.json", 100).await.unwrap(), None);
-        assert_eq!(store.put_new("releases/1.json", "first".into()).await.unwrap(), Put::New);
-        assert_eq!(store.put_new("releases/1.json", "second".into()).await.unwrap(), Put::Already);
+        assert_eq!(store.put_new("releases/1.json", "first".into()).await.unwrap(), PutOutcome::New);
+        assert_eq!(store.put_new("releases/1.json", "second".into()).await.unwrap(), PutOutcome::Already);
         assert_eq!(store.get("releases/1.json", 100).await.unwrap().unwrap(), "first");
     }
 
@@ -357,7 +357,7 @@ mod tests {
             let mut won = Vec::new();
             for put in puts.collect::<Vec<_>>() {
                 let (writer, put) = put.await.unwrap();
-                if put.unwrap() == Put::New {
+                if put.unwrap() == PutOutcome::New {
                     won.push(writer);
                 }
             }
@@ -387,8 +387,8 @@ mod tests {
             let (blob, from, into) = (blob_of(&bytes), folder.path().join("from"), folder.path().join("into"));
             std::fs::write(&from, &bytes).unwrap();
             let path = format!("weights/{}", blob.sha256);
-            assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), Put::New, "{size} bytes");
-            assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), Put::Already, "{size} bytes");
+            assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), PutOutcome::New, "{size} bytes");
+            assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), PutOutcome::Already, "{size} bytes");
             store.fetch(&path, &blob, size, &into).await.unwrap();
             assert!(std::fs::read(&into).unwrap() == bytes, "{size} bytes came back otherwise");
         }
@@ -409,7 +409,7 @@ mod tests {
             }
             store.put_new(&path, Bytes::copy_from_slice(&bytes[1..])).await.unwrap();
             std::fs::write(&from, &bytes).unwrap();
-            assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), Put::New);
+            assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), PutOutcome::New);
             store.fetch(&path, &blob, size as u64, &folder.path().join("into")).await.unwrap();
             std::fs::remove_dir_all(folder.path().join("a/store/weights")).unwrap();
         }
@@ -468,15 +468,15 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_cannot_be_written_says_what_to_do() {
         // Not even the administrator makes a file there.
-        let made = Store::open("/sys/tributary").unwrap_err();
-        let put = Store::open("/sys").unwrap().put_new("release", "x".into()).await.unwrap_err();
+        let made = ReleaseStore::open("/sys/tributary").unwrap_err();
+        let put = ReleaseStore::open("/sys").unwrap().put_new("release", "x".into()).await.unwrap_err();
         for error in [made, put] {
-            assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.passes(), "{error:?}");
+            assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.is_transient(), "{error:?}");
             assert!(error.to_string().contains("make the folder writable"), "{error}");
         }
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("file"), "x").unwrap();
-        let error = Store::open(&folder.path().join("file/store").display().to_string()).unwrap_err();
+        let error = ReleaseStore::open(&folder.path().join("file/store").display().to_string()).unwrap_err();
         assert!(matches!(error, CarryError::StoreUrl { .. }), "{error}");
     }
 
@@ -495,14 +495,14 @@ mod tests {
             ("az://container/x", "ccount"),
         ];
         for (url, why) in addresses {
-            let error = Store::open_with(url, []).unwrap_err();
+            let error = ReleaseStore::open_with(url, []).unwrap_err();
             let text = error.to_string();
-            assert!(matches!(error, CarryError::StoreUrl { .. }) && !error.passes(), "{url}: {text}");
+            assert!(matches!(error, CarryError::StoreUrl { .. }) && !error.is_transient(), "{url}: {text}");
             assert!(text.contains(why) && !text.contains("hunter2"), "{url}: {text}");
         }
         let keys = [("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_ACCESS_KEY_ID", "me")];
         let keys = keys.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let store = Store::open_with("s3://bucket/releases", keys).unwrap();
+        let store = ReleaseStore::open_with("s3://bucket/releases", keys).unwrap();
         assert_eq!(format!("{store:?}"), r#"Store("s3://bucket/releases")"#);
     }
 }

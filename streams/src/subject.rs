@@ -6,7 +6,7 @@
 use schemas::{CameraName, ModelName, SetName, SiteName, TaskId, VerifyReason};
 
 use crate::error::CarryError;
-use crate::table::SUBJECTS;
+use crate::subject_table::SUBJECTS;
 use crate::topology;
 
 /// What a site publishes its images on.
@@ -70,7 +70,7 @@ pub fn answer_json(site: &SiteName, camera: &CameraName) -> String {
 }
 
 /// The ledger's note of how far a site's answers were told in JSON.
-pub fn told_note(site: &SiteName) -> String {
+pub fn notifier_note(site: &SiteName) -> String {
     format!("answer-json-{site}")
 }
 
@@ -106,23 +106,23 @@ pub fn slot_of(subject: &str) -> String {
 }
 
 /// The one slot of a task's final answer.
-pub fn finality(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
+pub fn final_answer(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("answer.final.{site}.{camera}.{task}")
 }
 
 /// The task in the subject of a final answer.
-pub fn read_finality(subject: &str) -> Result<TaskId, CarryError> {
+pub fn read_final_answer(subject: &str) -> Result<TaskId, CarryError> {
     let task = subject.strip_prefix("answer.final.").and_then(|rest| rest.rsplit('.').next());
     task.and_then(|task| task.parse().ok()).ok_or_else(|| wrong(subject, "answer.final.<site>.<camera>.<task>"))
 }
 
 /// All final answers of a site that may be those of one task: the camera is not known.
-pub fn finality_of_any_camera(site: &SiteName, task: TaskId) -> String {
+pub fn final_answer_of_any_camera(site: &SiteName, task: TaskId) -> String {
     format!("answer.final.{site}.*.{task}")
 }
 
 /// Final answers of a site: of one camera, or of all.
-pub fn finalities(site: &SiteName, camera: Option<&CameraName>) -> String {
+pub fn final_answers(site: &SiteName, camera: Option<&CameraName>) -> String {
     format!("answer.final.{site}.{}.*", camera.map_or("*", CameraName::as_str))
 }
 
@@ -151,13 +151,13 @@ pub fn check_pattern(pattern: &str) -> Result<(), CarryError> {
 }
 
 /// What waits for the link.
-pub fn outbox(site: &SiteName, errand: Errand) -> String {
+pub fn outbox(site: &SiteName, errand: OutboxKind) -> String {
     format!("outbox.{site}.{}", errand.as_str())
 }
 
 /// What kind of message waits for the link; a token of its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
+pub enum OutboxKind {
     /// A task that is to be verified.
     Verify,
     /// What was found hard.
@@ -168,38 +168,38 @@ pub enum Errand {
     Swap,
 }
 
-impl Errand {
+impl OutboxKind {
     /// The token in the subject.
     pub fn as_str(self) -> &'static str {
         match self {
-            Errand::Verify => "verify",
-            Errand::HardCase => "hardcase",
-            Errand::Update => "update",
-            Errand::Swap => "swap",
+            OutboxKind::Verify => "verify",
+            OutboxKind::HardCase => "hardcase",
+            OutboxKind::Update => "update",
+            OutboxKind::Swap => "swap",
         }
     }
 
     /// The errand in a subject of the outbox.
     pub fn read(subject: &str) -> Result<Self, CarryError> {
         match subject.strip_prefix("outbox.").and_then(|rest| rest.rsplit('.').next()) {
-            Some("verify") => Ok(Errand::Verify),
-            Some("hardcase") => Ok(Errand::HardCase),
-            Some("update") => Ok(Errand::Update),
-            Some("swap") => Ok(Errand::Swap),
+            Some("verify") => Ok(OutboxKind::Verify),
+            Some("hardcase") => Ok(OutboxKind::HardCase),
+            Some("update") => Ok(OutboxKind::Update),
+            Some("swap") => Ok(OutboxKind::Swap),
             _ => Err(wrong(subject, "outbox.<site>. with verify, hardcase, update or swap behind it")),
         }
     }
 }
 
 /// Whether a message of the outbox may go to a subject in the cloud: one of its own kind, and of its own site.
-pub fn may_go(errand: Errand, site: &SiteName, to: &str) -> bool {
+pub fn is_uploadable(errand: OutboxKind, site: &SiteName, to: &str) -> bool {
     let token = |text: &str| !text.is_empty() && !text.contains(['*', '>', ' ', '\t', '\r', '\n']);
     let tokens: Vec<&str> = to.split('.').collect();
     let named = match (errand, &tokens[..]) {
-        (Errand::Verify, ["verify", _, named, _])
-        | (Errand::HardCase, ["hardcase", named])
-        | (Errand::Update, ["update", _, _, named])
-        | (Errand::Swap, ["swap", named, _, _]) => *named,
+        (OutboxKind::Verify, ["verify", _, named, _])
+        | (OutboxKind::HardCase, ["hardcase", named])
+        | (OutboxKind::Update, ["update", _, _, named])
+        | (OutboxKind::Swap, ["swap", named, _, _]) => *named,
         _ => return false,
     };
     named == site.as_str() && tokens.iter().all(|part| token(part))
@@ -207,14 +207,14 @@ pub fn may_go(errand: Errand, site: &SiteName, to: &str) -> bool {
 
 /// Whether a dead letter's message may be published again where it came from: whoever redrives it has greater rights than
 /// whoever wrote the letter. `stream` and `site`: as the letter says. What came down to a site does not go again from there.
-pub fn may_come_again(stream: &str, site: &SiteName, subject: &str) -> bool {
+pub fn may_be_redelivered(stream: &str, site: &SiteName, subject: &str) -> bool {
     let tokens: Vec<&str> = subject.split('.').collect();
     let site = site.as_str();
     match (stream, &tokens[..]) {
         // Whatever an image's subject should have been, it is stored with the others.
         (topology::IMAGES, ["image", ..] | ["/", "image", ..]) => true,
         (topology::ANSWERS, ["answer", "provisional", named, _]) => *named == site,
-        (topology::OUTBOX, ["outbox", named, _]) => *named == site && Errand::read(subject).is_ok(),
+        (topology::OUTBOX, ["outbox", named, _]) => *named == site && OutboxKind::read(subject).is_ok(),
         (topology::VERIFY, ["verify", _, named, _]) => *named == site,
         (topology::UPDATES, ["update", _, _, named]) => *named == site,
         _ => false,
@@ -332,7 +332,7 @@ pub fn round_note(model: &ModelName) -> String {
 }
 
 /// A site's note under a key. Sites and cloud have a bucket of their own each.
-pub fn note(key: &str) -> String {
+pub fn note_subject(key: &str) -> String {
     format!("$KV.ledger.{key}")
 }
 
@@ -440,18 +440,18 @@ mod tests {
     fn what_waits_for_the_link_goes_where_its_kind_goes_and_nowhere_else() {
         let site: SiteName = "reef".parse().unwrap();
         for (errand, to) in [
-            (Errand::Verify, "verify.doubtful.reef.cam-1"),
-            (Errand::HardCase, "hardcase.reef"),
-            (Errand::Update, "update.fish.3.reef"),
-            (Errand::Swap, "swap.reef.host-1.600000"),
+            (OutboxKind::Verify, "verify.doubtful.reef.cam-1"),
+            (OutboxKind::HardCase, "hardcase.reef"),
+            (OutboxKind::Update, "update.fish.3.reef"),
+            (OutboxKind::Swap, "swap.reef.host-1.600000"),
         ] {
-            assert!(may_go(errand, &site, to), "{to}");
-            assert!(!may_go(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
+            assert!(is_uploadable(errand, &site, to), "{to}");
+            assert!(!is_uploadable(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
         }
         for to in
             ["", "*", "a b", "nowhere.at.all", "$KV.ledger.x", "verify.*.reef.cam", "order.reef.m", "hardcase.reef"]
         {
-            assert!(!may_go(Errand::Verify, &site, to), "{to:?}");
+            assert!(!is_uploadable(OutboxKind::Verify, &site, to), "{to:?}");
         }
     }
 
@@ -467,7 +467,7 @@ mod tests {
             (topology::VERIFY, "verify.doubtful.reef.cam-1"),
             (topology::UPDATES, "update.m.3.reef"),
         ] {
-            assert!(may_come_again(stream, &site, subject), "{stream} {subject}");
+            assert!(may_be_redelivered(stream, &site, subject), "{stream} {subject}");
         }
         for (stream, subject) in [
             (topology::IMAGES, "$KV.ledger.policy"),
@@ -480,15 +480,15 @@ mod tests {
             ("KV_ledger", "$KV.ledger.policy"),
             (topology::ANSWERS, "answer.final.reef.cam-1.x"),
         ] {
-            assert!(!may_come_again(stream, &site, subject), "{stream} {subject}");
+            assert!(!may_be_redelivered(stream, &site, subject), "{stream} {subject}");
         }
     }
 
     #[test]
     fn a_final_subject_names_its_task() {
-        let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::mint());
-        assert_eq!(read_finality(&finality(&site, &camera, task)).unwrap(), task);
-        assert!(read_finality("answer.final.reef.cam-1.x").is_err());
-        assert_eq!(slot_of(&outcome(&site, &camera, task)), finality(&site, &camera, task));
+        let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::new_random());
+        assert_eq!(read_final_answer(&final_answer(&site, &camera, task)).unwrap(), task);
+        assert!(read_final_answer("answer.final.reef.cam-1.x").is_err());
+        assert_eq!(slot_of(&outcome(&site, &camera, task)), final_answer(&site, &camera, task));
     }
 }

@@ -6,12 +6,12 @@ use futures::{Stream, StreamExt};
 
 use crate::connect::Bus;
 use crate::error::CarryError;
-use crate::read::headers_of;
+use crate::reader::headers_of;
 use crate::subject::check_pattern;
 
 /// A message that passed.
 #[derive(Debug, Clone)]
-pub struct Passing {
+pub struct TapMessage {
     /// Its subject.
     pub subject: String,
     /// Names and first values of its headers.
@@ -24,14 +24,14 @@ pub struct Passing {
 
 /// What passes on a subject, which may hold wildcards, from now on. The server's own talk (`$…`, `_…`) is
 /// left out unless the subject asks for it.
-pub async fn tap(bus: &Bus, pattern: &str) -> Result<impl Stream<Item = Passing> + use<>, CarryError> {
+pub async fn watch_subject(bus: &Bus, pattern: &str) -> Result<impl Stream<Item = TapMessage> + use<>, CarryError> {
     check_pattern(pattern)?;
     let failed = CarryError::broker(format!("listening to {pattern}"));
     let messages = bus.client.subscribe(pattern.to_owned()).await.map_err(failed)?;
     let own = |subject: &str| subject.starts_with(['$', '_']);
     let all = own(pattern);
     Ok(messages.filter_map(move |message| {
-        let passing = Passing {
+        let passing = TapMessage {
             headers: headers_of(message.headers.as_ref()),
             subject: message.subject.to_string(),
             has_reply: message.reply.is_some(),

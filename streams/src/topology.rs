@@ -12,7 +12,7 @@ use schemas::SiteName;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 
-pub use self::setup::{Difference, Finding, Mend, State, compare, setup};
+pub use self::setup::{RepairMode, SettingDifference, SetupFinding, SetupStatus, apply_plan, compare_plan};
 
 mod setup;
 
@@ -235,7 +235,7 @@ impl StreamSettings {
 
 /// Where a plan is for. With everything on one server, a site's plan and the cloud's are one.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub enum PlanScope {
     /// A site's own server.
     Site(SiteName),
     /// The cloud, with the sites whose couriers come for verdicts.
@@ -246,23 +246,23 @@ pub enum Place {
 
 /// What a place wants to exist.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct TopologyPlan {
     pub(crate) streams: Vec<StreamConfig>,
     consumers: Vec<(&'static str, pull::Config)>,
 }
 
 /// Bytes that the streams of a site and of the cloud may hold together where nothing is set.
 pub fn default_store_bytes() -> u64 {
-    plan(&Place::Both(SiteName::first()), &StreamSettings::default()).max_store_bytes()
+    plan_topology(&PlanScope::Both(SiteName::default_site()), &StreamSettings::default()).max_store_bytes()
 }
 
 /// What a place wants to exist.
-pub fn plan(place: &Place, settings: &StreamSettings) -> Plan {
-    let mut plan = Plan::default();
+pub fn plan_topology(place: &PlanScope, settings: &StreamSettings) -> TopologyPlan {
+    let mut plan = TopologyPlan::default();
     match place {
-        Place::Site(site) => plan.add_site(site, settings),
-        Place::Cloud(sites) => plan.add_cloud(sites, settings),
-        Place::Both(site) => {
+        PlanScope::Site(site) => plan.add_site(site, settings),
+        PlanScope::Cloud(sites) => plan.add_cloud(sites, settings),
+        PlanScope::Both(site) => {
             plan.add_site(site, settings);
             plan.add_cloud(std::slice::from_ref(site), settings);
         }
@@ -270,7 +270,7 @@ pub fn plan(place: &Place, settings: &StreamSettings) -> Plan {
     plan
 }
 
-impl Plan {
+impl TopologyPlan {
     /// Names of its streams, those of its buckets among them.
     pub fn stream_names(&self) -> impl Iterator<Item = &str> {
         self.streams.iter().map(|stream| stream.name.as_str())
@@ -576,7 +576,7 @@ mod tests {
     #[test]
     fn site_and_cloud_on_one_server_share_the_streams_both_want() {
         let site: SiteName = "reef".parse().unwrap();
-        let both = plan(&Place::Both(site.clone()), &StreamSettings::default());
+        let both = plan_topology(&PlanScope::Both(site.clone()), &StreamSettings::default());
         let dead: Vec<_> = both.streams.iter().filter(|stream| stream.name == DEAD).collect();
         assert_eq!(dead.len(), 1);
         assert_eq!(dead[0].subjects.len(), 6 + 1 + 4, "the site's, what the cloud adds to them, and nobody's");
@@ -584,7 +584,7 @@ mod tests {
 
     #[test]
     fn every_stream_has_a_size_and_every_durable_an_end() {
-        let plan = plan(&Place::Both("reef".parse().unwrap()), &StreamSettings::default());
+        let plan = plan_topology(&PlanScope::Both("reef".parse().unwrap()), &StreamSettings::default());
         for stream in &plan.streams {
             assert!(stream.max_bytes > 0, "{} may grow without end", stream.name);
         }
@@ -597,7 +597,7 @@ mod tests {
     #[test]
     fn durables_of_two_sites_have_different_names() {
         let names = |site: &str| {
-            let plan = plan(&Place::Site(site.parse().unwrap()), &StreamSettings::default());
+            let plan = plan_topology(&PlanScope::Site(site.parse().unwrap()), &StreamSettings::default());
             plan.consumers.into_iter().filter_map(|(_, consumer)| consumer.durable_name).collect::<Vec<_>>()
         };
         let (reef, farm) = (names("reef"), names("farm"));
@@ -609,7 +609,7 @@ mod tests {
         let site: SiteName = "reef".parse().unwrap();
         let settings = StreamSettings::default();
         let subjects = |place| {
-            let plan = plan(&place, &settings);
+            let plan = plan_topology(&place, &settings);
             let all = plan.streams.into_iter().flat_map(|stream| stream.subjects);
             // Key-value buckets, and only those, are kept apart by the server itself.
             // The server's own notices stay on it, and letters about what comes down are each place's own.
@@ -617,7 +617,7 @@ mod tests {
             all.filter(|subject| !own.iter().any(|own| subject.starts_with(own))).collect::<Vec<_>>()
         };
         let first_two = |subject: &String| subject.split('.').take(2).map(str::to_owned).collect::<Vec<_>>();
-        let (at_site, in_cloud) = (subjects(Place::Site(site.clone())), subjects(Place::Cloud(vec![site])));
+        let (at_site, in_cloud) = (subjects(PlanScope::Site(site.clone())), subjects(PlanScope::Cloud(vec![site])));
         for a in at_site.iter().map(first_two) {
             for b in in_cloud.iter().map(first_two) {
                 assert!(a[0] != b[0] || (a[1] != b[1] && a[1] != "*" && b[1] != "*"), "{a:?} overlaps {b:?}");

@@ -12,13 +12,13 @@ use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::proxy::Cut;
+use crate::proxy::LinkCut;
 use crate::until::until;
-use crate::world::{World, crash};
+use crate::world::{TestWorld, crash};
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fault {
+pub enum InjectedFault {
     /// A worker is killed and started again later.
     Kill {
         /// Its name.
@@ -59,29 +59,31 @@ pub enum Fault {
         /// Which site.
         site: usize,
         /// How.
-        cut: Cut,
+        cut: LinkCut,
         /// For how long.
         time: Duration,
     },
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for InjectedFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Kill { worker, away } => write!(f, "kill {worker} for {away:?}"),
-            Fault::Freeze { worker, beyond } => write!(f, "freeze {worker} for {beyond:?} beyond its wait"),
-            Fault::CrashSite { site } => write!(f, "crash the server of site {site}"),
-            Fault::CrashCloud => write!(f, "crash the server of the cloud"),
-            Fault::FreezeSite { site, time } => write!(f, "freeze the server of site {site} for {time:?}"),
-            Fault::FillDisk { folder, time } => write!(f, "fill the disk of {} for {time:?}", folder.display()),
-            Fault::CutLink { site, cut, time } => write!(f, "cut the link of site {site} ({cut:?}) for {time:?}"),
+            InjectedFault::Kill { worker, away } => write!(f, "kill {worker} for {away:?}"),
+            InjectedFault::Freeze { worker, beyond } => write!(f, "freeze {worker} for {beyond:?} beyond its wait"),
+            InjectedFault::CrashSite { site } => write!(f, "crash the server of site {site}"),
+            InjectedFault::CrashCloud => write!(f, "crash the server of the cloud"),
+            InjectedFault::FreezeSite { site, time } => write!(f, "freeze the server of site {site} for {time:?}"),
+            InjectedFault::FillDisk { folder, time } => write!(f, "fill the disk of {} for {time:?}", folder.display()),
+            InjectedFault::CutLink { site, cut, time } => {
+                write!(f, "cut the link of site {site} ({cut:?}) for {time:?}")
+            }
         }
     }
 }
 
 /// So many faults of all kinds that the world offers, in the seed's order: every kind once before
 /// any comes twice.
-pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Fault> {
+pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<InjectedFault> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut faults = Vec::new();
     let mut kinds: Vec<usize> = Vec::new();
@@ -93,17 +95,17 @@ pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Fault
         let kind = kinds.swap_remove(rng.random_range(0..kinds.len()));
         let some = |rng: &mut StdRng, most_ms: u64| Duration::from_millis(rng.random_range(0..most_ms));
         faults.push(match kind.checked_sub(workers.len()) {
-            None => Fault::Kill { worker: workers[kind].into(), away: some(&mut rng, 1500) },
+            None => InjectedFault::Kill { worker: workers[kind].into(), away: some(&mut rng, 1500) },
             Some(0) => {
                 let worker = workers[rng.random_range(0..workers.len())].into();
-                Fault::Freeze { worker, beyond: some(&mut rng, 1000) }
+                InjectedFault::Freeze { worker, beyond: some(&mut rng, 1000) }
             }
-            Some(1) => Fault::CrashSite { site: 0 },
-            Some(2) => Fault::CrashCloud,
+            Some(1) => InjectedFault::CrashSite { site: 0 },
+            Some(2) => InjectedFault::CrashCloud,
             Some(kind) => {
-                let cut = if rng.random_bool(0.5) { Cut::Silent } else { Cut::Reset };
+                let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
                 let time = Duration::from_millis(if kind == 3 { 500 } else { 5_000 });
-                Fault::CutLink { site: 0, cut, time }
+                InjectedFault::CutLink { site: 0, cut, time }
             }
         });
     }
@@ -143,38 +145,38 @@ pub async fn fill_for(folder: &Path, time: Duration) -> anyhow::Result<()> {
     Ok(std::fs::remove_file(&ballast)?)
 }
 
-impl World {
+impl TestWorld {
     /// Suffers one fault to its end: afterwards everything runs and is connected again, or will be.
-    pub async fn suffer(&mut self, fault: &Fault) -> anyhow::Result<()> {
+    pub async fn inject_fault(&mut self, fault: &InjectedFault) -> anyhow::Result<()> {
         match fault {
-            Fault::Kill { worker, away } => {
+            InjectedFault::Kill { worker, away } => {
                 let worker = self.worked(worker)?;
                 worker.kill()?;
                 tokio::time::sleep(*away).await;
                 worker.restart()
             }
-            Fault::Freeze { worker, beyond } => {
+            InjectedFault::Freeze { worker, beyond } => {
                 let time = self.ack_wait() + *beyond;
                 let worker = self.worked(worker)?;
                 worker.signal(Signal::SIGSTOP)?;
                 tokio::time::sleep(time).await;
                 worker.signal(Signal::SIGCONT)
             }
-            Fault::CrashSite { site } => {
+            InjectedFault::CrashSite { site } => {
                 let site = self.site(*site);
                 crash(&site.server, &site.bus).await
             }
-            Fault::CrashCloud => match &self.hub {
+            InjectedFault::CrashCloud => match &self.hub {
                 Some(hub) => crash(hub, &self.cloud).await,
                 None => Ok(()),
             },
-            Fault::FreezeSite { site, time } => {
+            InjectedFault::FreezeSite { site, time } => {
                 let server = &self.site(*site).server;
                 let process = until("a process", Duration::from_secs(10), async || Ok(server.process())).await?;
                 freeze_for(Pid::from_raw(process.cast_signed()), *time).await
             }
-            Fault::FillDisk { folder, time } => fill_for(folder, *time).await,
-            Fault::CutLink { site, cut, time } => {
+            InjectedFault::FillDisk { folder, time } => fill_for(folder, *time).await,
+            InjectedFault::CutLink { site, cut, time } => {
                 if let Some(link) = &self.site(*site).link {
                     link.cut_for(*cut, *time).await;
                 }

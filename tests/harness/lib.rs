@@ -7,9 +7,9 @@
 //! own configuration, [`shifted`] a wrong clock. Deliberately absent: assertions; everything here returns an error or a
 //! list of violations, and the test decides.
 
-pub mod bare;
+pub mod bare_server;
 pub mod fault;
-pub mod odd;
+pub mod odd_images;
 pub mod oracle;
 pub mod pictures;
 pub mod program;
@@ -19,12 +19,12 @@ pub mod shifted;
 pub mod until;
 pub mod world;
 
-pub use fault::Fault;
+pub use fault::InjectedFault;
 pub use oracle::{Judgement, Oracle};
-pub use program::{Ended, Worker, run};
-pub use proxy::{Cut, Proxy};
+pub use program::{CommandOutput, WorkerProcess, run};
+pub use proxy::{LinkCut, Proxy};
 pub use until::until;
-pub use world::{Plan, World};
+pub use world::{TestWorld, WorldPlan};
 
 /// The seed of a test: `TRIBUTARY_TEST_SEED` to run a failure again, `usual` otherwise.
 pub fn seed(usual: u64) -> u64 {

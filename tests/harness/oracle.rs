@@ -13,14 +13,14 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_DEADLINE;
-use schemas::{Answer, CameraName, DeadLetter, Route, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Level, Stretch};
+use schemas::{Answer, AnswerStage, CameraName, DeadLetter, Route, SiteName, TaskId, decode};
+use streams::reader::{self, StreamLevel, StreamRange};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use crate::pictures::{Picture, Said, pictures};
+use crate::pictures::{TestPicture, TestPrediction, pictures};
 use crate::until::until;
 
 /// Publishes that may be unacknowledged at a time.
@@ -32,7 +32,7 @@ const TOLERANCE: f32 = 1e-3;
 
 /// An image that was published.
 #[derive(Debug, Clone)]
-struct Published {
+struct PublishedImage {
     camera: CameraName,
     picture: usize,
     /// When its acknowledgement came, ms since 1970; without it, it may be stored or not.
@@ -46,9 +46,9 @@ pub struct Oracle {
     site: SiteName,
     bus: Bus,
     publisher: Publisher,
-    pictures: &'static [Picture],
+    pictures: &'static [TestPicture],
     deadline_ms: Option<u64>,
-    published: Arc<Mutex<BTreeMap<TaskId, Published>>>,
+    published: Arc<Mutex<BTreeMap<TaskId, PublishedImage>>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -120,16 +120,16 @@ impl Oracle {
     /// leaves it unknown.
     async fn publish(&self, number: u64, picture: usize) -> anyhow::Result<()> {
         let camera: CameraName = format!("cam-{}", number % 3).parse()?;
-        let task = TaskId::derived(&format!("{}/{}/{number}", self.seed, self.site));
+        let task = TaskId::from_name(&format!("{}/{}/{number}", self.seed, self.site));
         let bytes = self.pictures.get(picture).context("no such picture")?.bytes.clone();
         let mut publication = Publication::with_id(subject::image(&self.site, &camera), bytes, task.to_string());
         if let Some(deadline_ms) = self.deadline_ms.filter(|_| number.is_multiple_of(3)) {
             publication = publication.header(HEADER_DEADLINE, deadline_ms.to_string());
         }
-        self.note(task, Published { camera: camera.clone(), picture, acknowledged_at_ms: None });
+        self.note(task, PublishedImage { camera: camera.clone(), picture, acknowledged_at_ms: None });
         for _ in 0..18 {
             if self.publisher.publish(&publication).await.is_ok() {
-                self.note(task, Published { camera, picture, acknowledged_at_ms: Some(now_ms()) });
+                self.note(task, PublishedImage { camera, picture, acknowledged_at_ms: Some(now_ms()) });
                 return Ok(());
             }
         }
@@ -145,11 +145,11 @@ impl Oracle {
             .collect()
     }
 
-    fn note(&self, task: TaskId, published: Published) {
+    fn note(&self, task: TaskId, published: PublishedImage) {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).insert(task, published);
     }
 
-    fn all(&self) -> BTreeMap<TaskId, Published> {
+    fn all(&self) -> BTreeMap<TaskId, PublishedImage> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -197,11 +197,11 @@ impl Oracle {
     /// The acknowledged images without an outcome.
     async fn open(&self) -> anyhow::Result<Vec<TaskId>> {
         let mut done = BTreeSet::new();
-        let last = read::level(&self.bus, topology::ANSWERS).await?;
-        let finals = Stretch { headers_only: true, ..Stretch::default() };
+        let last = reader::stream_level(&self.bus, topology::ANSWERS).await?;
+        let finals = StreamRange { headers_only: true, ..StreamRange::default() };
         if last.messages > 0 {
-            read::stretch(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
-                done.extend(subject::read_finality(&record.subject));
+            reader::read_range(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
+                done.extend(subject::read_final_answer(&record.subject));
             })
             .await?;
         }
@@ -210,10 +210,12 @@ impl Oracle {
 
     /// What is still under way, in words; empty when nothing is.
     async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
-        let images = read::progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
-        let outbox = read::level(&self.bus, topology::OUTBOX).await?;
-        let verify = read::level(cloud, topology::VERIFY).await?;
-        let verdicts = read::progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
+        let images =
+            reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
+        let outbox = reader::stream_level(&self.bus, topology::OUTBOX).await?;
+        let verify = reader::stream_level(cloud, topology::VERIFY).await?;
+        let verdicts =
+            reader::consumer_progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
         let waiting = [
             ("images", images.pending + images.unacked),
             ("outbox", outbox.messages),
@@ -230,11 +232,11 @@ impl Oracle {
     /// Every final answer in the stream, by task.
     async fn answers(&self) -> anyhow::Result<HashMap<TaskId, Vec<Answer>>> {
         let mut answers: HashMap<TaskId, Vec<Answer>> = HashMap::new();
-        let level = read::level(&self.bus, topology::ANSWERS).await?;
+        let level = reader::stream_level(&self.bus, topology::ANSWERS).await?;
         let mut unreadable = None;
         if level.messages > 0 {
-            read::stretch(&self.bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
-                let Ok(task) = subject::read_finality(&record.subject) else { return };
+            reader::read_range(&self.bus, topology::ANSWERS, StreamRange::default(), level.last_sequence, |record| {
+                let Ok(task) = subject::read_final_answer(&record.subject) else { return };
                 // What others publish beside it, on cameras of their own.
                 if record.subject.contains(".odd-") {
                     return;
@@ -253,9 +255,9 @@ impl Oracle {
     /// The tasks of all dead letters.
     async fn letters(&self) -> anyhow::Result<BTreeSet<TaskId>> {
         let mut tasks = BTreeSet::new();
-        let level = read::level(&self.bus, topology::DEAD).await?;
+        let level = reader::stream_level(&self.bus, topology::DEAD).await?;
         if level.messages > 0 {
-            read::stretch(&self.bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+            reader::read_range(&self.bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
                 tasks.extend(decode::<DeadLetter>(&record.payload).ok().and_then(|letter| letter.task));
             })
             .await?;
@@ -264,12 +266,14 @@ impl Oracle {
     }
 
     /// What is wrong with the one answer of a task.
-    fn wrong(&self, published: &Published, answer: &Answer, letter: bool) -> Vec<String> {
+    fn wrong(&self, published: &PublishedImage, answer: &Answer, letter: bool) -> Vec<String> {
         let mut wrong = Vec::new();
         let task = answer.task;
         let Some(picture) = self.pictures.get(published.picture) else { return wrong };
-        let edge = answer.edge.as_ref().map(|edge| Said { label: edge.label.clone(), confidence: edge.confidence });
-        let says = answer.label.clone().zip(answer.confidence).map(|(label, confidence)| Said { label, confidence });
+        let edge =
+            answer.edge.as_ref().map(|edge| TestPrediction { label: edge.label.clone(), confidence: edge.confidence });
+        let says =
+            answer.label.clone().zip(answer.confidence).map(|(label, confidence)| TestPrediction { label, confidence });
         let (expected, expected_edge) = match answer.route {
             Route::Edge | Route::Expired => (&picture.light, None),
             Route::Verified => (&picture.heavy, Some(&picture.light)),
@@ -285,7 +289,7 @@ impl Oracle {
                 picture.file, answer.route
             ));
         }
-        if answer.stage != Stage::Final || answer.site != self.site || answer.camera != published.camera {
+        if answer.stage != AnswerStage::Final || answer.site != self.site || answer.camera != published.camera {
             wrong.push(format!(
                 "2: task {task}: final slot holds {:?} of {}.{}",
                 answer.stage, answer.site, answer.camera
@@ -299,7 +303,7 @@ impl Oracle {
 }
 
 /// The first few messages of a stream by name, for whoever looks for what left them there.
-async fn left(bus: &Bus, stream: &str, level: Level) -> anyhow::Result<Option<String>> {
+async fn left(bus: &Bus, stream: &str, level: StreamLevel) -> anyhow::Result<Option<String>> {
     /// Sequences looked at, from the oldest on.
     const LOOK: usize = 20;
     if level.messages == 0 {
@@ -308,7 +312,7 @@ async fn left(bus: &Bus, stream: &str, level: Level) -> anyhow::Result<Option<St
     let (first, last) = (level.first_sequence, level.last_sequence);
     let mut found = format!("{stream} from {first} to {last}:");
     for sequence in (first..=last).take(LOOK) {
-        if let Some(record) = read::at(bus, stream, sequence).await? {
+        if let Some(record) = reader::message_at(bus, stream, sequence).await? {
             found.push_str(&format!(" {sequence} is {} of {}", record.subject, record.stored_at_ns));
         }
     }
@@ -321,7 +325,7 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn same(said: Option<&Said>, expected: Option<&Said>) -> bool {
+fn same(said: Option<&TestPrediction>, expected: Option<&TestPrediction>) -> bool {
     match (said, expected) {
         (Some(said), Some(expected)) => {
             said.label == expected.label && (said.confidence - expected.confidence).abs() <= TOLERANCE

@@ -48,7 +48,7 @@ pub fn binary() -> anyhow::Result<&'static Path> {
 }
 
 /// A child process of the binary; killed when dropped, and by the kernel when the tests are.
-pub struct Worker {
+pub struct WorkerProcess {
     /// What it is called in messages.
     pub name: String,
     arguments: Vec<OsString>,
@@ -57,7 +57,7 @@ pub struct Worker {
     child: Child,
 }
 
-impl Worker {
+impl WorkerProcess {
     /// Starts it with its log in `folder`, which is also its working folder, and with this in its environment.
     pub fn start<A: AsRef<OsStr>>(
         name: &str,
@@ -126,7 +126,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for WorkerProcess {
     fn drop(&mut self) {
         let _already_gone = self.kill();
     }
@@ -163,7 +163,7 @@ fn clean(mut remove: impl FnMut(&str)) {
 
 /// How a command that was run to its end ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct CommandOutput {
     /// Whether it succeeded.
     pub success: bool,
     /// What it wrote to standard output.
@@ -173,12 +173,16 @@ pub struct Ended {
 }
 
 /// Runs the binary to its end.
-pub async fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> anyhow::Result<Ended> {
+pub async fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> anyhow::Result<CommandOutput> {
     run_for(folder, arguments, Duration::from_secs(60)).await
 }
 
 /// Runs the binary to its end, for so long at the most.
-pub async fn run_for<A: AsRef<OsStr>>(folder: &Path, arguments: &[A], patience: Duration) -> anyhow::Result<Ended> {
+pub async fn run_for<A: AsRef<OsStr>>(
+    folder: &Path,
+    arguments: &[A],
+    patience: Duration,
+) -> anyhow::Result<CommandOutput> {
     let mut command = tokio::process::Command::new(binary()?);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
     clean(|variable| {
@@ -187,5 +191,5 @@ pub async fn run_for<A: AsRef<OsStr>>(folder: &Path, arguments: &[A], patience: 
     let output = tokio::time::timeout(patience, command.output()).await;
     let output = output.map_err(|_| anyhow!("{:?} did not end within {patience:?}", command.as_std()))??;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Ended { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) })
+    Ok(CommandOutput { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) })
 }

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// How the link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum LinkCut {
     /// Whole.
     Open,
     /// Bytes are neither passed on nor lost; connections stay: a network that is gone.
@@ -24,21 +24,21 @@ pub enum Cut {
 /// A TCP proxy to one address.
 pub struct Proxy {
     port: u16,
-    state: watch::Sender<Cut>,
-    passed: Passed,
+    state: watch::Sender<LinkCut>,
+    passed: ProxyTraffic,
     task: JoinHandle<()>,
 }
 
 /// What passed towards the cloud, once somebody wants to know.
-type Passed = Arc<Mutex<Option<Vec<u8>>>>;
+type ProxyTraffic = Arc<Mutex<Option<Vec<u8>>>>;
 
 impl Proxy {
     /// Starts one on a free port of loopback.
     pub async fn start(to: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let (state, link) = watch::channel(Cut::Open);
-        let passed = Passed::default();
+        let (state, link) = watch::channel(LinkCut::Open);
+        let passed = ProxyTraffic::default();
         let noted = passed.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -67,15 +67,15 @@ impl Proxy {
     }
 
     /// Cuts the link, or mends it.
-    pub fn set(&self, cut: Cut) {
+    pub fn set(&self, cut: LinkCut) {
         self.state.send_replace(cut);
     }
 
     /// Cuts it for a while.
-    pub async fn cut_for(&self, cut: Cut, time: Duration) {
+    pub async fn cut_for(&self, cut: LinkCut, time: Duration) {
         self.set(cut);
         tokio::time::sleep(time).await;
-        self.set(Cut::Open);
+        self.set(LinkCut::Open);
     }
 }
 
@@ -85,15 +85,15 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<Cut>, passed: Passed) {
-    if link.wait_for(|cut| *cut != Cut::Silent).await.is_ok_and(|cut| *cut == Cut::Reset) {
+async fn carry(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<LinkCut>, passed: ProxyTraffic) {
+    if link.wait_for(|cut| *cut != LinkCut::Silent).await.is_ok_and(|cut| *cut == LinkCut::Reset) {
         return reset(&near);
     }
     let Ok(far) = TcpStream::connect(to).await else { return reset(&near) };
     let _no_delay = (near.set_nodelay(true), far.set_nodelay(true));
     let resets = async {
         let mut link = link.clone();
-        let _sender_gone = link.wait_for(|cut| *cut == Cut::Reset).await;
+        let _sender_gone = link.wait_for(|cut| *cut == LinkCut::Reset).await;
     };
     // Set beforehand: halves cannot say how they want to be closed.
     reset(&near);
@@ -111,10 +111,15 @@ fn reset(stream: &TcpStream) {
     let _closed_already = stream.set_zero_linger();
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut link: watch::Receiver<Cut>, passed: Option<Passed>) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut link: watch::Receiver<LinkCut>,
+    passed: Option<ProxyTraffic>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if link.wait_for(|cut| *cut != Cut::Silent).await.is_err() {
+        if link.wait_for(|cut| *cut != LinkCut::Silent).await.is_err() {
             return;
         }
         let Some(bytes) = buffer.get(..read) else { return };

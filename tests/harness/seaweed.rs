@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use streams::{CarryError, Store};
+use streams::{CarryError, ReleaseStore};
 
 use crate::program::die_with_us;
 
@@ -82,10 +82,10 @@ impl Seaweed {
     }
 
     /// A store in its bucket, with this secret and more options.
-    pub fn store(&self, secret: &str, more: &[(&str, &str)]) -> Result<Store, CarryError> {
+    pub fn store(&self, secret: &str, more: &[(&str, &str)]) -> Result<ReleaseStore, CarryError> {
         let mut all = self.environment(secret);
         all.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        Store::open_with(URL, all)
+        ReleaseStore::open_with(URL, all)
     }
 
     /// What a process must find in its environment to reach it.
@@ -135,7 +135,7 @@ impl Drop for Seaweed {
 }
 
 fn program() -> anyhow::Result<PathBuf> {
-    let path = streams::server::cache().join(format!("seaweedfs-{VERSION}/weed"));
+    let path = streams::server::program_cache().join(format!("seaweedfs-{VERSION}/weed"));
     ensure!(path.is_file(), "{} is missing: run `deploy/fetch-runtime.sh --tests`", path.display());
     Ok(path)
 }

@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use fleet::{Fleet, HubAddress};
+use fleet::{FleetFolder, HubAddress};
 use nix::sys::signal::Signal;
 use schemas::SiteName;
-use streams::rights;
-use streams::server::{ClientListener, Durability, FleetHub, FleetLeaf, LINK_USER, Leaf, Server, ServerSettings};
-use streams::table::Role;
-use streams::topology::{self, Mend, Place, StreamSettings};
+use streams::permissions;
+use streams::server::{ClientListener, Durability, FleetHub, FleetLeaf, LINK_USER, LeafMode, Server, ServerSettings};
+use streams::subject_table::Role;
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::bare::free_ports;
+use crate::bare_server::free_ports;
 use crate::pictures::{HEAVY, INITIAL, LIGHT};
-use crate::program::{Ended, Worker, fixture, run};
+use crate::program::{CommandOutput, WorkerProcess, fixture, run};
 use crate::proxy::Proxy;
 use crate::until::until;
 
@@ -31,7 +31,7 @@ const CLOUD: &str = "cloud";
 
 /// What a world consists of.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct WorldPlan {
     /// How many sites, with a server each, joined to a hub through a link that can be cut; 0 is one
     /// site and the cloud on one server.
     pub leaves: usize,
@@ -49,7 +49,7 @@ pub struct Plan {
     pub set: Vec<String>,
 }
 
-impl Default for Plan {
+impl Default for WorldPlan {
     fn default() -> Self {
         Self {
             leaves: 0,
@@ -63,7 +63,7 @@ impl Default for Plan {
     }
 }
 
-impl Plan {
+impl WorldPlan {
     /// A hub and so many sites.
     pub fn leaves(leaves: usize) -> Self {
         Self { leaves, ..Self::default() }
@@ -77,7 +77,7 @@ impl Plan {
 }
 
 /// One site.
-pub struct Site {
+pub struct TestSite {
     /// Its name.
     pub name: SiteName,
     /// Its server.
@@ -88,7 +88,7 @@ pub struct Site {
     pub bus: Bus,
 }
 
-impl Site {
+impl TestSite {
     /// The cloud over its link, as its courier has it.
     pub async fn over_link(&self) -> anyhow::Result<Bus> {
         let password = self.server.link_password().context("it has no link")?;
@@ -104,27 +104,27 @@ impl Site {
 }
 
 /// Servers and workers. Dropping it kills the workers, then the servers.
-pub struct World {
+pub struct TestWorld {
     /// The workers by name, such as `recognizer-0` or `courier-1`.
-    pub workers: BTreeMap<String, Worker>,
+    pub workers: BTreeMap<String, WorkerProcess>,
     /// The sites.
-    pub sites: Vec<Site>,
+    pub sites: Vec<TestSite>,
     /// The cloud's server; absent where it shares the site's.
     pub hub: Option<Server>,
     /// A connection to the cloud's server.
     pub cloud: Bus,
     /// What workers that are started from now on find in their environment.
     pub environment: Vec<(String, String)>,
-    plan: Plan,
+    plan: WorldPlan,
     may_be_refused: AtomicBool,
-    fleet: Option<Fleet>,
+    fleet: Option<FleetFolder>,
     folder: TempDir,
     _permit: SemaphorePermit<'static>,
 }
 
-impl World {
+impl TestWorld {
     /// Starts the servers and creates their streams; no workers yet.
-    pub async fn start(plan: Plan) -> anyhow::Result<Self> {
+    pub async fn start(plan: WorldPlan) -> anyhow::Result<Self> {
         let permit = WORLDS.acquire().await?;
         let folder = tempfile::Builder::new().prefix("tributary-test-").tempdir()?;
         let stores = plan.stores.clone().unwrap_or_else(|| folder.path().into());
@@ -139,7 +139,9 @@ impl World {
             mappings: Vec::new(),
             durability: plan.durability,
             // Room for more sites, of which tests tell the cloud as they go.
-            max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes() * 8,
+            max_store_bytes: topology::plan_topology(&PlanScope::Both(SiteName::default_site()), &plan.streams)
+                .max_store_bytes()
+                * 8,
             leaf,
             site: None,
             entry: ClientListener::default(),
@@ -147,12 +149,12 @@ impl World {
         let mut sites = Vec::new();
         let mut fleet = None;
         let (hub, cloud) = if plan.leaves == 0 {
-            let name = SiteName::first();
+            let name = SiteName::default_site();
             let alone =
-                ServerSettings { port: plan.port, site: Some(name.clone()), ..settings("site", None, Leaf::Alone) };
+                ServerSettings { port: plan.port, site: Some(name.clone()), ..settings("site", None, LeafMode::Alone) };
             let server = serve(alone).await?;
-            let bus = set_up(&server, &Place::Both(name.clone()), &plan.streams).await?;
-            sites.push(Site { name, server, link: None, bus: bus.clone() });
+            let bus = set_up(&server, &PlanScope::Both(name.clone()), &plan.streams).await?;
+            sites.push(TestSite { name, server, link: None, bus: bus.clone() });
             (None, bus)
         } else {
             let names: Vec<SiteName> =
@@ -168,9 +170,9 @@ impl World {
                     };
                     let port = made.hub().client_port;
                     fleet = Some(made);
-                    (Leaf::HubOfFleet(hub), port)
+                    (LeafMode::HubOfFleet(hub), port)
                 }
-                false => (Leaf::Hub(names.clone()), 0),
+                false => (LeafMode::Hub(names.clone()), 0),
             };
             let mut members = Vec::new();
             if let Some(fleet) = &mut fleet {
@@ -181,22 +183,22 @@ impl World {
             let hub = serve(ServerSettings { port, ..settings(CLOUD, Some(CLOUD), leaf) }).await?;
             let login = fleet.as_ref().map(|fleet| role(fleet, "operator")).unwrap_or_default();
             let nats = NatsSettings { url: hub.url(), ..login };
-            let cloud = set_up_with(&hub, nats, &Place::Cloud(names.clone()), &plan.streams).await?;
+            let cloud = set_up_with(&hub, nats, &PlanScope::Cloud(names.clone()), &plan.streams).await?;
             for (number, name) in names.into_iter().enumerate() {
                 let link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port()))).await?;
                 let leaf = match (&fleet, members.get(number)) {
-                    (Some(fleet), Some(member)) => Leaf::OfFleet(FleetLeaf {
+                    (Some(fleet), Some(member)) => LeafMode::OfFleet(FleetLeaf {
                         hub: format!("tls://127.0.0.1:{}", link.port()),
                         authority: fleet.authority_file(),
                         seed: member.leaf_seed.clone().into(),
                     }),
-                    _ => Leaf::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?),
+                    _ => LeafMode::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?),
                 };
                 let own =
                     ServerSettings { site: Some(name.clone()), ..settings(name.as_str(), Some(name.as_str()), leaf) };
                 let server = serve(own).await?;
-                let bus = set_up(&server, &Place::Site(name.clone()), &plan.streams).await?;
-                sites.push(Site { name, server, link: Some(link), bus });
+                let bus = set_up(&server, &PlanScope::Site(name.clone()), &plan.streams).await?;
+                sites.push(TestSite { name, server, link: Some(link), bus });
             }
             (Some(hub), cloud)
         };
@@ -216,7 +218,7 @@ impl World {
     }
 
     /// Starts the servers, and one worker of every role and site.
-    pub async fn whole(plan: Plan) -> anyhow::Result<Self> {
+    pub async fn whole(plan: WorldPlan) -> anyhow::Result<Self> {
         let mut world = Self::start(plan).await?;
         world.crew().await?;
         Ok(world)
@@ -242,17 +244,17 @@ impl World {
     }
 
     /// Starts a recognizer.
-    pub fn recognizer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+    pub fn recognizer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.recognizer_of(name, site, LIGHT)
     }
 
     /// Starts a recognizer with a model that knows nothing yet: it doubts nearly everything.
-    pub fn beginner(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+    pub fn beginner(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.recognizer_of(name, site, INITIAL)
     }
 
     /// Starts a trainer of the model that knows nothing yet; it looks every second, and uses the processor as it can.
-    pub fn trainer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+    pub fn trainer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         let work = self.folder().join(format!("training-{site}")).display().to_string();
         let model = fixture(INITIAL).display().to_string();
         let mut more = vec!["--model".into(), model];
@@ -265,7 +267,7 @@ impl World {
     }
 
     /// Starts a recognizer with a model among the fixtures.
-    pub fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut Worker> {
+    pub fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut WorkerProcess> {
         let model = fixture(model).display().to_string();
         let work = format!("recognizer.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "recognizer.infer.replicas=1".to_owned();
@@ -274,17 +276,17 @@ impl World {
     }
 
     /// Starts a courier.
-    pub fn courier(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+    pub fn courier(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.worker(name, "courier", site, &[])
     }
 
     /// Starts a janitor that looks every second.
-    pub fn janitor(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+    pub fn janitor(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.janitor_with(name, site, &[])
     }
 
     /// Starts a janitor that looks every second, with more settings, as `key=value`.
-    pub fn janitor_with(&mut self, name: &str, site: usize, more: &[String]) -> anyhow::Result<&mut Worker> {
+    pub fn janitor_with(&mut self, name: &str, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
         let mut options = vec!["--set".into(), "janitor.every_s=1".into()];
         if let Some(stores) = &self.plan.stores {
             let store = format!("janitor.store={}", stores.join(self.site(site).name.as_str()).display());
@@ -295,7 +297,7 @@ impl World {
     }
 
     /// Starts a verifier.
-    pub fn verifier(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
+    pub fn verifier(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         let model = fixture(HEAVY).display().to_string();
         let url = self.cloud_url();
         let work = format!("verifier.work={}", self.folder().join(format!("releases-{name}")).display());
@@ -307,7 +309,7 @@ impl World {
     }
 
     /// Starts an aggregator of the model that knows nothing yet; its store and its folder are the world's. `more`: settings.
-    pub fn aggregator(&mut self, name: &str, more: &[String]) -> anyhow::Result<&mut Worker> {
+    pub fn aggregator(&mut self, name: &str, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
         let mut arguments = vec!["--model".into(), fixture(INITIAL).display().to_string()];
         let places = [self.release_store(), format!("aggregator.work={}", self.folder().join(name).display())];
         for pair in places.iter().chain(more) {
@@ -319,7 +321,7 @@ impl World {
     }
 
     /// Starts a releaser that judges every second; its store is the world's.
-    pub fn releaser(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
+    pub fn releaser(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         let url = self.cloud_url();
         let more = ["--set".into(), self.release_store(), "--set".into(), "releaser.judge_s=1".into()];
         let arguments = self.arguments("releaser", &url, &more);
@@ -332,7 +334,7 @@ impl World {
     }
 
     /// Runs a command about releases in the cloud.
-    pub async fn release(&self, words: &[&str]) -> anyhow::Result<Ended> {
+    pub async fn release(&self, words: &[&str]) -> anyhow::Result<CommandOutput> {
         let mut arguments: Vec<String> =
             ["release", "--nats", &self.cloud_url(), "--set", &self.release_store()].map(str::to_owned).to_vec();
         arguments.extend(words.iter().map(|word| (*word).to_owned()));
@@ -341,12 +343,12 @@ impl World {
 
     /// Sets the cloud up for one more site, which has no server; doing it twice is doing it once.
     pub async fn tell_cloud_of(&self, site: &SiteName) -> anyhow::Result<()> {
-        if Blobs::sent_by(&self.cloud, site).is_there().await? {
+        if Blobs::open_sent_by(&self.cloud, site).bucket_exists().await? {
             return Ok(());
         }
-        let wanted = topology::plan(&Place::Cloud(vec![site.clone()]), &self.plan.streams);
-        for finding in topology::setup(&self.cloud, &wanted, Mend::Everything).await? {
-            anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
+        let wanted = topology::plan_topology(&PlanScope::Cloud(vec![site.clone()]), &self.plan.streams);
+        for finding in topology::apply_plan(&self.cloud, &wanted, RepairMode::Everything).await? {
+            anyhow::ensure!(!matches!(finding.state, topology::SetupStatus::Refused(_)), "{finding:?}");
         }
         Ok(())
     }
@@ -382,7 +384,7 @@ impl World {
     }
 
     /// One of the sites.
-    pub fn site(&self, site: usize) -> &Site {
+    pub fn site(&self, site: usize) -> &TestSite {
         &self.sites[site]
     }
 
@@ -392,7 +394,7 @@ impl World {
     }
 
     /// A worker by name.
-    pub fn worked(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
+    pub fn worked(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         self.workers.get_mut(name).with_context(|| format!("no worker {name}"))
     }
 
@@ -423,7 +425,7 @@ impl World {
         text
     }
 
-    fn worker(&mut self, name: &str, role: &str, site: usize, more: &[String]) -> anyhow::Result<&mut Worker> {
+    fn worker(&mut self, name: &str, role: &str, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
         let url = self.site(site).server.url();
         let mut all = self.at(site);
         all.extend(worker_login(&self.site(site).server, role));
@@ -445,8 +447,8 @@ impl World {
         arguments
     }
 
-    fn start_worker(&mut self, name: &str, arguments: &[String]) -> anyhow::Result<&mut Worker> {
-        let worker = Worker::start(name, self.folder.path(), arguments, &self.environment)?;
+    fn start_worker(&mut self, name: &str, arguments: &[String]) -> anyhow::Result<&mut WorkerProcess> {
+        let worker = WorkerProcess::start(name, self.folder.path(), arguments, &self.environment)?;
         Ok(self.workers.entry(name.to_owned()).insert_entry(worker).into_mut())
     }
 }
@@ -454,7 +456,7 @@ impl World {
 /// The options by which a server knows a worker, so that it has the rights it needs and no more; none for what is no worker.
 fn worker_login(server: &Server, role: &str) -> Vec<String> {
     let Some(login) = Role::of_worker(role).and_then(|role| server.login(role)) else { return Vec::new() };
-    let pairs = [("user", login.user), ("password", login.password), ("inbox", rights::role_inbox(role))];
+    let pairs = [("user", login.user), ("password", login.password), ("inbox", permissions::role_inbox(role))];
     pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
 }
 
@@ -466,7 +468,7 @@ fn refused_to_workers(folder: &Path) -> Vec<String> {
     logs.flat_map(|log| log.lines().filter(refused).map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-impl Drop for World {
+impl Drop for TestWorld {
     fn drop(&mut self) {
         if self.may_be_refused.load(Ordering::Relaxed) {
             return;
@@ -483,23 +485,23 @@ pub async fn serve(settings: ServerSettings) -> anyhow::Result<Server> {
 }
 
 /// A fleet whose hub is this machine.
-fn make_fleet(folder: &Path) -> anyhow::Result<Fleet> {
+fn make_fleet(folder: &Path) -> anyhow::Result<FleetFolder> {
     let [leaf_port, client_port] = free_ports()?;
-    Ok(Fleet::init(folder, HubAddress { host: "127.0.0.1".into(), leaf_port, client_port })?)
+    Ok(FleetFolder::init(folder, HubAddress { host: "127.0.0.1".into(), leaf_port, client_port })?)
 }
 
 /// How a role of a fleet is known to its hub.
-fn role(fleet: &Fleet, name: &str) -> NatsSettings {
+fn role(fleet: &FleetFolder, name: &str) -> NatsSettings {
     NatsSettings {
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(name)),
-        inbox: Some(rights::role_inbox(name)),
+        inbox: Some(permissions::role_inbox(name)),
         ..NatsSettings::default()
     }
 }
 
 /// Connects to a server and creates what its place wants.
-pub async fn set_up(server: &Server, place: &Place, streams: &StreamSettings) -> anyhow::Result<Bus> {
+pub async fn set_up(server: &Server, place: &PlanScope, streams: &StreamSettings) -> anyhow::Result<Bus> {
     let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
     set_up_with(server, nats, place, streams).await
 }
@@ -507,14 +509,14 @@ pub async fn set_up(server: &Server, place: &Place, streams: &StreamSettings) ->
 async fn set_up_with(
     server: &Server,
     nats: NatsSettings,
-    place: &Place,
+    place: &PlanScope,
     streams: &StreamSettings,
 ) -> anyhow::Result<Bus> {
     let bus = Bus::connect(&nats, "test").await?;
-    for finding in topology::setup(&bus, &topology::plan(place, streams), Mend::Missing).await? {
-        anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
+    for finding in topology::apply_plan(&bus, &topology::plan_topology(place, streams), RepairMode::Missing).await? {
+        anyhow::ensure!(!matches!(finding.state, topology::SetupStatus::Refused(_)), "{finding:?}");
     }
-    server.settle()?;
+    server.sync_store()?;
     Ok(bus)
 }
 
@@ -525,7 +527,7 @@ pub async fn crash(server: &Server, bus: &Bus) -> anyhow::Result<()> {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.cast_signed()), Signal::SIGKILL)?;
     until("nats-server started again", Duration::from_secs(30), async || {
         let again = server.restarts() > restarts && server.process().is_some();
-        let answers = again && streams::read::round_trip(bus, Duration::from_secs(1)).await.is_ok();
+        let answers = again && streams::reader::round_trip(bus, Duration::from_secs(1)).await.is_ok();
         Ok(answers.then_some(()))
     })
     .await

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use bend::{bend_all, turns};
-use fleet::{Fleet, HubAddress, Membership};
+use fleet::{FleetFolder, HubAddress, Membership};
 
 use crate::models::shared_memory;
 
@@ -12,17 +12,17 @@ fn a_sites_file_that_was_bent_is_read_or_refused() {
     bend::limit_memory();
     let place = tempfile::tempdir_in(shared_memory()).unwrap();
     let hub = HubAddress { host: "hub.example".into(), leaf_port: 7422, client_port: 4222 };
-    let mut fleet = Fleet::init(&place.path().join("fleet"), hub).unwrap();
+    let mut fleet = FleetFolder::init(&place.path().join("fleet"), hub).unwrap();
     let membership = fleet.add_site(&"reef".parse().unwrap()).unwrap();
     let path = place.path().join("reef.site");
     membership.write_new(&path, None).unwrap();
     let whole = std::fs::read(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
-    let trusted = membership.root.signed().unwrap();
+    let trusted = membership.root.signed_bytes().unwrap();
     bend_all("sites' files", std::slice::from_ref(&whole), turns() / 20, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         if let Ok(bent) = Membership::read(&path) {
-            assert_eq!(bent.root.signed().unwrap(), trusted, "another root than the fleet's");
+            assert_eq!(bent.root.signed_bytes().unwrap(), trusted, "another root than the fleet's");
             assert!(bent.hub.starts_with("tls://"), "{}", bent.hub);
         }
         1
@@ -31,7 +31,7 @@ fn a_sites_file_that_was_bent_is_read_or_refused() {
     let whole = std::fs::read(&path).unwrap();
     bend_all("a fleet's own file", std::slice::from_ref(&whole), turns() / 4, |bytes| {
         std::fs::write(&path, bytes).unwrap();
-        if let Ok(fleet) = Fleet::open(&place.path().join("fleet")) {
+        if let Ok(fleet) = FleetFolder::open(&place.path().join("fleet")) {
             let _shown = (fleet.root().number, fleet.calendar().len());
         }
         1

@@ -1,8 +1,8 @@
 //! What is put together of many messages: reports of sites about releases, rounds and updates. One of them is bent.
 
-use aggregator::round::Rounds;
+use aggregator::round::RoundTracker;
 use bend::{bend_all, corpus, turns};
-use releaser::Evidence;
+use releaser::ReleaseEvidence;
 use rollout::stage;
 use schemas::{Canary, ReleaseId, Rollout, Round, SiteName, Swap, Update, decode, encode};
 
@@ -18,12 +18,12 @@ fn reports_that_were_bent_are_added_up_or_passed_over() {
     let reports: Vec<Vec<u8>> = swaps.iter().map(|swap| encode(swap).unwrap()).collect();
     bend_all("reports of releases", &reports, turns() / 4, |bytes| {
         let Ok(bent) = decode::<Swap>(bytes) else { return 1 };
-        let mut evidence = Evidence::of(bent.model.clone());
+        let mut evidence = ReleaseEvidence::of(bent.model.clone());
         // Twice under another worker, and beside what is whole: sums run over where there is more than one.
         let again = Swap { worker: format!("{}-2", bent.worker), ..bent.clone() };
         let cloud = Swap { site: SiteName::cloud(), ..bent.clone() };
         for swap in swaps.iter().cloned().chain([bent.clone(), again, cloud]) {
-            evidence.see(swap, now_ms);
+            evidence.add_report(swap, now_ms);
         }
         let ring = vec![bent.site.clone()];
         let canary = Canary {
@@ -41,7 +41,7 @@ fn reports_that_were_bent_are_added_up_or_passed_over() {
                 stable,
                 now_ms,
             );
-            let ruling = releaser::judge(&trial, &Default::default());
+            let ruling = releaser::judge_canary(&trial, &Default::default());
             drop(ruling);
         }
         let _sites = evidence.sites(now_ms).len();
@@ -56,17 +56,17 @@ fn rounds_and_updates_that_were_bent_are_taken_or_refused() {
     let mut whole: Vec<Vec<u8>> = rounds.iter().map(|round| encode(round).unwrap()).collect();
     whole.extend(updates.iter().map(|update| encode(update).unwrap()));
     bend_all("rounds and updates", &whole, turns() / 2, |bytes| {
-        let mut state = Rounds::new(ReleaseId::from_sha256([1; 32]));
+        let mut state = RoundTracker::new(ReleaseId::from_sha256([1; 32]));
         let bent = decode::<Round>(bytes).ok();
         for (at_ms, round) in (1..).zip(rounds.iter().chain(&bent)) {
-            state.happened(round, at_ms);
+            state.apply_event(round, at_ms);
         }
         for (sequence, update) in (1..).zip(updates.iter().cloned().chain(decode::<Update>(bytes).ok())) {
-            if let aggregator::round::Arrival::Count(arrived) = state.arrived(update, sequence, u64::MAX) {
+            if let aggregator::round::ArrivalAction::Count(arrived) = state.add_update(update, sequence, u64::MAX) {
                 state.accept(*arrived);
             }
         }
-        let _due = (state.due(u64::MAX), state.last(), state.waiting());
+        let _due = (state.close_reason(u64::MAX), state.last(), state.waiting_updates());
         2
     });
 }
@@ -78,8 +78,8 @@ fn decisions_that_were_bent_are_followed_by_others() {
     let site: SiteName = "reef".parse().unwrap();
     bend_all("decisions about releases", &whole, turns() / 2, |bytes| {
         let Ok(bent) = decode::<Rollout>(bytes) else { return 1 };
-        let said = || stage::Said::new("hand", "because", 5);
-        let order = stage::order(&bent, &site);
+        let said = || stage::DecisionContext::new("hand", "because", 5);
+        let order = stage::order_for_site(&bent, &site);
         let next = stage::roll_back(&bent, said()).unwrap_or_else(|_| bent.clone());
         assert!(next.number >= bent.number && order.number == bent.number);
         let _others = (

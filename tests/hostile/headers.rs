@@ -60,7 +60,7 @@ async fn headers_that_were_bent_cost_their_message_and_not_the_connection() {
         .unwrap();
     let mut messages = client.subscribe("image.reef.cam-1").await.unwrap();
     client.flush().await.unwrap();
-    let stored = schemas::task::Stored {
+    let stored = schemas::task::StorageStamp {
         site: "reef".parse().unwrap(),
         camera: "cam-1".parse().unwrap(),
         sequence: 1,
@@ -71,7 +71,8 @@ async fn headers_that_were_bent_cost_their_message_and_not_the_connection() {
         let message = message.unwrap_or_else(|_| panic!("message {number} of {sent} did not come")).unwrap();
         assert_eq!(message.payload, number.to_string().as_bytes(), "one was lost before it");
         let headers = message.headers.unwrap_or_default();
-        let _task = Task::read(&stored, |name| headers.get(name).map(|value| value.as_str()), &message.payload).is_ok();
+        let _task =
+            Task::from_headers(&stored, |name| headers.get(name).map(|value| value.as_str()), &message.payload).is_ok();
     }
     assert_eq!(client.connection_state(), async_nats::connection::State::Connected);
     let seconds = begun.elapsed().as_secs_f64();

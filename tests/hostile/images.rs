@@ -70,7 +70,7 @@ fn what_is_said_of_images_that_were_bent_is_found_or_not() {
     bend::limit_memory();
     let settings = settings();
     bend_some("images, sizes and ends", &pictures(SMALL_BYTES), turns() / 4, with_checksums, |bytes| {
-        let _end = vision::reaches_end(bytes);
+        let _end = vision::is_complete(bytes);
         let _size = vision::dimensions(bytes).is_ok();
         2
     });

@@ -1,17 +1,17 @@
 //! Messages, and what is signed of them.
 
 use bend::{bend_all, corpus, turns};
-use replayer::Row;
-use replayer::backtest::{Candidate, Recorded, play};
-use replayer::row::Texts;
-use runtime::sign::Key;
+use replayer::TaskRow;
+use replayer::backtest::{BacktestCandidate, RecordedTask, replay_decisions};
+use replayer::row::TextPool;
+use runtime::site_key::SiteKey;
 use runtime::ticket::TicketKey;
 use runtime::{audit, trust};
 use schemas::{
-    Answer, AuditNote, Beat, DeadLetter, HardCase, Label, LearnedImages, Message, Order, Rollout, Root, Round,
-    SiteName, Swap, Update, Verdict, Verify, codec, decode, encode,
+    Answer, AuditNote, DeadLetter, HardCase, Heartbeat, Label, LearnedImages, Message, Order, Rollout, Root, Round,
+    SiteName, Swap, Update, Verdict, VerifyRequest, codec, decode, encode,
 };
-use streams::read::Record;
+use streams::reader::StoredMessage;
 use streams::subject;
 
 fn wire(beginning: &str) -> Vec<Vec<u8>> {
@@ -36,7 +36,7 @@ fn messages_that_were_bent_are_read_or_refused() {
         message::<Answer>,
         message::<AuditNote>,
         |bytes| {
-            if let Ok(beat) = decode::<Beat>(bytes) {
+            if let Ok(beat) = decode::<Heartbeat>(bytes) {
                 let _either_way = beat.check();
             }
         },
@@ -51,8 +51,8 @@ fn messages_that_were_bent_are_read_or_refused() {
         message::<Swap>,
         message::<Update>,
         message::<Verdict>,
-        message::<Verify>,
-        |bytes| drop(codec::show(bytes)),
+        message::<VerifyRequest>,
+        |bytes| drop(codec::to_json(bytes)),
     ];
     bend_all("messages", &corpus("fixtures/wire", &[".msgpack"], usize::MAX), turns(), |bytes| {
         kinds.iter().for_each(|kind| kind(bytes));
@@ -65,15 +65,15 @@ fn answers_that_were_bent_are_told_and_decided_again() {
     bend::limit_memory();
     let answers: Vec<Vec<u8>> = wire("answer").into_iter().filter(|bytes| decode::<Answer>(bytes).is_ok()).collect();
     let candidate =
-        Candidate { name: "bent".into(), says: serde_json::json!({ "gate": { "min_confidence_ratio": 0.7 } }) };
-    let mut texts = Texts::default();
+        BacktestCandidate { name: "bent".into(), says: serde_json::json!({ "gate": { "min_confidence_ratio": 0.7 } }) };
+    let mut texts = TextPool::default();
     bend_all("answers in a back-test", &answers, turns() / 4, |bytes| {
         let Ok(answer) = decode::<Answer>(bytes) else { return 1 };
-        let row = Row::of(&answer, &mut texts);
+        let row = TaskRow::of(&answer, &mut texts);
         let _told = (row.hardness(), row.is_wrong(), row.label().is_some());
-        if let Some(recorded) = Recorded::of(&answer, None, &mut texts) {
+        if let Some(recorded) = RecordedTask::of(&answer, None, &mut texts) {
             let in_force = [(recorded.settings().to_owned(), Default::default())].into();
-            let _played = play(&[recorded], &in_force, &candidate).is_ok();
+            let _played = replay_decisions(&[recorded], &in_force, &candidate).is_ok();
         }
         3
     });
@@ -83,7 +83,7 @@ fn answers_that_were_bent_are_told_and_decided_again() {
 #[test]
 fn what_was_signed_and_bent_is_not_obeyed() {
     bend::limit_memory();
-    let key = Key::of_secret(&Key::make_secret().unwrap()).unwrap();
+    let key = SiteKey::of_secret(&SiteKey::make_secret().unwrap()).unwrap();
     let mut root = Root {
         number: 1,
         expires_at_ms: u64::MAX,
@@ -112,7 +112,7 @@ fn what_was_signed_and_bent_is_not_obeyed() {
     let older = Root { number: 0, ..root.clone() };
     bend_all("roots", &[text], turns() / 4, |bytes| {
         let Ok(bent) = serde_json::from_slice::<Root>(bytes) else { return 2 };
-        let same = bent.signed().unwrap() == root.signed().unwrap();
+        let same = bent.signed_bytes().unwrap() == root.signed_bytes().unwrap();
         assert!(same || trust::check_first_root(&bent).is_err(), "another root is trusted: {bent:?}");
         assert!(same || trust::check_root(&bent, &older, 20).is_err(), "another root is followed: {bent:?}");
         2
@@ -142,16 +142,16 @@ fn a_ticket_that_was_bent_is_no_ticket() {
 fn a_note_of_the_audit_that_was_bent_breaks_its_chain() {
     bend::limit_memory();
     let place: SiteName = "reef".parse().unwrap();
-    let record = |sequence: u64, payload: Vec<u8>| Record {
+    let record = |sequence: u64, payload: Vec<u8>| StoredMessage {
         subject: subject::audit(&place),
         sequence,
         stored_at_ns: 0,
         headers: Vec::new(),
         payload: payload.into(),
     };
-    let mut records: Vec<Record> = Vec::new();
+    let mut records: Vec<StoredMessage> = Vec::new();
     for sequence in 1..=3 {
-        let previous = records.last().map_or(vec![0; 32], |before: &Record| {
+        let previous = records.last().map_or(vec![0; 32], |before: &StoredMessage| {
             use sha2::Digest;
             sha2::Sha256::digest(&before.payload).to_vec()
         });

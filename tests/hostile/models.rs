@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use autograd::onnx::Onnx;
+use autograd::onnx::OnnxDocument;
 use autograd::report::report;
-use autograd::step::Prepared;
+use autograd::training_step::PreparedModel;
 use bend::{bend_all, corpus, files, root, turns};
 
 fn graphs(most_bytes: usize) -> Vec<Vec<u8>> {
@@ -15,13 +15,13 @@ fn graphs(most_bytes: usize) -> Vec<Vec<u8>> {
 
 /// Everything that is asked of a graph before the runtime sees it.
 fn look(bytes: &[u8]) -> usize {
-    let Ok(onnx) = Onnx::decode(bytes) else { return 1 };
+    let Ok(onnx) = OnnxDocument::decode(bytes) else { return 1 };
     let _of_it = (onnx.opset(), onnx.inputs().is_ok(), onnx.check().is_ok(), onnx.fingerprint().is_ok());
     let floats = onnx.floats().unwrap_or_default();
     let weights = floats.iter().filter_map(|(name, _)| Some((name.clone(), onnx.weight(name).ok()?)));
     let _patched = onnx.clone().patch(&weights.collect());
     let output = onnx.output().unwrap_or_default().to_owned();
-    let prepared = Prepared::new(&onnx, &output, &[1, 3, 8, 8]);
+    let prepared = PreparedModel::new(&onnx, &output, &[1, 3, 8, 8]);
     if let Ok(prepared) = prepared
         && let Ok(known) = prepared.known()
     {

@@ -2,17 +2,17 @@
 
 use aggregator::check::{self, CheckSettings};
 use bend::{bend_all, corpus, texts, turns};
-use courier::budget::{Budget, BudgetSettings, Used};
-use decisions::learn::Evidence;
-use decisions::{InForce, Policy};
+use courier::budget::{Budget, BudgetSettings, BudgetUsage};
+use decisions::calibration::CalibrationEvidence;
+use decisions::{EffectiveSettings, Policy};
 use recognizer::signals::read_policy;
-use replayer::backtest::Candidate;
+use replayer::backtest::BacktestCandidate;
 use rollout::confinement::Confinement;
-use rollout::trial::{Probe, Tried, compare};
-use scaling::decide::{Seen, State, decide};
-use scaling::{Asked, ScaleSettings};
-use schemas::{FaultNote, Opinion, Ranked, ReleaseId, Update, decode};
-use trainer::collect::Marks;
+use rollout::trial::{ReleaseProbe, TrialResult, compare};
+use scaling::decide::{QueueObservation, ScaleState, decide_replicas};
+use scaling::{ReplicaRequest, ScaleSettings};
+use schemas::{FaultNote, Prediction, RankedClass, ReleaseId, Update, decode};
+use trainer::collector::ReadPositions;
 
 #[test]
 fn a_note_of_the_policy_that_was_bent_is_one_that_settings_may_have() {
@@ -31,14 +31,16 @@ fn a_note_of_the_policy_that_was_bent_is_one_that_settings_may_have() {
 fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
     bend::limit_memory();
     let notes = texts(["null", "{\"fixed\":3}", "{\"between\":[1,4]}"]);
-    let seen = Seen { now_s: 10.0, waiting: 1e6, cost_s: 0.01, replicas: 3, finished: 7 };
+    let seen = QueueObservation { now_s: 10.0, waiting: 1e6, cost_s: 0.01, replicas: 3, finished: 7 };
     bend_all("notes of replicas", &notes, turns(), |bytes| {
-        match serde_json::from_slice::<Option<Asked>>(bytes) {
-            Ok(Some(Asked::Fixed(replicas))) => assert!((1..=scaling::asked::MOST_REPLICAS).contains(&replicas)),
-            Ok(Some(Asked::Between(least, most))) => {
-                let settings = ScaleSettings { least, most, ..ScaleSettings::default() };
-                let (_, wish) = decide(&settings, &State::default(), &seen);
-                assert!((1..=scaling::asked::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
+        match serde_json::from_slice::<Option<ReplicaRequest>>(bytes) {
+            Ok(Some(ReplicaRequest::Fixed(replicas))) => {
+                assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&replicas))
+            }
+            Ok(Some(ReplicaRequest::Between(least, most))) => {
+                let settings = ScaleSettings { min_replicas: least, max_replicas: most, ..ScaleSettings::default() };
+                let (_, wish) = decide_replicas(&settings, &ScaleState::default(), &seen);
+                assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
             }
             Ok(None) | Err(_) => {}
         }
@@ -49,27 +51,29 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
 #[test]
 fn evidence_that_was_bent_is_believed_or_refused() {
     bend::limit_memory();
-    let mut evidence = Evidence::default();
-    let opinion = Opinion {
+    let mut evidence = CalibrationEvidence::default();
+    let opinion = Prediction {
         label: "cat".into(),
         confidence: 0.7,
-        top: [("cat", 0.7), ("dog", 0.2)].map(|(label, confidence)| Ranked { label: label.into(), confidence }).into(),
+        top: [("cat", 0.7), ("dog", 0.2)]
+            .map(|(label, confidence)| RankedClass { label: label.into(), confidence })
+            .into(),
         labels: None,
         release: ReleaseId::from_sha256([1; 32]),
         temperature: Some(1.0),
         novelty: None,
     };
     for number in 0..40 {
-        evidence.seen("cat", 0.7);
-        evidence.verified(&opinion, if number % 3 == 0 { "dog" } else { "cat" }, 4, 1.0);
+        evidence.add_answer("cat", 0.7);
+        evidence.add_verdict(&opinion, if number % 3 == 0 { "dog" } else { "cat" }, 4, 1.0);
     }
     bend_all("notes of evidence", &[serde_json::to_vec(&evidence).unwrap()], turns() / 10, |bytes| {
-        if let Ok(mut bent) = serde_json::from_slice::<Evidence>(bytes) {
-            let belief = bent.belief(0.9);
+        if let Ok(mut bent) = serde_json::from_slice::<CalibrationEvidence>(bytes) {
+            let belief = bent.calibration(0.9);
             assert!(!belief.pooled.is_nan() && belief.thresholds.values().all(|ratio| !ratio.is_nan()), "{belief:?}");
             assert!(belief.accuracy_at_least.is_finite() && belief.stays_ratio.is_finite(), "{belief:?}");
             assert!(belief.temperature.is_none_or(|temperature| temperature > 0.0), "{belief:?}");
-            let _faded = bent.faded();
+            let _faded = bent.decayed();
             bent.add(&evidence);
         }
         1
@@ -79,24 +83,29 @@ fn evidence_that_was_bent_is_believed_or_refused() {
 #[test]
 fn settings_in_force_that_were_bent_are_tried_or_refused() {
     bend::limit_memory();
-    let candidate = Candidate { name: "bent".into(), says: serde_json::json!({ "policy": { "listen_ms": 5 } }) };
-    bend_all("notes of settings in force", &[serde_json::to_vec(&InForce::default()).unwrap()], turns() / 4, |bytes| {
-        if let Ok(bent) = serde_json::from_slice::<InForce>(bytes) {
-            let _gate = bent.gate();
-            let _tried = candidate.over(&bent).is_ok();
-        }
-        let over = serde_json::from_slice(bytes).map(|says| Candidate { name: "bent".into(), says });
-        let _over = over.map(|candidate| candidate.over(&InForce::default()).is_ok());
-        2
-    });
+    let candidate = BacktestCandidate { name: "bent".into(), says: serde_json::json!({ "policy": { "hold_ms": 5 } }) };
+    bend_all(
+        "notes of settings in force",
+        &[serde_json::to_vec(&EffectiveSettings::default()).unwrap()],
+        turns() / 4,
+        |bytes| {
+            if let Ok(bent) = serde_json::from_slice::<EffectiveSettings>(bytes) {
+                let _gate = bent.gate();
+                let _tried = candidate.apply_to(&bent).is_ok();
+            }
+            let over = serde_json::from_slice(bytes).map(|says| BacktestCandidate { name: "bent".into(), says });
+            let _over = over.map(|candidate| candidate.apply_to(&EffectiveSettings::default()).is_ok());
+            2
+        },
+    );
 }
 
 #[test]
 fn a_note_of_the_budget_that_was_bent_is_counted_from() {
     bend::limit_memory();
-    let settings = BudgetSettings { bytes_a_day: Some(1000), bytes_a_second: Some(100) };
+    let settings = BudgetSettings { max_bytes_per_day: Some(1000), max_bytes_per_s: Some(100) };
     bend_all("notes of the budget", &texts(["{\"day\":20000,\"bytes\":700}"]), turns(), |bytes| {
-        let mut budget = Budget::new(settings.clone(), serde_json::from_slice::<Used>(bytes).ok());
+        let mut budget = Budget::new(settings.clone(), serde_json::from_slice::<BudgetUsage>(bytes).ok());
         let now_ms = 20_000 * 24 * 3_600_000;
         budget.allows(10, now_ms, 1.0);
         budget.spend(u64::MAX, now_ms);
@@ -124,7 +133,7 @@ fn notes_of_keys_and_marks_that_were_bent_are_read_or_refused() {
     });
     bend_all("notes of how far was trained", &texts(["{\"answers\":7,\"labels\":9}", "17"]), turns(), |bytes| {
         let _read = (
-            serde_json::from_slice::<Marks>(bytes).is_ok(),
+            serde_json::from_slice::<ReadPositions>(bytes).is_ok(),
             String::from_utf8_lossy(bytes).parse::<u64>().is_ok(),
             serde_json::from_slice::<Vec<u64>>(bytes).is_ok(),
         );
@@ -136,7 +145,7 @@ fn notes_of_keys_and_marks_that_were_bent_are_read_or_refused() {
 #[test]
 fn what_a_trial_says_bent_is_compared_or_refused() {
     bend::limit_memory();
-    let tried = Tried {
+    let tried = TrialResult {
         runtime: "1.31.1".into(),
         batch: 4,
         cost_ms: 1.5,
@@ -144,18 +153,18 @@ fn what_a_trial_says_bent_is_compared_or_refused() {
         logits: vec![vec![1.0, -2.5, 0.25]; 4],
         confinement: Confinement::Full,
     };
-    let probe = Probe { runtime: tried.runtime.clone(), logits: tried.logits.clone() };
+    let probe = ReleaseProbe { runtime: tried.runtime.clone(), logits: tried.logits.clone() };
     let fault = FaultNote::new("graph_unusable", "it cannot be loaded", "export it again");
     let corpus = [
         serde_json::to_vec(&Ok::<_, FaultNote>(tried.clone())).unwrap(),
-        serde_json::to_vec(&Err::<Tried, _>(fault)).unwrap(),
+        serde_json::to_vec(&Err::<TrialResult, _>(fault)).unwrap(),
         serde_json::to_vec(&probe).unwrap(),
     ];
     bend_all("answers of trials", &corpus, turns() / 2, |bytes| {
-        if let Ok(Ok(bent)) = serde_json::from_slice::<Result<Tried, FaultNote>>(bytes) {
+        if let Ok(Ok(bent)) = serde_json::from_slice::<Result<TrialResult, FaultNote>>(bytes) {
             let _compared = compare(&bent.logits, &probe).is_ok();
         }
-        if let Ok(bent) = serde_json::from_slice::<Probe>(bytes) {
+        if let Ok(bent) = serde_json::from_slice::<ReleaseProbe>(bytes) {
             let _compared = compare(&tried.logits, &bent).is_ok();
         }
         2

@@ -1,11 +1,11 @@
 //! Texts: subjects, names, topics, headers, expressions, times, settings of any kind.
 
 use bend::{bend_all, corpus, texts, turns};
-use replayer::field::Field;
-use replayer::{Expression, Row, moment};
+use replayer::field::TaskField;
+use replayer::{Expression, TaskRow, timestamp};
 use schemas::{BlobRef, CameraName, ReleaseId, Root, SiteName, Task, TaskId};
 use streams::monitor;
-use streams::subject::{self, Errand};
+use streams::subject::{self, OutboxKind};
 
 #[test]
 fn texts_that_were_bent_are_read_or_refused() {
@@ -25,7 +25,7 @@ fn texts_that_were_bent_are_read_or_refused() {
         "\u{fc}\u{df}\u{1f41f} 10 % \u{0}",
     ]);
     let site: SiteName = "reef".parse().unwrap();
-    let stored = || schemas::task::Stored {
+    let stored = || schemas::task::StorageStamp {
         site: "reef".parse().unwrap(),
         camera: "cam-1".parse().unwrap(),
         sequence: 1,
@@ -35,14 +35,14 @@ fn texts_that_were_bent_are_read_or_refused() {
         let text = String::from_utf8_lossy(bytes);
         let _read = (
             subject::read_image(&text).is_ok(),
-            subject::read_finality(&text).is_ok(),
+            subject::read_final_answer(&text).is_ok(),
             subject::read_pin(&text).is_ok(),
             subject::check_pattern(&text).is_ok(),
             subject::check_replay(&text).is_ok(),
-            subject::may_come_again("IMAGES", &site, &text),
-            subject::may_go(Errand::Verify, &site, &text),
+            subject::may_be_redelivered("IMAGES", &site, &text),
+            subject::is_uploadable(OutboxKind::Verify, &site, &text),
             subject::map_topic(&site, &text, "$1").is_ok(),
-            Errand::read(&text).is_ok(),
+            OutboxKind::read(&text).is_ok(),
         );
         let _parsed = (
             text.parse::<SiteName>().is_ok(),
@@ -52,12 +52,12 @@ fn texts_that_were_bent_are_read_or_refused() {
             text.parse::<BlobRef>().is_ok(),
             Expression::parse(&text).is_ok(),
             serde_json::from_str::<Root>(&text).is_ok(),
-            moment::read(&text, Some(1_000_000)).is_ok(),
-            text.parse::<autograd::Trainable>().is_ok(),
-            text.parse::<scaling::Asked>().is_ok(),
+            timestamp::parse_timestamp(&text, Some(1_000_000)).is_ok(),
+            text.parse::<autograd::TrainableSelection>().is_ok(),
+            text.parse::<scaling::ReplicaRequest>().is_ok(),
         );
         // Every header of a task at once, each with this value.
-        let _task = Task::read(&stored(), |_| Some(&text), bytes).is_ok();
+        let _task = Task::from_headers(&stored(), |_| Some(&text), bytes).is_ok();
         20
     });
 }
@@ -66,11 +66,11 @@ fn texts_that_were_bent_are_read_or_refused() {
 #[test]
 fn expressions_and_rows_that_were_bent_go_together() {
     bend::limit_memory();
-    let mut shared = replayer::row::Texts::default();
-    let rows: Vec<Row> = corpus("fixtures/wire", &[".msgpack"], usize::MAX)
+    let mut shared = replayer::row::TextPool::default();
+    let rows: Vec<TaskRow> = corpus("fixtures/wire", &[".msgpack"], usize::MAX)
         .iter()
         .filter_map(|bytes| schemas::decode(bytes).ok())
-        .map(|answer: schemas::Answer| Row::of(&answer, &mut shared))
+        .map(|answer: schemas::Answer| TaskRow::of(&answer, &mut shared))
         .collect();
     let expressions = texts([
         "hard and (confidence < 0.5 or not label = \"a b\") and camera in (\"x\", \"y\")",
@@ -80,14 +80,14 @@ fn expressions_and_rows_that_were_bent_go_together() {
     ]);
     bend_all("expressions", &expressions, turns(), |bytes| {
         let Ok(expression) = Expression::parse(&String::from_utf8_lossy(bytes)) else { return 1 };
-        let _held = rows.iter().filter(|row| expression.holds(row)).count();
+        let _held = rows.iter().filter(|row| expression.matches(row)).count();
         1 + rows.len()
     });
     let written: Vec<Vec<u8>> = rows.iter().map(|row| serde_json::to_vec(row).unwrap()).collect();
-    let fields: Vec<Field> =
-        ["confidence", "label", "camera", "hard", "time"].into_iter().filter_map(Field::named).collect();
+    let fields: Vec<TaskField> =
+        ["confidence", "label", "camera", "hard", "time"].into_iter().filter_map(TaskField::named).collect();
     bend_all("rows of pinned sets", &written, turns() / 2, |bytes| {
-        let Ok(row) = serde_json::from_slice::<Row>(bytes) else { return 1 };
+        let Ok(row) = serde_json::from_slice::<TaskRow>(bytes) else { return 1 };
         let _values = fields.iter().filter(|field| row.value(**field).is_some()).count();
         let _cells = replayer::index::cells("a", &row, 7);
         let _of_it = (row.hardness(), row.is_wrong(), row.label().is_some());
@@ -103,7 +103,7 @@ fn what_a_server_says_of_itself_is_read_or_passed_over() {
         "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"ok\"}",
     ]);
     bend_all("pages of a server", &answers, turns(), |bytes| {
-        let _health = monitor::health(&String::from_utf8_lossy(bytes));
+        let _health = monitor::parse_health(&String::from_utf8_lossy(bytes));
         1
     });
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use aggregator::Layout;
-use aggregator::values::{Values, WeightsFile};
+use aggregator::ParameterLayout;
+use aggregator::weights_file::{WeightRow, WeightsFile};
 use bend::{bend_all, corpus, texts, turns};
 use safetensors_corpus::{delta, floats, layout};
-use schemas::WeightForm;
-use trainer::copied::Copied;
+use schemas::WeightFormat;
+use trainer::training_copy::TrainingCopy;
 use training::{Examples, weights};
 
 use crate::models::shared_memory;
@@ -16,23 +16,23 @@ use crate::models::shared_memory;
 mod safetensors_corpus {
     use super::*;
 
-    fn tensors() -> weights::Tensors {
+    fn tensors() -> weights::NamedTensors {
         let values = |count: usize| (0..count).map(|number| number as f32 / 8.0).collect::<Vec<f32>>();
         let one = |name: &str, shape: &[usize]| (name.to_owned(), (shape.to_vec(), values(shape.iter().product())));
         [one("dense.bias", &[4]), one("dense.weight", &[4, 6]), one("scale", &[])].into()
     }
 
-    pub fn layout() -> Layout {
-        Layout::new(tensors().into_iter().map(|(name, (shape, _))| (name, shape)).collect())
+    pub fn layout() -> ParameterLayout {
+        ParameterLayout::new(tensors().into_iter().map(|(name, (shape, _))| (name, shape)).collect())
     }
 
     pub fn floats() -> Vec<u8> {
         let notes = [("mark".to_owned(), "a".to_owned()), ("progress".to_owned(), "{\"epoch\":3}".to_owned())];
-        weights::encode(&tensors(), &BTreeMap::new(), WeightForm::F32, Some(notes.into())).unwrap()
+        weights::encode(&tensors(), &BTreeMap::new(), WeightFormat::F32, Some(notes.into())).unwrap()
     }
 
     pub fn delta() -> Vec<u8> {
-        weights::encode(&tensors(), &BTreeMap::new(), WeightForm::DeltaF16, None).unwrap()
+        weights::encode(&tensors(), &BTreeMap::new(), WeightFormat::DeltaF16, None).unwrap()
     }
 }
 
@@ -57,10 +57,10 @@ fn weights_that_were_bent_are_read_or_refused() {
     let (layout, (_folder, path)) = (layout(), file("update.safetensors"));
     bend_all("updates against a layout", &[floats(), delta()], turns() / 2, |bytes| {
         std::fs::write(&path, bytes).unwrap();
-        let forms = [WeightForm::F32, WeightForm::F16, WeightForm::DeltaF16];
+        let forms = [WeightFormat::F32, WeightFormat::F16, WeightFormat::DeltaF16];
         for form in forms {
             if let Ok(file) = WeightsFile::open(&path, form, &layout) {
-                assert_eq!(Values::File(&file).row(&layout).len(), layout.len());
+                assert_eq!(WeightRow::File(&file).row(&layout).len(), layout.len());
             }
         }
         forms.len()
@@ -86,7 +86,7 @@ fn an_index_of_pictures_that_was_bent_is_read_or_refused() {
                 assert!(example.path.starts_with(folder.path()) && !climbs, "{}", example.path.display());
             }
         }
-        let _copied = Copied::read(folder.path()).is_ok();
+        let _copied = TrainingCopy::read(folder.path()).is_ok();
         2
     });
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use harness::pictures::{LIGHT, one, some};
 use harness::program::{fixture, root};
-use harness::{Plan, World, odd, run, until};
+use harness::{TestWorld, WorldPlan, odd_images, run, until};
 use schemas::limits::MAX_MESSAGE_BYTES;
 use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TASK, HEADER_TILE,
 };
 use schemas::{BlobRef, DeadLetter, Reason, Route, TaskId, decode};
-use streams::read::{self, Stretch};
+use streams::reader::{self, StreamRange};
 use streams::topology::StreamSettings;
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, topology};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,10 +25,10 @@ use crate::common::{PATIENCE, answered, outcome, publish, publish_as};
 const WITHOUT_DELAY: Duration = Duration::from_secs(3);
 
 async fn letters(bus: &Bus) -> Vec<DeadLetter> {
-    let level = read::level(bus, topology::DEAD).await.unwrap();
+    let level = reader::stream_level(bus, topology::DEAD).await.unwrap();
     let mut letters = Vec::new();
     if level.messages > 0 {
-        let all = read::stretch(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        let all = reader::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             letters.push(decode::<DeadLetter>(&record.payload).unwrap());
         });
         all.await.unwrap();
@@ -47,15 +47,15 @@ fn vision_testdata(name: &str) -> Vec<u8> {
 }
 
 /// A site without a cloud, and a recognizer.
-async fn small_world() -> World {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+async fn small_world() -> TestWorld {
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     world
 }
 
 /// A good image is answered at once, by the very process that was there at first.
-async fn serves_on(world: &mut World, after: &str) {
+async fn serves_on(world: &mut TestWorld, after: &str) {
     let asked_at = Instant::now();
     let task = publish(world.bus(0), &world.site(0).name, &one(true).unwrap().bytes, &[]).await;
     assert_eq!(answered(world, task).await.route, Route::Edge, "after {after}");
@@ -65,9 +65,9 @@ async fn serves_on(world: &mut World, after: &str) {
 }
 
 /// Publishes something bad and checks its tombstone, its dead letter and its worker.
-async fn dies_of(world: &mut World, what: &str, bytes: &[u8], headers: &[(&'static str, &str)], fault: &str) {
+async fn dies_of(world: &mut TestWorld, what: &str, bytes: &[u8], headers: &[(&'static str, &str)], fault: &str) {
     let site = world.site(0).name.clone();
-    let task = TaskId::mint();
+    let task = TaskId::new_random();
     publish_as(world.bus(0), &site, task, bytes, headers).await.unwrap();
     serves_on(world, what).await;
     let answer = answered(world, task).await;
@@ -90,9 +90,9 @@ async fn an_image_that_is_none_becomes_a_dead_letter_by_name_and_the_next_is_ser
         ("a JPEG that was cut off", jpeg[..jpeg.len() / 2].to_vec(), "image_truncated"),
         ("a PNG that was cut off", png[..png.len() / 2].to_vec(), "image_truncated"),
         ("a text", b"I am a picture".to_vec(), "image_unknown_format"),
-        ("a JPEG header of 60000x60000", odd::jpeg_saying(&jpeg, 60_000, 60_000), "image_side_too_long"),
-        ("a PNG of 20000x20000", odd::png_bomb(20_000), "image_side_too_long"),
-        ("a PNG of 16000x16000", odd::png_bomb(16_000), "image_too_many_pixels"),
+        ("a JPEG header of 60000x60000", odd_images::jpeg_saying(&jpeg, 60_000, 60_000), "image_side_too_long"),
+        ("a PNG of 20000x20000", odd_images::png_bomb(20_000), "image_side_too_long"),
+        ("a PNG of 16000x16000", odd_images::png_bomb(16_000), "image_too_many_pixels"),
         ("zeros", vec![0; 1024 * 1024], "image_unknown_format"),
     ];
     for (what, bytes, fault) in cases {
@@ -107,13 +107,13 @@ async fn an_unusual_image_is_answered_like_any_other() {
     let mut padded = one(true).unwrap().bytes.to_vec();
     padded.resize(300_000, 0);
     for (what, bytes) in [
-        ("an animated GIF", odd::animated_gif()),
+        ("an animated GIF", odd_images::animated_gif()),
         ("an animated WebP", vision_testdata("animated.webp")),
         ("a CMYK JPEG", vision_testdata("cmyk.jpg")),
         ("a progressive grey JPEG", vision_testdata("grey_progressive.jpg")),
         ("a turned TIFF", vision_testdata("orientation6.tif")),
         ("a PNG with a palette and alpha", vision_testdata("palette_alpha.png")),
-        ("a PNG of 5000x5000", odd::png_bomb(5000)),
+        ("a PNG of 5000x5000", odd_images::png_bomb(5000)),
         ("a PNG with zeros behind it", padded),
     ] {
         let task = publish(world.bus(0), &site, &bytes, &[]).await;
@@ -135,7 +135,7 @@ async fn a_header_that_cannot_be_read_becomes_a_dead_letter_by_name() {
     ] {
         let site = world.site(0).name.clone();
         let bytes = if header == HEADER_BLOB { &b""[..] } else { &one(true).unwrap().bytes[..] };
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         publish_as(world.bus(0), &site, task, bytes, &[(header, text)]).await.unwrap();
         serves_on(&mut world, header).await;
         let letter = letter(world.bus(0), |letter| letter.headers.get("Nats-Msg-Id") == Some(&task.to_string())).await;
@@ -177,7 +177,7 @@ async fn a_reference_that_lies_becomes_a_dead_letter_by_name() {
     let mut world = small_world().await;
     let picture = &one(true).unwrap().bytes;
     let blobs = Blobs::open(world.bus(0)).await.unwrap();
-    let good = blobs.store(picture).await.unwrap();
+    let good = blobs.store_blob(picture).await.unwrap();
     let missing = BlobRef::new([7; 32], 100);
     let lying = |size_bytes: u64| BlobRef { size_bytes, ..good.clone() }.to_string();
     dies_of(&mut world, "a blob that is not there", b"", &[(HEADER_BLOB, &missing.to_string())], "blob_bad").await;
@@ -199,7 +199,7 @@ async fn a_publisher_hears_at_once_of_a_message_that_is_too_large() {
     let mut world = small_world().await;
     let site = world.site(0).name.clone();
     for size_bytes in [100_000_000, MAX_MESSAGE_BYTES + 1] {
-        let refused = publish_as(world.bus(0), &site, TaskId::mint(), &vec![0; size_bytes], &[]).await;
+        let refused = publish_as(world.bus(0), &site, TaskId::new_random(), &vec![0; size_bytes], &[]).await;
         assert!(matches!(refused, Err(CarryError::TooLarge { .. })), "{size_bytes}: {refused:?}");
     }
     // A client that does not look at the limit is shown the door by the server.
@@ -235,7 +235,7 @@ async fn a_subject_that_nobody_takes_is_an_error_at_the_publisher() {
     let publisher = Publisher::new(world.bus(0).clone(), Duration::from_secs(1));
     let picture = one(true).unwrap().bytes.clone();
     for subject in ["images.site-1.cam-1", "Image.site-1.cam-1", "site-1.cam-1"] {
-        let publication = Publication::with_id(subject.into(), picture.clone(), TaskId::mint().to_string());
+        let publication = Publication::with_id(subject.into(), picture.clone(), TaskId::new_random().to_string());
         let refused = publisher.publish(&publication).await;
         assert!(matches!(refused, Err(CarryError::NoStream { .. })), "{subject}: {refused:?}");
     }
@@ -249,7 +249,7 @@ async fn a_camera_whose_name_is_none_becomes_a_dead_letter() {
     let picture = one(true).unwrap().bytes.clone();
     for camera in ["küche", "cam$1", &"c".repeat(65), "*", ">"] {
         let subject = format!("image.site-1.{camera}");
-        let publication = Publication::with_id(subject.clone(), picture.clone(), TaskId::mint().to_string());
+        let publication = Publication::with_id(subject.clone(), picture.clone(), TaskId::new_random().to_string());
         // A wildcard is refused by the client or the server; what is stored nevertheless is given up.
         if publisher.publish(&publication).await.is_ok() {
             let letter = letter(world.bus(0), |letter| letter.subject == subject).await;
@@ -312,8 +312,8 @@ async fn a_model_that_does_not_fit_is_refused_by_name_before_anything_is_taken()
 #[tokio::test]
 async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
     let streams = StreamSettings { images_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
-    let plan = Plan { streams, ..Plan::default() }.set("recognizer.verify.enabled=false");
-    let mut world = World::start(plan).await.unwrap();
+    let plan = WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.verify.enabled=false");
+    let mut world = TestWorld::start(plan).await.unwrap();
     let site = world.site(0).name.clone();
     // Pads a picture so that fifty of them fill the stream.
     let image = |number: usize| {
@@ -324,7 +324,7 @@ async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
     let mut taken = Vec::new();
     let fill = async |taken: &mut Vec<TaskId>, bus: &Bus| {
         for number in 0..500 {
-            let task = TaskId::mint();
+            let task = TaskId::new_random();
             match publish_as(bus, &site, task, &image(number), &[]).await {
                 Ok(_) => taken.push(task),
                 Err(CarryError::Full { .. }) => return,
@@ -351,7 +351,7 @@ async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
         assert_eq!(answered(&world, *task).await.route, Route::Edge, "task {task} was taken");
     }
     until("room again", PATIENCE, async || {
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         let placed = publish_as(world.bus(0), &site, task, &image(0), &[]).await;
         if placed.is_ok() {
             taken.push(task);

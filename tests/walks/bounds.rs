@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::pictures::{one, some};
 use harness::world::crash;
-use harness::{Cut, Oracle, Plan, World, run, seed, until};
+use harness::{LinkCut, Oracle, TestWorld, WorldPlan, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE};
-use schemas::{Reason, Route, Stage, TaskId};
+use schemas::{AnswerStage, Reason, Route, TaskId};
 use streams::topology::StreamSettings;
-use streams::{Blobs, Placed, read, topology};
+use streams::{Blobs, PublishOutcome, reader, topology};
 
 use crate::common::{PATIENCE, answered, answers, promised, publish, publish_as};
 
@@ -53,7 +53,7 @@ fn small_streams() -> StreamSettings {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
     const PIECES: usize = 16;
-    let world = World::start(Plan { streams: small_streams(), ..Plan::default() }).await.unwrap();
+    let world = TestWorld::start(WorldPlan { streams: small_streams(), ..WorldPlan::default() }).await.unwrap();
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let context = async_nats::jetstream::new(client);
     let names: Vec<String> = context.stream_names().map(Result::unwrap).collect().await;
@@ -81,7 +81,7 @@ async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
             let ended = async { context.publish(subject(number), piece.clone().into()).await?.await };
             refused |= ended.await.is_err();
         }
-        let level = read::level(world.bus(0), &name).await.unwrap();
+        let level = reader::stream_level(world.bus(0), &name).await.unwrap();
         assert!(level.bytes <= level.max_bytes, "{name}: {level:?}");
         assert!(level.bytes > level.max_bytes / 2, "{name} was not filled: {level:?}");
         let refuses = REFUSING.contains(&name.as_str());
@@ -92,7 +92,8 @@ async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
 #[tokio::test]
 async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
     let streams = StreamSettings { ack_wait_s: 1, ..StreamSettings::default() };
-    let mut world = World::start(Plan { streams, ..Plan::default() }.set("recognizer.tries=2")).await.unwrap();
+    let mut world =
+        TestWorld::start(WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.tries=2")).await.unwrap();
     let site = world.site(0).name.clone();
     let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
     // Two workers take it and die, as with a picture that kills whoever decodes it.
@@ -113,9 +114,9 @@ async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
 #[tokio::test]
 async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
     let streams = StreamSettings { outbox_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
-    let world = World::whole(Plan { streams, ..Plan::leaves(1) }).await.unwrap();
+    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(Cut::Silent);
+    site.link.as_ref().unwrap().set(LinkCut::Silent);
     let mut tasks = Vec::new();
     for number in 0..30 {
         let mut bytes = some(false, number).unwrap().bytes.to_vec();
@@ -132,7 +133,7 @@ async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
     });
     let stood = stood.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     assert!(stood < 30, "none waited for the link");
-    site.link.as_ref().unwrap().set(Cut::Open);
+    site.link.as_ref().unwrap().set(LinkCut::Open);
     for task in tasks {
         let answer = answered(&world, task).await;
         let expected = [(Route::Verified, Reason::LowConfidence), (Route::Expired, Reason::OutboxFull)];
@@ -142,7 +143,7 @@ async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
 
 #[tokio::test]
 async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
-    let world = World::whole(Plan::leaves(1).set("verifier.infer.decode.max_side_px=20")).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1).set("verifier.infer.decode.max_side_px=20")).await.unwrap();
     let picture = one(false).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
@@ -150,7 +151,7 @@ async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
     assert_eq!(answer.fault.map(|fault| fault.name).as_deref(), Some("image_side_too_long"));
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     until("the cloud's dead letter", PATIENCE, async || {
-        Ok((read::level(&world.cloud, topology::DEAD).await?.messages == 1).then_some(()))
+        Ok((reader::stream_level(&world.cloud, topology::DEAD).await?.messages == 1).then_some(()))
     })
     .await
     .unwrap();
@@ -158,9 +159,9 @@ async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
 
 #[tokio::test]
 async fn each_site_gets_the_verdicts_of_its_own_images() {
-    let world = World::whole(Plan::leaves(2)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(2)).await.unwrap();
     // The same task ids at both sites: only the site tells them apart.
-    let tasks: Vec<TaskId> = (0..10).map(|number| TaskId::derived(&format!("shared-{number}"))).collect();
+    let tasks: Vec<TaskId> = (0..10).map(|number| TaskId::from_name(&format!("shared-{number}"))).collect();
     for (number, task) in tasks.iter().enumerate() {
         for (index, site) in world.sites.iter().enumerate() {
             let picture = some(false, number * 2 + index).unwrap();
@@ -180,29 +181,32 @@ async fn each_site_gets_the_verdicts_of_its_own_images() {
 
 #[tokio::test]
 async fn an_image_published_again_and_again_is_answered_once() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     for confident in [true, false] {
-        let (task, bytes) = (TaskId::mint(), &one(confident).unwrap().bytes);
+        let (task, bytes) = (TaskId::new_random(), &one(confident).unwrap().bytes);
         // At once, and when it was answered: the stream keeps each, and the task has one outcome.
         for _ in 0..2 {
             let placed = publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
-            assert!(matches!(placed, Placed::Stored(_)), "{placed:?}");
+            assert!(matches!(placed, PublishOutcome::Stored(_)), "{placed:?}");
         }
         answered(&world, task).await;
         publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
         until("the second one is done", PATIENCE, async || {
-            let images = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+            let images =
+                reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name))
+                    .await?;
             let verdicts =
-                read::progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name)).await?;
-            let outbox = read::level(&site.bus, topology::OUTBOX).await?.messages;
-            let verify = read::level(&world.cloud, topology::VERIFY).await?.messages;
+                reader::consumer_progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name))
+                    .await?;
+            let outbox = reader::stream_level(&site.bus, topology::OUTBOX).await?.messages;
+            let verify = reader::stream_level(&world.cloud, topology::VERIFY).await?.messages;
             let waiting = images.pending + verdicts.pending + images.unacked + verdicts.unacked + outbox + verify;
             Ok((waiting == 0).then_some(()))
         })
         .await
         .unwrap();
-        let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == Stage::Final);
+        let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == AnswerStage::Final);
         assert_eq!(finals.count(), 1, "confident: {confident}");
     }
 }
@@ -210,17 +214,18 @@ async fn an_image_published_again_and_again_is_answered_once() {
 #[tokio::test]
 async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_after_a_crash() {
     let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 1, ..StreamSettings::default() };
-    let plan = Plan { streams, ..Plan::default() }.set("recognizer.verify.enabled=false");
-    let world = World::whole(plan).await.unwrap();
+    let plan = WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.verify.enabled=false");
+    let world = TestWorld::whole(plan).await.unwrap();
     let site = world.site(0);
     let oracle = Oracle::new(seed(3), &site.name, &site.bus).unwrap();
     oracle.publish_all(1300).await.unwrap();
     let all_done = async || {
-        let images = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let images =
+            reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.pending + images.unacked == 0).then_some(()))
     };
     until("all are answered", PATIENCE, all_done).await.unwrap();
-    let newest = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let newest = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let janitor = &world.workers["janitor-0"];
     let audits = janitor.log().matches("audit done").count();
     crash(&site.server, &site.bus).await.unwrap();
@@ -228,14 +233,14 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
         .await
         .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     until("all are answered", PATIENCE, all_done).await.unwrap();
-    let redone = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
+    let redone = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
     // A crash may take the last few answers, which are written a moment later than they are made.
     assert!(redone < 100, "{redone} images were recognized again:\n{}", janitor.log());
 }
 
 #[tokio::test]
 async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
-    let mut world = World::whole(Plan::leaves(1)).await.unwrap();
+    let mut world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     world.worked("janitor-0").unwrap().kill().unwrap();
     let site = world.site(0);
     // A crash takes the newest answers; the oldest one shows that none were dropped for room.
@@ -243,26 +248,27 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     answered(&world, oldest).await;
     let sure = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
     answered(&world, sure).await;
-    site.link.as_ref().unwrap().set(Cut::Silent);
+    site.link.as_ref().unwrap().set(LinkCut::Silent);
     let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
     promised(&world, doubtful).await;
     // A crash, and what it can do to the newest answers, done by hand once redeliveries are over.
     crash(&site.server, &site.bus).await.unwrap();
     until("all three images are acknowledged for good", PATIENCE, async || {
-        let images = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let images =
+            reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.floor == 3 && images.unacked == 0).then_some(()))
     })
     .await
     .unwrap();
-    let slot = streams::subject::finality_of_any_camera(&site.name, sure);
-    let lost = read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
-    read::delete(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    let slot = streams::subject::final_answer_of_any_camera(&site.name, sure);
+    let lost = reader::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
     world.worked("janitor-0").unwrap().restart().unwrap();
     let site = world.site(0);
     let again = answered(&world, sure).await;
     assert_eq!((again.route, again.task), (Route::Edge, sure));
     assert!(again.image_sequence > 3, "it was recognized from a new message");
-    site.link.as_ref().unwrap().set(Cut::Open);
+    site.link.as_ref().unwrap().set(LinkCut::Open);
     assert_eq!(answered(&world, doubtful).await.route, Route::Verified);
     let waits = PATIENCE;
     until("the audit is done", waits, async || Ok(world.workers["janitor-0"].log().contains("redone=1").then_some(())))
@@ -273,9 +279,9 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
 #[tokio::test]
 async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
     let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 2, ..StreamSettings::default() };
-    let world = World::whole(Plan { streams, ..Plan::leaves(1) }).await.unwrap();
+    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(Cut::Silent);
+    site.link.as_ref().unwrap().set(LinkCut::Silent);
     world.workers["courier-0"].says("the cloud does not answer", PATIENCE).await.unwrap();
     let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "15000")]).await;
     promised(&world, doubtful).await;
@@ -293,7 +299,7 @@ async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
     until("the promise is gone", PATIENCE, async || Ok(answers(&site.bus, doubtful).await.is_empty().then_some(())))
         .await
         .unwrap();
-    site.link.as_ref().unwrap().set(Cut::Open);
+    site.link.as_ref().unwrap().set(LinkCut::Open);
     let answer = answered(&world, doubtful).await;
     assert!(matches!(answer.route, Route::Expired | Route::Verified), "{answer:?}");
 }
@@ -301,17 +307,17 @@ async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
 #[tokio::test]
 async fn an_expired_request_whose_promise_was_dropped_has_an_outcome() {
     let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 2, ..StreamSettings::default() };
-    let world = World::whole(Plan { streams, ..Plan::leaves(1) }).await.unwrap();
+    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(Cut::Silent);
+    site.link.as_ref().unwrap().set(LinkCut::Silent);
     // What is sent before the courier knows is on its way, not waiting.
     world.workers["courier-0"].says("the cloud does not answer", PATIENCE).await.unwrap();
     let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "12000")]).await;
     let promise = promised(&world, doubtful).await;
     let finals = streams::subject::provisional(&site.name, &"cam-1".parse().unwrap());
-    let record = read::last(&site.bus, topology::ANSWERS, &finals).await.unwrap().unwrap();
+    let record = reader::last_message(&site.bus, topology::ANSWERS, &finals).await.unwrap().unwrap();
     // As if it had been dropped for room.
-    read::delete(&site.bus, topology::ANSWERS, record.sequence).await.unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, record.sequence).await.unwrap();
     until("the deadline", PATIENCE, async || {
         let other = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
         let now_ms = answered(&world, other).await.answered_at_ms;
@@ -319,21 +325,21 @@ async fn an_expired_request_whose_promise_was_dropped_has_an_outcome() {
     })
     .await
     .unwrap();
-    site.link.as_ref().unwrap().set(Cut::Open);
+    site.link.as_ref().unwrap().set(LinkCut::Open);
     let answer = answered(&world, doubtful).await;
     assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
 }
 
 #[tokio::test]
 async fn a_reader_whose_server_pauses_reads_on_to_the_end() {
-    let world = World::start(Plan::default()).await.unwrap();
+    let world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let oracle = Oracle::new(seed(4), &site.name, &site.bus).unwrap();
     oracle.publish_all(3000).await.unwrap();
-    let last = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let last = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let server = nix::unistd::Pid::from_raw(site.server.process().unwrap().cast_signed());
     let (bus, mut seen, mut paused) = (site.bus.clone(), 0, false);
-    read::stretch(&bus, topology::IMAGES, read::Stretch::default(), last, |_| {
+    reader::read_range(&bus, topology::IMAGES, reader::StreamRange::default(), last, |_| {
         seen += 1;
         if seen == 500 && !paused {
             paused = true;
@@ -351,23 +357,23 @@ async fn a_reader_whose_server_pauses_reads_on_to_the_end() {
 
 #[tokio::test]
 async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let picture = one(true).unwrap();
     // Stored too late: the reference comes before its bytes.
     let blobs = Blobs::open(&site.bus).await.unwrap();
-    let early = blobs.store(&picture.bytes).await.unwrap();
+    let early = blobs.store_blob(&picture.bytes).await.unwrap();
     let client = async_nats::connect(site.server.url()).await.unwrap();
     let bucket = async_nats::jetstream::new(client).get_object_store(topology::BLOBS).await.unwrap();
     bucket.delete(&early.key).await.unwrap();
     let task = publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &early.to_string())]).await;
     assert_eq!(answered(&world, task).await.route, Route::Dead);
     until("its dead letter", PATIENCE, async || {
-        Ok((read::level(&site.bus, topology::DEAD).await?.messages == 1).then_some(()))
+        Ok((reader::stream_level(&site.bus, topology::DEAD).await?.messages == 1).then_some(()))
     })
     .await
     .unwrap();
-    blobs.store(&picture.bytes).await.unwrap();
+    blobs.store_blob(&picture.bytes).await.unwrap();
     let redrive = ["dead", "redrive", "--all"].map(str::to_owned);
     let redriven = run(world.folder(), &[&redrive[..], &world.at(0)].concat()).await.unwrap();
     assert!(redriven.success, "{}", redriven.err);
@@ -376,7 +382,7 @@ async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
         Ok((answer.route == Route::Edge).then_some(answer.label))
     });
     assert_eq!(label.await.unwrap().as_deref(), Some(picture.light.label.as_str()));
-    assert_eq!(read::level(&site.bus, topology::DEAD).await.unwrap().messages, 0, "the letter stayed");
-    let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == Stage::Final);
+    assert_eq!(reader::stream_level(&site.bus, topology::DEAD).await.unwrap().messages, 0, "the letter stayed");
+    let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == AnswerStage::Final);
     assert_eq!(finals.count(), 1);
 }

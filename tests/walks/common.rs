@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use harness::{World, until};
-use schemas::{Answer, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Stretch};
-use streams::{Bus, CarryError, Placed, Publication, Publisher, topology};
+use harness::{TestWorld, until};
+use schemas::{Answer, AnswerStage, SiteName, TaskId, decode};
+use streams::reader::{self, StreamRange};
+use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, topology};
 
 /// Long enough for anything that is going to happen on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Publishes bytes as the one image of a new task.
 pub async fn publish(bus: &Bus, site: &SiteName, bytes: &[u8], headers: &[(&'static str, &str)]) -> TaskId {
-    let task = TaskId::mint();
+    let task = TaskId::new_random();
     publish_as(bus, site, task, bytes, headers).await.unwrap();
     task
 }
@@ -24,7 +24,7 @@ pub async fn publish_as(
     task: TaskId,
     bytes: &[u8],
     headers: &[(&'static str, &str)],
-) -> Result<Placed, CarryError> {
+) -> Result<PublishOutcome, CarryError> {
     let subject = streams::subject::image(site, &"cam-1".parse().unwrap());
     let mut publication = Publication::with_id(subject, bytes.to_vec(), task.to_string());
     for (name, value) in headers {
@@ -35,16 +35,16 @@ pub async fn publish_as(
 
 /// The final answer of a task, as soon as there is one.
 pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result<Answer> {
-    let slot = streams::subject::finality_of_any_camera(site, task);
+    let slot = streams::subject::final_answer_of_any_camera(site, task);
     until(&format!("a final answer of task {task}"), PATIENCE, async || {
-        let record = read::last(bus, topology::ANSWERS, &slot).await?;
+        let record = reader::last_message(bus, topology::ANSWERS, &slot).await?;
         Ok(record.map(|record| decode(&record.payload)).transpose()?)
     })
     .await
 }
 
 /// The final answer of a task of a world's first site; what its workers said last if there is none.
-pub async fn answered(world: &World, task: TaskId) -> Answer {
+pub async fn answered(world: &TestWorld, task: TaskId) -> Answer {
     let site = world.site(0);
     match outcome(&site.bus, &site.name, task).await {
         Ok(answer) => answer,
@@ -54,9 +54,9 @@ pub async fn answered(world: &World, task: TaskId) -> Answer {
 
 /// Every answer about a task, oldest first.
 pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
-    let last = read::level(bus, topology::ANSWERS).await.unwrap().last_sequence;
+    let last = reader::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
     let mut answers: Vec<Answer> = Vec::new();
-    let all = read::stretch(bus, topology::ANSWERS, Stretch::default(), last, |record| {
+    let all = reader::read_range(bus, topology::ANSWERS, StreamRange::default(), last, |record| {
         answers.push(decode(&record.payload).unwrap());
     });
     all.await.unwrap();
@@ -65,11 +65,11 @@ pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
 }
 
 /// The provisional answer of a task, as soon as there is one.
-pub async fn promised(world: &World, task: TaskId) -> Answer {
+pub async fn promised(world: &TestWorld, task: TaskId) -> Answer {
     let what = format!("a provisional answer of task {task}");
     let found = until(&what, PATIENCE, async || {
         let answers = answers(world.bus(0), task).await;
-        Ok(answers.into_iter().find(|answer| answer.stage == Stage::Provisional))
+        Ok(answers.into_iter().find(|answer| answer.stage == AnswerStage::Provisional))
     });
     found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
 }

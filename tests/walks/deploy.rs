@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use harness::bare::{BareServer, free_ports};
+use harness::bare_server::{BareServer, free_ports};
 use harness::pictures::{HEAVY, LIGHT, pictures};
 use harness::program::{binary, fixture, root};
-use harness::{Worker, until};
+use harness::{WorkerProcess, until};
 use schemas::SiteName;
 use serde_json::Value;
 
@@ -201,10 +201,10 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
     let public = format!("aggregator.public={}", fixture("images/fashion").display());
     let mut arguments =
         vec!["up", "--model", &light, "--cloud-model", &heavy, "--store", "store", "--train", "--merge"];
-    for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.bytes_a_day=100000000"] {
+    for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.max_bytes_per_day=100000000"] {
         arguments.extend(["--set", pair]);
     }
-    let up = Worker::start("up", folder.path(), &arguments, &[]).unwrap();
+    let up = WorkerProcess::start("up", folder.path(), &arguments, &[]).unwrap();
     let listens = until("where it answers", PATIENCE, async || Ok(listens_at(&up.log())));
     let address = &listens.await.unwrap();
     let (early, _) = get(address, "/livez").await.unwrap();
@@ -451,8 +451,8 @@ fn server_rules(path: &str) -> (String, u64) {
 
 #[test]
 fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what_the_streams_may() {
-    use streams::rights::{CLOUD_ACCOUNT, CLOUD_DOMAIN, Rights, account_of};
-    use streams::topology::{Place, StreamSettings, plan};
+    use streams::permissions::{CLOUD_ACCOUNT, CLOUD_DOMAIN, SubjectPermissions, account_of};
+    use streams::topology::{PlanScope, StreamSettings, plan_topology};
     let site: SiteName = "reef".parse().unwrap();
     let settings = StreamSettings::default();
     for path in ["deploy/nats/site.conf", "deploy/k8s/overlays/edge/nats.conf"] {
@@ -462,19 +462,22 @@ fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what
             text.contains("  LINK: { users: [ { user: link, password: $LINK_PASSWORD } ] }"),
             "{path}: LINK has more"
         );
-        let needed = plan(&Place::Site(site.clone()), &settings).max_store_bytes();
+        let needed = plan_topology(&PlanScope::Site(site.clone()), &settings).max_store_bytes();
         assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
     }
     for path in ["deploy/nats/cloud.conf", "deploy/k8s/overlays/cloud/nats.conf"] {
         let (text, store) = server_rules(path);
-        let share =
-            Rights::of_site_in_cloud(&site, CLOUD_DOMAIN).shared(CLOUD_DOMAIN, CLOUD_ACCOUNT, &account_of(&site));
+        let share = SubjectPermissions::of_site_in_cloud(&site, CLOUD_DOMAIN).account_share(
+            CLOUD_DOMAIN,
+            CLOUD_ACCOUNT,
+            &account_of(&site),
+        );
         for entry in share.exports.iter().chain(&share.imports) {
             assert!(text.contains(&format!("    {entry}\n")), "{path}: the site may not {entry}");
         }
         let services = text.matches("{ service: ").count();
         assert_eq!(services, share.exports.len() + share.imports.len(), "{path}: the site may more than it needs");
-        let needed = plan(&Place::Cloud(vec![site.clone()]), &settings).max_store_bytes();
+        let needed = plan_topology(&PlanScope::Cloud(vec![site.clone()]), &settings).max_store_bytes();
         assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
     }
 }

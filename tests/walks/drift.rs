@@ -2,7 +2,7 @@
 
 use harness::pictures::{LIGHT, some};
 use harness::program::{fixture, run};
-use harness::{Plan, World, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::{Reason, Route};
 
 use crate::common::{PATIENCE, answered, publish};
@@ -10,12 +10,12 @@ use crate::deploy::{get, listens_at};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics() {
-    let plan = Plan::default()
+    let plan = WorldPlan::default()
         .set("recognizer.gate.max_novelty=0.99")
         .set("recognizer.drift.reference_answers=120")
         .set("recognizer.drift.recent_answers=60")
         .set("metrics.listen=\"127.0.0.1:0\"");
-    let mut world = World::start(plan).await.unwrap();
+    let mut world = TestWorld::start(plan).await.unwrap();
     let model = world.folder().join("model");
     std::fs::create_dir(&model).unwrap();
     for entry in fixture(LIGHT).read_dir().unwrap().map(Result::unwrap) {
@@ -39,12 +39,12 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
     assert_eq!((answer.route, answer.reason), (Route::Verified, Reason::HighNovelty), "{answer:?}");
     assert!(answer.edge.unwrap().novelty > Some(0.99));
 
-    let status = async |world: &World| {
+    let status = async |world: &TestWorld| {
         let mut words = vec!["status".to_owned()];
         words.extend(world.at(0));
         anyhow::Ok(run(world.folder(), &words).await?.out)
     };
-    let says = async |world: &World, text: &str| {
+    let says = async |world: &TestWorld, text: &str| {
         let said = async || {
             let said = status(world).await?;
             anyhow::ensure!(said.contains(text), "{said}");

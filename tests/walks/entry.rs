@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use harness::bare::free_ports;
+use harness::bare_server::free_ports;
 use harness::pictures::one;
 use harness::program::fixture;
-use harness::{Worker, run, until};
+use harness::{WorkerProcess, run, until};
 use schemas::TaskId;
 
 use crate::common::PATIENCE;
@@ -38,7 +38,7 @@ async fn a_camera_on_another_machine_needs_a_login_and_is_encrypted() {
     let refused = run(at, &["up", "--set", "metrics.listen=0.0.0.0:0"]).await.unwrap();
     assert!(!refused.success && refused.err.contains("metrics.token_file"), "{}", refused.err);
     let options: Vec<&str> = set.iter().flat_map(|pair| ["--set", pair.as_str()]).collect();
-    let _up: Worker = up(at, &options).await;
+    let _up: WorkerProcess = up(at, &options).await;
     let site = found(at).unwrap()["sites"][0].clone();
     let (url, authority) = (site["url"].as_str().unwrap().to_owned(), site["authority"].as_str().unwrap().to_owned());
     assert!(url.starts_with("tls://127.0.0.1:"), "{url}");
@@ -65,7 +65,7 @@ async fn a_camera_on_another_machine_needs_a_login_and_is_encrypted() {
     let jetstream = async_nats::jetstream::new(client.clone());
     let picture = one(true).unwrap().bytes.clone();
     let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Nats-Msg-Id", TaskId::mint().to_string().as_str());
+    headers.insert("Nats-Msg-Id", TaskId::new_random().to_string().as_str());
     let stored = jetstream.publish_with_headers(text("subject"), headers, picture.clone()).await.unwrap();
     stored.await.unwrap();
     // Of another camera, and of anything else, nothing is taken.

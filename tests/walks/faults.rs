@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use harness::pictures::some;
 use harness::world::crash;
-use harness::{Cut, Fault, Oracle, Plan, World, fault, seed, until};
+use harness::{InjectedFault, LinkCut, Oracle, TestWorld, WorldPlan, fault, seed, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_BLOB;
 use schemas::{Answer, Route, decode, encode};
 use streams::fleet::Ledger;
 use streams::server::Durability;
-use streams::{Blobs, Publication, Publisher, read, subject, topology};
+use streams::{Blobs, Publication, Publisher, reader, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -20,21 +20,21 @@ const IMAGES_PER_S: u32 = 40;
 const SETTLING: Duration = Duration::from_secs(90);
 
 /// Publishes while the faults happen one after another, then lets the oracle judge.
-async fn suffer(world: World, seed: u64, faults: Vec<Fault>) {
+async fn inject_fault(world: TestWorld, seed: u64, faults: Vec<InjectedFault>) {
     let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap();
     suffer_before(oracle, world, seed, faults).await;
 }
 
-async fn suffer_before(oracle: Oracle, mut world: World, seed: u64, faults: Vec<Fault>) {
+async fn suffer_before(oracle: Oracle, mut world: TestWorld, seed: u64, faults: Vec<InjectedFault>) {
     let pouring = oracle.pour(IMAGES_PER_S);
     for (number, fault) in faults.iter().enumerate() {
         // A fault hits a world at work: something is under way when it comes.
-        let before = read::level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
+        let before = reader::stream_level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
         let at_work = until("images flow", PATIENCE, async || {
-            Ok((read::level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
+            Ok((reader::stream_level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
         });
         at_work.await.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
-        let suffered = world.suffer(fault).await;
+        let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
     }
     oracle.enough();
@@ -56,27 +56,27 @@ const WORKERS: [&str; 4] = ["recognizer-0", "courier-0", "verifier-0", "janitor-
 async fn nothing_is_lost_or_doubled_when_workers_and_the_server_of_a_site_die() {
     let seed = seed(20261);
     // `fast` promises as much as `power-safe` while only processes die.
-    let world = World::whole(Plan { durability: Durability::Fast, ..Plan::default() }).await.unwrap();
-    suffer(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
+    let world = TestWorld::whole(WorldPlan { durability: Durability::Fast, ..WorldPlan::default() }).await.unwrap();
+    inject_fault(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_when_the_link_and_the_cloud_die() {
     let seed = seed(20262);
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
-    suffer(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    inject_fault(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links_and_the_hub_die() {
     let seed = seed(20265);
-    let mut world = World::whole(Plan { fleet: true, ..Plan::leaves(2) }).await.unwrap();
+    let mut world = TestWorld::whole(WorldPlan { fleet: true, ..WorldPlan::leaves(2) }).await.unwrap();
     let oracles: Vec<Oracle> = (0..2)
         .map(|site| Oracle::new(seed + site, &world.site(site as usize).name, world.bus(site as usize)).unwrap())
         .collect();
     let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(20)).collect();
     for (number, fault) in fault::plan(seed, 12, &WORKERS, true).iter().enumerate() {
-        let suffered = world.suffer(fault).await;
+        let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -99,13 +99,14 @@ async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links
 async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlines_pass() {
     const POLICIES: [&str; 6] = ["cloud-only", "paper", "random", "earliest-finish", "hard-example", "edge-only"];
     let seed = seed(20264);
-    let plan = Plan::leaves(1).set("recognizer.policy.upload_timeout_ms=1500").set("recognizer.policy.share_ratio=0.5");
-    let world = World::whole(plan).await.unwrap();
+    let plan =
+        WorldPlan::leaves(1).set("recognizer.policy.verdict_timeout_ms=1500").set("recognizer.policy.share_ratio=0.5");
+    let world = TestWorld::whole(plan).await.unwrap();
     let mut rng = StdRng::seed_from_u64(seed);
     let mut faults = fault::plan(seed, 6, &["recognizer-0", "courier-0", "verifier-0"], true);
     for time_ms in [300, 1500, 700, 2500, 500] {
-        let cut = if rng.random_bool(0.5) { Cut::Silent } else { Cut::Reset };
-        faults.push(Fault::CutLink { site: 0, cut, time: Duration::from_millis(time_ms) });
+        let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
+        faults.push(InjectedFault::CutLink { site: 0, cut, time: Duration::from_millis(time_ms) });
     }
     let ledger = Ledger::open(world.bus(0)).await.unwrap();
     let changing = tokio::spawn(async move {
@@ -123,9 +124,9 @@ async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlin
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_when_the_link_is_away_for_half_a_minute() {
     let seed = seed(20263);
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
-    let cut = Fault::CutLink { site: 0, cut: Cut::Silent, time: Duration::from_secs(30) };
-    suffer(world, seed, vec![cut]).await;
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let cut = InjectedFault::CutLink { site: 0, cut: LinkCut::Silent, time: Duration::from_secs(30) };
+    inject_fault(world, seed, vec![cut]).await;
 }
 
 /// A picture that takes the server several messages to store and to read.
@@ -137,12 +138,13 @@ fn large(picture: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetched() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let blobs = Blobs::open(&site.bus).await.unwrap();
     let mut tasks = Vec::new();
     for number in 0..12 {
-        let reference = blobs.store(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
+        let reference =
+            blobs.store_blob(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
         tasks.push(publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &reference)]).await);
         if number % 3 == 2 {
             crash(&site.server, &site.bus).await.unwrap();
@@ -156,7 +158,7 @@ async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetche
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verified_answers_lost_with_the_server_are_had_again() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     for round in 0..3 {
         let mut tasks = Vec::new();
@@ -178,7 +180,7 @@ async fn verified_answers_lost_with_the_server_are_had_again() {
 async fn a_worker_that_starts_while_its_server_dies_waits_for_it() {
     let seed = seed(20267);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut world = World::start(Plan::default()).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     world.courier("courier", 0).unwrap();
     for round in 0..8 {
         world.worked("courier").unwrap().restart().unwrap();
@@ -193,7 +195,7 @@ async fn a_worker_that_starts_while_its_server_dies_waits_for_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let oracle = Oracle::new(seed(20266), &site.name, &site.bus).unwrap();
     oracle.publish_all(40).await.unwrap();
@@ -201,20 +203,20 @@ async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
     judgement.verdict().unwrap();
     let tasks = oracle.acknowledged();
     let slot = async |task| {
-        let slot = subject::finality_of_any_camera(&site.name, task);
-        read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
+        let slot = subject::final_answer_of_any_camera(&site.name, task);
+        reader::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
     };
     let anew = Publisher::new(site.bus.clone(), PATIENCE);
     // Lost: its slot is emptied. Doubled: one more beside it. Mixed up: another picture's answer.
     let (lost, doubled, mixed) = (slot(tasks[0]).await, slot(tasks[1]).await, slot(tasks[2]).await);
-    read::delete(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
     let outcome = |slot: &str| slot.replacen("answer.final.", "outcome.", 1);
     let second = Publication::with_id(outcome(&doubled.subject), doubled.payload, "second");
     anew.publish(&second).await.unwrap();
     let mut other: Answer = decode(&mixed.payload).unwrap();
     other.confidence = Some(0.123);
-    read::delete(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
-    anew.publish(&Publication::first(outcome(&mixed.subject), encode(&other).unwrap())).await.unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
+    anew.publish(&Publication::first_on_subject(outcome(&mixed.subject), encode(&other).unwrap())).await.unwrap();
     let violations = oracle.judge(&world.cloud, Duration::from_secs(3)).await.unwrap().violations.join("\n");
     for (task, what) in [(tasks[0], "has no outcome"), (tasks[1], "has 2 final answers"), (tasks[2], "expected")] {
         let noticed = violations.lines().any(|line| line.contains(&task.to_string()) && line.contains(what));
@@ -228,6 +230,6 @@ async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
 async fn soak() {
     let count = std::env::var("TRIBUTARY_SOAK_FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(50);
     let seed = seed(20264);
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
-    suffer(world, seed, fault::plan(seed, count, &WORKERS, true)).await;
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    inject_fault(world, seed, fault::plan(seed, count, &WORKERS, true)).await;
 }

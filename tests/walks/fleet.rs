@@ -3,16 +3,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::bare::free_ports;
+use harness::bare_server::free_ports;
 use harness::pictures::{HEAVY, LIGHT, one};
 use harness::program::fixture;
-use harness::{Worker, run, until};
-use runtime::sign::Key;
+use harness::{WorkerProcess, run, until};
+use runtime::site_key::SiteKey;
 use runtime::trust;
 use schemas::{ModelName, Order, ReleaseId, Route, SiteName, encode};
 use serde_json::Value;
 use streams::fleet::Ledger;
-use streams::{Bus, NatsSettings, Publication, Publisher, read, subject};
+use streams::{Bus, NatsSettings, Publication, Publisher, reader, subject};
 
 use crate::common::{PATIENCE, outcome, publish};
 
@@ -29,7 +29,7 @@ async fn refuses(folder: &Path, words: &[&str]) -> String {
 }
 
 /// What a running `up` says of itself in a store.
-async fn running(folder: &Path, store: &str, worker: &mut Worker) -> Value {
+async fn running(folder: &Path, store: &str, worker: &mut WorkerProcess) -> Value {
     let found = until("it is up", PATIENCE, async || {
         let text = std::fs::read(folder.join(store).join("up.json")).ok();
         Ok(text.and_then(|text| serde_json::from_slice::<Value>(&text).ok()))
@@ -70,7 +70,7 @@ async fn joined(folder: &Path, site: &str) -> bool {
 
 /// What a site noted to run of a model.
 async fn noted(bus: &Bus, model: &ModelName) -> anyhow::Result<Option<Order>> {
-    Ok(Ledger::open(bus).await?.message::<Order>(&subject::order_note(model)).await?)
+    Ok(Ledger::open(bus).await?.read_message::<Order>(&subject::order_note(model)).await?)
 }
 
 /// Publishes something as a site's order, whatever it says of itself.
@@ -137,7 +137,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let merging =
         ["--model", &light, "--merge", "--set", "aggregator.merge.rule=fedavg", "--set", "releaser.judge_s=1"];
     let words = [&hub_words[..], &merging].concat();
-    let mut hub = Worker::start("hub", at, &words, &[]).unwrap();
+    let mut hub = WorkerProcess::start("hub", at, &words, &[]).unwrap();
     running(at, "hub", &mut hub).await;
     says(at, &["site", "add", "reef"]).await;
     assert!(refuses(at, &["site", "add", "reef"]).await.contains("reef.site is there already"));
@@ -150,7 +150,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     for site in ["reef", "farm"] {
         let file = format!("{site}.site");
         let words = ["join", &file, "--model", &light, "--store", site, "--set", "recognizer.infer.replicas=1"];
-        sites.push(Worker::start(site, at, &words, &[]).unwrap());
+        sites.push(WorkerProcess::start(site, at, &words, &[]).unwrap());
     }
     let mut buses = Vec::new();
     for (site, worker) in ["reef", "farm"].into_iter().zip(&mut sites) {
@@ -164,12 +164,13 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         buses.push((name, bus));
     }
     // What the hub orders is signed, and obeyed; what somebody else orders is not.
-    let model = ModelName::of("fashion-light");
+    let model = ModelName::from_name("fashion-light");
     let mut orders = Vec::new();
     for (worker, (name, bus)) in sites.iter().zip(&buses) {
         let ledger = Ledger::open(bus).await.unwrap();
-        let order =
-            until("an order", 3 * PATIENCE, async || Ok(ledger.message::<Order>(&subject::order_note(&model)).await?));
+        let order = until("an order", 3 * PATIENCE, async || {
+            Ok(ledger.read_message::<Order>(&subject::order_note(&model)).await?)
+        });
         let order = order.await.unwrap_or_else(|error| panic!("{error:#}\n{name}: {}\n{}", worker.log(), hub.log()));
         assert!(order.signature.is_some());
         orders.push(order);
@@ -185,11 +186,11 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let own = &orders[0];
     let unsigned = Order { number: own.number + 1, signature: None, ..own.clone() };
     let changed = Order { number: own.number + 1, ..own.clone() };
-    let forged = Key::create(&at.join("forged.key")).unwrap();
+    let forged = SiteKey::create(&at.join("forged.key")).unwrap();
     let by_stranger = trust::sign(unsigned.clone(), &forged, runtime::clock::now_ms()).unwrap();
     let publisher = Publisher::new(operator, PATIENCE);
     for order in [unsigned, changed, by_stranger] {
-        rollout::log::give(&publisher, &order, false).await.unwrap();
+        rollout::decision_log::publish_order(&publisher, &order, false).await.unwrap();
         // The latest counts in the stream: each must be seen before the next takes its place.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -201,7 +202,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     });
     assert_eq!(refused.await.unwrap(), ["order_by_stranger", "order_changed", "order_unsigned"]);
     let ledger = Ledger::open(&buses[0].1).await.unwrap();
-    assert_eq!(ledger.message::<Order>(&subject::order_note(&model)).await.unwrap().as_ref(), Some(own));
+    assert_eq!(ledger.read_message::<Order>(&subject::order_note(&model)).await.unwrap().as_ref(), Some(own));
     // A rollback is a new order that names an old release.
     let reef = buses[0].1.clone();
     let (folder_of_second, second) = another_release(at);
@@ -213,7 +214,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         says(at, &[&pin[..], &["--set", &store]].concat()).await;
         let order = until("reef runs what it is pinned to", 3 * PATIENCE, async || {
             let order = noted(&reef, &model).await?.filter(|order| order.release.release == *release);
-            let beats = streams::fleet::alive(&reef).await?;
+            let beats = streams::fleet::live_workers(&reef).await?;
             let runs = beats.iter().any(|beat| beat.role == "recognizer" && beat.release.as_ref() == Some(release));
             Ok(order.filter(|_| runs))
         });
@@ -229,7 +230,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     .await
     .unwrap();
     // Orders that the right key signed, and that are not obeyed all the same.
-    let releaser = Key::read(&at.join("tributary-fleet/hub/releaser.sign")).unwrap();
+    let releaser = SiteKey::read(&at.join("tributary-fleet/hub/releaser.sign")).unwrap();
     let now_ms = runtime::clock::now_ms();
     let sign = |order: Order, at_ms: u64| trust::sign(Order { signature: None, ..order }, &releaser, at_ms).unwrap();
     let next = Order { number: last.number + 1, ..last.clone() };
@@ -298,7 +299,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     says(at, &["site", "rotate", "farm", "--out", "farm-2.site"]).await;
     assert!(joined(at, "farm").await);
     // Revoked: gone within a second, and it does not come back, while the other does.
-    let ends = |worker: &Worker| worker.log().matches("the cloud does not answer").count();
+    let ends = |worker: &WorkerProcess| worker.log().matches("the cloud does not answer").count();
     let (began, before) = (Instant::now(), ends(&sites[0]));
     says(at, &["site", "revoke", "reef"]).await;
     until("the link of the revoked site ends", Duration::from_secs(5), async || {
@@ -313,8 +314,9 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     assert_eq!(outcome(bus, reef, task).await.unwrap().route, Route::Edge, "the site itself goes on");
     let (farm, bus) = &buses[1];
     let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
-    let slot = subject::finality(farm, &"cam-1".parse().unwrap(), task);
-    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(read::outcome(bus, &slot).await?)).await;
+    let slot = subject::final_answer(farm, &"cam-1".parse().unwrap(), task);
+    let verified =
+        until("an answer of the cloud", 2 * PATIENCE, async || Ok(reader::read_outcome(bus, &slot).await?)).await;
     assert_eq!(verified.unwrap().route, Route::Verified);
     assert!(!says(at, &["site", "list"]).await.contains("reef"));
     // With another site's file a store stays what it is.

@@ -8,10 +8,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{LIGHT, Picture, one};
+use harness::pictures::{LIGHT, TestPicture, one};
 use harness::program::{fixture, root};
 use harness::until::until;
-use harness::{Plan, World};
+use harness::{TestWorld, WorldPlan};
 use nix::sys::signal::Signal;
 use schemas::limits::MAX_INLINE_BYTES;
 use serde_json::Value;
@@ -57,7 +57,7 @@ fn succeed(what: &str, command: &mut Command) -> Output {
 }
 
 /// What a client of this kind is answered about a picture.
-async fn ask(kind: &'static str, address: String, site: String, picture: &Picture, more: &[String]) -> Value {
+async fn ask(kind: &'static str, address: String, site: String, picture: &TestPicture, more: &[String]) -> Value {
     let file = fixture("images/fashion").join(&picture.file);
     let (client, more) = (root().join("tests/walks/interop/client.py"), more.to_vec());
     let asking = move || {
@@ -147,7 +147,7 @@ async fn answers_in_json_need_no_mqtt() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_is_exported_signed_is_verified_by_the_tool_that_others_use() {
-    let world = World::start(Plan::default()).await.unwrap();
+    let world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let keys = fixture("model_signature/keys");
     let public = keys.join("public.pem").display().to_string();
     let ended = world.release(&["import", &fixture(LIGHT).display().to_string()]).await.unwrap();

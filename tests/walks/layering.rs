@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use harness::program::root;
-use streams::table::SUBJECTS;
+use streams::subject_table::SUBJECTS;
 
 const ROLES: [&str; 9] =
     ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "releaser", "janitor", "notifier"];
@@ -106,7 +106,7 @@ const HOMES: [(&str, &[&str]); 14] = [
 /// What bends bytes is for tests alone.
 const BEND: &str = "bend";
 
-struct Manifest {
+struct CargoManifest {
     package: String,
     folder: PathBuf,
     dependencies: BTreeSet<String>,
@@ -119,7 +119,7 @@ fn toml(path: &Path) -> toml::Table {
     text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn manifests() -> BTreeMap<String, Manifest> {
+fn manifests() -> BTreeMap<String, CargoManifest> {
     let workspace = toml(&root().join("Cargo.toml"));
     let members = workspace["workspace"]["members"].as_array().unwrap();
     let read = |member: &toml::Value| {
@@ -132,7 +132,7 @@ fn manifests() -> BTreeMap<String, Manifest> {
             tables.flat_map(|table| table.keys()).cloned().collect()
         };
         let (dependencies, shipped) = (named(&tables), named(&["dependencies", "build-dependencies"]));
-        (package.clone(), Manifest { package, folder, dependencies, shipped })
+        (package.clone(), CargoManifest { package, folder, dependencies, shipped })
     };
     members.iter().map(read).collect()
 }
@@ -151,7 +151,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn a_crate_knows_only_what_lies_to_its_left() {
     let manifests = manifests();
-    for Manifest { package, dependencies, .. } in manifests.values() {
+    for CargoManifest { package, dependencies, .. } in manifests.values() {
         let ours = dependencies.iter().filter(|name| manifests.contains_key(*name)).map(String::as_str);
         let wrong: Vec<&str> = ours.filter(|name| *name != BEND && !allowed(package).contains(name)).collect();
         assert!(wrong.is_empty(), "{package} must not depend on {wrong:?}");
@@ -181,7 +181,7 @@ fn no_role_knows_another_role() {
 
 #[test]
 fn an_outside_library_with_one_home_is_named_nowhere_else() {
-    for Manifest { package, dependencies, .. } in manifests().values() {
+    for CargoManifest { package, dependencies, .. } in manifests().values() {
         for (library, homes) in HOMES {
             assert!(
                 !dependencies.contains(library) || homes.contains(&package.as_str()),

@@ -3,6 +3,7 @@
 //! One binary, because linking costs more than running. What is marked `ignored` runs by `make soak`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+mod attacks;
 mod bad_input;
 mod bench;
 mod bounds;
@@ -13,12 +14,12 @@ mod drift;
 mod entry;
 mod faults;
 mod fleet;
-mod foes;
-mod ground;
-mod image_walk;
+mod guarantees;
+mod image_path;
 mod interop;
 mod layering;
 mod models;
+mod notifier;
 mod policy;
 mod power_cut;
 mod releases;
@@ -29,8 +30,7 @@ mod scale;
 mod soak;
 mod store;
 mod strangers;
-mod told;
 mod training;
 mod up;
-mod weight_walk;
+mod weight_path;
 mod wire_golden;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use harness::program::{fixture, run_for};
-use harness::{Ended, Plan, World};
+use harness::{CommandOutput, TestWorld, WorldPlan};
 use schemas::{Answer, Route};
 use streams::Bus;
 use tempfile::TempDir;
@@ -20,7 +20,7 @@ fn copy_of(path: &str) -> TempDir {
     folder
 }
 
-async fn tributary(arguments: &[&str]) -> Ended {
+async fn tributary(arguments: &[&str]) -> CommandOutput {
     run_for(Path::new("."), arguments, PATIENCE).await.unwrap()
 }
 
@@ -78,15 +78,16 @@ async fn a_description_that_most_pictures_contradict_is_called_doubtful_and_the_
     }
 }
 
-async fn recognized(world: &World, bus: &Bus, picture: &str) -> Answer {
+async fn recognized(world: &TestWorld, bus: &Bus, picture: &str) -> Answer {
     let bytes = fs::read(fixture("processors").join(picture)).unwrap();
     answered(world, publish(bus, &world.site(0).name, &bytes, &[]).await).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_names_every_label_that_holds() {
-    let plan = Plan::default().set("recognizer.verify.enabled=false").set("recognizer.gate.min_confidence_ratio=0.9");
-    let mut world = World::start(plan).await.unwrap();
+    let plan =
+        WorldPlan::default().set("recognizer.verify.enabled=false").set("recognizer.gate.min_confidence_ratio=0.9");
+    let mut world = TestWorld::start(plan).await.unwrap();
     world.recognizer_of("recognizer", 0, "forms/several-labels").unwrap();
     world.all_started().await.unwrap();
     let bus = world.bus(0).clone();

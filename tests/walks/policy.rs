@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::pictures::{HEAVY, one, some};
 use harness::program::{fixture, run};
-use harness::{Cut, Plan, World, until};
+use harness::{LinkCut, TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
-use schemas::{Answer, Beat, HardCase, Reason, Route, Stage, Verify, decode};
+use schemas::{Answer, AnswerStage, HardCase, Heartbeat, Reason, Route, VerifyRequest, decode};
 use streams::fleet::{self, Ledger};
-use streams::read::{self, Stretch};
-use streams::tap::tap;
+use streams::reader::{self, StreamRange};
+use streams::tap::watch_subject;
 use streams::topology;
 use vision::Model;
 
@@ -18,9 +18,9 @@ use crate::common::{PATIENCE, answered, answers, promised, publish};
 
 const HEAD: &str = "models/fashion-head";
 
-async fn recognizer(world: &World) -> Beat {
+async fn recognizer(world: &TestWorld) -> Heartbeat {
     until("a recognizer's sign of life", PATIENCE, async || {
-        let alive = fleet::alive(world.bus(0)).await?;
+        let alive = fleet::live_workers(world.bus(0)).await?;
         Ok(alive.into_iter().find(|beat| beat.role == "recognizer" && beat.decision.is_some()))
     })
     .await
@@ -35,10 +35,10 @@ fn middle(image: &[u8]) -> &[u8] {
 #[tokio::test]
 async fn an_image_crosses_the_link_only_where_the_setting_says_image() {
     for payload in ["image", "features", "never"] {
-        let plan = Plan::leaves(1)
+        let plan = WorldPlan::leaves(1)
             .set(&format!("recognizer.verify.payload={payload}"))
             .set(&format!("verifier.head={}", fixture(HEAD).display()));
-        let world = World::whole(plan).await.unwrap();
+        let world = TestWorld::whole(plan).await.unwrap();
         let (site, link) = (world.site(0), world.site(0).link.as_ref().unwrap());
         link.note();
         let picture = some(false, 3).unwrap();
@@ -60,13 +60,13 @@ async fn an_image_crosses_the_link_only_where_the_setting_says_image() {
 
 #[tokio::test]
 async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let mut kept = Vec::new();
     for subject in ["image.>", "answer.>", "outbox.>"] {
-        kept.push(Box::pin(tap(&world.cloud, subject).await.unwrap()));
+        kept.push(Box::pin(watch_subject(&world.cloud, subject).await.unwrap()));
     }
-    let mut verdicts = Box::pin(tap(&world.cloud, "verdict.>").await.unwrap());
+    let mut verdicts = Box::pin(watch_subject(&world.cloud, "verdict.>").await.unwrap());
     for number in 0..5 {
         let task = publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await;
         answered(&world, task).await;
@@ -81,8 +81,9 @@ async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
 
 #[tokio::test]
 async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_link_goes() {
-    let plan = Plan::leaves(1).set("recognizer.policy.name=cloud-only").set("recognizer.policy.upload_timeout_ms=2500");
-    let world = World::whole(plan).await.unwrap();
+    let plan =
+        WorldPlan::leaves(1).set("recognizer.policy.name=cloud-only").set("recognizer.policy.verdict_timeout_ms=2500");
+    let world = TestWorld::whole(plan).await.unwrap();
     let site = world.site(0);
     let picture = one(true).unwrap();
     until("the recognizer hears of the link", PATIENCE, async || {
@@ -97,31 +98,31 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
     assert_eq!(answer.label.as_deref(), Some(picture.heavy.label.as_str()));
     assert_eq!(answer.edge, None, "the edge never saw it");
 
-    site.link.as_ref().unwrap().set(Cut::Silent);
+    site.link.as_ref().unwrap().set(LinkCut::Silent);
     let task = publish(&site.bus, &site.name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     assert_eq!(answer.route, Route::Edge);
-    site.link.as_ref().unwrap().set(Cut::Open);
+    site.link.as_ref().unwrap().set(LinkCut::Open);
     until("nothing waits any more", PATIENCE, async || {
-        Ok((read::level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
+        Ok((reader::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
     .await
     .unwrap();
     let all = answers(&site.bus, task).await;
-    assert_eq!(all.iter().filter(|answer| answer.stage == Stage::Final).count(), 1, "{all:?}");
+    assert_eq!(all.iter().filter(|answer| answer.stage == AnswerStage::Final).count(), 1, "{all:?}");
 }
 
 #[tokio::test]
 async fn the_link_is_known_to_be_gone_within_a_second() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let link = async || {
-        let alive = fleet::alive(world.bus(0)).await?;
+        let alive = fleet::live_workers(world.bus(0)).await?;
         anyhow::Ok(alive.into_iter().find_map(|beat| beat.link))
     };
     let up = async || Ok(link().await?.filter(|link| link.up && link.cloud.is_some()));
     until("the link is up and a verifier heard of", PATIENCE, up).await.unwrap();
-    world.site(0).link.as_ref().unwrap().set(Cut::Silent);
+    world.site(0).link.as_ref().unwrap().set(LinkCut::Silent);
     let cut_at = std::time::Instant::now();
     let down = async || Ok(link().await?.filter(|link| !link.up));
     until("the link is down", PATIENCE, down).await.unwrap();
@@ -132,16 +133,16 @@ async fn the_link_is_known_to_be_gone_within_a_second() {
 #[tokio::test]
 async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_before_both() {
     for order in ["oldest_first", "newest_first"] {
-        let plan = Plan::leaves(1).set(&format!("courier.catch_up={order}")).set("courier.uploads=1");
-        let mut world = World::start(plan).await.unwrap();
+        let plan = WorldPlan::leaves(1).set(&format!("courier.backlog_order={order}")).set("courier.uploads=1");
+        let mut world = TestWorld::start(plan).await.unwrap();
         world.recognizer("recognizer", 0).unwrap();
         world.courier("courier", 0).unwrap();
         world.all_started().await.unwrap();
         let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
-        world.site(0).link.as_ref().unwrap().set(Cut::Silent);
+        world.site(0).link.as_ref().unwrap().set(LinkCut::Silent);
         // What is on its way when the link goes would arrive first whatever the order.
         until("the courier knows that the link is gone", PATIENCE, async || {
-            let alive = fleet::alive(&bus).await?;
+            let alive = fleet::live_workers(&bus).await?;
             Ok(alive.iter().any(|beat| beat.link.is_some_and(|link| !link.up)).then_some(()))
         })
         .await
@@ -153,18 +154,18 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
             promised(&world, task).await;
             sent.push(task);
         }
-        world.site(0).link.as_ref().unwrap().set(Cut::Open);
+        world.site(0).link.as_ref().unwrap().set(LinkCut::Open);
         // No verifier takes them: they arrive and stay.
         let level = until("all requests are in the cloud", PATIENCE, async || {
-            let level = read::level(&world.cloud, topology::VERIFY).await?;
+            let level = reader::stream_level(&world.cloud, topology::VERIFY).await?;
             Ok((level.messages == 6).then_some(level))
         })
         .await
         .unwrap();
         let mut arrived = Vec::new();
         for sequence in level.first_sequence..=level.last_sequence {
-            let record = read::at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
-            arrived.push(decode::<Verify>(&record.payload).unwrap().provisional.task);
+            let record = reader::message_at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
+            arrived.push(decode::<VerifyRequest>(&record.payload).unwrap().provisional.task);
         }
         let urgent = sent.remove(3);
         if order == "newest_first" {
@@ -177,7 +178,7 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
 
 #[tokio::test]
 async fn what_was_found_hard_is_collected_once_and_without_pixels() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let mut tasks = Vec::new();
     for number in 0..4 {
@@ -189,13 +190,13 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
         answered(&world, *task).await;
     }
     let level = until("all hard cases are in the cloud", PATIENCE, async || {
-        let level = read::level(&world.cloud, topology::HARDCASES).await?;
+        let level = reader::stream_level(&world.cloud, topology::HARDCASES).await?;
         Ok((level.messages >= 4).then_some(level))
     })
     .await
     .unwrap();
     let mut cases: Vec<HardCase> = Vec::new();
-    read::stretch(&world.cloud, topology::HARDCASES, Stretch::default(), level.last_sequence, |record| {
+    reader::read_range(&world.cloud, topology::HARDCASES, StreamRange::default(), level.last_sequence, |record| {
         cases.push(decode(&record.payload).unwrap());
     })
     .await
@@ -213,7 +214,7 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
 
 #[tokio::test]
 async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
-    let world = World::whole(Plan::leaves(1).set("courier.budget.bytes_a_day=6000")).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1).set("courier.budget.max_bytes_per_day=6000")).await.unwrap();
     let site = world.site(0);
     let mut reasons = Vec::new();
     for number in 0..40 {
@@ -233,9 +234,10 @@ async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
-    let mut world = World::whole(Plan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9")).await.unwrap();
+    let mut world =
+        TestWorld::whole(WorldPlan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9")).await.unwrap();
     let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
-    let belief = async |world: &World| recognizer(world).await.decision.and_then(|decision| decision.belief);
+    let belief = async |world: &TestWorld| recognizer(world).await.decision.and_then(|decision| decision.belief);
     let mut rounds = 0;
     let learned = loop {
         for number in 0..60 {
@@ -262,7 +264,7 @@ async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
 
 #[tokio::test]
 async fn another_policy_is_in_force_at_once_and_a_wrong_one_is_refused_by_name() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let policy = async |arguments: &[&str]| {
         let mut all: Vec<String> = vec!["policy".into()];

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Oracle, Plan, World, seed, until};
+use harness::{Oracle, TestWorld, WorldPlan, seed, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use streams::server::Durability;
 use streams::topology::StreamSettings;
-use streams::{read, topology};
+use streams::{reader, topology};
 use tempfile::TempDir;
 
 use crate::common::PATIENCE;
@@ -22,11 +22,11 @@ const IMAGES_PER_S: u32 = 60;
 const BEFORE: usize = 400;
 
 /// A file system of our own on a file.
-struct Disk {
+struct PowerCutDisk {
     folder: TempDir,
 }
 
-impl Disk {
+impl PowerCutDisk {
     fn make() -> Self {
         let root = nix::unistd::Uid::effective().is_root();
         let control = Path::new("/dev/loop-control").exists();
@@ -75,7 +75,7 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
+impl Drop for PowerCutDisk {
     fn drop(&mut self) {
         let _best_effort = Command::new("umount").arg("--lazy").arg(self.mounted()).output();
     }
@@ -87,14 +87,14 @@ fn command(program: &str, arguments: &[&Path]) {
 }
 
 /// One row: what was acknowledged, what of it was still there, and what the oracle says in the end.
-struct Row {
+struct PowerCutRow {
     acknowledged: usize,
     left: u64,
     judgement: harness::Judgement,
 }
 
-async fn power_cut(durability: Durability, seed: u64) -> Row {
-    let disk = Disk::make();
+async fn power_cut(durability: Durability, seed: u64) -> PowerCutRow {
+    let disk = PowerCutDisk::make();
     // All limits together must fit on the disk, or the server refuses to create the streams.
     let streams = StreamSettings {
         images_max_mib: 64,
@@ -103,10 +103,10 @@ async fn power_cut(durability: Durability, seed: u64) -> Row {
         blobs_max_mib: 32,
         dead_max_mib: 32,
         hardcases_max_mib: 16,
-        ..Plan::default().streams
+        ..WorldPlan::default().streams
     };
-    let mut plan = Plan { durability, streams, stores: Some(disk.mounted()), ..Plan::default() };
-    let mut world = World::whole(plan.clone()).await.unwrap();
+    let mut plan = WorldPlan { durability, streams, stores: Some(disk.mounted()), ..WorldPlan::default() };
+    let mut world = TestWorld::whole(plan.clone()).await.unwrap();
     let url = world.site(0).server.url();
     plan.port = url.rsplit(':').next().unwrap().parse().unwrap();
     let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap();
@@ -129,14 +129,14 @@ async fn power_cut(durability: Durability, seed: u64) -> Row {
     drop(world);
     disk.mount_again().await;
 
-    let mut world = World::start(plan).await.unwrap();
-    let left = read::level(world.bus(0), topology::IMAGES).await.unwrap().messages;
+    let mut world = TestWorld::start(plan).await.unwrap();
+    let left = reader::stream_level(world.bus(0), topology::IMAGES).await.unwrap().messages;
     world.crew().await.unwrap();
     // What was not acknowledged yet is published again by its camera, as ever.
     pouring.await.unwrap().unwrap();
     let patience = Duration::from_secs(if durability == Durability::PowerSafe { 60 } else { 20 });
     let judgement = oracle.judge(&world.cloud, patience).await.unwrap();
-    Row { acknowledged, left, judgement }
+    PowerCutRow { acknowledged, left, judgement }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

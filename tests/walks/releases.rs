@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use harness::pictures::LIGHT;
 use harness::program::{binary, fixture, run};
-use harness::{Cut, Oracle, Plan, World, seed, until};
+use harness::{LinkCut, Oracle, TestWorld, WorldPlan, seed, until};
 use nix::sys::signal::Signal;
 use rollout::confinement::Confinement;
-use rollout::trial::Trial;
-use rollout::{log, stage};
+use rollout::trial::TrialRunner;
+use rollout::{decision_log, stage};
 use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
 use sha2::{Digest, Sha256};
-use streams::read::{self, Stretch};
+use streams::reader::{self, StreamRange};
 use streams::{Blobs, topology};
-use vision::{InferSettings, Model};
+use vision::{InferenceSettings, Model};
 
 use crate::common::{PATIENCE, publish};
 
@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(120);
 const IMAGES_PER_S: u32 = 40;
 
 fn light() -> ModelName {
-    ModelName::of("fashion-light")
+    ModelName::from_name("fashion-light")
 }
 
 /// The light model again, as another release: it says the same, so that an oracle can judge whichever answers.
@@ -47,16 +47,16 @@ fn release_of(folder: &Path) -> ReleaseId {
 }
 
 /// Settings under which a canary is decided within seconds: a test shows that decisions are followed, not how good they are.
-fn quick(plan: Plan) -> Plan {
+fn quick(plan: WorldPlan) -> WorldPlan {
     [
         "recognizer.report_s=1",
         "recognizer.count_s=1",
         "recognizer.verify.sample_ratio=0.3",
         "verifier.report_s=1",
         "verifier.count_s=1",
-        "releaser.canary.least_images=60",
+        "releaser.canary.min_images=60",
         "releaser.canary.agreement_margin_ratio=0.5",
-        "releaser.canary.sent_up_margin_ratio=0.7",
+        "releaser.canary.escalation_margin_ratio=0.7",
         "releaser.canary.confidence_margin_ratio=0.7",
         "releaser.canary.faults_margin_ratio=0.4",
         "releaser.canary.cost_ratio=200",
@@ -65,22 +65,22 @@ fn quick(plan: Plan) -> Plan {
     .fold(plan, |plan, pair| plan.set(pair))
 }
 
-async fn import(world: &World, folder: &Path) -> ReleaseId {
+async fn import(world: &TestWorld, folder: &Path) -> ReleaseId {
     let ended = world.release(&["import", &folder.display().to_string()]).await.unwrap();
     assert!(ended.success, "{}\n{}", ended.out, ended.err);
     release_of(folder)
 }
 
 /// Decides by hand.
-async fn decide(world: &World, words: &[&str]) {
+async fn decide(world: &TestWorld, words: &[&str]) {
     let ended = world.release(&[words, &["--name", "fashion-light"]].concat()).await.unwrap();
     assert!(ended.success, "{words:?}: {}\n{}", ended.out, ended.err);
 }
 
 /// What each worker said last, by site.
-async fn reports(world: &World) -> anyhow::Result<BTreeMap<String, Swap>> {
+async fn reports(world: &TestWorld) -> anyhow::Result<BTreeMap<String, Swap>> {
     let mut latest: BTreeMap<String, Swap> = BTreeMap::new();
-    for swap in log::reports(&world.cloud).await? {
+    for swap in decision_log::reports(&world.cloud).await? {
         let known = latest.get(swap.site.as_str()).map_or(0, |known| known.said_at_ms);
         if swap.said_at_ms >= known {
             latest.insert(swap.site.to_string(), swap);
@@ -90,7 +90,7 @@ async fn reports(world: &World) -> anyhow::Result<BTreeMap<String, Swap>> {
 }
 
 /// Waits until these sites say that they run a release.
-async fn all_run(world: &World, sites: &[usize], release: &ReleaseId) {
+async fn all_run(world: &TestWorld, sites: &[usize], release: &ReleaseId) {
     let names: Vec<String> = sites.iter().map(|site| world.site(*site).name.to_string()).collect();
     let what = format!("{names:?} run {}", release.short());
     let there = until(&what, LONG, async || {
@@ -107,29 +107,29 @@ async fn all_run(world: &World, sites: &[usize], release: &ReleaseId) {
 }
 
 /// Waits until so many more images were published at a site.
-async fn images_flow(world: &World, site: usize, more: u64) {
-    let newest = async || anyhow::Ok(read::level(world.bus(site), topology::IMAGES).await?.last_sequence);
+async fn images_flow(world: &TestWorld, site: usize, more: u64) {
+    let newest = async || anyhow::Ok(reader::stream_level(world.bus(site), topology::IMAGES).await?.last_sequence);
     let before = newest().await.unwrap();
     until("images flow", PATIENCE, async || Ok((newest().await? >= before + more).then_some(()))).await.unwrap();
 }
 
-async fn stands(world: &World) -> Rollout {
-    log::latest(&world.cloud, &light()).await.unwrap().expect("something was decided")
+async fn stands(world: &TestWorld) -> Rollout {
+    decision_log::latest(&world.cloud, &light()).await.unwrap().expect("something was decided")
 }
 
 /// Waits until a release stands so.
-async fn becomes(world: &World, release: &ReleaseId, wanted: ReleaseStage) -> Rollout {
+async fn becomes(world: &TestWorld, release: &ReleaseId, wanted: ReleaseStage) -> Rollout {
     let what = format!("{} is {}", release.short(), wanted.as_str());
     let there = until(&what, LONG, async || {
-        let now = log::latest(&world.cloud, &light()).await?;
+        let now = decision_log::latest(&world.cloud, &light()).await?;
         Ok(now.filter(|now| stage::stage_of(now, release) == Some(wanted)))
     });
     there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
 }
 
 /// Invariant 6: nothing is stable that no ring tried, unless a person said so; and each decision has its own number.
-async fn canary_came_first(world: &World) {
-    let history = log::history(&world.cloud, &light()).await.unwrap();
+async fn canary_came_first(world: &TestWorld) {
+    let history = decision_log::history(&world.cloud, &light()).await.unwrap();
     let numbers: Vec<u64> = history.iter().map(|then| then.number).collect();
     assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>());
     for (at, then) in history.iter().enumerate().skip(1) {
@@ -144,7 +144,7 @@ async fn canary_came_first(world: &World) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() {
     let mut world =
-        World::whole(quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
+        TestWorld::whole(quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     let oracles: Vec<Oracle> =
@@ -191,10 +191,10 @@ fn at_the_edge(answer: &schemas::Answer) -> Option<ReleaseId> {
 }
 
 /// Final answers of a site's own, by the release they name.
-async fn answers_by_release(world: &World, site: usize) -> BTreeMap<ReleaseId, u64> {
+async fn answers_by_release(world: &TestWorld, site: usize) -> BTreeMap<ReleaseId, u64> {
     let mut counts = BTreeMap::new();
-    let last = read::level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
-    read::stretch(world.bus(site), topology::ANSWERS, Stretch::default(), last, |record| {
+    let last = reader::stream_level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
+    reader::read_range(world.bus(site), topology::ANSWERS, StreamRange::default(), last, |record| {
         let answer: schemas::Answer = decode(&record.payload).unwrap();
         if let Some(edge) = at_the_edge(&answer) {
             *counts.entry(edge).or_insert(0) += 1;
@@ -207,7 +207,7 @@ async fn answers_by_release(world: &World, site: usize) -> BTreeMap<ReleaseId, u
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recognizer_killed_at_any_step_of_a_swap_comes_to_it_and_no_image_is_lost() {
-    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     import(&world, &fixture(LIGHT)).await;
     let oracle = Oracle::new(seed(20302), &world.site(0).name, world.bus(0)).unwrap();
@@ -241,7 +241,7 @@ fn leave_nothing_idle() -> Vec<tokio::process::Child> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_whose_processors_are_never_idle_swaps_all_the_same() {
-    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     all_run(&world, &[0], &first).await;
@@ -254,8 +254,8 @@ async fn a_site_whose_processors_are_never_idle_swaps_all_the_same() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_thing_once() {
-    let plan = quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]");
-    let mut world = World::whole(plan).await.unwrap();
+    let plan = quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]");
+    let mut world = TestWorld::whole(plan).await.unwrap();
     world.releaser("releaser-a").unwrap();
     world.releaser("releaser-b").unwrap();
     import(&world, &fixture(LIGHT)).await;
@@ -287,11 +287,11 @@ async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_that_was_away_for_the_whole_canary_has_what_is_stable_when_it_is_back() {
     let mut world =
-        World::whole(quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
+        TestWorld::whole(quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     all_run(&world, &[0, 1], &first).await;
-    world.sites[0].link.as_ref().unwrap().set(Cut::Reset);
+    world.sites[0].link.as_ref().unwrap().set(LinkCut::Reset);
     let second = import(&world, &again(world.folder(), 1)).await;
     becomes(&world, &second, ReleaseStage::Canary).await;
     all_run(&world, &[1], &second).await;
@@ -300,10 +300,10 @@ async fn a_site_that_was_away_for_the_whole_canary_has_what_is_stable_when_it_is
     let task = publish(world.bus(0), &world.site(0).name, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
     let answer = crate::common::answered(&world, task).await;
     assert_eq!(at_the_edge(&answer), Some(first), "{answer:?}");
-    world.sites[0].link.as_ref().unwrap().set(Cut::Open);
+    world.sites[0].link.as_ref().unwrap().set(LinkCut::Open);
     all_run(&world, &[0, 1], &second).await;
     // It is there when the cloud is away again and the worker begins anew.
-    world.sites[0].link.as_ref().unwrap().set(Cut::Reset);
+    world.sites[0].link.as_ref().unwrap().set(LinkCut::Reset);
     world.worked("recognizer-0").unwrap().restart().unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &harness::pictures::some(true, 2).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, task).await), Some(second));
@@ -311,7 +311,7 @@ async fn a_site_that_was_away_for_the_whole_canary_has_what_is_stable_when_it_is
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
-    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     all_run(&world, &[0], &first).await;
@@ -338,39 +338,40 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
     let good = import(&world, &again(world.folder(), 2)).await;
     let other = import(&world, &again(world.folder(), 3)).await;
     let now = stands(&world).await;
-    let known = log::releases(&log::history(&world.cloud, &light()).await.unwrap());
+    let known = decision_log::releases(&decision_log::history(&world.cloud, &light()).await.unwrap());
     let of = |release: &ReleaseId| known.iter().find(|known| known.release == *release).unwrap().clone();
     let (good_release, other_release) = (of(&good), of(&other));
     let publisher = streams::Publisher::new(world.cloud.clone(), PATIENCE);
     let site = world.site(0).name.clone();
     let blobs = Blobs::open_in_cloud(&world.cloud).await.unwrap();
-    let altered = blobs.store(&vec![7; 200_000]).await.unwrap();
+    let altered = blobs.store_blob(&vec![7; 200_000]).await.unwrap();
     let gone = schemas::BlobRef::new([1; 32], 1000);
-    let whole = blobs.fetch(&good_release.package[0], 1 << 23).await.unwrap();
-    let cut_off = blobs.store(&whole[..whole.len() / 2]).await.unwrap();
+    let whole = blobs.fetch_blob(&good_release.package[0], 1 << 23).await.unwrap();
+    let cut_off = blobs.store_blob(&whole[..whole.len() / 2]).await.unwrap();
     let mut number = now.number;
     for (package, name) in [
         (vec![altered], "package_damaged"),
         (other_release.package.clone(), "package_of_other_release"),
         (vec![cut_off], "package_damaged"),
     ] {
-        let mut order = stage::order(&now, &site);
+        let mut order = stage::order_for_site(&now, &site);
         number += 1;
         order.number = number;
         order.release = schemas::Release { package, ..good_release.clone() };
-        log::give(&publisher, &order, true).await.unwrap();
+        decision_log::publish_order(&publisher, &order, true).await.unwrap();
         refuses(&world, &good, name).await;
     }
-    let mut order = stage::order(&now, &site);
+    let mut order = stage::order_for_site(&now, &site);
     order.number = number + 1;
     order.release = schemas::Release { package: vec![gone], ..good_release.clone() };
-    log::give(&publisher, &order, false).await.unwrap();
+    decision_log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "package_missing").await;
 
     // One that the machine cannot run: it says so before it fetches anything.
     order.number += 1;
-    order.release.needs = schemas::Needs { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
-    log::give(&publisher, &order, false).await.unwrap();
+    order.release.needs =
+        schemas::MachineRequirements { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
+    decision_log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "runtime_too_old").await;
     let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, answered).await), Some(first));
@@ -388,7 +389,7 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
 }
 
 /// Waits until the site says that it does not run a release, and why.
-async fn refuses(world: &World, release: &ReleaseId, name: &str) {
+async fn refuses(world: &TestWorld, release: &ReleaseId, name: &str) {
     let what = format!("{} is refused: {name}", release.short());
     let said = until(&what, LONG, async || {
         let reports = reports(world).await?;
@@ -416,7 +417,7 @@ async fn kill_trials(worker: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_ends_its_worker_again_and_again_is_given_up_for_the_one_before() {
-    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     let second = import(&world, &again(world.folder(), 1)).await;
@@ -445,9 +446,9 @@ async fn a_trial_reads_its_model_and_nothing_outside_of_its_folder() {
     let outside = root.path().join("labels-of-somebody-else.txt");
     std::fs::rename(folder.join("labels.txt"), &outside).unwrap();
     std::os::unix::fs::symlink(&outside, folder.join("labels.txt")).unwrap();
-    let trial = Trial { program: binary().unwrap().to_owned(), onnxruntime: None };
-    let infer = InferSettings::default();
-    let own = trial.run(&folder, &infer).await.unwrap();
+    let trial = TrialRunner { program: binary().unwrap().to_owned(), onnxruntime: None };
+    let infer = InferenceSettings::default();
+    let own = trial.run_trial(&folder, &infer).await.unwrap();
     let came = trial.run_beside_work(&folder, &infer, Some((1, 1.0)), false).await;
     if own.confinement == Confinement::None {
         println!("NOT ENFORCED: this kernel has no Landlock, so the trial could read what it liked");
@@ -460,7 +461,7 @@ async fn a_trial_reads_its_model_and_nothing_outside_of_its_folder() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clouds_model_is_released_as_a_sites_is() {
-    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let heavy = fixture(harness::pictures::HEAVY);
     let first = import(&world, &heavy).await;
@@ -492,7 +493,7 @@ async fn the_clouds_model_is_released_as_a_sites_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
-    let world = World::start(Plan::default()).await.unwrap();
+    let world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let path = |path: &Path| path.display().to_string();
     let key = |name: &str| path(&fixture("model_signature/keys").join(name));
     let (signature, public, other) =
@@ -526,7 +527,7 @@ async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
         let ended = import(folder, is_demanded, words).await;
         assert!(!ended.success && ended.err.contains(why), "{words:?}: {}\n{}", ended.out, ended.err);
     }
-    assert!(log::latest(&world.cloud, &light()).await.unwrap().is_none());
+    assert!(decision_log::latest(&world.cloud, &light()).await.unwrap().is_none());
     let none = world.release(&["list"]).await.unwrap();
     assert!(!none.success && none.err.contains("there is no release"), "{}\n{}", none.out, none.err);
 

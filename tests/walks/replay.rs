@@ -5,36 +5,36 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::pictures::{HEAVY, INITIAL, LIGHT, pictures};
-use harness::program::{Worker, fixture, run, run_for};
-use harness::{Plan, World, until};
+use harness::program::{WorkerProcess, fixture, run, run_for};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_BLOB, HEADER_LABEL};
 use schemas::{Answer, Route, TaskId, decode};
 use serde_json::Value;
 use streams::topology::StreamSettings;
-use streams::{Blobs, read, subject, topology};
+use streams::{Blobs, reader, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
 /// A command at a site.
-async fn at(world: &World, words: &[&str]) -> harness::Ended {
+async fn at(world: &TestWorld, words: &[&str]) -> harness::CommandOutput {
     let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     arguments.extend(world.at(0));
     run_for(world.folder(), &arguments, Duration::from_secs(120)).await.unwrap()
 }
 
-async fn done(world: &World, words: &[&str]) -> String {
+async fn done(world: &TestWorld, words: &[&str]) -> String {
     let ended = at(world, words).await;
     assert!(ended.success, "{words:?}\n{}\n{}", ended.out, ended.err);
     ended.out
 }
 
-async fn done_json(world: &World, words: &[&str]) -> Value {
+async fn done_json(world: &TestWorld, words: &[&str]) -> Value {
     let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
     serde_json::from_str(&done(world, &words).await).unwrap()
 }
 
 /// Publishes so many pictures with their labels, and waits for each answer.
-async fn answers(world: &World, count: usize) -> BTreeMap<TaskId, (Answer, Vec<u8>)> {
+async fn answers(world: &TestWorld, count: usize) -> BTreeMap<TaskId, (Answer, Vec<u8>)> {
     let mut tasks = Vec::new();
     for picture in pictures().unwrap().iter().cycle().take(count) {
         let labels: [(&'static str, &str); 1] = [(HEADER_LABEL, &picture.truth)];
@@ -80,7 +80,7 @@ fn holds(folder: &Path, all: &BTreeMap<TaskId, (Answer, Vec<u8>)>) {
 
 #[tokio::test]
 async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let all = answers(&world, 400).await;
     let (folder, tar) = (world.folder().join("set"), world.folder().join("set.tar"));
     let set = folder.display().to_string();
@@ -89,7 +89,7 @@ async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed(
     arguments.extend(world.at(0));
     let mut stopped_at = Vec::new();
     for least in [40, 120] {
-        let mut half = Worker::start(&format!("replay-{least}"), world.folder(), &arguments, &[]).unwrap();
+        let mut half = WorkerProcess::start(&format!("replay-{least}"), world.folder(), &arguments, &[]).unwrap();
         let written = || std::fs::read_to_string(folder.join("index.csv")).map_or(0, |text| text.lines().count());
         until("a part of the export", PATIENCE, async || Ok((written() > least).then_some(()))).await.unwrap();
         half.kill().unwrap();
@@ -119,7 +119,7 @@ async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed(
 
 #[tokio::test]
 async fn what_cannot_be_meant_is_refused_with_what_could_be() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let empty = at(&world, &["replay", "--to", "none"]).await;
     assert!(empty.err.contains("has no answers yet"), "{}", empty.err);
     answers(&world, 20).await;
@@ -149,7 +149,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
 
 #[tokio::test]
 async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_whole() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     // Larger than what is read ahead, and no images at all: what was given up is kept as well.
     let mut all = BTreeMap::new();
     for number in 0..300_u32 {
@@ -166,11 +166,11 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
         vec!["replay".to_owned(), "--json".into(), "--to".into(), folder.display().to_string(), "--mib-per-s".into()];
     arguments.extend(["4".into(), "--stage".into(), "dead".into()]);
     arguments.extend(world.at(0));
-    let mut slow = Worker::start("replay", world.folder(), &arguments, &[]).unwrap();
+    let mut slow = WorkerProcess::start("replay", world.folder(), &arguments, &[]).unwrap();
     until("a part of the export", PATIENCE, async || Ok(folder.join("index.csv").is_file().then_some(())))
         .await
         .unwrap();
-    let purged = read::purge_before(world.bus(0), topology::IMAGES, 250).await.unwrap();
+    let purged = reader::purge_before(world.bus(0), topology::IMAGES, 250).await.unwrap();
     assert!(purged > 200);
     assert!(slow.end(Duration::from_secs(60)).await.unwrap().success(), "{}", slow.log());
     let said = std::fs::read_to_string(world.folder().join("replay.out")).unwrap();
@@ -187,7 +187,7 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
 
 #[tokio::test]
 async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up() {
-    let mut world = World::start(Plan::default().set("trainer.collect.least_fresh=100000")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("trainer.collect.min_new_images=100000")).await.unwrap();
     world.verifier("verifier").unwrap();
     world.beginner("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
@@ -195,17 +195,17 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     let all = answers(&world, 60).await;
     assert!(all.values().filter(|(answer, _)| answer.route == Route::Verified).count() > 30);
     // Not what is in the outbox: reports of releases go through it too, when their time comes.
-    let sent_before = read::level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
+    let sent_before = reader::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
     assert!(sent_before > 30);
     let template = format!("subject:image.{}.again-{{camera}}", world.site(0).name);
     let summary = done_json(&world, &["replay", "--to", &template]).await;
     assert_eq!((&summary["through"], &summary["unstored"]), (&60.into(), &false.into()));
     let site = world.site(0).name.clone();
     let copies = until("an answer for every copy", PATIENCE, async || {
-        let last = read::level(world.bus(0), topology::ANSWERS).await?.last_sequence;
-        let (mut copies, subjects) = (Vec::new(), vec![subject::finalities(&site, None)]);
-        let finals = read::Stretch { subjects, ..read::Stretch::default() };
-        read::stretch(world.bus(0), topology::ANSWERS, finals, last, |record| {
+        let last = reader::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence;
+        let (mut copies, subjects) = (Vec::new(), vec![subject::final_answers(&site, None)]);
+        let finals = reader::StreamRange { subjects, ..reader::StreamRange::default() };
+        reader::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
         })
@@ -219,7 +219,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
         assert!(copy.camera.as_str().starts_with("again-") && copy.task != first.task);
         assert_eq!((copy.route, &copy.truth), (Route::Edge, &first.truth), "{copy:?}");
     }
-    assert_eq!(read::level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
+    assert_eq!(reader::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
     // The copies stand for images that have answers of their own.
     let summary = done_json(&world, &["replay", "--to", "set"]).await;
     assert_eq!(summary["meant"], 60);
@@ -228,7 +228,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     assert_eq!(summary["sources"]["publisher"], 60);
     world.trainer("trainer", 0).unwrap();
     let report = until("what the trainer knows", PATIENCE, async || {
-        let beats = streams::fleet::alive(world.bus(0)).await?;
+        let beats = streams::fleet::live_workers(world.bus(0)).await?;
         Ok(beats.into_iter().find_map(|beat| beat.training).filter(|training| training.labelled > 0))
     });
     assert_eq!(report.await.unwrap().labelled, 60);
@@ -236,13 +236,13 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
 
 #[tokio::test]
 async fn another_model_is_held_against_what_was_answered() {
-    let world = World::whole(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let all = answers(&world, 200).await;
     let same = done_json(&world, &["replay", "--with", &fixture(LIGHT).display().to_string()]).await;
     assert_eq!((&same["comparison"]["images"], &same["comparison"]["same"]), (&200.into(), &200.into()), "{same}");
     let heavy = fixture(HEAVY).display().to_string();
     let better = done_json(&world, &["replay", "--with", &heavy, "--to", "both.csv"]).await;
-    let right = |picture: &harness::pictures::Picture| picture.heavy.label == picture.truth;
+    let right = |picture: &harness::pictures::TestPicture| picture.heavy.label == picture.truth;
     let known = pictures().unwrap().iter().take(200).filter(|picture| right(picture)).count();
     assert_eq!(better["comparison"]["right_now"], known as u64, "as the model's own words have it: {better}");
     let right_before = all.values().filter(|(answer, _)| answer.label == answer.truth).count();
@@ -263,7 +263,7 @@ async fn another_model_is_held_against_what_was_answered() {
 #[tokio::test]
 async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     let streams = StreamSettings { ack_wait_s: 2, pinned_max_mib: 1, ..StreamSettings::default() };
-    let world = World::whole(Plan { streams, ..Plan::default() }).await.unwrap();
+    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::default() }).await.unwrap();
     let all = answers(&world, 200).await;
     let summary = done_json(&world, &["replay", "--pin", "first"]).await;
     assert_eq!(summary["through"], 200);
@@ -273,8 +273,8 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     assert_eq!(kept["sets"]["first"]["images"], 200);
     let cameras = kept["would_go"]["cameras"].as_object().unwrap();
     assert_eq!(cameras.values().map(|held| held["pinned"].as_u64().unwrap()).sum::<u64>(), 200);
-    let newest = read::level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
-    read::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
+    let newest = reader::stream_level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
+    reader::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
     let gone = done_json(&world, &["replay", "--to", "late"]).await;
     assert_eq!((&gone["through"], &gone["gone"]), (&0.into(), &200.into()));
     done(&world, &["replay", "--pinned", "first", "--to", "set"]).await;
@@ -286,11 +286,12 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     for picture in pictures().unwrap().iter().cycle().take(900) {
         publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     }
-    let finals = vec![subject::finalities(&world.site(0).name, None)];
+    let finals = vec![subject::final_answers(&world.site(0).name, None)];
     until("all answers", PATIENCE, async || {
-        let part = read::Stretch { subjects: finals.clone(), headers_only: true, ..read::Stretch::default() };
-        let (last, mut count) = (read::level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
-        read::stretch(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
+        let part =
+            reader::StreamRange { subjects: finals.clone(), headers_only: true, ..reader::StreamRange::default() };
+        let (last, mut count) = (reader::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
+        reader::read_range(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
         Ok((count == 1100).then_some(()))
     })
     .await
@@ -305,14 +306,14 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
 #[tokio::test]
 async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() {
     const COUNT: usize = 6;
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0));
     let (blobs, pins) = (Blobs::open(bus).await.unwrap(), Blobs::open_pinned(bus).await.unwrap());
     let (mut tasks, mut large) = (BTreeSet::new(), Vec::new());
     for picture in pictures().unwrap().iter().take(COUNT) {
         // Decoders end where the image does.
         let bytes = [&picture.bytes[..], &vec![0; 1_200_000]].concat();
-        let blob = blobs.store(&bytes).await.unwrap();
+        let blob = blobs.store_blob(&bytes).await.unwrap();
         let task = publish(bus, &site, b"", &[(HEADER_BLOB, &blob.to_string())]).await;
         assert!(answered(&world, task).await.label.is_some());
         tasks.insert(task);
@@ -329,16 +330,19 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     assert_eq!(held, large.iter().map(|blob| blob.size_bytes).sum::<u64>());
     // The site keeps large images for a shorter time than sets do.
     for blob in &large {
-        blobs.remove(&blob.key).await.unwrap();
+        blobs.remove_blob(&blob.key).await.unwrap();
     }
     let again = format!("subject:image.{site}.again-{{camera}}");
     let words = ["replay", "--pinned", "first", "--to", &again, "--pace", "4"];
     let summary = done_json(&world, &[&words, &little[..]].concat()).await;
     assert_eq!((&summary["through"], &summary["gone"]), (&COUNT.into(), &0.into()));
     let copies = until("an answer for every copy", PATIENCE, async || {
-        let (last, mut copies) = (read::level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
-        let finals = read::Stretch { subjects: vec![subject::finalities(&site, None)], ..read::Stretch::default() };
-        read::stretch(bus, topology::ANSWERS, finals, last, |record| {
+        let (last, mut copies) = (reader::stream_level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
+        let finals = reader::StreamRange {
+            subjects: vec![subject::final_answers(&site, None)],
+            ..reader::StreamRange::default()
+        };
+        reader::read_range(bus, topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
         })
@@ -357,14 +361,14 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     for (set, left) in [("first", true), ("second", false)] {
         done(&world, &["retention", "--unpin", set]).await;
         for blob in &large {
-            assert_eq!(pins.has(blob).await.unwrap(), left, "after {set}");
+            assert_eq!(pins.has_blob(blob).await.unwrap(), left, "after {set}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_model_learns_from_replayed_images_and_becomes_a_candidate() {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     world.beginner("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     let mut all = answers(&world, 400).await;
@@ -392,12 +396,12 @@ async fn a_model_learns_from_replayed_images_and_becomes_a_candidate() {
 async fn the_settings_in_force_decide_in_a_back_test_what_they_decided_and_others_are_shown_beside_them() {
     // Busy for a moment, with a cap on what goes up and a share that is drawn: every decision has something to decide.
     for policy in ["earliest-finish", "paper"] {
-        let plan = Plan::leaves(1)
+        let plan = WorldPlan::leaves(1)
             .set(&format!("recognizer.policy.name={policy}"))
             .set("recognizer.policy.load.queue_high_s=0.05")
             .set("recognizer.policy.load.queue_low_s=0.01")
             .set("recognizer.verify.max_share_ratio=0.3");
-        let world = World::whole(plan).await.unwrap();
+        let world = TestWorld::whole(plan).await.unwrap();
         let site = world.site(0).name.clone();
         let mut publishing = Vec::new();
         for (number, picture) in pictures().unwrap().iter().enumerate() {

@@ -6,23 +6,23 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::{Plan, World, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::{CameraName, SiteName};
 use streams::cameras::CameraLogins;
-use streams::rights::Rights;
+use streams::permissions::SubjectPermissions;
 use streams::server::{LINK_USER, Login, Server};
-use streams::table::{Role, SUBJECTS};
+use streams::subject_table::{Role, SUBJECTS};
 use streams::topology;
 
 use crate::common::PATIENCE;
 
 /// A client of the server that sees every refusal.
-struct Asker {
+struct PermissionProbe {
     stream: TcpStream,
     answers: BufReader<TcpStream>,
 }
 
-impl Asker {
+impl PermissionProbe {
     fn connect(server: &Server, login: &Login) -> anyhow::Result<Self> {
         let url = server.url();
         let stream = TcpStream::connect(url.rsplit_once('/').unwrap().1)?;
@@ -191,17 +191,18 @@ const HEARD: [&str; 12] = [
 ];
 
 /// A user of a server, and what the table says it may publish.
-struct User {
+struct PermissionUser {
     name: String,
     login: Login,
-    rights: Rights,
+    rights: SubjectPermissions,
     role: Role,
 }
 
 /// Asks everything, and returns how much that was.
-fn ask_everything(server: &Server, user: &User, own: &SiteName, camera: &CameraName) -> usize {
+fn ask_everything(server: &Server, user: &PermissionUser, own: &SiteName, camera: &CameraName) -> usize {
     let (other, other_camera): (SiteName, CameraName) = ("elsewhere".parse().unwrap(), "other-cam".parse().unwrap());
-    let mut asker = Asker::connect(server, &user.login).unwrap_or_else(|error| panic!("{}: {error}", user.name));
+    let mut asker =
+        PermissionProbe::connect(server, &user.login).unwrap_or_else(|error| panic!("{}: {error}", user.name));
     let mut asked = 0;
     // What the table says of each kind of subject, of the own site and of another.
     for (site, is_own) in [(own, true), (&other, false)] {
@@ -213,7 +214,8 @@ fn ask_everything(server: &Server, user: &User, own: &SiteName, camera: &CameraN
                 let of_camera = user.role != Role::Camera || is_own_camera;
                 // A form may stand in two rows, and one row's subject may be another's, too.
                 let is_publisher = SUBJECTS.iter().any(|other| {
-                    other.publishers.contains(&user.role) && streams::rights::is_of(&other.pattern(None), subject)
+                    other.publishers.contains(&user.role)
+                        && streams::permissions::belongs_to(&other.pattern(None), subject)
                 });
                 let may = is_publisher && (is_own || of_everybody) && of_camera;
                 assert_eq!(!refused.contains(subject), may, "{} on {subject} ({})", user.name, row.carries);
@@ -259,7 +261,7 @@ fn ask_everything(server: &Server, user: &User, own: &SiteName, camera: &CameraN
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
-    let world = World::start(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
     let (site, hub) = (world.site(0), world.hub.as_ref().unwrap());
     let own = site.name.clone();
     let camera: CameraName = "gate-1".parse().unwrap();
@@ -267,12 +269,13 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     let mut cameras = CameraLogins::read(&store).unwrap();
     let password = cameras.add(&camera, &[], 1).unwrap().unwrap().reveal_password().to_owned();
     assert!(cameras.add(&camera, &[], 1).unwrap().is_none(), "one login a camera");
-    assert!(cameras.save(&store, &own).unwrap(), "the server was told");
+    assert!(cameras.save_logins(&store, &own).unwrap(), "the server was told");
     let login = Login { user: camera.to_string(), password };
-    let known =
-        until("the camera is known", PATIENCE, async || Ok(Asker::connect(&site.server, &login).ok().map(|_| ())));
+    let known = until("the camera is known", PATIENCE, async || {
+        Ok(PermissionProbe::connect(&site.server, &login).ok().map(|_| ()))
+    });
     known.await.unwrap();
-    let user = |server: &Server, role: Role, rights: Rights| User {
+    let user = |server: &Server, role: Role, rights: SubjectPermissions| PermissionUser {
         name: format!("{} ({})", role.as_str(), server.url()),
         login: server.login(role).unwrap(),
         rights,
@@ -280,37 +283,37 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     };
     let mut asked = 0;
     for role in Role::AT_SITE {
-        let rights = Rights::of_role_at_site(role, &own, false).unwrap();
+        let rights = SubjectPermissions::of_role_at_site(role, &own, false).unwrap();
         asked += ask_everything(&site.server, &user(&site.server, role, rights), &own, &camera);
     }
     for role in Role::IN_CLOUD {
-        let rights = Rights::of_role_in_cloud(role).unwrap();
+        let rights = SubjectPermissions::of_role_in_cloud(role).unwrap();
         asked += ask_everything(hub, &user(hub, role, rights), &own, &camera);
     }
-    let rights = Rights::of_camera(&own, &camera, &[]);
-    let of_camera = User { name: "camera".into(), login: login.clone(), rights, role: Role::Camera };
+    let rights = SubjectPermissions::of_camera(&own, &camera, &[]);
+    let of_camera = PermissionUser { name: "camera".into(), login: login.clone(), rights, role: Role::Camera };
     asked += ask_everything(&site.server, &of_camera, &own, &camera);
     println!("{asked} cases");
     assert!(asked > 5000, "{asked}");
     // Nobody's name, another's password, and the link's user in the account of the site.
     let link = Login { user: LINK_USER.into(), password: site.server.link_password().unwrap().into() };
-    let mut linked = Asker::connect(&site.server, &link).unwrap();
-    let stored = async || streams::read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let mut linked = PermissionProbe::connect(&site.server, &link).unwrap();
+    let stored = async || streams::reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let before = stored().await;
     linked.refused("PUB", &["image.site-1.gate-1".to_owned()]);
     assert!(before > 0 && before == stored().await, "what comes over the link is not stored");
     let wrong = Login { user: camera.to_string(), password: link.password };
-    Asker::connect(&site.server, &wrong).map(|_| ()).unwrap_err();
+    PermissionProbe::connect(&site.server, &wrong).map(|_| ()).unwrap_err();
     // A camera that is taken away is cut off.
-    let mut asker = Asker::connect(&site.server, &login).unwrap();
-    assert!(cameras.remove(&camera) && cameras.save(&store, &own).unwrap());
+    let mut asker = PermissionProbe::connect(&site.server, &login).unwrap();
+    assert!(cameras.remove(&camera) && cameras.save_logins(&store, &own).unwrap());
     let cut = until("the camera is cut off", PATIENCE, async || {
         let _gone = asker.stream.write_all(b"PING\r\n");
         let line = asker.line();
         Ok(line.map_or(true, |line| !line.starts_with("PONG")).then_some(()))
     });
     cut.await.unwrap();
-    Asker::connect(&site.server, &login).map(|_| ()).unwrap_err();
+    PermissionProbe::connect(&site.server, &login).map(|_| ()).unwrap_err();
     // These were refused on purpose.
     world.forgive_refusals();
 }

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::pictures::INITIAL;
-use harness::program::{Ended, fixture, run, run_for};
+use harness::program::{CommandOutput, fixture, run, run_for};
 use harness::seaweed::{SECRET, Seaweed, URL};
-use harness::{Plan, World, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{
-    Beat, BlobRef, DeadLetter, Measured, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update, WeightForm, decode,
-    encode,
+    BlobRef, DeadLetter, Heartbeat, ModelAccuracy, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update,
+    WeightFormat, decode, encode,
 };
 use serde_json::Value;
 use streams::fleet;
-use streams::{Blobs, Publication, Publisher, read, subject, topology};
-use vision::{InferSettings, Model, Onnx, Replica};
+use streams::{Blobs, Publication, Publisher, reader, subject, topology};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::common::{PATIENCE, outcome, publish};
 
@@ -50,7 +50,7 @@ fn public(into: &Path, of_class: usize) -> PathBuf {
 }
 
 fn model() -> ModelName {
-    ModelName::of("fashion-initial")
+    ModelName::from_name("fashion-initial")
 }
 
 fn initial() -> ReleaseId {
@@ -58,7 +58,7 @@ fn initial() -> ReleaseId {
 }
 
 /// A command about the model's rounds or releases.
-async fn command(world: &World, words: &[&str]) -> Ended {
+async fn command(world: &TestWorld, words: &[&str]) -> CommandOutput {
     let mut all: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     all.extend(["--nats".into(), world.cloud_url()]);
     let store = world.folder().join("releases").display().to_string();
@@ -67,35 +67,35 @@ async fn command(world: &World, words: &[&str]) -> Ended {
     run_for(world.folder(), &all, LONG).await.unwrap()
 }
 
-async fn open(world: &World, more: &[&str]) -> u64 {
+async fn open(world: &TestWorld, more: &[&str]) -> u64 {
     let said = command(world, &[&["round", "open", "--json"], more].concat()).await;
     assert!(said.success, "{}", said.err);
     serde_json::from_str::<Value>(&said.out).unwrap()["round"].as_u64().unwrap()
 }
 
 /// How a round ended.
-async fn ended(world: &World, number: u64) -> RoundEvent {
+async fn ended(world: &TestWorld, number: u64) -> RoundEvent {
     let slot = subject::round(&model(), number, "ended");
     let ended = until("the end of a round", LONG, async || {
-        let record = read::last(&world.cloud, topology::UPDATES, &slot).await?;
+        let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await?;
         Ok(record.map(|record| decode::<Round>(&record.payload)).transpose()?.map(|round| round.event))
     });
     ended.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
 }
 
-async fn sealed(world: &World, number: u64) -> (ReleaseId, BlobRef, u32) {
+async fn sealed(world: &TestWorld, number: u64) -> (ReleaseId, BlobRef, u32) {
     match ended(world, number).await {
         RoundEvent::Sealed { release, weights, updates } => (release, weights, updates),
         other => panic!("round {number}: {other:?}\n{}", world.last_words()),
     }
 }
 
-async fn rounds(world: &World) -> Option<schemas::RoundReport> {
-    let beats: Vec<Beat> = fleet::alive(&world.cloud).await.ok()?;
+async fn rounds(world: &TestWorld) -> Option<schemas::RoundReport> {
+    let beats: Vec<Heartbeat> = fleet::live_workers(&world.cloud).await.ok()?;
     beats.into_iter().find_map(|beat| beat.rounds)
 }
 
-async fn manifest(world: &World, release: &ReleaseId) -> Value {
+async fn manifest(world: &TestWorld, release: &ReleaseId) -> Value {
     let shown = command(world, &["release", "show", release.as_str(), "--json"]).await;
     assert!(shown.success, "{}", shown.err);
     serde_json::from_str(&shown.out).unwrap()
@@ -103,13 +103,13 @@ async fn manifest(world: &World, release: &ReleaseId) -> Value {
 
 /// Share of the pictures of split `test` that a model's folder is right about.
 fn right(folder: &Path) -> f64 {
-    let onnx = Onnx::find_and_load(None).unwrap();
+    let onnx = OnnxRuntime::find_and_load(None).unwrap();
     let model = Model::load(folder).unwrap();
-    let mut replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
+    let mut replica = Replica::open(&onnx, &model, &InferenceSettings::default()).unwrap();
     let (mut right, mut all) = (0, 0);
     for (label, pictures) in pictures("test") {
         for picture in pictures.iter().take(40) {
-            let logits = replica.see(&std::fs::read(picture).unwrap()).unwrap().logits;
+            let logits = replica.predict(&std::fs::read(picture).unwrap()).unwrap().logits;
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
             right += usize::from(model.labels[best] == label);
             all += 1;
@@ -120,7 +120,7 @@ fn right(folder: &Path) -> f64 {
 
 /// An update that a test sends itself. `weights`: the bytes of its file.
 async fn send(
-    world: &World,
+    world: &TestWorld,
     site: &str,
     round: u64,
     base: &ReleaseId,
@@ -128,19 +128,19 @@ async fn send(
     change: impl FnOnce(&mut Update),
 ) {
     world.tell_cloud_of(&site.parse().unwrap()).await.unwrap();
-    let blob = Blobs::sent_by(&world.cloud, &site.parse().unwrap()).store(weights).await.unwrap();
+    let blob = Blobs::open_sent_by(&world.cloud, &site.parse().unwrap()).store_blob(weights).await.unwrap();
     let mut update = Update {
         site: site.parse().unwrap(),
         model: model(),
         round,
         base: base.clone(),
         weights: blob,
-        form: WeightForm::F32,
+        form: WeightFormat::F32,
         samples: [("bag".to_owned(), 50), ("coat".to_owned(), 50)].into(),
         hard: 0,
         sources: BTreeMap::new(),
-        before: Measured::default(),
-        after: Measured::default(),
+        before: ModelAccuracy::default(),
+        after: ModelAccuracy::default(),
         gain: None,
         epochs: 1,
         trainable: "all".into(),
@@ -152,17 +152,17 @@ async fn send(
     put(world, to, encode(&update).unwrap()).await;
 }
 
-async fn put(world: &World, to: String, payload: Vec<u8>) {
-    let id = schemas::TaskId::mint().to_string();
+async fn put(world: &TestWorld, to: String, payload: Vec<u8>) {
+    let id = schemas::TaskId::new_random().to_string();
     Publisher::new(world.cloud.clone(), PATIENCE).publish(&Publication::with_id(to, payload, id)).await.unwrap();
 }
 
 /// Fault and site of every refused update.
-async fn refused(world: &World) -> Vec<(String, String)> {
-    let last = read::level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
+async fn refused(world: &TestWorld) -> Vec<(String, String)> {
+    let last = reader::stream_level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
     let mut letters = Vec::new();
-    let stretch = read::Stretch { subjects: vec!["dead.updates.*.*".into()], ..read::Stretch::default() };
-    read::stretch(&world.cloud, topology::DEAD, stretch, last, |record| {
+    let stretch = reader::StreamRange { subjects: vec!["dead.updates.*.*".into()], ..reader::StreamRange::default() };
+    reader::read_range(&world.cloud, topology::DEAD, stretch, last, |record| {
         let letter: DeadLetter = decode(&record.payload).unwrap();
         letters.push((letter.fault.name, letter.site.to_string()));
     })
@@ -173,12 +173,12 @@ async fn refused(world: &World) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed() {
-    let plan = Plan::leaves(3)
-        .set("trainer.collect.least_fresh=1000000")
+    let plan = WorldPlan::leaves(3)
+        .set("trainer.collect.min_new_images=1000000")
         .set("trainer.epochs=3")
-        .set("trainer.held_out_ratio=0.2")
+        .set("trainer.holdout_ratio=0.2")
         .set("trainer.optimizer.learning_rate=0.05");
-    let mut world = World::start(plan).await.unwrap();
+    let mut world = TestWorld::start(plan).await.unwrap();
     let public = public(world.folder(), 10);
     // What is tried here is who is killed when, not which rule is taken: every round shall come to a release.
     let of_public = [format!("aggregator.public={}", public.display()), "aggregator.merge.rule=quality+tune".into()];
@@ -270,9 +270,9 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
 }
 
 /// A round that asks for it says what its base found hard, though not a pixel of it.
-async fn focuses_on_what_is_hard(world: &World, number: u64) {
+async fn focuses_on_what_is_hard(world: &TestWorld, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let record = read::last(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
     let RoundEvent::Opened(terms) = decode::<Round>(&record.payload).unwrap().event else { panic!("it opens") };
     let focus = terms.focus.expect("every picture was hard for a model that knows nothing");
     assert_eq!(focus.strength, 0.5);
@@ -283,7 +283,7 @@ async fn focuses_on_what_is_hard(world: &World, number: u64) {
 
 #[tokio::test]
 async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
-    let mut world = World::start(Plan::default()).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let settings = ["merge.rule=fedavg", "check.samples_max=1000", "check.norm_over_median_max=3"]
         .map(|pair| format!("aggregator.{pair}"));
     world.aggregator("aggregator", &settings).unwrap();
@@ -309,7 +309,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     })
     .await;
     send(&world, "huge", number, &base, &bytes, |update| update.weights.size_bytes = u64::MAX).await;
-    send(&world, "halves", number, &base, &bytes, |update| update.form = WeightForm::F16).await;
+    send(&world, "halves", number, &base, &bytes, |update| update.form = WeightFormat::F16).await;
     send(&world, "misdirected", number, &base, &bytes, |update| update.site = "good-3".parse().unwrap()).await;
     let renamed = String::from_utf8_lossy(&bytes[..400]).find("bias").unwrap();
     let mut other = bytes.clone();
@@ -364,7 +364,8 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     assert!(status.out.contains("quorum_missed"), "{}", status.out);
     // One that is opened beside another ends that one.
     let left = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
-    let asked = read::last(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
+    let asked =
+        reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
     let asked: Round = decode(&asked.unwrap().payload).unwrap();
     let beside = Round { number: left + 1, ..asked };
     put(&world, subject::round(&model(), left + 1, "opened"), encode(&beside).unwrap()).await;
@@ -376,14 +377,14 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
 
 #[tokio::test]
 async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() {
-    let mut world = World::start(Plan::default()).await.unwrap();
-    let settings = ["aggregator.merge.rule=fedavg", "aggregator.round.behind_max=1"].map(str::to_owned);
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
+    let settings = ["aggregator.merge.rule=fedavg", "aggregator.round.max_staleness=1"].map(str::to_owned);
     for name in ["aggregator-a", "aggregator-b"] {
         world.aggregator(name, &settings).unwrap();
     }
     world.all_started().await.unwrap();
     let mut base = initial();
-    let path = |release: &ReleaseId, world: &World| {
+    let path = |release: &ReleaseId, world: &TestWorld| {
         world.folder().join(format!("releases/models/{}/{release}/weights.safetensors", model()))
     };
     let first = path(&base, &world);
@@ -415,21 +416,24 @@ async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() 
         let again = command(&world, &["release", "verify", release.as_str()]).await;
         assert!(again.success, "{}", again.err);
         bytes = std::fs::read(path(&release, &world)).unwrap();
-        let offered = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&weights, 1 << 20).await.unwrap();
+        let offered = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch_blob(&weights, 1 << 20).await.unwrap();
         assert_eq!(offered, bytes, "what sites can fetch is what was sealed");
         seen.push(release.clone());
         base = release;
     }
-    let ends = read::level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
+    let ends = reader::stream_level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
     let mut ended = Vec::new();
-    let stretch = read::Stretch { subjects: vec![subject::rounds(&model(), "ended")], ..read::Stretch::default() };
-    read::stretch(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
+    let stretch =
+        reader::StreamRange { subjects: vec![subject::rounds(&model(), "ended")], ..reader::StreamRange::default() };
+    reader::read_range(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject))
+        .await
+        .unwrap();
     assert_eq!(ended.len(), 4, "{ended:?}");
 }
 
 #[tokio::test]
 async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
-    let mut world = World::start(Plan::default()).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     world.aggregator("aggregator", &["aggregator.merge.rule=fedavg".to_owned()]).unwrap();
     world.all_started().await.unwrap();
     let base = initial();
@@ -461,9 +465,14 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
 
 #[tokio::test]
 async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_old_ones_count_less() {
-    let mut world = World::start(Plan::default()).await.unwrap();
-    let settings =
-        ["merge.rule=fedavg", "round.unsolicited=true", "round.behind_max=2", "round.every_s=0", "round.grace_s=0"];
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
+    let settings = [
+        "merge.rule=fedavg",
+        "round.accept_unsolicited=true",
+        "round.max_staleness=2",
+        "round.every_s=0",
+        "round.grace_s=0",
+    ];
     world.aggregator("aggregator", &settings.map(|pair| format!("aggregator.{pair}"))).unwrap();
     world.all_started().await.unwrap();
     let first = initial();
@@ -479,7 +488,7 @@ async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_
     send(&world, "b", 0, &first, &own(0.25), |_| {}).await;
     let (release, weights, updates) = sealed(&world, 1).await;
     assert_eq!(updates, 2);
-    let merged = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&weights, 1 << 20).await.unwrap();
+    let merged = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch_blob(&weights, 1 << 20).await.unwrap();
     assert_eq!(merged[merged.len() - 4..], 0.375_f32.to_le_bytes());
     // One starts from the new release, the other still from the first.
     send(&world, "a", 0, &release, &merged, |_| {}).await;
@@ -496,7 +505,7 @@ async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_
 
 #[tokio::test]
 async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
-    let mut world = World::start(Plan::default()).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let public = format!("aggregator.public={}", public(world.folder(), 9).display());
     let settings =
         ["round.every_s=0", "round.quorum=1", "round.grace_s=0", "round.stop_after=2", "merge.candidates=[\"fedavg\"]"];
@@ -530,21 +539,25 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
     world.worked("aggregator").unwrap().restart().unwrap();
     stops(&world, Some(worker)).await;
     assert!(
-        read::last(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
+        reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened"))
+            .await
+            .unwrap()
+            .is_none()
     );
 }
 
 /// Waits until a round is open.
-async fn opened(world: &World, number: u64) {
+async fn opened(world: &TestWorld, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let opened = until("a round", LONG, async || Ok(read::last(&world.cloud, topology::UPDATES, &slot).await?));
+    let opened =
+        until("a round", LONG, async || Ok(reader::last_message(&world.cloud, topology::UPDATES, &slot).await?));
     opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.last_words()));
 }
 
 /// Waits until an aggregator, another than this one, says that it opens no round any more; its name.
-async fn stops(world: &World, other_than: Option<String>) -> String {
+async fn stops(world: &TestWorld, other_than: Option<String>) -> String {
     let stopped = async || {
-        let beats = fleet::alive(&world.cloud).await?;
+        let beats = fleet::live_workers(&world.cloud).await?;
         let others = beats.into_iter().filter(|beat| Some(&beat.worker) != other_than.as_ref());
         Ok(others.filter_map(|beat| Some((beat.worker, beat.rounds?))).find(|(_, rounds)| rounds.state == "stopped"))
     };
@@ -556,11 +569,11 @@ async fn stops(world: &World, other_than: Option<String>) -> String {
 
 #[tokio::test]
 async fn weights_that_stay_at_the_sites_are_not_sent_and_labels_are_taken_back_from_releases_and_rounds() {
-    let plan = Plan::default()
-        .set("trainer.collect.least_fresh=1000000")
+    let plan = WorldPlan::default()
+        .set("trainer.collect.min_new_images=1000000")
         .set("trainer.epochs=1")
-        .set("trainer.held_out_ratio=0.2");
-    let mut world = World::start(plan).await.unwrap();
+        .set("trainer.holdout_ratio=0.2");
+    let mut world = TestWorld::start(plan).await.unwrap();
     world.beginner("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     world.verifier("verifier").unwrap();
@@ -597,7 +610,7 @@ async fn weights_that_stay_at_the_sites_are_not_sent_and_labels_are_taken_back_f
 }
 
 /// A command at the world's site, and what it says in JSON.
-async fn at_site(world: &World, words: &[&str]) -> (Ended, Value) {
+async fn at_site(world: &TestWorld, words: &[&str]) -> (CommandOutput, Value) {
     let mut all: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     all.extend(world.at(0));
     all.extend(["--set".into(), world.release_store()]);
@@ -607,14 +620,14 @@ async fn at_site(world: &World, words: &[&str]) -> (Ended, Value) {
 }
 
 /// How many images a site's update of a round learned from.
-async fn images_of(world: &World, round: u64) -> u64 {
+async fn images_of(world: &TestWorld, round: u64) -> u64 {
     let slot = subject::update(&model(), round, &world.site(0).name);
-    let record = read::last(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
     decode::<Update>(&record.payload).unwrap().sources.values().sum()
 }
 
 /// One label among those of a site that learned from all of them in two rounds is taken back.
-async fn take_back(world: &World, labelled: Vec<(schemas::TaskId, String)>, mut releases: Vec<ReleaseId>) {
+async fn take_back(world: &TestWorld, labelled: Vec<(schemas::TaskId, String)>, mut releases: Vec<ReleaseId>) {
     let (task, label) = &labelled[3];
     let task = task.to_string();
     let (said, _) = at_site(world, &["label", &task, label, "--by", "anna"]).await;
@@ -633,7 +646,7 @@ async fn take_back(world: &World, labelled: Vec<(schemas::TaskId, String)>, mut 
     let all = labelled.len() as u64;
     assert_eq!(images_of(world, 3).await, all);
 
-    let unknown = schemas::TaskId::mint().to_string();
+    let unknown = schemas::TaskId::new_random().to_string();
     let (refused, _) = at_site(world, &["label", "retract", &unknown, "--why", "mistaken"]).await;
     assert!(!refused.success && refused.err.contains("unknown task"), "{}", refused.err);
     let (refused, _) = at_site(world, &["label", "retract", "--labelled-by", "nobody", "--why", "mistaken"]).await;
@@ -679,7 +692,7 @@ async fn take_back(world: &World, labelled: Vec<(schemas::TaskId, String)>, mut 
 }
 
 /// A release of two sites is derived again without one of them.
-async fn remake(world: &World, release: &ReleaseId, later: &ReleaseId) {
+async fn remake(world: &TestWorld, release: &ReleaseId, later: &ReleaseId) {
     let remake = async |without: &[&str]| {
         let words = ["release", "remake", release.short(), "--why", "mistaken", "--json"];
         let without = without.iter().flat_map(|without| ["--without", without]);
@@ -689,7 +702,7 @@ async fn remake(world: &World, release: &ReleaseId, later: &ReleaseId) {
         (&["moon"][..], "has no update of site moon"),
         (&["site-1", "farm"], "nothing would be left"),
         (&["a site"], "is neither a site"),
-        (&[&schemas::TaskId::mint().to_string()], "whose label was taken back"),
+        (&[&schemas::TaskId::new_random().to_string()], "whose label was taken back"),
     ] {
         let refused = remake(without).await;
         assert!(!refused.success && refused.err.contains(says), "{without:?}: {}", refused.err);
@@ -727,7 +740,7 @@ async fn a_release_is_sealed_in_an_s3_bucket_and_one_that_is_away_delays_it() {
     let store = server.store(SECRET, &[]).unwrap();
     // This server makes a bucket of the first object that is put there.
     store.put_new("made", "bucket".into()).await.unwrap();
-    let mut world = World::start(Plan::default()).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     world.environment = server.environment(SECRET);
     world.environment.push(("AWS_TIMEOUT".into(), "2s".into()));
     let settings = ["aggregator.merge.rule=fedavg".to_owned(), format!("aggregator.store={URL}")];

@@ -4,27 +4,27 @@ use std::time::Duration;
 
 use harness::pictures::pictures;
 use harness::program::run;
-use harness::{Ended, Plan, World, until};
+use harness::{CommandOutput, TestWorld, WorldPlan, until};
 use nix::sys::signal::Signal;
-use schemas::{Beat, TaskId};
+use schemas::{Heartbeat, TaskId};
 use streams::fleet;
-use streams::{read, topology};
+use streams::{reader, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
-async fn scale(world: &World, words: &[&str]) -> Ended {
+async fn scale(world: &TestWorld, words: &[&str]) -> CommandOutput {
     let mut arguments = vec!["scale".to_owned()];
     arguments.extend(words.iter().map(|word| (*word).to_owned()));
     arguments.extend(world.at(0));
     run(world.folder(), &arguments).await.unwrap()
 }
 
-async fn recognizers(world: &World) -> Vec<Beat> {
-    let beats = fleet::alive(world.bus(0)).await.unwrap();
+async fn recognizers(world: &TestWorld) -> Vec<Heartbeat> {
+    let beats = fleet::live_workers(world.bus(0)).await.unwrap();
     beats.into_iter().filter(|beat| beat.role == "recognizer").collect()
 }
 
-async fn publish_many(world: &World, count: usize) -> Vec<TaskId> {
+async fn publish_many(world: &TestWorld, count: usize) -> Vec<TaskId> {
     let mut tasks = Vec::new();
     for picture in pictures().unwrap().iter().cycle().take(count) {
         tasks.push(publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await);
@@ -34,7 +34,7 @@ async fn publish_many(world: &World, count: usize) -> Vec<TaskId> {
 
 #[tokio::test]
 async fn replicas_are_asked_for_while_images_are_answered_and_none_is_lost() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let mut tasks = Vec::new();
     for (asked, said) in [("3", "3 replicas"), ("1", "1 replica"), ("2", "2 replicas")] {
         tasks.extend(publish_many(&world, 100).await);
@@ -57,7 +57,7 @@ async fn replicas_are_asked_for_while_images_are_answered_and_none_is_lost() {
 
 #[tokio::test]
 async fn what_cannot_be_run_is_refused_with_the_reason() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     for (words, said) in [
         (vec!["recognizer", "0"], "at least 1"),
         (vec!["recognizer", "many"], "write 3"),
@@ -73,7 +73,7 @@ async fn what_cannot_be_run_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_queue_that_cannot_be_seen_is_said_and_changes_nothing() {
-    let mut world = World::start(Plan::default().set("recognizer.scale.up_cooldown_s=1")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.scale.up_cooldown_s=1")).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     let ended = scale(&world, &["recognizer", "1-4"]).await;
@@ -92,14 +92,14 @@ async fn a_queue_that_cannot_be_seen_is_said_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
-    let plan = Plan::default()
+    let plan = WorldPlan::default()
         .set("recognizer.verify.enabled=false")
         .set("recognizer.scale.target_s=0.05")
         .set("recognizer.scale.up_cooldown_s=1")
         .set("recognizer.scale.down_cooldown_s=2")
         // Two cores for everything: what more replicas bring is not measured here.
-        .set("recognizer.scale.least_gain_ratio=0");
-    let mut world = World::start(plan).await.unwrap();
+        .set("recognizer.scale.min_gain_ratio=0");
+    let mut world = TestWorld::start(plan).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     assert!(scale(&world, &["recognizer", "1-3"]).await.success);
@@ -125,7 +125,7 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
 
 #[tokio::test]
 async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_meanwhile_loses_nothing() {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     for number in 0..3 {
         world.recognizer(&format!("recognizer-{number}"), 0).unwrap();
     }
@@ -140,8 +140,12 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_
         answered(&world, *task).await;
     }
     let left = until("nothing left in hand", PATIENCE, async || {
-        let progress =
-            read::progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
+        let progress = reader::consumer_progress(
+            world.bus(0),
+            topology::IMAGES,
+            &topology::recognizer_durable(&world.site(0).name),
+        )
+        .await?;
         Ok((progress.pending + progress.unacked == 0).then_some(()))
     });
     left.await.unwrap();

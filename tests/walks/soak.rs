@@ -13,14 +13,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::fault::{fill_for, freeze_for};
 use harness::pictures::some;
-use harness::world::Site;
-use harness::{Cut, Fault, Oracle, Plan, Worker, World, seed, until};
+use harness::world::TestSite;
+use harness::{InjectedFault, LinkCut, Oracle, TestWorld, WorkerProcess, WorldPlan, seed, until};
 use nix::sys::signal::{Signal, kill};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use schemas::task::Stored;
+use schemas::task::StorageStamp;
 use schemas::{Answer, Route, SiteName, Task, TaskId, decode};
-use streams::read::{self, Stretch};
+use streams::reader::{self, StreamRange};
 use streams::server::Durability;
 use streams::topology::StreamSettings;
 use streams::{Bus, NatsSettings, subject, topology};
@@ -39,9 +39,9 @@ const DISK_MIB: u32 = 400;
 const UP_DISK_MIB: u32 = 1200;
 
 /// A file system of its own, gone when dropped.
-struct Disk<'a>(&'a Path);
+struct SoakDisk<'a>(&'a Path);
 
-impl<'a> Disk<'a> {
+impl<'a> SoakDisk<'a> {
     fn mount(folder: &'a Path, size_mib: u32) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let size = format!("size={size_mib}m");
@@ -51,16 +51,16 @@ impl<'a> Disk<'a> {
     }
 }
 
-impl Drop for Disk<'_> {
+impl Drop for SoakDisk<'_> {
     fn drop(&mut self) {
         let _busy = Command::new("umount").args(["-l"]).arg(self.0).status();
     }
 }
 
 /// What a subscriber was told of each task, as often as it heard it.
-type Told = Arc<Mutex<HashMap<TaskId, Vec<String>>>>;
+type DeliveryCounts = Arc<Mutex<HashMap<TaskId, Vec<String>>>>;
 
-fn subscribe(url: String, told: Told) -> JoinHandle<()> {
+fn subscribe(url: String, told: DeliveryCounts) -> JoinHandle<()> {
     tokio::spawn(async move {
         let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(url).await.unwrap();
         let mut finals = client.subscribe("answer.final.>").await.unwrap();
@@ -187,10 +187,11 @@ fn control(first: u8, body: &[u8]) -> Vec<u8> {
 /// Every image of the odd cameras that is in the stream has its outcome, and the right one.
 async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
     let mut violations = Vec::new();
-    let (images, answers) = (read::level(bus, topology::IMAGES).await?, read::level(bus, topology::ANSWERS).await?);
+    let (images, answers) =
+        (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
     let (mut by_image, mut by_task) = (HashMap::new(), HashSet::new());
-    read::stretch(bus, topology::ANSWERS, Stretch::default(), answers.last_sequence, |record| {
-        if subject::read_finality(&record.subject).is_ok()
+    reader::read_range(bus, topology::ANSWERS, StreamRange::default(), answers.last_sequence, |record| {
+        if subject::read_final_answer(&record.subject).is_ok()
             && let Ok(answer) = decode::<Answer>(&record.payload)
         {
             by_task.insert(answer.task);
@@ -198,7 +199,7 @@ async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
         }
     })
     .await?;
-    read::stretch(bus, topology::IMAGES, Stretch::default(), images.last_sequence, |record| {
+    reader::read_range(bus, topology::IMAGES, StreamRange::default(), images.last_sequence, |record| {
         let Ok((name, camera)) = subject::read_image(&record.subject) else { return };
         let Some(number) = camera.as_str().strip_prefix("odd-").and_then(|number| number.parse::<usize>().ok()) else {
             return;
@@ -217,7 +218,7 @@ async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
             }
             None => {
                 let stored =
-                    Stored { site: name, camera, sequence: record.sequence, stored_at_ns: record.stored_at_ns };
+                    StorageStamp { site: name, camera, sequence: record.sequence, stored_at_ns: record.stored_at_ns };
                 let task = Task::id_of(&stored, &|name| record.header(name), &record.payload).unwrap();
                 if !by_task.contains(&task) {
                     violations.push(format!("10: image {} of {} has no outcome", record.sequence, record.subject));
@@ -230,7 +231,7 @@ async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
 }
 
 /// So many faults in the seed's order; every kind comes before any comes twice.
-fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<Fault> {
+fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<InjectedFault> {
     const WORKERS: [&str; 7] =
         ["recognizer-0", "recognizer-1", "courier-0", "courier-1", "janitor-0", "janitor-1", "verifier-0"];
     let mut rng = StdRng::seed_from_u64(seed);
@@ -247,16 +248,18 @@ fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<Fault> {
             match kind {
                 0 | 1 => {
                     let worker = worker()[rng.random_range(0..7)].into();
-                    Fault::Freeze { worker, beyond: ms(&mut rng, 0..2000) }
+                    InjectedFault::Freeze { worker, beyond: ms(&mut rng, 0..2000) }
                 }
-                2 => Fault::Kill { worker: worker()[rng.random_range(0..7)].into(), away: ms(&mut rng, 0..1500) },
-                3 => Fault::CrashSite { site },
-                4 => Fault::CrashCloud,
-                5 => Fault::FreezeSite { site, time: ms(&mut rng, 1000..4000) },
-                6 => Fault::FillDisk { folder: disks[site].into(), time: ms(&mut rng, 1000..5000) },
+                2 => {
+                    InjectedFault::Kill { worker: worker()[rng.random_range(0..7)].into(), away: ms(&mut rng, 0..1500) }
+                }
+                3 => InjectedFault::CrashSite { site },
+                4 => InjectedFault::CrashCloud,
+                5 => InjectedFault::FreezeSite { site, time: ms(&mut rng, 1000..4000) },
+                6 => InjectedFault::FillDisk { folder: disks[site].into(), time: ms(&mut rng, 1000..5000) },
                 _ => {
-                    let cut = if rng.random_bool(0.5) { Cut::Silent } else { Cut::Reset };
-                    Fault::CutLink { site, cut, time: ms(&mut rng, 300..5000) }
+                    let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
+                    InjectedFault::CutLink { site, cut, time: ms(&mut rng, 300..5000) }
                 }
             }
         })
@@ -264,7 +267,7 @@ fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<Fault> {
 }
 
 /// A site as its cameras and subscribers see it.
-struct Ground {
+struct SoakSite {
     name: SiteName,
     bus: Bus,
     url: String,
@@ -273,16 +276,16 @@ struct Ground {
 }
 
 /// Cameras of all kinds at all sites, and subscribers that write down what they hear.
-struct Load {
+struct SoakLoad {
     sites: Vec<(Oracle, JoinHandle<anyhow::Result<()>>, Bus)>,
     beside: Vec<JoinHandle<u64>>,
-    told: Told,
+    told: DeliveryCounts,
     stop: Arc<AtomicBool>,
 }
 
-impl Load {
-    fn begin(seed: u64, grounds: Vec<Ground>) -> Self {
-        let (told, stop) = (Told::default(), Arc::new(AtomicBool::new(false)));
+impl SoakLoad {
+    fn begin(seed: u64, grounds: Vec<SoakSite>) -> Self {
+        let (told, stop) = (DeliveryCounts::default(), Arc::new(AtomicBool::new(false)));
         let (mut sites, mut beside) = (Vec::new(), Vec::new());
         for (ground, number) in grounds.into_iter().zip(0u64..) {
             let (name, own) = (ground.name.to_string(), seed * 10 + number);
@@ -343,16 +346,20 @@ fn streams() -> StreamSettings {
 async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     let folder = tempfile::tempdir().unwrap();
     let disks = ["site-1", "site-2"].map(|site| folder.path().join(site));
-    let _mounted: Vec<Disk> = disks.iter().map(|disk| Disk::mount(disk, DISK_MIB)).collect();
+    let _mounted: Vec<SoakDisk> = disks.iter().map(|disk| SoakDisk::mount(disk, DISK_MIB)).collect();
     let stores = Some(folder.path().into());
-    let plan = Plan { streams: streams(), stores, durability: Durability::Fast, ..Plan::leaves(2) };
-    let mut world = World::whole(plan).await.unwrap();
-    let ground =
-        |site: &Site| Ground { name: site.name.clone(), bus: site.bus.clone(), url: site.server.url(), mqtt: None };
-    let load = Load::begin(seed, world.sites.iter().map(ground).collect());
+    let plan = WorldPlan { streams: streams(), stores, durability: Durability::Fast, ..WorldPlan::leaves(2) };
+    let mut world = TestWorld::whole(plan).await.unwrap();
+    let ground = |site: &TestSite| SoakSite {
+        name: site.name.clone(),
+        bus: site.bus.clone(),
+        url: site.server.url(),
+        mqtt: None,
+    };
+    let load = SoakLoad::begin(seed, world.sites.iter().map(ground).collect());
     let disks: Vec<&Path> = disks.iter().map(|disk| disk.as_path()).collect();
     for (number, fault) in faults(seed, count, &disks).iter().enumerate() {
-        let suffered = world.suffer(fault).await;
+        let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
         tokio::time::sleep(BETWEEN).await;
     }
@@ -374,7 +381,7 @@ fn ports(count: u16) -> u16 {
 
 /// A fault while `up` starts ends it with a word, and it is started again as a service would be. Once it took work it may
 /// not end by itself.
-fn restart_if_it_could_not_start(up: &mut Worker, took_work: bool) -> anyhow::Result<()> {
+fn restart_if_it_could_not_start(up: &mut WorkerProcess, took_work: bool) -> anyhow::Result<()> {
     if up.ended()?.is_some() {
         let log = up.log();
         anyhow::ensure!(!took_work, "up ended though it had started: {log}");
@@ -388,7 +395,7 @@ fn restart_if_it_could_not_start(up: &mut Worker, took_work: bool) -> anyhow::Re
 async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
-    let _mounted = Disk::mount(&store, UP_DISK_MIB);
+    let _mounted = SoakDisk::mount(&store, UP_DISK_MIB);
     let first = ports(5);
     let wanted = streams();
     let set = [
@@ -415,9 +422,9 @@ async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
         let url = site["url"].as_str().unwrap().to_owned();
         let mqtt = Some(format!("127.0.0.1:{}", site["mqtt_port"].as_u64().unwrap()));
         let name = site["site"].as_str().unwrap().parse().unwrap();
-        grounds.push(Ground { name, bus: connect(&url).await, url, mqtt });
+        grounds.push(SoakSite { name, bus: connect(&url).await, url, mqtt });
     }
-    let load = Load::begin(seed, grounds);
+    let load = SoakLoad::begin(seed, grounds);
     // How often it said that it takes work.
     let ups = || std::fs::read_to_string(folder.path().join("up.out")).unwrap().matches("Tributary is up.").count();
     let mut ups_before = 0;
@@ -478,10 +485,11 @@ async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
 async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("site");
-    let _mounted = Disk::mount(&disk, DISK_MIB);
+    let _mounted = SoakDisk::mount(&disk, DISK_MIB);
     let streams = StreamSettings { images_max_mib: 64, ack_wait_s: 2, ..StreamSettings::default() };
-    let plan = Plan { streams, stores: Some(folder.path().into()), durability: Durability::Fast, ..Plan::default() };
-    let mut world = World::start(plan.set("recognizer.verify.enabled=false")).await.unwrap();
+    let plan =
+        WorldPlan { streams, stores: Some(folder.path().into()), durability: Durability::Fast, ..WorldPlan::default() };
+    let mut world = TestWorld::start(plan.set("recognizer.verify.enabled=false")).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     let site = world.site(0).name.clone();
@@ -489,8 +497,8 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let pouring = oracle.pour(20);
     for time_s in [1, 4, 2, 8, 3] {
         let before = oracle.acknowledged().len();
-        let fault = Fault::FillDisk { folder: disk.clone(), time: Duration::from_secs(time_s) };
-        world.suffer(&fault).await.unwrap();
+        let fault = InjectedFault::FillDisk { folder: disk.clone(), time: Duration::from_secs(time_s) };
+        world.inject_fault(&fault).await.unwrap();
         until("images are stored again", Duration::from_secs(30), async || {
             Ok((oracle.acknowledged().len() > before + 40).then_some(()))
         })
@@ -503,8 +511,8 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let bus: Bus = world.bus(0).clone();
     let open = until("every image has an outcome", SETTLING, async || {
         for task in oracle.acknowledged() {
-            let slot = subject::finality_of_any_camera(&site, task);
-            if read::last(&bus, topology::ANSWERS, &slot).await?.is_none() {
+            let slot = subject::final_answer_of_any_camera(&site, task);
+            if reader::last_message(&bus, topology::ANSWERS, &slot).await?.is_none() {
                 return Ok(None);
             }
         }

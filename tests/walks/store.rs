@@ -10,14 +10,14 @@ use nix::sys::signal::Signal;
 use schemas::BlobRef;
 use sha2::{Digest, Sha256};
 use streams::store::PATIENCE;
-use streams::{CarryError, Put, Store};
+use streams::{CarryError, PutOutcome, ReleaseStore};
 
 fn blob_of(bytes: &[u8]) -> BlobRef {
     BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64)
 }
 
 /// Puts one path from sixteen sides at once. Who won, and what stays.
-async fn race(store: &Store, path: &str) -> anyhow::Result<(Vec<String>, Bytes)> {
+async fn race(store: &ReleaseStore, path: &str) -> anyhow::Result<(Vec<String>, Bytes)> {
     let puts = (0..16).map(|writer| {
         let (store, path, bytes) = (store.clone(), path.to_owned(), format!("writer {writer}"));
         tokio::spawn(async move { store.put_new(&path, bytes.clone().into()).await.map(|put| (bytes, put)) })
@@ -25,7 +25,7 @@ async fn race(store: &Store, path: &str) -> anyhow::Result<(Vec<String>, Bytes)>
     let mut won = Vec::new();
     for put in puts.collect::<Vec<_>>() {
         let (bytes, put) = put.await??;
-        won.extend((put == Put::New).then_some(bytes));
+        won.extend((put == PutOutcome::New).then_some(bytes));
     }
     Ok((won, store.get(path, 100).await?.context("nothing stays")?))
 }
@@ -35,8 +35,8 @@ async fn an_s3_server_keeps_the_promises_of_the_folder() -> anyhow::Result<()> {
     let server = Seaweed::start().await?;
     let store = server.store(SECRET, &[])?;
 
-    assert_eq!(store.put_new("releases/1.json", "first".into()).await?, Put::New, "{}", server.log());
-    assert_eq!(store.put_new("releases/1.json", "second".into()).await?, Put::Already);
+    assert_eq!(store.put_new("releases/1.json", "first".into()).await?, PutOutcome::New, "{}", server.log());
+    assert_eq!(store.put_new("releases/1.json", "second".into()).await?, PutOutcome::Already);
     assert_eq!(store.get("releases/1.json", 100).await?, Some("first".into()));
     assert_eq!(store.get("releases/2.json", 100).await?, None);
     let error = store.get("releases/1.json", 4).await.unwrap_err();
@@ -52,8 +52,8 @@ async fn an_s3_server_keeps_the_promises_of_the_folder() -> anyhow::Result<()> {
     let bytes: Vec<u8> = (0..20 * 1024 * 1024_u32).map(|at| (at % 251) as u8).collect();
     let (blob, from, into) = (blob_of(&bytes), server.folder().join("from"), server.folder().join("into"));
     fs::write(&from, &bytes)?;
-    assert_eq!(store.put_file("weights/large", &blob, &from).await?, Put::New);
-    assert_eq!(store.put_file("weights/large", &blob, &from).await?, Put::Already);
+    assert_eq!(store.put_file("weights/large", &blob, &from).await?, PutOutcome::New);
+    assert_eq!(store.put_file("weights/large", &blob, &from).await?, PutOutcome::Already);
     store.fetch("weights/large", &blob, blob.size_bytes, &into).await?;
     assert!(fs::read(&into)? == bytes, "20 MiB came back otherwise");
 
@@ -87,7 +87,7 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
         stranger.fetch("release", &blob_of(b"x"), 1, &server.folder().join("release")).await.unwrap_err(),
     ] {
         let text = format!("{error} {error:?}");
-        assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.passes(), "{text}");
+        assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.is_transient(), "{text}");
         assert!(text.contains("check the keys in the environment (AWS_*"), "{text}");
         assert!(!text.contains("another-secret"), "{text}");
     }
@@ -99,7 +99,7 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
         let error = patient.get("release", 1).await.unwrap_err();
         let took = since.elapsed();
         println!("a frozen server: {error} after {took:?}");
-        assert!(matches!(error, CarryError::Store { .. }) && error.passes(), "{error:?}");
+        assert!(matches!(error, CarryError::Store { .. }) && error.is_transient(), "{error:?}");
         assert!(took < PATIENCE + Duration::from_secs(5), "a frozen server was waited for {took:?}");
     }
     server.signal(Signal::SIGCONT)?;
@@ -108,7 +108,7 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
     let since = Instant::now();
     let error = store.put_new("another", "x".into()).await.unwrap_err();
     println!("a dead server: {error} after {:?}", since.elapsed());
-    assert!(matches!(error, CarryError::Store { .. }) && error.passes(), "{error:?}");
+    assert!(matches!(error, CarryError::Store { .. }) && error.is_transient(), "{error:?}");
     assert!(since.elapsed() < PATIENCE, "a dead server was waited for {:?}", since.elapsed());
     Ok(())
 }

@@ -8,26 +8,26 @@ use std::time::Duration;
 use async_nats::{ConnectOptions, StatusCode};
 use futures::StreamExt;
 use harness::pictures::one;
-use harness::world::{Site, serve, set_up};
-use harness::{Plan, World, run, until};
+use harness::world::{TestSite, serve, set_up};
+use harness::{TestWorld, WorldPlan, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
-use streams::read::{self, Stretch};
-use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix, is_of};
-use streams::server::{ClientListener, Durability, LINK_USER, Leaf, ServerSettings};
-use streams::topology::{Place, StreamSettings};
+use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, belongs_to, inbox_prefix};
+use streams::reader::{self, StreamRange};
+use streams::server::{ClientListener, Durability, LINK_USER, LeafMode, ServerSettings};
+use streams::topology::{PlanScope, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
-    let mut world = World::start(Plan::leaves(2)).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::leaves(2)).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     let site = world.site(0).name.clone();
     let task = publish(world.bus(0), &site, &one(false).unwrap().bytes, &[]).await;
     let asked = until("a request of the site", PATIENCE, async || {
-        Ok(read::last(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
+        Ok(reader::last_message(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
     });
     let asked = asked.await.unwrap();
     // The same again, by a site that may write to its own subjects alone.
@@ -42,11 +42,12 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     let mut letters: Vec<DeadLetter> = Vec::new();
     let buried = until("a dead letter", PATIENCE, async || {
-        let level = read::level(&world.cloud, topology::DEAD).await?;
+        let level = reader::stream_level(&world.cloud, topology::DEAD).await?;
         letters.clear();
-        let all = read::stretch(&world.cloud, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
-            letters.extend(decode::<DeadLetter>(&record.payload));
-        });
+        let all =
+            reader::read_range(&world.cloud, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
+                letters.extend(decode::<DeadLetter>(&record.payload));
+            });
         all.await?;
         Ok((!letters.is_empty()).then_some(()))
     });
@@ -54,7 +55,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     let [letter] = &letters[..] else { panic!("{letters:?}") };
     assert_eq!((letter.fault.name.as_str(), &letter.site), ("verify_misdirected", &stranger));
     for (stream, of_it) in [(topology::VERDICTS, "verdict"), (topology::HARDCASES, "hard case")] {
-        let level = read::level(&world.cloud, stream).await.unwrap();
+        let level = reader::stream_level(&world.cloud, stream).await.unwrap();
         assert_eq!(level.last_sequence, 1, "one {of_it}: the site's own");
     }
 }
@@ -82,13 +83,13 @@ const OF_CONSUMERS: [&str; 6] = [
 ];
 
 /// Every stream and bucket of these places.
-fn stream_names(places: &[Place]) -> BTreeSet<String> {
-    let plans = places.iter().map(|place| topology::plan(place, &StreamSettings::default()));
+fn stream_names(places: &[PlanScope]) -> BTreeSet<String> {
+    let plans = places.iter().map(|place| topology::plan_topology(place, &StreamSettings::default()));
     plans.flat_map(|plan| plan.stream_names().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// Whoever has taken over what a site has: its server's user at the near end of the link.
-async fn link_of(site: &Site) -> async_nats::Client {
+async fn link_of(site: &TestSite) -> async_nats::Client {
     let password = site.server.link_password().unwrap().to_owned();
     let options = ConnectOptions::new().user_and_password(LINK_USER.into(), password);
     options.custom_inbox_prefix(inbox_prefix(&site.name)).connect(site.server.url()).await.unwrap()
@@ -127,13 +128,14 @@ async fn levels(client: &async_nats::Client) -> BTreeMap<String, (u64, u64)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
-    let world = World::start(Plan::leaves(2)).await.unwrap();
+    let world = TestWorld::start(WorldPlan::leaves(2)).await.unwrap();
     let (victim, hostile) = (world.site(0), world.site(1));
     let hub = async_nats::connect(world.cloud_url()).await.unwrap();
     let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
-    let rights = Rights::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
-    let may = |subject: &str| rights.publish.iter().any(|pattern| is_of(pattern, subject));
-    let places = [Place::Site(victim.name.clone()), Place::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
+    let rights = SubjectPermissions::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
+    let may = |subject: &str| rights.publish.iter().any(|pattern| belongs_to(pattern, subject));
+    let places =
+        [PlanScope::Site(victim.name.clone()), PlanScope::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
     let streams = stream_names(&places);
     let domains = ["$JS.API".to_owned(), format!("$JS.{CLOUD_DOMAIN}.API"), format!("$JS.{}.API", victim.name)];
     let durables =
@@ -207,7 +209,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let after = (levels(&hub).await, levels(&async_nats::connect(victim.server.url()).await.unwrap()).await);
     assert_eq!(before, after);
     assert!(
-        read::outcome(&victim.bus, &subject::finality(&victim.name, &"cam-1".parse().unwrap(), own))
+        reader::read_outcome(&victim.bus, &subject::final_answer(&victim.name, &"cam-1".parse().unwrap(), own))
             .await
             .unwrap()
             .is_none()
@@ -253,7 +255,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cloud_reaches_nothing_of_a_site() {
-    let mut world = World::start(Plan::leaves(1)).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
     let hub = async_nats::connect(world.cloud_url()).await.unwrap();
     let mut all = hub.subscribe(">").await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
@@ -269,7 +271,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
     world.workers.clear();
     let durable = topology::recognizer_durable(&site);
     let mut asked = Vec::new();
-    for stream in stream_names(&[Place::Site(site.clone())]) {
+    for stream in stream_names(&[PlanScope::Site(site.clone())]) {
         asked.extend(OF_STREAMS.map(|verb| format!("$JS.{site}.API.{verb}.{stream}")));
         asked.extend(OF_CONSUMERS.map(|verb| format!("$JS.{site}.API.{verb}.{stream}.{durable}")));
     }
@@ -292,7 +294,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
     assert!(replied.is_empty(), "{replied:?}");
     assert_eq!(before, levels(&here).await);
     // Of everything a site did, what crossed is what it may say in the cloud.
-    let rights = Rights::of_site_in_cloud(&site, CLOUD_DOMAIN);
+    let rights = SubjectPermissions::of_site_in_cloud(&site, CLOUD_DOMAIN);
     let mut crossed = 0;
     while let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(500), all.next()).await {
         let subject = message.subject.as_str();
@@ -300,7 +302,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
             !subject.starts_with("image.") && !subject.starts_with("answer.") || asked.iter().any(|own| own == subject),
             "{subject}"
         );
-        crossed += usize::from(rights.publish.iter().any(|right| is_of(right, subject)));
+        crossed += usize::from(rights.publish.iter().any(|right| belongs_to(right, subject)));
     }
     assert!(crossed > 0, "nothing crossed the link at all");
 }
@@ -331,12 +333,12 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
             durability: Durability::PowerSafe,
             encryption_key: encrypted.then(|| key.clone()),
             max_store_bytes: topology::default_store_bytes(),
-            leaf: Leaf::Alone,
+            leaf: LeafMode::Alone,
             site: None,
             entry: ClientListener::default(),
         };
         let server = serve(settings.clone()).await.unwrap();
-        let plan = Place::Both("site-1".parse().unwrap());
+        let plan = PlanScope::Both("site-1".parse().unwrap());
         let bus = set_up(&server, &plan, &StreamSettings::default()).await.unwrap();
         publish(&bus, &"site-1".parse().unwrap(), SECRET, &[]).await;
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
@@ -344,7 +346,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         settings_of_last = Some(settings.clone());
         let server = serve(settings).await.unwrap();
         let again = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
-        assert_eq!(read::at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
+        assert_eq!(reader::message_at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     }
     // Without its key a store is not begun anew, and not touched.
@@ -369,7 +371,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         durability: Durability::PowerSafe,
         encryption_key: Some(other.clone()),
         max_store_bytes: topology::default_store_bytes(),
-        leaf: Leaf::Alone,
+        leaf: LeafMode::Alone,
         site: None,
         entry: ClientListener::default(),
     };
@@ -379,7 +381,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_done_by_hand_is_written_down_and_cannot_be_taken_out() {
-    let world = World::start(Plan::default()).await.unwrap();
+    let world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let said = async |words: &[&str]| {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).chain(world.at(0)).collect();
         let ended = run(world.folder(), &words).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::pictures::{HEAVY, LIGHT, one};
 use harness::program::fixture;
-use harness::{Worker, run, until};
+use harness::{WorkerProcess, run, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use schemas::{Route, SiteName};
@@ -15,10 +15,10 @@ use streams::{Bus, NatsSettings};
 use crate::common::{PATIENCE, outcome, publish};
 
 /// Starts `up` in a folder and waits until it takes work.
-pub async fn up(folder: &Path, more: &[&str]) -> Worker {
+pub async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
     let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
     let arguments = [&["up", "--model", &light, "--cloud-model", &heavy, "--store", "store"], more].concat();
-    let mut worker = Worker::start("up", folder, &arguments, &[]).unwrap();
+    let mut worker = WorkerProcess::start("up", folder, &arguments, &[]).unwrap();
     let written = until("up.json", PATIENCE, async || Ok(found(folder).map(|_| ())));
     if let Err(error) = written.await {
         panic!("{error:#}; ended: {:?}\n{}", worker.ended(), worker.log());

@@ -5,24 +5,25 @@ use std::path::PathBuf;
 
 use harness::program::fixture;
 use schemas::answer::Timings;
-use schemas::decided::{CloudLoad, Load, Mode, Network};
+use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
-    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
-    DecisionReport, Doubted, DriftLevel, DriftMeasure, DriftReport, Fated, FaultNote, Finding, Gain, HardCase,
-    HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs,
-    Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
-    Root, Round, RoundEvent, RoundReport, Route, Says, Signature, Stage, Swap, TaskId, Terms, Tile, TrainingReport,
-    Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CloudReport, DeadLetter,
+    DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace,
+    FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource,
+    LearnedImages, LinkReport, MachineRequirements, Message, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload,
+    Prediction, RankedClass, Reason, RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage,
+    Rollout, Root, Round, RoundEvent, RoundReport, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainingReport,
+    TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
     "0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6".parse().unwrap()
 }
 
-fn opinion(label: &str, confidence: f32, digest: u8) -> Opinion {
-    let ranked = |label: &str, confidence: f32| Ranked { label: label.into(), confidence };
+fn opinion(label: &str, confidence: f32, digest: u8) -> Prediction {
+    let ranked = |label: &str, confidence: f32| RankedClass { label: label.into(), confidence };
     let top = vec![ranked(label, confidence), ranked("coat", 1.0 - confidence)];
-    Opinion {
+    Prediction {
         label: label.into(),
         confidence,
         top,
@@ -47,7 +48,7 @@ fn answer() -> Answer {
         task: task(),
         site: "reef".parse().unwrap(),
         camera: "cam-1".parse().unwrap(),
-        stage: Stage::Final,
+        stage: AnswerStage::Final,
         label: None,
         confidence: None,
         top: Vec::new(),
@@ -81,23 +82,23 @@ fn answer() -> Answer {
             scan_height_px: 768,
         }),
     }
-    .with_opinion(opinion("pullover", 0.75, 2))
+    .with_prediction(opinion("pullover", 0.75, 2))
 }
 
 /// The provisional answer inside requests and verdicts: what need not be there is not.
 fn provisional() -> Answer {
-    let (stage, route) = (Stage::Provisional, Route::Edge);
+    let (stage, route) = (AnswerStage::Provisional, Route::Edge);
     let sparse = Answer { edge: None, fault: None, captured_at_ms: None, truth: None, tile: None, ..answer() };
-    Answer { stage, route, ..sparse }.with_opinion(opinion("shirt", 0.5, 1))
+    Answer { stage, route, ..sparse }.with_prediction(opinion("shirt", 0.5, 1))
 }
 
-fn verify() -> Verify {
+fn verify() -> VerifyRequest {
     let payload = Payload::Image(vec![0xff, 0xd8, 0x00, 0xd9]);
-    Verify { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None, ticket: None }
+    VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None, ticket: None }
 }
 
-fn verify_blob() -> Verify {
-    Verify { payload: Payload::Blob(BlobRef::new([9; 32], 5_000_000)), ..verify() }
+fn verify_blob() -> VerifyRequest {
+    VerifyRequest { payload: Payload::Blob(BlobRef::new([9; 32], 5_000_000)), ..verify() }
 }
 
 fn verdict() -> Verdict {
@@ -112,8 +113,8 @@ fn verdict() -> Verdict {
     }
 }
 
-fn verify_ticket() -> Verify {
-    Verify { ticket: Some((0..32).collect()), ..verify() }
+fn verify_ticket() -> VerifyRequest {
+    VerifyRequest { ticket: Some((0..32).collect()), ..verify() }
 }
 
 fn verdict_ticket() -> Verdict {
@@ -143,11 +144,11 @@ fn dead() -> DeadLetter {
 }
 
 fn dead_cut() -> DeadLetter {
-    let cut = CutPayload { size_bytes: 3_000_000, sha256: "ab".repeat(32) };
+    let cut = TruncatedPayload { size_bytes: 3_000_000, sha256: "ab".repeat(32) };
     DeadLetter { cut: Some(cut), ..dead() }
 }
 
-fn beat_outcomes() -> Beat {
+fn beat_outcomes() -> Heartbeat {
     let outcomes = OutcomeReport {
         open: 3,
         provisional: 1,
@@ -163,11 +164,11 @@ fn beat_outcomes() -> Beat {
         too_large: Some(5),
     };
     let faults = vec![note()];
-    Beat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), faults, ..beat() }
+    Heartbeat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), faults, ..beat() }
 }
 
-fn beat() -> Beat {
-    Beat {
+fn beat() -> Heartbeat {
+    Heartbeat {
         role: "recognizer".into(),
         worker: "box-4711".into(),
         site: Some("reef".parse().unwrap()),
@@ -194,8 +195,8 @@ fn beat() -> Beat {
     }
 }
 
-fn beat_releases() -> Beat {
-    Beat {
+fn beat_releases() -> Heartbeat {
+    Heartbeat {
         release_since_ms: Some(1_763_942_000_000),
         swap: Some("trying 010101010101".into()),
         releases: vec!["fashion-light: 010101010101 is stable".into()],
@@ -209,17 +210,22 @@ fn release(number: u8) -> Release {
         parent: Some(ReleaseId::from_sha256([1; 32])),
         origin: "round 3".into(),
         package: vec![BlobRef::new([number; 32], 114_688)],
-        needs: Needs { opset: 17, domains: vec!["com.microsoft".into()], runtime: "1.31.1".into(), memory_mib: 13 },
+        needs: MachineRequirements {
+            opset: 17,
+            domains: vec!["com.microsoft".into()],
+            runtime: "1.31.1".into(),
+            memory_mib: 13,
+        },
         public: Some((
-            Measured { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
-            Measured { images: 500, accuracy_ratio: 0.875, loss: 0.25 },
+            ModelAccuracy { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
+            ModelAccuracy { images: 500, accuracy_ratio: 0.875, loss: 0.25 },
         )),
         public_change_interval: None,
     }
 }
 
 fn rollout() -> Rollout {
-    let finding = Finding {
+    let finding = CanaryFinding {
         measure: "agreement".into(),
         canary: 0.75,
         stable: Some(0.875),
@@ -228,13 +234,13 @@ fn rollout() -> Rollout {
         margin: 0.0625,
         odds: 6.0,
         count: 1234,
-        says: Says::Worse,
+        says: FindingOutcome::Worse,
     };
     Rollout {
         model: "fashion-light".parse().unwrap(),
         number: 9,
         said_at_ms: 1_763_942_400_500,
-        decision: Decision {
+        decision: ReleaseDecision {
             stage: ReleaseStage::Withdrawn,
             release: ReleaseId::from_sha256([4; 32]),
             by: "releaser".into(),
@@ -293,7 +299,7 @@ fn order() -> Order {
 }
 
 fn swap() -> Swap {
-    let moments = |sum: f64| Moments { count: 4, sum, squares: sum * sum };
+    let moments = |sum: f64| MomentSums { count: 4, sum, squares: sum * sum };
     Swap {
         site: "reef".parse().unwrap(),
         worker: "box-4711".into(),
@@ -309,7 +315,7 @@ fn swap() -> Swap {
         slot_ms: 1_763_942_400_000,
         slot_length_ms: 600_000,
         said_at_ms: 1_763_942_400_600,
-        counts: vec![Counts {
+        counts: vec![ReleaseCounts {
             release: ReleaseId::from_sha256([3; 32]),
             images: 4,
             doubtful: 1,
@@ -321,14 +327,14 @@ fn swap() -> Swap {
         agreements: vec![Agreement {
             site: "reef".parse().unwrap(),
             release: ReleaseId::from_sha256([3; 32]),
-            doubtful: Agreed { asked: 20, agreed: 15 },
-            sampled: Agreed { asked: 5, agreed: 5 },
+            doubtful: AgreementCount { asked: 20, agreed: 15 },
+            sampled: AgreementCount { asked: 5, agreed: 5 },
         }],
     }
 }
 
 /// What later programs add to a sign of life.
-fn beat_reports() -> Beat {
+fn beat_reports() -> Heartbeat {
     let cloud = Some(CloudReport { waiting: 3, replicas: 4, cost_ms: 12.5, still_s: 0.0 });
     let link = LinkReport {
         up: true,
@@ -356,31 +362,31 @@ fn beat_reports() -> Beat {
         kept: 4,
         belief: Some("80 % of the answers can stay".into()),
     };
-    Beat { link: Some(link), decision: Some(decision), ..beat() }
+    Heartbeat { link: Some(link), decision: Some(decision), ..beat() }
 }
 
-fn verify_features() -> Verify {
+fn verify_features() -> VerifyRequest {
     let mut provisional = provisional();
     (provisional.temperature, provisional.energy_mj) = (Some(1.25), Some(24.5));
     let payload = Payload::Features(vec![0.5, -1.0]);
-    Verify { reason: VerifyReason::Sampled, payload, provisional, hardness: None, ticket: None }
+    VerifyRequest { reason: VerifyReason::Sampled, payload, provisional, hardness: None, ticket: None }
 }
 
 /// A request of which the cloud keeps a hard case.
-fn verify_hard() -> Verify {
+fn verify_hard() -> VerifyRequest {
     let hardness = Some(Hardness { entropy_ratio: 0.25, features: Some(vec![0.0, 1.5]) });
-    Verify { hardness, ..verify() }
+    VerifyRequest { hardness, ..verify() }
 }
 
 /// A task that was redirected before anything was known of it.
-fn verify_overload() -> Verify {
+fn verify_overload() -> VerifyRequest {
     let about = Answer { label: None, confidence: None, top: Vec::new(), release: None, ..provisional() };
     let about = Answer { route: Route::Redirected, reason: Reason::Overload, ..about };
-    Verify { reason: VerifyReason::Overload, provisional: about, ..verify() }
+    VerifyRequest { reason: VerifyReason::Overload, provisional: about, ..verify() }
 }
 
 /// What a trainer adds to a sign of life.
-fn beat_training() -> Beat {
+fn beat_training() -> Heartbeat {
     let training = TrainingReport {
         state: "training".into(),
         why: "on 1800 images".into(),
@@ -388,16 +394,16 @@ fn beat_training() -> Beat {
         fresh: 500,
         epoch: 3,
         epochs: 10,
-        before: Some(Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 }),
-        after: Some(Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 }),
+        before: Some(ModelAccuracy { images: 200, accuracy_ratio: 0.5, loss: 1.5 }),
+        after: Some(ModelAccuracy { images: 200, accuracy_ratio: 0.75, loss: 0.5 }),
         last: Some("an update of 106792 bytes was sent".into()),
         sent: 1,
     };
-    Beat { training: Some(training), ..beat() }
+    Heartbeat { training: Some(training), ..beat() }
 }
 
 /// What an aggregator adds to a sign of life.
-fn beat_rounds() -> Beat {
+fn beat_rounds() -> Heartbeat {
     let rounds = RoundReport {
         state: "open".into(),
         why: String::new(),
@@ -407,7 +413,7 @@ fn beat_rounds() -> Beat {
         refused: 2,
         last: Some("round 3: release 010101010101 of 3 updates".into()),
     };
-    Beat { rounds: Some(rounds), ..beat() }
+    Heartbeat { rounds: Some(rounds), ..beat() }
 }
 
 fn round(event: RoundEvent) -> Round {
@@ -415,7 +421,7 @@ fn round(event: RoundEvent) -> Round {
 }
 
 fn round_opened() -> Round {
-    round(RoundEvent::Opened(Terms {
+    round(RoundEvent::Opened(RoundTerms {
         base: ReleaseId::from_sha256([1; 32]),
         weights: Some(BlobRef::new([9; 32], 107_000)),
         sites: vec!["reef".parse().unwrap()],
@@ -434,7 +440,7 @@ fn round_focused() -> Round {
     let Round { event: RoundEvent::Opened(terms), .. } = round_opened() else { panic!("it opens") };
     let class = |label: &str, ratio, features| HardClass { label: label.into(), ratio, features };
     let classes = vec![class("shirt", 0.75, Some(vec![0.6, 0.8])), class("coat", 0.25, None)];
-    round(RoundEvent::Opened(Terms { focus: Some(HardFocus { strength: 0.5, classes }), ..terms }))
+    round(RoundEvent::Opened(RoundTerms { focus: Some(HardFocus { strength: 0.5, classes }), ..terms }))
 }
 
 fn round_closed() -> Round {
@@ -474,7 +480,7 @@ fn answer_decided() -> Answer {
         away: 2,
         most_away: 256,
     };
-    let doubt = Doubted {
+    let doubt = EscalationTrace {
         at_s: 12.75,
         best: 0.5,
         second: 0.25,
@@ -485,9 +491,9 @@ fn answer_decided() -> Answer {
         sampling: true,
         network: Some(Network { away: 3, ..network }),
         earned: Some(12.5),
-        fate: Fated::Goes,
+        fate: EscalationOutcome::Goes,
     };
-    let decided = Decided {
+    let decided = DecisionTrace {
         worker: "host-7".into(),
         settings: "0123456789abcdef".into(),
         bytes: 40_000,
@@ -495,10 +501,10 @@ fn answer_decided() -> Answer {
         held_s: 0.25,
         priority: 5,
         at_s: 12.5,
-        mode: Mode::Redirect,
+        mode: RoutingMode::Redirect,
         overloaded: true,
         changed_at_s: Some(12.0),
-        load: Load {
+        load: SiteLoad {
             cpu_ratio: Some(0.5),
             memory_ratio: Some(0.25),
             stall_ratio: Some(0.125),
@@ -514,8 +520,8 @@ fn answer_decided() -> Answer {
     Answer { decided: Some(Box::new(decided)), ..answer() }
 }
 
-fn beat_scaled() -> Beat {
-    Beat { scale: Some("3 run: 1.4 s of work wait, more than 1.0 s".into()), ..beat() }
+fn beat_scaled() -> Heartbeat {
+    Heartbeat { scale: Some("3 run: 1.4 s of work wait, more than 1.0 s".into()), ..beat() }
 }
 
 fn label_replayed() -> Label {
@@ -533,7 +539,7 @@ fn learned() -> LearnedImages {
         round: 3,
         base: ReleaseId::from_sha256([1; 32]),
         trained_at_ms: 1_763_942_400_600,
-        images: ["a", "b"].map(TaskId::derived).to_vec(),
+        images: ["a", "b"].map(TaskId::from_name).to_vec(),
     }
 }
 
@@ -543,7 +549,7 @@ fn round_remade() -> Round {
 }
 
 fn answer_replayed() -> Answer {
-    Answer { replayed: Some(TaskId::derived("before")), ..answer() }
+    Answer { replayed: Some(TaskId::from_name("before")), ..answer() }
 }
 
 fn answer_noted() -> Answer {
@@ -552,7 +558,7 @@ fn answer_noted() -> Answer {
 }
 
 fn answer_several_labels() -> Answer {
-    let ranked = |label: &str, confidence| Ranked { label: label.into(), confidence };
+    let ranked = |label: &str, confidence| RankedClass { label: label.into(), confidence };
     let labels = Some(vec![ranked("scratch", 0.875), ranked("dent", 0.625)]);
     Answer { label: Some("scratch".into()), confidence: Some(0.875), labels, ..answer() }
 }
@@ -562,12 +568,12 @@ fn answer_of_file() -> Answer {
 }
 
 fn answer_novel() -> Answer {
-    let edge = Opinion { novelty: Some(0.9975), ..opinion("shirt", 0.5, 1) };
+    let edge = Prediction { novelty: Some(0.9975), ..opinion("shirt", 0.5, 1) };
     let reason = Reason::HighNovelty;
     Answer { route: Route::Verified, reason, edge: Some(edge), novelty: Some(0.5), ..answer() }
 }
 
-fn beat_drifting() -> Beat {
+fn beat_drifting() -> Heartbeat {
     let measure =
         |distance_ratio, level| DriftMeasure { reference_ratio: 0.5, recent_ratio: 0.75, distance_ratio, level };
     let drift = DriftReport {
@@ -580,13 +586,13 @@ fn beat_drifting() -> Beat {
         novelty: Some(measure(0.5, DriftLevel::Alarm)),
         agreement: Some(measure(0.0, DriftLevel::Steady)),
     };
-    Beat { drift: Some(drift), ..beat() }
+    Heartbeat { drift: Some(drift), ..beat() }
 }
 
-fn beat_counted() -> Beat {
+fn beat_counted() -> Heartbeat {
     let beat = beat_outcomes();
     let outcomes = beat.outcomes.map(|outcomes| OutcomeReport { seen_at_ms: Some(1_763_942_390_000), ..outcomes });
-    Beat { outcomes, ..beat }
+    Heartbeat { outcomes, ..beat }
 }
 
 fn update() -> Update {
@@ -597,11 +603,11 @@ fn update() -> Update {
         hard: 0,
         base: ReleaseId::from_sha256([1; 32]),
         weights: BlobRef::new([9; 32], 106_792),
-        form: WeightForm::DeltaF16,
+        form: WeightFormat::DeltaF16,
         samples: [("coat".to_owned(), 900), ("pullover".to_owned(), 900)].into(),
         sources: [(LabelSource::Person, 100), (LabelSource::Verdict, 1900)].into(),
-        before: Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 },
-        after: Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 },
+        before: ModelAccuracy { images: 200, accuracy_ratio: 0.5, loss: 1.5 },
+        after: ModelAccuracy { images: 200, accuracy_ratio: 0.75, loss: 0.5 },
         gain: None,
         epochs: 10,
         trainable: "all".into(),
@@ -703,7 +709,7 @@ fn a_field_that_a_newer_program_adds_is_passed_over() {
     assert_eq!(bytes[0] & 0xf0, 0x80, "the beat is a small map");
     bytes[0] += 1;
     bytes.extend(b"\xa5later\x01");
-    assert_eq!(decode::<Beat>(&bytes).unwrap(), beat());
+    assert_eq!(decode::<Heartbeat>(&bytes).unwrap(), beat());
 }
 
 #[test]
@@ -712,7 +718,7 @@ fn a_message_may_name_its_kind_anywhere() {
     let head = b"\xa4kind\xa4beat\xa7version\x01";
     let (map, fields) = (&bytes[..1], bytes[1..].strip_prefix(head).expect("written first"));
     let last = [map, fields, head].concat();
-    assert_eq!(decode::<Beat>(&last).unwrap(), beat());
+    assert_eq!(decode::<Heartbeat>(&last).unwrap(), beat());
     assert!(decode::<Answer>(&last).unwrap_err().to_string().contains("beat"));
 }
 

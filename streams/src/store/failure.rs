@@ -6,7 +6,7 @@ use object_store::Error;
 
 use crate::error::CarryError;
 
-pub(super) fn told_apart(store: String, is_folder: bool, what: String, error: Error) -> CarryError {
+pub(super) fn classify_error(store: String, is_folder: bool, what: String, error: Error) -> CarryError {
     if let Some(error) = system(&error).filter(|_| is_folder) {
         if is_denied(error) {
             return CarryError::StoreDenied { store, what, why: error.to_string() };
@@ -71,19 +71,19 @@ mod tests {
     fn failures_are_told_apart_by_what_helps() {
         let folder = |kind: io::ErrorKind| {
             let error = Error::Generic { store: "x", source: io::Error::from(kind).into() };
-            told_apart("/store".into(), true, "storing x".into(), error)
+            classify_error("/store".into(), true, "storing x".into(), error)
         };
         assert!(matches!(folder(io::ErrorKind::StorageFull), CarryError::StoreFull { .. }));
         assert!(matches!(folder(io::ErrorKind::PermissionDenied), CarryError::StoreDenied { .. }));
         assert!(matches!(folder(io::ErrorKind::TimedOut), CarryError::Store { .. }));
-        assert!(folder(io::ErrorKind::StorageFull).passes() && folder(io::ErrorKind::TimedOut).passes());
+        assert!(folder(io::ErrorKind::StorageFull).is_transient() && folder(io::ErrorKind::TimedOut).is_transient());
     }
 
     #[test]
     fn a_refusal_gives_the_servers_code_and_nothing_it_repeats() {
         let answer = "403: <Error><Code>SignatureDoesNotMatch</Code><StringToSign>hunter2</StringToSign></Error>";
         let error = Error::PermissionDenied { path: "x".into(), source: answer.into() };
-        let error = told_apart("s3://bucket".into(), false, "storing x".into(), error);
+        let error = classify_error("s3://bucket".into(), false, "storing x".into(), error);
         let mut text = error.to_string();
         text.extend(std::error::Error::source(&error).map(ToString::to_string));
         assert!(text.contains("(SignatureDoesNotMatch)") && !text.contains("hunter2"), "{text}");
@@ -94,7 +94,8 @@ mod tests {
         let absent = |text: &str| Error::NotFound { path: "x".into(), source: text.into() };
         assert!(is_absent(&absent("<Code>NoSuchKey</Code>")));
         assert!(!is_absent(&absent("<Code>NoSuchBucket</Code>")));
-        let error = told_apart("s3://bucket".into(), false, "reading x".into(), absent("<Code>NoSuchBucket</Code>"));
+        let error =
+            classify_error("s3://bucket".into(), false, "reading x".into(), absent("<Code>NoSuchBucket</Code>"));
         assert!(matches!(error, CarryError::StoreUrl { .. }), "{error}");
     }
 }

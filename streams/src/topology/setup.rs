@@ -7,46 +7,46 @@ use async_nats::jetstream::stream::Config as StreamConfig;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::Plan;
+use super::TopologyPlan;
 use crate::connect::Bus;
-use crate::error::{CarryError, chain};
+use crate::error::{CarryError, error_chain};
 
 /// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Finding {
+pub struct SetupFinding {
     /// For example `stream IMAGES` or `consumer recognizer on IMAGES`.
     pub what: String,
     /// What was found or done.
-    pub state: State,
+    pub state: SetupStatus,
 }
 
 /// What was found or done.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum SetupStatus {
     /// It exists as wanted.
     Same,
     /// It was made now.
     Created,
     /// It was changed now.
-    Updated(Vec<Difference>),
+    Updated(Vec<SettingDifference>),
     /// It differs and was left alone.
-    Differs(Vec<Difference>),
+    Differs(Vec<SettingDifference>),
     /// It could not be looked up, made or changed; the words of the server.
     Refused(String),
     /// It does not exist.
     Missing,
 }
 
-impl State {
-    fn of(differences: Vec<Difference>) -> Self {
+impl SetupStatus {
+    fn of(differences: Vec<SettingDifference>) -> Self {
         if differences.is_empty() { Self::Same } else { Self::Differs(differences) }
     }
 }
 
 /// One setting that is not as wanted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Difference {
+pub struct SettingDifference {
     /// Name of the setting, as the server calls it.
     pub setting: String,
     /// What is wanted, as JSON.
@@ -57,7 +57,7 @@ pub struct Difference {
 
 /// What to do about a stream or consumer that is missing or differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mend {
+pub enum RepairMode {
     /// Report only.
     Nothing,
     /// Create what is missing, report what differs.
@@ -76,49 +76,49 @@ const LOOKS_AT_ONCE: usize = 16;
 ///
 /// # Errors
 /// That the server is away.
-pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
+pub async fn apply_plan(bus: &Bus, plan: &TopologyPlan, mend: RepairMode) -> Result<Vec<SetupFinding>, CarryError> {
     // One after another where something is changed; looks do not wait for each other, for what is silent takes long.
-    let at_once = if mend == Mend::Nothing { LOOKS_AT_ONCE } else { 1 };
+    let at_once = if mend == RepairMode::Nothing { LOOKS_AT_ONCE } else { 1 };
     let streams = futures::stream::iter(&plan.streams).map(async |wanted| {
         let state = refused(bus, stream(bus, wanted, mend).await)?;
-        Ok::<_, CarryError>(Finding { what: format!("stream {}", wanted.name), state })
+        Ok::<_, CarryError>(SetupFinding { what: format!("stream {}", wanted.name), state })
     });
     let consumers = futures::stream::iter(&plan.consumers).map(async |(stream, wanted)| {
         let state = refused(bus, consumer(bus, stream, wanted, mend).await)?;
         let name = wanted.durable_name.clone().unwrap_or_default();
-        Ok::<_, CarryError>(Finding { what: format!("consumer {name} on {stream}"), state })
+        Ok::<_, CarryError>(SetupFinding { what: format!("consumer {name} on {stream}"), state })
     });
-    let mut findings: Vec<Finding> = streams.buffered(at_once).try_collect().await?;
-    let consumers: Vec<Finding> = consumers.buffered(at_once).try_collect().await?;
+    let mut findings: Vec<SetupFinding> = streams.buffered(at_once).try_collect().await?;
+    let consumers: Vec<SetupFinding> = consumers.buffered(at_once).try_collect().await?;
     findings.extend(consumers);
     Ok(findings)
 }
 
 /// What the server refuses is a finding, as long as it is there to refuse the next.
-fn refused(bus: &Bus, state: Result<State, CarryError>) -> Result<State, CarryError> {
+fn refused(bus: &Bus, state: Result<SetupStatus, CarryError>) -> Result<SetupStatus, CarryError> {
     match state {
-        Err(error) if bus.connected() => Ok(State::Refused(chain(&error))),
+        Err(error) if bus.is_connected() => Ok(SetupStatus::Refused(error_chain(&error))),
         other => other,
     }
 }
 
 /// What the plan wants and the server has otherwise; changes nothing.
-pub async fn compare(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryError> {
-    setup(bus, plan, Mend::Nothing).await
+pub async fn compare_plan(bus: &Bus, plan: &TopologyPlan) -> Result<Vec<SetupFinding>, CarryError> {
+    apply_plan(bus, plan, RepairMode::Nothing).await
 }
 
-async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, CarryError> {
+async fn stream(bus: &Bus, wanted: &StreamConfig, mend: RepairMode) -> Result<SetupStatus, CarryError> {
     let what = format!("stream {}", wanted.name);
     let found = match bus.js.get_stream(&wanted.name).await {
         Ok(found) => {
             let mut config = found.cached_info().config.clone();
             // One that refuses everything for want of disk has its limit all the same.
-            config.max_bytes = crate::refusal::limit_in(&config);
+            config.max_bytes = crate::image_refusal::limit_in(&config);
             config
         }
         Err(error) if is_absent(&error) => {
-            if mend == Mend::Nothing {
-                return Ok(State::Missing);
+            if mend == RepairMode::Nothing {
+                return Ok(SetupStatus::Missing);
             }
             let created = bus.js.create_stream(wanted.clone()).await;
             created.map_err(|error| match error.kind() {
@@ -129,28 +129,28 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
                 }
                 _ => CarryError::broker(format!("creating {what}"))(error),
             })?;
-            return Ok(State::Created);
+            return Ok(SetupStatus::Created);
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
     };
     let wanted = &with_other_sites(wanted, &found);
     let kept = kept_as_high(wanted, &found);
     // More replicas than wanted are somebody's choice, and no difference; when a stream writes cannot be changed.
-    let num_replicas = if mend == Mend::AndLower { wanted.num_replicas } else { kept.num_replicas };
+    let num_replicas = if mend == RepairMode::AndLower { wanted.num_replicas } else { kept.num_replicas };
     let wanted = StreamConfig { num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() };
     let differing = differences(&wanted, &found);
     let target = match mend {
-        Mend::Nothing | Mend::Missing => return Ok(State::of(differing)),
-        Mend::Everything => kept,
-        Mend::AndLower => wanted,
+        RepairMode::Nothing | RepairMode::Missing => return Ok(SetupStatus::of(differing)),
+        RepairMode::Everything => kept,
+        RepairMode::AndLower => wanted,
     };
     let changing = differences(&target, &found);
     if changing.is_empty() {
         // Higher than wanted, and kept so.
-        return Ok(State::of(differing));
+        return Ok(SetupStatus::of(differing));
     }
     bus.js.update_stream(target).await.map_err(CarryError::broker(format!("changing {what}")))?;
-    Ok(State::Updated(changing))
+    Ok(SetupStatus::Updated(changing))
 }
 
 /// What is wanted, but with the limits and replicas that the server has where those are higher: somebody raised them,
@@ -201,7 +201,7 @@ fn overlap(one: &str, other: &str) -> bool {
     }
 }
 
-async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) -> Result<State, CarryError> {
+async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: RepairMode) -> Result<SetupStatus, CarryError> {
     let name = wanted.durable_name.clone().unwrap_or_default();
     let what = format!("consumer {name} on {stream}");
     let on = match bus.js.get_stream_no_info(stream).await {
@@ -210,34 +210,34 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) ->
     };
     let found = match on.consumer_info(&name).await {
         Ok(info) if info.paused => {
-            let difference = Difference { setting: "paused".into(), wanted: false.into(), found: true.into() };
-            if matches!(mend, Mend::Nothing | Mend::Missing) {
-                return Ok(State::Differs(vec![difference]));
+            let difference = SettingDifference { setting: "paused".into(), wanted: false.into(), found: true.into() };
+            if matches!(mend, RepairMode::Nothing | RepairMode::Missing) {
+                return Ok(SetupStatus::Differs(vec![difference]));
             }
             on.resume_consumer(&name).await.map_err(CarryError::broker(format!("resuming {what}")))?;
             on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
-            return Ok(State::Updated(vec![difference]));
+            return Ok(SetupStatus::Updated(vec![difference]));
         }
         Ok(info) => info.config,
         Err(error) if error.to_string().contains("not found") => {
-            if mend == Mend::Nothing {
-                return Ok(State::Missing);
+            if mend == RepairMode::Nothing {
+                return Ok(SetupStatus::Missing);
             }
             on.create_consumer_strict(wanted.clone()).await.map_err(CarryError::broker(format!("creating {what}")))?;
-            return Ok(State::Created);
+            return Ok(SetupStatus::Created);
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
     };
     use async_nats::jetstream::consumer::IntoConsumerConfig;
     let differences = differences(&wanted.clone().into_consumer_config(), &found);
     if differences.is_empty() {
-        return Ok(State::Same);
+        return Ok(SetupStatus::Same);
     }
-    if matches!(mend, Mend::Nothing | Mend::Missing) {
-        return Ok(State::Differs(differences));
+    if matches!(mend, RepairMode::Nothing | RepairMode::Missing) {
+        return Ok(SetupStatus::Differs(differences));
     }
     on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
-    Ok(State::Updated(differences))
+    Ok(SetupStatus::Updated(differences))
 }
 
 fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
@@ -254,7 +254,7 @@ const FORBIDDING: [&str; 4] = ["deny_delete", "deny_purge", "sealed", "no_ack"];
 
 /// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
 /// limit, nothing) is the server's business, except where it would lose messages.
-fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Difference> {
+fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<SettingDifference> {
     let object = |value| match value {
         Ok(serde_json::Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
@@ -279,7 +279,7 @@ fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Differenc
                 true => !blank(&found) && FORGETFUL.contains(&setting.as_str()),
                 false => found != wanted,
             };
-            differs.then_some(Difference { setting, wanted, found })
+            differs.then_some(SettingDifference { setting, wanted, found })
         })
         .collect()
 }
@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn a_limit_that_would_lose_messages_is_a_difference_even_where_none_is_wanted() {
-        let names = |differences: Vec<Difference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
+        let names =
+            |differences: Vec<SettingDifference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
         let wanted = file(IMAGES, Vec::new());
         let found = StreamConfig { max_age: Duration::from_secs(60), max_messages: 5, ..wanted.clone() };
         assert_eq!(names(differences(&wanted, &found)), ["max_age"]);

@@ -135,13 +135,13 @@ fn bend_number(bent: &mut Vec<u8>, from: usize, rng: &mut StdRng) {
 }
 
 /// Says which input it was, when a test ends with it.
-struct Tried<'a> {
+struct InputReporter<'a> {
     name: &'a str,
     turn: usize,
     bytes: &'a [u8],
 }
 
-impl Drop for Tried<'_> {
+impl Drop for InputReporter<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let shown: String = self
@@ -173,7 +173,7 @@ pub fn bend_some(
     let (mut rng, begun) = (StdRng::seed_from_u64(seed()), Instant::now());
     let (mut executions, mut slowest) = (0, Duration::ZERO);
     let mut try_one = |turn: usize, bytes: &[u8]| {
-        let tried = Tried { name, turn, bytes };
+        let tried = InputReporter { name, turn, bytes };
         let before = cpu();
         executions += parse(bytes);
         let took = cpu().saturating_sub(before);

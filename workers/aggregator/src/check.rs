@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use runtime::sign::{is_public_key, is_signed};
+use runtime::site_key::{is_public_key, is_signed};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, Gain, Measured, ReleaseId, SiteName, Update};
+use schemas::{FaultNote, Gain, ModelAccuracy, ReleaseId, SiteName, Update};
 use serde::{Deserialize, Serialize};
 
-use crate::values::ValuesError;
+use crate::weights_file::WeightsFileError;
 
 /// What updates are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct CheckSettings {
     /// Most images a site may say it learned from, at least 1: what a site says is what it counts by.
     pub samples_max: u64,
     /// The same for single sites.
-    pub samples_max_of: BTreeMap<SiteName, u64>,
+    pub max_samples_of_site: BTreeMap<SiteName, u64>,
     /// Public keys by site, as `tributary key` prints them. With any key here, an update counts only if its site signed it.
     pub keys: BTreeMap<SiteName, String>,
     /// Largest file of weights, MiB, at least 1.
@@ -34,7 +34,7 @@ impl Default for CheckSettings {
     fn default() -> Self {
         Self {
             samples_max: 1_000_000,
-            samples_max_of: BTreeMap::new(),
+            max_samples_of_site: BTreeMap::new(),
             keys: BTreeMap::new(),
             weights_max_mib: (MAX_WEIGHTS_BYTES >> 20) as u32,
             norm_over_base_max: Some(10.0),
@@ -49,7 +49,7 @@ impl CheckSettings {
     pub fn check(&self) -> Result<(), String> {
         let wants = [
             (self.samples_max > 0, "samples_max: at least 1"),
-            (self.samples_max_of.values().all(|most| *most > 0), "samples_max_of: at least 1 each"),
+            (self.max_samples_of_site.values().all(|most| *most > 0), "max_samples_of_site: at least 1 each"),
             ((1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib), "weights_max_mib: 1 to 512"),
             (
                 self.keys.values().all(|key| is_public_key(key)),
@@ -64,7 +64,7 @@ impl CheckSettings {
 
 /// Why an update does not count.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum UpdateRefusal {
     /// The message is not an update.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
@@ -145,7 +145,7 @@ pub enum Refused {
     NoWeights(String),
     /// Its weights do not fit the model.
     #[error(transparent)]
-    Values(#[from] ValuesError),
+    Values(#[from] WeightsFileError),
     /// Its own site finds it worse.
     #[error(
         "on the {images} images its site held out it is worse than what it started from: {after:.1} % right instead of {before:.1} %"
@@ -173,32 +173,34 @@ pub enum Refused {
     },
 }
 
-impl Refused {
+impl UpdateRefusal {
     /// For a dead letter.
-    pub fn note(&self) -> FaultNote {
+    pub fn fault_note(&self) -> FaultNote {
         let (name, remedy) = match self {
             Self::Unreadable(_) => ("update_unreadable", "run the same release of tributary on both sides"),
             Self::Misdirected { .. } => ("update_misdirected", "give each site a name of its own"),
             Self::UnknownRound { .. } => ("round_unknown", "nothing: rounds are opened here alone"),
             Self::Late { .. } => (
                 "update_late",
-                "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.behind_max)",
+                "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.max_staleness)",
             ),
             Self::NotAsked { .. } => ("site_not_asked", "add the site to round.sites"),
             Self::Second { .. } => {
                 ("update_second", "look for a second trainer of that site, or another site of that name")
             }
             Self::OtherBase { .. } => {
-                ("base_unknown", "let the site take the latest release, or let older bases count (round.behind_max)")
+                ("base_unknown", "let the site take the latest release, or let older bases count (round.max_staleness)")
             }
             Self::NotSigned(_) => {
                 ("signature_wrong", "give the site a key (`tributary key`) and name its public half in check.keys")
             }
             Self::NoSamples => ("samples_none", "look at the site's trainer"),
             Self::TooManySamples { .. } => {
-                ("samples_too_many", "if it is true, raise check.samples_max or check.samples_max_of for the site")
+                ("samples_too_many", "if it is true, raise check.samples_max or check.max_samples_of_site for the site")
             }
-            Self::TooLarge { .. } => ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.form)"),
+            Self::TooLarge { .. } => {
+                ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.weight_format)")
+            }
             Self::NoWeights(_) => {
                 ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or look for who changed them")
             }
@@ -223,18 +225,18 @@ impl Refused {
 }
 
 /// Looks at what an update says of itself.
-pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
-    let most = settings.samples_max_of.get(&update.site).copied().unwrap_or(settings.samples_max);
+    let most = settings.max_samples_of_site.get(&update.site).copied().unwrap_or(settings.samples_max);
     if found == 0 {
-        return Err(Refused::NoSamples);
+        return Err(UpdateRefusal::NoSamples);
     }
     if found > u128::from(most) {
-        return Err(Refused::TooManySamples { site: update.site.clone(), found, most });
+        return Err(UpdateRefusal::TooManySamples { site: update.site.clone(), found, most });
     }
     if !settings.accept_worse && is_worse(update) {
-        let percent = |measured: Measured| measured.accuracy_ratio * 100.0;
-        return Err(Refused::Worse {
+        let percent = |measured: ModelAccuracy| measured.accuracy_ratio * 100.0;
+        return Err(UpdateRefusal::Worse {
             images: update.after.images,
             before: percent(update.before),
             after: percent(update.after),
@@ -242,7 +244,7 @@ pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
     }
     let most = u64::from(settings.weights_max_mib) << 20;
     if update.weights.size_bytes > most {
-        return Err(Refused::TooLarge { found: update.weights.size_bytes, most });
+        return Err(UpdateRefusal::TooLarge { found: update.weights.size_bytes, most });
     }
     Ok(())
 }
@@ -269,43 +271,43 @@ pub const SITE_KEYS: &str = "site-update-keys";
 
 /// Whether its site says this, where keys are known. Asked before a site counts as heard: what somebody else wrote must not
 /// take its place.
-pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     if settings.keys.is_empty() {
         return Ok(());
     }
-    let key = settings.keys.get(&update.site).ok_or(Refused::NotSigned("no key of its site is known"))?;
-    let signature = update.signature.as_ref().ok_or(Refused::NotSigned("it is not signed"))?;
-    let signed = update.signed().map_err(|_| Refused::NotSigned("what it signs cannot be written"))?;
+    let key = settings.keys.get(&update.site).ok_or(UpdateRefusal::NotSigned("no key of its site is known"))?;
+    let signature = update.signature.as_ref().ok_or(UpdateRefusal::NotSigned("it is not signed"))?;
+    let signed = update.signed_bytes().map_err(|_| UpdateRefusal::NotSigned("what it signs cannot be written"))?;
     match is_signed(key, &signed, signature) {
         true => Ok(()),
-        false => Err(Refused::NotSigned("its signature is not that of its site")),
+        false => Err(UpdateRefusal::NotSigned("its signature is not that of its site")),
     }
 }
 
 /// Looks at how long a change is. `base`: the length of the base.
-pub fn length(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn check_update_norm(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     if !finite || !norm.is_finite() {
-        return Err(Refused::NotFinite);
+        return Err(UpdateRefusal::NotFinite);
     }
     match settings.norm_over_base_max.map(|most| most * base) {
-        Some(most) if norm > most => Err(Refused::TooLong { found: norm, most, by: "check.norm_over_base_max" }),
+        Some(most) if norm > most => Err(UpdateRefusal::TooLong { found: norm, most, by: "check.norm_over_base_max" }),
         _ => Ok(()),
     }
 }
 
 /// Looks at how long changes are among those of their round.
-pub fn among(norms: &[f64], settings: &CheckSettings) -> Vec<Option<Refused>> {
+pub fn check_round_norms(norms: &[f64], settings: &CheckSettings) -> Vec<Option<UpdateRefusal>> {
     let most = settings.norm_over_median_max.map(|most| most * crate::filter::median(norms));
     let too_long = |norm: &f64| {
         let most = most.filter(|most| norm > most)?;
-        Some(Refused::TooLong { found: *norm, most, by: "check.norm_over_median_max" })
+        Some(UpdateRefusal::TooLong { found: *norm, most, by: "check.norm_over_median_max" })
     };
     norms.iter().map(too_long).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use schemas::{BlobRef, WeightForm};
+    use schemas::{BlobRef, WeightFormat};
 
     use super::*;
 
@@ -316,12 +318,12 @@ mod tests {
             round: 1,
             base: ReleaseId::from_sha256([1; 32]),
             weights: BlobRef::new([2; 32], size_bytes),
-            form: WeightForm::F32,
+            form: WeightFormat::F32,
             samples: samples.iter().enumerate().map(|(label, count)| (label.to_string(), *count)).collect(),
             hard: 0,
             sources: BTreeMap::new(),
-            before: Measured::default(),
-            after: Measured::default(),
+            before: ModelAccuracy::default(),
+            after: ModelAccuracy::default(),
             gain: None,
             epochs: 1,
             trainable: "all".into(),
@@ -331,51 +333,54 @@ mod tests {
     }
 
     fn refused(update: &Update, settings: &CheckSettings) -> String {
-        said(update, settings).unwrap_err().note().name
+        check_description(update, settings).unwrap_err().fault_note().name
     }
 
     #[test]
     fn what_a_site_says_of_itself_is_bounded() {
         let settings = CheckSettings { samples_max: 100, ..CheckSettings::default() };
-        assert!(said(&update(&[60, 40], 1000), &settings).is_ok());
+        assert!(check_description(&update(&[60, 40], 1000), &settings).is_ok());
         assert_eq!(refused(&update(&[], 1000), &settings), "samples_none");
         assert_eq!(refused(&update(&[0, 0], 1000), &settings), "samples_none");
         assert_eq!(refused(&update(&[60, 41], 1000), &settings), "samples_too_many");
         // A sum that a 64-bit number does not hold.
         assert_eq!(refused(&update(&[u64::MAX, u64::MAX], 1000), &settings), "samples_too_many");
         assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
-        let own = CheckSettings { samples_max_of: [("reef".parse().unwrap(), 200)].into(), ..settings };
-        assert!(said(&update(&[150], 1000), &own).is_ok());
+        let own = CheckSettings { max_samples_of_site: [("reef".parse().unwrap(), 200)].into(), ..settings };
+        assert!(check_description(&update(&[150], 1000), &own).is_ok());
     }
 
     #[test]
     fn what_is_worse_at_its_own_site_does_not_count() {
         let settings = CheckSettings::default();
-        let measured = |accuracy_ratio: f64| Measured { images: 100, accuracy_ratio, loss: 1.0 };
+        let measured = |accuracy_ratio: f64| ModelAccuracy { images: 100, accuracy_ratio, loss: 1.0 };
         let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
         assert_eq!(refused(&with(Some(Gain::Worse), 0.88), &settings), "update_worse");
         assert_eq!(refused(&with(None, 0.7), &settings), "update_worse");
-        assert!(said(&with(None, 0.88), &settings).is_ok(), "chance");
-        assert!(said(&with(Some(Gain::Level), 0.7), &settings).is_ok(), "its trainer compared image by image");
+        assert!(check_description(&with(None, 0.88), &settings).is_ok(), "chance");
+        assert!(
+            check_description(&with(Some(Gain::Level), 0.7), &settings).is_ok(),
+            "its trainer compared image by image"
+        );
         let settings = CheckSettings { accept_worse: true, ..settings };
-        assert!(said(&with(Some(Gain::Worse), 0.1), &settings).is_ok());
+        assert!(check_description(&with(Some(Gain::Worse), 0.1), &settings).is_ok());
     }
 
     #[test]
     fn with_keys_only_what_a_site_signed_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let key = runtime::sign::Key::create(&folder.path().join("key")).unwrap();
+        let key = runtime::site_key::SiteKey::create(&folder.path().join("key")).unwrap();
         let mut settings =
             CheckSettings { keys: [("reef".parse().unwrap(), key.public())].into(), ..CheckSettings::default() };
         let mut update = update(&[5], 1000);
-        assert_eq!(signature(&update, &settings).unwrap_err().note().name, "signature_wrong");
-        update.signature = Some(key.sign(&update.signed().unwrap()));
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
+        update.signature = Some(key.sign(&update.signed_bytes().unwrap()));
         assert!(signature(&update, &settings).is_ok());
         update.samples.insert("more".into(), 1000);
-        assert_eq!(signature(&update, &settings).unwrap_err().note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
         update.samples.remove("more");
         update.site = "other".parse().unwrap();
-        assert_eq!(signature(&update, &settings).unwrap_err().note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
         settings.keys.insert("other".parse().unwrap(), "not a key".into());
         assert!(settings.check().is_err());
     }
@@ -383,12 +388,12 @@ mod tests {
     #[test]
     fn a_change_that_is_no_number_or_too_long_is_refused() {
         let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
-        let name = |refused: Result<(), Refused>| refused.unwrap_err().note().name;
-        assert!(length(1.0, true, 1.0, &settings).is_ok());
-        assert_eq!(name(length(1.0, false, 1.0, &settings)), "weights_not_finite");
-        assert_eq!(name(length(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");
-        assert_eq!(name(length(10.1, true, 1.0, &settings)), "change_too_long");
-        let among = among(&[1.0, 1.0, 2.0, 9.0], &settings);
+        let name = |refused: Result<(), UpdateRefusal>| refused.unwrap_err().fault_note().name;
+        assert!(check_update_norm(1.0, true, 1.0, &settings).is_ok());
+        assert_eq!(name(check_update_norm(1.0, false, 1.0, &settings)), "weights_not_finite");
+        assert_eq!(name(check_update_norm(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");
+        assert_eq!(name(check_update_norm(10.1, true, 1.0, &settings)), "change_too_long");
+        let among = check_round_norms(&[1.0, 1.0, 2.0, 9.0], &settings);
         assert_eq!(among.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, false, true]);
     }
 }

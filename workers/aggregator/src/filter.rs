@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What is done about updates that stand out. In the order they are named in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Filter {
+pub enum UpdateFilter {
     /// A change longer than `clip_over_median` times the median of the round is shortened to that.
     NormClip,
     /// An update whose loss on the public set is above `loss_over_median` times the median of the round does not count.
@@ -24,7 +24,7 @@ pub enum Filter {
 #[serde(deny_unknown_fields, default)]
 pub struct FilterSettings {
     /// Which filters, in order; none if empty.
-    pub names: Vec<Filter>,
+    pub names: Vec<UpdateFilter>,
     /// Of `norm-clip`, above 0.
     pub clip_over_median: f64,
     /// Of `loss-gate`, at least 1.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use schemas::answer::Ranked;
+use schemas::answer::RankedClass;
 use schemas::round::HARD_CLASSES_MAX;
 use schemas::{HardClass, HardFocus};
 
@@ -14,11 +14,11 @@ pub const FEATURES_MAX: usize = 2048;
 /// Sums up hard cases.
 #[derive(Debug, Clone, Default)]
 pub struct HardSummary {
-    of_class: BTreeMap<String, HardSum>,
+    of_class: BTreeMap<String, HardClassSum>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct HardSum {
+struct HardClassSum {
     /// Of all hard cases, what was given to the class.
     doubt: f64,
     /// The sum of directions of features, each times what was given to the class.
@@ -27,8 +27,8 @@ struct HardSum {
 
 impl HardSummary {
     /// Adds one. `top`: its best classes; each gets its part of the case, for what is doubtful is which of them it is.
-    pub fn add(&mut self, top: &[Ranked], features: Option<&[f32]>) {
-        let given = |ranked: &Ranked| {
+    pub fn add(&mut self, top: &[RankedClass], features: Option<&[f32]>) {
+        let given = |ranked: &RankedClass| {
             Some(f64::from(ranked.confidence)).filter(|given| (0.0..=1.0).contains(given)).unwrap_or(0.0)
         };
         let all: f64 = top.iter().map(given).sum();
@@ -60,7 +60,7 @@ impl HardSummary {
         if strength <= 0.0 || all <= 0.0 {
             return None;
         }
-        let class = |(label, sum): (String, HardSum)| {
+        let class = |(label, sum): (String, HardClassSum)| {
             let length = sum.direction.iter().map(|value| value * value).sum::<f64>().sqrt();
             let features = sum.direction.iter().map(|value| (value / length) as f32).collect();
             HardClass { label, ratio: (sum.doubt / all) as f32, features: length.is_normal().then_some(features) }
@@ -76,8 +76,11 @@ impl HardSummary {
 mod tests {
     use super::*;
 
-    fn top(classes: &[(&str, f32)]) -> Vec<Ranked> {
-        classes.iter().map(|(label, confidence)| Ranked { label: (*label).into(), confidence: *confidence }).collect()
+    fn top(classes: &[(&str, f32)]) -> Vec<RankedClass> {
+        classes
+            .iter()
+            .map(|(label, confidence)| RankedClass { label: (*label).into(), confidence: *confidence })
+            .collect()
     }
 
     #[test]

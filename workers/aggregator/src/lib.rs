@@ -8,32 +8,32 @@
 //! makes one again without some updates, [`focus`] says what a release finds hard (pure), [`descent`] says which releases hold an update or start from one that does (pure).
 //! Deliberately absent: which sites run it.
 
+pub mod aggregate;
+pub mod audit;
 pub mod check;
-pub mod derive;
-pub mod descent;
 pub mod filter;
 pub mod focus;
-pub mod layout;
 pub mod merge;
-pub mod open;
-pub mod public;
-pub mod record;
+pub mod parameter_layout;
+pub mod public_set;
 pub mod release;
+pub mod release_builder;
 pub mod remake;
 pub mod round;
+pub mod round_open;
 pub mod rule;
 pub mod score;
-pub mod seal;
-pub mod server;
+pub mod server_optimizer;
 pub mod settings;
-pub mod values;
+pub mod tainted_release;
 pub mod verify;
-pub mod walk;
 pub mod weigh;
+pub mod weights_file;
+pub mod worker;
 
-pub use derive::Derived;
-pub use layout::Layout;
-pub use release::Releases;
+pub use aggregate::AggregateResult;
+pub use parameter_layout::ParameterLayout;
+pub use release::ModelReleases;
 pub use rule::MergeSettings;
 pub use settings::AggregatorSettings;
-pub use walk::run;
+pub use worker::run;

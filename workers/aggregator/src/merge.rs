@@ -2,29 +2,29 @@
 //! one accumulator; memory does not grow with their number. Pure. The same rows in the same order give the same bits:
 //! whoever calls it sorts by site.
 
-use crate::layout::Layout;
-use crate::values::{BLOCK, Room, Values, each_block};
+use crate::parameter_layout::ParameterLayout;
+use crate::weights_file::{BLOCK, ReadBuffer, WeightRow, each_block};
 
 /// A row and how much of it is added.
 #[derive(Debug, Clone, Copy)]
-pub struct Term<'a> {
+pub struct WeightedRow<'a> {
     /// The row.
-    pub values: Values<'a>,
+    pub values: WeightRow<'a>,
     /// How much of it.
     pub times: f64,
 }
 
 /// The sum of the terms. A term of 0 is not read.
-pub fn sum(terms: &[Term<'_>], layout: &Layout) -> Vec<f32> {
+pub fn sum(terms: &[WeightedRow<'_>], layout: &ParameterLayout) -> Vec<f32> {
     let mut row = vec![0.0; layout.len()];
     sum_into(terms, layout, &mut row);
     row
 }
 
 /// As [`sum`], into a row that is there already.
-pub fn sum_into(terms: &[Term<'_>], layout: &Layout, row: &mut [f32]) {
-    let terms: Vec<Term<'_>> = terms.iter().copied().filter(|term| term.times.abs() > 1e-12).collect();
-    let mut room = Room::default();
+pub fn sum_into(terms: &[WeightedRow<'_>], layout: &ParameterLayout, row: &mut [f32]) {
+    let terms: Vec<WeightedRow<'_>> = terms.iter().copied().filter(|term| term.times.abs() > 1e-12).collect();
+    let mut room = ReadBuffer::default();
     each_block(layout, |place, from, at, len| {
         let sum = &mut row[at..at + len];
         sum.fill(0.0);
@@ -55,7 +55,7 @@ const MOST_AT_ONCE: usize = 8;
 
 /// Adds the first blocks of little-endian floats at once, so that the sum is read and written less often; in the order of
 /// adding one after the other, to the same bits. Returns how many.
-fn add<const COUNT: usize>(sum: &mut [f32], blocks: &[&[u8]], terms: &[Term<'_>]) -> usize {
+fn add<const COUNT: usize>(sum: &mut [f32], blocks: &[&[u8]], terms: &[WeightedRow<'_>]) -> usize {
     let len = sum.len();
     let blocks: [&[[u8; 4]]; COUNT] = std::array::from_fn(|row| &blocks[row].as_chunks::<4>().0[..len]);
     let times: [f32; COUNT] = std::array::from_fn(|row| terms[row].times as f32);
@@ -69,21 +69,21 @@ fn add<const COUNT: usize>(sum: &mut [f32], blocks: &[&[u8]], terms: &[Term<'_>]
 
 /// What a site changed: its row, and the row it started from unless the site sent the difference itself.
 #[derive(Debug, Clone, Copy)]
-pub struct Change<'a> {
+pub struct SiteDelta<'a> {
     /// What the site sent.
-    pub values: Values<'a>,
+    pub values: WeightRow<'a>,
     /// Where it started.
     pub base: &'a [f32],
     /// What its change is multiplied by: 1, or less where it was clipped.
     pub times: f64,
 }
 
-impl Change<'_> {
+impl SiteDelta<'_> {
     fn block(
         &self,
-        layout: &Layout,
+        layout: &ParameterLayout,
         (place, from, at, len): (usize, usize, usize, usize),
-        room: &mut Room,
+        room: &mut ReadBuffer,
         out: &mut [f32],
     ) {
         let values = self.values.block(layout, (place, from, len), room);
@@ -97,9 +97,9 @@ impl Change<'_> {
     }
 
     /// Its length (the root of the sum of squares), and whether every number of it is one.
-    pub fn norm(&self, layout: &Layout) -> (f64, bool) {
+    pub fn norm(&self, layout: &ParameterLayout) -> (f64, bool) {
         let (mut square, mut finite) = (0.0_f64, true);
-        let (mut room, mut out) = (Room::default(), vec![0.0; BLOCK]);
+        let (mut room, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
         each_block(layout, |place, from, at, len| {
             let out = &mut out[..len];
             self.block(layout, (place, from, at, len), &mut room, out);
@@ -111,10 +111,10 @@ impl Change<'_> {
     }
 }
 
-impl Change<'_> {
+impl SiteDelta<'_> {
     /// The sum of its numbers, each times that of another row: how much a loss with this slope grows along it.
-    pub fn along(&self, slope: &[f32], layout: &Layout) -> f64 {
-        let (mut room, mut out, mut sum) = (Room::default(), vec![0.0; BLOCK], 0.0);
+    pub fn along(&self, slope: &[f32], layout: &ParameterLayout) -> f64 {
+        let (mut room, mut out, mut sum) = (ReadBuffer::default(), vec![0.0; BLOCK], 0.0);
         each_block(layout, |place, from, at, len| {
             let out = &mut out[..len];
             self.block(layout, (place, from, at, len), &mut room, out);
@@ -138,10 +138,10 @@ fn squares(values: &[f32]) -> f64 {
 }
 
 /// Squares of the distances between all changes, a row each.
-pub fn distances(changes: &[Change<'_>], layout: &Layout) -> Vec<Vec<f64>> {
+pub fn distances(changes: &[SiteDelta<'_>], layout: &ParameterLayout) -> Vec<Vec<f64>> {
     let count = changes.len();
     let mut squares = vec![vec![0.0; count]; count];
-    let (mut room, mut blocks) = (Room::default(), vec![0.0; BLOCK * count]);
+    let (mut room, mut blocks) = (ReadBuffer::default(), vec![0.0; BLOCK * count]);
     each_block(layout, |place, from, at, len| {
         for (change, out) in changes.iter().zip(blocks.chunks_exact_mut(BLOCK)) {
             change.block(layout, (place, from, at, len), &mut room, &mut out[..len]);
@@ -161,8 +161,14 @@ pub fn distances(changes: &[Change<'_>], layout: &Layout) -> Vec<Vec<f64>> {
 /// Merges the numbers of the last layer class by class: what belongs to a class becomes the base and each change times its
 /// share of that class. A class that nobody has a share of stays as it is in `row`. `shares`: of each class, one for each
 /// change.
-pub fn by_class(row: &mut [f32], base: &[f32], changes: &[Change<'_>], shares: &[Vec<f64>], layout: &Layout) {
-    let (mut room, mut out) = (Room::default(), vec![0.0; BLOCK]);
+pub fn by_class(
+    row: &mut [f32],
+    base: &[f32],
+    changes: &[SiteDelta<'_>],
+    shares: &[Vec<f64>],
+    layout: &ParameterLayout,
+) {
+    let (mut room, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
     let has_shares: Vec<bool> = shares.iter().map(|shares| shares.iter().any(|share| *share > 0.0)).collect();
     each_block(layout, |place, from, at, len| {
         let class =
@@ -191,7 +197,12 @@ pub fn trimmed_of(count: usize, ratio: f64) -> usize {
 
 /// The base with the mean of the changes, number by number, without the `left_out` smallest and largest; with as many
 /// left out as leave one or two it is the median. `left_out` below half of the changes.
-pub fn without_extremes(base: &[f32], changes: &[Change<'_>], layout: &Layout, left_out: usize) -> Vec<f32> {
+pub fn without_extremes(
+    base: &[f32],
+    changes: &[SiteDelta<'_>],
+    layout: &ParameterLayout,
+    left_out: usize,
+) -> Vec<f32> {
     let mut row = vec![0.0; layout.len()];
     let count = changes.len();
     if count == 0 {
@@ -200,7 +211,7 @@ pub fn without_extremes(base: &[f32], changes: &[Change<'_>], layout: &Layout, l
     let left_out = left_out.min((count - 1) / 2);
     let swaps = swaps(count, left_out);
     let share = 1.0 / (count - 2 * left_out) as f32;
-    let (mut room, mut blocks) = (Room::default(), vec![0.0; BLOCK * count]);
+    let (mut room, mut blocks) = (ReadBuffer::default(), vec![0.0; BLOCK * count]);
     each_block(layout, |place, from, at, len| {
         for (change, out) in changes.iter().zip(blocks.chunks_exact_mut(BLOCK)) {
             change.block(layout, (place, from, at, len), &mut room, &mut out[..len]);
@@ -265,8 +276,8 @@ mod tests {
 
     use super::*;
 
-    fn layout(len: usize) -> Layout {
-        Layout::new([("a".to_owned(), vec![len / 3]), ("b".to_owned(), vec![len - len / 3])].into())
+    fn layout(len: usize) -> ParameterLayout {
+        ParameterLayout::new([("a".to_owned(), vec![len / 3]), ("b".to_owned(), vec![len - len / 3])].into())
     }
 
     fn rows() -> impl Strategy<Value = Vec<Vec<f32>>> {
@@ -274,16 +285,16 @@ mod tests {
             .prop_flat_map(|(count, len)| prop::collection::vec(prop::collection::vec(-10.0_f32..10.0, len), count))
     }
 
-    fn changes<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Change<'a>> {
-        rows.iter().map(|row| Change { values: Values::Memory(row), base, times: 1.0 }).collect()
+    fn changes<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<SiteDelta<'a>> {
+        rows.iter().map(|row| SiteDelta { values: WeightRow::Memory(row), base, times: 1.0 }).collect()
     }
 
     proptest! {
         #[test]
         fn a_sum_is_what_adding_number_by_number_gives(rows in rows(), times in prop::collection::vec(-2.0_f64..2.0, 14)) {
             let layout = layout(rows[0].len());
-            let terms: Vec<Term<'_>> =
-                rows.iter().zip(&times).map(|(row, times)| Term { values: Values::Memory(row), times: *times }).collect();
+            let terms: Vec<WeightedRow<'_>> =
+                rows.iter().zip(&times).map(|(row, times)| WeightedRow { values: WeightRow::Memory(row), times: *times }).collect();
             for (at, found) in sum(&terms, &layout).into_iter().enumerate() {
                 let wanted: f64 = rows.iter().zip(&times).map(|(row, times)| f64::from(row[at]) * times).sum();
                 prop_assert!((f64::from(found) - wanted).abs() < 1e-3);
@@ -324,9 +335,9 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut row = vec![1.0; 9];
             row[7] = bad;
-            assert!(!Change { values: Values::Memory(&row), base: &base, times: 1.0 }.norm(&layout).1);
+            assert!(!SiteDelta { values: WeightRow::Memory(&row), base: &base, times: 1.0 }.norm(&layout).1);
         }
         let row = vec![2.0; 9];
-        assert_eq!(Change { values: Values::Memory(&row), base: &base, times: 0.5 }.norm(&layout), (3.0, true));
+        assert_eq!(SiteDelta { values: WeightRow::Memory(&row), base: &base, times: 0.5 }.norm(&layout), (3.0, true));
     }
 }

@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use schemas::{BlobRef, FaultNote, ModelName, ReleaseId, SiteName, TaskId, WeightForm};
+use schemas::{BlobRef, FaultNote, ModelName, ReleaseId, SiteName, TaskId, WeightFormat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use streams::store::Put;
-use streams::{CarryError, Store};
+use streams::store::PutOutcome;
+use streams::{CarryError, ReleaseStore};
 
-use crate::derive::{LEARNING_RELEASES, is_learning};
-use crate::record::Record;
+use crate::aggregate::{LEARNING_RELEASES, is_learning};
+use crate::audit::AggregateAudit;
 use crate::rule::MergeSettings;
 
 /// Largest manifest that is read, bytes.
@@ -51,10 +51,10 @@ pub struct Manifest {
     #[serde(default)]
     pub package: Vec<BlobRef>,
     /// The round; absent for none.
-    pub made: Option<Made>,
+    pub made: Option<ReleaseRound>,
     /// What it takes the place of; absent where it was not remade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remade: Option<RemadeFrom>,
+    pub remade: Option<RemakeOrigin>,
     /// Fingerprint of the key that its folder was signed with when it was imported (OpenSSF Model Signing); absent where no
     /// signature was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,11 +63,11 @@ pub struct Manifest {
 
 /// How a release was derived again from the updates of another one, but for some.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RemadeFrom {
+pub struct RemakeOrigin {
     /// The release whose updates these are.
     pub of: ReleaseId,
     /// The updates of the round that are left out, those left out before included.
-    pub without: Vec<LeftOutUpdate>,
+    pub without: Vec<ExcludedUpdate>,
     /// Why, in words of whoever asked for it.
     pub why: String,
     /// When, milliseconds since the epoch.
@@ -76,7 +76,7 @@ pub struct RemadeFrom {
 
 /// An update that was in a release and is left out of what it was remade as.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LeftOutUpdate {
+pub struct ExcludedUpdate {
     /// Its id.
     pub id: TaskId,
     /// The site.
@@ -85,7 +85,7 @@ pub struct LeftOutUpdate {
 
 /// The round a release came of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Made {
+pub struct ReleaseRound {
     /// When it was opened, milliseconds since the epoch.
     pub opened_at_ms: u64,
     /// When it was closed, milliseconds since the epoch.
@@ -107,11 +107,11 @@ pub struct Made {
     /// Digest of the public set that models were tried on; absent without one.
     pub public_sha256: Option<String>,
     /// The updates that are in it, by site.
-    pub updates: Vec<Merged>,
+    pub updates: Vec<MergedUpdate>,
     /// The updates that were refused.
     pub refused: Vec<RefusedUpdate>,
     /// Every site's part, and every number that decided.
-    pub record: Record,
+    pub record: AggregateAudit,
     /// What the server's optimizer remembered before it, and after it, in the store; absent where it remembers nothing.
     pub memory: Option<(Option<BlobRef>, BlobRef)>,
 }
@@ -122,7 +122,7 @@ fn first_derivation() -> u32 {
 
 /// An update in a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Merged {
+pub struct MergedUpdate {
     /// Its id.
     pub id: TaskId,
     /// The site.
@@ -134,7 +134,7 @@ pub struct Merged {
     /// Its weights.
     pub weights: BlobRef,
     /// How they are written.
-    pub form: WeightForm,
+    pub form: WeightFormat,
     /// Images learned from.
     pub samples: u64,
     /// Of those, images that the site was in doubt about.
@@ -157,7 +157,7 @@ pub struct RefusedUpdate {
 
 /// Which release a round came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sealed {
+pub struct RoundRelease {
     /// The round.
     pub round: u64,
     /// The release.
@@ -166,8 +166,8 @@ pub struct Sealed {
 
 /// A model's releases in a store.
 #[derive(Debug, Clone)]
-pub struct Releases {
-    store: Store,
+pub struct ModelReleases {
+    store: ReleaseStore,
     model: ModelName,
 }
 
@@ -203,14 +203,14 @@ pub enum ReleaseError {
     },
 }
 
-impl Releases {
+impl ModelReleases {
     /// Of a model.
-    pub fn new(store: Store, model: ModelName) -> Self {
+    pub fn new(store: ReleaseStore, model: ModelName) -> Self {
         Self { store, model }
     }
 
     /// Where they lie.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &ReleaseStore {
         &self.store
     }
 
@@ -223,17 +223,17 @@ impl Releases {
     }
 
     /// Puts what a site sent, or what the server's optimizer remembers, where a release can find it again.
-    pub async fn keep(&self, blob: &BlobRef, file: &Path) -> Result<(), CarryError> {
+    pub async fn keep_file(&self, blob: &BlobRef, file: &Path) -> Result<(), CarryError> {
         self.store.put_file(&self.blob_path(blob), blob, file).await.map(|_| ())
     }
 
     /// Fetches that again.
-    pub async fn kept(&self, blob: &BlobRef, into: &Path) -> Result<(), CarryError> {
+    pub async fn fetch_kept(&self, blob: &BlobRef, into: &Path) -> Result<(), CarryError> {
         self.store.fetch(&self.blob_path(blob), blob, blob.size_bytes, into).await
     }
 
     /// Puts a release: weights first, its manifest last, so that one with a manifest is whole.
-    pub async fn put(&self, manifest: &Manifest, weights: &Path) -> Result<Put, ReleaseError> {
+    pub async fn put(&self, manifest: &Manifest, weights: &Path) -> Result<PutOutcome, ReleaseError> {
         let path = self.path(&manifest.release, "weights.safetensors");
         self.store.put_file(&path, &manifest.weights, weights).await?;
         let path = self.path(&manifest.release, "manifest.json");
@@ -241,12 +241,12 @@ impl Releases {
     }
 
     /// Says which release a round came to; of two that say it at once one wins, and both are told which.
-    pub async fn seal(&self, round: u64, release: &ReleaseId) -> Result<Sealed, ReleaseError> {
+    pub async fn publish_release(&self, round: u64, release: &ReleaseId) -> Result<RoundRelease, ReleaseError> {
         let path = format!("models/{}/rounds/{round}.json", self.model);
-        let own = Sealed { round, release: release.clone() };
+        let own = RoundRelease { round, release: release.clone() };
         match self.store.put_new(&path, json(&own)?).await? {
-            Put::New => Ok(own),
-            Put::Already => {
+            PutOutcome::New => Ok(own),
+            PutOutcome::Already => {
                 let bytes = self.store.get(&path, MANIFEST_MAX_BYTES).await?.unwrap_or_default();
                 serde_json::from_slice(&bytes)
                     .map_err(|error| ReleaseError::Unreadable { path, why: error.to_string() })
@@ -332,18 +332,18 @@ impl Manifest {
     }
 
     /// Of what a round came to.
-    pub fn of_round(self, parent: ReleaseId, round: u64, made: Made) -> Self {
+    pub fn of_round(self, parent: ReleaseId, round: u64, made: ReleaseRound) -> Self {
         Self { parent: Some(parent), round, made: Some(made), ..self }
     }
 
     /// Of what was derived again without some updates.
-    pub fn remade(self, from: RemadeFrom) -> Self {
+    pub fn remade(self, from: RemakeOrigin) -> Self {
         Self { remade: Some(from), ..self }
     }
 }
 
 /// Models that a store has releases of.
-pub async fn models(store: &Store) -> Result<Vec<ModelName>, CarryError> {
+pub async fn models(store: &ReleaseStore) -> Result<Vec<ModelName>, CarryError> {
     let paths = store.list("models").await?;
     let mut models: Vec<ModelName> =
         paths.iter().filter_map(|path| path.strip_prefix("models/")?.split('/').next()?.parse().ok()).collect();
@@ -363,7 +363,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<BlobRef> {
 }
 
 /// Tensors of a file of weights, by name.
-pub type Weights = BTreeMap<String, Vec<f32>>;
+pub type WeightTensors = BTreeMap<String, Vec<f32>>;
 
 fn json(value: &impl Serialize) -> Result<Bytes, ReleaseError> {
     let text = serde_json::to_vec_pretty(value)
@@ -378,18 +378,18 @@ pub(crate) mod tests {
     /// A release of a round that these sites' updates are in.
     pub(crate) fn manifest(release: u8, parent: Option<u8>, round: u64, updates: &[(&str, TaskId)]) -> Manifest {
         let digest = |number: u8| ReleaseId::from_sha256([number; 32]);
-        let merged = |(site, id): &(&str, TaskId)| Merged {
+        let merged = |(site, id): &(&str, TaskId)| MergedUpdate {
             id: *id,
             site: site.parse().unwrap(),
             base: digest(parent.unwrap_or(0)),
             behind: 0,
             weights: BlobRef::new([9; 32], 7),
-            form: WeightForm::F32,
+            form: WeightFormat::F32,
             samples: 1,
             hard: 0,
             labels: BTreeMap::new(),
         };
-        let record = Record {
+        let record = AggregateAudit {
             parts: Vec::new(),
             rule: "fedavg".into(),
             candidates: Vec::new(),
@@ -398,7 +398,7 @@ pub(crate) mod tests {
             instead: None,
             reported: None,
         };
-        let made = Made {
+        let made = ReleaseRound {
             derivation: DERIVATION,
             opened_at_ms: 1,
             closed_at_ms: 2,
@@ -414,13 +414,13 @@ pub(crate) mod tests {
             memory: None,
         };
         let first =
-            Manifest::first(ModelName::of("light"), digest(release), Vec::new(), BlobRef::new([release; 32], 7));
+            Manifest::first(ModelName::from_name("light"), digest(release), Vec::new(), BlobRef::new([release; 32], 7));
         Manifest { parent: parent.map(digest), round, made: Some(made), ..first }
     }
 
     #[test]
     fn a_manifest_of_before_releases_were_remade_or_signed_is_read_and_written_as_ever() {
-        let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::derived("a"))])).unwrap();
+        let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::from_name("a"))])).unwrap();
         assert!(!old.contains("remade") && !old.contains("signed"), "{old}");
         let read: Manifest = serde_json::from_str(&old).unwrap();
         assert_eq!(
@@ -432,8 +432,10 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_release_is_followed_back_to_the_last_that_was_clearly_better() {
         let folder = tempfile::tempdir().unwrap();
-        let releases =
-            Releases::new(Store::open(&folder.path().display().to_string()).unwrap(), ModelName::of("light"));
+        let releases = ModelReleases::new(
+            ReleaseStore::open(&folder.path().display().to_string()).unwrap(),
+            ModelName::from_name("light"),
+        );
         let weights = folder.path().join("weights");
         std::fs::write(&weights, b"weights").unwrap();
         let mut all = Vec::new();
@@ -450,10 +452,10 @@ pub(crate) mod tests {
 
     #[test]
     fn manifests_that_were_bent_are_read_or_refused() {
-        let whole = manifest(1, Some(0), 1, &[("reef", TaskId::derived("a")), ("kelp", TaskId::derived("b"))]);
+        let whole = manifest(1, Some(0), 1, &[("reef", TaskId::from_name("a")), ("kelp", TaskId::from_name("b"))]);
         bend::bend_all("manifests of releases", &[serde_json::to_vec(&whole).unwrap()], bend::turns() / 4, |bytes| {
             let _read = serde_json::from_slice::<Manifest>(bytes).is_ok();
-            let _sealed = serde_json::from_slice::<Sealed>(bytes).is_ok();
+            let _sealed = serde_json::from_slice::<RoundRelease>(bytes).is_ok();
             2
         });
     }

@@ -5,20 +5,24 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rollout::prepare::Origin;
+use rollout::prepare::ReleaseOrigin;
 use schemas::{BlobRef, ReleaseId, SiteName, TaskId};
 use training::TrainError;
 use vision::Model;
 
-use crate::derive::Derived;
-use crate::public::Public;
-use crate::release::{DERIVATION, LeftOutUpdate, Made, Manifest, Merged, Releases, RemadeFrom, write};
-use crate::seal::{self, Base};
-use crate::verify::{Ingredients, Place, VerifyError, blocking, ingredients, made, public_of};
+use crate::aggregate::AggregateResult;
+use crate::public_set::PublicSet;
+use crate::release::{
+    DERIVATION, ExcludedUpdate, Manifest, MergedUpdate, ModelReleases, ReleaseRound, RemakeOrigin, write,
+};
+use crate::release_builder::{self, RoundBase};
+use crate::verify::{
+    ReleaseInputs, ReleaseVerifyError, ReleaseWorkspace, ingredients, public_of, release_round, spawn_blocking,
+};
 
 /// What is left out of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Without {
+pub struct RemakeExclusions {
     /// Whatever these sites sent.
     pub sites: BTreeSet<SiteName>,
     /// Updates, by their ids.
@@ -30,7 +34,7 @@ pub struct Without {
 pub enum RemakeError {
     /// It cannot be made again at all.
     #[error(transparent)]
-    Verify(#[from] VerifyError),
+    Verify(#[from] ReleaseVerifyError),
     /// There is nothing to leave out.
     #[error("release {} has no update of {wanted}: it was merged from those of {held}", release.short())]
     NotInIt {
@@ -74,22 +78,23 @@ pub struct RemadeRelease {
     /// What the server's optimizer remembers after it.
     pub memory: Option<(BlobRef, PathBuf)>,
     /// Where it comes from, for its package.
-    pub origin: Origin,
+    pub origin: ReleaseOrigin,
 }
 
 /// What stays of a round's updates, and what goes. Pure.
 ///
 /// # Errors
 /// What is to be left out is not in it, or nothing stays.
-pub fn split(
+pub fn split_updates(
     release: &ReleaseId,
-    updates: &[Merged],
-    without: &Without,
-) -> Result<(Vec<Merged>, Vec<Merged>), RemakeError> {
+    updates: &[MergedUpdate],
+    without: &RemakeExclusions,
+) -> Result<(Vec<MergedUpdate>, Vec<MergedUpdate>), RemakeError> {
     let absent_sites = without.sites.iter().filter(|site| !updates.iter().any(|merged| merged.site == **site));
     let absent: Vec<String> = absent_sites.map(|site| format!("site {site}")).collect();
-    let leaves_out = |merged: &Merged| without.sites.contains(&merged.site) || without.updates.contains(&merged.id);
-    let (gone, kept): (Vec<Merged>, Vec<Merged>) = updates.iter().cloned().partition(leaves_out);
+    let leaves_out =
+        |merged: &MergedUpdate| without.sites.contains(&merged.site) || without.updates.contains(&merged.id);
+    let (gone, kept): (Vec<MergedUpdate>, Vec<MergedUpdate>) = updates.iter().cloned().partition(leaves_out);
     if !absent.is_empty() || gone.is_empty() {
         let wanted = if absent.is_empty() { "those that are to be left out".into() } else { absent.join(", ") };
         let held: Vec<&str> = updates.iter().map(|merged| merged.site.as_str()).collect();
@@ -105,32 +110,32 @@ pub fn split(
 ///
 /// # Errors
 /// [`RemakeError`].
-pub async fn remake(
-    place: &Place,
-    releases: &Releases,
+pub async fn remake_release(
+    place: &ReleaseWorkspace,
+    releases: &ModelReleases,
     manifest: &Manifest,
-    public: Option<Arc<Public>>,
-    without: &Without,
+    public: Option<Arc<PublicSet>>,
+    without: &RemakeExclusions,
     (why, at_ms): (&str, u64),
 ) -> Result<RemadeRelease, RemakeError> {
-    let made = made(manifest)?;
-    let (kept, gone) = split(&manifest.release, &made.updates, without)?;
+    let made = release_round(manifest)?;
+    let (kept, gone) = split_updates(&manifest.release, &made.updates, without)?;
     let public = public_of(manifest, made, public)?;
-    let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &kept).await?;
+    let ReleaseInputs { base, held, memory } = ingredients(place, releases, manifest, &kept).await?;
     let (settings, here, set) = (made.settings.clone(), place.clone(), public.clone());
     let round = (manifest.round, made.is_learning);
-    let (derived, written) = blocking(move || {
-        let derived = seal::merge(&here.runtime, &base, &held, set.as_deref(), memory, &settings, round)?;
+    let (derived, written) = spawn_blocking(move || {
+        let derived = release_builder::merge(&here.runtime, &base, &held, set.as_deref(), memory, &settings, round)?;
         let written = write_files(&here, &base, &derived)?;
         Ok((derived, written))
     })
     .await?;
-    let Files { model, blob, weights, memory } = written;
+    let RemakeFiles { model, blob, weights, memory } = written;
     if model.release == manifest.release || Some(&model.release) == manifest.parent.as_ref() {
         return Err(RemakeError::Same { release: manifest.release.clone(), same: model.release });
     }
     let before = made.memory.as_ref().and_then(|(before, _)| before.clone());
-    let made = Made {
+    let made = ReleaseRound {
         derivation: DERIVATION,
         updates: kept,
         record: derived.record,
@@ -146,34 +151,38 @@ pub async fn remake(
 }
 
 /// What lies on the disk of a release that was derived again.
-struct Files {
+struct RemakeFiles {
     model: Model,
     blob: BlobRef,
     weights: PathBuf,
     memory: Option<(BlobRef, PathBuf)>,
 }
 
-fn write_files(place: &Place, base: &Base, derived: &Derived) -> Result<Files, VerifyError> {
+fn write_files(
+    place: &ReleaseWorkspace,
+    base: &RoundBase,
+    derived: &AggregateResult,
+) -> Result<RemakeFiles, ReleaseVerifyError> {
     let into = place.work.join("remade");
-    let (model, blob, weights) = seal::folder_with(&place.root, base, &derived.row, &into)?;
+    let (model, blob, weights) = release_builder::folder_with(&place.root, base, &derived.row, &into)?;
     let path = into.join("memory.safetensors");
-    let memory = match seal::memory_bytes(&derived.memory)? {
+    let memory = match release_builder::memory_bytes(&derived.memory)? {
         None => None,
         Some(bytes) => Some((write(&path, &bytes).map_err(TrainError::write(&path))?, path)),
     };
-    Ok(Files { model, blob, weights, memory })
+    Ok(RemakeFiles { model, blob, weights, memory })
 }
 
-fn origin(manifest: &Manifest, made: &Made, gone: &[Merged]) -> Origin {
+fn origin(manifest: &Manifest, made: &ReleaseRound, gone: &[MergedUpdate]) -> ReleaseOrigin {
     let sites: BTreeSet<&str> = gone.iter().map(|merged| merged.site.as_str()).collect();
     let sites = sites.into_iter().collect::<Vec<_>>().join(", ");
     made.record.origin(manifest.parent.clone(), format!("round {}, remade without what {sites} sent", manifest.round))
 }
 
-fn from(manifest: &Manifest, gone: Vec<Merged>, why: &str, at_ms: u64) -> RemadeFrom {
+fn from(manifest: &Manifest, gone: Vec<MergedUpdate>, why: &str, at_ms: u64) -> RemakeOrigin {
     let mut without = manifest.remade.as_ref().map(|remade| remade.without.clone()).unwrap_or_default();
-    without.extend(gone.into_iter().map(|merged| LeftOutUpdate { id: merged.id, site: merged.site }));
-    RemadeFrom { of: manifest.release.clone(), without, why: why.to_owned(), at_ms }
+    without.extend(gone.into_iter().map(|merged| ExcludedUpdate { id: merged.id, site: merged.site }));
+    RemakeOrigin { of: manifest.release.clone(), without, why: why.to_owned(), at_ms }
 }
 
 #[cfg(test)]
@@ -183,8 +192,8 @@ mod tests {
     use super::*;
     use crate::release::tests::manifest;
 
-    fn updates() -> Vec<Merged> {
-        let sent = ["reef", "farm", "lake"].map(|site| (site, TaskId::derived(site)));
+    fn updates() -> Vec<MergedUpdate> {
+        let sent = ["reef", "farm", "lake"].map(|site| (site, TaskId::from_name(site)));
         manifest(1, Some(0), 1, &sent).made.map(|made| made.updates).unwrap_or_default()
     }
 
@@ -194,15 +203,17 @@ mod tests {
 
     #[test]
     fn what_is_not_in_it_and_what_leaves_nothing_are_refused_by_name() {
-        let of = |sites: &[&str]| Without {
+        let of = |sites: &[&str]| RemakeExclusions {
             sites: sites.iter().map(|site| site.parse().unwrap()).collect(),
-            ..Without::default()
+            ..RemakeExclusions::default()
         };
-        let refused = |without: &Without| split(&release(), &updates(), without).unwrap_err().to_string();
+        let refused =
+            |without: &RemakeExclusions| split_updates(&release(), &updates(), without).unwrap_err().to_string();
         let absent = refused(&of(&["reef", "moon"]));
         assert!(absent.contains("site moon") && absent.contains("reef, farm, lake"), "{absent}");
         assert!(refused(&of(&["reef", "farm", "lake"])).contains("nothing would be left"));
-        let foreign = Without { updates: BTreeSet::from([TaskId::derived("moon")]), ..Without::default() };
+        let foreign =
+            RemakeExclusions { updates: BTreeSet::from([TaskId::from_name("moon")]), ..RemakeExclusions::default() };
         assert!(refused(&foreign).contains("no update of those"));
     }
 
@@ -210,12 +221,12 @@ mod tests {
         #[test]
         fn every_update_either_stays_or_goes(sites in prop::collection::btree_set(0_usize..3, 0..3), ids in prop::collection::btree_set(0_usize..3, 0..3)) {
             let all = updates();
-            let without = Without {
+            let without = RemakeExclusions {
                 sites: sites.iter().map(|place| all[*place].site.clone()).collect(),
                 updates: ids.iter().map(|place| all[*place].id).collect(),
             };
             let meant: BTreeSet<usize> = sites.union(&ids).copied().collect();
-            match split(&release(), &all, &without) {
+            match split_updates(&release(), &all, &without) {
                 Ok((kept, gone)) => {
                     prop_assert_eq!(gone.len(), meant.len());
                     prop_assert_eq!(kept.len() + gone.len(), all.len());

@@ -3,35 +3,35 @@
 
 use std::collections::BTreeSet;
 
-use schemas::{ReleaseId, Round, RoundEvent, SiteName, Terms, Update};
+use schemas::{ReleaseId, Round, RoundEvent, RoundTerms, SiteName, Update};
 
-use crate::check::Refused;
+use crate::check::UpdateRefusal;
 
 /// Updates of one site that wait for a round, at the most: as many as the stream keeps of one subject. The latest wait.
 const MOST_WAITING: usize = 4;
 
 /// What a model's rounds have come to.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rounds {
+pub struct RoundTracker {
     /// Releases, each the parent of the next or what that was remade as; the first is the model that sites were set up with.
     lineage: Vec<ReleaseId>,
     last: u64,
-    current: Option<Current>,
+    current: Option<OpenRound>,
     /// What may count in the next round: late, or unsolicited, or both.
-    waiting: Vec<Arrived>,
+    waiting: Vec<UpdateArrival>,
 }
 
 /// The round that has not ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Current {
+pub struct OpenRound {
     /// Its number.
     pub number: u64,
     /// What sites were asked for.
-    pub terms: Terms,
+    pub terms: RoundTerms,
     /// When it was opened, milliseconds since the epoch, by the stream's clock.
     pub opened_at_ms: u64,
     /// Updates that count, in the order of arrival.
-    pub accepted: Vec<Arrived>,
+    pub accepted: Vec<UpdateArrival>,
     /// When there were enough of them.
     enough_at_ms: Option<u64>,
     /// When it was closed, and why.
@@ -42,7 +42,7 @@ pub struct Current {
 
 /// An update in the stream.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Arrived {
+pub struct UpdateArrival {
     /// What it says.
     pub update: Update,
     /// Its sequence in the stream.
@@ -55,18 +55,18 @@ pub struct Arrived {
 
 /// What is to be done with an update.
 #[derive(Debug)]
-pub enum Arrival {
+pub enum ArrivalAction {
     /// It may count in the current round, if its weights are in order: [`Rounds::accept`].
-    Count(Box<Arrived>),
+    Count(Box<UpdateArrival>),
     /// Looked at again when the next round is opened.
     Wait,
     /// Nobody asked for it, and nobody minds.
     Unasked,
     /// A dead letter.
-    Refuse(Refused),
+    Refuse(UpdateRefusal),
 }
 
-impl Rounds {
+impl RoundTracker {
     /// Before the first round.
     pub fn new(first: ReleaseId) -> Self {
         Self::since(vec![first], 0)
@@ -94,21 +94,21 @@ impl Rounds {
     }
 
     /// The round that has not ended.
-    pub fn current(&self) -> Option<&Current> {
+    pub fn current(&self) -> Option<&OpenRound> {
         self.current.as_ref()
     }
 
     /// How many updates wait for the next round.
-    pub fn waiting(&self) -> usize {
+    pub fn waiting_updates(&self) -> usize {
         self.waiting.len()
     }
 
     /// Something happened in a round. Returns the updates that waited for it.
-    pub fn happened(&mut self, round: &Round, stored_at_ms: u64) -> Vec<Arrived> {
+    pub fn apply_event(&mut self, round: &Round, stored_at_ms: u64) -> Vec<UpdateArrival> {
         match &round.event {
             RoundEvent::Opened(terms) if round.number > self.last => {
                 self.last = round.number;
-                self.current = Some(Current {
+                self.current = Some(OpenRound {
                     number: round.number,
                     terms: terms.clone(),
                     opened_at_ms: stored_at_ms,
@@ -150,37 +150,37 @@ impl Rounds {
         self.lineage.insert(place, release.clone());
     }
 
-    fn of(&mut self, number: u64) -> Option<&mut Current> {
+    fn of(&mut self, number: u64) -> Option<&mut OpenRound> {
         self.current.as_mut().filter(|current| current.number == number)
     }
 
     /// An update arrived, or comes again because a round was opened.
-    pub fn arrived(&mut self, update: Update, sequence: u64, stored_at_ms: u64) -> Arrival {
+    pub fn add_update(&mut self, update: Update, sequence: u64, stored_at_ms: u64) -> ArrivalAction {
         if update.round > self.last {
-            return Arrival::Refuse(Refused::UnknownRound { round: update.round, last: self.last });
+            return ArrivalAction::Refuse(UpdateRefusal::UnknownRound { round: update.round, last: self.last });
         }
         let last = self.last;
         let behind = self.behind(&update.base);
-        let asked_for = |current: &Current| update.round == current.number;
+        let asked_for = |current: &OpenRound| update.round == current.number;
         let Some(current) = self.current.as_mut().filter(|current| current.closed.is_none()) else {
             return match (update.round, behind) {
                 (0, None) | (_, Some(_)) => {
-                    self.wait(Arrived { update, sequence, stored_at_ms, behind: 0 });
-                    Arrival::Wait
+                    self.wait(UpdateArrival { update, sequence, stored_at_ms, behind: 0 });
+                    ArrivalAction::Wait
                 }
-                (round, None) => Arrival::Refuse(Refused::Late { round }),
+                (round, None) => ArrivalAction::Refuse(UpdateRefusal::Late { round }),
             };
         };
         let allowed = current.terms.behind_max;
         if !asked_for(current) && update.round == 0 && !current.terms.unsolicited {
-            return Arrival::Unasked;
+            return ArrivalAction::Unasked;
         }
         if !asked_for(current) && update.round != 0 && allowed == 0 {
-            return Arrival::Refuse(Refused::Late { round: update.round.min(last) });
+            return ArrivalAction::Refuse(UpdateRefusal::Late { round: update.round.min(last) });
         }
         let site = update.site.clone();
         if !current.terms.sites.is_empty() && !current.terms.sites.contains(&site) {
-            return Arrival::Refuse(Refused::NotAsked { site, round: current.number });
+            return ArrivalAction::Refuse(UpdateRefusal::NotAsked { site, round: current.number });
         }
         let behind = match behind {
             // What a round asked for starts where the round does.
@@ -190,18 +190,18 @@ impl Rounds {
                     0 => format!("release {}", current.terms.base.short()),
                     allowed => format!("release {} or one of {allowed} before it", current.terms.base.short()),
                 };
-                return Arrival::Refuse(Refused::OtherBase { found: update.base, wanted });
+                return ArrivalAction::Refuse(UpdateRefusal::OtherBase { found: update.base, wanted });
             }
         };
         if !current.heard.insert(site.clone()) {
-            return Arrival::Refuse(Refused::Second { site, round: current.number });
+            return ArrivalAction::Refuse(UpdateRefusal::Second { site, round: current.number });
         }
-        Arrival::Count(Box::new(Arrived { update, sequence, stored_at_ms, behind }))
+        ArrivalAction::Count(Box::new(UpdateArrival { update, sequence, stored_at_ms, behind }))
     }
 
     /// Keeps an update for the next round. A site that sends without end between rounds takes the place of its own alone.
-    fn wait(&mut self, arrived: Arrived) {
-        let of_site = |waiting: &Arrived| waiting.update.site == arrived.update.site;
+    fn wait(&mut self, arrived: UpdateArrival) {
+        let of_site = |waiting: &UpdateArrival| waiting.update.site == arrived.update.site;
         if self.waiting.iter().filter(|waiting| of_site(waiting)).count() >= MOST_WAITING
             && let Some(oldest) = self.waiting.iter().position(of_site)
         {
@@ -211,7 +211,7 @@ impl Rounds {
     }
 
     /// An update's weights are in order: it counts.
-    pub fn accept(&mut self, arrived: Arrived) {
+    pub fn accept(&mut self, arrived: UpdateArrival) {
         if let Some(current) = self.current.as_mut().filter(|current| current.closed.is_none()) {
             // One that waited for the round to be opened was there when it was.
             let at = arrived.stored_at_ms.max(current.opened_at_ms);
@@ -223,7 +223,7 @@ impl Rounds {
     }
 
     /// Why the current round should be closed now, if it should.
-    pub fn due(&self, now_ms: u64) -> Option<String> {
+    pub fn close_reason(&self, now_ms: u64) -> Option<String> {
         let current = self.current.as_ref().filter(|current| current.closed.is_none())?;
         let (accepted, quorum) = (current.accepted.len(), current.terms.quorum);
         let after = |at_ms: u64, seconds: u32| now_ms >= at_ms.saturating_add(u64::from(seconds) * 1000);
@@ -254,7 +254,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use schemas::{BlobRef, FaultNote, Measured, ModelName, WeightForm};
+    use schemas::{BlobRef, FaultNote, ModelAccuracy, ModelName, WeightFormat};
 
     use super::*;
 
@@ -262,8 +262,8 @@ mod tests {
         ReleaseId::from_sha256([number; 32])
     }
 
-    fn terms() -> Terms {
-        Terms {
+    fn terms() -> RoundTerms {
+        RoundTerms {
             base: release(0),
             weights: None,
             sites: Vec::new(),
@@ -279,22 +279,22 @@ mod tests {
     }
 
     fn round(number: u64, event: RoundEvent) -> Round {
-        Round { model: ModelName::of("light"), number, event, said_at_ms: 0, signature: None }
+        Round { model: ModelName::from_name("light"), number, event, said_at_ms: 0, signature: None }
     }
 
     fn update(site: &str, round: u64, base: ReleaseId) -> Update {
         Update {
             site: site.parse().unwrap(),
-            model: ModelName::of("light"),
+            model: ModelName::from_name("light"),
             round,
             base,
             weights: BlobRef::new([2; 32], 100),
-            form: WeightForm::F32,
+            form: WeightFormat::F32,
             samples: [("cat".to_owned(), 5)].into(),
             hard: 0,
             sources: BTreeMap::new(),
-            before: Measured::default(),
-            after: Measured::default(),
+            before: ModelAccuracy::default(),
+            after: ModelAccuracy::default(),
             gain: None,
             epochs: 1,
             trainable: "all".into(),
@@ -303,21 +303,21 @@ mod tests {
         }
     }
 
-    fn opened(terms: Terms) -> Rounds {
-        let mut rounds = Rounds::new(release(0));
-        rounds.happened(&round(1, RoundEvent::Opened(terms)), 1000);
+    fn opened(terms: RoundTerms) -> RoundTracker {
+        let mut rounds = RoundTracker::new(release(0));
+        rounds.apply_event(&round(1, RoundEvent::Opened(terms)), 1000);
         rounds
     }
 
-    fn send(rounds: &mut Rounds, update: Update, at_ms: u64) -> Result<(), String> {
-        match rounds.arrived(update, at_ms, at_ms) {
-            Arrival::Count(arrived) => {
+    fn send(rounds: &mut RoundTracker, update: Update, at_ms: u64) -> Result<(), String> {
+        match rounds.add_update(update, at_ms, at_ms) {
+            ArrivalAction::Count(arrived) => {
                 rounds.accept(*arrived);
                 Ok(())
             }
-            Arrival::Wait => Err("waits".into()),
-            Arrival::Unasked => Err("unasked".into()),
-            Arrival::Refuse(refused) => Err(refused.note().name),
+            ArrivalAction::Wait => Err("waits".into()),
+            ArrivalAction::Unasked => Err("unasked".into()),
+            ArrivalAction::Refuse(refused) => Err(refused.fault_note().name),
         }
     }
 
@@ -325,22 +325,22 @@ mod tests {
     fn a_round_is_over_a_while_after_there_are_enough_or_at_its_deadline() {
         let mut rounds = opened(terms());
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
-        assert_eq!(rounds.due(50_000), None);
-        assert!(rounds.due(101_000).unwrap().contains("1 of 2"));
+        assert_eq!(rounds.close_reason(50_000), None);
+        assert!(rounds.close_reason(101_000).unwrap().contains("1 of 2"));
         assert!(send(&mut rounds, update("b", 1, release(0)), 60_000).is_ok());
-        assert_eq!(rounds.due(69_999), None);
-        assert!(rounds.due(70_000).is_some());
-        rounds.happened(&round(1, RoundEvent::Closed { why: "enough".into() }), 70_001);
-        assert_eq!(rounds.due(80_000), None, "it is closed already");
+        assert_eq!(rounds.close_reason(69_999), None);
+        assert!(rounds.close_reason(70_000).is_some());
+        rounds.apply_event(&round(1, RoundEvent::Closed { why: "enough".into() }), 70_001);
+        assert_eq!(rounds.close_reason(80_000), None, "it is closed already");
     }
 
     #[test]
     fn when_every_site_that_was_asked_sent_nobody_is_waited_for() {
-        let mut rounds = opened(Terms { sites: vec!["a".parse().unwrap(), "b".parse().unwrap()], ..terms() });
+        let mut rounds = opened(RoundTerms { sites: vec!["a".parse().unwrap(), "b".parse().unwrap()], ..terms() });
         assert_eq!(send(&mut rounds, update("c", 1, release(0)), 2000), Err("site_not_asked".into()));
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
         assert!(send(&mut rounds, update("b", 1, release(0)), 2000).is_ok());
-        assert!(rounds.due(2001).is_some());
+        assert!(rounds.close_reason(2001).is_some());
     }
 
     #[test]
@@ -357,22 +357,22 @@ mod tests {
     fn what_is_late_is_refused_by_name_or_counts_in_the_next_round() {
         for (behind_max, expected) in [(0, Err("update_late".into())), (1, Ok(()))] {
             let mut rounds = opened(terms());
-            rounds.happened(&round(1, RoundEvent::Closed { why: "deadline".into() }), 3000);
+            rounds.apply_event(&round(1, RoundEvent::Closed { why: "deadline".into() }), 3000);
             assert_eq!(send(&mut rounds, update("a", 1, release(0)), 3001), Err("waits".into()));
             let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
-            rounds.happened(&round(1, RoundEvent::Sealed { release: release(1), weights, updates }), 4000);
+            rounds.apply_event(&round(1, RoundEvent::Sealed { release: release(1), weights, updates }), 4000);
             assert_eq!(rounds.release(), &release(1));
-            let next = Terms { base: release(1), behind_max, ..terms() };
-            let waited = rounds.happened(&round(2, RoundEvent::Opened(next)), 5000);
+            let next = RoundTerms { base: release(1), behind_max, ..terms() };
+            let waited = rounds.apply_event(&round(2, RoundEvent::Opened(next)), 5000);
             assert_eq!(waited.len(), 1);
-            let Arrived { update, sequence, stored_at_ms, .. } = waited.into_iter().next().unwrap();
-            let arrival = rounds.arrived(update, sequence, stored_at_ms);
+            let UpdateArrival { update, sequence, stored_at_ms, .. } = waited.into_iter().next().unwrap();
+            let arrival = rounds.add_update(update, sequence, stored_at_ms);
             let got = match arrival {
-                Arrival::Count(arrived) => {
+                ArrivalAction::Count(arrived) => {
                     assert_eq!(arrived.behind, 1);
                     Ok(())
                 }
-                Arrival::Refuse(refused) => Err(refused.note().name),
+                ArrivalAction::Refuse(refused) => Err(refused.fault_note().name),
                 other => panic!("{other:?}"),
             };
             assert_eq!(got, expected);
@@ -381,12 +381,12 @@ mod tests {
 
     #[test]
     fn of_what_a_site_sends_between_rounds_the_latest_few_wait_and_take_nobody_elses_place() {
-        let mut rounds = Rounds::new(release(0));
-        assert!(matches!(rounds.arrived(update("b", 0, release(0)), 1, 1), Arrival::Wait));
+        let mut rounds = RoundTracker::new(release(0));
+        assert!(matches!(rounds.add_update(update("b", 0, release(0)), 1, 1), ArrivalAction::Wait));
         for sequence in 2..100 {
-            assert!(matches!(rounds.arrived(update("a", 0, release(0)), sequence, sequence), Arrival::Wait));
+            assert!(matches!(rounds.add_update(update("a", 0, release(0)), sequence, sequence), ArrivalAction::Wait));
         }
-        let waited = rounds.happened(&round(1, RoundEvent::Opened(terms())), 1000);
+        let waited = rounds.apply_event(&round(1, RoundEvent::Opened(terms())), 1000);
         let sequences: Vec<u64> = waited.iter().map(|arrived| arrived.sequence).collect();
         assert_eq!(sequences, [1, 96, 97, 98, 99]);
     }
@@ -395,12 +395,15 @@ mod tests {
     fn a_round_may_start_from_a_release_that_was_remade() {
         let mut rounds = opened(terms());
         let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
-        rounds.happened(&round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }), 2000);
+        rounds.apply_event(
+            &round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }),
+            2000,
+        );
         let remade = RoundEvent::Remade { release: release(9), of: release(1), weights, updates };
-        rounds.happened(&round(1, remade.clone()), 3000);
-        rounds.happened(&round(1, remade), 3000);
+        rounds.apply_event(&round(1, remade.clone()), 3000);
+        rounds.apply_event(&round(1, remade), 3000);
         assert_eq!(rounds.lineage(), [0, 1, 9].map(release));
-        rounds.happened(&round(2, RoundEvent::Opened(Terms { base: release(9), ..terms() })), 5000);
+        rounds.apply_event(&round(2, RoundEvent::Opened(RoundTerms { base: release(9), ..terms() })), 5000);
         assert!(send(&mut rounds, update("a", 2, release(9)), 6000).is_ok());
         assert_eq!(send(&mut rounds, update("b", 2, release(1)), 6001), Err("base_unknown".into()));
     }
@@ -408,19 +411,19 @@ mod tests {
     #[test]
     fn without_a_release_the_last_one_stands() {
         let mut rounds = opened(terms());
-        rounds.happened(&round(1, RoundEvent::Failed(FaultNote::new("quorum_missed", "", ""))), 3000);
+        rounds.apply_event(&round(1, RoundEvent::Failed(FaultNote::new("quorum_missed", "", ""))), 3000);
         assert!(rounds.current().is_none());
         assert_eq!(rounds.release(), &release(0));
-        rounds.happened(&round(2, RoundEvent::Opened(terms())), 5000);
+        rounds.apply_event(&round(2, RoundEvent::Opened(terms())), 5000);
         assert_eq!(rounds.current().unwrap().number, 2);
     }
 
     #[test]
     fn unsolicited_updates_count_where_that_is_wanted() {
-        let mut rounds = opened(Terms { unsolicited: true, ..terms() });
+        let mut rounds = opened(RoundTerms { unsolicited: true, ..terms() });
         assert!(send(&mut rounds, update("a", 0, release(0)), 2000).is_ok());
         assert!(send(&mut rounds, update("b", 0, release(0)), 2500).is_ok());
-        assert!(rounds.due(12_500).is_some());
+        assert!(rounds.close_reason(12_500).is_some());
     }
 
     proptest! {
@@ -434,7 +437,7 @@ mod tests {
                 let mut rounds = opened(terms());
                 for (place, (site, number)) in sites.iter().enumerate() {
                     if closes.contains(&place) {
-                        rounds.happened(&round(1, RoundEvent::Closed { why: place.to_string() }), place as u64);
+                        rounds.apply_event(&round(1, RoundEvent::Closed { why: place.to_string() }), place as u64);
                     }
                     let _ = send(&mut rounds, update(&format!("s{site}"), *number, release(0)), place as u64);
                 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::filter::{Filter, FilterSettings};
-use crate::server::ServerSettings;
+use crate::filter::{FilterSettings, UpdateFilter};
+use crate::server_optimizer::ServerOptimizerSettings;
 use crate::weigh::{self, WeighSettings};
 
 /// Rules besides those that go by scores.
@@ -52,7 +52,7 @@ pub struct MergeSettings {
     /// What is done about updates that stand out.
     pub filter: FilterSettings,
     /// How far the release follows.
-    pub server: ServerSettings,
+    pub server_optimizer: ServerOptimizerSettings,
     /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
     /// (FedBuff, arXiv 2106.06639, takes 0.5).
     pub staleness: f64,
@@ -67,7 +67,7 @@ impl Default for MergeSettings {
             command: None,
             weigh: WeighSettings::default(),
             filter: FilterSettings::default(),
-            server: ServerSettings::default(),
+            server_optimizer: ServerOptimizerSettings::default(),
             staleness: 0.5,
         }
     }
@@ -77,7 +77,7 @@ impl MergeSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
-            let (plain, _) = parted(rule);
+            let (plain, _) = split_rule(rule);
             BESIDES.contains(&plain) || weigh::names().any(|name| name == plain)
         };
         let names = || weigh::names().chain(BESIDES).chain([PICK]).collect::<Vec<_>>().join(", ");
@@ -88,7 +88,7 @@ impl MergeSettings {
             let names = weigh::names().chain(BESIDES).collect::<Vec<_>>().join(", ");
             return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
         }
-        let asks = |rule: &str| parted(rule).0 == COMMAND;
+        let asks = |rule: &str| split_rule(rule).0 == COMMAND;
         if self.command.is_none()
             && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule)))
         {
@@ -107,7 +107,7 @@ impl MergeSettings {
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("merge.{wanted}"));
         }
-        self.filter.check().and_then(|()| self.server.check()).map_err(|wrong| format!("merge.{wrong}"))
+        self.filter.check().and_then(|()| self.server_optimizer.check()).map_err(|wrong| format!("merge.{wrong}"))
     }
 
     /// Whether updates are tried on a public set where there is one.
@@ -117,19 +117,19 @@ impl MergeSettings {
 
     /// Whether updates are held against each other.
     pub(crate) fn compares(&self) -> bool {
-        let compares = |rule: &str| matches!(parted(rule).0, AGREEMENT | COMMAND);
+        let compares = |rule: &str| matches!(split_rule(rule).0, AGREEMENT | COMMAND);
         compares(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| compares(rule))
     }
 
     /// Whether a public set is needed.
     pub fn needs_public(&self) -> bool {
         let plain = |rule: &str| matches!(rule, "fedavg" | "uniform" | AGREEMENT | CLASSES | COMMAND);
-        !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
+        !plain(&self.rule) || self.filter.names.contains(&UpdateFilter::LossGate)
     }
 }
 
 /// What is done with a model after its sites were merged.
-pub(crate) enum Then {
+pub(crate) enum PostMergeStep {
     Done,
     Head,
     Tune,
@@ -137,8 +137,9 @@ pub(crate) enum Then {
 }
 
 /// A rule's name without what follows merging, and that.
-pub(crate) fn parted(rule: &str) -> (&str, Then) {
-    let known = [(AND_HEAD, Then::Head), (AND_TUNE, Then::Tune), (AND_DISTILL, Then::Distill)];
+pub(crate) fn split_rule(rule: &str) -> (&str, PostMergeStep) {
+    let known =
+        [(AND_HEAD, PostMergeStep::Head), (AND_TUNE, PostMergeStep::Tune), (AND_DISTILL, PostMergeStep::Distill)];
     let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
-    found.unwrap_or((rule, Then::Done))
+    found.unwrap_or((rule, PostMergeStep::Done))
 }

@@ -1,24 +1,24 @@
 //! How right a model is on a public set: pictures whose labels are known, as many of each class. Weights are inputs of the
 //! graph, so that one session tries any number of models; a [`Judge`] a core is all the memory it takes.
 
-use autograd::loss::{Smoothing, cross_entropy, distill};
+use autograd::loss::{LabelSmoothing, cross_entropy, distill};
 use autograd::trainable::is_named;
-use autograd::{Onnx, Split, Step, Trainable};
+use autograd::{OnnxDocument, StepSplit, TrainableSelection, TrainingStep};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use training::TrainError;
-use training::judge::HoldoutScores;
+use training::holdout::HoldoutScores;
 use training::optimizer::Optimizer;
-use training::probe::{Ready, ready};
 use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
-use vision::graph::{Given, Numbers};
+use training::trainable_model::{TrainableModel, prepare_model};
+use vision::graph::{GraphInput, TensorNumbers};
 use vision::{Graph, Model};
 
-use crate::layout::Layout;
-use crate::public::Public;
-use crate::weigh::Scored;
+use crate::parameter_layout::ParameterLayout;
+use crate::public_set::PublicSet;
+use crate::weigh::SiteMeasures;
 
 /// Images in a run; a guess.
 const BATCH: u16 = 32;
@@ -27,55 +27,57 @@ const TAUGHT: f32 = 0.5;
 
 /// A model whose weights are merged: where each number is, what the base has there, and the graphs that try it.
 #[derive(Debug)]
-pub struct Ground {
+pub struct ScoringModel {
     /// Where each number is.
-    pub layout: Layout,
+    pub layout: ParameterLayout,
     /// The base's own weights.
     pub base: Vec<f32>,
     /// The model's graph as it is.
-    pub graph: Onnx,
-    step: Step,
-    head: Option<Head>,
+    pub graph: OnnxDocument,
+    step: TrainingStep,
+    head: Option<HeadModel>,
 }
 
 /// The model in two, its last layer apart.
 #[derive(Debug, Clone)]
-struct Head {
+struct HeadModel {
     /// From images and weights to features.
-    body: Onnx,
+    body: OnnxDocument,
     /// Names of the weights that it takes.
     takes: Vec<String>,
     /// Name of the input of images, and its shape.
     images: String,
     images_shape: Vec<i64>,
-    tail: Step,
+    tail: TrainingStep,
 }
 
-impl Ground {
+impl ScoringModel {
     /// Of a model's folder. `trainable`: what of it is trained; `local`: patterns of names of what each site keeps.
-    pub fn of(
-        runtime: &vision::Onnx,
+    pub fn for_model(
+        runtime: &vision::OnnxRuntime,
         model: &Model,
-        trainable: &Trainable,
+        trainable: &TrainableSelection,
         local: &[String],
     ) -> Result<Self, TrainError> {
-        let Ready { onnx, prepared, known } = ready(runtime, model, BATCH)?;
+        let TrainableModel { onnx, prepared, known } = prepare_model(runtime, model, BATCH)?;
         let mut step = prepared.step(&known, trainable)?;
         if !local.is_empty() {
             let shared = |name: &&String| !is_named(name, local);
             let names: Vec<String> = step.weights.iter().map(|weight| &weight.name).filter(shared).cloned().collect();
-            step = prepared.step(&known, &Trainable::Named(names))?;
+            step = prepared.step(&known, &TrainableSelection::Named(names))?;
         }
         let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
-        let layout =
-            Layout::new(step.weights.iter().map(|weight| (weight.name.clone(), shape(&weight.shape))).collect());
+        let layout = ParameterLayout::new(
+            step.weights.iter().map(|weight| (weight.name.clone(), shape(&weight.shape))).collect(),
+        );
         let mut base = Vec::with_capacity(layout.len());
         for place in layout.places() {
             base.extend(onnx.weight(&place.name)?);
         }
         // Some models have no last layer that stands alone; rules that train one say so.
-        let head = prepared.step(&known, &Trainable::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
-        let head = head.and_then(|head| Head::of(&step, head));
+        let head =
+            prepared.step(&known, &TrainableSelection::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
+        let head = head.and_then(|head| HeadModel::of(&step, head));
         let last: Vec<String> =
             head.iter().flat_map(|head| &head.tail.weights).map(|weight| weight.name.clone()).collect();
         let layout = layout.with_last_layer(&last, model.labels.len());
@@ -83,8 +85,8 @@ impl Ground {
     }
 }
 
-impl Head {
-    fn of(step: &Step, Split { tail, .. }: Split) -> Option<Self> {
+impl HeadModel {
+    fn of(step: &TrainingStep, StepSplit { tail, .. }: StepSplit) -> Option<Self> {
         let body = step.graph.cut(&tail.images).ok()?;
         let inputs = body.inputs().ok()?;
         let takes =
@@ -136,20 +138,20 @@ impl Default for Tuning {
 
 /// How right a model is.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Tried {
+pub struct ModelScore {
     /// Mean cross-entropy, every class counting the same.
     pub loss: f64,
     /// Share of the pictures that it is right about, by class; absent for a class without pictures.
     pub accuracy: Vec<Option<f64>>,
     /// What it says of each picture.
-    pub said: Vec<Said>,
+    pub said: Vec<PictureScores>,
     /// Of each picture the probability of every class.
     pub probabilities: Vec<f32>,
 }
 
 /// What a model says of a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Said {
+pub struct PictureScores {
     /// The class it says.
     pub class: usize,
     /// The true one.
@@ -158,7 +160,7 @@ pub struct Said {
     pub loss: f64,
 }
 
-impl Tried {
+impl ModelScore {
     /// Picture by picture, to be held against another model's.
     pub fn holdout(&self) -> HoldoutScores {
         let mut scores = HoldoutScores::default();
@@ -183,22 +185,22 @@ impl Tried {
 
     /// Mean accuracy over the classes, 0 to 1.
     pub fn mean_accuracy(&self) -> f64 {
-        Scored { accuracy: self.accuracy.clone(), ..Scored::default() }.mean()
+        SiteMeasures { accuracy: self.accuracy.clone(), ..SiteMeasures::default() }.mean()
     }
 }
 
 /// Tries models, one after the other.
-pub struct Judge {
+pub struct ModelScorer {
     /// For each weight of the step, its number in the layout.
     order: Vec<usize>,
-    layout: Layout,
+    layout: ParameterLayout,
     stepper: Stepper,
-    head: Option<(Head, Graph, Stepper)>,
+    head: Option<(HeadModel, Graph, Stepper)>,
 }
 
-impl Judge {
+impl ModelScorer {
     /// Loads the graphs. `threads`: of one run.
-    pub fn open(runtime: &vision::Onnx, ground: &Ground, threads: u16) -> Result<Self, TrainError> {
+    pub fn new(runtime: &vision::OnnxRuntime, ground: &ScoringModel, threads: u16) -> Result<Self, TrainError> {
         let order = order(&ground.layout, &ground.step);
         let stepper = Stepper::open(runtime, ground.step.clone(), threads)?;
         let head = match &ground.head {
@@ -217,7 +219,7 @@ impl Judge {
     }
 
     /// Tries a model on these pictures.
-    pub fn score(&mut self, row: &[f32], public: &Public, of: &[usize]) -> Result<Tried, TrainError> {
+    pub fn score(&mut self, row: &[f32], public: &PublicSet, of: &[usize]) -> Result<ModelScore, TrainError> {
         let weights = weights(row, &self.layout, &self.order);
         let (classes, size) = (public.count, batch_of(self.stepper.step()));
         let (mut right, mut loss, mut counts) = (vec![0.0; classes], vec![0.0; classes], vec![0.0_f64; classes]);
@@ -225,7 +227,7 @@ impl Judge {
         let mut probabilities = Vec::with_capacity(of.len() * classes);
         for part in of.chunks(size) {
             let (images, labels) = batch(public, part, size);
-            let targets = cross_entropy(&labels, classes, &Smoothing::default());
+            let targets = cross_entropy(&labels, classes, &LabelSmoothing::default());
             let gave = self.stepper.measure(&images, &targets, &weights)?;
             for (picture, scores) in part.iter().zip(gave.scores.chunks_exact(classes)) {
                 let class = public.classes[*picture];
@@ -234,13 +236,13 @@ impl Judge {
                 loss[class] += by;
                 right[class] += f64::from(u8::from(best == class));
                 probabilities.extend(vision::softmax(scores, 1.0));
-                said.push(Said { class: best, shows: class, loss: by });
+                said.push(PictureScores { class: best, shows: class, loss: by });
             }
         }
         let seen = counts.iter().filter(|count| **count > 0.0).count().max(1) as f64;
         let loss = (0..classes).filter(|class| counts[*class] > 0.0).map(|class| loss[class] / counts[class]);
         let accuracy = |class: usize| (counts[class] > 0.0).then(|| right[class] / counts[class]);
-        Ok(Tried {
+        Ok(ModelScore {
             loss: loss.sum::<f64>() / seen,
             accuracy: (0..classes).map(accuracy).collect(),
             said,
@@ -253,7 +255,7 @@ impl Judge {
     pub fn slope(
         &mut self,
         row: &[f32],
-        public: &Public,
+        public: &PublicSet,
         of: &[usize],
         teacher: Option<&[f32]>,
     ) -> Result<(f64, Vec<f32>), TrainError> {
@@ -274,7 +276,7 @@ impl Judge {
     pub fn train_head(
         &mut self,
         row: &[f32],
-        public: &Public,
+        public: &PublicSet,
         of: &[usize],
         learning: HeadLearning,
     ) -> Result<Vec<f32>, TrainError> {
@@ -313,13 +315,13 @@ impl Judge {
     }
 }
 
-impl Judge {
+impl ModelScorer {
     /// The same model, trained on these pictures for some passes in an order of chance: every class counts the same.
     /// `teacher`: as in [`Judge::slope`].
-    pub fn tune(
+    pub fn tune_model(
         &mut self,
         row: &[f32],
-        public: &Public,
+        public: &PublicSet,
         of: &[usize],
         teacher: Option<&[f32]>,
         tuning: Tuning,
@@ -343,13 +345,13 @@ impl Judge {
 
 /// What the body of a model gives for pictures: a public set of features.
 fn features(
-    head: &Head,
+    head: &HeadModel,
     body: &mut Graph,
-    layout: &Layout,
+    layout: &ParameterLayout,
     row: &[f32],
-    public: &Public,
+    public: &PublicSet,
     of: &[usize],
-) -> Result<Public, TrainError> {
+) -> Result<PublicSet, TrainError> {
     let shape = &head.tail.images_shape;
     let (size, length) = (batch_of(&head.tail), shape.iter().skip(1).product::<i64>() as usize);
     let mut values = Vec::with_capacity(of.len() * length);
@@ -364,23 +366,23 @@ fn features(
         .collect();
     for part in of.chunks(size) {
         let (images, _) = batch(public, part, size);
-        let mut given = vec![Given { name: &head.images, shape: &head.images_shape, values: &images }];
-        given.extend(weights.iter().map(|(name, shape, values)| Given { name, shape, values }));
+        let mut given = vec![GraphInput { name: &head.images, shape: &head.images_shape, values: &images }];
+        given.extend(weights.iter().map(|(name, shape, values)| GraphInput { name, shape, values }));
         body.run(&given, |came| {
-            if let Numbers::Floats(floats) = came.numbers {
+            if let TensorNumbers::Floats(floats) = came.numbers {
                 values.extend_from_slice(&floats[..part.len() * length]);
             }
         })?;
     }
     let classes = of.iter().map(|picture| public.classes[*picture]).collect();
-    Ok(Public::of(values, length, classes, public.count))
+    Ok(PublicSet::of(values, length, classes, public.count))
 }
 
 /// Loss of these pictures, every class counting the same; `see` is given each batch's gradients and what share of the
 /// whole it is.
 fn slopes(
     stepper: &mut Stepper,
-    public: &Public,
+    public: &PublicSet,
     of: &[usize],
     teacher: Option<&[f32]>,
     weights: &[impl AsRef<[f32]>],
@@ -388,7 +390,7 @@ fn slopes(
     mut see: impl FnMut(f32, &[Vec<f32>]),
 ) -> Result<f64, TrainError> {
     let size = batch_of(stepper.step());
-    let smoothing = Smoothing { label_smoothing: 0.0, class_weights: public.weights(of) };
+    let smoothing = LabelSmoothing { label_smoothing: 0.0, class_weights: public.weights(of) };
     let mut loss = 0.0;
     for part in of.chunks(size) {
         let (images, labels) = batch(public, part, size);
@@ -406,12 +408,12 @@ fn slopes(
     Ok(loss)
 }
 
-fn batch_of(step: &Step) -> usize {
+fn batch_of(step: &TrainingStep) -> usize {
     step.images_shape.first().map_or(1, |size| (*size).max(1) as usize)
 }
 
 /// The images of some pictures, filled up with nothing, and what they show.
-fn batch(public: &Public, part: &[usize], size: usize) -> (Vec<f32>, Vec<Option<usize>>) {
+fn batch(public: &PublicSet, part: &[usize], size: usize) -> (Vec<f32>, Vec<Option<usize>>) {
     let (mut images, mut labels) = (vec![0.0; size * public.length], vec![None; size]);
     for ((picture, image), label) in part.iter().zip(images.chunks_exact_mut(public.length.max(1))).zip(&mut labels) {
         image.copy_from_slice(&public.images[picture * public.length..][..public.length]);
@@ -437,29 +439,29 @@ fn tempered_loss(probabilities: &[f32], shows: usize, temperature: f64) -> f64 {
 }
 
 /// For each weight of a step, its number in the layout.
-fn order(layout: &Layout, step: &Step) -> Vec<usize> {
+fn order(layout: &ParameterLayout, step: &TrainingStep) -> Vec<usize> {
     let place = |name: &str| layout.places().iter().position(|place| place.name == name).unwrap_or_default();
     step.weights.iter().map(|weight| place(&weight.name)).collect()
 }
 
-fn weights<'a>(row: &'a [f32], layout: &Layout, order: &[usize]) -> Vec<&'a [f32]> {
+fn weights<'a>(row: &'a [f32], layout: &ParameterLayout, order: &[usize]) -> Vec<&'a [f32]> {
     order.iter().map(|place| &layout.places()[*place]).map(|place| &row[place.start..place.start + place.len]).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use training::judge::HoldoutComparison;
+    use training::holdout::HoldoutComparison;
 
     /// A model of two classes that is right about most pictures, with its logits times `sureness`.
-    fn tried(sureness: f32, right: usize) -> Tried {
-        let mut tried = Tried { accuracy: vec![None; 2], ..Tried::default() };
+    fn tried(sureness: f32, right: usize) -> ModelScore {
+        let mut tried = ModelScore { accuracy: vec![None; 2], ..ModelScore::default() };
         for picture in 0..200 {
             let shows = picture % 2;
             let margin = (1.0 + (picture % 7) as f32 * 0.3) * if picture < right { sureness } else { -sureness };
             let scores = if shows == 0 { [margin, 0.0] } else { [0.0, margin] };
             let (class, loss) = judged(&scores, shows);
-            tried.said.push(Said { class, shows, loss });
+            tried.said.push(PictureScores { class, shows, loss });
             tried.probabilities.extend(vision::softmax(&scores, 1.0));
         }
         tried

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use autograd::Trainable;
+use autograd::TrainableSelection;
 use autograd::trainable::AUTO;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ pub struct AggregatorSettings {
     /// score sites by it cannot be used, nor `pick`.
     pub public: Option<PathBuf>,
     /// Pictures of a class used of it, at least 2, and fewer where they do not fit into the memory; the first ones.
-    pub public_of_class: u32,
+    pub public_max_per_class: u32,
     /// Memory they may take, MiB, at least 1.
     pub public_max_mib: u32,
     /// Where releases are kept: a folder, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
@@ -45,7 +45,7 @@ impl Default for AggregatorSettings {
             key: None,
             model: None,
             public: None,
-            public_of_class: 200,
+            public_max_per_class: 200,
             public_max_mib: 512,
             store: "tributary-releases".into(),
             work: PathBuf::from("tributary-aggregator"),
@@ -67,9 +67,9 @@ pub struct RoundSettings {
     /// The sites of this ring are asked, in place of `sites`.
     pub ring: Option<String>,
     /// So many of `sites`, or of the ring, are asked in each round; absent: all of them.
-    pub ask: Option<u32>,
+    pub sites_per_round: Option<u32>,
     /// Which ones then.
-    pub ask_by: AskBy,
+    pub client_selection: ClientSelection,
     /// So many updates are enough, at least 1.
     pub quorum: u32,
     /// How long others are waited for when there are enough, seconds.
@@ -83,10 +83,10 @@ pub struct RoundSettings {
     pub local: Vec<String>,
     /// Whether updates count that no round asked for; with a new round as soon as one has ended, this is the asynchronous
     /// mode: as soon as `quorum` updates are there, they are merged.
-    pub unsolicited: bool,
+    pub accept_unsolicited: bool,
     /// Updates count whose base is so many releases older, discounted by `merge.staleness`: what came too late counts in
     /// the next round.
-    pub behind_max: u32,
+    pub max_staleness: u32,
     /// A new round is opened so long after the last one ended, seconds; absent: by hand, with `tributary round open`.
     pub every_s: Option<u32>,
     /// No round opens by itself any more after so many in a row that gained nothing, at least 1, until a site has learned
@@ -106,15 +106,15 @@ impl Default for RoundSettings {
             sites: Vec::new(),
             rings: BTreeMap::new(),
             ring: None,
-            ask: None,
-            ask_by: AskBy::Lot,
+            sites_per_round: None,
+            client_selection: ClientSelection::Lot,
             quorum: 2,
             grace_s: 60,
             deadline_s: 24 * 3600,
             trainable: AUTO.into(),
             local: Vec::new(),
-            unsolicited: false,
-            behind_max: 0,
+            accept_unsolicited: false,
+            max_staleness: 0,
             every_s: None,
             stop_after: Some(3),
             hard_cases: None,
@@ -126,7 +126,7 @@ impl Default for RoundSettings {
 /// Which sites are asked, where not all are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AskBy {
+pub enum ClientSelection {
     /// By lot, others each round.
     #[default]
     Lot,
@@ -139,7 +139,7 @@ pub enum AskBy {
 
 impl RoundSettings {
     /// The sites that may be asked; all if empty.
-    pub fn asked(&self) -> &[SiteName] {
+    pub fn selectable_sites(&self) -> &[SiteName] {
         let ring = self.ring.as_ref().and_then(|ring| self.rings.get(ring));
         ring.map_or(&self.sites, |sites| sites)
     }
@@ -150,7 +150,7 @@ impl AggregatorSettings {
     pub fn check(&self) -> Result<(), String> {
         let round = &self.round;
         let wants = [
-            (self.public_of_class >= 2, "public_of_class: at least 2"),
+            (self.public_max_per_class >= 2, "public_max_per_class: at least 2"),
             (self.public_max_mib > 0, "public_max_mib: at least 1"),
             (!self.store.is_empty(), "store: a folder or an address"),
             (round.quorum > 0, "round.quorum: at least 1"),
@@ -159,11 +159,13 @@ impl AggregatorSettings {
             ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus: 0 to 8"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
             (
-                round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.asked().len()),
-                "round.ask: at least round.quorum, no more than there are round.sites",
+                round
+                    .sites_per_round
+                    .is_none_or(|ask| ask >= round.quorum && ask as usize <= round.selectable_sites().len()),
+                "round.sites_per_round: at least round.quorum, no more than there are round.sites",
             ),
             (
-                round.asked().is_empty() || round.quorum as usize <= round.asked().len(),
+                round.selectable_sites().is_empty() || round.quorum as usize <= round.selectable_sites().len(),
                 "round.quorum: no more than there are round.sites",
             ),
         ];
@@ -173,7 +175,7 @@ impl AggregatorSettings {
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("aggregator.{wanted}"));
         }
-        if let Err(error) = round.trainable.parse::<Trainable>() {
+        if let Err(error) = round.trainable.parse::<TrainableSelection>() {
             return Err(format!("aggregator.round.trainable: {error}"));
         }
         self.check.check().and_then(|()| self.merge.check()).map_err(|wrong| format!("aggregator.{wrong}"))

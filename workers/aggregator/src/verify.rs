@@ -8,16 +8,16 @@ use streams::Blobs;
 use training::{TrainError, weights};
 use vision::Model;
 
-use crate::layout::Layout;
-use crate::public::Public;
-use crate::release::{DERIVATION, Made, Manifest, Merged, ReleaseError, Releases, Weights};
-use crate::seal::{self, Base, Held, SealError};
-use crate::server::Memory;
-use crate::values::{ValuesError, WeightsFile};
+use crate::parameter_layout::ParameterLayout;
+use crate::public_set::PublicSet;
+use crate::release::{DERIVATION, Manifest, MergedUpdate, ModelReleases, ReleaseError, ReleaseRound, WeightTensors};
+use crate::release_builder::{self, FetchedUpdate, ReleaseBuildError, RoundBase};
+use crate::server_optimizer::ServerOptimizerState;
+use crate::weights_file::{WeightsFile, WeightsFileError};
 
 /// Why a release could not be made again.
 #[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
+pub enum ReleaseVerifyError {
     /// Something of it is not in the store.
     #[error(transparent)]
     Release(#[from] ReleaseError),
@@ -26,7 +26,7 @@ pub enum VerifyError {
     Store(#[from] streams::CarryError),
     /// It could not be merged.
     #[error(transparent)]
-    Seal(#[from] SealError),
+    Seal(#[from] ReleaseBuildError),
     /// A model cannot be read, written or tried.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -37,7 +37,7 @@ pub enum VerifyError {
         site: String,
         /// Why.
         #[source]
-        why: ValuesError,
+        why: WeightsFileError,
     },
     /// The public set is another one.
     #[error(
@@ -68,7 +68,7 @@ pub enum VerifyError {
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verified {
+pub struct ReleaseVerification {
     /// The release that was made again.
     pub made: ReleaseId,
     /// Whether it is the one that was sealed, bit by bit.
@@ -79,23 +79,23 @@ pub struct Verified {
 
 /// Where releases are looked at: the model that sites were set up with, and a folder to work in.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ReleaseWorkspace {
     /// The runtime.
-    pub runtime: vision::Onnx,
+    pub runtime: vision::OnnxRuntime,
     /// The model.
     pub root: Arc<Model>,
     /// The folder.
     pub work: std::path::PathBuf,
 }
 
-impl Place {
+impl ReleaseWorkspace {
     /// Where a release's weights are put.
     pub fn weights(&self, release: &ReleaseId) -> std::path::PathBuf {
         self.work.join("weights").join(format!("{release}.safetensors"))
     }
 
     /// A release as a model's folder: fetched, and held against its digest.
-    pub async fn folder(&self, releases: &Releases, release: &ReleaseId) -> Result<Model, VerifyError> {
+    pub async fn folder(&self, releases: &ModelReleases, release: &ReleaseId) -> Result<Model, ReleaseVerifyError> {
         if *release == self.root.release {
             return Ok((*self.root).clone());
         }
@@ -103,50 +103,58 @@ impl Place {
         if !path.is_file() {
             let manifest = releases.manifest(release).await?;
             let manifest = manifest.ok_or_else(|| ReleaseError::Absent {
-                model: schemas::ModelName::of(&self.root.description.name),
+                model: schemas::ModelName::from_name(&self.root.description.name),
                 wanted: release.to_string(),
             })?;
             make_folder(path.parent())?;
             releases.fetch(&manifest, &path).await?;
         }
         let (root, release, into) = (self.root.clone(), release.clone(), self.work.join("releases"));
-        blocking(move || Ok(seal::folder_of(&root, &release, &path, &into)?)).await
+        spawn_blocking(move || Ok(release_builder::folder_of(&root, &release, &path, &into)?)).await
     }
 
     /// A release's weights as a row.
     pub async fn row(
         &self,
-        releases: &Releases,
+        releases: &ModelReleases,
         release: &ReleaseId,
-        layout: &Layout,
-    ) -> Result<Vec<f32>, VerifyError> {
+        layout: &ParameterLayout,
+    ) -> Result<Vec<f32>, ReleaseVerifyError> {
         let model = self.folder(releases, release).await?;
         let (layout, release) = (layout.clone(), release.clone());
-        blocking(move || {
+        spawn_blocking(move || {
             let graph = autograd::onnx::read(&model.graph).map_err(TrainError::from)?;
-            let mut tensors = Weights::new();
+            let mut tensors = WeightTensors::new();
             for place in layout.places() {
                 tensors.insert(place.name.clone(), graph.weight(&place.name).map_err(TrainError::from)?);
             }
-            Ok(layout.row(&tensors).ok_or(SealError::Incomplete(release))?)
+            Ok(layout.row(&tensors).ok_or(ReleaseBuildError::Incomplete(release))?)
         })
         .await
     }
 
     /// What the server's optimizer remembered after a release.
-    pub async fn memory(&self, releases: &Releases, manifest: Option<&Manifest>) -> Result<Memory, VerifyError> {
+    pub async fn memory(
+        &self,
+        releases: &ModelReleases,
+        manifest: Option<&Manifest>,
+    ) -> Result<ServerOptimizerState, ReleaseVerifyError> {
         let kept = manifest.and_then(|manifest| manifest.made.as_ref()?.memory.as_ref());
         match kept {
-            None => Ok(Memory::default()),
+            None => Ok(ServerOptimizerState::default()),
             Some((_, after)) => self.remembered(releases, after).await,
         }
     }
 
-    async fn remembered(&self, releases: &Releases, blob: &schemas::BlobRef) -> Result<Memory, VerifyError> {
+    async fn remembered(
+        &self,
+        releases: &ModelReleases,
+        blob: &schemas::BlobRef,
+    ) -> Result<ServerOptimizerState, ReleaseVerifyError> {
         let path = self.work.join("updates").join(format!("{}.safetensors", blob.sha256));
         make_folder(path.parent())?;
-        releases.kept(blob, &path).await?;
-        Ok(seal::memory_of(&path)?)
+        releases.fetch_kept(blob, &path).await?;
+        Ok(release_builder::read_optimizer_state(&path)?)
     }
 }
 
@@ -160,7 +168,7 @@ pub async fn fetch_update(
     let path = work.join("updates").join(format!("{}.safetensors", weights.sha256));
     let there = std::fs::metadata(&path).is_ok_and(|found| found.len() == weights.size_bytes);
     if !there {
-        let bytes = blobs.fetch(weights, limit_bytes).await?;
+        let bytes = blobs.fetch_blob(weights, limit_bytes).await?;
         let to = path.clone();
         let written = tokio::task::spawn_blocking(move || crate::release::write(&to, &bytes)).await;
         let failed = |source| streams::CarryError::File { path: path.clone(), source };
@@ -170,43 +178,43 @@ pub async fn fetch_update(
 }
 
 /// Makes a release again. `public`: the public set that is here, if any.
-pub async fn verify(
-    place: &Place,
-    releases: &Releases,
+pub async fn verify_release(
+    place: &ReleaseWorkspace,
+    releases: &ModelReleases,
     manifest: &Manifest,
-    public: Option<Arc<Public>>,
-) -> Result<Verified, VerifyError> {
-    let made = made(manifest)?;
+    public: Option<Arc<PublicSet>>,
+) -> Result<ReleaseVerification, ReleaseVerifyError> {
+    let made = release_round(manifest)?;
     if made.derivation != DERIVATION {
-        return Err(VerifyError::OtherRules(manifest.release.clone()));
+        return Err(ReleaseVerifyError::OtherRules(manifest.release.clone()));
     }
     let public = public_of(manifest, made, public)?.filter(|_| made.settings.uses_public());
-    let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &made.updates).await?;
+    let ReleaseInputs { base, held, memory } = ingredients(place, releases, manifest, &made.updates).await?;
     let (settings, here) = (made.settings.clone(), place.clone());
     let round = (manifest.round, made.is_learning);
-    let again = blocking(move || {
-        let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
+    let again = spawn_blocking(move || {
+        let derived = release_builder::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
         let into = here.work.join("verify");
-        let (model, weights, _) = seal::folder_with(&here.root, &base, &derived.row, &into)?;
+        let (model, weights, _) = release_builder::folder_with(&here.root, &base, &derived.row, &into)?;
         let _made_again_when_asked = std::fs::remove_dir_all(into);
         Ok((model.release, weights))
     })
     .await?;
     let same = again.0 == manifest.release && again.1 == manifest.weights;
-    Ok(Verified { made: again.0, same, updates: made.updates.len() })
+    Ok(ReleaseVerification { made: again.0, same, updates: made.updates.len() })
 }
 
 /// The round a release came of.
-pub(crate) fn made(manifest: &Manifest) -> Result<&Made, VerifyError> {
-    manifest.made.as_ref().ok_or_else(|| VerifyError::First(manifest.release.clone()))
+pub(crate) fn release_round(manifest: &Manifest) -> Result<&ReleaseRound, ReleaseVerifyError> {
+    manifest.made.as_ref().ok_or_else(|| ReleaseVerifyError::First(manifest.release.clone()))
 }
 
 /// The public set if it is the one that a release was made with; an error if that is needed and another is here.
 pub(crate) fn public_of(
     manifest: &Manifest,
-    made: &Made,
-    public: Option<Arc<Public>>,
-) -> Result<Option<Arc<Public>>, VerifyError> {
+    made: &ReleaseRound,
+    public: Option<Arc<PublicSet>>,
+) -> Result<Option<Arc<PublicSet>>, ReleaseVerifyError> {
     let found = public.as_ref().map(|public| public.sha256.clone());
     if made.public_sha256 == found {
         return Ok(public);
@@ -215,55 +223,61 @@ pub(crate) fn public_of(
         return Ok(None);
     }
     let (wanted, found) = (made.public_sha256.clone().unwrap_or_default(), found.unwrap_or("none".into()));
-    Err(VerifyError::OtherPublic { release: manifest.release.clone(), wanted, found })
+    Err(ReleaseVerifyError::OtherPublic { release: manifest.release.clone(), wanted, found })
 }
 
 /// What a release is made of, fetched from the store.
-pub(crate) struct Ingredients {
+pub(crate) struct ReleaseInputs {
     /// Where its round started.
-    pub(crate) base: Base,
+    pub(crate) base: RoundBase,
     /// What sites sent.
-    pub(crate) held: Vec<Held>,
+    pub(crate) held: Vec<FetchedUpdate>,
     /// What the server's optimizer remembered before.
-    pub(crate) memory: Memory,
+    pub(crate) memory: ServerOptimizerState,
 }
 
 /// Fetches what a release is made of, with these of its updates.
 pub(crate) async fn ingredients(
-    place: &Place,
-    releases: &Releases,
+    place: &ReleaseWorkspace,
+    releases: &ModelReleases,
     manifest: &Manifest,
-    updates: &[Merged],
-) -> Result<Ingredients, VerifyError> {
-    let made = made(manifest)?;
-    let parent = manifest.parent.as_ref().ok_or_else(|| VerifyError::First(manifest.release.clone()))?;
+    updates: &[MergedUpdate],
+) -> Result<ReleaseInputs, ReleaseVerifyError> {
+    let made = release_round(manifest)?;
+    let parent = manifest.parent.as_ref().ok_or_else(|| ReleaseVerifyError::First(manifest.release.clone()))?;
     let model = place.folder(releases, parent).await?;
     let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
-    let base =
-        blocking(move || Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
-            .await?;
+    let base = spawn_blocking(move || {
+        Ok(RoundBase::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?)
+    })
+    .await?;
     let mut held = Vec::with_capacity(updates.len());
     for update in updates {
         held.push(hold(place, releases, &base, update).await?);
     }
     let memory = match &made.memory {
         Some((Some(before), _)) => place.remembered(releases, before).await?,
-        _ => Memory::default(),
+        _ => ServerOptimizerState::default(),
     };
-    Ok(Ingredients { base, held, memory })
+    Ok(ReleaseInputs { base, held, memory })
 }
 
-async fn hold(place: &Place, releases: &Releases, base: &Base, update: &Merged) -> Result<Held, VerifyError> {
+async fn hold(
+    place: &ReleaseWorkspace,
+    releases: &ModelReleases,
+    base: &RoundBase,
+    update: &MergedUpdate,
+) -> Result<FetchedUpdate, ReleaseVerifyError> {
     let path = place.work.join("updates").join(format!("{}.safetensors", update.weights.sha256));
     make_folder(path.parent())?;
-    releases.kept(&update.weights, &path).await?;
+    releases.fetch_kept(&update.weights, &path).await?;
     let file = WeightsFile::open(&path, update.form, &base.ground.layout)
-        .map_err(|why| VerifyError::Update { site: update.site.to_string(), why })?;
+        .map_err(|why| ReleaseVerifyError::Update { site: update.site.to_string(), why })?;
     let older = match update.behind {
         0 => None,
         _ => Some(Arc::new(place.row(releases, &update.base, &base.ground.layout).await?)),
     };
-    Ok(Held { merged: update.clone(), sequence: 0, file: Arc::new(file), path, base: older })
+    Ok(FetchedUpdate { merged: update.clone(), sequence: 0, file: Arc::new(file), path, base: older })
 }
 
 pub(crate) fn make_folder(folder: Option<&Path>) -> Result<(), TrainError> {
@@ -271,15 +285,15 @@ pub(crate) fn make_folder(folder: Option<&Path>) -> Result<(), TrainError> {
 }
 
 /// Runs what blocks off the async threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, VerifyError> + Send + 'static,
-) -> Result<T, VerifyError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| VerifyError::Broke(error.to_string()))?
+pub(crate) async fn spawn_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ReleaseVerifyError> + Send + 'static,
+) -> Result<T, ReleaseVerifyError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ReleaseVerifyError::Broke(error.to_string()))?
 }
 
 /// How far two sets of weights lie apart, tensor by tensor: names, root of the mean square of the first, and of the
 /// difference.
-pub fn apart(a: &weights::Tensors, b: &weights::Tensors) -> Vec<(String, f64, f64)> {
+pub fn weight_differences(a: &weights::NamedTensors, b: &weights::NamedTensors) -> Vec<(String, f64, f64)> {
     let root = |values: &mut dyn Iterator<Item = f64>| {
         let (sum, count) = values.fold((0.0, 0.0_f64), |(sum, count), value| (sum + value * value, count + 1.0));
         (sum / count.max(1.0)).sqrt()

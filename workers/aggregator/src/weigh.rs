@@ -8,16 +8,16 @@
 pub mod agreement;
 pub mod command;
 mod fedavg;
-pub mod law;
 mod paper;
 mod quality;
+pub mod share_learning;
 mod uniform;
 
 use serde::{Deserialize, Serialize};
 
 /// What is known of one site's update.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Scored {
+pub struct SiteMeasures {
     /// Share of the public set's pictures that it is right about, by class, 0 to 1; absent for a class without pictures.
     pub accuracy: Vec<Option<f64>>,
     /// Mean cross-entropy on them; absent where nobody scored it.
@@ -33,7 +33,7 @@ pub struct Scored {
     pub agreement: Option<f64>,
 }
 
-impl Scored {
+impl SiteMeasures {
     fn seen(&self) -> impl Iterator<Item = f64> {
         self.accuracy.iter().flatten().copied()
     }
@@ -71,9 +71,9 @@ pub struct WeighSettings {
     /// Of `paper`: what the worst site keeps of each factor, 0 (the method's letter) to 1.
     pub floor_ratio: f64,
     /// Of `paper`: what a site's capability is.
-    pub capability_of: Capability,
+    pub capability_measure: CapabilityMeasure,
     /// Of `paper`: what a site's size is.
-    pub size_of: Size,
+    pub size_measure: SizeMeasure,
     /// Of every rule: exponent of how many hard pictures a site learned from, 0 (which leaves it out) to 8.
     pub coverage: f64,
 }
@@ -85,8 +85,8 @@ impl Default for WeighSettings {
             capability: 1.0,
             size: 1.0,
             floor_ratio: 0.3,
-            capability_of: Capability::Max,
-            size_of: Size::Range,
+            capability_measure: CapabilityMeasure::Max,
+            size_measure: SizeMeasure::Range,
             coverage: 0.0,
         }
     }
@@ -95,7 +95,7 @@ impl Default for WeighSettings {
 /// What a site's capability is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Capability {
+pub enum CapabilityMeasure {
     /// Accuracy of the class it is best at: the method's letter. Whoever says one class for everything has 1.
     Max,
     /// Mean accuracy over the classes.
@@ -105,7 +105,7 @@ pub enum Capability {
 /// What a site's size is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Size {
+pub enum SizeMeasure {
     /// Its samples between the fewest and the most of all sites: the method's letter.
     Range,
     /// Its share of all samples.
@@ -113,10 +113,10 @@ pub enum Size {
 }
 
 /// A rule: a value of 0 or more for each site.
-pub type Rule = fn(&[Scored], &WeighSettings) -> Vec<f64>;
+pub type WeighRule = fn(&[SiteMeasures], &WeighSettings) -> Vec<f64>;
 
 /// Every rule by name.
-pub const RULES: &[(&str, Rule)] = &[
+pub const RULES: &[(&str, WeighRule)] = &[
     ("fedavg", fedavg::values),
     ("uniform", uniform::values),
     ("agreement", agreement::values),
@@ -131,7 +131,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// How much each site counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Weighed {
+pub struct SiteWeights {
     /// A share for each site, in their order; they add up to 1.
     pub shares: Vec<f64>,
     /// Why another rule than the one asked for was used; absent if it was not.
@@ -139,7 +139,7 @@ pub struct Weighed {
 }
 
 /// Weighs sites by the rule of this name. Refuses an unknown rule and no sites, in words.
-pub fn weigh(rule: &str, sites: &[Scored], settings: &WeighSettings) -> Result<Weighed, String> {
+pub fn weigh(rule: &str, sites: &[SiteMeasures], settings: &WeighSettings) -> Result<SiteWeights, String> {
     let known = RULES.iter().find(|(name, _)| *name == rule).map(|(_, rule)| rule);
     let values = known.ok_or_else(|| {
         format!("rule {rule:?} does not go by scores, use one of {}", names().collect::<Vec<_>>().join(", "))
@@ -147,11 +147,16 @@ pub fn weigh(rule: &str, sites: &[Scored], settings: &WeighSettings) -> Result<W
     if sites.is_empty() {
         return Err("there is no update to weigh".into());
     }
-    Ok(weighed(rule, values(sites, settings), sites, settings))
+    Ok(normalize_weights(rule, values(sites, settings), sites, settings))
 }
 
 /// Shares of what a rule gives each site. `values`: as many as there are sites, at least one.
-pub fn weighed(rule: &str, values: Vec<f64>, sites: &[Scored], settings: &WeighSettings) -> Weighed {
+pub fn normalize_weights(
+    rule: &str,
+    values: Vec<f64>,
+    sites: &[SiteMeasures],
+    settings: &WeighSettings,
+) -> SiteWeights {
     let hard: Vec<f64> = sites.iter().map(|site| site.hard as f64).collect();
     let covered = paper::ranged(&hard, settings.floor_ratio);
     let values = values.into_iter().zip(covered);
@@ -164,7 +169,7 @@ pub fn weighed(rule: &str, values: Vec<f64>, sites: &[Scored], settings: &WeighS
     };
     let (values, instead) = tried.into_iter().find(|(values, _)| usable(values)).unwrap_or_default();
     let instead = instead.map(|by| format!("rule {rule} came to nothing, so sites count by {by}"));
-    Weighed { shares: shares(&values), instead }
+    SiteWeights { shares: shares(&values), instead }
 }
 
 /// Values as shares of their sum.
@@ -183,14 +188,21 @@ mod tests {
         WeighSettings::default()
     }
 
-    fn site(accuracy: &[f64], samples: u64) -> Scored {
-        Scored { accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(), samples, ..Scored::default() }
+    fn site(accuracy: &[f64], samples: u64) -> SiteMeasures {
+        SiteMeasures {
+            accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(),
+            samples,
+            ..SiteMeasures::default()
+        }
     }
 
-    fn sites() -> impl Strategy<Value = Vec<Scored>> {
+    fn sites() -> impl Strategy<Value = Vec<SiteMeasures>> {
         let accuracy = prop::collection::vec(prop::option::weighted(0.9, 0.0_f64..=1.0), 3);
         prop::collection::vec((accuracy, 0_u64..10_000), 1..8).prop_map(|sites| {
-            sites.into_iter().map(|(accuracy, samples)| Scored { accuracy, samples, ..Scored::default() }).collect()
+            sites
+                .into_iter()
+                .map(|(accuracy, samples)| SiteMeasures { accuracy, samples, ..SiteMeasures::default() })
+                .collect()
         })
     }
 
@@ -263,8 +275,8 @@ mod tests {
 
         #[test]
         fn ten_times_the_samples_everywhere_change_nothing(sites in sites()) {
-            let more: Vec<Scored> =
-                sites.iter().map(|site| Scored { samples: site.samples * 10, ..site.clone() }).collect();
+            let more: Vec<SiteMeasures> =
+                sites.iter().map(|site| SiteMeasures { samples: site.samples * 10, ..site.clone() }).collect();
             for name in names() {
                 let (a, b) = (weigh(name, &sites, &plain()).unwrap(), weigh(name, &more, &plain()).unwrap());
                 prop_assert!(near(&a.shares, &b.shares), "{name}");
@@ -273,7 +285,7 @@ mod tests {
 
         #[test]
         fn the_method_without_stability_and_capability_by_share_of_samples_is_fedavg(sites in sites()) {
-            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_of: Size::Share, ..plain() };
+            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_measure: SizeMeasure::Share, ..plain() };
             let (paper, fedavg) = (weigh("paper", &sites, &alone).unwrap(), weigh("fedavg", &sites, &plain()).unwrap());
             prop_assert!(near(&paper.shares, &fedavg.shares));
         }

@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::AutogradError;
-use crate::known::Known;
-use crate::onnx::{Onnx, depends, int, ints, named};
+use crate::onnx::{OnnxDocument, depends, int, ints, named};
 use crate::proto::tensor_shape_proto::dimension::Value as Size;
 use crate::proto::type_proto::Value as Kind;
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::rules::{from_front, input};
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 
 /// Operators that work on an image for each place of the first axis.
 const BY_IMAGE: [&str; 11] = [
@@ -27,7 +27,7 @@ const BY_IMAGE: [&str; 11] = [
     "SpaceToDepth",
 ];
 
-impl Onnx {
+impl OnnxDocument {
     /// How many images the model takes at a time, if it says so.
     pub fn declared_batch(&self) -> Option<i64> {
         let name = self.input().ok()?;
@@ -41,15 +41,15 @@ impl Onnx {
 }
 
 /// Rewrites a graph for one image as one for so many. `known`: everything, of one image.
-pub(crate) fn widen(
+pub(crate) fn widen_batch(
     graph: &mut GraphProto,
     images: &str,
     scores: &str,
-    known: &Known,
+    known: &TensorFacts,
     count: i64,
 ) -> Result<(), AutogradError> {
     let refused = |why: String| AutogradError::FixedBatch { found: 1, why };
-    let mut widening = Widening {
+    let mut widening = BatchAxis {
         known,
         count,
         axes: HashMap::from([(images.to_owned(), 0)]),
@@ -79,8 +79,8 @@ pub(crate) fn widen(
 
 /// Follows the axis of images through a graph. It may hold something else too, as in `[images · heads, ..]`: then one image's
 /// places lie side by side.
-struct Widening<'a> {
-    known: &'a Known,
+struct BatchAxis<'a> {
+    known: &'a TensorFacts,
     count: i64,
     axes: HashMap<String, usize>,
     by_images: HashSet<String>,
@@ -88,7 +88,7 @@ struct Widening<'a> {
     constants: Vec<TensorProto>,
 }
 
-impl Widening<'_> {
+impl BatchAxis<'_> {
     fn shape(&self, name: &str) -> Option<&[i64]> {
         self.known.shape(name).ok()
     }
@@ -295,28 +295,28 @@ impl Widening<'_> {
 #[cfg(test)]
 mod tests {
     use crate::build::Builder;
-    use crate::known::Values;
-    use crate::step::Prepared;
-    use crate::tape::Attr;
+    use crate::gradient_tape::AttributeValue;
+    use crate::tensor_facts::TensorConstants;
+    use crate::training_step::PreparedModel;
 
     #[test]
     fn what_does_not_provably_work_image_by_image_is_refused_by_name() {
-        let refused = |op: &str, attributes: &[Attr<'_>]| {
+        let refused = |op: &str, attributes: &[AttributeValue<'_>]| {
             let mut model = Builder::new("images", &[1, 3]);
             model.weight("weight", &[3, 2], &[0.5; 6]);
             model.node(op, &["images"], "mixed", attributes);
             model.node("MatMul", &["mixed", "weight"], "scores", &[]);
             let model = model.finish("scores", &[1, 2]);
             assert_eq!(model.declared_batch(), Some(1));
-            let single = Prepared::new(&model, "scores", &[1, 3]).unwrap();
+            let single = PreparedModel::new(&model, "scores", &[1, 3]).unwrap();
             let mut known = single.known().unwrap();
-            known.add("mixed", vec![1, 3], Values::Floats(Vec::new()));
-            known.add("scores", vec![1, 2], Values::Floats(Vec::new()));
+            known.add("mixed", vec![1, 3], TensorConstants::Floats(Vec::new()));
+            known.add("scores", vec![1, 2], TensorConstants::Floats(Vec::new()));
             single.widened(&known, 4).err().map(|error| error.to_string())
         };
         assert_eq!(refused("Relu", &[]), None);
-        assert_eq!(refused("Softmax", &[Attr::Int("axis", 1)]), None);
-        let error = refused("Softmax", &[Attr::Int("axis", 0)]).unwrap();
+        assert_eq!(refused("Softmax", &[AttributeValue::Int("axis", 1)]), None);
+        let error = refused("Softmax", &[AttributeValue::Int("axis", 0)]).unwrap();
         assert!(error.contains("Softmax \"mixed\"") && error.ends_with("export it with a dynamic batch"), "{error}");
         assert!(refused("CumSum", &[]).is_some());
     }

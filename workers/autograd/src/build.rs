@@ -1,8 +1,8 @@
 //! Writes classifiers from nothing: what measurements and tests are made with.
 
-use crate::onnx::{Onnx, declared};
+use crate::gradient_tape::AttributeValue;
+use crate::onnx::{OnnxDocument, declared};
 use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
-use crate::tape::Attr;
 use crate::tensor;
 use crate::upgrade::STEP_OPSET;
 
@@ -29,7 +29,7 @@ impl Builder {
     }
 
     /// Writes an operator with one output.
-    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Attr<'_>]) {
+    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[AttributeValue<'_>]) {
         self.graph.node.push(NodeProto {
             op_type: Some(op.into()),
             name: Some(output.into()),
@@ -41,9 +41,9 @@ impl Builder {
     }
 
     /// The finished classifier.
-    pub fn finish(mut self, scores: &str, shape: &[i64]) -> Onnx {
+    pub fn finish(mut self, scores: &str, shape: &[i64]) -> OnnxDocument {
         self.graph.output.push(declared(scores, Some(shape)));
-        Onnx::of(ModelProto {
+        OnnxDocument::of(ModelProto {
             ir_version: Some(8),
             opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(STEP_OPSET) }],
             graph: Some(self.graph),

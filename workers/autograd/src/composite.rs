@@ -7,12 +7,12 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use crate::error::AutogradError;
 use crate::fold::EPSILON;
-use crate::known::Known;
+use crate::gradient_tape::{AttributeValue, GradientRefusal, unsupported};
 use crate::onnx::{attribute, float, int, reads, text};
 use crate::proto::{GraphProto, NodeProto};
 use crate::rules::input;
-use crate::tape::{Attr, Refusal, unsupported};
 use crate::tensor::count;
+use crate::tensor_facts::TensorFacts;
 use crate::upgrade::is_standard;
 use crate::writer::Writer;
 
@@ -21,10 +21,10 @@ const MOST_IN_MASK: i64 = 4 * 1024 * 1024;
 /// What is added to a score so that it counts nothing.
 const NEVER: f32 = f32::MIN;
 
-type Way = fn(&mut Writer<'_>) -> Result<(), Refusal>;
+type CompositeRule = fn(&mut Writer<'_>) -> Result<(), GradientRefusal>;
 
 /// How an operator is written out, if it is one of several.
-fn way(node: &NodeProto, by_images: &HashSet<String>) -> Option<Way> {
+fn way(node: &NodeProto, by_images: &HashSet<String>) -> Option<CompositeRule> {
     match node.op_type() {
         "Mish" if is_standard(node) => Some(mish),
         "GroupNormalization" if is_standard(node) => Some(group_normalization),
@@ -32,7 +32,7 @@ fn way(node: &NodeProto, by_images: &HashSet<String>) -> Option<Way> {
         // Statistics of pictures are those of one batch, which no rule should take for granted.
         "BatchNormalization" => {
             let of_weights = int(node, "training_mode").unwrap_or(0) != 0 && !by_images.contains(input(node, 0));
-            of_weights.then_some(weight_standardization as Way)
+            of_weights.then_some(weight_standardization as CompositeRule)
         }
         _ if node.domain() != "com.microsoft" => None,
         "FusedConv" => Some(fused_conv),
@@ -52,7 +52,7 @@ pub(crate) fn write_out(
     graph: &mut GraphProto,
     needed: &HashSet<String>,
     by_images: &HashSet<String>,
-    known: &mut Known,
+    known: &mut TensorFacts,
 ) -> Result<HashMap<String, String>, AutogradError> {
     let read: HashSet<String> =
         graph.node.iter().flat_map(reads).chain(graph.output.iter().map(|output| output.name().to_owned())).collect();
@@ -68,8 +68,8 @@ pub(crate) fn write_out(
         let Writer { nodes: new, constants, .. } = writer;
         let is_new = |name: &String| new.iter().any(|node| node.output.contains(name));
         let refused = match written {
-            Err(Refusal::Broken(error)) => return Err(error),
-            Err(Refusal::Unsupported(why)) => Some(why),
+            Err(GradientRefusal::Broken(error)) => return Err(error),
+            Err(GradientRefusal::Unsupported(why)) => Some(why),
             Ok(()) => node
                 .output
                 .iter()
@@ -92,7 +92,7 @@ pub(crate) fn write_out(
 }
 
 /// `x tanh(softplus(x))`.
-fn mish(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn mish(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let (x, shape) = first(writer)?;
     let soft = writer.op("Softplus", "softplus", &[&x], &[], &shape);
     let share = writer.op("Tanh", "tanh", &[&soft], &[], &shape);
@@ -107,7 +107,7 @@ fn first(writer: &Writer<'_>) -> Result<(String, Vec<i64>), AutogradError> {
 }
 
 /// Each group of channels by itself. Scale and bias have one number a group (version 18) or a channel (21).
-fn group_normalization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn group_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (x, from) = first(writer)?;
     let (scale, bias) = (input(node, 1), input(node, 2));
@@ -118,7 +118,7 @@ fn group_normalization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
     };
     let apart = [images, groups, count(&from) / (images * groups)];
     let parts = writer.reshape("groups", &x, &apart);
-    let epsilon = [Attr::Float("epsilon", float(node, "epsilon").unwrap_or(EPSILON))];
+    let epsilon = [AttributeValue::Float("epsilon", float(node, "epsilon").unwrap_or(EPSILON))];
     if writer.known.shape(scale)? == [channels] {
         let (ones, zeros) = (vec![1.0; groups as usize], vec![0.0; groups as usize]);
         let (ones, zeros) = (writer.floats("ones", &[groups], &ones), writer.floats("zeros", &[groups], &zeros));
@@ -140,7 +140,7 @@ fn group_normalization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
 
 /// A normalization by the statistics of what it takes, which are weights here: convolutions with standardized kernels
 /// (Qiao et al., arXiv 1903.10520). With a single row the statistics of a channel are those of that row.
-fn weight_standardization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn weight_standardization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (x, from) = first(writer)?;
     if from.len() < 3 || from[0] != 1 {
@@ -148,13 +148,13 @@ fn weight_standardization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
             "it is in training mode, over weights of more than one row: export the model for inference",
         );
     }
-    let epsilon = [Attr::Float("epsilon", float(node, "epsilon").unwrap_or(EPSILON))];
+    let epsilon = [AttributeValue::Float("epsilon", float(node, "epsilon").unwrap_or(EPSILON))];
     writer.finish("InstanceNormalization", &[&x, input(node, 1), input(node, 2)], &epsilon, &from);
     Ok(())
 }
 
 /// `softmax(q kᵀ · scale + mask) v`, head by head (ONNX operators, Attention).
-fn attention(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn attention(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (query, key, value, mask) = (input(node, 0), input(node, 1), input(node, 2), input(node, 3));
     if node.input.iter().skip(4).any(|name| !name.is_empty()) {
@@ -171,7 +171,7 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), Refusal> {
         return unsupported(format!("{many} heads of queries share {key_heads} of keys and {value_heads} of values"));
     }
     let turned = [images, many, width, to];
-    let key = writer.op("Transpose", "key_turned", &[&key], &[Attr::Ints("perm", &[0, 1, 3, 2])], &turned);
+    let key = writer.op("Transpose", "key_turned", &[&key], &[AttributeValue::Ints("perm", &[0, 1, 3, 2])], &turned);
     let square = [images, many, from, to];
     let scores = writer.op("MatMul", "products", &[&query, &key], &[], &square);
     let scale = float(node, "scale").filter(|scale| *scale != 0.0).unwrap_or(1.0 / (width as f32).sqrt());
@@ -200,7 +200,7 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), Refusal> {
         };
         scores = writer.op("Add", "masked_scores", &[&scores, &added], &[], &square);
     }
-    let shares = writer.op("Softmax", "shares", &[&scores], &[Attr::Int("axis", -1)], &square);
+    let shares = writer.op("Softmax", "shares", &[&scores], &[AttributeValue::Int("axis", -1)], &square);
     let mixed = [images, many, from, value_width];
     if writer.known.shape(input(node, 0))?.len() == 4 {
         writer.finish("MatMul", &[&shares, &value], &[], &mixed);
@@ -208,7 +208,7 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), Refusal> {
     }
     let own = writer.op("MatMul", "mixed", &[&shares, &value], &[], &mixed);
     let apart = [images, from, many, value_width];
-    let own = writer.op("Transpose", "mixed_apart", &[&own], &[Attr::Ints("perm", &[0, 2, 1, 3])], &apart);
+    let own = writer.op("Transpose", "mixed_apart", &[&own], &[AttributeValue::Ints("perm", &[0, 2, 1, 3])], &apart);
     let together = [images, from, many * value_width];
     let sizes = writer.ints("mixed_sizes", &together);
     writer.finish("Reshape", &[&own, &sizes], &[], &together);
@@ -216,13 +216,18 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), Refusal> {
 }
 
 /// A tensor as `[images, heads, places, width]`, from that or from `[images, places, heads · width]`.
-fn by_heads(writer: &mut Writer<'_>, what: &str, name: &str, heads: i64) -> Result<(String, [i64; 4]), Refusal> {
+fn by_heads(
+    writer: &mut Writer<'_>,
+    what: &str,
+    name: &str,
+    heads: i64,
+) -> Result<(String, [i64; 4]), GradientRefusal> {
     match writer.known.shape(name)?[..] {
         [images, heads, places, width] => Ok((name.to_owned(), [images, heads, places, width])),
         [images, places, all] if heads > 0 && all % heads == 0 => {
             let (apart, turned) = ([images, places, heads, all / heads], [images, heads, places, all / heads]);
             let parts = writer.reshape(&format!("{what}_apart"), name, &apart);
-            let order = [Attr::Ints("perm", &[0, 2, 1, 3])];
+            let order = [AttributeValue::Ints("perm", &[0, 2, 1, 3])];
             Ok((writer.op("Transpose", &format!("{what}_by_heads"), &[&parts], &order, &turned), turned))
         }
         ref other => unsupported(format!("its {what} of shape {other:?} does not part into {heads} heads")),
@@ -230,7 +235,7 @@ fn by_heads(writer: &mut Writer<'_>, what: &str, name: &str, heads: i64) -> Resu
 }
 
 /// A convolution, something added to it, and an activation.
-fn fused_conv(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn fused_conv(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let shape = writer.known.shape(&node.output[0])?.to_vec();
     let mut result = plain(writer, "Conv", &["activation", "activation_params"], &shape);
@@ -242,7 +247,7 @@ fn fused_conv(writer: &mut Writer<'_>) -> Result<(), Refusal> {
     activate(writer, &result, &params, &shape)
 }
 
-fn fused_gemm(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn fused_gemm(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let shape = writer.known.shape(&node.output[0])?.to_vec();
     let own = ["activation", "activation_alpha", "activation_beta", "activation_gamma"];
@@ -264,13 +269,15 @@ fn plain(writer: &mut Writer<'_>, op: &str, less: &[&str], shape: &[i64]) -> Str
 }
 
 /// The activation that an operator was fused with.
-fn activate(writer: &mut Writer<'_>, from: &str, params: &[f32], shape: &[i64]) -> Result<(), Refusal> {
+fn activate(writer: &mut Writer<'_>, from: &str, params: &[f32], shape: &[i64]) -> Result<(), GradientRefusal> {
     let activation = text(writer.node, "activation").unwrap_or_default();
     match (activation.as_str(), params) {
         ("Relu" | "Tanh" | "Sigmoid", _) => writer.finish(&activation, &[from], &[], shape),
-        ("LeakyRelu", [alpha, ..]) => writer.finish("LeakyRelu", &[from], &[Attr::Float("alpha", *alpha)], shape),
+        ("LeakyRelu", [alpha, ..]) => {
+            writer.finish("LeakyRelu", &[from], &[AttributeValue::Float("alpha", *alpha)], shape)
+        }
         ("HardSigmoid", [alpha, beta, ..]) => {
-            let slope = [Attr::Float("alpha", *alpha), Attr::Float("beta", *beta)];
+            let slope = [AttributeValue::Float("alpha", *alpha), AttributeValue::Float("beta", *beta)];
             writer.finish("HardSigmoid", &[from], &slope, shape);
         }
         ("Clip", [least, most, ..]) => {
@@ -284,7 +291,7 @@ fn activate(writer: &mut Writer<'_>, from: &str, params: &[f32], shape: &[i64]) 
 }
 
 /// `alpha · a' b'`, where `'` swaps the last two axes if asked for.
-fn fused_matmul(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn fused_matmul(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     if ["transBatchA", "transBatchB"].iter().any(|name| int(node, name).unwrap_or(0) != 0) {
         return unsupported("it moves the axis of images (transBatchA, transBatchB)");
@@ -301,7 +308,7 @@ fn fused_matmul(writer: &mut Writer<'_>) -> Result<(), Refusal> {
         let mut order: Vec<i64> = (0..rank as i64).collect();
         order.swap(rank - 2, rank - 1);
         shape.swap(rank - 2, rank - 1);
-        factors.push(writer.op("Transpose", what, &[name], &[Attr::Ints("perm", &order)], &shape));
+        factors.push(writer.op("Transpose", what, &[name], &[AttributeValue::Ints("perm", &order)], &shape));
     }
     let shape = writer.known.shape(&node.output[0])?.to_vec();
     let product = writer.op("MatMul", "product", &[&factors[0], &factors[1]], &[], &shape);
@@ -320,7 +327,7 @@ fn with_bias(writer: &mut Writer<'_>) -> Result<(String, Vec<i64>), AutogradErro
 }
 
 /// `x Φ(x)` of the normal distribution.
-fn gelu(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn gelu(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let (x, shape) = with_bias(writer)?;
     let narrow = writer.number("narrow", FRAC_1_SQRT_2);
     let scaled = writer.op("Mul", "scaled", &[&x, &narrow], &[], &shape);
@@ -330,7 +337,7 @@ fn gelu(writer: &mut Writer<'_>) -> Result<(), Refusal> {
 }
 
 /// `x/2 (1 + tanh(k (x + c x³)))`, with the numbers of Hendrycks & Gimpel, arXiv 1606.08415.
-fn fast_gelu(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn fast_gelu(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let (x, shape) = with_bias(writer)?;
     let k = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
     let (linear, cubic) = (writer.number("linear", k), writer.number("cubic", k * 0.044_715));
@@ -352,7 +359,7 @@ fn half_above(writer: &mut Writer<'_>, x: &str, y: &str, shape: &[i64]) {
 }
 
 /// `x sigmoid(alpha x)`.
-fn quick_gelu(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn quick_gelu(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let (x, shape) = first(writer)?;
     let alpha = writer.number("alpha", float(writer.node, "alpha").unwrap_or(1.702));
     let scaled = writer.op("Mul", "scaled", &[&x, &alpha], &[], &shape);
@@ -362,7 +369,7 @@ fn quick_gelu(writer: &mut Writer<'_>) -> Result<(), Refusal> {
 }
 
 /// A sum, which is an output too, and its normalization.
-fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
+fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (x, shape) = first(writer)?;
     let (skip, scale, shift, bias) = (input(node, 1), input(node, 2), input(node, 3), input(node, 4));
@@ -376,7 +383,8 @@ fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
         let both = writer.op("Add", "both", &[&x, skip], &[], &shape);
         writer.op_into("Add", &sum, &[&both, bias], &[], &shape);
     }
-    let how = [Attr::Int("axis", -1), Attr::Float("epsilon", float(node, "epsilon").unwrap_or(1e-12))];
+    let how =
+        [AttributeValue::Int("axis", -1), AttributeValue::Float("epsilon", float(node, "epsilon").unwrap_or(1e-12))];
     writer.finish("LayerNormalization", &[&sum, scale, shift], &how, &shape);
     Ok(())
 }
@@ -384,32 +392,32 @@ fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use crate::build::Builder;
-    use crate::known::Values;
-    use crate::step::Prepared;
-    use crate::tape::Attr;
-    use crate::trainable::Trainable;
+    use crate::gradient_tape::AttributeValue;
+    use crate::tensor_facts::TensorConstants;
+    use crate::trainable::TrainableSelection;
+    use crate::training_step::PreparedModel;
 
     #[test]
     fn attention_that_is_not_written_out_is_refused_with_the_reason() {
-        let refused = |inputs: &[&str], attribute: Attr<'_>| {
+        let refused = |inputs: &[&str], attribute: AttributeValue<'_>| {
             let mut model = Builder::new("images", &[2, 4, 6]);
             model.weight("weight", &[6, 6], &[0.5; 36]);
             model.weight("earlier", &[2, 2, 4, 3], &[0.5; 48]);
             model.node("MatMul", &["images", "weight"], "query", &[]);
-            let heads = [Attr::Int("q_num_heads", 2), Attr::Int("kv_num_heads", 2), attribute];
+            let heads = [AttributeValue::Int("q_num_heads", 2), AttributeValue::Int("kv_num_heads", 2), attribute];
             model.node("Attention", inputs, "mixed", &heads);
             model.node("ReduceMax", &["mixed"], "scores", &[]);
-            let prepared = Prepared::new(&model.finish("scores", &[2, 6]), "scores", &[2, 4, 6]).unwrap();
+            let prepared = PreparedModel::new(&model.finish("scores", &[2, 6]), "scores", &[2, 4, 6]).unwrap();
             let mut known = prepared.known().unwrap();
             for (name, shape) in [("query", vec![2, 4, 6]), ("mixed", vec![2, 4, 6]), ("scores", vec![2, 6])] {
-                known.add(name, shape, Values::Floats(Vec::new()));
+                known.add(name, shape, TensorConstants::Floats(Vec::new()));
             }
-            prepared.step(&known, &Trainable::All).map(|_| ()).map_err(|error| error.to_string())
+            prepared.step(&known, &TrainableSelection::All).map(|_| ()).map_err(|error| error.to_string())
         };
         let itself = ["query", "query", "query"];
-        assert_eq!(refused(&itself, Attr::Int("is_causal", 1)), Ok(()));
+        assert_eq!(refused(&itself, AttributeValue::Int("is_causal", 1)), Ok(()));
         let cached = ["query", "query", "query", "", "earlier", "earlier"];
-        assert!(refused(&cached, Attr::Int("is_causal", 0)).unwrap_err().contains("without a cache"));
-        assert!(refused(&itself, Attr::Float("softcap", 5.0)).unwrap_err().contains("softcap"));
+        assert!(refused(&cached, AttributeValue::Int("is_causal", 0)).unwrap_err().contains("without a cache"));
+        assert!(refused(&itself, AttributeValue::Float("softcap", 5.0)).unwrap_err().contains("softcap"));
     }
 }

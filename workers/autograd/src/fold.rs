@@ -4,17 +4,17 @@
 
 use std::collections::HashMap;
 
-use crate::known::{Known, Values};
 use crate::onnx::{float, int};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::tensor;
+use crate::tensor_facts::{TensorConstants, TensorFacts};
 
 /// What `epsilon` is if it is not given.
 pub(crate) const EPSILON: f32 = 1e-5;
 
 /// Folds every `BatchNormalization` whose input is a convolution that nobody else reads, where it pays. What it writes
 /// becomes known.
-pub(crate) fn fold(graph: &mut GraphProto, known: &mut Known) {
+pub(crate) fn fold(graph: &mut GraphProto, known: &mut TensorFacts) {
     let mut readers: HashMap<String, usize> = HashMap::new();
     for name in graph.node.iter().flat_map(|node| &node.input) {
         *readers.entry(name.clone()).or_default() += 1;
@@ -36,7 +36,7 @@ pub(crate) fn fold(graph: &mut GraphProto, known: &mut Known) {
             Some((place, parts)) => {
                 graph.initializer.extend(parts.constants);
                 for (name, shape) in parts.shapes {
-                    known.add(&name, shape, Values::Floats(Vec::new()));
+                    known.add(&name, shape, TensorConstants::Floats(Vec::new()));
                 }
                 let output = node.output[0].clone();
                 // The convolution moves to where the normalization was: what it reads is there by then.
@@ -54,7 +54,7 @@ pub(crate) fn fold(graph: &mut GraphProto, known: &mut Known) {
     graph.node = nodes;
 }
 
-struct Parts {
+struct NormalizationParts {
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
     /// Of every tensor that is new.
@@ -62,7 +62,7 @@ struct Parts {
 }
 
 /// Whether a convolution's kernel has fewer values than its output.
-fn pays(conv: &NodeProto, known: &Known) -> bool {
+fn pays(conv: &NodeProto, known: &TensorFacts) -> bool {
     let count = |name: Option<&String>| name.and_then(|name| known.shape(name).ok()).map(tensor::count);
     match (count(conv.input.get(1)), count(conv.output.first())) {
         (Some(kernel), Some(output)) => kernel < output,
@@ -71,7 +71,7 @@ fn pays(conv: &NodeProto, known: &Known) -> bool {
 }
 
 /// `Conv(x, kernel, bias)` and then a normalization, as one convolution of a scaled kernel.
-fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorProto>) -> Option<Parts> {
+fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorProto>) -> Option<NormalizationParts> {
     if norm.op_type() != "BatchNormalization" || int(norm, "training_mode").unwrap_or(0) != 0 {
         return None;
     }
@@ -124,5 +124,5 @@ fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorP
     one.input = vec![conv.input[0].clone(), name("kernel"), name("bias")];
     one.output = vec![output.clone()];
     nodes.push(one);
-    Some(Parts { nodes, constants, shapes })
+    Some(NormalizationParts { nodes, constants, shapes })
 }

@@ -5,12 +5,12 @@
 //! distillation against a teacher's probabilities, or a mixture; a row of zeros is no image at all, which fills
 //! up a batch. Its gradient is `scale · (softmax(scores) · Σ_c target - target)`.
 
-use crate::tape::{Attr, Tape};
+use crate::gradient_tape::{AttributeValue, GradientTape};
 
 /// Writes loss and gradient; the gradient of the scores. `scores` and `target`: `[batch, classes]`, `scale`: one
 /// number, `loss`: what the loss is to be called.
-pub(crate) fn write(tape: &mut Tape<'_>, scores: &str, target: &str, scale: &str, loss: &str) -> String {
-    let log = tape.op("LogSoftmax", &[scores], &[Attr::Int("axis", -1)]);
+pub(crate) fn write(tape: &mut GradientTape<'_>, scores: &str, target: &str, scale: &str, loss: &str) -> String {
+    let log = tape.op("LogSoftmax", &[scores], &[AttributeValue::Int("axis", -1)]);
     let weighted = tape.mul(&log, target);
     let sum = tape.sum(&weighted, &[0, 1], false);
     let negative = tape.op("Neg", &[&sum], &[]);
@@ -33,7 +33,7 @@ pub struct Targets {
 
 /// How labels become targets.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Smoothing {
+pub struct LabelSmoothing {
     /// What is taken from the label and given to all classes equally, 0 to 1.
     pub label_smoothing: f32,
     /// What an image of each class counts; empty: all the same.
@@ -41,7 +41,7 @@ pub struct Smoothing {
 }
 
 /// Targets of cross-entropy. `labels`: the class of each image, `None` for what only fills the batch up.
-pub fn cross_entropy(labels: &[Option<usize>], classes: usize, smoothing: &Smoothing) -> Targets {
+pub fn cross_entropy(labels: &[Option<usize>], classes: usize, smoothing: &LabelSmoothing) -> Targets {
     let weight = |class: usize| smoothing.class_weights.get(class).copied().unwrap_or(1.0);
     let mut values = vec![0.0; labels.len() * classes];
     let mut mass = 0.0;
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn without_smoothing_and_weights_the_target_is_the_label() {
-        let targets = cross_entropy(&[Some(1), None], 3, &Smoothing::default());
+        let targets = cross_entropy(&[Some(1), None], 3, &LabelSmoothing::default());
         assert_eq!(targets.values, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(targets.scale, 1.0, "one image counts");
     }
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn smoothing_and_weights_are_those_of_the_reference() {
         // torch.nn.CrossEntropyLoss(weight=[1, 2], label_smoothing=0.2): -Σ w_c t'_c log p_c / Σ w_y.
-        let smoothing = Smoothing { label_smoothing: 0.2, class_weights: vec![1.0, 2.0] };
+        let smoothing = LabelSmoothing { label_smoothing: 0.2, class_weights: vec![1.0, 2.0] };
         let targets = cross_entropy(&[Some(0), Some(1)], 2, &smoothing);
         let expected = [0.9, 0.2, 0.1, 1.8];
         assert!(targets.values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{targets:?}");
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_teacher_takes_its_share_of_every_image_and_no_more() {
-        let mut targets = cross_entropy(&[Some(0), None], 2, &Smoothing::default());
+        let mut targets = cross_entropy(&[Some(0), None], 2, &LabelSmoothing::default());
         distill(&mut targets, &[0.25, 0.75, 0.5, 0.5], 2, 0.5);
         assert_eq!(targets.values, [0.625, 0.375, 0.0, 0.0]);
     }

@@ -25,20 +25,20 @@ const LEAST_IR_OF_WEIGHTS: i64 = 4;
 
 /// An ONNX model with all of its weights.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Onnx {
+pub struct OnnxDocument {
     pub(crate) model: ModelProto,
     /// Files beside the model that its weights were in.
     outside: BTreeSet<String>,
 }
 
 /// Reads a model, and the weights it keeps in files beside it.
-pub fn read(path: &Path) -> Result<Onnx, AutogradError> {
+pub fn read(path: &Path) -> Result<OnnxDocument, AutogradError> {
     let file = |path: &Path| {
         let path = path.to_owned();
         move |source| AutogradError::File { path, source }
     };
     let bytes = std::fs::read(path).map_err(file(path))?;
-    let mut onnx = Onnx::decode(&bytes)?;
+    let mut onnx = OnnxDocument::decode(&bytes)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut files: HashMap<String, Vec<u8>> = HashMap::new();
     for tensor in &mut graph_mut(&mut onnx.model)?.initializer {
@@ -78,7 +78,7 @@ pub fn read(path: &Path) -> Result<Onnx, AutogradError> {
     Ok(onnx)
 }
 
-impl Onnx {
+impl OnnxDocument {
     /// Reads a model whose weights are all inside.
     pub fn decode(bytes: &[u8]) -> Result<Self, AutogradError> {
         let mut model = ModelProto::decode(bytes).map_err(AutogradError::NotOnnx)?;
@@ -174,7 +174,7 @@ impl Onnx {
 
     /// The part of the model up to one tensor, which becomes its only output: what stands before the trainable
     /// part, for example, or a model without its softmax.
-    pub fn cut(&self, output: &str) -> Result<Onnx, AutogradError> {
+    pub fn cut(&self, output: &str) -> Result<OnnxDocument, AutogradError> {
         let mut cut = self.clone();
         let graph = cut.graph_mut()?;
         let mut wanted: HashSet<String> = [output.to_owned()].into();
@@ -353,11 +353,11 @@ mod tests {
     use super::*;
     use crate::proto::StringStringEntryProto;
 
-    fn model() -> Onnx {
+    fn model() -> OnnxDocument {
         read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx")).unwrap()
     }
 
-    fn first_weight(model: &Onnx) -> String {
+    fn first_weight(model: &OnnxDocument) -> String {
         model.graph().unwrap().initializer[0].name().to_owned()
     }
 
@@ -365,8 +365,8 @@ mod tests {
     fn what_is_read_is_written_as_it_was() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx");
         assert_eq!(model().encode(), std::fs::read(path).unwrap());
-        assert!(matches!(Onnx::decode(b"no model"), Err(AutogradError::NotOnnx(_))));
-        assert!(matches!(Onnx::decode(b""), Err(AutogradError::Missing { .. })));
+        assert!(matches!(OnnxDocument::decode(b"no model"), Err(AutogradError::NotOnnx(_))));
+        assert!(matches!(OnnxDocument::decode(b""), Err(AutogradError::Missing { .. })));
     }
 
     #[test]
@@ -394,7 +394,7 @@ mod tests {
         let mut outside = model();
         let name = first_weight(&outside);
         let values = outside.weight(&name).unwrap();
-        let write = |outside: &mut Onnx, location: &str, offset: &str| {
+        let write = |outside: &mut OnnxDocument, location: &str, offset: &str| {
             let entry =
                 |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
             let tensor = &mut outside.graph_mut().unwrap().initializer[0];

@@ -7,14 +7,14 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::AutogradError;
-use crate::onnx::{self, Onnx};
-use crate::step::LOSS;
+use crate::onnx::{self, OnnxDocument};
+use crate::training_step::LOSS;
 
 /// A model and what its gradients are.
 #[derive(Debug, Clone)]
 pub struct Reference {
     /// The model.
-    pub model: Onnx,
+    pub model: OnnxDocument,
     tensors: BTreeMap<String, (Vec<i64>, Vec<f64>)>,
 }
 

@@ -1,13 +1,13 @@
 //! What could be trained of a model, before anything is trained.
 
 use crate::error::AutogradError;
-use crate::known::Known;
-use crate::step::Prepared;
-use crate::trainable::{self, Trainable};
+use crate::tensor_facts::TensorFacts;
+use crate::trainable::{self, TrainableSelection};
+use crate::training_step::PreparedModel;
 
 /// What could be trained.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Report {
+pub struct TrainabilityReport {
     /// Operators with a matrix or a kernel.
     pub layers: usize,
     /// How many of them, from the last one on, can be trained; all of them if nothing is in the way.
@@ -21,14 +21,14 @@ pub struct Report {
 }
 
 /// Looks how much of a model can be trained. `known`: with everything the probe gave.
-pub fn report(prepared: &Prepared, known: &Known) -> Result<Report, AutogradError> {
+pub fn report(prepared: &PreparedModel, known: &TensorFacts) -> Result<TrainabilityReport, AutogradError> {
     let layers = trainable::layers(&prepared.plain);
-    let unsupported = match prepared.step(known, &Trainable::All) {
+    let unsupported = match prepared.step(known, &TrainableSelection::All) {
         Ok(_) => Vec::new(),
         Err(AutogradError::Unsupported { unsupported, .. }) => unsupported,
         Err(error) => return Err(error),
     };
-    let works = |count: usize| prepared.step(known, &Trainable::Last(count)).ok();
+    let works = |count: usize| prepared.step(known, &TrainableSelection::Last(count)).ok();
     // What works for so many layers works for fewer: only what is behind the first of them matters.
     let (mut least, mut most) = (0, layers);
     while least < most {
@@ -38,40 +38,40 @@ pub fn report(prepared: &Prepared, known: &Known) -> Result<Report, AutogradErro
             None => most = middle - 1,
         }
     }
-    let step = if unsupported.is_empty() { prepared.step(known, &Trainable::All).ok() } else { works(least) };
+    let step = if unsupported.is_empty() { prepared.step(known, &TrainableSelection::All).ok() } else { works(least) };
     let weights = step.map(|step| step.weights).unwrap_or_default();
     let parameters = weights.iter().map(|weight| crate::tensor::count(&weight.shape) as u64).sum();
-    Ok(Report { layers, trainable_layers: least, weights: weights.len(), parameters, unsupported })
+    Ok(TrainabilityReport { layers, trainable_layers: least, weights: weights.len(), parameters, unsupported })
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use vision::graph::{Given, Graph, Numbers};
+    use vision::graph::{Graph, GraphInput, TensorNumbers};
 
     use super::*;
-    use crate::known::Values;
-    use crate::onnx::{self, Onnx, declared};
+    use crate::onnx::{self, OnnxDocument, declared};
     use crate::proto::tensor_proto::DataType;
     use crate::proto::{AttributeProto, GraphProto, NodeProto};
+    use crate::tensor_facts::TensorConstants;
 
-    fn small_cnn() -> Onnx {
+    fn small_cnn() -> OnnxDocument {
         onnx::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx"))
             .unwrap()
     }
 
-    fn known(prepared: &Prepared) -> Known {
+    fn known(prepared: &PreparedModel) -> TensorFacts {
         let mut known = prepared.known().unwrap();
         let probe = prepared.probe().unwrap().encode();
-        let mut graph = Graph::open(&vision::Onnx::find_and_load(None).unwrap(), "probe", &probe, 1).unwrap();
-        let images = [Given { name: "images", shape: &[2, 3, 16, 16], values: &[0.0; 2 * 3 * 256] }];
+        let mut graph = Graph::open(&vision::OnnxRuntime::find_and_load(None).unwrap(), "probe", &probe, 1).unwrap();
+        let images = [GraphInput { name: "images", shape: &[2, 3, 16, 16], values: &[0.0; 2 * 3 * 256] }];
         graph
             .run(&images, |came| {
                 let values = match came.numbers {
-                    Numbers::Floats(values) => Values::Floats(values.to_vec()),
-                    Numbers::Ints(values) => Values::Ints(values.to_vec()),
-                    Numbers::Other => Values::Other,
+                    TensorNumbers::Floats(values) => TensorConstants::Floats(values.to_vec()),
+                    TensorNumbers::Ints(values) => TensorConstants::Ints(values.to_vec()),
+                    TensorNumbers::Other => TensorConstants::Other,
                 };
                 known.add(came.name, came.shape.to_vec(), values);
             })
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn an_operator_without_a_rule_is_named_with_the_most_that_works() {
-        let prepared = Prepared::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
+        let prepared = PreparedModel::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
         let known = known(&prepared);
         let whole = report(&prepared, &known).unwrap();
         assert_eq!((whole.layers, whole.trainable_layers, whole.weights, whole.parameters), (4, 4, 8, 4273));
@@ -106,10 +106,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_trained_is_refused_with_the_reason() {
-        let refused = |change: fn(&mut Onnx)| {
+        let refused = |change: fn(&mut OnnxDocument)| {
             let mut model = small_cnn();
             change(&mut model);
-            Prepared::new(&model, "scores", &[2, 3, 16, 16]).unwrap_err()
+            PreparedModel::new(&model, "scores", &[2, 3, 16, 16]).unwrap_err()
         };
         let half = refused(|model| {
             model.graph_mut().unwrap().initializer[0].data_type = Some(DataType::Float16 as i32);
@@ -121,13 +121,13 @@ mod tests {
         assert!(quantized.to_string().contains("int8"), "{quantized}");
         let old = refused(|model| model.model.opset_import[0].version = Some(11));
         assert!(old.to_string().contains("version 11"), "{old}");
-        let gone = Prepared::new(&small_cnn(), "nothing", &[2, 3, 16, 16]).unwrap_err();
+        let gone = PreparedModel::new(&small_cnn(), "nothing", &[2, 3, 16, 16]).unwrap_err();
         assert!(gone.to_string().contains("nothing"), "{gone}");
     }
 
     #[test]
     fn trainable_weights_are_chosen_as_asked_for() {
-        let prepared = Prepared::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
+        let prepared = PreparedModel::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
         let chosen = |text: &str| trainable::choose(&prepared.plain, &text.parse().unwrap());
         assert_eq!(chosen("all").unwrap().len(), 8);
         assert_eq!(chosen("head").unwrap().len(), 2);
@@ -138,6 +138,6 @@ mod tests {
         assert!(chosen("*.bias").unwrap().iter().all(|name| name.ends_with(".bias")));
         let error = chosen("classifier.*").unwrap_err().to_string();
         assert!(error.contains("classifier.*") && error.contains(&first), "{error}");
-        assert!("last x".parse::<Trainable>().is_err() && "".parse::<Trainable>().is_err());
+        assert!("last x".parse::<TrainableSelection>().is_err() && "".parse::<TrainableSelection>().is_err());
     }
 }

@@ -4,24 +4,24 @@
 use std::collections::HashSet;
 
 use crate::error::AutogradError;
-use crate::known::Known;
-use crate::onnx::{Onnx, declared, reads};
+use crate::onnx::{OnnxDocument, declared, reads};
 use crate::proto::NodeProto;
-use crate::step::{SCALE, Step, TARGET};
+use crate::tensor_facts::TensorFacts;
+use crate::training_step::{SCALE, TARGET, TrainingStep};
 
 /// A step in two.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Split {
+pub struct StepSplit {
     /// From images to features, without any trained weight.
-    pub frozen: Onnx,
+    pub frozen: OnnxDocument,
     /// From features to loss and gradients: a step whose images are those features.
-    pub tail: Step,
+    pub tail: TrainingStep,
 }
 
-impl Step {
+impl TrainingStep {
     /// The step in two, if one tensor with a row for each image is all that passes from the part that is not
     /// trained to the part that is; `None` where training begins at the images, or several tensors pass.
-    pub fn split(&self, known: &Known) -> Result<Option<Split>, AutogradError> {
+    pub fn split(&self, known: &TensorFacts) -> Result<Option<StepSplit>, AutogradError> {
         let graph = self.graph.graph()?;
         let starts = self.weights.iter().map(|weight| weight.name.as_str()).chain([TARGET, SCALE]);
         let trained = after(&graph.node, starts);
@@ -39,7 +39,7 @@ impl Step {
                 .filter(|name| by_images.contains(name.as_str()) && !made_late(name))
                 .collect();
             // What a step writes beside the model's own tensors has no row for each image: it stays behind the cut.
-            match passing.iter().find(|name| !known.has(name)) {
+            match passing.iter().find(|name| !known.is_initializer(name)) {
                 Some(own) => {
                     let made = graph.node.iter().position(|node| node.output.contains(own));
                     late[made.ok_or_else(|| AutogradError::Unknown { tensor: own.clone() })?] = true;
@@ -54,7 +54,7 @@ impl Step {
             return Ok(None);
         }
         let frozen = self.graph.cut(&features)?;
-        let mut tail = Step { images: features.clone(), images_shape: shape.clone(), ..self.clone() };
+        let mut tail = TrainingStep { images: features.clone(), images_shape: shape.clone(), ..self.clone() };
         let graph = tail.graph.graph_mut()?;
         // What depends on neither images nor weights makes constants, which the trained part may read.
         let is_frozen = |node: &NodeProto| node.output.iter().any(|name| by_images.contains(name.as_str()));
@@ -66,7 +66,7 @@ impl Step {
         for input in graph.input.iter_mut().filter(|input| input.name() == self.images) {
             *input = declared(&features, Some(&shape));
         }
-        Ok(Some(Split { frozen, tail }))
+        Ok(Some(StepSplit { frozen, tail }))
     }
 }
 

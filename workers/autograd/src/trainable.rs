@@ -6,17 +6,17 @@ use std::str::FromStr;
 use wildmatch::WildMatch;
 
 use crate::error::AutogradError;
-use crate::known::Known;
 use crate::onnx::{depends, int};
 use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 
 /// The word for all weights, of which whoever trains may leave those of the first layers as they are.
 pub const AUTO: &str = "auto";
 
 /// Which weights are trained.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Trainable {
+pub enum TrainableSelection {
     /// All that can be.
     All,
     /// Those of the last so many layers: operators with a matrix or a kernel, and what comes after them.
@@ -25,12 +25,12 @@ pub enum Trainable {
     Named(Vec<String>),
 }
 
-impl Trainable {
+impl TrainableSelection {
     /// The last layer alone.
-    pub const HEAD: Trainable = Trainable::Last(1);
+    pub const HEAD: TrainableSelection = TrainableSelection::Last(1);
 }
 
-impl FromStr for Trainable {
+impl FromStr for TrainableSelection {
     type Err = AutogradError;
 
     /// `all`, `auto` (whoever trains may leave the first layers as they are), `head`, `last 3`, or patterns of names with
@@ -39,14 +39,14 @@ impl FromStr for Trainable {
         let unreadable = || AutogradError::Choice { text: text.into() };
         match text.trim() {
             "" => Err(unreadable()),
-            "all" | AUTO => Ok(Trainable::All),
-            "head" => Ok(Trainable::HEAD),
+            "all" | AUTO => Ok(TrainableSelection::All),
+            "head" => Ok(TrainableSelection::HEAD),
             other => match other.strip_prefix("last ") {
                 Some(count) => match count.trim().parse() {
-                    Ok(count) if count > 0 => Ok(Trainable::Last(count)),
+                    Ok(count) if count > 0 => Ok(TrainableSelection::Last(count)),
                     _ => Err(unreadable()),
                 },
-                None => Ok(Trainable::Named(other.split(',').map(|name| name.trim().to_owned()).collect())),
+                None => Ok(TrainableSelection::Named(other.split(',').map(|name| name.trim().to_owned()).collect())),
             },
         }
     }
@@ -145,18 +145,18 @@ pub(crate) fn layers(graph: &GraphProto) -> usize {
 }
 
 /// Names of the weights that are trained, in the order of the graph.
-pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<String>, AutogradError> {
+pub(crate) fn choose(graph: &GraphProto, trainable: &TrainableSelection) -> Result<Vec<String>, AutogradError> {
     let made = made_of(graph);
     let first = match trainable {
-        Trainable::Last(count) => {
+        TrainableSelection::Last(count) => {
             let places = places(graph, &made);
             places.len().checked_sub(*count).map_or(0, |skipped| places.get(skipped).copied().unwrap_or(usize::MAX))
         }
-        Trainable::All | Trainable::Named(_) => 0,
+        TrainableSelection::All | TrainableSelection::Named(_) => 0,
     };
     let patterns: Vec<WildMatch> = match trainable {
-        Trainable::Named(patterns) => patterns.iter().map(|pattern| WildMatch::new(pattern)).collect(),
-        Trainable::All | Trainable::Last(_) => vec![WildMatch::new("*")],
+        TrainableSelection::Named(patterns) => patterns.iter().map(|pattern| WildMatch::new(pattern)).collect(),
+        TrainableSelection::All | TrainableSelection::Last(_) => vec![WildMatch::new("*")],
     };
     let mut seen = BTreeSet::new();
     let mut chosen = Vec::new();
@@ -172,7 +172,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<St
         let some = all.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let why = match (trainable, all.is_empty()) {
             (_, true) => "the model has no weights that can be trained".to_owned(),
-            (Trainable::Named(patterns), _) => {
+            (TrainableSelection::Named(patterns), _) => {
                 format!(
                     "no weight is named {}; there are {some} and so on, {} in all",
                     patterns.join(" or "),
@@ -187,7 +187,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<St
 }
 
 /// Every tensor that depends on a trained weight, the weights included: what must be differentiated.
-pub(crate) fn needed(nodes: &[NodeProto], weights: &[String], known: &Known) -> HashSet<String> {
+pub(crate) fn dependent_tensors(nodes: &[NodeProto], weights: &[String], known: &TensorFacts) -> HashSet<String> {
     let mut needed: HashSet<String> = weights.iter().cloned().collect();
     for node in nodes {
         if depends(node, &needed) {

@@ -7,12 +7,12 @@
 
 use std::collections::HashSet;
 
-use crate::known::Known;
+use crate::gradient_tape::AttributeValue;
 use crate::onnx::int;
 use crate::proto::{GraphProto, NodeProto};
-use crate::rules::Window;
-use crate::tape::Attr;
+use crate::rules::PoolWindow;
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 use crate::writer::Writer;
 
 /// Numbers in the matrix of places, at the most.
@@ -21,7 +21,7 @@ const MOST_PLACES: i64 = 1 << 16;
 const MOST_DEPTHWISE: i64 = 1 << 20;
 
 /// Unfolds every convolution that is differentiated and that it pays for. What it writes becomes known.
-pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &mut Known) {
+pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &mut TensorFacts) {
     let mut nodes = Vec::with_capacity(graph.node.len());
     for node in std::mem::take(&mut graph.node) {
         let is_needed = node.output.first().is_some_and(|output| needed.contains(output));
@@ -45,14 +45,14 @@ pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &m
 
 /// What a convolution goes from and to.
 struct Geometry {
-    window: Window,
+    window: PoolWindow,
     group: i64,
     from: Vec<i64>,
     to: Vec<i64>,
 }
 
 impl Geometry {
-    fn of(node: &NodeProto, known: &Known) -> Option<Self> {
+    fn of(node: &NodeProto, known: &TensorFacts) -> Option<Self> {
         if node.op_type() != "Conv" {
             return None;
         }
@@ -62,7 +62,7 @@ impl Geometry {
         if kernel.len() < 3 || from.len() != kernel.len() || to.len() != kernel.len() {
             return None;
         }
-        let window = Window::of(node, &kernel[2..], &from[2..], &to[2..]).ok()?;
+        let window = PoolWindow::of(node, &kernel[2..], &from[2..], &to[2..]).ok()?;
         let group = int(node, "group").unwrap_or(1);
         Some(Self { window, group, from: from.to_vec(), to: to.to_vec() })
     }
@@ -115,14 +115,14 @@ fn pixel_rows(writer: &mut Writer<'_>, geometry: &Geometry, shape: &[i64]) -> St
     let turned = [&[from[1], from[0]], &from[2..]].concat();
     let picture = writer.node.input[0].clone();
     let order = swapped(from.len());
-    let rows = writer.op("Transpose", "channels_first", &[&picture], &[Attr::Ints("perm", &order)], &turned);
+    let rows = writer.op("Transpose", "channels_first", &[&picture], &[AttributeValue::Ints("perm", &order)], &turned);
     writer.reshape("pixel_rows", &rows, shape)
 }
 
 /// What was computed, channels first, with images first again and under the convolution's own name.
 fn finish(writer: &mut Writer<'_>, product: &str, to: &[i64]) {
     let apart = writer.reshape("product_apart", product, &[&[to[1], to[0]], &to[2..]].concat());
-    writer.finish("Transpose", &[&apart], &[Attr::Ints("perm", &swapped(to.len()))], to);
+    writer.finish("Transpose", &[&apart], &[AttributeValue::Ints("perm", &swapped(to.len()))], to);
 }
 
 fn by_channels(writer: &mut Writer<'_>, geometry: &Geometry) {
@@ -159,7 +159,7 @@ fn by_rows(writer: &mut Writer<'_>, geometry: &Geometry) {
     let matrix = writer.floats("places", &[pixels, places * outs], &values);
     let seen = writer.op("Gemm", "seen", &[&rows, &matrix], &[], &[ins * images, places * outs]);
     let seen = writer.reshape("seen_apart", &seen, &[ins, images, places, outs]);
-    let by_places = [Attr::Ints("perm", &[0, 2, 1, 3])];
+    let by_places = [AttributeValue::Ints("perm", &[0, 2, 1, 3])];
     let seen = writer.op("Transpose", "seen_by_places", &[&seen], &by_places, &[ins, places, images, outs]);
     let all = writer.reshape("rows", &seen, &[ins * places, columns]);
     let kernel = writer.node.input[1].clone();

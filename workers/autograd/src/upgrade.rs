@@ -25,7 +25,7 @@ pub(crate) fn upgrade(graph: &mut GraphProto) {
             }
             // Equal parts are asked for by their number since 18.
             "Split" if node.input.len() < 2 && attribute(node, "num_outputs").is_none() => {
-                let parts = crate::tape::Attr::Int("num_outputs", node.output.len() as i64);
+                let parts = crate::gradient_tape::AttributeValue::Int("num_outputs", node.output.len() as i64);
                 node.attribute.push((&parts).into());
             }
             _ => {}

@@ -1,9 +1,9 @@
 //! What is written in place of an operator: others that do the same, constants, and what is known of both.
 
-use crate::known::{Known, Values};
+use crate::gradient_tape::AttributeValue;
 use crate::proto::{NodeProto, TensorProto};
-use crate::tape::Attr;
 use crate::tensor;
+use crate::tensor_facts::{TensorConstants, TensorFacts};
 
 /// Operators in place of one. Their tensors are called after its first output.
 pub(crate) struct Writer<'a> {
@@ -11,11 +11,11 @@ pub(crate) struct Writer<'a> {
     pub node: &'a NodeProto,
     pub nodes: Vec<NodeProto>,
     pub constants: Vec<TensorProto>,
-    pub known: &'a mut Known,
+    pub known: &'a mut TensorFacts,
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(node: &'a NodeProto, known: &'a mut Known) -> Self {
+    pub fn new(node: &'a NodeProto, known: &'a mut TensorFacts) -> Self {
         Self { node, nodes: Vec::new(), constants: Vec::new(), known }
     }
 
@@ -29,14 +29,14 @@ impl<'a> Writer<'a> {
         let name = self.name(what);
         let shape = [values.len() as i64];
         self.constants.push(tensor::ints(&name, &shape, values));
-        self.known.add(&name, shape.to_vec(), Values::Ints(values.to_vec()));
+        self.known.add(&name, shape.to_vec(), TensorConstants::Ints(values.to_vec()));
         name
     }
 
     pub fn floats(&mut self, what: &str, shape: &[i64], values: &[f32]) -> String {
         let name = self.name(what);
         self.constants.push(tensor::floats(&name, shape, values));
-        self.known.add(&name, shape.to_vec(), Values::Floats(values.to_vec()));
+        self.known.add(&name, shape.to_vec(), TensorConstants::Floats(values.to_vec()));
         name
     }
 
@@ -49,20 +49,34 @@ impl<'a> Writer<'a> {
         self.op("Reshape", what, &[tensor, &sizes], &[], shape)
     }
 
-    pub fn op(&mut self, op: &str, what: &str, inputs: &[&str], attributes: &[Attr<'_>], shape: &[i64]) -> String {
+    pub fn op(
+        &mut self,
+        op: &str,
+        what: &str,
+        inputs: &[&str],
+        attributes: &[AttributeValue<'_>],
+        shape: &[i64],
+    ) -> String {
         let output = self.name(what);
         self.op_into(op, &output, inputs, attributes, shape);
         output
     }
 
     /// The last one, under the name of what is replaced.
-    pub fn finish(&mut self, op: &str, inputs: &[&str], attributes: &[Attr<'_>], shape: &[i64]) {
+    pub fn finish(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], shape: &[i64]) {
         let output = self.node.output.first().cloned().unwrap_or_default();
         self.op_into(op, &output, inputs, attributes, shape);
     }
 
     /// Under any name.
-    pub fn op_into(&mut self, op: &str, output: &str, inputs: &[&str], attributes: &[Attr<'_>], shape: &[i64]) {
+    pub fn op_into(
+        &mut self,
+        op: &str,
+        output: &str,
+        inputs: &[&str],
+        attributes: &[AttributeValue<'_>],
+        shape: &[i64],
+    ) {
         let node = NodeProto {
             op_type: Some(op.into()),
             name: Some(output.into()),
@@ -76,6 +90,6 @@ impl<'a> Writer<'a> {
     /// An operator that is there already, with another output.
     pub fn push(&mut self, node: NodeProto, output: &str, shape: &[i64]) {
         self.nodes.push(NodeProto { output: vec![output.into()], ..node });
-        self.known.add(output, shape.to_vec(), Values::Floats(Vec::new()));
+        self.known.add(output, shape.to_vec(), TensorConstants::Floats(Vec::new()));
     }
 }

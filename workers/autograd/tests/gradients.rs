@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use autograd::known::Values;
 use autograd::reference::Reference;
-use autograd::step::{Prepared, SCALE, TARGET};
-use autograd::{Known, Step, Trainable};
-use vision::Onnx as Runtime;
-use vision::graph::{Came, Given, Graph, Numbers};
+use autograd::tensor_facts::TensorConstants;
+use autograd::training_step::{PreparedModel, SCALE, TARGET};
+use autograd::{TensorFacts, TrainableSelection, TrainingStep};
+use vision::OnnxRuntime;
+use vision::graph::{Graph, GraphInput, GraphOutput, TensorNumbers};
 
 /// The largest difference to the reference that is allowed, as a share of the largest value of the gradient.
 const MOST_WRONG: f64 = 1e-4;
@@ -25,12 +25,12 @@ fn cases() -> Vec<PathBuf> {
 }
 
 /// A reference's model made ready for its images, and everything a probe shows.
-fn ready(runtime: &Runtime, reference: &Reference) -> (Prepared, Known) {
+fn ready(runtime: &OnnxRuntime, reference: &Reference) -> (PreparedModel, TensorFacts) {
     let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
-    let mut prepared = Prepared::new(&reference.model, "scores", &shape).unwrap();
+    let mut prepared = PreparedModel::new(&reference.model, "scores", &shape).unwrap();
     if reference.model.declared_batch() == Some(1) {
         let one = [&[1], &shape[1..]].concat();
-        let single = Prepared::new(&reference.model, "scores", &one).unwrap();
+        let single = PreparedModel::new(&reference.model, "scores", &one).unwrap();
         let known = probe(runtime, &single, &images[..images.len() / shape[0] as usize], &one);
         prepared = single.widened(&known, shape[0]).unwrap();
     }
@@ -39,16 +39,16 @@ fn ready(runtime: &Runtime, reference: &Reference) -> (Prepared, Known) {
 }
 
 /// Everything a probe shows.
-fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) -> Known {
+fn probe(runtime: &OnnxRuntime, prepared: &PreparedModel, images: &[f32], shape: &[i64]) -> TensorFacts {
     let mut known = prepared.known().unwrap();
     let probe = prepared.probe().unwrap();
     let mut graph = Graph::open(runtime, "probe", &probe.encode(), 1).unwrap();
-    let given = [Given { name: probe.input().unwrap(), shape, values: images }];
-    let see = |came: Came<'_>| {
+    let given = [GraphInput { name: probe.input().unwrap(), shape, values: images }];
+    let see = |came: GraphOutput<'_>| {
         let values = match came.numbers {
-            Numbers::Floats(values) => Values::Floats(values.to_vec()),
-            Numbers::Ints(values) => Values::Ints(values.to_vec()),
-            Numbers::Other => Values::Other,
+            TensorNumbers::Floats(values) => TensorConstants::Floats(values.to_vec()),
+            TensorNumbers::Ints(values) => TensorConstants::Ints(values.to_vec()),
+            TensorNumbers::Other => TensorConstants::Other,
         };
         known.add(came.name, came.shape.to_vec(), values);
     };
@@ -57,29 +57,34 @@ fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) 
 }
 
 /// Runs a step; every output by name.
-fn run(runtime: &Runtime, step: &Step, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
+fn run(runtime: &OnnxRuntime, step: &TrainingStep, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
     run_on(runtime, step, reference, &reference.floats("images"))
 }
 
-fn run_on(runtime: &Runtime, step: &Step, reference: &Reference, images: &[f32]) -> BTreeMap<String, Vec<f32>> {
+fn run_on(
+    runtime: &OnnxRuntime,
+    step: &TrainingStep,
+    reference: &Reference,
+    images: &[f32],
+) -> BTreeMap<String, Vec<f32>> {
     let mut graph = Graph::open(runtime, "step", &step.graph.encode(), 1).unwrap();
     let batch = step.images_shape[0];
     let (target, scale) = (reference.floats("target"), reference.floats("scale"));
     let target_shape = [batch, step.classes as i64];
     let mut given = vec![
-        Given { name: &step.images, shape: &step.images_shape, values: images },
-        Given { name: TARGET, shape: &target_shape, values: &target },
-        Given { name: SCALE, shape: &[], values: &scale },
+        GraphInput { name: &step.images, shape: &step.images_shape, values: images },
+        GraphInput { name: TARGET, shape: &target_shape, values: &target },
+        GraphInput { name: SCALE, shape: &[], values: &scale },
     ];
     let weights: Vec<Vec<f32>> =
         step.weights.iter().map(|weight| reference.model.weight(&weight.name).unwrap()).collect();
     for (weight, values) in step.weights.iter().zip(&weights) {
-        given.push(Given { name: &weight.name, shape: &weight.shape, values });
+        given.push(GraphInput { name: &weight.name, shape: &weight.shape, values });
     }
     let mut came = BTreeMap::new();
     graph
         .run(&given, |output| {
-            let Numbers::Floats(values) = output.numbers else { panic!("{} is no float", output.name) };
+            let TensorNumbers::Floats(values) = output.numbers else { panic!("{} is no float", output.name) };
             came.insert(output.name.to_owned(), values.to_vec());
         })
         .unwrap();
@@ -88,13 +93,13 @@ fn run_on(runtime: &Runtime, step: &Step, reference: &Reference, images: &[f32])
 
 #[test]
 fn every_gradient_is_that_of_the_reference() {
-    let runtime = Runtime::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut wrong = Vec::new();
     for case in cases() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
         let reference = Reference::read(&case).unwrap();
         let (prepared, known) = ready(&runtime, &reference);
-        let step = match prepared.step(&known, &Trainable::All) {
+        let step = match prepared.step(&known, &TrainableSelection::All) {
             Ok(step) => step,
             Err(error) => {
                 wrong.push(format!("{name}: {error}"));
@@ -122,22 +127,22 @@ fn every_gradient_is_that_of_the_reference() {
 
 #[test]
 fn a_step_in_two_gives_what_the_whole_gives() {
-    let runtime = Runtime::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut in_two = 0;
     for case in cases() {
         let reference = Reference::read(&case).unwrap();
         let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
         let (prepared, known) = ready(&runtime, &reference);
         for last in 1..=3 {
-            let Ok(step) = prepared.step(&known, &Trainable::Last(last)) else { continue };
+            let Ok(step) = prepared.step(&known, &TrainableSelection::Last(last)) else { continue };
             let Some(split) = step.split(&known).unwrap() else { continue };
             let mut frozen = Graph::open(&runtime, "frozen", &split.frozen.encode(), 1).unwrap();
-            let given = [Given { name: split.frozen.input().unwrap(), shape: &shape, values: &images }];
+            let given = [GraphInput { name: split.frozen.input().unwrap(), shape: &shape, values: &images }];
             let mut features = Vec::new();
             frozen
                 .run(&given, |came| {
                     assert_eq!(came.shape, split.tail.images_shape);
-                    let Numbers::Floats(values) = came.numbers else { panic!("no floats") };
+                    let TensorNumbers::Floats(values) = came.numbers else { panic!("no floats") };
                     features = values.to_vec();
                 })
                 .unwrap();

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use aggregator::Layout;
-use aggregator::merge::{Change, Term, sum_into, trimmed_of, without_extremes};
-use aggregator::public::Public;
-use aggregator::score::{Ground, Judge};
-use aggregator::values::{Values, WeightsFile};
-use autograd::Trainable;
+use aggregator::ParameterLayout;
+use aggregator::merge::{SiteDelta, WeightedRow, sum_into, trimmed_of, without_extremes};
+use aggregator::public_set::PublicSet;
+use aggregator::score::{ModelScorer, ScoringModel};
+use aggregator::weights_file::{WeightRow, WeightsFile};
+use autograd::TrainableSelection;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use runtime::Shutdown;
-use schemas::WeightForm;
+use schemas::WeightFormat;
 use serde_json::json;
-use training::weights::{Tensors, encode};
-use vision::{Model, Onnx};
+use training::weights::{NamedTensors, encode};
+use vision::{Model, OnnxRuntime};
 
 use crate::error::BenchError;
-use crate::report::{Figure, Goal, Machine, Report, Table};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 use crate::stats::median;
 
 /// Updates and megabytes of each.
@@ -33,7 +33,7 @@ const IMAGES: &str = "fixtures/images/fashion";
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct AggregateBenchOptions {
     /// The smallest size alone, one round.
     pub quick: bool,
     /// The ONNX Runtime library; looked for if absent.
@@ -43,7 +43,7 @@ pub struct Options {
 }
 
 /// One size's figures, milliseconds, medians of the rounds.
-struct Found {
+struct AggregateBenchResult {
     updates: usize,
     megabytes: usize,
     read: f64,
@@ -56,16 +56,16 @@ struct Found {
 }
 
 /// Measures; takes about two minutes, and 3.3 GB on the disk.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &AggregateBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let options = options.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
-fn measure(options: &Options) -> Result<Report, BenchError> {
+fn measure(options: &AggregateBenchOptions) -> Result<BenchReport, BenchError> {
     let sizes = if options.quick { &SIZES[..1] } else { &SIZES[..] };
     let rounds = if options.quick { 1 } else { 5 };
     let place = match &options.dir {
@@ -81,12 +81,12 @@ fn measure(options: &Options) -> Result<Report, BenchError> {
     Ok(report(&found, score(options)?, options.quick))
 }
 
-fn layout(megabytes: usize) -> Layout {
+fn layout(megabytes: usize) -> ParameterLayout {
     let each = megabytes * 1_000_000 / 4 / TENSORS;
-    Layout::new((0..TENSORS).map(|number| (format!("layer{number:02}"), vec![each])).collect())
+    ParameterLayout::new((0..TENSORS).map(|number| (format!("layer{number:02}"), vec![each])).collect())
 }
 
-fn one(place: &Path, updates: usize, megabytes: usize, rounds: usize) -> Result<Found, BenchError> {
+fn one(place: &Path, updates: usize, megabytes: usize, rounds: usize) -> Result<AggregateBenchResult, BenchError> {
     let layout = layout(megabytes);
     let mut random = StdRng::seed_from_u64(5);
     let mut files = Vec::with_capacity(updates);
@@ -94,21 +94,22 @@ fn one(place: &Path, updates: usize, megabytes: usize, rounds: usize) -> Result<
     for number in 0..updates {
         let path = path(number);
         let mut value = |_| random.random_range(-1.0_f32..1.0);
-        let tensors: Tensors = layout
+        let tensors: NamedTensors = layout
             .places()
             .iter()
             .map(|place| (place.name.clone(), (place.shape.clone(), (0..place.len).map(&mut value).collect())))
             .collect();
-        let bytes = encode(&tensors, &Default::default(), WeightForm::F32, None)?;
+        let bytes = encode(&tensors, &Default::default(), WeightFormat::F32, None)?;
         std::fs::write(&path, bytes).map_err(BenchError::file(&path))?;
-        let file = WeightsFile::open(&path, WeightForm::F32, &layout);
+        let file = WeightsFile::open(&path, WeightFormat::F32, &layout);
         files.push(file.map_err(|error| BenchError::file(&path)(std::io::Error::other(error)))?);
     }
     let base = vec![0.01_f32; layout.len()];
     let share = 1.0 / updates as f64;
-    let terms: Vec<Term<'_>> = files.iter().map(|file| Term { values: Values::File(file), times: share }).collect();
-    let changes: Vec<Change<'_>> =
-        files.iter().map(|file| Change { values: Values::File(file), base: &base, times: 1.0 }).collect();
+    let terms: Vec<WeightedRow<'_>> =
+        files.iter().map(|file| WeightedRow { values: WeightRow::File(file), times: share }).collect();
+    let changes: Vec<SiteDelta<'_>> =
+        files.iter().map(|file| SiteDelta { values: WeightRow::File(file), base: &base, times: 1.0 }).collect();
     let (mut reads, mut sums, mut medians, mut trims, mut checks, mut peaks) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
     let mut row = vec![0.0_f32; layout.len()];
@@ -126,7 +127,7 @@ fn one(place: &Path, updates: usize, megabytes: usize, rounds: usize) -> Result<
     }
     // The first round brought the files into memory.
     let middle = |times: &[f64]| median(&times[1..]);
-    Ok(Found {
+    Ok(AggregateBenchResult {
         updates,
         megabytes,
         read: middle(&reads),
@@ -181,24 +182,24 @@ fn own_bytes() -> u64 {
 }
 
 /// Milliseconds to try one of ten models on 200 pictures, on one core and on all.
-fn score(options: &Options) -> Result<(f64, f64), BenchError> {
-    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+fn score(options: &AggregateBenchOptions) -> Result<(f64, f64), BenchError> {
+    let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
     let looked_for = Path::new(MODEL);
     if !looked_for.is_dir() {
         return Err(BenchError::NoModel { looked_for: looked_for.into() });
     }
     let model = Model::load(looked_for)?;
-    let public = Public::read(Path::new(IMAGES), &model, 20, 1 << 28)?;
-    let ground = Ground::of(&runtime, &model, &Trainable::All, &[])?;
+    let public = PublicSet::read(Path::new(IMAGES), &model, 20, 1 << 28)?;
+    let ground = ScoringModel::for_model(&runtime, &model, &TrainableSelection::All, &[])?;
     let all = public.all();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut judges =
-        (0..cores).map(|_| Judge::open(&runtime, &ground, 1)).collect::<Result<Vec<_>, training::TrainError>>()?;
+        (0..cores).map(|_| ModelScorer::new(&runtime, &ground, 1)).collect::<Result<Vec<_>, training::TrainError>>()?;
     let models = 10;
     let mut on = |count: usize| -> Result<f64, BenchError> {
         let begun = Instant::now();
         let left = std::sync::atomic::AtomicUsize::new(models);
-        let work = |judge: &mut Judge| -> Result<(), training::TrainError> {
+        let work = |judge: &mut ModelScorer| -> Result<(), training::TrainError> {
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
                 judge.score(&ground.base, &public, &all)?;
             }
@@ -214,7 +215,7 @@ fn score(options: &Options) -> Result<(f64, f64), BenchError> {
     Ok((on(1)?, on(cores)?))
 }
 
-fn report(found: &[Found], (one_core, all_cores): (f64, f64), quick: bool) -> Report {
+fn report(found: &[AggregateBenchResult], (one_core, all_cores): (f64, f64), quick: bool) -> BenchReport {
     let columns =
         vec!["updates", "read ms", "sum", "over read", "median", "over read", "trimmed", "over read", "check"];
     let lines = found
@@ -234,10 +235,15 @@ fn report(found: &[Found], (one_core, all_cores): (f64, f64), quick: bool) -> Re
             ]
         })
         .collect();
-    let of = |place: usize, value: &dyn Fn(&Found) -> f64| found.get(place).map(value);
-    let figure =
-        |name, title, value, most: f64| Figure { name, title, value, unit: "", goal: Some(Goal::AtMost(most)) };
-    let over = |value: fn(&Found) -> f64| move |found: &Found| value(found) / found.read;
+    let of = |place: usize, value: &dyn Fn(&AggregateBenchResult) -> f64| found.get(place).map(value);
+    let figure = |name, title, value, most: f64| HeadlineFigure {
+        name,
+        title,
+        value,
+        unit: "",
+        goal: Some(FigureGoal::AtMost(most)),
+    };
+    let over = |value: fn(&AggregateBenchResult) -> f64| move |found: &AggregateBenchResult| value(found) / found.read;
     let headline = vec![
         figure(
             "sum_over_read_10x25",
@@ -259,7 +265,7 @@ fn report(found: &[Found], (one_core, all_cores): (f64, f64), quick: bool) -> Re
             of(0, &over(|found| found.trimmed)),
             10.0,
         ),
-        Figure {
+        HeadlineFigure {
             name: "peak_over_one_model",
             title: "memory of its own a sum takes, over one model's, at the most",
             value: found.iter().map(|found| found.peak).reduce(f64::max),
@@ -277,12 +283,12 @@ fn report(found: &[Found], (one_core, all_cores): (f64, f64), quick: bool) -> Re
             })
         })
         .collect();
-    Report {
+    BenchReport {
         bench: "aggregate",
         settings: json!({ "quick": quick, "tensors": TENSORS }),
-        machine: Machine::here(&std::env::temp_dir()),
+        machine: BenchMachine::here(&std::env::temp_dir()),
         rows,
-        table: Table { columns, lines },
+        table: ReportTable { columns, lines },
         headline,
         notes: vec![
             "Updates are memory-mapped safetensors files in the page cache; one thread, milliseconds, medians of alternated rounds.".into(),

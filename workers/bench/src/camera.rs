@@ -10,7 +10,7 @@ use crate::error::BenchError;
 /// How a camera shows its pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Camera {
+pub enum CameraStyle {
     /// As they are.
     Plain,
     /// Half as bright.
@@ -21,7 +21,7 @@ pub enum Camera {
     Background,
 }
 
-impl Camera {
+impl CameraStyle {
     /// What it makes of a picture.
     pub fn show(self, image: &Pixels) -> Pixels {
         let mut image = image.clone();
@@ -88,13 +88,13 @@ mod tests {
         let rgb = (0..400).flat_map(|place| [if place % 20 < 10 { 0 } else { 200 }; 3]).collect();
         let image = Pixels { width_px: 20, height_px: 20, rgb };
         let mean = |image: &Pixels| image.rgb.iter().map(|value| u32::from(*value)).sum::<u32>() / 1200;
-        assert_eq!(Camera::Plain.show(&image), image);
-        assert_eq!(mean(&Camera::Dark.show(&image)), 50);
-        let blurred = Camera::Blurred.show(&image);
+        assert_eq!(CameraStyle::Plain.show(&image), image);
+        assert_eq!(mean(&CameraStyle::Dark.show(&image)), 50);
+        let blurred = CameraStyle::Blurred.show(&image);
         assert!(mean(&blurred).abs_diff(100) < 6, "as bright as before");
         let edge: Vec<u8> = (8..12).map(|x| blurred.rgb[3 * (20 * 5 + x)]).collect();
         assert!(edge.windows(2).all(|pair| pair[0] < pair[1]) && edge[0] > 0 && edge[3] < 200, "{edge:?}");
-        assert!(mean(&Camera::Background.show(&image)) > 115);
+        assert!(mean(&CameraStyle::Background.show(&image)) > 115);
         assert_eq!(decode(&ppm(&image), &DecodeSettings::default()).unwrap(), image);
     }
 }

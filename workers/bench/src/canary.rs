@@ -3,8 +3,8 @@
 //! what real models say of real pictures. Chance, not time, so that it may run beside anything.
 
 mod fleet;
-mod found;
 mod releases;
+mod results;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use releaser::CanarySettings;
 use runtime::Shutdown;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
 use crate::error::BenchError;
-use crate::games;
-use crate::report::Report;
-use fleet::Played;
-use releases::{Candidate, KINDS, Releases};
+use crate::experiments;
+use crate::report::BenchReport;
+use fleet::CanaryRun;
+use releases::{CanaryCandidate, CanaryCandidates, KINDS};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct CanaryBenchOptions {
     /// One seed, in less than a minute.
     pub quick: bool,
     /// Canaries of each kind, at least 1.
@@ -32,42 +32,42 @@ pub struct Options {
 }
 
 /// Measures; a hundred seeds take about two minutes.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.store(true, Ordering::Relaxed);
             Err(BenchError::Stopped)
         }
     }
 }
 
-fn measure(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
-    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
-    let releases = Releases::make(&runtime)?;
+fn measure(options: &CanaryBenchOptions, stop: &AtomicBool) -> Result<BenchReport, BenchError> {
+    let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
+    let releases = CanaryCandidates::make(&runtime)?;
     let settings = CanarySettings::default();
     let played = play_all(&releases, &settings, options, stop)?;
-    Ok(found::report(&releases, &played, &settings, options))
+    Ok(results::report(&releases, &played, &settings, options))
 }
 
 /// Every kind with every seed, on all cores.
 fn play_all(
-    releases: &Releases,
+    releases: &CanaryCandidates,
     settings: &CanarySettings,
-    options: &Options,
+    options: &CanaryBenchOptions,
     stop: &AtomicBool,
-) -> Result<Vec<Played>, BenchError> {
-    let games: Vec<(&Candidate, u64)> =
+) -> Result<Vec<CanaryRun>, BenchError> {
+    let games: Vec<(&CanaryCandidate, u64)> =
         (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
-    let mut played = games::play_all(
+    let mut played = experiments::run_experiments(
         &games,
         ("canaries", KINDS.len() * 5),
         || stop.load(Ordering::Relaxed),
         || Ok(()),
-        |(), (candidate, seed)| Ok(fleet::play(releases, candidate, settings, *seed)),
+        |(), (candidate, seed)| Ok(fleet::run_canary(releases, candidate, settings, *seed)),
     )?;
     played.sort_by_key(|played| (played.seed, played.kind));
     Ok(played)

@@ -27,14 +27,14 @@ pub struct Chart {
     /// Beside the vertical axis.
     pub y_label: String,
     /// Lines, each with a name for the legend.
-    pub lines: Vec<Line>,
+    pub lines: Vec<ChartLine>,
     /// Single points, each with a text beside it.
-    pub marks: Vec<Mark>,
+    pub marks: Vec<ChartPoint>,
 }
 
 /// A line of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Line {
+pub struct ChartLine {
     /// In the legend.
     pub name: String,
     /// In order.
@@ -43,7 +43,7 @@ pub struct Line {
 
 /// A point of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Mark {
+pub struct ChartPoint {
     /// In the legend.
     pub name: String,
     /// Where it is.
@@ -198,8 +198,8 @@ mod tests {
             title: "Height < width & \"depth\"".into(),
             x_label: "width".into(),
             y_label: "height".into(),
-            lines: vec![Line { name: "all".into(), points }],
-            marks: vec![Mark { name: "here".into(), point: (0.5, 0.5) }],
+            lines: vec![ChartLine { name: "all".into(), points }],
+            marks: vec![ChartPoint { name: "here".into(), point: (0.5, 0.5) }],
         }
     }
 

@@ -3,7 +3,7 @@
 
 /// What both models say about one labelled image.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Judged {
+pub struct PredictionPair {
     /// The site's confidence, 0 to 1.
     pub confidence: f32,
     /// Whether the site's label is the true one.
@@ -14,7 +14,7 @@ pub struct Judged {
 
 /// Share sent up and accuracy, from nothing to everything; the most doubtful go first. Images of one
 /// confidence go together, because no threshold parts them.
-pub fn by_confidence(judged: &[Judged]) -> Vec<(f64, f64)> {
+pub fn by_confidence(judged: &[PredictionPair]) -> Vec<(f64, f64)> {
     let mut sorted = judged.to_vec();
     sorted.sort_by(|a, b| a.confidence.total_cmp(&b.confidence));
     let count = sorted.len().max(1) as f64;
@@ -44,8 +44,8 @@ pub fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
 mod tests {
     use super::*;
 
-    fn judged(confidence: f32, site_right: bool, cloud_right: bool) -> Judged {
-        Judged { confidence, site_right, cloud_right }
+    fn judged(confidence: f32, site_right: bool, cloud_right: bool) -> PredictionPair {
+        PredictionPair { confidence, site_right, cloud_right }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use streams::CarryError;
 use streams::server::ServerError;
-use vision::{InferError, ModelError, SessionError};
+use vision::{InferenceError, ModelError, SessionError};
 
 /// Why a measurement came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +41,13 @@ pub enum BenchError {
     Session(#[from] SessionError),
     /// The bare loop failed on a picture.
     #[error(transparent)]
-    Infer(#[from] InferError),
+    Infer(#[from] InferenceError),
     /// A step of training failed.
     #[error(transparent)]
     Train(#[from] training::TrainError),
     /// Weights could not be merged.
     #[error(transparent)]
-    Derive(#[from] aggregator::derive::DeriveError),
+    Derive(#[from] aggregator::aggregate::AggregateError),
     /// A graph cannot be trained.
     #[error(transparent)]
     Autograd(#[from] autograd::AutogradError),

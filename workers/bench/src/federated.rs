@@ -1,40 +1,40 @@
 //! Rules of merging against each other: ten sites with pictures divided in many ways, ten rounds, several seeds; the
 //! aggregator's own rooms without the bus. Accuracy, not time, so that it may run beside anything.
 
-mod found;
-mod play;
+mod experiment;
 mod pool;
+mod results;
 mod scheme;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aggregator::MergeSettings;
-use aggregator::filter::Filter;
-use aggregator::score::Ground;
-use aggregator::server::ServerKind;
-use aggregator::weigh::{Capability, WeighSettings};
-use autograd::Trainable;
+use aggregator::filter::UpdateFilter;
+use aggregator::score::ScoringModel;
+use aggregator::server_optimizer::ServerOptimizerKind;
+use aggregator::weigh::{CapabilityMeasure, WeighSettings};
+use autograd::TrainableSelection;
 use runtime::Shutdown;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
 use crate::error::BenchError;
-use crate::games;
-use crate::report::Report;
-use play::{Played, Player};
-pub(crate) use play::{fresh, site};
-use pool::Pool;
+use crate::experiments;
+use crate::report::BenchReport;
+use experiment::{ExperimentResult, ExperimentRunner};
+pub(crate) use experiment::{initial_weights, site};
+use pool::PicturePool;
 use scheme::SCHEMES;
-pub(crate) use scheme::{Scheme, gamma, normal};
+pub(crate) use scheme::{DivisionScheme, gamma, normal};
 
 /// The scheme of this name.
-pub(crate) fn scheme_named(name: &str) -> Option<&'static Scheme> {
+pub(crate) fn scheme_named(name: &str) -> Option<&'static DivisionScheme> {
     SCHEMES.iter().find(|scheme| scheme.name == name)
 }
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct FederatedBenchOptions {
     /// One seed, few schemes and rules.
     pub quick: bool,
     /// Folders of labelled images; the project's own if empty.
@@ -51,23 +51,23 @@ pub struct Options {
 
 /// A rule as it is tried: its name in the tables, and how it merges; `None` learns from the public set alone.
 #[derive(Debug, Clone)]
-struct Way {
+struct RuleVariant {
     name: String,
     merge: Option<MergeSettings>,
 }
 
-fn way(name: &str, change: impl FnOnce(&mut MergeSettings)) -> Way {
+fn way(name: &str, change: impl FnOnce(&mut MergeSettings)) -> RuleVariant {
     let mut merge = MergeSettings { rule: "fedavg".into(), ..MergeSettings::default() };
     change(&mut merge);
-    Way { name: name.into(), merge: Some(merge) }
+    RuleVariant { name: name.into(), merge: Some(merge) }
 }
 
 /// The rules, the filters, the server's optimizers, and the control.
-fn ways() -> Vec<Way> {
+fn ways() -> Vec<RuleVariant> {
     let rule = |name: &str| way(name, |merge| merge.rule = name.into());
-    let filter = |name: &str, filter: Filter| way(name, |merge| merge.filter.names = vec![filter]);
-    let server = |name: &str, kind: ServerKind, rate: f64| {
-        way(name, |merge| (merge.server.kind, merge.server.rate) = (kind, rate))
+    let filter = |name: &str, filter: UpdateFilter| way(name, |merge| merge.filter.names = vec![filter]);
+    let server = |name: &str, kind: ServerOptimizerKind, rate: f64| {
+        way(name, |merge| (merge.server_optimizer.kind, merge.server_optimizer.rate) = (kind, rate))
     };
     let rules = [
         "fedavg",
@@ -97,22 +97,22 @@ fn ways() -> Vec<Way> {
         }),
     );
     ways.extend([
-        filter("norm-clip", Filter::NormClip),
-        filter("loss-gate", Filter::LossGate),
-        filter("krum", Filter::Krum),
-        filter("trimmed", Filter::Trimmed),
-        filter("median", Filter::Median),
-        server("momentum", ServerKind::Momentum, 0.5),
-        server("adam", ServerKind::Adam, 0.01),
-        server("yogi", ServerKind::Yogi, 0.01),
-        Way { name: "val-only".into(), merge: None },
+        filter("norm-clip", UpdateFilter::NormClip),
+        filter("loss-gate", UpdateFilter::LossGate),
+        filter("krum", UpdateFilter::Krum),
+        filter("trimmed", UpdateFilter::Trimmed),
+        filter("median", UpdateFilter::Median),
+        server("momentum", ServerOptimizerKind::Momentum, 0.5),
+        server("adam", ServerOptimizerKind::Adam, 0.01),
+        server("yogi", ServerOptimizerKind::Yogi, 0.01),
+        RuleVariant { name: "val-only".into(), merge: None },
     ]);
     ways
 }
 
 /// What each part of the method's formula does: exponents of stability, capability and size, the floor, and what
 /// capability is.
-fn ablation() -> Vec<Way> {
+fn ablation() -> Vec<RuleVariant> {
     let paper = |name: &str, change: &dyn Fn(&mut WeighSettings)| {
         way(name, |merge| {
             merge.rule = "paper".into();
@@ -131,74 +131,75 @@ fn ablation() -> Vec<Way> {
         exponents("paper (1, 1, 2)", 1.0, 1.0, 2.0),
         paper("paper floor 0.05", &|weigh| weigh.floor_ratio = 0.05),
         paper("paper floor 0.6", &|weigh| weigh.floor_ratio = 0.6),
-        paper("paper mean", &|weigh| weigh.capability_of = Capability::Mean),
+        paper("paper mean", &|weigh| weigh.capability_measure = CapabilityMeasure::Mean),
         paper("paper mean (1, 2, 1)", &|weigh| {
-            (weigh.capability_of, weigh.capability) = (Capability::Mean, 2.0);
+            (weigh.capability_measure, weigh.capability) = (CapabilityMeasure::Mean, 2.0);
         }),
     ]
 }
 
 /// Measures; takes more than an hour for a folder with all rules, or a minute if `quick`.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &FederatedBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), std::sync::Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.store(true, Ordering::Relaxed);
             Err(BenchError::Stopped)
         }
     }
 }
 
-fn measure(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
-    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+fn measure(options: &FederatedBenchOptions, stop: &AtomicBool) -> Result<BenchReport, BenchError> {
+    let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
     let folders: Vec<Option<&PathBuf>> = match options.data.as_slice() {
         [] => vec![None],
         named => named.iter().map(Some).collect(),
     };
-    let mut ways: Vec<Way> = if options.quick { ways() } else { ways().into_iter().chain(ablation()).collect() };
+    let mut ways: Vec<RuleVariant> =
+        if options.quick { ways() } else { ways().into_iter().chain(ablation()).collect() };
     let quick = ["fedavg", "paper literal", "paper", "pick"].map(str::to_owned);
     let named: &[String] = if options.quick && options.rules.is_empty() { &quick } else { &options.rules };
     ways.retain(|way| named.is_empty() || named.contains(&way.name));
     let mut sets = Vec::new();
     for folder in folders {
-        let pool = Pool::read(folder.map(PathBuf::as_path), &options.groups)?;
+        let pool = PicturePool::read(folder.map(PathBuf::as_path), &options.groups)?;
         let played = play_all(&runtime, &pool, &ways, options, stop)?;
-        sets.push(found::Set {
+        sets.push(results::ExperimentSet {
             name: pool.name.clone(),
             classes: pool.classes,
             pictures: [pool.learn.len(), pool.test.len()],
             played,
         });
     }
-    Ok(found::report(&sets, &ways, options))
+    Ok(results::report(&sets, &ways, options))
 }
 
 /// Every rule on every scheme with every seed, on all cores.
 fn play_all(
-    runtime: &Onnx,
-    pool: &Pool,
-    ways: &[Way],
-    options: &Options,
+    runtime: &OnnxRuntime,
+    pool: &PicturePool,
+    ways: &[RuleVariant],
+    options: &FederatedBenchOptions,
     stop: &AtomicBool,
-) -> Result<Vec<Played>, BenchError> {
-    let ground = Ground::of(runtime, &pool.model, &Trainable::All, &[])?;
+) -> Result<Vec<ExperimentResult>, BenchError> {
+    let ground = ScoringModel::for_model(runtime, &pool.model, &TrainableSelection::All, &[])?;
     let grouped = pool.learn.iter().any(|(_, _, group)| group.is_some());
     let schemes = SCHEMES.iter().filter(|scheme| grouped || !scheme.needs_groups());
-    let schemes: Vec<&Scheme> = if options.quick { schemes.step_by(3).collect() } else { schemes.collect() };
-    let mut games: Vec<(u64, &Scheme, &Way)> = Vec::new();
+    let schemes: Vec<&DivisionScheme> = if options.quick { schemes.step_by(3).collect() } else { schemes.collect() };
+    let mut games: Vec<(u64, &DivisionScheme, &RuleVariant)> = Vec::new();
     for seed in 1..=options.seeds {
         for scheme in &schemes {
             games.extend(ways.iter().map(|way| (seed, *scheme, way)));
         }
     }
-    games::play_all(
+    experiments::run_experiments(
         &games,
         ("experiments", 50),
         || stop.load(Ordering::Relaxed),
-        || Player::open(runtime, pool, &ground),
-        |player, (seed, scheme, way)| player.play(scheme, &way.name, way.merge.as_ref(), *seed),
+        || ExperimentRunner::open(runtime, pool, &ground),
+        |player, (seed, scheme, way)| player.run_experiment(scheme, &way.name, way.merge.as_ref(), *seed),
     )
 }

@@ -11,32 +11,32 @@
 //! Deliberately absent: the logic of any role. A recognizer that is measured is the binary itself.
 
 pub mod aggregate;
-pub mod bare;
-pub mod bars;
+pub mod answer_listener;
+pub mod bar_chart;
+pub mod bench_site;
 pub mod camera;
 pub mod canary;
 pub mod chart;
 pub mod curve;
-pub mod ear;
 pub mod error;
+mod experiments;
+pub mod fake_cloud;
 pub mod federated;
-pub mod field;
-mod games;
-pub mod labelled;
-pub mod load;
-pub mod paced;
+pub mod labelled_images;
+pub mod link_shaper;
+pub mod load_generator;
+pub mod measurement_window;
 pub mod policy;
 pub mod recognize;
 pub mod replay;
 pub mod report;
 pub mod rounds;
 pub mod scale;
-pub mod shape;
-pub mod site;
 pub mod stats;
 pub mod swap;
+pub mod testbed;
 pub mod train;
-pub mod window;
+pub mod warm_replicas;
 pub mod worker;
 pub mod workload;
 

@@ -5,7 +5,7 @@
 //! *Offloading*: nothing is in doubt, and the question is only where the work is done; the cloud has a pace of
 //! its own there, because two models on one machine would take each other's processor.
 
-mod found;
+mod results;
 mod scenario;
 
 use std::collections::HashMap;
@@ -17,25 +17,25 @@ use bytes::Bytes;
 use decisions::policy::PolicyName;
 use runtime::Shutdown;
 use schemas::task::{HEADER_DEADLINE, HEADER_LABEL};
-use schemas::{CameraName, Opinion, ReleaseId, TaskId};
+use schemas::{CameraName, Prediction, ReleaseId, TaskId};
 use serde_json::json;
 use streams::{Publication, Publisher, subject};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use vision::{InferSettings, Model, Onnx, Replica, softmax};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::ear::Ear;
+use crate::answer_listener::AnswerListener;
 use crate::error::BenchError;
-use crate::field::{Field, Ground};
-use crate::labelled::{self, Labelled};
-use crate::load::schedule;
-use crate::paced::Pace;
-use crate::report::{Machine, Report};
-use crate::shape::{LinkState, Shape};
+use crate::fake_cloud::FakeCloudPace;
+use crate::labelled_images::{self, LabelledImage};
+use crate::link_shaper::{LinkShape, LinkState};
+use crate::load_generator::schedule;
+use crate::report::{BenchMachine, BenchReport};
+use crate::testbed::{Testbed, TestbedConfig};
 use crate::workload::Workload;
 
-use found::{Outcome, Run};
-use scenario::{Arrivals, OFFLOADING, Part, Scenario, VERIFICATION};
+use results::{PolicyRun, PolicyRunOutcome};
+use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
 
 /// The project's own pair.
 const LIGHT: &str = "fixtures/models/fashion-light";
@@ -49,7 +49,7 @@ const BASELINE_TIMEOUT_MS: u64 = 2000;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct PolicyBenchOptions {
     /// Folder of labelled images with an index.csv; the project's own if absent.
     pub images: Option<PathBuf>,
     /// Folder of the site's model; the project's own if absent.
@@ -78,7 +78,7 @@ pub fn scenario_names() -> Vec<&'static str> {
     names
 }
 
-struct Effort {
+struct PolicyBenchEffort {
     rounds: usize,
     batch: usize,
     offloaded: usize,
@@ -86,7 +86,7 @@ struct Effort {
     burst_s: f64,
 }
 
-impl Effort {
+impl PolicyBenchEffort {
     fn new(quick: bool) -> Self {
         match quick {
             true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3 },
@@ -96,35 +96,35 @@ impl Effort {
 }
 
 /// Measures; takes a third of an hour, or about a minute if `quick`.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &PolicyBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
-async fn measure(options: &Options) -> Result<Report, BenchError> {
+async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError> {
     let folder = match &options.store {
         Some(folder) => tempfile::tempdir_in(folder).map_err(BenchError::file(folder))?,
         None => tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?,
     };
-    let machine = Machine::here(folder.path());
-    let effort = Effort::new(options.quick);
-    say("preparing images and models");
+    let machine = BenchMachine::here(folder.path());
+    let effort = PolicyBenchEffort::new(options.quick);
+    print_step("preparing images and models");
     let preparing = options.clone();
     let count = effort.batch;
     let set = tokio::task::spawn_blocking(move || prepare(&preparing, count)).await??;
     let mut runs = Vec::new();
 
     let mut ground = set.ground(options, folder.path())?;
-    ground.set.push(format!("recognizer.policy.upload_timeout_ms={BASELINE_TIMEOUT_MS}"));
+    ground.set.push(format!("recognizer.policy.verdict_timeout_ms={BASELINE_TIMEOUT_MS}"));
     // The other core is the cloud's.
     ground.set.push("recognizer.infer.replicas=1".into());
-    let mut field = Field::start("verification", ground).await?;
+    let mut field = Testbed::start("verification", ground).await?;
     let capacity_per_s = capacity(&field, &set.images).await?;
-    say(&format!("the site alone recognizes {capacity_per_s:.0} images a second"));
-    let bench = Bench {
-        part: Part::Verification,
+    print_step(&format!("the site alone recognizes {capacity_per_s:.0} images a second"));
+    let bench = PolicyBench {
+        part: PolicyQuestion::Verification,
         effort: &effort,
         capacity_per_s,
         images: &set.images,
@@ -133,25 +133,26 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     bench.all(&mut field, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(field)).await?;
 
-    say("preparing the offloading of work that is too much");
+    print_step("preparing the offloading of work that is too much");
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
-    let images: Vec<Labelled> =
-        workload.images.iter().map(|bytes| Labelled { bytes: bytes.clone(), label: String::new() }).collect();
-    let images: Vec<Labelled> = images.iter().cycle().take(effort.offloaded).cloned().collect();
-    let ground = Ground {
+    let images: Vec<LabelledImage> =
+        workload.images.iter().map(|bytes| LabelledImage { bytes: bytes.clone(), label: String::new() }).collect();
+    let images: Vec<LabelledImage> = images.iter().cycle().take(effort.offloaded).cloned().collect();
+    let ground = TestbedConfig {
         edge: workload.model.clone(),
-        pace: Some(Pace { service_ms: 3.0, replicas: 4 }),
+        pace: Some(FakeCloudPace { service_ms: 3.0, replicas: 4 }),
         opinions: Arc::default(),
         set: vec!["recognizer.infer.replicas=1".into(), "recognizer.gate.min_confidence_ratio=0".into()],
         ..set.ground(options, folder.path())?
     };
-    let mut field = Field::start("offloading", ground).await?;
+    let mut field = Testbed::start("offloading", ground).await?;
     let capacity_per_s = capacity(&field, &images[..images.len().min(200)]).await?;
-    let bench = Bench { part: Part::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
+    let bench =
+        PolicyBench { part: PolicyQuestion::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
     bench.all(&mut field, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(field)).await?;
 
-    Ok(Report {
+    Ok(BenchReport {
         bench: "policy",
         settings: json!({
             "quick": options.quick,
@@ -166,28 +167,28 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
             "scenarios_verification": VERIFICATION,
             "scenarios_offloading": OFFLOADING,
         }),
-        rows: found::rows(&runs),
-        table: found::table(&runs),
-        headline: found::headline(&runs),
-        notes: found::notes(&set.images, options.paced_ms, effort.rounds),
-        charts: found::charts(&runs),
+        rows: results::rows(&runs),
+        table: results::table(&runs),
+        headline: results::headline(&runs),
+        notes: results::notes(&set.images, options.paced_ms, effort.rounds),
+        charts: results::charts(&runs),
         machine,
     })
 }
 
 /// What the verification part works on.
-struct Set {
-    images: Vec<Labelled>,
+struct VerificationSet {
+    images: Vec<LabelledImage>,
     edge: PathBuf,
     cloud: PathBuf,
-    opinions: Arc<HashMap<Bytes, Opinion>>,
+    opinions: Arc<HashMap<Bytes, Prediction>>,
     /// Share of the images that the site's model is in doubt about.
     doubtful_ratio: f64,
 }
 
-impl Set {
-    fn ground(&self, options: &Options, folder: &Path) -> Result<Ground, BenchError> {
-        let unknown = Opinion {
+impl VerificationSet {
+    fn ground(&self, options: &PolicyBenchOptions, folder: &Path) -> Result<TestbedConfig, BenchError> {
+        let unknown = Prediction {
             label: "unknown".into(),
             confidence: 1.0,
             top: Vec::new(),
@@ -196,13 +197,13 @@ impl Set {
             temperature: None,
             novelty: None,
         };
-        Ok(Ground {
+        Ok(TestbedConfig {
             folder: folder.to_owned(),
             nats_server: options.nats_server.clone(),
             onnxruntime: options.onnxruntime.clone(),
             edge: self.edge.clone(),
             cloud: self.cloud.clone(),
-            pace: options.paced_ms.map(|service_ms| Pace { service_ms, replicas: 4 }),
+            pace: options.paced_ms.map(|service_ms| FakeCloudPace { service_ms, replicas: 4 }),
             opinions: self.opinions.clone(),
             unknown,
             set: Vec::new(),
@@ -212,8 +213,8 @@ impl Set {
 
 /// Reads the images; asks both models about them, the site's for how many are in doubt and the cloud's for what
 /// a cloud with a pace of its own would say.
-fn prepare(options: &Options, count: usize) -> Result<Set, BenchError> {
-    let images = labelled::read(options.images.as_deref(), count)?;
+fn prepare(options: &PolicyBenchOptions, count: usize) -> Result<VerificationSet, BenchError> {
+    let images = labelled_images::read(options.images.as_deref(), count)?;
     let absolute = |chosen: &Option<PathBuf>, own: &str| {
         let named = chosen.clone().unwrap_or_else(|| own.into());
         if chosen.is_none() && !named.is_dir() {
@@ -222,33 +223,33 @@ fn prepare(options: &Options, count: usize) -> Result<Set, BenchError> {
         named.canonicalize().map_err(BenchError::file(named))
     };
     let (edge, cloud) = (absolute(&options.edge_model, LIGHT)?, absolute(&options.cloud_model, HEAVY)?);
-    let onnx = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+    let onnx = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
     let light = Model::load(&edge)?;
     let gate = decisions::gate::Gate::new(&Default::default(), &light.description.gate);
-    let mut replica = Replica::open(&onnx, &light, &InferSettings::default())?;
+    let mut replica = Replica::open(&onnx, &light, &InferenceSettings::default())?;
     let mut doubtful = 0;
     for image in &images {
-        let ratios = softmax(&replica.see(&image.bytes)?.logits, gate.temperature);
-        let label = vision::opinion(&light, &ratios).map(|opinion| opinion.label).unwrap_or_default();
+        let ratios = softmax(&replica.predict(&image.bytes)?.logits, gate.temperature);
+        let label = vision::prediction(&light, &ratios).map(|opinion| opinion.label).unwrap_or_default();
         doubtful +=
-            usize::from(gate.decide(&decisions::gate::Tested::of(&ratios), &label) != schemas::Reason::Confident);
+            usize::from(gate.decide(&decisions::gate::TestedScores::of(&ratios), &label) != schemas::Reason::Confident);
     }
     let mut opinions = HashMap::new();
     if options.paced_ms.is_some() {
         let heavy = Model::load(&cloud)?;
         let temperature = heavy.description.gate.temperature.unwrap_or(1.0);
-        let mut replica = Replica::open(&onnx, &heavy, &InferSettings::default())?;
+        let mut replica = Replica::open(&onnx, &heavy, &InferenceSettings::default())?;
         for image in &images {
-            let ratios = softmax(&replica.see(&image.bytes)?.logits, temperature);
-            opinions.extend(vision::opinion(&heavy, &ratios).map(|opinion| (image.bytes.clone(), opinion)));
+            let ratios = softmax(&replica.predict(&image.bytes)?.logits, temperature);
+            opinions.extend(vision::prediction(&heavy, &ratios).map(|opinion| (image.bytes.clone(), opinion)));
         }
     }
     let doubtful_ratio = doubtful as f64 / images.len().max(1) as f64;
-    Ok(Set { images, edge, cloud, opinions: Arc::new(opinions), doubtful_ratio })
+    Ok(VerificationSet { images, edge, cloud, opinions: Arc::new(opinions), doubtful_ratio })
 }
 
 /// Images a second that the site recognizes by itself.
-async fn capacity(field: &Field, images: &[Labelled]) -> Result<f64, BenchError> {
+async fn capacity(field: &Testbed, images: &[LabelledImage]) -> Result<f64, BenchError> {
     field.choose(PolicyName::EdgeOnly, None).await?;
     let mut rates = Vec::new();
     for _ in 0..3 {
@@ -261,19 +262,24 @@ async fn capacity(field: &Field, images: &[Labelled]) -> Result<f64, BenchError>
 }
 
 /// One part of the measurement.
-struct Bench<'a> {
-    part: Part,
-    effort: &'a Effort,
+struct PolicyBench<'a> {
+    part: PolicyQuestion,
+    effort: &'a PolicyBenchEffort,
     capacity_per_s: f64,
-    images: &'a [Labelled],
+    images: &'a [LabelledImage],
     share: f64,
 }
 
-impl Bench<'_> {
-    async fn all(&self, field: &mut Field, options: &Options, runs: &mut Vec<Run>) -> Result<(), BenchError> {
+impl PolicyBench<'_> {
+    async fn all(
+        &self,
+        field: &mut Testbed,
+        options: &PolicyBenchOptions,
+        runs: &mut Vec<PolicyRun>,
+    ) -> Result<(), BenchError> {
         let scenarios: &[Scenario] = match self.part {
-            Part::Verification => &VERIFICATION,
-            Part::Offloading => &OFFLOADING,
+            PolicyQuestion::Verification => &VERIFICATION,
+            PolicyQuestion::Offloading => &OFFLOADING,
         };
         let wanted = |scenario: &&Scenario| match options.scenarios.is_empty() {
             true => scenario.quick || !options.quick,
@@ -287,12 +293,12 @@ impl Bench<'_> {
                     policies.reverse();
                 }
                 for policy in policies {
-                    say(&format!("{} {}, round {}: {policy}", self.part.as_str(), scenario.name, round + 1));
+                    print_step(&format!("{} {}, round {}: {policy}", self.part.as_str(), scenario.name, round + 1));
                     let share = (policy == PolicyName::Random).then_some(self.share);
                     field.choose(policy, share).await?;
                     let arriving = self.arriving(scenario);
                     let outcome = once(field, scenario, &arriving, self.rate(scenario)).await?;
-                    runs.push(Run { part: self.part, scenario: scenario.name, policy, round, outcome });
+                    runs.push(PolicyRun { part: self.part, scenario: scenario.name, policy, round, outcome });
                 }
             }
         }
@@ -301,32 +307,39 @@ impl Bench<'_> {
 
     fn rate(&self, scenario: &Scenario) -> f64 {
         match scenario.arrivals {
-            Arrivals::Batch => 0.0,
-            Arrivals::Steady { of_capacity } | Arrivals::Burst { of_capacity } => self.capacity_per_s * of_capacity,
+            ArrivalPattern::Batch => 0.0,
+            ArrivalPattern::Steady { of_capacity } | ArrivalPattern::Burst { of_capacity } => {
+                self.capacity_per_s * of_capacity
+            }
         }
     }
 
     /// As many images as arrive, in the order of the set, over and over.
-    fn arriving(&self, scenario: &Scenario) -> Vec<Labelled> {
+    fn arriving(&self, scenario: &Scenario) -> Vec<LabelledImage> {
         let count = match scenario.arrivals {
-            Arrivals::Batch => self.images.len(),
-            Arrivals::Steady { .. } => (self.rate(scenario) * self.effort.steady_s).ceil() as usize,
-            Arrivals::Burst { .. } => (self.rate(scenario) * self.effort.burst_s).ceil() as usize,
+            ArrivalPattern::Batch => self.images.len(),
+            ArrivalPattern::Steady { .. } => (self.rate(scenario) * self.effort.steady_s).ceil() as usize,
+            ArrivalPattern::Burst { .. } => (self.rate(scenario) * self.effort.burst_s).ceil() as usize,
         };
         self.images.iter().cycle().take(count.max(1)).cloned().collect()
     }
 }
 
 /// One run: the link as the scenario has it, all images in, all answers out.
-async fn once(field: &Field, scenario: &Scenario, images: &[Labelled], rate_per_s: f64) -> Result<Outcome, BenchError> {
+async fn once(
+    field: &Testbed,
+    scenario: &Scenario,
+    images: &[LabelledImage],
+    rate_per_s: f64,
+) -> Result<PolicyRunOutcome, BenchError> {
     field.clear().await?;
     field.link.set(scenario.shape);
-    field.stall(scenario.stalled);
-    field.link_is(scenario.shape.state == LinkState::Open).await?;
-    let ear = Ear::open(&field.here, &field.cloud, &field.name).await?;
+    field.stall_cloud(scenario.stalled);
+    field.wait_for_link(scenario.shape.state == LinkState::Open).await?;
+    let ear = AnswerListener::open(&field.here, &field.cloud, &field.name).await?;
     let flapping = scenario.flaps_s.map(|(whole_s, cut_s)| flap(field, scenario.shape, whole_s, cut_s));
     let work = async {
-        let used_before = field.used();
+        let used_before = field.cpu_usage();
         let (tasks, begun) = arrive(field, &ear, scenario, images, rate_per_s).await?;
         let all_first = tokio::time::timeout(LONGEST, ear.firsts_reach(tasks.len())).await;
         let edge_s = begun.elapsed().as_secs_f64();
@@ -334,8 +347,8 @@ async fn once(field: &Field, scenario: &Scenario, images: &[Labelled], rate_per_
         let all_final = tokio::time::timeout(left, ear.finals_reach(tasks.len())).await;
         let completion_s = begun.elapsed().as_secs_f64();
         let complete = all_first.is_ok() && all_final.is_ok();
-        let used = (used_before, field.used());
-        Ok::<_, BenchError>(Outcome::of(&ear, &tasks, images, scenario, edge_s, completion_s, complete, used))
+        let used = (used_before, field.cpu_usage());
+        Ok::<_, BenchError>(PolicyRunOutcome::of(&ear, &tasks, images, scenario, edge_s, completion_s, complete, used))
     };
     let outcome = match flapping {
         Some(flapping) => tokio::select! {
@@ -344,16 +357,16 @@ async fn once(field: &Field, scenario: &Scenario, images: &[Labelled], rate_per_
         },
         None => work.await,
     };
-    field.stall(false);
-    field.link.set(Shape { state: LinkState::Open, ..scenario.shape });
+    field.stall_cloud(false);
+    field.link.set(LinkShape { state: LinkState::Open, ..scenario.shape });
     outcome
 }
 
 /// Cuts the link again and again, by turns in both ways, for as long as it is polled.
-async fn flap(field: &Field, shape: Shape, whole_s: f64, cut_s: f64) {
+async fn flap(field: &Testbed, shape: LinkShape, whole_s: f64, cut_s: f64) {
     for cut in [LinkState::Silent, LinkState::Broken].iter().cycle() {
         tokio::time::sleep(Duration::from_secs_f64(whole_s)).await;
-        field.link.set(Shape { state: *cut, ..shape });
+        field.link.set(LinkShape { state: *cut, ..shape });
         tokio::time::sleep(Duration::from_secs_f64(cut_s)).await;
         field.link.set(shape);
     }
@@ -361,16 +374,16 @@ async fn flap(field: &Field, shape: Shape, whole_s: f64, cut_s: f64) {
 
 /// Publishes the images as they arrive; the tasks, and when it began.
 async fn arrive(
-    field: &Field,
-    ear: &Ear,
+    field: &Testbed,
+    ear: &AnswerListener,
     scenario: &Scenario,
-    images: &[Labelled],
+    images: &[LabelledImage],
     rate_per_s: f64,
 ) -> Result<(Vec<TaskId>, Instant), BenchError> {
     let camera: CameraName = "bench".parse().map_err(|_| BenchError::Stopped)?;
     let subject = subject::image(&field.name, &camera);
     let publisher = Publisher::new(field.here.clone(), LONGEST);
-    let publication = |image: &Labelled, task: TaskId| {
+    let publication = |image: &LabelledImage, task: TaskId| {
         let publication = Publication::with_id(subject.clone(), image.bytes.clone(), task.to_string());
         let publication = publication.header(HEADER_LABEL, image.label.clone());
         match scenario.deadline_ms {
@@ -380,11 +393,11 @@ async fn arrive(
     };
     let mut publishing = JoinSet::new();
     let mut tasks = Vec::with_capacity(images.len());
-    if scenario.arrivals == Arrivals::Batch {
+    if scenario.arrivals == ArrivalPattern::Batch {
         // All wait before anybody takes one.
-        field.hold(true);
+        field.pause_link(true);
         for image in images {
-            let (task, publisher) = (TaskId::mint(), publisher.clone());
+            let (task, publisher) = (TaskId::new_random(), publisher.clone());
             tasks.push(task);
             let publication = publication(image, task);
             publishing.spawn(async move { publisher.publish(&publication).await });
@@ -396,8 +409,8 @@ async fn arrive(
             published??;
         }
         let begun = Instant::now();
-        tasks.iter().for_each(|task| drop(ear.expect(*task, begun)));
-        field.hold(false);
+        tasks.iter().for_each(|task| drop(ear.expect_task(*task, begun)));
+        field.pause_link(false);
         return Ok((tasks, begun));
     }
     let stop = CancellationToken::new();
@@ -406,9 +419,9 @@ async fn arrive(
     let begun = Instant::now();
     for image in images {
         let Some(due_at) = due.recv().await else { break };
-        let (task, publisher) = (TaskId::mint(), publisher.clone());
+        let (task, publisher) = (TaskId::new_random(), publisher.clone());
         tasks.push(task);
-        let _first = ear.expect(task, due_at);
+        let _first = ear.expect_task(task, due_at);
         let publication = publication(image, task);
         publishing.spawn(async move { publisher.publish(&publication).await });
         while let Some(published) = publishing.try_join_next() {
@@ -421,6 +434,6 @@ async fn arrive(
     Ok((tasks, begun))
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

@@ -5,7 +5,7 @@
 //! the rounds, every ratio one of neighbours in a round. Both durabilities; closed loop alone and with 16
 //! in flight, open loop at a given rate.
 
-mod found;
+mod results;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use runtime::Shutdown;
 use serde::Serialize;
 use serde_json::json;
 use streams::server::Durability;
-use vision::{InferSettings, Onnx};
+use vision::{InferenceSettings, OnnxRuntime};
 
-use crate::bare::Bare;
+use crate::bench_site::{BenchSite, ClientIsolation, TestbedPaths};
 use crate::error::BenchError;
-use crate::load::{Load, Until};
-use crate::report::{Machine, Report};
-use crate::site::{Ground, Guard, Site};
-use crate::window::{Length, Window};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
+use crate::measurement_window::{MeasurementWindow, WindowLength};
+use crate::report::{BenchMachine, BenchReport};
+use crate::warm_replicas::WarmReplicas;
 use crate::workload::Workload;
 
 /// Images in flight where throughput is measured: what keeps two replicas busy across the broker.
@@ -31,7 +31,7 @@ const OPEN_SHARE: f64 = 0.6;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct RecognizeBenchOptions {
     /// Folder of the model; the project's own if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
@@ -47,20 +47,20 @@ pub struct Options {
     /// The ONNX Runtime library; looked for if absent.
     pub onnxruntime: Option<PathBuf>,
     /// Replicas and batches, of the bare loop and of the recognizer.
-    pub infer: InferSettings,
+    pub infer: InferenceSettings,
 }
 
-struct Effort {
+struct RecognizeBenchEffort {
     rounds: usize,
-    length: Length,
+    length: WindowLength,
 }
 
-impl Effort {
+impl RecognizeBenchEffort {
     fn new(quick: bool) -> Self {
         let ms = Duration::from_millis;
         match quick {
-            true => Self { rounds: 3, length: Length { lead: ms(150), counted: ms(850) } },
-            false => Self { rounds: 5, length: Length { lead: ms(300), counted: ms(3000) } },
+            true => Self { rounds: 3, length: WindowLength { lead: ms(150), counted: ms(850) } },
+            false => Self { rounds: 5, length: WindowLength { lead: ms(300), counted: ms(3000) } },
         }
     }
 }
@@ -68,7 +68,7 @@ impl Effort {
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-enum Case {
+enum RecognizeCase {
     /// All replicas at once, without the pipeline.
     Bare,
     /// One replica, without the pipeline.
@@ -84,24 +84,24 @@ enum Case {
 }
 
 /// In the order of the table; a round goes through them forwards, the next one backwards.
-const CASES: [Case; 14] = [
-    Case::Bare,
-    Case::Pipeline { durability: Durability::Fast, in_flight: IN_FLIGHT },
-    Case::Guarded { encrypted: false, in_flight: IN_FLIGHT },
-    Case::Guarded { encrypted: true, in_flight: IN_FLIGHT },
-    Case::Pipeline { durability: Durability::PowerSafe, in_flight: IN_FLIGHT },
-    Case::Publish { durability: Durability::Fast, in_flight: IN_FLIGHT },
-    Case::Publish { durability: Durability::PowerSafe, in_flight: IN_FLIGHT },
-    Case::BareAlone,
-    Case::Pipeline { durability: Durability::Fast, in_flight: 1 },
-    Case::Pipeline { durability: Durability::PowerSafe, in_flight: 1 },
-    Case::Guarded { encrypted: false, in_flight: 1 },
-    Case::Guarded { encrypted: true, in_flight: 1 },
-    Case::Open { durability: Durability::Fast },
-    Case::Open { durability: Durability::PowerSafe },
+const CASES: [RecognizeCase; 14] = [
+    RecognizeCase::Bare,
+    RecognizeCase::Pipeline { durability: Durability::Fast, in_flight: IN_FLIGHT },
+    RecognizeCase::Guarded { encrypted: false, in_flight: IN_FLIGHT },
+    RecognizeCase::Guarded { encrypted: true, in_flight: IN_FLIGHT },
+    RecognizeCase::Pipeline { durability: Durability::PowerSafe, in_flight: IN_FLIGHT },
+    RecognizeCase::Publish { durability: Durability::Fast, in_flight: IN_FLIGHT },
+    RecognizeCase::Publish { durability: Durability::PowerSafe, in_flight: IN_FLIGHT },
+    RecognizeCase::BareAlone,
+    RecognizeCase::Pipeline { durability: Durability::Fast, in_flight: 1 },
+    RecognizeCase::Pipeline { durability: Durability::PowerSafe, in_flight: 1 },
+    RecognizeCase::Guarded { encrypted: false, in_flight: 1 },
+    RecognizeCase::Guarded { encrypted: true, in_flight: 1 },
+    RecognizeCase::Open { durability: Durability::Fast },
+    RecognizeCase::Open { durability: Durability::PowerSafe },
 ];
 
-impl Case {
+impl RecognizeCase {
     fn title(self, replicas: usize, rate_per_s: f64) -> String {
         let word = |durability| match durability {
             Durability::PowerSafe => "power-safe",
@@ -126,48 +126,48 @@ impl Case {
 }
 
 /// One durability: a site that recognizes, and one that only stores.
-struct Pair {
+struct DurabilityPair {
     // Connections end before their servers.
-    load: Load,
-    site: Site,
-    store_load: Load,
-    store: Site,
+    load: LoadGenerator,
+    site: BenchSite,
+    store_load: LoadGenerator,
+    store: BenchSite,
 }
 
-impl Pair {
-    async fn start(durability: Durability, ground: &Ground, workload: &Workload) -> Result<Self, BenchError> {
+impl DurabilityPair {
+    async fn start(durability: Durability, ground: &TestbedPaths, workload: &Workload) -> Result<Self, BenchError> {
         let label = match durability {
             Durability::PowerSafe => "power-safe",
             Durability::Fast => "fast",
         };
-        let mut site = Site::start(label, durability, ground).await?;
+        let mut site = BenchSite::start(label, durability, ground).await?;
         site.recognize(ground)?;
-        let load = Load::open(&site, workload.images.clone()).await?;
-        let first = load.one(Until::Answered, std::time::Instant::now());
+        let load = LoadGenerator::open(&site, workload.images.clone()).await?;
+        let first = load.send_image(AnswerMilestone::Answered, std::time::Instant::now());
         tokio::select! {
             answered = first => { answered?; }
             ended = site.ended() => return Err(ended),
         }
-        let store = Site::start(&format!("{label}-store"), durability, ground).await?;
-        let store_load = Load::open(&store, workload.images.clone()).await?;
+        let store = BenchSite::start(&format!("{label}-store"), durability, ground).await?;
+        let store_load = LoadGenerator::open(&store, workload.images.clone()).await?;
         Ok(Self { site, load, store, store_load })
     }
 }
 
 /// A site that recognizes, whose clients are held apart.
-struct Guarded {
+struct GuardedSite {
     // Its connection ends before its server.
-    load: Load,
-    site: Site,
+    load: LoadGenerator,
+    site: BenchSite,
 }
 
-impl Guarded {
-    async fn start(guard: Guard, ground: &Ground, workload: &Workload) -> Result<Self, BenchError> {
-        let label = if guard == Guard::Tls { "tls" } else { "users" };
-        let mut site = Site::start_guarded(label, Durability::Fast, ground, guard).await?;
+impl GuardedSite {
+    async fn start(guard: ClientIsolation, ground: &TestbedPaths, workload: &Workload) -> Result<Self, BenchError> {
+        let label = if guard == ClientIsolation::Tls { "tls" } else { "users" };
+        let mut site = BenchSite::start_guarded(label, Durability::Fast, ground, guard).await?;
         site.recognize(ground)?;
-        let load = Load::open(&site, workload.images.clone()).await?;
-        let first = load.one(Until::Answered, std::time::Instant::now());
+        let load = LoadGenerator::open(&site, workload.images.clone()).await?;
+        let first = load.send_image(AnswerMilestone::Answered, std::time::Instant::now());
         tokio::select! {
             answered = first => { answered?; }
             ended = site.ended() => return Err(ended),
@@ -176,44 +176,44 @@ impl Guarded {
     }
 }
 
-struct Bench {
-    bare: Bare,
-    users: Guarded,
-    tls: Guarded,
-    fast: Pair,
-    safe: Pair,
+struct RecognizeBench {
+    bare: WarmReplicas,
+    users: GuardedSite,
+    tls: GuardedSite,
+    fast: DurabilityPair,
+    safe: DurabilityPair,
     rate_per_s: f64,
 }
 
-impl Bench {
-    fn pair(&mut self, durability: Durability) -> &mut Pair {
+impl RecognizeBench {
+    fn pair(&mut self, durability: Durability) -> &mut DurabilityPair {
         match durability {
             Durability::Fast => &mut self.fast,
             Durability::PowerSafe => &mut self.safe,
         }
     }
 
-    async fn measure(&mut self, case: Case, length: Length) -> Result<Window, BenchError> {
+    async fn measure(&mut self, case: RecognizeCase, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
         let rate_per_s = self.rate_per_s;
         match case {
-            Case::Bare => self.bare.run(usize::MAX, length).await,
-            Case::BareAlone => self.bare.run(1, length).await,
-            Case::Publish { durability, in_flight } => {
-                let Pair { store, store_load, .. } = self.pair(durability);
-                let window = store_load.closed(Until::Stored, in_flight, &store.processes(), length).await?;
+            RecognizeCase::Bare => self.bare.run(usize::MAX, length).await,
+            RecognizeCase::BareAlone => self.bare.run(1, length).await,
+            RecognizeCase::Publish { durability, in_flight } => {
+                let DurabilityPair { store, store_load, .. } = self.pair(durability);
+                let window = store_load.closed(AnswerMilestone::Stored, in_flight, &store.processes(), length).await?;
                 store.clear().await?;
                 Ok(window)
             }
-            Case::Guarded { encrypted, in_flight } => {
-                let Guarded { site, load } = if encrypted { &mut self.tls } else { &mut self.users };
+            RecognizeCase::Guarded { encrypted, in_flight } => {
+                let GuardedSite { site, load } = if encrypted { &mut self.tls } else { &mut self.users };
                 measure_closed_loop(site, load, in_flight, length).await
             }
-            Case::Pipeline { durability, in_flight } => {
-                let Pair { site, load, .. } = self.pair(durability);
+            RecognizeCase::Pipeline { durability, in_flight } => {
+                let DurabilityPair { site, load, .. } = self.pair(durability);
                 measure_closed_loop(site, load, in_flight, length).await
             }
-            Case::Open { durability } => {
-                let Pair { site, load, .. } = self.pair(durability);
+            RecognizeCase::Open { durability } => {
+                let DurabilityPair { site, load, .. } = self.pair(durability);
                 let processes = site.processes();
                 let window = tokio::select! {
                     window = load.at_rate(rate_per_s, &processes, length) => window?,
@@ -228,14 +228,14 @@ impl Bench {
 
 /// Publishes and waits for answers, so many at a time; leaves the streams empty.
 async fn measure_closed_loop(
-    site: &mut Site,
-    load: &Load,
+    site: &mut BenchSite,
+    load: &LoadGenerator,
     in_flight: usize,
-    length: Length,
-) -> Result<Window, BenchError> {
+    length: WindowLength,
+) -> Result<MeasurementWindow, BenchError> {
     let processes = site.processes();
     let window = tokio::select! {
-        window = load.closed(Until::Answered, in_flight, &processes, length) => window?,
+        window = load.closed(AnswerMilestone::Answered, in_flight, &processes, length) => window?,
         ended = site.ended() => return Err(ended),
     };
     site.clear().await?;
@@ -243,51 +243,52 @@ async fn measure_closed_loop(
 }
 
 /// Measures; takes minutes, or less than one if `quick`.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &RecognizeBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
-async fn measure(options: &Options) -> Result<Report, BenchError> {
+async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchError> {
     let folder = match &options.store {
         Some(folder) => tempfile::tempdir_in(folder).map_err(BenchError::file(folder))?,
         None => tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?,
     };
-    let mut machine = Machine::here(folder.path());
-    say("preparing images, model and servers");
+    let mut machine = BenchMachine::here(folder.path());
+    print_step("preparing images, model and servers");
     let (model, images) = (options.model.clone(), options.images.clone());
     let workload = blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
     let (loading, library, infer) = (workload.clone(), options.onnxruntime.clone(), options.infer.clone());
-    let bare = blocking(move || Bare::open(&loading, &Onnx::find_and_load(library.as_deref())?, &infer)).await?;
-    let ground = Ground {
+    let bare = blocking(move || WarmReplicas::open(&loading, &OnnxRuntime::find_and_load(library.as_deref())?, &infer))
+        .await?;
+    let ground = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: options.nats_server.clone(),
         onnxruntime: options.onnxruntime.clone(),
         model: workload.model.clone(),
         infer: options.infer.clone(),
     };
-    let fast = Pair::start(Durability::Fast, &ground, &workload).await?;
-    let safe = Pair::start(Durability::PowerSafe, &ground, &workload).await?;
-    let users = Guarded::start(Guard::Users, &ground, &workload).await?;
-    let tls = Guarded::start(Guard::Tls, &ground, &workload).await?;
+    let fast = DurabilityPair::start(Durability::Fast, &ground, &workload).await?;
+    let safe = DurabilityPair::start(Durability::PowerSafe, &ground, &workload).await?;
+    let users = GuardedSite::start(ClientIsolation::Users, &ground, &workload).await?;
+    let tls = GuardedSite::start(ClientIsolation::Tls, &ground, &workload).await?;
     machine.nats_server = Some(fast.site.bus.server_version());
     let replicas = bare.replicas();
-    let mut bench = Bench { bare, users, tls, fast, safe, rate_per_s: 0.0 };
+    let mut bench = RecognizeBench { bare, users, tls, fast, safe, rate_per_s: 0.0 };
 
-    let effort = Effort::new(options.quick);
-    say("warming up");
-    let warm = Length { lead: effort.length.lead, counted: effort.length.counted / 2 };
-    let bare = bench.measure(Case::Bare, warm).await?;
+    let effort = RecognizeBenchEffort::new(options.quick);
+    print_step("warming up");
+    let warm = WindowLength { lead: effort.length.lead, counted: effort.length.counted / 2 };
+    let bare = bench.measure(RecognizeCase::Bare, warm).await?;
     bench.rate_per_s = options.rate_per_s.unwrap_or((bare.images_per_s * OPEN_SHARE / 10.0).round().max(1.0) * 10.0);
     for durability in [Durability::Fast, Durability::PowerSafe] {
-        bench.measure(Case::Pipeline { durability, in_flight: IN_FLIGHT }, warm).await?;
+        bench.measure(RecognizeCase::Pipeline { durability, in_flight: IN_FLIGHT }, warm).await?;
     }
     for encrypted in [false, true] {
-        bench.measure(Case::Guarded { encrypted, in_flight: IN_FLIGHT }, warm).await?;
+        bench.measure(RecognizeCase::Guarded { encrypted, in_flight: IN_FLIGHT }, warm).await?;
     }
-    let mut windows: [Vec<Window>; CASES.len()] = Default::default();
+    let mut windows: [Vec<MeasurementWindow>; CASES.len()] = Default::default();
     for round in 0..effort.rounds {
         let mut order: Vec<usize> = (0..CASES.len()).collect();
         if round % 2 == 1 {
@@ -295,18 +296,18 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         }
         for (step, index) in order.into_iter().enumerate() {
             let title = CASES[index].title(replicas, bench.rate_per_s);
-            say(&format!("round {} of {}, {} of {}: {title}", round + 1, effort.rounds, step + 1, CASES.len()));
+            print_step(&format!("round {} of {}, {} of {}: {title}", round + 1, effort.rounds, step + 1, CASES.len()));
             windows[index].push(bench.measure(CASES[index], effort.length).await?);
         }
     }
-    let memory = found::Memory::of([&bench.fast.site, &bench.safe.site]);
+    let memory = results::PeakMemory::of([&bench.fast.site, &bench.safe.site]);
     let (rate_per_s, open_rate_given) = (bench.rate_per_s, options.rate_per_s.is_some());
     // Stopping waits for processes.
     tokio::task::spawn_blocking(move || drop(bench)).await?;
     let own = options.model.is_none() && options.images.is_none();
     let threads = replicas * options.infer.threads.max(1);
-    let undisturbed = windows.first().and_then(|bare| found::undisturbed(bare, threads.min(machine.cores)));
-    Ok(Report {
+    let undisturbed = windows.first().and_then(|bare| results::undisturbed(bare, threads.min(machine.cores)));
+    Ok(BenchReport {
         bench: "recognize",
         settings: json!({
             "quick": options.quick,
@@ -320,10 +321,10 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
             "cores_got_by_bare_loop_ratio": undisturbed,
             "workload": workload.described,
         }),
-        rows: found::rows(&windows, replicas, rate_per_s),
-        table: found::table(&windows, replicas, rate_per_s),
-        headline: found::headline(&windows, &memory, own),
-        notes: found::notes(&machine, &memory, &workload, replicas, undisturbed),
+        rows: results::rows(&windows, replicas, rate_per_s),
+        table: results::table(&windows, replicas, rate_per_s),
+        headline: results::headline(&windows, &memory, own),
+        notes: results::notes(&machine, &memory, &workload, replicas, undisturbed),
         charts: Vec::new(),
         machine,
     })
@@ -335,6 +336,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

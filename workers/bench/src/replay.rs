@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use runtime::Shutdown;
 use serde_json::{Value, json};
-use streams::read::{self, Reader, Stretch};
+use streams::reader::{self, MessageReader, StreamRange};
 use streams::server::Durability;
 use streams::topology;
-use vision::InferSettings;
+use vision::InferenceSettings;
 
+use crate::bench_site::{BenchSite, TestbedPaths};
 use crate::error::BenchError;
-use crate::load::{Load, Until};
-use crate::report::{Figure, Goal, Machine, Report, Table};
-use crate::site::{Ground, Site};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
+use crate::measurement_window::{MeasurementWindow, WindowLength};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 use crate::stats::median;
-use crate::window::{Length, Window};
 use crate::workload::Workload;
 
 /// Images in flight where the pipeline's throughput is measured, as the recognize bench has it.
@@ -39,7 +39,7 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct ReplayBenchOptions {
     /// Folder of the model; the project's own if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
@@ -53,26 +53,26 @@ pub struct Options {
     /// The ONNX Runtime library; looked for if absent.
     pub onnxruntime: Option<PathBuf>,
     /// Replicas and batches of the recognizer, and of the model that is asked once more.
-    pub infer: InferSettings,
+    pub infer: InferenceSettings,
 }
 
 /// Measures; takes some minutes.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &ReplayBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
 /// How fast something went.
 #[derive(Debug, Clone, Copy, Default)]
-struct Pace {
+struct ReplayRate {
     images: f64,
     bytes: f64,
     seconds: f64,
 }
 
-impl Pace {
+impl ReplayRate {
     fn images_per_s(self) -> f64 {
         self.images / self.seconds.max(1e-9)
     }
@@ -83,56 +83,58 @@ impl Pace {
 }
 
 /// One round, everything once.
-struct Round {
-    raw: Pace,
-    write: Pace,
-    files: Pace,
-    folder: Pace,
-    tar: Pace,
-    model: Pace,
-    pipeline: Window,
+struct ReplayBenchRound {
+    raw: ReplayRate,
+    write: ReplayRate,
+    files: ReplayRate,
+    folder: ReplayRate,
+    tar: ReplayRate,
+    model: ReplayRate,
+    pipeline: MeasurementWindow,
 }
 
 /// A stretch of live images without a replay beside it, and one with.
-struct Live {
-    alone: Window,
-    beside: Window,
+struct LiveComparison {
+    alone: MeasurementWindow,
+    beside: MeasurementWindow,
 }
 
-async fn measure(options: &Options) -> Result<Report, BenchError> {
+async fn measure(options: &ReplayBenchOptions) -> Result<BenchReport, BenchError> {
     let folder = match &options.store {
         Some(folder) => tempfile::tempdir_in(folder).map_err(BenchError::file(folder))?,
         None => tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?,
     };
-    let mut machine = Machine::here(folder.path());
+    let mut machine = BenchMachine::here(folder.path());
     let (count, rounds, live_s) = if options.quick { (1500, 3, 4) } else { (6000, 5, 15) };
-    say(&format!("publishing {count} images, which a recognizer answers"));
+    print_step(&format!("publishing {count} images, which a recognizer answers"));
     let (model, images) = (options.model.clone(), options.images.clone());
     let workload = tokio::task::spawn_blocking(move || Workload::open(model.as_deref(), images.as_deref())).await??;
-    let ground = Ground {
+    let ground = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: options.nats_server.clone(),
         onnxruntime: options.onnxruntime.clone(),
         model: workload.model.clone(),
         infer: options.infer.clone(),
     };
-    let mut site = Site::start("site", Durability::Fast, &ground).await?;
+    let mut site = BenchSite::start("site", Durability::Fast, &ground).await?;
     machine.nats_server = Some(site.bus.server_version());
     site.recognize(&ground)?;
-    let load = Load::open(&site, workload.images.clone()).await?;
+    let load = LoadGenerator::open(&site, workload.images.clone()).await?;
     tokio::select! {
         answered = fill(&load, count) => answered?,
         ended = site.ended() => return Err(ended),
     }
     let processes = site.processes();
-    let target = Target { site: &site, work: folder.path(), model: &workload.model, ground: &ground };
-    let length = Length { lead: Duration::from_millis(300), counted: Duration::from_secs(2) };
+    let target = ReplayTarget { site: &site, work: folder.path(), model: &workload.model, ground: &ground };
+    let length = WindowLength { lead: Duration::from_millis(300), counted: Duration::from_secs(2) };
     let mut found = Vec::new();
     for number in 0..rounds {
-        say(&format!("round {} of {rounds}", number + 1));
-        let last = read::level(&site.bus, topology::IMAGES).await?.last_sequence;
-        let (mut round, turned) =
-            (Round::empty(load.closed(Until::Answered, IN_FLIGHT, &processes, length).await?), number % 2 == 1);
+        print_step(&format!("round {} of {rounds}", number + 1));
+        let last = reader::stream_level(&site.bus, topology::IMAGES).await?.last_sequence;
+        let (mut round, turned) = (
+            ReplayBenchRound::empty(load.closed(AnswerMilestone::Answered, IN_FLIGHT, &processes, length).await?),
+            number % 2 == 1,
+        );
         tokio::time::sleep(QUIET).await;
         // The next round goes through them backwards: what the disk still writes from one hits another each time.
         let mut order = [0, 1, 2, 3, 4, 5];
@@ -154,10 +156,10 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     }
     let pipeline = median(&found.iter().map(|round| round.pipeline.images_per_s).collect::<Vec<_>>());
     let rate_per_s = pipeline * LIVE_SHARE;
-    let live_for = Length { lead: Duration::from_secs(1), counted: Duration::from_secs(live_s) };
+    let live_for = WindowLength { lead: Duration::from_secs(1), counted: Duration::from_secs(live_s) };
     let mut live = Vec::new();
     for number in 0..rounds {
-        say(&format!(
+        print_step(&format!(
             "live images, round {} of {rounds}: {rate_per_s:.0} a second, alone and beside a replay",
             number + 1
         ));
@@ -165,26 +167,26 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         let replaying = target.start(&format!("live-{number}"), &[], None)?;
         let beside = load.at_rate(rate_per_s, &processes, live_for).await;
         drop(replaying);
-        live.push(Live { alone, beside: beside? });
+        live.push(LiveComparison { alone, beside: beside? });
     }
     drop(load);
     tokio::task::spawn_blocking(move || drop(site)).await?;
     Ok(report(options, machine, &workload, count, &found, &live, rate_per_s))
 }
 
-impl Round {
-    fn empty(pipeline: Window) -> Self {
-        let none = Pace::default();
+impl ReplayBenchRound {
+    fn empty(pipeline: MeasurementWindow) -> Self {
+        let none = ReplayRate::default();
         Self { raw: none, write: none, files: none, folder: none, tar: none, model: none, pipeline }
     }
 }
 
 /// Publishes so many images, and waits for their answers.
-async fn fill(load: &Load, count: usize) -> Result<(), BenchError> {
+async fn fill(load: &LoadGenerator, count: usize) -> Result<(), BenchError> {
     let mut left = count;
     while left > 0 {
         let some = left.min(IN_FLIGHT);
-        let through = (0..some).map(|_| load.one(Until::Answered, Instant::now()));
+        let through = (0..some).map(|_| load.send_image(AnswerMilestone::Answered, Instant::now()));
         futures::future::try_join_all(through).await?;
         left -= some;
     }
@@ -192,19 +194,19 @@ async fn fill(load: &Load, count: usize) -> Result<(), BenchError> {
 }
 
 /// What is replayed, and where to.
-struct Target<'a> {
-    site: &'a Site,
+struct ReplayTarget<'a> {
+    site: &'a BenchSite,
     work: &'a Path,
     model: &'a Path,
-    ground: &'a Ground,
+    ground: &'a TestbedPaths,
 }
 
-impl Target<'_> {
+impl ReplayTarget<'_> {
     /// Reads every image once, and does nothing with it.
-    async fn raw(&self, last: u64) -> Result<Pace, BenchError> {
+    async fn raw(&self, last: u64) -> Result<ReplayRate, BenchError> {
         let begun = Instant::now();
-        let mut pace = Pace::default();
-        let mut reader = Reader::open(&self.site.bus, topology::IMAGES, Stretch::default(), last).await?;
+        let mut pace = ReplayRate::default();
+        let mut reader = MessageReader::open(&self.site.bus, topology::IMAGES, StreamRange::default(), last).await?;
         while let Some(record) = reader.next().await? {
             pace.images += 1.0;
             pace.bytes += record.payload.len() as f64;
@@ -214,7 +216,7 @@ impl Target<'_> {
     }
 
     /// Writes as many bytes into one file.
-    async fn write(&self, last: u64) -> Result<Pace, BenchError> {
+    async fn write(&self, last: u64) -> Result<ReplayRate, BenchError> {
         // The messages' own headers are no part of what is exported.
         let (images, bytes) = (last as f64, self.bytes(last).await?);
         let path = self.work.join("plain");
@@ -235,11 +237,11 @@ impl Target<'_> {
         });
         let seconds = seconds.await?.map_err(BenchError::file(&path))?;
         std::fs::remove_file(&path).map_err(BenchError::file(&path))?;
-        Ok(Pace { images, bytes: bytes as f64, seconds })
+        Ok(ReplayRate { images, bytes: bytes as f64, seconds })
     }
 
     /// Writes as many files of the mean size into a folder.
-    async fn files(&self, to: &str, last: u64) -> Result<Pace, BenchError> {
+    async fn files(&self, to: &str, last: u64) -> Result<ReplayRate, BenchError> {
         let bytes = self.bytes(last).await?;
         let folder = self.work.join(to);
         let written = folder.clone();
@@ -253,13 +255,13 @@ impl Target<'_> {
             Ok(begun.elapsed().as_secs_f64())
         });
         let seconds = seconds.await?.map_err(BenchError::file(&folder))?;
-        Ok(Pace { images: last as f64, bytes: bytes as f64, seconds })
+        Ok(ReplayRate { images: last as f64, bytes: bytes as f64, seconds })
     }
 
     async fn bytes(&self, last: u64) -> Result<u64, BenchError> {
         let mut bytes = 0;
-        let headers = Stretch { headers_only: true, ..Stretch::default() };
-        read::stretch(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
+        let headers = StreamRange { headers_only: true, ..StreamRange::default() };
+        reader::read_range(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
             .await?;
         Ok(bytes)
     }
@@ -292,7 +294,7 @@ impl Target<'_> {
     }
 
     /// Replays to its end, and says what the summary says: from the first answer read to the last byte written.
-    async fn replay(&self, to: &str, more: &[String], last: u64) -> Result<Pace, BenchError> {
+    async fn replay(&self, to: &str, more: &[String], last: u64) -> Result<ReplayRate, BenchError> {
         let running = self.start(to, more, Some(last))?;
         let ended = tokio::time::timeout(PATIENCE, running.wait_with_output()).await;
         let ended = ended.map_err(|_| BenchError::NotReady { what: "a replay", patience: PATIENCE })?;
@@ -302,11 +304,11 @@ impl Target<'_> {
         }
         let summary: Value = serde_json::from_slice(&output.stdout)?;
         let number = |name: &str| summary[name].as_f64().unwrap_or(0.0);
-        Ok(Pace { images: number("through"), bytes: number("bytes"), seconds: number("elapsed_ms") / 1000.0 })
+        Ok(ReplayRate { images: number("through"), bytes: number("bytes"), seconds: number("elapsed_ms") / 1000.0 })
     }
 
     /// To an archive.
-    async fn archive(&self, to: &str, last: u64) -> Result<Pace, BenchError> {
+    async fn archive(&self, to: &str, last: u64) -> Result<ReplayRate, BenchError> {
         let pace = self.replay(to, &[], last).await?;
         let path = self.work.join(to);
         std::fs::remove_file(&path).map_err(BenchError::file(&path))?;
@@ -314,8 +316,8 @@ impl Target<'_> {
     }
 
     /// Through the model once more.
-    async fn again(&self, last: u64) -> Result<Pace, BenchError> {
-        let InferSettings { replicas, threads, max_batch, .. } = &self.ground.infer;
+    async fn again(&self, last: u64) -> Result<ReplayRate, BenchError> {
+        let InferenceSettings { replicas, threads, max_batch, .. } = &self.ground.infer;
         let mut more = vec!["--with".to_owned(), self.model.display().to_string()];
         for setting in [
             format!("recognizer.infer.replicas={}", replicas.count(*threads)),
@@ -329,27 +331,30 @@ impl Target<'_> {
 }
 
 fn report(
-    options: &Options,
-    machine: Machine,
+    options: &ReplayBenchOptions,
+    machine: BenchMachine,
     workload: &Workload,
     count: usize,
-    rounds: &[Round],
-    live: &[Live],
+    rounds: &[ReplayBenchRound],
+    live: &[LiveComparison],
     rate_per_s: f64,
-) -> Report {
-    let over = |of: fn(&Round) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
-    let slower = |round: &Round| round.raw.mb_per_s().min(round.write.mb_per_s());
-    let ratios = |of: fn(&Round) -> Pace| -> f64 {
+) -> BenchReport {
+    let over = |of: fn(&ReplayBenchRound) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
+    let slower = |round: &ReplayBenchRound| round.raw.mb_per_s().min(round.write.mb_per_s());
+    let ratios = |of: fn(&ReplayBenchRound) -> ReplayRate| -> f64 {
         median(&rounds.iter().map(|round| of(round).mb_per_s() / slower(round)).collect::<Vec<_>>())
     };
-    let p99 = |of: fn(&Live) -> &Window| median(&live.iter().map(|live| of(live).latency.p99_ms).collect::<Vec<_>>());
+    let p99 = |of: fn(&LiveComparison) -> &MeasurementWindow| {
+        median(&live.iter().map(|live| of(live).latency.p99_ms).collect::<Vec<_>>())
+    };
     let live_ratio: Vec<f64> =
         live.iter().map(|live| live.beside.latency.p99_ms / live.alone.latency.p99_ms.max(1e-9)).collect();
     let again: Vec<f64> = rounds.iter().map(|round| round.model.images_per_s() / round.pipeline.images_per_s).collect();
-    let figure = |name, title, value, goal| Figure { name, title, value: Some(value), unit: "", goal };
-    let line = |name: &str, of: fn(&Round) -> Pace| {
-        let median_of =
-            |value: &dyn Fn(Pace) -> f64| median(&rounds.iter().map(|round| value(of(round))).collect::<Vec<_>>());
+    let figure = |name, title, value, goal| HeadlineFigure { name, title, value: Some(value), unit: "", goal };
+    let line = |name: &str, of: fn(&ReplayBenchRound) -> ReplayRate| {
+        let median_of = |value: &dyn Fn(ReplayRate) -> f64| {
+            median(&rounds.iter().map(|round| value(of(round))).collect::<Vec<_>>())
+        };
         vec![
             name.to_owned(),
             format!("{:.0}", median_of(&|pace| pace.images_per_s())),
@@ -370,7 +375,7 @@ fn report(
         String::new(),
     ]);
     let rows = rounds.iter().map(|round| {
-        let pace = |pace: Pace| json!({ "images_per_s": pace.images_per_s(), "mb_per_s": pace.mb_per_s() });
+        let pace = |pace: ReplayRate| json!({ "images_per_s": pace.images_per_s(), "mb_per_s": pace.mb_per_s() });
         json!({
             "raw": pace(round.raw), "write": pace(round.write),
             "files": pace(round.files), "folder": pace(round.folder), "tar": pace(round.tar),
@@ -378,7 +383,7 @@ fn report(
         })
     });
     let live_rows = live.iter().map(|live| json!({ "alone": live.alone, "beside": live.beside }));
-    Report {
+    BenchReport {
         bench: "replay",
         settings: json!({
             "quick": options.quick, "rounds": rounds.len(), "images": count, "live_per_s": rate_per_s,
@@ -386,13 +391,13 @@ fn report(
         }),
         machine,
         rows: rows.chain(live_rows).collect(),
-        table: Table { columns: vec!["measured", "images/s", "MB/s"], lines },
+        table: ReportTable { columns: vec!["measured", "images/s", "MB/s"], lines },
         headline: vec![
             figure(
                 "folder_over_raw_pull",
                 "to a folder, over the slower of the raw pull and the plain write",
                 ratios(|round| round.folder),
-                Some(Goal::AtLeast(0.7)),
+                Some(FigureGoal::AtLeast(0.7)),
             ),
             figure(
                 "folder_over_plain_files",
@@ -406,19 +411,19 @@ fn report(
                 "tar_over_raw_pull",
                 "to an archive, over the same",
                 ratios(|round| round.tar),
-                Some(Goal::AtLeast(0.7)),
+                Some(FigureGoal::AtLeast(0.7)),
             ),
             figure(
                 "recognize_over_bench",
                 "through the model, over the pipeline",
                 median(&again),
-                Some(Goal::AtLeast(0.9)),
+                Some(FigureGoal::AtLeast(0.9)),
             ),
             figure(
                 "live_p99_ratio",
                 "99th percentile of live answers beside a replay, over alone",
                 median(&live_ratio),
-                Some(Goal::AtMost(1.1)),
+                Some(FigureGoal::AtMost(1.1)),
             ),
         ],
         notes: vec![
@@ -438,6 +443,6 @@ fn report(
     }
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

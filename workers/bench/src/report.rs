@@ -7,52 +7,52 @@ use std::process::Command;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::bars::Bars;
+use crate::bar_chart::BarChart;
 use crate::chart::{Chart, ChartError};
 use crate::error::BenchError;
 
 /// What a bench found.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct BenchReport {
     /// Which bench.
     pub bench: &'static str,
     /// How it was run: rounds, lengths, workload.
     pub settings: Value,
     /// Where it ran.
-    pub machine: Machine,
+    pub machine: BenchMachine,
     /// Everything measured, one object a row.
     pub rows: Vec<Value>,
     /// The rows for people.
-    pub table: Table,
+    pub table: ReportTable,
     /// The figures that matter.
-    pub headline: Vec<Figure>,
+    pub headline: Vec<HeadlineFigure>,
     /// What a reader should know, one sentence each.
     pub notes: Vec<String>,
     /// Pictures, each with the name of its file without an ending.
-    pub charts: Vec<(String, Picture)>,
+    pub charts: Vec<(String, ReportChart)>,
 }
 
 /// A picture.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Picture {
+pub enum ReportChart {
     /// Bars.
-    Bars(Bars),
+    Bars(BarChart),
     /// Lines.
     Lines(Chart),
 }
 
-impl Picture {
+impl ReportChart {
     fn svg(&self) -> Result<String, ChartError> {
         match self {
-            Picture::Bars(bars) => bars.svg(),
-            Picture::Lines(chart) => chart.svg(),
+            ReportChart::Bars(bars) => bars.svg(),
+            ReportChart::Lines(chart) => chart.svg(),
         }
     }
 }
 
 /// One figure of a headline.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Figure {
+pub struct HeadlineFigure {
     /// Its name in JSON, for good.
     pub name: &'static str,
     /// What it is, for people.
@@ -62,19 +62,19 @@ pub struct Figure {
     /// Its unit; empty for a ratio.
     pub unit: &'static str,
     /// What it should be.
-    pub goal: Option<Goal>,
+    pub goal: Option<FigureGoal>,
 }
 
 /// What a figure should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Goal {
+pub enum FigureGoal {
     /// This or more.
     AtLeast(f64),
     /// This or less.
     AtMost(f64),
 }
 
-impl Goal {
+impl FigureGoal {
     fn met(self, value: f64) -> bool {
         match self {
             Self::AtLeast(least) => value >= least,
@@ -92,14 +92,14 @@ impl Goal {
 
 /// Columns and lines; the first column is text, the others are numbers.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Table {
+pub struct ReportTable {
     /// Names of the columns.
     pub columns: Vec<&'static str>,
     /// One text a column each.
     pub lines: Vec<Vec<String>>,
 }
 
-impl Table {
+impl ReportTable {
     fn render(&self) -> String {
         let cells = |column: usize| self.lines.iter().filter_map(move |line| line.get(column));
         let width = |(column, name): (usize, &&str)| {
@@ -126,7 +126,7 @@ impl Table {
 
 /// Where a bench ran.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Machine {
+pub struct BenchMachine {
     /// Model of the processor.
     pub processor: Option<String>,
     /// Cores this process may use.
@@ -147,7 +147,7 @@ pub struct Machine {
     pub commit: Option<String>,
 }
 
-impl Machine {
+impl BenchMachine {
     /// This one; `store` is where the servers keep their files.
     pub fn here(store: &Path) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
@@ -193,17 +193,17 @@ fn commit() -> Option<String> {
     Some(if changed { format!("{commit}+changes") } else { commit })
 }
 
-impl Report {
+impl BenchReport {
     /// For people.
     pub fn text(&self) -> String {
         let mut text = self.table.render();
         text.push('\n');
-        let mut figures = Table { columns: vec!["headline", "value", "goal", ""], lines: Vec::new() };
+        let mut figures = ReportTable { columns: vec!["headline", "value", "goal", ""], lines: Vec::new() };
         for figure in &self.headline {
             let value = figure.value.map_or_else(|| "unknown".into(), |value| amount(value, figure.unit));
             let goal = match figure.goal {
-                Some(Goal::AtLeast(least)) => format!("≥ {}", amount(least, figure.unit)),
-                Some(Goal::AtMost(most)) => format!("≤ {}", amount(most, figure.unit)),
+                Some(FigureGoal::AtLeast(least)) => format!("≥ {}", amount(least, figure.unit)),
+                Some(FigureGoal::AtMost(most)) => format!("≤ {}", amount(most, figure.unit)),
                 None => String::new(),
             };
             let met = match figure.goal.zip(figure.value) {
@@ -248,7 +248,7 @@ impl Report {
     /// Draws the pictures into a folder, which is made if need be; returns their paths.
     pub fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
         std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
-        let draw = |(name, picture): &(String, Picture)| {
+        let draw = |(name, picture): &(String, ReportChart)| {
             let path = folder.join(format!("{name}.svg"));
             std::fs::write(&path, picture.svg()?).map_err(BenchError::file(&path))?;
             Ok(path)
@@ -275,19 +275,19 @@ fn rounded(value: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn report() -> Report {
-        let figure = |name, value, goal| Figure { name, title: name, value, unit: "ms", goal };
-        Report {
+    fn report() -> BenchReport {
+        let figure = |name, value, goal| HeadlineFigure { name, title: name, value, unit: "ms", goal };
+        BenchReport {
             bench: "test",
             settings: json!({}),
-            machine: Machine::default(),
+            machine: BenchMachine::default(),
             rows: vec![json!({"a": 1})],
-            table: Table { columns: vec!["what", "n"], lines: vec![vec!["long name".into(), "7".into()]] },
+            table: ReportTable { columns: vec!["what", "n"], lines: vec![vec!["long name".into(), "7".into()]] },
             headline: vec![
-                figure("good", Some(1.0), Some(Goal::AtMost(2.0))),
-                figure("bad", Some(1.0), Some(Goal::AtLeast(2.0))),
+                figure("good", Some(1.0), Some(FigureGoal::AtMost(2.0))),
+                figure("bad", Some(1.0), Some(FigureGoal::AtLeast(2.0))),
                 figure("free", Some(123.456_78), None),
-                figure("unknown", None, Some(Goal::AtMost(1.0))),
+                figure("unknown", None, Some(FigureGoal::AtMost(1.0))),
             ],
             notes: vec!["A note.".into()],
             charts: Vec::new(),

@@ -2,8 +2,8 @@
 //! model that sites had and against what is shown of it. The trainer's and the aggregator's own recipes with default
 //! settings, without the bus. Accuracy, not time, so that it may run beside anything.
 
-mod found;
-mod play;
+mod experiment;
+mod results;
 mod steering;
 mod world;
 
@@ -11,21 +11,21 @@ use std::path::PathBuf;
 
 use runtime::Shutdown;
 use tokio_util::sync::CancellationToken;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
 use crate::error::BenchError;
-use crate::games::play_all;
-use crate::report::Report;
-use play::{Game, play};
+use crate::experiments::run_experiments;
+use crate::report::BenchReport;
+use experiment::{RoundsExperiment, run_experiment};
 use steering::Steering;
-use world::{CASES, Labels, World};
+use world::{CASES, LabelQuality, RoundsWorld};
 
 /// Games of each case in which hard cases do one thing or another.
 const COMPARED: u64 = 3;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct RoundsBenchOptions {
     /// One round of few games.
     pub quick: bool,
     /// Folder of labelled images; the project's own if absent.
@@ -43,29 +43,29 @@ pub struct Options {
 }
 
 /// Measures; takes about a quarter of an hour, or a minute if `quick`.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &RoundsBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), CancellationToken::new());
     let told = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &told));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.cancel();
             Err(BenchError::Stopped)
         }
     }
 }
 
-fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchError> {
-    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
-    let world = World::make(&runtime, options)?;
+fn measure(options: &RoundsBenchOptions, stop: &CancellationToken) -> Result<BenchReport, BenchError> {
+    let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
+    let world = RoundsWorld::make(&runtime, options)?;
     let mut games = Vec::new();
     for start in &world.starts {
         for (number, case) in CASES.iter().enumerate() {
-            let labels: &[Labels] = match (options.quick, start.is_slow) {
-                (true, _) => &[Labels::True],
-                (false, true) => &[Labels::Verdicts],
-                (false, false) => &Labels::ALL,
+            let labels: &[LabelQuality] = match (options.quick, start.is_slow) {
+                (true, _) => &[LabelQuality::True],
+                (false, true) => &[LabelQuality::Verdicts],
+                (false, false) => &LabelQuality::ALL,
             };
             // A large model takes half a minute a site: a third of the cases will do.
             if start.is_slow && ![0, 4, 5].contains(&number) {
@@ -73,7 +73,7 @@ fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchE
             }
             for labels in labels {
                 let seed = games.len() as u64 + 1;
-                games.push(Game { start, case, labels: *labels, steering: Steering::Default, seed });
+                games.push(RoundsExperiment { start, case, labels: *labels, steering: Steering::Default, seed });
             }
         }
     }
@@ -83,27 +83,27 @@ fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchE
     } else if options.hard_cases {
         games.extend(compared(&world));
     }
-    let rounds = if options.quick { 1 } else { play::ROUNDS };
-    let played = play_all(
+    let rounds = if options.quick { 1 } else { experiment::ROUNDS };
+    let played = run_experiments(
         &games,
         ("games", 10),
         || stop.is_cancelled(),
         || Ok(()),
-        |(), game| play(&runtime, &world, game, rounds, stop),
+        |(), game| run_experiment(&runtime, &world, game, rounds, stop),
     )?;
-    Ok(found::report(&world, &played, options))
+    Ok(results::report(&world, &played, options))
 }
 
 /// Games from models that know something, the same but for what hard cases do.
-fn compared(world: &World) -> impl Iterator<Item = Game<'_>> {
+fn compared(world: &RoundsWorld) -> impl Iterator<Item = RoundsExperiment<'_>> {
     let start =
         world.starts.iter().filter(|start| [world::NAMED, "60 %"].contains(&start.name.as_str()) && !start.is_slow);
     start.flat_map(|start| {
         let cases = CASES.iter().enumerate().flat_map(|case| (0..COMPARED).map(move |again| (case, again)));
         cases.flat_map(move |((number, case), again)| {
             let seed = 1000 + number as u64 * COMPARED + again;
-            let labels = if again == 0 { Labels::TenthWrong } else { Labels::True };
-            let game = move |steering| Game { start, case, labels, steering, seed };
+            let labels = if again == 0 { LabelQuality::TenthWrong } else { LabelQuality::True };
+            let game = move |steering| RoundsExperiment { start, case, labels, steering, seed };
             std::iter::once(Steering::None).chain(Steering::COMPARED).map(game)
         })
     })

@@ -1,19 +1,19 @@
 //! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
 //! step on one thread, in turns.
 
-mod beside;
-mod found;
 mod gradients;
-pub(crate) mod learn;
-pub mod net;
+mod interference;
+pub(crate) mod learning_curve;
+pub mod network;
+mod results;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use autograd::Trainable;
-use autograd::loss::{Smoothing, cross_entropy};
-use autograd::step::Prepared;
+use autograd::TrainableSelection;
+use autograd::loss::{LabelSmoothing, cross_entropy};
+use autograd::training_step::PreparedModel;
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -23,22 +23,22 @@ use serde_json::json;
 use training::optimizer::Optimizer;
 use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
-use vision::graph::Given;
-use vision::{Graph, Onnx};
+use vision::graph::GraphInput;
+use vision::{Graph, OnnxRuntime};
 
 use crate::error::BenchError;
-use crate::report::Report;
+use crate::report::BenchReport;
 use runtime::process;
 
-use found::Found;
-pub use learn::write as write_net;
-use net::Net;
+pub use learning_curve::write as write_net;
+use network::BenchNetwork;
+use results::TrainBenchResult;
 
 const PEER: &str = include_str!("train/peer.py");
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct TrainBenchOptions {
     /// One round of few steps.
     pub quick: bool,
     /// The program that has PyTorch; `python3` if absent.
@@ -54,36 +54,36 @@ pub struct Options {
 /// How much is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Part {
+enum TrainedPart {
     All,
     LastThird,
     Head,
 }
 
-impl Part {
-    const EVERY: [Part; 3] = [Part::All, Part::LastThird, Part::Head];
+impl TrainedPart {
+    const EVERY: [TrainedPart; 3] = [TrainedPart::All, TrainedPart::LastThird, TrainedPart::Head];
 
     fn as_str(self) -> &'static str {
         match self {
-            Part::All => "all",
-            Part::LastThird => "last third",
-            Part::Head => "head",
+            TrainedPart::All => "all",
+            TrainedPart::LastThird => "last third",
+            TrainedPart::Head => "head",
         }
     }
 
-    fn last(self, net: &Net) -> usize {
+    fn last(self, net: &BenchNetwork) -> usize {
         match self {
-            Part::All => net.matrices(),
-            Part::LastThird => net.matrices().div_ceil(3),
-            Part::Head => 1,
+            TrainedPart::All => net.matrices(),
+            TrainedPart::LastThird => net.matrices().div_ceil(3),
+            TrainedPart::Head => 1,
         }
     }
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct Run {
+struct TrainRun {
     net: &'static str,
-    part: Part,
+    part: TrainedPart,
     round: usize,
     /// Processor milliseconds of the forward pass alone.
     forward_ms: f64,
@@ -98,40 +98,40 @@ struct Run {
 }
 
 /// Measures; takes some minutes, or half a minute if `quick`.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &TrainBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let steps = options.clone();
     let measured = async {
-        let beside = beside::beside(options).await?;
+        let beside = interference::measure_interference(options).await?;
         let found = tokio::task::spawn_blocking(move || measure(&steps)).await??;
-        Ok(found::report(&Found { beside, ..found }, options.quick))
+        Ok(results::report(&TrainBenchResult { beside, ..found }, options.quick))
     };
     tokio::select! {
         report = measured => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
 /// The networks whose steps are measured.
-fn nets() -> [Net; 3] {
-    [Net::small(), Net::mobilenetv2(), Net::resnet18()]
+fn nets() -> [BenchNetwork; 3] {
+    [BenchNetwork::small(), BenchNetwork::mobilenetv2(), BenchNetwork::resnet18()]
 }
 
-fn measure(options: &Options) -> Result<Found, BenchError> {
-    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> {
+    let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
     let python = options.python.clone().unwrap_or("python3".into());
     let checked = gradients::check(&runtime, options.gradients.as_deref())?;
     let epochs = if options.quick { 2 } else { 20 };
-    let mut learned = vec![learn::learn(&runtime, None, &python, epochs)?];
+    let mut learned = vec![learning_curve::learn(&runtime, None, &python, epochs)?];
     for folder in &options.data {
-        learned.push(learn::learn(&runtime, Some(folder), &python, epochs)?);
+        learned.push(learning_curve::learn(&runtime, Some(folder), &python, epochs)?);
     }
-    let mut peer = Peer::start(&python);
+    let mut peer = PyTorchPeer::start(&python);
     let rounds = if options.quick { 1 } else { 5 };
     let nets = nets();
     let (mut runs, mut version) = (Vec::new(), None);
     for round in 0..rounds {
         for net in &nets {
-            for part in Part::EVERY {
+            for part in TrainedPart::EVERY {
                 eprintln!("bench: round {} of {rounds}, {}, {}", round + 1, net.name, part.as_str());
                 let steps = match (options.quick, net.name) {
                     (true, "small") => 20,
@@ -148,15 +148,28 @@ fn measure(options: &Options) -> Result<Found, BenchError> {
             }
         }
     }
-    Ok(Found { runs, checked, learned, version, beside: Vec::new(), named_gradients: options.gradients.is_some() })
+    Ok(TrainBenchResult {
+        runs,
+        checked,
+        learned,
+        version,
+        beside: Vec::new(),
+        named_gradients: options.gradients.is_some(),
+    })
 }
 
 /// Steps and forward passes of one network, in one process and on one thread.
-fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Result<Run, BenchError> {
+fn ours(
+    runtime: &OnnxRuntime,
+    net: &BenchNetwork,
+    part: TrainedPart,
+    round: usize,
+    steps: usize,
+) -> Result<TrainRun, BenchError> {
     let (onnx, shape) = (net.onnx(), net.shape());
-    let prepared = Prepared::new(&onnx, "scores", &shape)?;
-    let known = training::probe::known(runtime, &prepared, &shape)?;
-    let step = prepared.step(&known, &Trainable::Last(part.last(net)))?;
+    let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
+    let known = training::trainable_model::known(runtime, &prepared, &shape)?;
+    let step = prepared.step(&known, &TrainableSelection::Last(part.last(net)))?;
     let mut weights: Vec<Vec<f32>> =
         step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
     let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
@@ -165,13 +178,13 @@ fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Re
     let mut random = StdRng::seed_from_u64(3);
     let images: Vec<f32> = (0..shape.iter().product()).map(|_: i64| random.random_range(-1.0..1.0)).collect();
     let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|at| Some(at % net.classes())).collect();
-    let targets = cross_entropy(&labels, net.classes(), &Smoothing::default());
+    let targets = cross_entropy(&labels, net.classes(), &LabelSmoothing::default());
 
     let mut forward = Graph::open(runtime, net.name, &onnx.encode(), 1)?;
-    let given = [Given { name: "images", shape: &shape, values: &images }];
+    let given = [GraphInput { name: "images", shape: &shape, values: &images }];
     let forward_ms = spent(steps, || Ok(forward.run(&given, |_| {})?))?;
     drop(forward);
-    process::forget_peak();
+    process::reset_peak();
     let mut stepper = Stepper::open(runtime, step, 1)?;
     let step_ms = spent(steps, || {
         stepper.learn(&images, &targets, &weights, &mut gradients)?;
@@ -180,7 +193,7 @@ fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Re
     })?;
     let peak_bytes = process::peak_bytes(std::process::id());
     let (peer_step_ms, peer_forward_ms) = (None, None);
-    Ok(Run { net: net.name, part, round, forward_ms, step_ms, peak_bytes, peer_step_ms, peer_forward_ms })
+    Ok(TrainRun { net: net.name, part, round, forward_ms, step_ms, peak_bytes, peer_step_ms, peer_forward_ms })
 }
 
 /// Processor milliseconds of this process for each of so many turns, after two that warm up.
@@ -206,20 +219,20 @@ fn has_torch(python: &Path) -> bool {
 }
 
 /// PyTorch, in a process of its own.
-struct Peer {
+struct PyTorchPeer {
     process: Child,
     asks: ChildStdin,
     says: BufReader<ChildStdout>,
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct PeerReply {
     step_ms: f64,
     forward_ms: f64,
     version: String,
 }
 
-impl Peer {
+impl PyTorchPeer {
     /// `None` without PyTorch.
     fn start(python: &Path) -> Option<Self> {
         if !has_torch(python) {
@@ -233,7 +246,7 @@ impl Peer {
         Some(Self { process, asks, says })
     }
 
-    fn ask(&mut self, net: &Net, last: usize, steps: usize) -> Option<Said> {
+    fn ask(&mut self, net: &BenchNetwork, last: usize, steps: usize) -> Option<PeerReply> {
         writeln!(self.asks, "{}", json!({ "net": net, "last": last, "steps": steps })).ok()?;
         let mut line = String::new();
         self.says.read_line(&mut line).ok()?;
@@ -241,7 +254,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for PyTorchPeer {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.process.kill();

@@ -16,13 +16,13 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A process; told to stop, and made to if need be, when dropped.
-pub struct Worker {
+pub struct BenchWorker {
     child: Child,
     /// Its role.
     pub role: &'static str,
 }
 
-impl Worker {
+impl BenchWorker {
     /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
     /// wrong, and to standard error.
     pub fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
@@ -51,7 +51,7 @@ impl Worker {
     }
 
     /// Stops it where it is, or lets it go on.
-    pub fn freeze(&self, frozen: bool) {
+    pub fn stop_process(&self, frozen: bool) {
         self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
     }
 
@@ -61,10 +61,10 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for BenchWorker {
     fn drop(&mut self) {
         // A frozen process would not hear it.
-        self.freeze(false);
+        self.stop_process(false);
         self.signal(Signal::SIGTERM);
         let until = Instant::now() + STOP_PATIENCE;
         while matches!(self.child.try_wait(), Ok(None)) {
@@ -73,13 +73,13 @@ impl Drop for Worker {
                 tracing::debug!(?killed, ?waited, role = self.role, "made to stop");
                 return;
             }
-            pause(Duration::from_millis(10));
+            pause_process(Duration::from_millis(10));
         }
     }
 }
 
 /// Waits on a thread that has nothing else to do.
-pub(crate) fn pause(time: Duration) {
+pub(crate) fn pause_process(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);
 }

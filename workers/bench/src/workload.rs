@@ -23,12 +23,12 @@ pub struct Workload {
     /// Encoded images, taken in turns.
     pub images: Arc<[Bytes]>,
     /// For the report.
-    pub described: Described,
+    pub described: WorkloadSummary,
 }
 
 /// A workload in a report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Described {
+pub struct WorkloadSummary {
     /// Folder of the model as it was named.
     pub model: String,
     /// Where the images come from.
@@ -52,7 +52,7 @@ impl Workload {
             None => ("generated: 640x480 JPEG, quality 85".into(), made()),
         };
         let total: usize = images.iter().map(Bytes::len).sum();
-        let described = Described {
+        let described = WorkloadSummary {
             model: named.display().to_string(),
             images: from,
             different_images: images.len(),

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use runtime::Shutdown;
 use schemas::{FaultNote, SiteName, TaskId};
-use streams::fleet::{Ledger, NoteAfar};
-use streams::{Bus, CarryError, rights};
+use streams::fleet::{Ledger, RemoteNote};
+use streams::{Bus, CarryError, permissions};
 
-use crate::probe::Link;
+use crate::probe::LinkHandle;
 
 /// The note of the site's own mark.
 const MARK: &str = "site-mark";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Leaves the site's mark in the cloud and looks whether it stays; says so when it does not.
-pub async fn watch(
+pub async fn watch_site_mark(
     here: &Bus,
     cloud: &Bus,
     site: &SiteName,
-    link: &Link,
+    link: &LinkHandle,
     found: &Mutex<Option<FaultNote>>,
     shutdown: &Shutdown,
 ) {
@@ -28,7 +28,7 @@ pub async fn watch(
     let watching = async {
         loop {
             link.up().await;
-            match look(here, cloud, site, &mut left).await {
+            match read_site_mark(here, cloud, site, &mut left).await {
                 Ok(fault) => *found.lock().unwrap_or_else(PoisonError::into_inner) = fault,
                 Err(error) => tracing::debug!(%error, "the site's mark is looked for again"),
             }
@@ -37,15 +37,20 @@ pub async fn watch(
     };
     tokio::select! {
         () = watching => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
 }
 
-async fn look(here: &Bus, cloud: &Bus, site: &SiteName, left: &mut bool) -> Result<Option<FaultNote>, CarryError> {
+async fn read_site_mark(
+    here: &Bus,
+    cloud: &Bus,
+    site: &SiteName,
+    left: &mut bool,
+) -> Result<Option<FaultNote>, CarryError> {
     let own = Ledger::open(here).await?;
-    own.change(MARK, |mark| mark.map_or_else(|| TaskId::mint().to_string(), str::to_owned)).await?;
+    own.update_note(MARK, |mark| mark.map_or_else(|| TaskId::new_random().to_string(), str::to_owned)).await?;
     let mark = own.read(MARK).await?.unwrap_or_default();
-    let note = NoteAfar::new(cloud, rights::mark_key(site));
+    let note = RemoteNote::new(cloud, permissions::mark_key(site));
     let found = note.read().await?;
     if found.as_deref() == Some(mark.as_str()) {
         *left = true;

@@ -7,18 +7,18 @@
 
 pub mod breaker;
 pub mod budget;
-pub mod down;
+pub mod deadline_keeper;
 mod identity;
 pub mod link;
-pub mod notes;
-pub mod outbox;
+pub mod note_carrier;
+pub mod outbox_carrier;
+pub mod outbox_index;
 pub mod probe;
-pub mod promise;
 pub mod settings;
-pub mod stillness;
-pub mod trusted;
-pub mod up;
-pub mod walk;
+pub mod trust_anchor;
+pub mod verdict_carrier;
+pub mod verifier_progress;
+pub mod worker;
 
 pub use settings::CourierSettings;
-pub use walk::run;
+pub use worker::run;

@@ -39,12 +39,12 @@ pub struct LinkSettings {
     pub probe_every_ms: u64,
     /// Silence for this long means that the link is down, milliseconds, 50 to 10000; more while bytes of
     /// ours are under way that must take longer.
-    pub probe_patience_ms: u64,
+    pub probe_timeout_ms: u64,
 }
 
 impl Default for LinkSettings {
     fn default() -> Self {
-        Self { max_slowdown_ratio: 3.0, dwell_ms: 1000, probe_every_ms: 250, probe_patience_ms: 600 }
+        Self { max_slowdown_ratio: 3.0, dwell_ms: 1000, probe_every_ms: 250, probe_timeout_ms: 600 }
     }
 }
 
@@ -56,8 +56,8 @@ impl LinkSettings {
                 Err("courier.link.max_slowdown_ratio must be more than 1".into())
             }
             Self { probe_every_ms: ..50 | 1001.., .. } => Err("courier.link.probe_every_ms must be 50 to 1000".into()),
-            Self { probe_patience_ms: ..50 | 10_001.., .. } => {
-                Err("courier.link.probe_patience_ms must be 50 to 10000".into())
+            Self { probe_timeout_ms: ..50 | 10_001.., .. } => {
+                Err("courier.link.probe_timeout_ms must be 50 to 10000".into())
             }
             _ => Ok(()),
         }
@@ -66,7 +66,7 @@ impl LinkSettings {
 
 /// An upload that is under way.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sending {
+pub struct ActiveUpload {
     bytes: u64,
     sent_at_s: f64,
     /// Bytes of ours that were under way before it.
@@ -75,54 +75,54 @@ pub struct Sending {
 
 /// What is known of the link.
 #[derive(Debug, Clone)]
-pub struct Meter {
+pub struct LinkMeter {
     settings: LinkSettings,
-    round_trips: Extremes,
-    rates: Extremes,
+    round_trips: WindowExtremes,
+    rates: WindowExtremes,
     slowdown_ratio: f64,
     up: bool,
     available: bool,
     changed_at_s: f64,
     heard_at_s: f64,
     in_flight_bytes: u64,
-    stretch: Stretch,
+    stretch: ThroughputSpan,
 }
 
 /// Bytes that arrived since a moment, while something was always under way.
 #[derive(Debug, Clone, Copy)]
-struct Stretch {
+struct ThroughputSpan {
     begun_at_s: f64,
     bytes: u64,
 }
 
-impl Meter {
+impl LinkMeter {
     /// Of a link that was not heard of yet.
     pub fn new(settings: LinkSettings) -> Self {
         Self {
             settings,
-            round_trips: Extremes::new(|new, old| new <= old),
-            rates: Extremes::new(|new, old| new >= old),
+            round_trips: WindowExtremes::new(|new, old| new <= old),
+            rates: WindowExtremes::new(|new, old| new >= old),
             slowdown_ratio: 1.0,
             up: false,
             available: false,
             changed_at_s: f64::NEG_INFINITY,
             heard_at_s: f64::NEG_INFINITY,
             in_flight_bytes: 0,
-            stretch: Stretch { begun_at_s: 0.0, bytes: 0 },
+            stretch: ThroughputSpan { begun_at_s: 0.0, bytes: 0 },
         }
     }
 
     /// The cloud answered a question after so long.
-    pub fn answered(&mut self, round_trip_s: f64, now_s: f64) {
-        let shortest_s = self.t_min_s(self.in_flight_bytes).unwrap_or(round_trip_s);
+    pub fn record_answer(&mut self, round_trip_s: f64, now_s: f64) {
+        let shortest_s = self.minimum_transfer_s(self.in_flight_bytes).unwrap_or(round_trip_s);
         self.round_trips.note(round_trip_s.max(0.0), now_s);
         self.smooth(round_trip_s, shortest_s);
-        self.heard(now_s);
+        self.record_contact(now_s);
     }
 
     /// A question was not answered. The link is down unless something else was heard meanwhile.
-    pub fn silent(&mut self, now_s: f64) {
-        if self.up && now_s - self.heard_at_s >= self.patience_s() {
+    pub fn record_silence(&mut self, now_s: f64) {
+        if self.up && now_s - self.heard_at_s >= self.timeout_s() {
             self.up = false;
             self.available = false;
             self.changed_at_s = now_s;
@@ -130,34 +130,34 @@ impl Meter {
     }
 
     /// An upload begins.
-    pub fn sent(&mut self, bytes: u64, now_s: f64) -> Sending {
+    pub fn record_upload(&mut self, bytes: u64, now_s: f64) -> ActiveUpload {
         if self.in_flight_bytes == 0 {
             let rtt_min_s = self.round_trips.best().unwrap_or(0.0);
-            self.stretch = Stretch { begun_at_s: now_s + rtt_min_s, bytes: 0 };
+            self.stretch = ThroughputSpan { begun_at_s: now_s + rtt_min_s, bytes: 0 };
         }
-        let sending = Sending { bytes, sent_at_s: now_s, ahead_bytes: self.in_flight_bytes };
+        let sending = ActiveUpload { bytes, sent_at_s: now_s, ahead_bytes: self.in_flight_bytes };
         self.in_flight_bytes += bytes;
         sending
     }
 
     /// An upload was acknowledged by the cloud.
-    pub fn arrived(&mut self, sending: Sending, now_s: f64) {
+    pub fn record_arrival(&mut self, sending: ActiveUpload, now_s: f64) {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sending.bytes);
         self.stretch.bytes += sending.bytes;
         let length_s = now_s - self.stretch.begun_at_s;
         let ends = self.in_flight_bytes == 0 && self.stretch.bytes >= SAMPLE_BYTES && length_s > NOISE_S / 10.0;
         if ends || length_s >= SAMPLE_S {
             self.rates.note(self.stretch.bytes as f64 / length_s, now_s);
-            self.stretch = Stretch { begun_at_s: now_s, bytes: 0 };
+            self.stretch = ThroughputSpan { begun_at_s: now_s, bytes: 0 };
         }
-        if let Some(shortest_s) = self.t_min_s(sending.ahead_bytes + sending.bytes) {
+        if let Some(shortest_s) = self.minimum_transfer_s(sending.ahead_bytes + sending.bytes) {
             self.smooth(now_s - sending.sent_at_s, shortest_s);
         }
-        self.heard(now_s);
+        self.record_contact(now_s);
     }
 
     /// An upload was given up.
-    pub fn lost(&mut self, sending: Sending) {
+    pub fn record_loss(&mut self, sending: ActiveUpload) {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sending.bytes);
     }
 
@@ -167,8 +167,8 @@ impl Meter {
     }
 
     /// How long silence may last, seconds: longer while bytes are under way that must take longer.
-    pub fn patience_s(&self) -> f64 {
-        let base_s = self.settings.probe_patience_ms as f64 / 1000.0;
+    pub fn timeout_s(&self) -> f64 {
+        let base_s = self.settings.probe_timeout_ms as f64 / 1000.0;
         let sending_s = match (self.in_flight_bytes, self.rates.best()) {
             (0, _) | (_, None) => 0.0,
             (bytes, Some(rate)) => bytes as f64 / rate * self.settings.max_slowdown_ratio,
@@ -178,7 +178,7 @@ impl Meter {
 
     /// The shortest time in which so many bytes could arrive and be acknowledged, seconds; `None` before
     /// a round trip was measured. Without a rate, as if the link had no end of it.
-    pub fn t_min_s(&self, bytes: u64) -> Option<f64> {
+    pub fn minimum_transfer_s(&self, bytes: u64) -> Option<f64> {
         let sending_s = self.rates.best().map_or(0.0, |rate| bytes as f64 / rate);
         Some(self.round_trips.best()? + sending_s)
     }
@@ -208,7 +208,7 @@ impl Meter {
         self.slowdown_ratio += (ratio - self.slowdown_ratio) * SHARE;
     }
 
-    fn heard(&mut self, now_s: f64) {
+    fn record_contact(&mut self, now_s: f64) {
         self.heard_at_s = now_s;
         if !self.up {
             // What was known belongs to the link as it was before it went away.
@@ -230,7 +230,7 @@ impl Meter {
 
 /// The best value of a window: those that a newer one beats are forgotten at once, so that few are kept.
 #[derive(Debug, Clone)]
-struct Extremes {
+struct WindowExtremes {
     beats: fn(f64, f64) -> bool,
     kept: VecDeque<(f64, f64)>,
 }
@@ -238,7 +238,7 @@ struct Extremes {
 /// Most values kept; the window would hold more only for a value that gets worse with every sample.
 const MOST_KEPT: usize = 256;
 
-impl Extremes {
+impl WindowExtremes {
     fn new(beats: fn(f64, f64) -> bool) -> Self {
         Self { beats, kept: VecDeque::new() }
     }
@@ -267,17 +267,17 @@ mod tests {
 
     use super::*;
 
-    fn meter() -> Meter {
-        Meter::new(LinkSettings::default())
+    fn meter() -> LinkMeter {
+        LinkMeter::new(LinkSettings::default())
     }
 
     /// Uploads one after another over an ideal link, from `from_s` on; returns when the last arrived.
-    fn upload(meter: &mut Meter, count: usize, bytes: u64, rate: f64, rtt_s: f64, from_s: f64) -> f64 {
+    fn upload(meter: &mut LinkMeter, count: usize, bytes: u64, rate: f64, rtt_s: f64, from_s: f64) -> f64 {
         let mut now_s = from_s;
         for _ in 0..count {
-            let sending = meter.sent(bytes, now_s);
+            let sending = meter.record_upload(bytes, now_s);
             now_s += rtt_s + bytes as f64 / rate;
-            meter.arrived(sending, now_s);
+            meter.record_arrival(sending, now_s);
         }
         now_s
     }
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn an_ideal_link_is_measured_as_it_is() {
         let mut meter = meter();
-        meter.answered(0.02, 0.0);
+        meter.record_answer(0.02, 0.0);
         upload(&mut meter, 20, 100_000, 1e6, 0.02, 0.1);
         let report = meter.report();
         assert!((report.rtt_min_ms - 20.0).abs() < 1e-6, "{report:?}");
@@ -297,12 +297,12 @@ mod tests {
     #[test]
     fn our_own_queue_is_no_slowdown() {
         let mut meter = meter();
-        meter.answered(0.02, 0.0);
+        meter.record_answer(0.02, 0.0);
         let end_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         // Sixteen at once share the link: the last takes sixteen times as long as one.
-        let sending: Vec<Sending> = (0..16).map(|_| meter.sent(100_000, end_s)).collect();
+        let sending: Vec<ActiveUpload> = (0..16).map(|_| meter.record_upload(100_000, end_s)).collect();
         for (number, sending) in sending.into_iter().enumerate() {
-            meter.arrived(sending, end_s + 0.02 + 0.1 * (number + 1) as f64);
+            meter.record_arrival(sending, end_s + 0.02 + 0.1 * (number + 1) as f64);
         }
         assert!(meter.report().available && meter.report().slowdown_ratio < 1.1, "{:?}", meter.report());
         assert_eq!(meter.in_flight_bytes(), 0);
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn a_link_that_slows_down_stops_being_available_and_comes_back() {
         let mut meter = meter();
-        meter.answered(0.02, 0.0);
+        meter.record_answer(0.02, 0.0);
         let mut now_s = upload(&mut meter, 10, 100_000, 1e6, 0.02, 0.1);
         now_s = upload(&mut meter, 12, 100_000, 1e5, 0.02, now_s);
         assert!(meter.report().up && !meter.report().available, "{:?}", meter.report());
@@ -322,29 +322,29 @@ mod tests {
     #[test]
     fn silence_takes_the_link_down_within_a_second() {
         let mut meter = meter();
-        meter.answered(0.02, 10.0);
-        meter.silent(10.3);
+        meter.record_answer(0.02, 10.0);
+        meter.record_silence(10.3);
         assert!(meter.is_up());
-        meter.silent(10.7);
+        meter.record_silence(10.7);
         assert!(!meter.is_up() && !meter.report().available);
     }
 
     #[test]
     fn silence_is_forgiven_while_a_large_upload_must_take_longer() {
         let mut meter = meter();
-        meter.answered(0.02, 0.0);
+        meter.record_answer(0.02, 0.0);
         let now_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
-        let _under_way = meter.sent(1_000_000, now_s);
-        meter.silent(now_s + 1.0);
+        let _under_way = meter.record_upload(1_000_000, now_s);
+        meter.record_silence(now_s + 1.0);
         assert!(meter.is_up(), "a second of silence is what a megabyte takes");
-        meter.silent(now_s + 5.1);
+        meter.record_silence(now_s + 5.1);
         assert!(!meter.is_up(), "but not without end");
     }
 
     #[test]
     fn the_best_of_the_link_is_forgotten_in_time() {
         let mut meter = meter();
-        meter.answered(0.02, 0.0);
+        meter.record_answer(0.02, 0.0);
         let now_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         upload(&mut meter, 40, 100_000, 1e5, 0.02, now_s + WINDOW_S);
         let report = meter.report();
@@ -361,11 +361,11 @@ mod tests {
             for (gap_s, bytes, took_s, probe) in steps {
                 now_s += gap_s;
                 if probe {
-                    meter.answered(took_s, now_s);
+                    meter.record_answer(took_s, now_s);
                 } else {
-                    let sending = meter.sent(bytes, now_s);
+                    let sending = meter.record_upload(bytes, now_s);
                     now_s += took_s;
-                    meter.arrived(sending, now_s);
+                    meter.record_arrival(sending, now_s);
                 }
                 let report = meter.report();
                 prop_assert!(report.slowdown_ratio >= 1.0 && report.slowdown_ratio.is_finite());
@@ -382,9 +382,9 @@ mod tests {
             uploads in prop::collection::vec((1_u64..5_000_000, prop::bool::ANY), 0..50)
         ) {
             let mut meter = meter();
-            let sending: Vec<_> = uploads.iter().map(|(bytes, kept)| (meter.sent(*bytes, 1.0), *kept)).collect();
+            let sending: Vec<_> = uploads.iter().map(|(bytes, kept)| (meter.record_upload(*bytes, 1.0), *kept)).collect();
             for (sending, kept) in sending {
-                if kept { meter.arrived(sending, 2.0) } else { meter.lost(sending) }
+                if kept { meter.record_arrival(sending, 2.0) } else { meter.record_loss(sending) }
             }
             prop_assert_eq!(meter.in_flight_bytes(), 0);
         }

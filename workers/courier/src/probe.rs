@@ -6,31 +6,31 @@ use std::time::Duration;
 use runtime::Shutdown;
 use schemas::{CloudReport, LinkReport};
 use streams::fleet;
-use streams::{Bus, read, topology};
+use streams::{Bus, reader, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::link::{LinkSettings, Meter, Sending};
-use crate::stillness::Stillness;
+use crate::link::{ActiveUpload, LinkMeter, LinkSettings};
+use crate::verifier_progress::VerifierProgress;
 
 /// How often the verifiers' signs of life are read.
 const FLEET_EVERY: Duration = Duration::from_secs(2);
 
 /// The link as every errand of the courier sees it; cheap to clone.
 #[derive(Clone)]
-pub struct Link {
-    meter: Arc<Mutex<Meter>>,
+pub struct LinkHandle {
+    meter: Arc<Mutex<LinkMeter>>,
     begun_at: Instant,
-    stillness: Arc<Mutex<Stillness>>,
+    stillness: Arc<Mutex<VerifierProgress>>,
     state: watch::Sender<LinkReport>,
     /// Told whenever the link comes, goes, or changes its availability.
     pub changed: Arc<Notify>,
 }
 
-impl Link {
+impl LinkHandle {
     /// A link that was not heard of yet.
     pub fn new(settings: LinkSettings) -> Self {
-        let meter = Meter::new(settings);
+        let meter = LinkMeter::new(settings);
         let (state, _) = watch::channel(meter.report());
         let meter = Arc::new(Mutex::new(meter));
         Self { state, meter, stillness: Arc::default(), begun_at: Instant::now(), changed: Arc::default() }
@@ -62,9 +62,9 @@ impl Link {
     }
 
     /// An upload begins; it is lost unless [`Upload::arrived`] is called.
-    pub fn sent(&self, bytes: u64) -> Upload {
+    pub fn sent(&self, bytes: u64) -> UploadGuard {
         let now_s = self.now_s();
-        Upload { sending: Some(self.with(|meter| meter.sent(bytes, now_s))), link: self.clone() }
+        UploadGuard { sending: Some(self.with(|meter| meter.record_upload(bytes, now_s))), link: self.clone() }
     }
 
     /// Bytes that may be under way at a time: as many as the link takes in a quarter of a second, so that
@@ -78,11 +78,11 @@ impl Link {
     }
 
     /// Whether the verifiers finish something, or have nothing to finish.
-    pub fn cloud_moves(&self) -> bool {
-        self.stillness().moves()
+    pub fn is_cloud_progressing(&self) -> bool {
+        self.stillness().is_progressing()
     }
 
-    fn stillness(&self) -> std::sync::MutexGuard<'_, Stillness> {
+    fn stillness(&self) -> std::sync::MutexGuard<'_, VerifierProgress> {
         self.stillness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,7 +91,7 @@ impl Link {
         self.with(|meter| meter.in_flight_bytes())
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Meter) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut LinkMeter) -> T) -> T {
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         let done = act(&mut meter);
         let cloud = self.state.borrow().cloud;
@@ -109,7 +109,7 @@ impl Link {
     }
 
     /// Asks the cloud for signs of life until told to stop.
-    pub async fn probe(&self, cloud: Bus, settings: &LinkSettings, shutdown: Shutdown) {
+    pub async fn probe_link(&self, cloud: Bus, settings: &LinkSettings, shutdown: Shutdown) {
         let every = Duration::from_millis(settings.probe_every_ms);
         let verifiers = watch::Sender::new((0, 0.0));
         let questions = async {
@@ -128,7 +128,7 @@ impl Link {
         tokio::select! {
             () = questions => {}
             () = fleet => {}
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
         }
     }
 
@@ -136,28 +136,28 @@ impl Link {
     async fn ask(&self, cloud: &Bus, (replicas, cost_ms): (u32, f64)) {
         let was_up = self.report().up;
         let asked_at = Instant::now();
-        let question = read::progress(cloud, topology::VERIFY, topology::VERIFIER);
+        let question = reader::consumer_progress(cloud, topology::VERIFY, topology::VERIFIER);
         let mut question = std::pin::pin!(question);
         // Patience may grow while the answer is awaited, as uploads come on their way.
         let answer = loop {
-            let patience = Duration::from_secs_f64(self.with(|meter| meter.patience_s()));
+            let patience = Duration::from_secs_f64(self.with(|meter| meter.timeout_s()));
             let left = patience.saturating_sub(asked_at.elapsed());
             match tokio::time::timeout(left, &mut question).await {
                 Ok(answer) => break Some(answer),
-                Err(_) if Duration::from_secs_f64(self.with(|meter| meter.patience_s())) > patience => {}
+                Err(_) if Duration::from_secs_f64(self.with(|meter| meter.timeout_s())) > patience => {}
                 Err(_) => break None,
             }
         };
         let now_s = self.now_s();
         match answer {
             Some(Ok(progress)) => {
-                self.with(|meter| meter.answered(asked_at.elapsed().as_secs_f64(), now_s));
+                self.with(|meter| meter.record_answer(asked_at.elapsed().as_secs_f64(), now_s));
                 let waiting = progress.pending + progress.unacked;
-                let still_s = self.stillness().heard(progress.finished(), waiting, now_s);
+                let still_s = self.stillness().record_progress(progress.finished(), waiting, now_s);
                 self.heard_of((replicas > 0).then_some(CloudReport { waiting, replicas, cost_ms, still_s }));
             }
             // A domain that is away is refused by the site's own server at once.
-            Some(Err(_)) | None => self.with(|meter| meter.silent(now_s)),
+            Some(Err(_)) | None => self.with(|meter| meter.record_silence(now_s)),
         }
         match (was_up, self.report().up) {
             (false, true) => tracing::info!(round_trip_ms = asked_at.elapsed().as_millis(), "the cloud answers"),
@@ -169,7 +169,7 @@ impl Link {
 
 /// Replicas of all verifiers that gave a sign of life, and what an image costs one of them, milliseconds.
 async fn alive(cloud: &Bus) -> (u32, f64) {
-    let beats = tokio::time::timeout(FLEET_EVERY, async { fleet::alive(cloud).await }).await;
+    let beats = tokio::time::timeout(FLEET_EVERY, async { fleet::live_workers(cloud).await }).await;
     let Ok(Ok(beats)) = beats else { return (0, 0.0) };
     let verifiers = beats.iter().filter(|beat| beat.role == "verifier" && beat.cost_ms.is_some());
     let (replicas, cost) = verifiers.fold((0, 0.0), |(replicas, cost), beat| {
@@ -179,25 +179,25 @@ async fn alive(cloud: &Bus) -> (u32, f64) {
 }
 
 /// An upload that is under way; given up when dropped.
-pub struct Upload {
-    sending: Option<Sending>,
-    link: Link,
+pub struct UploadGuard {
+    sending: Option<ActiveUpload>,
+    link: LinkHandle,
 }
 
-impl Upload {
+impl UploadGuard {
     /// The cloud has it.
-    pub fn arrived(mut self) {
+    pub fn record_arrival(mut self) {
         let now_s = self.link.now_s();
         if let Some(sending) = self.sending.take() {
-            self.link.with(|meter| meter.arrived(sending, now_s));
+            self.link.with(|meter| meter.record_arrival(sending, now_s));
         }
     }
 }
 
-impl Drop for Upload {
+impl Drop for UploadGuard {
     fn drop(&mut self) {
         if let Some(sending) = self.sending.take() {
-            self.link.with(|meter| meter.lost(sending));
+            self.link.with(|meter| meter.record_loss(sending));
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::BudgetSettings;
 use crate::link::LinkSettings;
-use crate::outbox::CatchUp;
+use crate::outbox_index::BacklogOrder;
 
 /// What an operator may choose about the link.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct CourierSettings {
     pub uploads: usize,
     /// In which order what waited for the link is caught up with, once it returns: `oldest_first` or
     /// `newest_first`. What comes meanwhile is not held up by it.
-    pub catch_up: CatchUp,
+    pub backlog_order: BacklogOrder,
     /// File with the root that says whom the site obeys, JSON (`tributary join` lays it out); absent: orders and rounds count
     /// whoever gives them.
     pub root: Option<PathBuf>,
@@ -30,7 +30,7 @@ impl Default for CourierSettings {
     fn default() -> Self {
         Self {
             uploads: 32,
-            catch_up: CatchUp::default(),
+            backlog_order: BacklogOrder::default(),
             root: None,
             budget: BudgetSettings::default(),
             link: LinkSettings::default(),

@@ -6,7 +6,7 @@
 //! held (*listen*) when it is not, until load is released, the network returns or the task's deadline
 //! forces it to be recognized here. `earliest-finish` predicts both ends instead.
 
-use schemas::decided::{Load, Mode, Network};
+use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
 
 use crate::policy::{Objective, Policy, PolicyName};
 
@@ -24,7 +24,7 @@ const URGENT: u8 = 8;
 const GUARD_S: f64 = 0.05;
 
 /// Seconds of work that wait at the site.
-pub fn queue_s(load: &Load) -> f64 {
+pub fn queue_s(load: &SiteLoad) -> f64 {
     load.waiting as f64 * load.cost_s / f64::from(load.replicas.max(1))
 }
 
@@ -47,7 +47,7 @@ fn has_room(network: &Network, bytes: u64) -> bool {
 
 /// A task that waits for the decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+pub struct AdmitInput {
     /// Its image, bytes.
     pub bytes: u64,
     /// Until its deadline, seconds, below 0 if that is past; absent without one.
@@ -64,7 +64,7 @@ pub struct Candidate {
 
 /// Where a task goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admit {
+pub enum AdmitDecision {
     /// It is recognized here.
     Local,
     /// It goes to the cloud without having been recognized.
@@ -75,114 +75,120 @@ pub enum Admit {
 
 /// The state of the decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct State {
+pub struct AdmitState {
     /// Where tasks go.
-    pub mode: Mode,
+    pub mode: RoutingMode,
     /// Whether the site counts as overloaded.
     pub overloaded: bool,
     /// When that changed last, seconds.
     pub changed_at_s: f64,
 }
 
-impl Default for State {
+impl Default for AdmitState {
     fn default() -> Self {
-        Self { mode: Mode::Local, overloaded: false, changed_at_s: f64::NEG_INFINITY }
+        Self { mode: RoutingMode::Local, overloaded: false, changed_at_s: f64::NEG_INFINITY }
     }
 }
 
 /// Decides about one task: the new state, and where the task goes.
-pub fn decide(
+pub fn decide_admission(
     policy: &Policy,
-    state: State,
-    load: &Load,
+    state: AdmitState,
+    load: &SiteLoad,
     network: &Network,
-    task: &Candidate,
+    task: &AdmitInput,
     now_s: f64,
-) -> (State, Admit) {
+) -> (AdmitState, AdmitDecision) {
     let state = overload(policy, state, load, now_s);
     let admit = match policy.name {
-        PolicyName::EdgeOnly | PolicyName::HardExample | PolicyName::Oracle => Admit::Local,
-        PolicyName::Random if task.lot < policy.share_ratio && could_go(network, task) => Admit::Redirect,
-        PolicyName::Random => Admit::Local,
-        PolicyName::CloudOnly if could_go(network, task) => Admit::Redirect,
+        PolicyName::EdgeOnly | PolicyName::HardExample | PolicyName::Oracle => AdmitDecision::Local,
+        PolicyName::Random if task.lot < policy.share_ratio && could_go(network, task) => AdmitDecision::Redirect,
+        PolicyName::Random => AdmitDecision::Local,
+        PolicyName::CloudOnly if could_go(network, task) => AdmitDecision::Redirect,
         PolicyName::CloudOnly if task.may_leave => hold(policy, load, task),
-        PolicyName::CloudOnly => Admit::Local,
+        PolicyName::CloudOnly => AdmitDecision::Local,
         PolicyName::Paper => paper(policy, &state, load, network, task),
         PolicyName::EarliestFinish => earliest_finish(policy, &state, load, network, task),
     };
     let mode = match admit {
         // A task that finds a free replica says nothing about the excess.
-        Admit::Local if load.free && state.overloaded => state.mode,
-        Admit::Local => Mode::Local,
-        Admit::Redirect => Mode::Redirect,
-        Admit::Listen => Mode::Listen,
+        AdmitDecision::Local if load.free && state.overloaded => state.mode,
+        AdmitDecision::Local => RoutingMode::Local,
+        AdmitDecision::Redirect => RoutingMode::Redirect,
+        AdmitDecision::Listen => RoutingMode::Listen,
     };
-    (State { mode, ..state }, admit)
+    (AdmitState { mode, ..state }, admit)
 }
 
 /// Whether the site counts as overloaded from now on: above the high mark of any signal, until below the low
 /// marks of all, and never changed sooner than the dwell time allows.
-pub fn overload(policy: &Policy, state: State, load: &Load, now_s: f64) -> State {
+pub fn overload(policy: &Policy, state: AdmitState, load: &SiteLoad, now_s: f64) -> AdmitState {
     let marks = &policy.load;
     let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
     let overloaded = match state.overloaded {
         false => {
             above(load.cpu_ratio, marks.cpu_high_ratio) && load.waiting > u64::from(load.replicas)
                 || above(load.memory_ratio, marks.memory_high_ratio)
-                || above(load.stall_ratio, marks.stall_high_ratio)
+                || above(load.stall_ratio, marks.memory_pressure_high_ratio)
                 || queue_s(load) > marks.queue_high_s
         }
         true => {
             above(load.cpu_ratio, marks.cpu_low_ratio) && load.waiting > u64::from(load.replicas)
                 || above(load.memory_ratio, marks.memory_low_ratio)
-                || above(load.stall_ratio, marks.stall_low_ratio)
+                || above(load.stall_ratio, marks.memory_pressure_low_ratio)
                 || queue_s(load) > marks.queue_low_s
         }
     };
     let dwelt = now_s - state.changed_at_s >= policy.load.dwell_ms as f64 / 1000.0;
     match overloaded == state.overloaded || !dwelt {
         true => state,
-        false => State { overloaded, changed_at_s: now_s, ..state },
+        false => AdmitState { overloaded, changed_at_s: now_s, ..state },
     }
 }
 
-fn could_go(network: &Network, task: &Candidate) -> bool {
+fn could_go(network: &Network, task: &AdmitInput) -> bool {
     task.may_leave && network.up && has_room(network, task.bytes)
 }
 
-fn paper(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
+fn paper(policy: &Policy, state: &AdmitState, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
     // Only the excess goes or waits: a replica that is free takes the task.
     if !state.overloaded || task.priority >= URGENT || load.free && !above_memory(policy, load) {
-        return Admit::Local;
+        return AdmitDecision::Local;
     }
     match could_go(network, task) && network.available {
-        true => Admit::Redirect,
+        true => AdmitDecision::Redirect,
         false => hold(policy, load, task),
     }
 }
 
-fn above_memory(policy: &Policy, load: &Load) -> bool {
+fn above_memory(policy: &Policy, load: &SiteLoad) -> bool {
     load.memory_ratio.is_some_and(|ratio| ratio > policy.load.memory_low_ratio)
-        || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.stall_low_ratio)
+        || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.memory_pressure_low_ratio)
 }
 
 /// Held until something changes, but never past its deadline, nor longer than the policy allows.
-fn hold(policy: &Policy, load: &Load, task: &Candidate) -> Admit {
-    let too_long = task.held_s * 1000.0 >= policy.listen_ms as f64;
+fn hold(policy: &Policy, load: &SiteLoad, task: &AdmitInput) -> AdmitDecision {
+    let too_long = task.held_s * 1000.0 >= policy.hold_ms as f64;
     let forced = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
-    if too_long || forced || task.priority >= URGENT { Admit::Local } else { Admit::Listen }
+    if too_long || forced || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
 }
 
-fn earliest_finish(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
+fn earliest_finish(
+    policy: &Policy,
+    state: &AdmitState,
+    load: &SiteLoad,
+    network: &Network,
+    task: &AdmitInput,
+) -> AdmitDecision {
     if load.free || task.priority >= URGENT || !network.available || !could_go(network, task) {
-        return Admit::Local;
+        return AdmitDecision::Local;
     }
-    let Some(there_s) = finish_s(network, task.bytes) else { return Admit::Local };
+    let Some(there_s) = finish_s(network, task.bytes) else { return AdmitDecision::Local };
     // All tasks at the site are alike, so whichever goes up spares the last of them its turn: the cloud
     // must be sooner than the end of the whole queue.
     let here_s = queue_s(load) + load.cost_s;
     let late = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
-    let ratio = if state.mode == Mode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
+    let ratio = if state.mode == RoutingMode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
     let goes = match (&policy.objective, late(here_s), late(there_s)) {
         // Deadlines are constraints of both objectives.
         (_, true, false) => true,
@@ -198,7 +204,7 @@ fn earliest_finish(policy: &Policy, state: &State, load: &Load, network: &Networ
             there < here * ratio
         }
     };
-    if goes { Admit::Redirect } else { Admit::Local }
+    if goes { AdmitDecision::Redirect } else { AdmitDecision::Local }
 }
 
 #[cfg(test)]
@@ -206,15 +212,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use schemas::decided::CloudLoad;
+    use schemas::decision_trace::CloudLoad;
 
-    use crate::policy::Weights;
+    use crate::policy::ObjectiveWeights;
 
     fn policy(name: PolicyName) -> Policy {
         Policy { name, ..Policy::default() }
     }
 
-    const BUSY: Load = Load {
+    const BUSY: SiteLoad = SiteLoad {
         cpu_ratio: None,
         memory_ratio: None,
         stall_ratio: None,
@@ -223,7 +229,7 @@ mod tests {
         replicas: 2,
         cost_s: 0.01,
     };
-    const IDLE: Load = Load { waiting: 1, free: true, ..BUSY };
+    const IDLE: SiteLoad = SiteLoad { waiting: 1, free: true, ..BUSY };
     const THERE: Network = Network {
         up: true,
         available: true,
@@ -237,103 +243,131 @@ mod tests {
         most_away: 256,
     };
     const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
-    const TASK: Candidate =
-        Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
+    const TASK: AdmitInput =
+        AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
 
-    fn admit(policy: &Policy, load: &Load, network: &Network, task: &Candidate) -> Admit {
-        decide(policy, State::default(), load, network, task, 100.0).1
+    fn admit(policy: &Policy, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
+        decide_admission(policy, AdmitState::default(), load, network, task, 100.0).1
     }
 
     #[test]
     fn the_table_of_the_method_holds() {
         let paper = policy(PolicyName::Paper);
-        assert_eq!(admit(&paper, &IDLE, &THERE, &TASK), Admit::Local);
-        assert_eq!(admit(&paper, &BUSY, &THERE, &TASK), Admit::Redirect);
-        assert_eq!(admit(&paper, &BUSY, &GONE, &TASK), Admit::Listen);
-        assert_eq!(admit(&paper, &BUSY, &Network { available: false, ..THERE }, &TASK), Admit::Listen);
+        assert_eq!(admit(&paper, &IDLE, &THERE, &TASK), AdmitDecision::Local);
+        assert_eq!(admit(&paper, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(admit(&paper, &BUSY, &GONE, &TASK), AdmitDecision::Listen);
+        assert_eq!(admit(&paper, &BUSY, &Network { available: false, ..THERE }, &TASK), AdmitDecision::Listen);
     }
 
     #[test]
     fn listening_ends_when_load_is_released_the_network_returns_or_the_deadline_comes() {
         let paper = policy(PolicyName::Paper);
-        let (listening, first) = decide(&paper, State::default(), &BUSY, &GONE, &TASK, 0.0);
-        assert_eq!((listening.mode, first), (Mode::Listen, Admit::Listen));
-        let next =
-            |load: &Load, network: &Network, task: &Candidate| decide(&paper, listening, load, network, task, 5.0).1;
-        assert_eq!(next(&Load { waiting: 0, ..BUSY }, &GONE, &TASK), Admit::Local, "load released");
-        assert_eq!(next(&Load { free: true, ..BUSY }, &GONE, &TASK), Admit::Local, "a replica is free");
-        assert_eq!(next(&BUSY, &THERE, &TASK), Admit::Redirect, "the network returned");
-        assert_eq!(next(&BUSY, &GONE, &Candidate { left_s: Some(0.03), ..TASK }), Admit::Local, "deadline");
-        assert_eq!(next(&BUSY, &GONE, &Candidate { held_s: 60.0, ..TASK }), Admit::Local, "held too long");
-        assert_eq!(next(&BUSY, &GONE, &Candidate { left_s: Some(3.0), ..TASK }), Admit::Listen, "none of them");
+        let (listening, first) = decide_admission(&paper, AdmitState::default(), &BUSY, &GONE, &TASK, 0.0);
+        assert_eq!((listening.mode, first), (RoutingMode::Listen, AdmitDecision::Listen));
+        let next = |load: &SiteLoad, network: &Network, task: &AdmitInput| {
+            decide_admission(&paper, listening, load, network, task, 5.0).1
+        };
+        assert_eq!(next(&SiteLoad { waiting: 0, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "load released");
+        assert_eq!(next(&SiteLoad { free: true, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "a replica is free");
+        assert_eq!(next(&BUSY, &THERE, &TASK), AdmitDecision::Redirect, "the network returned");
+        assert_eq!(next(&BUSY, &GONE, &AdmitInput { left_s: Some(0.03), ..TASK }), AdmitDecision::Local, "deadline");
+        assert_eq!(next(&BUSY, &GONE, &AdmitInput { held_s: 60.0, ..TASK }), AdmitDecision::Local, "held too long");
+        assert_eq!(
+            next(&BUSY, &GONE, &AdmitInput { left_s: Some(3.0), ..TASK }),
+            AdmitDecision::Listen,
+            "none of them"
+        );
     }
 
     #[test]
     fn the_earliest_finish_uses_the_cloud_while_it_shortens_the_queue() {
         let policy = policy(PolicyName::EarliestFinish);
-        assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), Admit::Redirect);
-        assert_eq!(admit(&policy, &Load { waiting: 4, ..BUSY }, &THERE, &TASK), Admit::Local, "sooner here");
+        assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(
+            admit(&policy, &SiteLoad { waiting: 4, ..BUSY }, &THERE, &TASK),
+            AdmitDecision::Local,
+            "sooner here"
+        );
         let queued =
             Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01, still_s: 0.0 }), ..THERE };
-        assert_eq!(admit(&policy, &BUSY, &queued, &TASK), Admit::Local, "the cloud has a longer queue");
+        assert_eq!(admit(&policy, &BUSY, &queued, &TASK), AdmitDecision::Local, "the cloud has a longer queue");
         let still =
             Network { cloud: Some(CloudLoad { waiting: 1, replicas: 4, cost_s: 0.01, still_s: 60.0 }), ..THERE };
-        assert_eq!(admit(&policy, &BUSY, &still, &TASK), Admit::Local, "it finishes nothing");
+        assert_eq!(admit(&policy, &BUSY, &still, &TASK), AdmitDecision::Local, "it finishes nothing");
         let sent = Network {
             away: 250,
             cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1, still_s: 0.0 }),
             ..THERE
         };
-        assert_eq!(admit(&policy, &BUSY, &sent, &TASK), Admit::Local, "what we sent counts before the cloud says so");
-        assert_eq!(admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK), Admit::Local);
-        assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), Admit::Local, "never held");
-        assert_eq!(admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK), Admit::Local, "nobody judges");
-        assert_eq!(admit(&policy, &BUSY, &THERE, &Candidate { may_leave: false, ..TASK }), Admit::Local);
-        assert_eq!(admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK), Admit::Local, "enough are away");
+        assert_eq!(
+            admit(&policy, &BUSY, &sent, &TASK),
+            AdmitDecision::Local,
+            "what we sent counts before the cloud says so"
+        );
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK),
+            AdmitDecision::Local
+        );
+        assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), AdmitDecision::Local, "never held");
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK),
+            AdmitDecision::Local,
+            "nobody judges"
+        );
+        assert_eq!(admit(&policy, &BUSY, &THERE, &AdmitInput { may_leave: false, ..TASK }), AdmitDecision::Local);
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK),
+            AdmitDecision::Local,
+            "enough are away"
+        );
     }
 
     #[test]
     fn deadlines_come_before_the_objective() {
         let hierarchical = policy(PolicyName::EarliestFinish);
-        let weights = Weights { per_mb: 1e9, ..Weights::default() };
+        let weights = ObjectiveWeights { per_mb: 1e9, ..ObjectiveWeights::default() };
         let frugal = Policy { objective: Objective::Weighted(weights), ..hierarchical.clone() };
-        assert_eq!(admit(&frugal, &BUSY, &THERE, &TASK), Admit::Local, "bytes are dear");
-        let urgent = Candidate { left_s: Some(1.0), ..TASK };
-        assert_eq!(admit(&frugal, &BUSY, &THERE, &urgent), Admit::Redirect, "only the cloud is in time");
-        let eager = Weights { per_point: 1e9, ..Weights::default() };
+        assert_eq!(admit(&frugal, &BUSY, &THERE, &TASK), AdmitDecision::Local, "bytes are dear");
+        let urgent = AdmitInput { left_s: Some(1.0), ..TASK };
+        assert_eq!(admit(&frugal, &BUSY, &THERE, &urgent), AdmitDecision::Redirect, "only the cloud is in time");
+        let eager = ObjectiveWeights { per_point: 1e9, ..ObjectiveWeights::default() };
         let eager = Policy { objective: Objective::Weighted(eager), cloud_gain_points: 5.0, ..hierarchical };
         let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
-        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), Admit::Redirect, "accuracy is dear");
-        assert_eq!(admit(&eager, &BUSY, &slow, &Candidate { left_s: Some(6.0), ..TASK }), Admit::Local, "too late");
+        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Redirect, "accuracy is dear");
+        assert_eq!(
+            admit(&eager, &BUSY, &slow, &AdmitInput { left_s: Some(6.0), ..TASK }),
+            AdmitDecision::Local,
+            "too late"
+        );
     }
 
     #[test]
     fn what_is_urgent_is_neither_held_nor_sent_away() {
-        let urgent = Candidate { priority: 9, ..TASK };
+        let urgent = AdmitInput { priority: 9, ..TASK };
         for name in [PolicyName::Paper, PolicyName::EarliestFinish] {
-            assert_eq!(admit(&policy(name), &BUSY, &THERE, &urgent), Admit::Local, "{name}");
+            assert_eq!(admit(&policy(name), &BUSY, &THERE, &urgent), AdmitDecision::Local, "{name}");
         }
         for name in [PolicyName::Paper, PolicyName::CloudOnly] {
-            assert_eq!(admit(&policy(name), &BUSY, &GONE, &urgent), Admit::Local, "{name}");
+            assert_eq!(admit(&policy(name), &BUSY, &GONE, &urgent), AdmitDecision::Local, "{name}");
         }
     }
 
     #[test]
     fn the_baselines_do_what_they_are_called() {
         for name in [PolicyName::EdgeOnly, PolicyName::HardExample, PolicyName::Oracle] {
-            assert_eq!(admit(&policy(name), &BUSY, &THERE, &TASK), Admit::Local);
+            assert_eq!(admit(&policy(name), &BUSY, &THERE, &TASK), AdmitDecision::Local);
         }
         let cloud_only = policy(PolicyName::CloudOnly);
-        assert_eq!(admit(&cloud_only, &IDLE, &THERE, &TASK), Admit::Redirect);
-        assert_eq!(admit(&cloud_only, &IDLE, &GONE, &TASK), Admit::Listen);
+        assert_eq!(admit(&cloud_only, &IDLE, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(admit(&cloud_only, &IDLE, &GONE, &TASK), AdmitDecision::Listen);
         let random = Policy { share_ratio: 0.6, ..policy(PolicyName::Random) };
-        assert_eq!(admit(&random, &IDLE, &THERE, &TASK), Admit::Redirect);
-        assert_eq!(admit(&random, &IDLE, &THERE, &Candidate { lot: 0.7, ..TASK }), Admit::Local);
+        assert_eq!(admit(&random, &IDLE, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(admit(&random, &IDLE, &THERE, &AdmitInput { lot: 0.7, ..TASK }), AdmitDecision::Local);
     }
 
-    fn loads() -> impl Strategy<Value = Load> {
+    fn loads() -> impl Strategy<Value = SiteLoad> {
         (prop::option::of(0.0_f64..1.0), prop::option::of(0.0_f64..1.0), 0_u64..5000, prop::bool::ANY, 0.0001_f64..0.5)
-            .prop_map(|(cpu_ratio, memory_ratio, waiting, free, cost_s)| Load {
+            .prop_map(|(cpu_ratio, memory_ratio, waiting, free, cost_s)| SiteLoad {
                 cpu_ratio,
                 memory_ratio,
                 stall_ratio: None,
@@ -379,10 +413,10 @@ mod tests {
             steps in prop::collection::vec((0.0_f64..0.4, loads(), networks()), 1..200),
         ) {
             let policy = policy(name);
-            let (mut state, mut now_s, mut changed_at_s) = (State::default(), 0.0, f64::NEG_INFINITY);
+            let (mut state, mut now_s, mut changed_at_s) = (AdmitState::default(), 0.0, f64::NEG_INFINITY);
             for (gap_s, load, network) in steps {
                 now_s += gap_s;
-                let (next, _) = decide(&policy, state, &load, &network, &TASK, now_s);
+                let (next, _) = decide_admission(&policy, state, &load, &network, &TASK, now_s);
                 if next.overloaded != state.overloaded {
                     prop_assert!(now_s - changed_at_s >= policy.load.dwell_ms as f64 / 1000.0);
                     changed_at_s = now_s;
@@ -397,11 +431,11 @@ mod tests {
             priority in 0_u8..10,
         ) {
             let policy = policy(name);
-            let task = Candidate { left_s: Some(left_s), held_s, priority, ..TASK };
-            if admit(&policy, &load, &network, &task) == Admit::Listen {
+            let task = AdmitInput { left_s: Some(left_s), held_s, priority, ..TASK };
+            if admit(&policy, &load, &network, &task) == AdmitDecision::Listen {
                 prop_assert!(priority < URGENT);
                 prop_assert!(left_s > load.cost_s);
-                prop_assert!(held_s * 1000.0 < policy.listen_ms as f64);
+                prop_assert!(held_s * 1000.0 < policy.hold_ms as f64);
             }
         }
 
@@ -409,15 +443,15 @@ mod tests {
         fn what_may_not_leave_never_leaves_and_nothing_goes_where_nobody_answers(
             name in names(), load in loads(), network in networks(), may_leave in prop::bool::ANY,
         ) {
-            let task = Candidate { may_leave, ..TASK };
-            if admit(&policy(name), &load, &network, &task) == Admit::Redirect {
+            let task = AdmitInput { may_leave, ..TASK };
+            if admit(&policy(name), &load, &network, &task) == AdmitDecision::Redirect {
                 prop_assert!(may_leave && network.up && network.away < network.most_away);
             }
         }
 
         #[test]
         fn only_paper_and_cloud_only_hold(name in names(), load in loads(), network in networks()) {
-            if admit(&policy(name), &load, &network, &TASK) == Admit::Listen {
+            if admit(&policy(name), &load, &network, &TASK) == AdmitDecision::Listen {
                 prop_assert!(matches!(name, PolicyName::Paper | PolicyName::CloudOnly));
             }
         }

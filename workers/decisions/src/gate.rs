@@ -6,7 +6,7 @@ use schemas::Reason;
 use schemas::model::GateDefaults;
 use serde::{Deserialize, Serialize};
 
-use crate::learn::Belief;
+use crate::calibration::Calibration;
 
 /// Confidence below which an answer is doubtful when neither model nor operator says otherwise.
 /// A guess that suits calibrated classifiers of about ten classes.
@@ -95,7 +95,7 @@ impl Gate {
     }
 
     /// The same tests, with what verdicts have taught about confidence.
-    pub fn taught(&self, belief: &Belief) -> Self {
+    pub fn with_calibration(&self, belief: &Calibration) -> Self {
         Self {
             min_confidence: belief.pooled,
             labels: belief.thresholds.clone(),
@@ -110,8 +110,8 @@ impl Gate {
     }
 
     /// `Confident`, or the first test that was not passed. `label`: the best class's name.
-    pub fn decide(&self, tested: &Tested, label: &str) -> Reason {
-        let Tested { best, second, entropy_ratio, novelty } = *tested;
+    pub fn decide(&self, tested: &TestedScores, label: &str) -> Reason {
+        let TestedScores { best, second, entropy_ratio, novelty } = *tested;
         // First, for what a model says of a picture it does not know means little, how sure it may be.
         if novelty.is_some_and(|novelty| novelty > self.max_novelty) {
             return Reason::HighNovelty;
@@ -134,7 +134,7 @@ impl Gate {
 
 /// What of the scores is tested.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Tested {
+pub struct TestedScores {
     /// Calibrated probability of the best class, 0 to 1.
     pub best: f32,
     /// The same of the second best, 0 to 1.
@@ -145,7 +145,7 @@ pub struct Tested {
     pub novelty: Option<f32>,
 }
 
-impl Tested {
+impl TestedScores {
     /// Of calibrated probabilities of all classes.
     pub fn of(ratios: &[f32]) -> Self {
         let (best, second) = best_two(ratios);
@@ -211,25 +211,25 @@ mod tests {
         };
         let ratios = [0.5, 0.4, 0.1];
         let confidence = GateSettings { min_confidence_ratio: Some(0.6), ..GateSettings::default() };
-        assert_eq!(only(confidence).decide(&Tested::of(&ratios), "a"), Reason::LowConfidence);
+        assert_eq!(only(confidence).decide(&TestedScores::of(&ratios), "a"), Reason::LowConfidence);
         let margin = GateSettings { min_margin_ratio: Some(0.2), ..GateSettings::default() };
-        assert_eq!(only(margin).decide(&Tested::of(&ratios), "a"), Reason::LowMargin);
+        assert_eq!(only(margin).decide(&TestedScores::of(&ratios), "a"), Reason::LowMargin);
         let entropy = GateSettings { max_entropy_ratio: Some(0.5), ..GateSettings::default() };
-        assert_eq!(only(entropy).decide(&Tested::of(&ratios), "a"), Reason::HighEntropy);
+        assert_eq!(only(entropy).decide(&TestedScores::of(&ratios), "a"), Reason::HighEntropy);
         let label = GateSettings { labels: [("a".to_owned(), 0.6)].into(), ..GateSettings::default() };
-        assert_eq!(only(label.clone()).decide(&Tested::of(&ratios), "a"), Reason::LabelThreshold);
-        assert_eq!(only(label).decide(&Tested::of(&ratios), "b"), Reason::Confident);
+        assert_eq!(only(label.clone()).decide(&TestedScores::of(&ratios), "a"), Reason::LabelThreshold);
+        assert_eq!(only(label).decide(&TestedScores::of(&ratios), "b"), Reason::Confident);
     }
 
     #[test]
     fn a_strange_picture_is_in_doubt_however_sure_the_model_is() {
-        let sure = |novelty| Tested::of(&[0.99, 0.01]).with_novelty(novelty);
+        let sure = |novelty| TestedScores::of(&[0.99, 0.01]).with_novelty(novelty);
         let gate = gate(GateSettings { max_novelty: Some(0.99), ..GateSettings::default() });
         assert_eq!(gate.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
         assert_eq!(gate.decide(&sure(Some(0.99)), "a"), Reason::Confident);
         assert_eq!(gate.decide(&sure(None), "a"), Reason::Confident, "a model without a novelty score");
         assert!(gate.tests_novelty());
-        let taught = gate.taught(&crate::learn::Evidence::default().belief(0.9));
+        let taught = gate.with_calibration(&crate::calibration::CalibrationEvidence::default().calibration(0.9));
         assert_eq!(taught.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
         let open = Gate::new(&GateSettings::default(), &GateDefaults::default());
         assert_eq!(open.decide(&sure(Some(1.0)), "a"), Reason::Confident, "it is off unless asked for");
@@ -238,8 +238,8 @@ mod tests {
 
     #[test]
     fn of_several_labels_the_least_certain_one_decides() {
-        let tested = |ratios: &[f32], thresholds: &[f32]| Tested::of_model(ratios, thresholds);
-        assert_eq!(tested(&[0.2, 0.7], &[]), Tested::of(&[0.2, 0.7]));
+        let tested = |ratios: &[f32], thresholds: &[f32]| TestedScores::of_model(ratios, thresholds);
+        assert_eq!(tested(&[0.2, 0.7], &[]), TestedScores::of(&[0.2, 0.7]));
         assert!((tested(&[0.99, 0.1, 0.4], &[0.5; 3]).best - 0.6).abs() < 1e-6);
         assert!((tested(&[0.3, 0.0], &[0.3, 0.5]).best - 0.5).abs() < 1e-6, "at its threshold");
         assert!((tested(&[0.0, 1.0], &[0.3, 0.7]).best - 1.0).abs() < 1e-6);
@@ -252,7 +252,7 @@ mod tests {
         let model = GateDefaults { min_confidence_ratio: Some(0.9), temperature: Some(2.0), ..GateDefaults::default() };
         let settings = GateSettings { min_confidence_ratio: Some(0.4), ..GateSettings::default() };
         let gate = Gate::new(&settings, &model);
-        assert_eq!(gate.decide(&Tested::of(&[0.5, 0.5]), "a"), Reason::Confident);
+        assert_eq!(gate.decide(&TestedScores::of(&[0.5, 0.5]), "a"), Reason::Confident);
         assert_eq!(gate.temperature, 2.0);
     }
 
@@ -276,15 +276,15 @@ mod tests {
         ) {
             let ratios = vision::softmax(&logits, 1.0);
             let at = |min: f32| gate(GateSettings { min_confidence_ratio: Some(min), ..GateSettings::default() });
-            if at(low).decide(&Tested::of(&ratios), "a") != Reason::Confident {
-                prop_assert_ne!(at((low + more).min(1.0)).decide(&Tested::of(&ratios), "a"), Reason::Confident);
+            if at(low).decide(&TestedScores::of(&ratios), "a") != Reason::Confident {
+                prop_assert_ne!(at((low + more).min(1.0)).decide(&TestedScores::of(&ratios), "a"), Reason::Confident);
             }
         }
 
         #[test]
         fn a_gate_that_asks_for_nothing_passes_everything(logits in prop::collection::vec(-50f32..50.0, 1..20)) {
             let open = gate(GateSettings { min_confidence_ratio: Some(0.0), ..GateSettings::default() });
-            prop_assert_eq!(open.decide(&Tested::of(&vision::softmax(&logits, 1.0)), "a"), Reason::Confident);
+            prop_assert_eq!(open.decide(&TestedScores::of(&vision::softmax(&logits, 1.0)), "a"), Reason::Confident);
         }
     }
 }

@@ -5,15 +5,15 @@
 //! [`learn`]: what verdicts teach the gate. Each by the numbers of a [`policy`] and of [`verify`].
 
 pub mod admit;
-pub mod fate;
+pub mod calibration;
+pub mod effective_settings;
+pub mod escalation;
 pub mod gate;
-pub mod in_force;
-pub mod learn;
-pub mod lot;
+pub mod hash_fraction;
 pub mod policy;
 pub mod verify;
 
-pub use in_force::InForce;
-pub use lot::lot;
+pub use effective_settings::EffectiveSettings;
+pub use hash_fraction::hash_fraction;
 pub use policy::{Policy, PolicyName};
 pub use verify::{PayloadKind, VerifySettings};

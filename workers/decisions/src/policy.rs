@@ -42,7 +42,7 @@ pub const POLICIES: [PolicyName; 7] = [
 impl PolicyName {
     /// Whether it sends up what it sends up whatever the cloud promises: there is nowhere else to go with it,
     /// and no hurry to take it back.
-    pub fn insists(self) -> bool {
+    pub fn ignores_cloud_estimate(self) -> bool {
         matches!(self, PolicyName::CloudOnly | PolicyName::Random)
     }
 
@@ -95,15 +95,15 @@ pub struct Policy {
     /// When the site counts as overloaded.
     pub load: LoadMarks,
     /// Tasks of one recognizer that may be redirected and without an answer, 1 to 4096.
-    pub most_away: u32,
+    pub max_offloaded: u32,
     /// The images of those, MiB, at least 1; they stay in memory, to be taken back.
-    pub most_away_mib: u32,
+    pub max_offloaded_mib: u32,
     /// A held task is recognized here after so long, milliseconds, even without a deadline.
-    pub listen_ms: u64,
+    pub hold_ms: u64,
     /// Share of the images that `random` sends up, 0 to 1.
     pub share_ratio: f64,
     /// How long `hard-example` waits for each verdict, milliseconds; with the library it stands for it is 12000.
-    pub upload_timeout_ms: u64,
+    pub verdict_timeout_ms: u64,
     /// What recognizing and sending cost, where the machine does not count it.
     pub energy: EnergySettings,
     /// What a verdict is worth to the objective `weighted`, in points of accuracy; a guess to be replaced by
@@ -117,11 +117,11 @@ impl Default for Policy {
             name: PolicyName::default(),
             objective: Objective::default(),
             load: LoadMarks::default(),
-            most_away: 256,
-            most_away_mib: 64,
-            listen_ms: 2000,
+            max_offloaded: 256,
+            max_offloaded_mib: 64,
+            hold_ms: 2000,
             share_ratio: 0.2,
-            upload_timeout_ms: 12_000,
+            verdict_timeout_ms: 12_000,
             energy: EnergySettings::default(),
             cloud_gain_points: 0.0,
         }
@@ -139,11 +139,11 @@ impl Policy {
         let load = &self.load;
         ratio("load.cpu_high_ratio", load.cpu_high_ratio)?;
         ratio("load.memory_high_ratio", load.memory_high_ratio)?;
-        ratio("load.stall_high_ratio", load.stall_high_ratio)?;
+        ratio("load.memory_pressure_high_ratio", load.memory_pressure_high_ratio)?;
         let pairs = [
             ("cpu_low_ratio", load.cpu_low_ratio, load.cpu_high_ratio),
             ("memory_low_ratio", load.memory_low_ratio, load.memory_high_ratio),
-            ("stall_low_ratio", load.stall_low_ratio, load.stall_high_ratio),
+            ("memory_pressure_low_ratio", load.memory_pressure_low_ratio, load.memory_pressure_high_ratio),
             ("queue_low_s", load.queue_low_s, load.queue_high_s),
         ];
         if let Some((name, low, high)) = pairs.into_iter().find(|(_, low, high)| !(0.0..=*high).contains(low)) {
@@ -152,8 +152,8 @@ impl Policy {
             ));
         }
         match self {
-            Self { most_away: 0 | 4097.., .. } => Err("recognizer.policy.most_away must be 1 to 4096".into()),
-            Self { most_away_mib: 0, .. } => Err("recognizer.policy.most_away_mib is 0, use at least 1".into()),
+            Self { max_offloaded: 0 | 4097.., .. } => Err("recognizer.policy.max_offloaded must be 1 to 4096".into()),
+            Self { max_offloaded_mib: 0, .. } => Err("recognizer.policy.max_offloaded_mib is 0, use at least 1".into()),
             _ => Ok(()),
         }
     }
@@ -167,13 +167,13 @@ pub enum Objective {
     #[default]
     Hierarchical,
     /// A sum of latency, energy, bytes and accuracy.
-    Weighted(Weights),
+    Weighted(ObjectiveWeights),
 }
 
 /// What each part of a weighted objective costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Weights {
+pub struct ObjectiveWeights {
     /// A second until the answer.
     pub per_s: f64,
     /// A joule.
@@ -184,7 +184,7 @@ pub struct Weights {
     pub per_point: f64,
 }
 
-impl Default for Weights {
+impl Default for ObjectiveWeights {
     fn default() -> Self {
         Self { per_s: 1.0, per_j: 0.0, per_mb: 0.0, per_point: 0.0 }
     }
@@ -203,9 +203,9 @@ pub struct LoadMarks {
     /// 0 to `memory_high_ratio`.
     pub memory_low_ratio: f64,
     /// Share of the time in which something waited for memory, where the kernel counts it, 0 to 1.
-    pub stall_high_ratio: f64,
-    /// 0 to `stall_high_ratio`.
-    pub stall_low_ratio: f64,
+    pub memory_pressure_high_ratio: f64,
+    /// 0 to `memory_pressure_high_ratio`.
+    pub memory_pressure_low_ratio: f64,
     /// Seconds of work that wait.
     pub queue_high_s: f64,
     /// 0 to `queue_high_s`.
@@ -221,8 +221,8 @@ impl Default for LoadMarks {
             cpu_low_ratio: 0.8,
             memory_high_ratio: 0.92,
             memory_low_ratio: 0.85,
-            stall_high_ratio: 0.2,
-            stall_low_ratio: 0.05,
+            memory_pressure_high_ratio: 0.2,
+            memory_pressure_low_ratio: 0.05,
             queue_high_s: 0.5,
             queue_low_s: 0.1,
             dwell_ms: 250,

@@ -18,7 +18,7 @@ const HUB_DAYS: i64 = 365;
 pub const RENEW_WITHIN_DAYS: i64 = 30;
 
 /// A certificate with its key, both as PEM, and when it ends, milliseconds since the epoch.
-pub(crate) struct Issued {
+pub(crate) struct IssuedCertificate {
     pub certificate: String,
     pub key: String,
     pub ends_at_ms: u64,
@@ -40,18 +40,22 @@ fn params(name: &str, days: i64) -> (CertificateParams, u64) {
 }
 
 /// A new authority.
-pub(crate) fn make_authority() -> Result<Issued, FleetError> {
+pub(crate) fn make_authority() -> Result<IssuedCertificate, FleetError> {
     const WHAT: &str = "the certificate authority";
     let (mut params, ends_at_ms) = params("Tributary fleet", AUTHORITY_DAYS);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().map_err(not_made(WHAT))?;
     let certificate = params.self_signed(&key).map_err(not_made(WHAT))?;
-    Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
+    Ok(IssuedCertificate { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
 }
 
 /// A certificate for the hub by that authority, for these names and addresses.
-pub(crate) fn issue_hub(authority: &str, authority_key: &str, names: &[String]) -> Result<Issued, FleetError> {
+pub(crate) fn issue_hub(
+    authority: &str,
+    authority_key: &str,
+    names: &[String],
+) -> Result<IssuedCertificate, FleetError> {
     const WHAT: &str = "the hub's certificate";
     let signing = KeyPair::from_pem(authority_key).map_err(not_made(WHAT))?;
     let issuer = Issuer::from_ca_cert_pem(authority, signing).map_err(not_made(WHAT))?;
@@ -63,7 +67,7 @@ pub(crate) fn issue_hub(authority: &str, authority_key: &str, names: &[String]) 
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().map_err(not_made(WHAT))?;
     let certificate = params.signed_by(&key, &issuer).map_err(not_made(WHAT))?;
-    Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
+    Ok(IssuedCertificate { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
 }
 
 /// The certificate of a site's server, for clients from other machines, and the authority by which they know it.

@@ -16,16 +16,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use runtime::clock;
-use runtime::sign::Key;
+use runtime::site_key::SiteKey;
 use runtime::trust::sign_root;
 use schemas::{ReleaseId, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::nkey::UserKey;
-use streams::rights::{CLOUD_DOMAIN, Rights, hub_accounts};
+use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, hub_accounts};
 use streams::server::write_private;
-use streams::table::Role;
+use streams::subject_table::Role;
 
-use crate::certificate::{Issued, issue_hub, make_authority};
+use crate::certificate::{IssuedCertificate, issue_hub, make_authority};
 use crate::error::FleetError;
 use crate::membership::Membership;
 
@@ -67,7 +67,7 @@ pub struct Member {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct State {
+struct FleetState {
     version: u16,
     hub: HubAddress,
     authority_ends_at_ms: u64,
@@ -92,12 +92,12 @@ pub struct CalendarEntry {
 }
 
 /// The operator's folder, opened.
-pub struct Fleet {
+pub struct FleetFolder {
     folder: PathBuf,
-    state: State,
+    state: FleetState,
 }
 
-impl Fleet {
+impl FleetFolder {
     /// Makes a new one.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Fleet {
             signatures: BTreeMap::new(),
         };
         sign_root(&mut root, &offline).map_err(|error| not_made("the root", &error))?;
-        let state = State { version: 1, hub, authority_ends_at_ms, certificate_ends_at_ms, roles, sites, root };
+        let state = FleetState { version: 1, hub, authority_ends_at_ms, certificate_ends_at_ms, roles, sites, root };
         let mut fleet = Self { folder: folder.into(), state };
         fleet.renew()?;
         Ok(fleet)
@@ -153,7 +153,7 @@ impl Fleet {
             return Err(FleetError::NoFleet { path: folder.into() });
         }
         let text = std::fs::read_to_string(&path).map_err(FleetError::read(&path))?;
-        let state: State = serde_json::from_str(&text)
+        let state: FleetState = serde_json::from_str(&text)
             .map_err(|error| FleetError::Unreadable { path: path.clone(), why: error.to_string() })?;
         if state.version != 1 {
             let why = format!("it has version {}, this program reads 1", state.version);
@@ -168,7 +168,7 @@ impl Fleet {
         let read = |path: &Path| std::fs::read_to_string(path).map_err(FleetError::read(path));
         let mut names = vec![self.state.hub.host.clone(), "localhost".into(), "127.0.0.1".into()];
         names.dedup();
-        let Issued { certificate, key, ends_at_ms } = issue_hub(&read(&authority)?, &read(&key)?, &names)?;
+        let IssuedCertificate { certificate, key, ends_at_ms } = issue_hub(&read(&authority)?, &read(&key)?, &names)?;
         // The key first: a certificate without its key would stop the server.
         write(&self.key_file(), &key)?;
         write(&self.certificate_file(), &certificate)?;
@@ -181,7 +181,7 @@ impl Fleet {
     pub fn make_root(&mut self, key: Option<&Path>, never: &[ReleaseId]) -> Result<&Root, FleetError> {
         let own = self.folder.join("root.key");
         let path = key.unwrap_or(&own);
-        let offline = Key::read(path).map_err(|error| not_made("the root", &error))?;
+        let offline = SiteKey::read(path).map_err(|error| not_made("the root", &error))?;
         if !self.state.root.keys.contains(&offline.public()) {
             let path = path.display();
             return Err(FleetError::Site(format!(
@@ -295,9 +295,9 @@ impl Fleet {
 
     fn give_keys(&mut self, site: &SiteName, previous_nkey: Option<String>) -> Result<Membership, FleetError> {
         let leaf = UserKey::generate().map_err(|error| not_made("a key", &error))?;
-        let update_key = Key::make_secret()
+        let update_key = SiteKey::make_secret()
             .map_err(|error| FleetError::NotMade { what: "the key for updates", why: error.to_string() })?;
-        let public = Key::of_secret(&update_key).map(|key| key.public());
+        let public = SiteKey::of_secret(&update_key).map(|key| key.public());
         let public =
             public.ok_or_else(|| FleetError::NotMade { what: "the key for updates", why: "it is none".into() })?;
         let authority = self.folder.join("ca.pem");
@@ -355,7 +355,7 @@ impl Fleet {
 
     /// Everything that ends, or could be renewed, soonest first.
     pub fn calendar(&self) -> Vec<CalendarEntry> {
-        let State { authority_ends_at_ms, certificate_ends_at_ms, .. } = self.state;
+        let FleetState { authority_ends_at_ms, certificate_ends_at_ms, .. } = self.state;
         let mut all = vec![
             CalendarEntry {
                 what: "certificate of the hub".into(),
@@ -402,7 +402,7 @@ impl Fleet {
     fn accounts(&self) -> String {
         let mut users = Vec::new();
         for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != "system") {
-            let rights = match Role::of_worker(role).and_then(Rights::of_role_in_cloud) {
+            let rights = match Role::of_worker(role).and_then(SubjectPermissions::of_role_in_cloud) {
                 Some(rights) => format!(", permissions: {}", rights.configuration()),
                 None => String::new(),
             };
@@ -433,8 +433,8 @@ fn not_made(what: &'static str, error: &dyn std::fmt::Display) -> FleetError {
     FleetError::NotMade { what, why: error.to_string() }
 }
 
-fn make_key(path: &Path) -> Result<Key, FleetError> {
-    Key::create(path).map_err(|error| not_made("a signing key", &error))
+fn make_key(path: &Path) -> Result<SiteKey, FleetError> {
+    SiteKey::create(path).map_err(|error| not_made("a signing key", &error))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), FleetError> {
@@ -452,20 +452,20 @@ mod tests {
     #[test]
     fn a_site_is_added_gets_new_keys_and_is_gone() {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet::init(folder.path(), address()).unwrap();
-        assert!(matches!(Fleet::init(folder.path(), address()), Err(FleetError::Exists { .. })));
+        let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
+        assert!(matches!(FleetFolder::init(folder.path(), address()), Err(FleetError::Exists { .. })));
         let reef: SiteName = "reef".parse().unwrap();
         let file = fleet.add_site(&reef).unwrap();
         assert!(fleet.add_site(&reef).is_err() && fleet.add_site(&SiteName::cloud()).is_err());
         let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
         let public = |file: &Membership| UserKey::from_seed(&file.leaf_seed).unwrap().public_key();
         assert!(accounts().contains(&public(&file)));
-        let new = Fleet::open(folder.path()).unwrap().rotate_site(&reef).unwrap();
+        let new = FleetFolder::open(folder.path()).unwrap().rotate_site(&reef).unwrap();
         assert!(
             accounts().contains(&public(&file)) && accounts().contains(&public(&new)),
             "both until the new was seen"
         );
-        let mut fleet = Fleet::open(folder.path()).unwrap();
+        let mut fleet = FleetFolder::open(folder.path()).unwrap();
         assert!(fleet.settle_rotation(&reef).unwrap() && !fleet.settle_rotation(&reef).unwrap());
         assert!(!accounts().contains(&public(&file)) && accounts().contains(&public(&new)));
         fleet.revoke_site(&reef).unwrap();
@@ -475,8 +475,8 @@ mod tests {
     #[test]
     fn a_role_gets_new_keys_and_the_root_names_them_beside_the_old_one_or_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet::init(folder.path(), address()).unwrap();
-        let signed_by = |fleet: &Fleet| Key::read(&fleet.signing_file("releaser")).unwrap().public();
+        let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
+        let signed_by = |fleet: &FleetFolder| SiteKey::read(&fleet.signing_file("releaser")).unwrap().public();
         let (first, root) = (signed_by(&fleet), fleet.root().clone());
         fleet.rotate_role("releaser", None, false).unwrap();
         let second = signed_by(&fleet);
@@ -499,7 +499,7 @@ mod tests {
     #[test]
     fn secrets_are_their_owners_alone_and_stay_out_of_what_the_operator_keeps() {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet::init(folder.path(), address()).unwrap();
+        let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
         let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
         let out = folder.path().join("reef.site");
         file.write_new(&out, None).unwrap();
@@ -523,7 +523,7 @@ mod tests {
     #[test]
     fn a_file_that_was_cut_or_is_something_else_is_refused_without_quoting_it() {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet::init(&folder.path().join("fleet"), address()).unwrap();
+        let mut fleet = FleetFolder::init(&folder.path().join("fleet"), address()).unwrap();
         let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
         let path = folder.path().join("reef.site");
         file.write_new(&path, None).unwrap();
@@ -536,8 +536,8 @@ mod tests {
         }
         std::fs::write(&path, whole).unwrap();
         let store = folder.path().join("store");
-        Membership::read(&path).unwrap().settle(&store).unwrap();
+        Membership::read(&path).unwrap().install(&store).unwrap();
         assert_eq!(Membership::find(&store).unwrap().unwrap().site.as_str(), "reef");
-        assert!(Key::read(&Membership::update_key_file(&store)).is_ok());
+        assert!(SiteKey::read(&Membership::update_key_file(&store)).is_ok());
     }
 }

@@ -6,10 +6,10 @@ mod certificate;
 mod directory;
 mod error;
 mod membership;
-mod sealed;
+mod sealed_text;
 
 pub use certificate::{RENEW_WITHIN_DAYS, ServerCertificate, certificate_end, certify_site, days_left};
-pub use directory::{CalendarEntry, Fleet, HubAddress, Member, ROLES};
+pub use directory::{CalendarEntry, FleetFolder, HubAddress, Member, ROLES};
 pub use error::FleetError;
 pub use membership::Membership;
-pub use sealed::make_code;
+pub use sealed_text::make_code;

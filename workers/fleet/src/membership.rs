@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use streams::server::write_private;
 
 use crate::error::FleetError;
-use crate::sealed::Sealed;
+use crate::sealed_text::SealedText;
 
 /// Largest file of this kind that is read, bytes.
 const MOST_BYTES: u64 = 256 * 1024;
@@ -75,10 +75,10 @@ impl Membership {
             return Err(FleetError::Open { path: path.into(), mode: mode & 0o777 });
         }
         let mut text = std::fs::read_to_string(path).map_err(FleetError::read(path))?;
-        if let Ok(sealed) = serde_json::from_str::<Sealed>(&text) {
+        if let Ok(sealed) = serde_json::from_str::<SealedText>(&text) {
             let refused = |why| FleetError::Sealed { path: path.into(), why };
             let code = code.ok_or_else(|| refused("is sealed: give the code that you were told with --code"))?;
-            text = sealed.open(code).ok_or_else(|| {
+            text = sealed.decrypt(code).ok_or_else(|| {
                 refused("does not open with this code: ask for the code again, and for the file if that is of no use")
             })?;
         }
@@ -109,7 +109,7 @@ impl Membership {
         let Some(code) = code else { return self.write(path) };
         let failed = |why: String| FleetError::NotMade { what: "the sealed file", why };
         let text = serde_json::to_string(self).map_err(|error| failed(error.to_string()))?;
-        let sealed = Sealed::seal(Self::VERSION, &text, code).map_err(|error| failed(error.to_string()))?;
+        let sealed = SealedText::encrypt(Self::VERSION, &text, code).map_err(|error| failed(error.to_string()))?;
         let text = serde_json::to_string_pretty(&sealed).map_err(|error| failed(error.to_string()))?;
         write_private(path, &(text + "\n")).map_err(FleetError::written(path))
     }
@@ -121,7 +121,7 @@ impl Membership {
     }
 
     /// Lays out in a store what servers and workers read: afterwards `tributary up` with that store is this site.
-    pub fn settle(&self, store: &Path) -> Result<(), FleetError> {
+    pub fn install(&self, store: &Path) -> Result<(), FleetError> {
         std::fs::create_dir_all(store).map_err(FleetError::written(store))?;
         if let Some(found) = Self::find(store)?
             && found.site != self.site

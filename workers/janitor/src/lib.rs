@@ -11,7 +11,7 @@ pub mod purge;
 pub mod redrive;
 mod refused;
 pub mod settings;
-pub mod walk;
+pub mod worker;
 
 pub use settings::JanitorSettings;
-pub use walk::run;
+pub use worker::run;

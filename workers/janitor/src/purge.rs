@@ -1,12 +1,12 @@
 //! Which answered images must go so that new ones have room. Pure.
 
-use streams::read::{Level, Progress};
+use streams::reader::{ConsumerProgress, StreamLevel};
 
 use crate::settings::JanitorSettings;
 
 /// Everything before this sequence may go; `None` when there is room, or nothing that may.
 /// Only what lies below the recognizers' floor was answered, so nothing above it is touched.
-pub fn purge_before(images: &Level, recognized: &Progress, settings: &JanitorSettings) -> Option<u64> {
+pub fn purge_before(images: &StreamLevel, recognized: &ConsumerProgress, settings: &JanitorSettings) -> Option<u64> {
     let limit = images.max_bytes as f64;
     let full = images.bytes as f64;
     if images.max_bytes == 0 || images.messages == 0 || full <= settings.high_ratio * limit {
@@ -24,12 +24,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn level(messages: u64, bytes: u64) -> Level {
-        Level { messages, bytes, max_bytes: 1000, first_sequence: 11, last_sequence: 10 + messages, gaps: 0 }
+    fn level(messages: u64, bytes: u64) -> StreamLevel {
+        StreamLevel { messages, bytes, max_bytes: 1000, first_sequence: 11, last_sequence: 10 + messages, gaps: 0 }
     }
 
-    fn floor(floor: u64) -> Progress {
-        Progress { pending: 0, unacked: 0, floor, delivered: floor, active_at_ms: None }
+    fn floor(floor: u64) -> ConsumerProgress {
+        ConsumerProgress { pending: 0, unacked: 0, floor, delivered: floor, active_at_ms: None }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use runtime::Fault;
 use schemas::{BlobRef, DeadLetter, Route, TaskId, decode};
-use streams::read::{self, Record, Stretch};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, Publisher, subject, topology};
 
 use bytes::Bytes;
@@ -13,12 +13,12 @@ use crate::audit::republication;
 
 /// Every dead letter of a domain, oldest first, with its sequence in the stream.
 pub async fn letters(bus: &Bus) -> Result<Vec<(u64, DeadLetter)>, Fault> {
-    let level = read::level(bus, topology::DEAD).await?;
+    let level = reader::stream_level(bus, topology::DEAD).await?;
     let mut letters = Vec::new();
     if level.messages == 0 {
         return Ok(letters);
     }
-    read::stretch(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record: Record| {
+    reader::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record: StoredMessage| {
         match decode::<DeadLetter>(&record.payload) {
             Ok(letter) => letters.push((record.sequence, letter)),
             Err(error) => tracing::warn!(sequence = record.sequence, %error, "dead letter cannot be read"),
@@ -30,8 +30,8 @@ pub async fn letters(bus: &Bus) -> Result<Vec<(u64, DeadLetter)>, Fault> {
 
 /// Publishes a dead letter's message again and removes the letter. Interrupted anywhere, it can be
 /// done again.
-pub async fn redrive(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &DeadLetter) -> Result<(), Fault> {
-    if !subject::may_come_again(&letter.stream, &letter.site, &letter.subject) {
+pub async fn redrive_letter(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &DeadLetter) -> Result<(), Fault> {
+    if !subject::may_be_redelivered(&letter.stream, &letter.site, &letter.subject) {
         let to: String = letter.subject.chars().take(100).collect();
         let reason = format!("a letter out of {} is not published again on {to:?}", letter.stream);
         return Err(Fault::reject(
@@ -40,28 +40,28 @@ pub async fn redrive(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &D
             "publish its message by hand, if it is what you mean",
         ));
     }
-    let task = letter.task.unwrap_or_else(|| TaskId::derived(&format!("{}/{}", letter.subject, letter.sequence)));
+    let task = letter.task.unwrap_or_else(|| TaskId::from_name(&format!("{}/{}", letter.subject, letter.sequence)));
     if let (true, Ok((site, camera))) = (letter.stream == topology::IMAGES, subject::read_image(&letter.subject)) {
-        let slot = subject::finality(&site, &camera, task);
-        if read::outcome(bus, &slot).await?.is_some_and(|outcome| outcome.route == Route::Dead) {
-            read::purge_subject(bus, topology::ANSWERS, &slot).await?;
+        let slot = subject::final_answer(&site, &camera, task);
+        if reader::read_outcome(bus, &slot).await?.is_some_and(|outcome| outcome.route == Route::Dead) {
+            reader::purge_subject(bus, topology::ANSWERS, &slot).await?;
         }
     }
-    let payload = whole(bus, letter).await?;
+    let payload = full_payload(bus, letter).await?;
     let headers = letter.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
     // The letter's own place makes the id: a message that dies again can be redriven again.
     let again = republication(letter.subject.clone(), payload, headers, task, sequence);
     publisher.publish(&again).await?;
-    Ok(read::delete(bus, topology::DEAD, sequence).await?)
+    Ok(reader::delete_message(bus, topology::DEAD, sequence).await?)
 }
 
 /// The whole payload of a letter's message: a large one is only in the stream it came from.
 ///
 /// # Errors
 /// That it is not there any more.
-pub async fn whole(bus: &Bus, letter: &DeadLetter) -> Result<Bytes, Fault> {
+pub async fn full_payload(bus: &Bus, letter: &DeadLetter) -> Result<Bytes, Fault> {
     let Some(cut) = &letter.cut else { return Ok(letter.payload.clone().into()) };
-    let record = read::at(bus, &letter.stream, letter.sequence).await?;
+    let record = reader::message_at(bus, &letter.stream, letter.sequence).await?;
     let same = |payload: &Bytes| BlobRef::new(Sha256::digest(payload).into(), cut.size_bytes).sha256 == cut.sha256;
     record.map(|record| record.payload).filter(same).ok_or_else(|| {
         let reason = format!(

@@ -9,10 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use runtime::{Fault, clock, letter};
+use runtime::{Fault, clock, dead_letter};
 use schemas::{DeadLetter, FaultNote, OutcomeReport, SiteName, TaskId, encode};
-use streams::read::{self, Level, Record, Stretch};
-use streams::tap::{Passing, tap};
+use streams::reader::{self, StoredMessage, StreamLevel, StreamRange};
+use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
 
@@ -24,30 +24,30 @@ const STORED_AFTER: Duration = Duration::from_secs(2);
 const MOST_HEARD: usize = 4096;
 
 /// Whether it listens at this level.
-pub fn is_near(level: &Level, refusing: bool) -> bool {
+pub fn is_near(level: &StreamLevel, refusing: bool) -> bool {
     let room = NEAR_BYTES.max(level.max_bytes / 10);
     refusing || (level.max_bytes > 0 && level.bytes.saturating_add(room) > level.max_bytes)
 }
 
 /// What tells one published image from another, as far as headers say: subject and size.
-type Key = (String, u64);
+type ImageKey = (String, u64);
 
 /// What was heard and what was stored.
 #[derive(Default)]
-struct Match {
-    heard: VecDeque<(Instant, Key, Option<DeadLetter>)>,
-    stored: HashMap<Key, u64>,
+struct RefusalMatch {
+    heard: VecDeque<(Instant, ImageKey, Option<DeadLetter>)>,
+    stored: HashMap<ImageKey, u64>,
 }
 
-impl Match {
+impl RefusalMatch {
     /// Something was published; `letter` if nobody answers its publisher.
-    fn hear(&mut self, at: Instant, key: Key, letter: Option<DeadLetter>) {
+    fn record_event(&mut self, at: Instant, key: ImageKey, letter: Option<DeadLetter>) {
         if self.heard.len() < MOST_HEARD {
             self.heard.push_back((at, key, letter));
         }
     }
 
-    fn store(&mut self, key: Key) {
+    fn store(&mut self, key: ImageKey) {
         *self.stored.entry(key).or_default() += 1;
     }
 
@@ -71,34 +71,34 @@ impl Match {
 /// Whether it listens now.
 pub async fn is_near_now(bus: &Bus, report: &Mutex<OutcomeReport>) -> bool {
     let refusing = report.lock().unwrap_or_else(PoisonError::into_inner).refusing.is_some();
-    read::level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
+    reader::stream_level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
 }
 
 /// Listens until the stream is no longer near its limit, and counts in the report what was refused.
-pub async fn listen(
+pub async fn listen_for_refusals(
     bus: &Bus,
     site: &SiteName,
     publisher: &Publisher,
     report: &Mutex<OutcomeReport>,
 ) -> Result<(), Fault> {
-    let mut passing = Box::pin(tap(bus, subject::all_images()).await?);
-    bus.flush().await;
-    let mut read_to = read::level(bus, topology::IMAGES).await?.last_sequence;
-    let mut found = Match::default();
+    let mut passing = Box::pin(watch_subject(bus, subject::all_images()).await?);
+    bus.flush_published().await;
+    let mut read_to = reader::stream_level(bus, topology::IMAGES).await?.last_sequence;
+    let mut found = RefusalMatch::default();
     let mut looks = tokio::time::interval(Duration::from_millis(500));
     loop {
         tokio::select! {
             Some(heard) = passing.next() => {
                 let key = (heard.subject.clone(), heard.payload.len() as u64);
-                found.hear(Instant::now(), key, (!heard.has_reply).then(|| of(site, heard)));
+                found.record_event(Instant::now(), key, (!heard.has_reply).then(|| of(site, heard)));
             }
             _ = looks.tick() => {
                 // A look at the stream first: what is looked for was published before it.
                 let until = Instant::now().checked_sub(STORED_AFTER);
-                let level = read::level(bus, topology::IMAGES).await?;
+                let level = reader::stream_level(bus, topology::IMAGES).await?;
                 if level.last_sequence > read_to {
-                    let new = Stretch { headers_only: true, from_sequence: Some(read_to + 1), ..Stretch::default() };
-                    read::stretch(bus, topology::IMAGES, new, level.last_sequence, |record| {
+                    let new = StreamRange { headers_only: true, from_sequence: Some(read_to + 1), ..StreamRange::default() };
+                    reader::read_range(bus, topology::IMAGES, new, level.last_sequence, |record| {
                         found.store((record.subject.clone(), record.payload_bytes()));
                     })
                     .await?;
@@ -107,7 +107,7 @@ pub async fn listen(
                 let refused = until.map(|until| found.refused(until)).unwrap_or_default();
                 for letter in &refused {
                     let slot = subject::dead(topology::IMAGES, site, letter.id);
-                    publisher.publish(&Publication::first(slot, encode(letter)?)).await?;
+                    publisher.publish(&Publication::first_on_subject(slot, encode(letter)?)).await?;
                 }
                 if !refused.is_empty() {
                     tracing::warn!(count = refused.len(), "images were refused and their publishers were not told");
@@ -122,15 +122,20 @@ pub async fn listen(
 }
 
 /// The letter of an image that was refused.
-fn of(site: &SiteName, heard: Passing) -> DeadLetter {
+fn of(site: &SiteName, heard: TapMessage) -> DeadLetter {
     let reason = "the stream of images took nothing more, and its publisher could not be told: over MQTT, and without a reply subject, an acknowledgement is not the stream's";
     let remedy = "make room (`tributary status` says what is full), then `tributary dead redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
     let fault = FaultNote::new("stream_refused", reason, remedy);
     let stored_at_ns = i128::from(clock::now_ms()) * 1_000_000;
-    let record =
-        Record { subject: heard.subject, sequence: 0, stored_at_ns, headers: heard.headers, payload: heard.payload };
-    let id = TaskId::mint();
-    DeadLetter { id, ..letter::of_record("janitor", topology::IMAGES, site, None, &record, 0, fault) }
+    let record = StoredMessage {
+        subject: heard.subject,
+        sequence: 0,
+        stored_at_ns,
+        headers: heard.headers,
+        payload: heard.payload,
+    };
+    let id = TaskId::new_random();
+    DeadLetter { id, ..dead_letter::from_stored_message("janitor", topology::IMAGES, site, None, &record, 0, fault) }
 }
 
 #[cfg(test)]
@@ -140,7 +145,7 @@ mod tests {
     fn letter() -> Option<DeadLetter> {
         let site = "reef".parse().unwrap();
         let heard =
-            Passing { subject: "image.reef.a".into(), headers: Vec::new(), payload: "x".into(), has_reply: false };
+            TapMessage { subject: "image.reef.a".into(), headers: Vec::new(), payload: "x".into(), has_reply: false };
         Some(of(&site, heard))
     }
 
@@ -148,12 +153,12 @@ mod tests {
     fn what_was_heard_and_not_stored_is_refused_unless_its_publisher_was_told() {
         let now = Instant::now();
         let key = |camera: &str, size| (format!("image.reef.{camera}"), size);
-        let mut found = Match::default();
-        found.hear(now, key("a", 10), letter());
-        found.hear(now, key("a", 10), letter());
-        found.hear(now, key("a", 20), letter());
-        found.hear(now, key("b", 10), None);
-        found.hear(now + STORED_AFTER, key("a", 10), letter());
+        let mut found = RefusalMatch::default();
+        found.record_event(now, key("a", 10), letter());
+        found.record_event(now, key("a", 10), letter());
+        found.record_event(now, key("a", 20), letter());
+        found.record_event(now, key("b", 10), None);
+        found.record_event(now + STORED_AFTER, key("a", 10), letter());
         found.store(key("a", 10));
         assert_eq!(found.refused(now).len(), 2, "one of two alike, and the larger one");
         assert_eq!(found.refused(now + STORED_AFTER).len(), 1);
@@ -161,8 +166,14 @@ mod tests {
 
     #[test]
     fn a_small_stream_is_always_near_its_limit_and_a_large_one_when_a_tenth_is_left() {
-        let level =
-            |bytes, max_bytes| Level { messages: 1, bytes, max_bytes, first_sequence: 1, last_sequence: 1, gaps: 0 };
+        let level = |bytes, max_bytes| StreamLevel {
+            messages: 1,
+            bytes,
+            max_bytes,
+            first_sequence: 1,
+            last_sequence: 1,
+            gaps: 0,
+        };
         assert!(is_near(&level(0, 1024 * 1024), false));
         assert!(!is_near(&level(3 << 30, 4 << 30), false) && is_near(&level(3900 << 20, 4 << 30), false));
         assert!(is_near(&level(0, 4 << 30), true));

@@ -52,7 +52,10 @@ struct DsseSignature {
 }
 
 /// The bytes that were signed, and which of these keys signed them. Nothing inside them was looked at. Pure.
-pub(crate) fn open<'a>(bytes: &[u8], keys: &'a [EcPublicKey]) -> Result<(Vec<u8>, &'a EcPublicKey), SignatureError> {
+pub(crate) fn read_bundle<'a>(
+    bytes: &[u8],
+    keys: &'a [EcPublicKey],
+) -> Result<(Vec<u8>, &'a EcPublicKey), SignatureError> {
     let no_bundle = |why: String| SignatureError::NoBundle { why };
     let bundle: SigstoreBundle = serde_json::from_slice(bytes).map_err(|error| no_bundle(error.to_string()))?;
     if bundle.media_type != MEDIA_TYPE {
@@ -87,7 +90,7 @@ pub(crate) fn open<'a>(bytes: &[u8], keys: &'a [EcPublicKey]) -> Result<(Vec<u8>
 }
 
 /// The file of a signature of these bytes.
-pub(crate) fn seal(payload: &[u8], key: &EcPrivateKey) -> Result<Vec<u8>, SignatureError> {
+pub(crate) fn write_bundle(payload: &[u8], key: &EcPrivateKey) -> Result<Vec<u8>, SignatureError> {
     let signature = key.sign(&authenticated(payload))?;
     let bundle = SigstoreBundle {
         media_type: MEDIA_TYPE.into(),

@@ -65,7 +65,7 @@ impl SignedFolder {
 pub(crate) fn check(folder: &Path, signature: &Path, list: &FileList) -> Result<(), SignatureError> {
     let mut left_out: Vec<String> = OF_GIT.into_iter().map(str::to_owned).chain(list.ignored.iter().cloned()).collect();
     left_out.extend(place_in(folder, signature));
-    let found = walk(folder, &|path| {
+    let found = list_files(folder, &|path| {
         let is_left_out = left_out.iter().any(|left_out| is_at_or_below(path, left_out));
         let is_listed = || list.files.contains_key(path) || has_below(&list.files, path);
         is_left_out && !is_listed()
@@ -87,7 +87,7 @@ pub(crate) fn check(folder: &Path, signature: &Path, list: &FileList) -> Result<
 /// The digest of every file that a signature made here is of.
 pub(crate) fn digest_files(folder: &Path) -> Result<BTreeMap<String, FileDigest>, SignatureError> {
     let left_out: BTreeSet<&str> = OF_GIT.into_iter().chain([SIGNATURE_FILE]).collect();
-    let found = walk(folder, &|path| left_out.contains(path))?;
+    let found = list_files(folder, &|path| left_out.contains(path))?;
     found.into_iter().map(|file| Ok((file.clone(), digest_file(folder, &file, &mut io::sink())?))).collect()
 }
 
@@ -104,14 +104,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Whether a link may lead to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Links {
+pub(crate) enum LinkPolicy {
     Followed,
     Refused,
 }
 
 /// Opens what is a regular file; a pipe is not waited for.
-pub(crate) fn open_regular(path: &Path, links: Links) -> io::Result<File> {
-    let flags = if links == Links::Refused { libc::O_NOFOLLOW } else { 0 };
+pub(crate) fn open_regular(path: &Path, links: LinkPolicy) -> io::Result<File> {
+    let flags = if links == LinkPolicy::Refused { libc::O_NOFOLLOW } else { 0 };
     let file = OpenOptions::new().read(true).custom_flags(flags | libc::O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
@@ -120,7 +120,7 @@ pub(crate) fn open_regular(path: &Path, links: Links) -> io::Result<File> {
 }
 
 /// Every file of a folder but those left out, as paths in it.
-fn walk(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTreeSet<String>, SignatureError> {
+fn list_files(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTreeSet<String>, SignatureError> {
     let (mut files, mut folders, mut seen) = (BTreeSet::new(), vec![String::new()], 0);
     while let Some(inside) = folders.pop() {
         let at = folder.join(&inside);
@@ -154,7 +154,7 @@ fn walk(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTreeSet<St
 fn digest_file(folder: &Path, file: &str, to: &mut dyn Write) -> Result<FileDigest, SignatureError> {
     let path = folder.join(file);
     let unreadable = |source| SignatureError::Unreadable { path: path.clone(), source };
-    let mut from = open_regular(&path, Links::Refused).map_err(unreadable)?;
+    let mut from = open_regular(&path, LinkPolicy::Refused).map_err(unreadable)?;
     let (mut digest, mut buffer) = (digest::Context::new(&digest::SHA256), vec![0; BUFFER_BYTES]);
     loop {
         let count = match from.read(&mut buffer) {

@@ -11,7 +11,7 @@ use ring::signature::{
 };
 
 use crate::error::{KeyFault, SignatureError};
-use crate::pem::{self, BIT_STRING, Der, INTEGER, OBJECT, OCTET_STRING, SEQUENCE};
+use crate::pem::{self, BIT_STRING, DerReader, INTEGER, OBJECT, OCTET_STRING, SEQUENCE};
 use crate::{folder, read_bounded};
 
 /// Largest file of a key, bytes; openssl can write an explanation in front of it.
@@ -166,7 +166,7 @@ impl EcPrivateKey {
     /// From RFC 5915's ECPrivateKey. PKCS#8 names the curve around it, SEC1 in it.
     fn from_sec1(der: &[u8], curve: Option<&'static Curve>) -> Result<Self, KeyFault> {
         let damaged = || KeyFault::Damaged { why: "DER" };
-        let mut key = Der(der).enter(SEQUENCE).ok_or_else(damaged)?;
+        let mut key = DerReader(der).enter(SEQUENCE).ok_or_else(damaged)?;
         key.take(INTEGER).filter(|version| *version == [1]).ok_or_else(damaged)?;
         let secret = key.take(OCTET_STRING).ok_or_else(damaged)?;
         let named = match key.enter(pem::context(0)) {
@@ -206,7 +206,7 @@ impl EcPrivateKey {
 /// The curve and the ECPrivateKey in RFC 5958's PrivateKeyInfo.
 fn unwrap_pkcs8(der: &[u8]) -> Result<(&'static Curve, &[u8]), KeyFault> {
     let damaged = || KeyFault::Damaged { why: "DER" };
-    let mut key = Der(der).enter(SEQUENCE).ok_or_else(damaged)?;
+    let mut key = DerReader(der).enter(SEQUENCE).ok_or_else(damaged)?;
     key.take(INTEGER).filter(|version| matches!(version, [0] | [1])).ok_or_else(damaged)?;
     let mut algorithm = key.enter(SEQUENCE).ok_or_else(damaged)?;
     algorithm.take(OBJECT).filter(|object| *object == EC_KEY).ok_or(KeyFault::WrongKind)?;

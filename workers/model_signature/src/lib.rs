@@ -46,7 +46,7 @@ pub const MAX_SIGNATURE_BYTES: u64 = 4 << 20;
 /// What is wrong with the signature, or the first file that is not as it was signed.
 pub fn verify_folder(folder: &Path, signature: &Path, keys: &[EcPublicKey]) -> Result<SignedFolder, SignatureError> {
     let bytes = read_bounded(signature, MAX_SIGNATURE_BYTES)?;
-    let (payload, key) = bundle::open(&bytes, keys)?;
+    let (payload, key) = bundle::read_bundle(&bytes, keys)?;
     let list = statement::read(&payload)?;
     folder::check(folder, signature, &list)?;
     Ok(SignedFolder::new(folder, key.fingerprint().to_owned(), list.files))
@@ -60,7 +60,7 @@ pub fn verify_folder(folder: &Path, signature: &Path, keys: &[EcPublicKey]) -> R
 pub fn sign_folder(folder: &Path, key: &EcPrivateKey) -> Result<Vec<u8>, SignatureError> {
     let files = folder::digest_files(folder)?;
     let payload = statement::write(&folder::name_of(folder), &files)?;
-    let signed = bundle::seal(&payload, key)?;
+    let signed = bundle::write_bundle(&payload, key)?;
     match signed.len() as u64 {
         0..=MAX_SIGNATURE_BYTES => Ok(signed),
         size_bytes => Err(SignatureError::TooLarge { path: folder.join(SIGNATURE_FILE), size_bytes }),
@@ -69,7 +69,7 @@ pub fn sign_folder(folder: &Path, key: &EcPrivateKey) -> Result<Vec<u8>, Signatu
 
 fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, SignatureError> {
     let unreadable = |source| SignatureError::Unreadable { path: path.to_owned(), source };
-    let file = folder::open_regular(path, folder::Links::Followed).map_err(unreadable)?;
+    let file = folder::open_regular(path, folder::LinkPolicy::Followed).map_err(unreadable)?;
     let mut bytes = Vec::new();
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     match bytes.len() as u64 {

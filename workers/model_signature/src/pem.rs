@@ -51,9 +51,9 @@ pub(crate) const fn context(number: u8) -> u8 {
 
 /// What is left to read of a DER value.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Der<'a>(pub(crate) &'a [u8]);
+pub(crate) struct DerReader<'a>(pub(crate) &'a [u8]);
 
-impl<'a> Der<'a> {
+impl<'a> DerReader<'a> {
     /// The contents of the next value, if it has this tag; what is left stays as it was otherwise.
     pub(crate) fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (&found, rest) = self.0.split_first()?;
@@ -74,8 +74,8 @@ impl<'a> Der<'a> {
     }
 
     /// A reader of the contents of the next value.
-    pub(crate) fn enter(&mut self, tag: u8) -> Option<Der<'a>> {
-        self.take(tag).map(Der)
+    pub(crate) fn enter(&mut self, tag: u8) -> Option<DerReader<'a>> {
+        self.take(tag).map(DerReader)
     }
 }
 
@@ -106,9 +106,9 @@ mod tests {
         for bytes in
             [&[][..], &[4], &[4, 2, 0], &[4, 0x81], &[4, 0x81, 200, 0], &[4, 0x82, 1], &[4, 0x84, 0, 0, 0, 1, 9]]
         {
-            assert_eq!(Der(bytes).take(OCTET_STRING), None, "{bytes:?}");
+            assert_eq!(DerReader(bytes).take(OCTET_STRING), None, "{bytes:?}");
         }
-        let mut two = Der(&[4, 1, 9, 2, 0]);
+        let mut two = DerReader(&[4, 1, 9, 2, 0]);
         assert_eq!(two.take(INTEGER), None);
         assert_eq!((two.take(OCTET_STRING), two.take(INTEGER), two.0), (Some(&[9][..]), Some(&[][..]), &[][..]));
     }

@@ -42,9 +42,9 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// The signed model in a folder that may be changed, with a signature in it.
-struct Copied(TempDir);
+struct SignedCopy(TempDir);
 
-impl Copied {
+impl SignedCopy {
     fn with(signature: &str) -> Self {
         let copied = Self(TempDir::new().unwrap());
         copy(&fixture("model"), copied.folder());
@@ -81,7 +81,7 @@ fn payload_of(signature: &[u8]) -> Value {
 #[test]
 fn a_folder_that_the_tool_signed_is_as_it_was() {
     for signature in ["model.sig", "ignored.sig"] {
-        let copied = Copied::with(signature);
+        let copied = SignedCopy::with(signature);
         let signed = copied.verify().unwrap();
         let wanted: Vec<&str> =
             FILES.into_iter().filter(|file| signature == "model.sig" || !file.starts_with("sub/")).collect();
@@ -124,7 +124,7 @@ fn signatures_of_the_tools_own_tests_are_read() {
 
 #[test]
 fn every_changed_byte_of_a_file_is_refused_with_the_files_name() {
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     for name in FILES {
         let path = copied.file(name);
         let bytes = fs::read(&path).unwrap();
@@ -147,7 +147,7 @@ fn every_changed_byte_of_a_file_is_refused_with_the_files_name() {
 
 #[test]
 fn every_changed_byte_of_a_signature_is_refused() {
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     let bytes = fs::read(copied.signature()).unwrap();
     let text = String::from_utf8(bytes.clone()).unwrap();
     // What nobody signs and nobody reads; and a signature without a hint is held against every key.
@@ -196,7 +196,7 @@ fn every_changed_byte_of_a_key_is_refused() {
 
 #[test]
 fn what_is_not_signed_by_the_key_is_refused_by_name() {
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     let other = verify_folder(copied.folder(), &copied.signature(), &[public("other-public")]).unwrap_err().to_string();
     assert!(
         other.contains(public("public").fingerprint()) && other.contains(public("other-public").fingerprint()),
@@ -214,7 +214,7 @@ fn what_is_not_signed_by_the_key_is_refused_by_name() {
 
 #[test]
 fn files_that_came_or_went_are_named() {
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     fs::write(copied.file("sub/more.bin"), "more").unwrap();
     assert!(copied.refusal().contains("\"sub/more.bin\" is not in the signature"), "{}", copied.refusal());
     fs::remove_file(copied.file("sub/more.bin")).unwrap();
@@ -231,16 +231,16 @@ fn files_that_came_or_went_are_named() {
 
 #[test]
 fn no_link_is_followed_and_no_pipe_is_waited_for() {
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     let outside = TempDir::new().unwrap();
     fs::rename(copied.file("config.json"), outside.path().join("config.json")).unwrap();
     symlink(outside.path().join("config.json"), copied.file("config.json")).unwrap();
     assert!(copied.refusal().contains("\"config.json\" in the folder is a symbolic link"), "{}", copied.refusal());
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     fs::rename(copied.file("sub"), outside.path().join("sub")).unwrap();
     symlink(outside.path().join("sub"), copied.file("sub")).unwrap();
     assert!(copied.refusal().contains("\"sub\" in the folder is a symbolic link"), "{}", copied.refusal());
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     fs::remove_file(copied.file("config.json")).unwrap();
     let made = std::process::Command::new("mkfifo").arg(copied.file("config.json")).status().unwrap();
     assert!(made.success());
@@ -258,10 +258,10 @@ fn ways_of_signing_that_are_not_read_are_refused_by_name() {
         ("blake3.sig", "hash \"blake3\""),
         ("single-file.sig", "of a single file"),
     ] {
-        let refused = Copied::with(signature).refusal();
+        let refused = SignedCopy::with(signature).refusal();
         assert!(refused.contains(named), "{signature}: {refused}");
     }
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     for none in ["", "no JSON", "[]", "{}", "{\"mediaType\": 7}"] {
         fs::write(copied.signature(), none).unwrap();
         assert!(copied.refusal().contains("it is no signature of a model"), "{none:?}: {}", copied.refusal());
@@ -272,13 +272,13 @@ fn ways_of_signing_that_are_not_read_are_refused_by_name() {
 
 #[test]
 fn nothing_is_read_without_a_bound() {
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     let sparse = fs::File::create(copied.signature()).unwrap();
     sparse.set_len(1 << 40).unwrap();
     assert!(
         matches!(copied.verify(), Err(SignatureError::TooLarge { size_bytes, .. }) if size_bytes == MAX_SIGNATURE_BYTES + 1)
     );
-    let copied = Copied::with("model.sig");
+    let copied = SignedCopy::with("model.sig");
     for number in 0..=MAX_FILES {
         fs::create_dir(copied.file(&format!("folder-{number}"))).unwrap();
     }
@@ -287,7 +287,7 @@ fn nothing_is_read_without_a_bound() {
 
 #[test]
 fn only_signed_bytes_are_copied() {
-    let copied = Copied::with("ignored.sig");
+    let copied = SignedCopy::with("ignored.sig");
     let signed = copied.verify().unwrap();
     let into = TempDir::new().unwrap();
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
@@ -313,7 +313,7 @@ fn what_is_signed_here_verifies_and_lists_what_the_tool_lists() {
             assert_eq!(key.public_pem(), key_text(public_key), "{secret}");
         }
         // An earlier signature and git's files are not part of it.
-        let copied = Copied::with("model.sig");
+        let copied = SignedCopy::with("model.sig");
         fs::create_dir(copied.file(".git")).unwrap();
         fs::write(copied.file(".git/HEAD"), "git's").unwrap();
         let signature = sign_folder(copied.folder(), &key).unwrap();
@@ -326,7 +326,7 @@ fn what_is_signed_here_verifies_and_lists_what_the_tool_lists() {
         let refused = verify_folder(copied.folder(), &copied.signature(), &[key.public().clone()]);
         assert!(matches!(refused, Err(SignatureError::Changed { file }) if file == "empty.bin"));
     }
-    let linked = Copied::with("model.sig");
+    let linked = SignedCopy::with("model.sig");
     symlink("config.json", linked.file("link")).unwrap();
     let refused = sign_folder(linked.folder(), &EcPrivateKey::from_pem(&key_text("pkcs8")).unwrap());
     assert!(matches!(refused, Err(SignatureError::Special { file, .. }) if file == "link"));

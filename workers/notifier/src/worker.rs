@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
-use runtime::drive::Tally;
-use runtime::{Fault, Shutdown, beat};
+use runtime::consumer::WorkerStats;
+use runtime::{Fault, Shutdown, heartbeat};
 use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
 use streams::fleet::Ledger;
-use streams::read::{self, Record, Stretch};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, CarryError, Publication, subject, topology};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
@@ -48,18 +48,26 @@ enum NotifyError {
 /// When the settings cannot work, or the password's file cannot be read.
 pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown: Shutdown) -> Result<(), Fault> {
     let listener = MqttListener::new(&site, settings)?;
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let fault = Mutex::new(None);
-    let pulse = beat::Pulse::default();
-    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
-        beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-    });
+    let pulse = heartbeat::HeartbeatPace::default();
+    let life = heartbeat::send_heartbeats(
+        bus.clone(),
+        ROLE,
+        Some(site.clone()),
+        tally.clone(),
+        shutdown.clone(),
+        pulse,
+        |beat| {
+            beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        },
+    );
     let notifier = Notifier { bus: &bus, site: &site, listener, tally: &tally, fault: &fault, shutdown: &shutdown };
     tracing::info!(role = ROLE, mqtt = settings.mqtt, "started");
     let telling = async {
-        while !shutdown.is_wanted() {
+        while !shutdown.is_requested() {
             if bus.is_gone().await {
-                shutdown.want();
+                shutdown.request();
                 return Err(Fault::Stop(runtime::fault::client_gone()));
             }
             if let Err(error) = notifier.tell_answers().await {
@@ -67,7 +75,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY_DELAY) => {}
-                () = shutdown.wanted() => {}
+                () = shutdown.wait_for_request() => {}
             }
         }
         Ok(())
@@ -90,7 +98,7 @@ impl MqttListener {
         };
         let (host, port) = split_address(address).map_err(|why| refuse(format!("notifier.mqtt: {why}")))?;
         // A broker ends the older of two clients of one name: a second notifier of a site has its own.
-        let name = format!("tributary-notifier-{site}-{}", TaskId::mint());
+        let name = format!("tributary-notifier-{site}-{}", TaskId::new_random());
         let mut options = MqttOptions::new(name, host, port);
         options.set_keep_alive(KEEP_ALIVE);
         if let Some(user) = &settings.mqtt_user {
@@ -109,7 +117,7 @@ struct Notifier<'a> {
     bus: &'a Bus,
     site: &'a SiteName,
     listener: MqttListener,
-    tally: &'a Tally,
+    tally: &'a WorkerStats,
     /// Why answers are not told at the moment.
     fault: &'a Mutex<Option<FaultNote>>,
     shutdown: &'a Shutdown,
@@ -118,32 +126,32 @@ struct Notifier<'a> {
 impl Notifier<'_> {
     /// Tells answers from where it stopped, until something breaks or a stop is wanted.
     async fn tell_answers(&self) -> Result<(), NotifyError> {
-        let mut place = Place::read(self.bus, self.site).await?;
+        let mut place = NotifyPosition::read(self.bus, self.site).await?;
         let ended = self.tell_from(&mut place).await;
         place.write().await?;
         ended
     }
 
-    async fn tell_from(&self, place: &mut Place) -> Result<(), NotifyError> {
-        let subjects = vec![subject::finalities(self.site, None)];
-        let stretch = Stretch { subjects, from_sequence: Some(place.told + 1), ..Stretch::default() };
-        let mut records = pin!(read::follow(self.bus, topology::ANSWERS, stretch).await?);
+    async fn tell_from(&self, place: &mut NotifyPosition) -> Result<(), NotifyError> {
+        let subjects = vec![subject::final_answers(self.site, None)];
+        let stretch = StreamRange { subjects, from_sequence: Some(place.told + 1), ..StreamRange::default() };
+        let mut records = pin!(reader::follow_range(self.bus, topology::ANSWERS, stretch).await?);
         let server = self.bus.server_id();
-        let mut outlet = Outlet::open(self.bus, &self.listener);
-        if let Outlet::Nats(_) = outlet {
+        let mut outlet = NotifyOutlet::open(self.bus, &self.listener);
+        if let NotifyOutlet::Nats(_) = outlet {
             // Over MQTT a connection has to stand first.
             self.set_fault(None);
         }
         let mut tick = interval(NOTE_EVERY);
         loop {
             tokio::select! {
-                heard = outlet.hear() => match heard? {
-                    Heard::Connected => drop(self.set_fault(None)),
-                    Heard::Told(sequence) => place.told = sequence,
+                heard = outlet.poll_outlet() => match heard? {
+                    OutletEvent::Connected => drop(self.set_fault(None)),
+                    OutletEvent::Told(sequence) => place.told = sequence,
                 },
                 record = records.next(), if outlet.has_room() => {
                     let record = record.ok_or(NotifyError::Restarted)??;
-                    if let Some(sequence) = outlet.tell(self.site, &record).await? {
+                    if let Some(sequence) = outlet.notify_answer(self.site, &record).await? {
                         place.told = sequence;
                     }
                     self.tally.finished.fetch_add(1, Ordering::Relaxed);
@@ -154,7 +162,7 @@ impl Notifier<'_> {
                     }
                     place.write().await?;
                 }
-                () = self.shutdown.wanted() => break,
+                () = self.shutdown.wait_for_request() => break,
             }
         }
         outlet.close(&mut place.told).await;
@@ -180,7 +188,7 @@ impl Notifier<'_> {
 }
 
 /// How far a site's answers were told.
-struct Place {
+struct NotifyPosition {
     /// Sequence of the last answer told.
     told: u64,
     noted: Option<u64>,
@@ -188,11 +196,11 @@ struct Place {
     note: String,
 }
 
-impl Place {
+impl NotifyPosition {
     async fn read(bus: &Bus, site: &SiteName) -> Result<Self, CarryError> {
-        let (ledger, note) = (Ledger::open(bus).await?, subject::told_note(site));
+        let (ledger, note) = (Ledger::open(bus).await?, subject::notifier_note(site));
         let noted = ledger.read(&note).await?.and_then(|text| text.parse().ok());
-        let last = read::level(bus, topology::ANSWERS).await?.last_sequence;
+        let last = reader::stream_level(bus, topology::ANSWERS).await?.last_sequence;
         // Nobody asked for what was answered before this was switched on; a stream made anew counts from 1 again.
         let told = noted.unwrap_or(last).min(last);
         Ok(Self { told, noted, ledger, note })
@@ -208,14 +216,14 @@ impl Place {
 }
 
 /// What comes back from where answers are told.
-enum Heard {
+enum OutletEvent {
     Connected,
     /// All answers up to this sequence are told.
     Told(u64),
 }
 
 /// Where answers are told.
-enum Outlet<'a> {
+enum NotifyOutlet<'a> {
     Nats(&'a Bus),
     Mqtt {
         client: AsyncClient,
@@ -226,7 +234,7 @@ enum Outlet<'a> {
     },
 }
 
-impl<'a> Outlet<'a> {
+impl<'a> NotifyOutlet<'a> {
     fn open(bus: &'a Bus, listener: &MqttListener) -> Self {
         let Some(options) = &listener.0 else { return Self::Nats(bus) };
         let (client, mut events) = AsyncClient::new(options.clone(), 2 * WINDOW);
@@ -258,9 +266,9 @@ impl<'a> Outlet<'a> {
     }
 
     /// Tells one answer; the sequence up to which all are told, if that is known at once.
-    async fn tell(&mut self, site: &SiteName, record: &Record) -> Result<Option<u64>, NotifyError> {
+    async fn notify_answer(&mut self, site: &SiteName, record: &StoredMessage) -> Result<Option<u64>, NotifyError> {
         let sequence = record.sequence;
-        let answer = decode::<Answer>(&record.payload).ok().zip(codec::show(&record.payload));
+        let answer = decode::<Answer>(&record.payload).ok().zip(codec::to_json(&record.payload));
         let Some((answer, json)) = answer else {
             tracing::warn!(sequence, "an answer that cannot be read is not told");
             return Ok(None);
@@ -268,7 +276,7 @@ impl<'a> Outlet<'a> {
         let (subject, json) = (subject::answer_json(site, &answer.camera), json.to_string());
         match self {
             Self::Nats(bus) => {
-                bus.say(&Publication::with_id(subject, json, answer.task.to_string())).await?;
+                bus.publish_unstored(&Publication::with_id(subject, json, answer.task.to_string())).await?;
                 Ok(Some(sequence))
             }
             Self::Mqtt { client, waiting, .. } => {
@@ -281,17 +289,17 @@ impl<'a> Outlet<'a> {
     }
 
     /// Waits for what comes back; over NATS nothing does.
-    async fn hear(&mut self) -> Result<Heard, NotifyError> {
+    async fn poll_outlet(&mut self) -> Result<OutletEvent, NotifyError> {
         match self {
             Self::Nats(_) => std::future::pending().await,
             Self::Mqtt { packets, waiting, .. } => loop {
                 match packets.recv().await.ok_or(NotifyError::Client)?? {
                     Packet::PubAck(_) => {
                         if let Some(sequence) = waiting.pop_front() {
-                            return Ok(Heard::Told(sequence));
+                            return Ok(OutletEvent::Told(sequence));
                         }
                     }
-                    _ => return Ok(Heard::Connected),
+                    _ => return Ok(OutletEvent::Connected),
                 }
             },
         }
@@ -301,14 +309,14 @@ impl<'a> Outlet<'a> {
     async fn close(mut self, told: &mut u64) {
         let until = Instant::now() + RETRY_DELAY;
         while matches!(&self, Self::Mqtt { waiting, .. } if !waiting.is_empty()) {
-            match tokio::time::timeout_at(until, self.hear()).await {
-                Ok(Ok(Heard::Told(sequence))) => *told = sequence,
-                Ok(Ok(Heard::Connected)) => {}
+            match tokio::time::timeout_at(until, self.poll_outlet()).await {
+                Ok(Ok(OutletEvent::Told(sequence))) => *told = sequence,
+                Ok(Ok(OutletEvent::Connected)) => {}
                 _ => return,
             }
         }
         match self {
-            Self::Nats(bus) => bus.flush().await,
+            Self::Nats(bus) => bus.flush_published().await,
             Self::Mqtt { client, .. } => drop(client.try_disconnect()),
         }
     }

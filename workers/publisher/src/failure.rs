@@ -3,7 +3,7 @@
 
 use streams::CarryError;
 
-use crate::report::{Refused, Summary};
+use crate::report::{PublishSummary, RefusedFile};
 use crate::source::{self, SourceError};
 
 /// Why a run failed. What was acknowledged before stays published.
@@ -22,7 +22,7 @@ pub enum PublishFailure {
     #[error("source broke after {} images", summary.published)]
     Broken {
         /// What was published before.
-        summary: Box<Summary>,
+        summary: Box<PublishSummary>,
         /// How it broke.
         #[source]
         source: SourceError,
@@ -31,13 +31,13 @@ pub enum PublishFailure {
     #[error("nothing was published: {}", nothing(summary))]
     Nothing {
         /// Why each file was refused.
-        summary: Box<Summary>,
+        summary: Box<PublishSummary>,
     },
     /// The stream takes no more.
     #[error("stream is full after {} images: run the same command again when there is room, it goes on where it stopped", summary.published)]
     Full {
         /// What was published before.
-        summary: Box<Summary>,
+        summary: Box<PublishSummary>,
         /// The server's words.
         #[source]
         source: CarryError,
@@ -46,7 +46,7 @@ pub enum PublishFailure {
     #[error("publishing stopped after {} images: run the same command again, it goes on where it stopped", summary.published)]
     Stopped {
         /// What was published before.
-        summary: Box<Summary>,
+        summary: Box<PublishSummary>,
         /// What happened.
         #[source]
         source: CarryError,
@@ -55,7 +55,7 @@ pub enum PublishFailure {
 
 impl PublishFailure {
     /// What was published before it failed.
-    pub fn summary(&self) -> Option<&Summary> {
+    pub fn summary(&self) -> Option<&PublishSummary> {
         match self {
             Self::Settings { .. } | Self::Source(_) => None,
             Self::Broken { summary, .. }
@@ -66,10 +66,10 @@ impl PublishFailure {
     }
 }
 
-fn nothing(summary: &Summary) -> String {
+fn nothing(summary: &PublishSummary) -> String {
     match summary.refused.first() {
-        Some(Refused { file, reason }) if summary.refused_files == 1 => format!("{file} was refused: {reason}"),
-        Some(Refused { file, reason }) => {
+        Some(RefusedFile { file, reason }) if summary.refused_files == 1 => format!("{file} was refused: {reason}"),
+        Some(RefusedFile { file, reason }) => {
             format!("all {} files were refused, the first, {file}: {reason}", summary.refused_files)
         }
         None if !summary.passed_over.is_empty() => {

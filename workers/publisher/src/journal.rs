@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 use schemas::TaskId;
 use schemas::task::HEADER_MESSAGE_ID;
 use streams::topology::IMAGES;
-use streams::{Bus, read};
+use streams::{Bus, reader};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::load::Stamp;
-use crate::source::{spell, unspell};
+use crate::image_loader::FileStamp;
+use crate::source::{escape_path, unescape_path};
 
 /// Lines waiting for the disk before publishing waits with them.
 const WAITING: usize = 1024;
@@ -30,14 +30,14 @@ const COMPACT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Where journals are, and of which server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JournalPlace {
+pub struct JournalLocation {
     /// Folder of all journals; made if absent.
     pub folder: PathBuf,
     /// Address of the server published to.
     pub server: String,
 }
 
-impl JournalPlace {
+impl JournalLocation {
     /// In the user's state folder: `${XDG_STATE_HOME:-~/.local/state}/tributary/publish`. Absent for a
     /// user without a home.
     pub fn of_user(server: &str) -> Option<Self> {
@@ -48,24 +48,24 @@ impl JournalPlace {
 
     /// The journal of a source that `identity` tells from others.
     pub(crate) fn path(&self, identity: &str) -> PathBuf {
-        self.folder.join(format!("{}.done", TaskId::derived(&format!("{}\n{identity}", self.server))))
+        self.folder.join(format!("{}.done", TaskId::from_name(&format!("{}\n{identity}", self.server))))
     }
 }
 
 /// A file that was acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct JournalEntry {
     pub id: TaskId,
     /// In the stream; 0 for a scan, whose tiles have one each.
     pub sequence: u64,
-    pub stamp: Stamp,
+    pub stamp: FileStamp,
     pub path: PathBuf,
 }
 
-impl Entry {
+impl JournalEntry {
     fn line(&self) -> String {
-        let Self { id, sequence, stamp: Stamp { size_bytes, modified_at_ns, changed_at_ns }, path } = self;
-        format!("{id}\t{sequence}\t{size_bytes}\t{modified_at_ns}\t{changed_at_ns}\t{}\n", spell(path))
+        let Self { id, sequence, stamp: FileStamp { size_bytes, modified_at_ns, changed_at_ns }, path } = self;
+        format!("{id}\t{sequence}\t{size_bytes}\t{modified_at_ns}\t{changed_at_ns}\t{}\n", escape_path(path))
     }
 
     /// Absent for a line that was cut off when the machine stopped.
@@ -74,28 +74,28 @@ impl Entry {
         Some(Self {
             id: words.next()?.parse().ok()?,
             sequence: words.next()?.parse().ok()?,
-            stamp: Stamp {
+            stamp: FileStamp {
                 size_bytes: words.next()?.parse().ok()?,
                 modified_at_ns: words.next()?.parse().ok()?,
                 changed_at_ns: words.next()?.parse().ok()?,
             },
-            path: unspell(words.next()?)?,
+            path: unescape_path(words.next()?)?,
         })
     }
 }
 
 /// What was acknowledged before this run.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct PublishedFiles {
     /// By a hash of the path, for the paths of a million files would take much more memory. Two paths of
     /// one hash would also have to agree in size and time to the nanosecond.
-    files: HashMap<u64, (Stamp, TaskId)>,
+    files: HashMap<u64, (FileStamp, TaskId)>,
     /// Of the entry with the highest sequence.
     newest: Option<(u64, TaskId)>,
 }
 
-impl Known {
-    fn add(&mut self, entry: &Entry) {
+impl PublishedFiles {
+    fn add(&mut self, entry: &JournalEntry) {
         self.files.insert(hash(&entry.path), (entry.stamp, entry.id));
         if entry.sequence > self.newest.map_or(0, |(sequence, _)| sequence) {
             self.newest = Some((entry.sequence, entry.id));
@@ -103,12 +103,12 @@ impl Known {
     }
 
     /// Whether a file was acknowledged and has not changed since, as far as its size and time tell.
-    pub fn has_unchanged(&self, path: &Path, stamp: Stamp) -> bool {
+    pub fn has_unchanged(&self, path: &Path, stamp: FileStamp) -> bool {
         self.files.get(&hash(path)).is_some_and(|(known, _)| *known == stamp)
     }
 
     /// Whether a file was acknowledged with this content.
-    pub fn has(&self, path: &Path, id: TaskId) -> bool {
+    pub fn has_content(&self, path: &Path, id: TaskId) -> bool {
         self.files.get(&hash(path)).is_some_and(|(_, known)| *known == id)
     }
 
@@ -132,20 +132,20 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens a journal and reads what is in it. One that cannot be opened costs only its benefit.
-    pub async fn open(path: PathBuf, bus: &Bus) -> (Known, Self) {
+    pub async fn open(path: PathBuf, bus: &Bus) -> (PublishedFiles, Self) {
         let shown = path.display().to_string();
         let opened = tokio::task::spawn_blocking(move || load(&path)).await.map_err(io::Error::other);
         let (file, known) = match opened.flatten() {
             Ok(opened) => opened,
             Err(error) => {
                 tracing::warn!(journal = shown, %error, "no journal: after an interruption all files are read again");
-                return (Known::default(), Self::default());
+                return (PublishedFiles::default(), Self::default());
             }
         };
         let mut known = known;
         if !is_of_this_stream(&known, bus).await {
             tracing::info!(journal = shown, "journal is of another stream: everything is published");
-            known = Known::default();
+            known = PublishedFiles::default();
             if let Err(error) = file.set_len(0) {
                 tracing::warn!(journal = shown, %error, "journal cannot be emptied");
             }
@@ -156,7 +156,7 @@ impl Journal {
     }
 
     /// Notes a file that was acknowledged.
-    pub async fn note(&self, entry: &Entry) {
+    pub async fn record_file(&self, entry: &JournalEntry) {
         if let Some(lines) = &self.lines {
             let _writer_gave_up = lines.send(entry.line()).await;
         }
@@ -175,12 +175,12 @@ impl Journal {
 }
 
 /// A stream that was made anew counts from 1 again and holds other messages.
-async fn is_of_this_stream(known: &Known, bus: &Bus) -> bool {
+async fn is_of_this_stream(known: &PublishedFiles, bus: &Bus) -> bool {
     let Some((sequence, id)) = known.newest else { return true };
-    match read::at(bus, IMAGES, sequence).await {
+    match reader::message_at(bus, IMAGES, sequence).await {
         Ok(Some(record)) => record.header(HEADER_MESSAGE_ID) == Some(id.to_string().as_str()),
         // Answered and purged, if the stream ever came so far.
-        Ok(None) => read::level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
+        Ok(None) => reader::stream_level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
         Err(error) => {
             tracing::debug!(%error, "journal cannot be compared with the stream");
             false
@@ -188,19 +188,19 @@ async fn is_of_this_stream(known: &Known, bus: &Bus) -> bool {
     }
 }
 
-fn load(path: &Path) -> io::Result<(File, Known)> {
+fn load(path: &Path) -> io::Result<(File, PublishedFiles)> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
     file.try_lock().map_err(|_| io::Error::other("another run writes it"))?;
     let length = file.metadata()?.len();
-    let mut known = Known::default();
+    let mut known = PublishedFiles::default();
     let mut kept = (length > COMPACT_BYTES).then(String::new);
     let mut ends_well = true;
     for line in BufReader::new(&file).split(b'\n') {
         let line = line?;
-        let entry = std::str::from_utf8(&line).ok().and_then(Entry::read);
+        let entry = std::str::from_utf8(&line).ok().and_then(JournalEntry::read);
         ends_well = entry.is_some();
         let Some(entry) = entry else { continue };
         if let Some(kept) = &mut kept {
@@ -262,9 +262,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn entry(name: &str, sequence: u64) -> Entry {
-        let stamp = Stamp { size_bytes: 5, modified_at_ns: 7, changed_at_ns: 9 };
-        Entry { id: TaskId::derived(name), sequence, stamp, path: name.into() }
+    fn entry(name: &str, sequence: u64) -> JournalEntry {
+        let stamp = FileStamp { size_bytes: 5, modified_at_ns: 7, changed_at_ns: 9 };
+        JournalEntry { id: TaskId::from_name(name), sequence, stamp, path: name.into() }
     }
 
     #[test]
@@ -277,11 +277,11 @@ mod tests {
         file.write_all(format!("{}{}", one.line(), &two.line()[..50]).as_bytes()).unwrap();
         drop(file);
         let (mut file, known) = load(&path).unwrap();
-        assert!(known.has_unchanged(&one.path, one.stamp) && !known.has(&two.path, two.id));
+        assert!(known.has_unchanged(&one.path, one.stamp) && !known.has_content(&two.path, two.id));
         file.write_all(three.line().as_bytes()).unwrap();
         drop(file);
         let (_file, known) = load(&path).unwrap();
-        assert!(known.has(&one.path, one.id) && known.has(&three.path, three.id));
+        assert!(known.has_content(&one.path, one.id) && known.has_content(&three.path, three.id));
         assert_eq!(known.newest, Some((3, three.id)));
     }
 
@@ -302,8 +302,8 @@ mod tests {
             &bend::texts([entry("/a/\u{fc} 1.png", 7).line()]),
             bend::turns(),
             |bytes| {
-                if let Some(entry) = Entry::read(&String::from_utf8_lossy(bytes)) {
-                    assert_eq!(Entry::read(entry.line().trim_end_matches('\n')), Some(entry));
+                if let Some(entry) = JournalEntry::read(&String::from_utf8_lossy(bytes)) {
+                    assert_eq!(JournalEntry::read(entry.line().trim_end_matches('\n')), Some(entry));
                 }
                 1
             },
@@ -313,8 +313,8 @@ mod tests {
     proptest! {
         #[test]
         fn an_entry_survives_its_line(name in proptest::collection::vec(1u8.., 1..40), sequence: u64) {
-            let entry = Entry { path: OsString::from_vec(name).into(), ..entry("a", sequence) };
-            prop_assert_eq!(Entry::read(entry.line().trim_end_matches('\n')), Some(entry));
+            let entry = JournalEntry { path: OsString::from_vec(name).into(), ..entry("a", sequence) };
+            prop_assert_eq!(JournalEntry::read(entry.line().trim_end_matches('\n')), Some(entry));
         }
     }
 }

@@ -13,24 +13,24 @@
 
 mod capture;
 mod failure;
+mod image_loader;
+mod image_sender;
 mod journal;
-mod load;
 mod progress;
 pub mod report;
-mod send;
 pub mod settings;
 pub mod source;
 mod tile;
-pub mod walk;
+pub mod worker;
 
 pub use failure::PublishFailure;
-pub use journal::JournalPlace;
-pub use progress::Progress;
-pub use report::{Refused, Summary};
-pub use send::Mark;
-pub use settings::{Labels, Pages, PublisherSettings, TileSettings};
-pub use source::{Cameras, Source, SourceError, list_images};
-pub use walk::{Acknowledged, Options, publish};
+pub use image_sender::RunHeaders;
+pub use journal::JournalLocation;
+pub use progress::PublishProgress;
+pub use report::{PublishSummary, RefusedFile};
+pub use settings::{LabelOrigin, PageSelection, PublisherSettings, TileSettings};
+pub use source::{CameraNaming, ImageSource, SourceError, list_images};
+pub use worker::{AcknowledgedTask, PublishOptions, publish_images};
 
 /// How publishing twice and going on after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\

@@ -9,21 +9,21 @@ const LONG: u64 = 50;
 
 /// Shows how far publishing is, or nothing.
 #[derive(Debug)]
-pub struct Progress {
+pub struct PublishProgress {
     shown: bool,
     bar: ProgressBar,
     bytes: u64,
 }
 
-impl Progress {
+impl PublishProgress {
     /// Shows nothing.
-    pub fn silent() -> Self {
+    pub fn hidden() -> Self {
         Self { shown: false, bar: ProgressBar::hidden(), bytes: 0 }
     }
 
     /// Shows a bar when standard error is a terminal and the work is long or of unknown length.
     pub fn on_terminal() -> Self {
-        Self { shown: std::io::stderr().is_terminal(), ..Self::silent() }
+        Self { shown: std::io::stderr().is_terminal(), ..Self::hidden() }
     }
 
     pub(crate) fn begin(&mut self, total: Option<u64>) {
@@ -53,8 +53,8 @@ impl Progress {
     }
 }
 
-impl Default for Progress {
+impl Default for PublishProgress {
     fn default() -> Self {
-        Self::silent()
+        Self::hidden()
     }
 }

@@ -14,14 +14,14 @@ const OTHERS: &str = "of other kinds";
 
 /// A file that was not published, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Refused {
+pub struct RefusedFile {
     /// Its path as given or found.
     pub file: String,
     /// One sentence.
     pub reason: String,
 }
 
-impl Refused {
+impl RefusedFile {
     pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> Self {
         Self { file: path.display().to_string(), reason: reason.to_string() }
     }
@@ -29,7 +29,7 @@ impl Refused {
 
 /// What became of everything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Summary {
+pub struct PublishSummary {
     /// Tasks stored now; every tile of a scan is one.
     pub published: u64,
     /// Tasks the stream had already.
@@ -43,7 +43,7 @@ pub struct Summary {
     /// What whoever publishes should know, 20 sentences at the most.
     pub notes: Vec<String>,
     /// The first files refused, 20 at the most.
-    pub refused: Vec<Refused>,
+    pub refused: Vec<RefusedFile>,
     /// All files refused.
     pub refused_files: u64,
     /// Bytes of the images stored now.
@@ -58,18 +58,18 @@ pub struct Summary {
     pub interrupted: bool,
 }
 
-impl Summary {
+impl PublishSummary {
     /// Tasks stored each second.
     pub fn rate_per_s(&self) -> f64 {
         self.published as f64 * 1000.0 / self.elapsed_ms.max(1) as f64
     }
 
     /// Whether anything is in the stream because of this run or an earlier one.
-    pub fn anything(&self) -> bool {
+    pub fn has_stored_images(&self) -> bool {
         self.published + self.duplicates + self.skipped > 0
     }
 
-    pub(crate) fn refuse(&mut self, refused: Refused) {
+    pub(crate) fn count_refused(&mut self, refused: RefusedFile) {
         tracing::debug!(file = refused.file, reason = refused.reason, "refused a file");
         self.refused_files += 1;
         if self.refused.len() < LISTED {
@@ -77,24 +77,24 @@ impl Summary {
         }
     }
 
-    pub(crate) fn pass_over(&mut self, kind: String) {
+    pub(crate) fn count_skipped(&mut self, kind: String) {
         let known = self.passed_over.len() < LISTED || self.passed_over.contains_key(&kind);
         *self.passed_over.entry(if known { kind } else { OTHERS.into() }).or_default() += 1;
     }
 
-    pub(crate) fn note(&mut self, note: String) {
+    pub(crate) fn add_note(&mut self, note: String) {
         if self.notes.len() < LISTED {
             self.notes.push(note);
         }
     }
 
-    pub(crate) fn delayed(&mut self, delay: Duration) {
+    pub(crate) fn add_delay(&mut self, delay: Duration) {
         self.late += 1;
         self.longest_delay_ms = self.longest_delay_ms.max(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
     }
 }
 
-impl fmt::Display for Summary {
+impl fmt::Display for PublishSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed_ms as f64 / 1000.0;
         let size = indicatif::HumanBytes(self.bytes);
@@ -120,7 +120,7 @@ impl fmt::Display for Summary {
         for note in &self.notes {
             write!(f, "\n  note: {note}")?;
         }
-        for Refused { file, reason } in &self.refused {
+        for RefusedFile { file, reason } in &self.refused {
             write!(f, "\n  refused {file}: {reason}")?;
         }
         let unlisted = self.refused_files.saturating_sub(self.refused.len() as u64);
@@ -140,20 +140,20 @@ mod tests {
 
     #[test]
     fn what_was_passed_over_is_counted_by_kind_and_kinds_are_bounded() {
-        let mut summary = Summary::default();
+        let mut summary = PublishSummary::default();
         for kind in [".heic", "hidden", ".heic"] {
-            summary.pass_over(kind.into());
+            summary.count_skipped(kind.into());
         }
         assert!(summary.to_string().contains("passed over: 2 .heic, 1 hidden"), "{summary}");
-        (0..100).for_each(|number| summary.pass_over(format!(".{number}")));
+        (0..100).for_each(|number| summary.count_skipped(format!(".{number}")));
         assert_eq!((summary.passed_over.len(), summary.passed_over[OTHERS]), (21, 82));
     }
 
     #[test]
     fn the_first_refused_files_are_listed_and_the_rest_counted() {
-        let mut summary = Summary::default();
+        let mut summary = PublishSummary::default();
         for number in 0..25 {
-            summary.refuse(Refused::new(Path::new(&format!("{number}.png")), "it is empty"));
+            summary.count_refused(RefusedFile::new(Path::new(&format!("{number}.png")), "it is empty"));
         }
         let text = summary.to_string();
         assert_eq!((summary.refused.len(), summary.refused_files), (20, 25));

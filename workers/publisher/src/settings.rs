@@ -17,7 +17,7 @@ pub struct PublisherSettings {
     /// goes alone.
     pub max_in_flight_mib: u32,
     /// How long an image is retried under its id before publishing stops, seconds, 1 to 1500.
-    pub patience_s: u64,
+    pub retry_timeout_s: u64,
     /// A watched file whose writer did not say that it is done is taken when its size and time have not
     /// changed for this long, milliseconds, 10 to 3600000.
     pub settle_ms: u64,
@@ -30,9 +30,9 @@ pub struct PublisherSettings {
     /// Files and folders in folders that are passed over; patterns as above. Hidden ones always are.
     pub exclude: Vec<String>,
     /// Which pages of a TIFF are published.
-    pub pages: Pages,
+    pub pages: PageSelection,
     /// Where the true label of an image comes from when no `index.csv` beside it names one.
-    pub labels: Labels,
+    pub labels: LabelOrigin,
     /// Scans too large to be one task.
     pub tile: TileSettings,
 }
@@ -40,7 +40,7 @@ pub struct PublisherSettings {
 /// Where true labels come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Labels {
+pub enum LabelOrigin {
     /// From `index.csv` beside the images, with the columns `file` and `label`, and from nowhere else.
     #[default]
     Index,
@@ -51,7 +51,7 @@ pub enum Labels {
 /// Which pages of a TIFF are published. Thumbnails are no pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Pages {
+pub enum PageSelection {
     /// The file goes as it is, and its first page is recognized.
     #[default]
     First,
@@ -99,13 +99,13 @@ impl Default for PublisherSettings {
         Self {
             max_in_flight: 32,
             max_in_flight_mib: 128,
-            patience_s: 120,
+            retry_timeout_s: 120,
             settle_ms: 1000,
             poll_s: 0,
             include: Vec::new(),
             exclude: EXCLUDED.map(str::to_owned).into(),
-            pages: Pages::First,
-            labels: Labels::Index,
+            pages: PageSelection::First,
+            labels: LabelOrigin::Index,
             tile: TileSettings::default(),
         }
     }
@@ -143,7 +143,7 @@ impl PublisherSettings {
     pub fn check(&self) -> Result<(), String> {
         within("max_in_flight", self.max_in_flight as u64, 1, 1000)?;
         within("max_in_flight_mib", self.max_in_flight_mib.into(), 1, 65_536)?;
-        within("patience_s", self.patience_s, 1, MAX_PATIENCE_S)?;
+        within("patience_s", self.retry_timeout_s, 1, MAX_PATIENCE_S)?;
         within("settle_ms", self.settle_ms, 10, 3_600_000)?;
         within("poll_s", self.poll_s, 0, 3600)?;
         let TileSettings { tile_px, overlap_px, .. } = self.tile;
@@ -177,7 +177,7 @@ mod tests {
         for (settings, name) in [
             (PublisherSettings { max_in_flight: 0, ..good() }, "max_in_flight"),
             (PublisherSettings { max_in_flight_mib: 0, ..good() }, "max_in_flight_mib"),
-            (PublisherSettings { patience_s: 10_000, ..good() }, "patience_s"),
+            (PublisherSettings { retry_timeout_s: 10_000, ..good() }, "patience_s"),
             (PublisherSettings { settle_ms: 0, ..good() }, "settle_ms"),
             (PublisherSettings { tile, ..good() }, "tile.overlap_px"),
         ] {

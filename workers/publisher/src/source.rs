@@ -21,20 +21,20 @@ use tokio::time::Instant;
 use schemas::CameraName;
 use schemas::limits::MAX_FILE_NAME_BYTES;
 
-use crate::report::Refused;
+use crate::report::RefusedFile;
 use crate::settings::PublisherSettings;
 use camera::CameraNamer;
-pub use camera::Cameras;
+pub use camera::CameraNaming;
 use filter::FileFilter;
-use folder::Seen;
-use label::Index;
+use folder::PathEntry;
+use label::LabelIndex;
 
 /// Items found ahead of being sent: small, they are paths; a generator's wait in its schedule instead.
 const AHEAD: usize = 64;
 
 /// Where images come from.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Source {
+pub enum ImageSource {
     /// Files, and folders with all image files below them, in the order of their names.
     Paths(Vec<PathBuf>),
     /// A folder: what is in it, then what is completely written into it, until told to stop.
@@ -96,7 +96,7 @@ pub enum SourceError {
     Thread(#[source] std::io::Error),
 }
 
-impl Source {
+impl ImageSource {
     /// Whether it goes on until told to stop.
     pub fn is_endless(&self) -> bool {
         match self {
@@ -129,9 +129,9 @@ pub(crate) fn extensions() -> String {
 
 /// What a source hands on.
 #[derive(Debug)]
-pub(crate) enum Item {
-    Found(Found),
-    Refused(Refused),
+pub(crate) enum SourceEvent {
+    Found(SourceItem),
+    Refused(RefusedFile),
     /// A file or folder that is no image or is not wanted; its kind, in words.
     PassedOver(String),
     /// Something that whoever publishes should know.
@@ -142,7 +142,7 @@ pub(crate) enum Item {
 
 /// An image that was found.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
+pub(crate) struct SourceItem {
     /// Where it is, or what to call it.
     pub path: PathBuf,
     /// Part of its id: folder, then path inside it.
@@ -162,16 +162,16 @@ pub(crate) struct Found {
 }
 
 /// What comes out of a source, and how many there will be, if that can be known.
-pub(crate) struct Feed {
-    items: mpsc::Receiver<Item>,
+pub(crate) struct SourceFeed {
+    items: mpsc::Receiver<SourceEvent>,
     pub total: Option<u64>,
     /// Held for as long as its events are wanted.
     _watch: Option<watch::FolderWatch>,
 }
 
-impl Feed {
+impl SourceFeed {
     /// The next item; absent when there are no more. Can be cancelled without loss.
-    pub async fn next(&mut self) -> Option<Item> {
+    pub async fn next(&mut self) -> Option<SourceEvent> {
         self.items.recv().await
     }
 }
@@ -182,29 +182,33 @@ pub async fn list_images(
     paths: Vec<PathBuf>,
     settings: &PublisherSettings,
 ) -> Result<(Vec<(PathBuf, Option<String>)>, Vec<String>), SourceError> {
-    let mut feed = open(Source::Paths(paths), Cameras::One(CameraName::unknown()), settings).await?;
+    let mut feed = open(ImageSource::Paths(paths), CameraNaming::One(CameraName::unknown()), settings).await?;
     let (mut images, mut others) = (Vec::new(), Vec::new());
     while let Some(item) = feed.next().await {
         match item {
-            Item::Found(found) => images.push((found.path, found.label)),
-            Item::Refused(refused) => others.push(format!("{}: {}", refused.file, refused.reason)),
-            Item::PassedOver(_) => {}
-            Item::Note(note) => others.push(note),
-            Item::Broken(error) => return Err(error),
+            SourceEvent::Found(found) => images.push((found.path, found.label)),
+            SourceEvent::Refused(refused) => others.push(format!("{}: {}", refused.file, refused.reason)),
+            SourceEvent::PassedOver(_) => {}
+            SourceEvent::Note(note) => others.push(note),
+            SourceEvent::Broken(error) => return Err(error),
         }
     }
     Ok((images, others))
 }
 
 /// Begins to read a source.
-pub(crate) async fn open(source: Source, cameras: Cameras, settings: &PublisherSettings) -> Result<Feed, SourceError> {
+pub(crate) async fn open(
+    source: ImageSource,
+    cameras: CameraNaming,
+    settings: &PublisherSettings,
+) -> Result<SourceFeed, SourceError> {
     let builder = ItemBuilder::new(cameras, settings);
     let filter = FileFilter::new(settings);
     let (items, feed) = mpsc::channel(AHEAD);
     let mut total = None;
     let mut watch = None;
     match source {
-        Source::Paths(paths) => {
+        ImageSource::Paths(paths) => {
             let (counted, count_filter) = (paths.clone(), filter.clone());
             let (tell, told) = oneshot::channel();
             thread(move || {
@@ -213,23 +217,25 @@ pub(crate) async fn open(source: Source, cameras: Cameras, settings: &PublisherS
             total = told.await.ok();
             thread(move || folder::run(&paths, builder, &filter, &items))?;
         }
-        Source::Watch(path) => watch = Some(watch::open(path, settings, builder, items)?),
-        Source::Stdin => {
+        ImageSource::Watch(path) => watch = Some(watch::open(path, settings, builder, items)?),
+        ImageSource::Stdin => {
             total = Some(1);
-            thread(move || stdin::one(std::io::stdin(), builder, &items))?;
+            thread(move || stdin::send_single_image(std::io::stdin(), builder, &items))?;
         }
-        Source::StdinPaths => thread(move || stdin::paths(std::io::stdin().lock(), builder, &filter, &items))?,
-        Source::Generator { images, rate_per_s, poisson, seed, count, duration } => {
-            let schedule = generator::Schedule::new(rate_per_s, poisson, seed)?;
-            let until = generator::Until { count, duration };
+        ImageSource::StdinPaths => {
+            thread(move || stdin::send_listed_paths(std::io::stdin().lock(), builder, &filter, &items))?
+        }
+        ImageSource::Generator { images, rate_per_s, poisson, seed, count, duration } => {
+            let schedule = generator::ArrivalSchedule::new(rate_per_s, poisson, seed)?;
+            let until = generator::GeneratorLimit { count, duration };
             total = count.filter(|_| duration.is_none());
             // At most one image is ahead of its time. The task ends when the channel is closed.
             let (items, feed) = mpsc::channel(1);
             tokio::spawn(generator::run(images, builder, filter, schedule, until, items));
-            return Ok(Feed { items: feed, total, _watch: None });
+            return Ok(SourceFeed { items: feed, total, _watch: None });
         }
     }
-    Ok(Feed { items: feed, total, _watch: watch })
+    Ok(SourceFeed { items: feed, total, _watch: watch })
 }
 
 /// A thread of its own, ended by the channel it writes to. Nobody waits for it: one that is reading a
@@ -241,7 +247,7 @@ fn thread(work: impl FnOnce() + Send + 'static) -> Result<(), SourceError> {
 
 /// A path as text that stands for no other path: as it is, or, where it is no UTF-8 or has a line break, its bytes in
 /// hexadecimal behind a zero, which no path has.
-pub(crate) fn spell(path: &Path) -> String {
+pub(crate) fn escape_path(path: &Path) -> String {
     match path.to_str().filter(|text| !text.contains(['\n', '\r'])) {
         Some(text) => text.to_owned(),
         None => {
@@ -252,7 +258,7 @@ pub(crate) fn spell(path: &Path) -> String {
 }
 
 /// The path that a text stands for.
-pub(crate) fn unspell(text: &str) -> Option<PathBuf> {
+pub(crate) fn unescape_path(text: &str) -> Option<PathBuf> {
     let Some(digits) = text.strip_prefix('\0') else { return Some(text.into()) };
     let bytes = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok());
     Some(OsString::from_vec(bytes.collect::<Option<Vec<u8>>>()?).into())
@@ -260,12 +266,12 @@ pub(crate) fn unspell(text: &str) -> Option<PathBuf> {
 
 /// A folder and the name it gives to what is in it.
 #[derive(Debug, Clone)]
-pub(crate) struct Root {
+pub(crate) struct SourceRoot {
     folder: PathBuf,
     name: String,
 }
 
-impl Root {
+impl SourceRoot {
     /// Of a folder: itself; of a file: the folder it lies in, so that it has the same id either way.
     fn of(given: &Path) -> Self {
         let folder = if given.is_dir() { given } else { given.parent().unwrap_or(given) };
@@ -284,42 +290,42 @@ impl Root {
 /// Makes items of what lies in folders: which camera an image is of, its label and its names.
 #[derive(Debug)]
 pub(crate) struct ItemBuilder {
-    index: Index,
+    index: LabelIndex,
     cameras: CameraNamer,
 }
 
 impl ItemBuilder {
-    pub fn new(cameras: Cameras, settings: &PublisherSettings) -> Self {
-        Self { index: Index::new(settings.labels), cameras: CameraNamer::new(cameras) }
+    pub fn new(cameras: CameraNaming, settings: &PublisherSettings) -> Self {
+        Self { index: LabelIndex::new(settings.labels), cameras: CameraNamer::new(cameras) }
     }
 
     /// What is to be handed on about something below a root, in order.
-    pub fn build(&mut self, root: &Root, seen: Seen) -> Vec<Item> {
+    pub fn build(&mut self, root: &SourceRoot, seen: PathEntry) -> Vec<SourceEvent> {
         let item = match seen {
-            Seen::File(path) => return self.build_image(root, path),
-            Seen::PassedOver(kind) => Item::PassedOver(kind),
-            Seen::Refused(refused) => Item::Refused(refused),
-            Seen::LinkedFolder(_) => return Vec::new(),
+            PathEntry::File(path) => return self.build_image(root, path),
+            PathEntry::PassedOver(kind) => SourceEvent::PassedOver(kind),
+            PathEntry::Refused(refused) => SourceEvent::Refused(refused),
+            PathEntry::LinkedFolder(_) => return Vec::new(),
         };
         vec![item]
     }
 
     /// An image, after what is to be said about its folder.
-    fn build_image(&mut self, root: &Root, path: PathBuf) -> Vec<Item> {
+    fn build_image(&mut self, root: &SourceRoot, path: PathBuf) -> Vec<SourceEvent> {
         // A file named without its folder lies in the working folder.
         let path = if path.starts_with(&root.folder) { path } else { root.folder.join(path) };
         let inside = root.inside(&path);
         let (camera, note) = match self.cameras.name(inside) {
             Ok(named) => named,
-            Err(reason) => return vec![Item::Refused(Refused::new(&path, reason))],
+            Err(reason) => return vec![SourceEvent::Refused(RefusedFile::new(&path, reason))],
         };
-        let name = format!("{}/{}", root.name, spell(inside));
+        let name = format!("{}/{}", root.name, escape_path(inside));
         let file = Some(legible(&format!("{}/{}", root.name, inside.to_string_lossy())));
         let label = self.index.label(&root.folder, &path);
-        let found = Found { path, name, file, camera, label, captured_at_ms: None, due: None, bytes: None };
+        let found = SourceItem { path, name, file, camera, label, captured_at_ms: None, due: None, bytes: None };
         let mut items = self.index.take_items();
-        items.extend(note.map(Item::Note));
-        items.push(Item::Found(found));
+        items.extend(note.map(SourceEvent::Note));
+        items.push(SourceEvent::Found(found));
         items
     }
 }
@@ -340,11 +346,11 @@ fn legible(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn built(root: &Path, path: &Path, labels: crate::Labels) -> Found {
+    fn built(root: &Path, path: &Path, labels: crate::LabelOrigin) -> SourceItem {
         let settings = PublisherSettings { labels, ..PublisherSettings::default() };
-        let mut builder = ItemBuilder::new(Cameras::One("cam".parse().unwrap()), &settings);
-        let mut items = builder.build(&Root::of(root), Seen::File(path.to_owned()));
-        let Some(Item::Found(found)) = items.pop() else { panic!("no image") };
+        let mut builder = ItemBuilder::new(CameraNaming::One("cam".parse().unwrap()), &settings);
+        let mut items = builder.build(&SourceRoot::of(root), PathEntry::File(path.to_owned()));
+        let Some(SourceEvent::Found(found)) = items.pop() else { panic!("no image") };
         found
     }
 
@@ -354,14 +360,14 @@ mod tests {
         let file = folder.path().join("a.png");
         std::fs::write(&file, "x").unwrap();
         let (alone, inside) =
-            (built(&file, &file, crate::Labels::Index), built(folder.path(), &file, crate::Labels::Index));
+            (built(&file, &file, crate::LabelOrigin::Index), built(folder.path(), &file, crate::LabelOrigin::Index));
         assert_eq!((alone.name, alone.file), (inside.name, inside.file));
     }
 
     #[test]
     fn a_file_of_the_working_folder_has_the_folder_in_its_name() {
         let path = Path::new("Cargo.toml");
-        let found = built(path, path, crate::Labels::Folder);
+        let found = built(path, path, crate::LabelOrigin::Folder);
         assert_eq!((found.name.as_str(), found.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
     }
 

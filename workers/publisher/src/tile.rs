@@ -6,8 +6,8 @@ use schemas::{TaskId, Tile};
 use tokio::sync::mpsc::Sender;
 use vision::{TileError, count_pages, dimensions, extract_page, split};
 
-use crate::send::Message;
-use crate::settings::{Pages, PublisherSettings, TileSettings};
+use crate::image_sender::ImageMessage;
+use crate::settings::{PageSelection, PublisherSettings, TileSettings};
 
 /// Whether an image becomes several messages. Reads headers only; what cannot be read is left to whoever decodes it.
 pub(crate) fn is_cut(bytes: &[u8], settings: &PublisherSettings) -> bool {
@@ -16,20 +16,24 @@ pub(crate) fn is_cut(bytes: &[u8], settings: &PublisherSettings) -> bool {
 
 fn pages(bytes: &[u8], settings: &PublisherSettings) -> usize {
     match settings.pages {
-        Pages::First => 1,
-        Pages::All => count_pages(bytes, &settings.tile.scan),
+        PageSelection::First => 1,
+        PageSelection::All => count_pages(bytes, &settings.tile.scan),
     }
 }
 
 /// Cuts a file into its pages and large ones into tiles, and hands them on, one at a time. `whole` is the file's own message.
 /// Blocks.
-pub(crate) fn cut(whole: &Message, settings: &PublisherSettings, parts: &Sender<Message>) -> Result<(), TileError> {
+pub(crate) fn cut(
+    whole: &ImageMessage,
+    settings: &PublisherSettings,
+    parts: &Sender<ImageMessage>,
+) -> Result<(), TileError> {
     let count = pages(&whole.payload, settings);
     if count <= 1 {
         return cut_tiles(whole, &settings.tile, parts);
     }
     for number in 1..=count {
-        let page = Message {
+        let page = ImageMessage {
             id: whole.id.child(&format!("page {number}")),
             payload: extract_page(&whole.payload, &settings.tile.scan, number)?.into(),
             file: whole.file.as_ref().map(|file| format!("{file}, page {number}")),
@@ -50,7 +54,7 @@ fn is_scan(bytes: &[u8], settings: &TileSettings) -> bool {
     dimensions(bytes).is_ok_and(|(_, width_px, height_px)| width_px.max(height_px) > limit_px)
 }
 
-fn cut_tiles(whole: &Message, settings: &TileSettings, tiles: &Sender<Message>) -> Result<(), TileError> {
+fn cut_tiles(whole: &ImageMessage, settings: &TileSettings, tiles: &Sender<ImageMessage>) -> Result<(), TileError> {
     for tile in split(&whole.payload, &settings.scan, settings.tile_px, settings.overlap_px)? {
         let tile = tile?;
         let place = Tile {
@@ -62,7 +66,8 @@ fn cut_tiles(whole: &Message, settings: &TileSettings, tiles: &Sender<Message>) 
             scan_width_px: tile.scan_width_px,
             scan_height_px: tile.scan_height_px,
         };
-        let message = Message { id: id(&place), payload: Bytes::from(tile.bytes), tile: Some(place), ..whole.clone() };
+        let message =
+            ImageMessage { id: id(&place), payload: Bytes::from(tile.bytes), tile: Some(place), ..whole.clone() };
         if tiles.blocking_send(message).is_err() {
             break;
         }

@@ -7,30 +7,30 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use publisher::{
-    Acknowledged, Cameras, JournalPlace, Options, PublishFailure, PublisherSettings, Source, Summary, TileSettings,
-    publish,
+    AcknowledgedTask, CameraNaming, ImageSource, JournalLocation, PublishFailure, PublishOptions, PublishSummary,
+    PublisherSettings, TileSettings, publish_images,
 };
 use runtime::Shutdown;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
-use schemas::task::Stored;
+use schemas::task::StorageStamp;
 use schemas::{SiteName, Task};
-use streams::read::{self, Record};
-use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
-use streams::topology::{self, IMAGES, Mend, Place, StreamSettings};
-use streams::{Blobs, Bus, NatsSettings, Placed, subject};
+use streams::reader::{self, StoredMessage};
+use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
+use streams::topology::{self, IMAGES, PlanScope, RepairMode, StreamSettings};
+use streams::{Blobs, Bus, NatsSettings, PublishOutcome, subject};
 use tokio::sync::mpsc;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct World {
+struct PublishWorld {
     bus: Bus,
     site: SiteName,
-    cameras: Cameras,
+    cameras: CameraNaming,
     server: Server,
     folder: tempfile::TempDir,
 }
 
-impl World {
+impl PublishWorld {
     async fn new(streams: StreamSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = ServerSettings {
@@ -44,14 +44,14 @@ impl World {
             mappings: Vec::new(),
             durability: Durability::Fast,
             max_store_bytes: streams::topology::default_store_bytes(),
-            leaf: Leaf::Alone,
+            leaf: LeafMode::Alone,
             site: None,
             entry: ClientListener::default(),
         };
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
         let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
         let bus = Bus::connect(&nats, "test").await.unwrap();
-        let (site, cameras) = ("reef".parse().unwrap(), Cameras::One("cam1".parse().unwrap()));
+        let (site, cameras) = ("reef".parse().unwrap(), CameraNaming::One("cam1".parse().unwrap()));
         let world = Self { bus, site, cameras, server, folder };
         world.set_up(streams).await;
         fs::create_dir_all(world.images()).unwrap();
@@ -59,8 +59,8 @@ impl World {
     }
 
     async fn set_up(&self, streams: StreamSettings) {
-        let plan = topology::plan(&Place::Site(self.site.clone()), &streams);
-        topology::setup(&self.bus, &plan, Mend::Everything).await.unwrap();
+        let plan = topology::plan_topology(&PlanScope::Site(self.site.clone()), &streams);
+        topology::apply_plan(&self.bus, &plan, RepairMode::Everything).await.unwrap();
     }
 
     fn images(&self) -> PathBuf {
@@ -80,43 +80,43 @@ impl World {
         }
     }
 
-    fn source(&self) -> Source {
-        Source::Paths(vec![self.images()])
+    fn source(&self) -> ImageSource {
+        ImageSource::Paths(vec![self.images()])
     }
 
-    fn journalled(&self) -> Options {
-        let place = JournalPlace { folder: self.folder.path().join("state"), server: "same".into() };
-        Options { journal: Some(place), ..Options::default() }
+    fn journalled(&self) -> PublishOptions {
+        let place = JournalLocation { folder: self.folder.path().join("state"), server: "same".into() };
+        PublishOptions { journal: Some(place), ..PublishOptions::default() }
     }
 
-    async fn publish(&self, source: Source, options: Options) -> Result<Summary, PublishFailure> {
+    async fn publish(&self, source: ImageSource, options: PublishOptions) -> Result<PublishSummary, PublishFailure> {
         self.publish_with(source, &PublisherSettings::default(), options, &Shutdown::default()).await
     }
 
     async fn publish_with(
         &self,
-        source: Source,
+        source: ImageSource,
         settings: &PublisherSettings,
-        options: Options,
+        options: PublishOptions,
         shutdown: &Shutdown,
-    ) -> Result<Summary, PublishFailure> {
-        publish(&self.bus, &self.site, self.cameras.clone(), source, settings, options, shutdown).await
+    ) -> Result<PublishSummary, PublishFailure> {
+        publish_images(&self.bus, &self.site, self.cameras.clone(), source, settings, options, shutdown).await
     }
 
     async fn messages(&self) -> u64 {
-        read::level(&self.bus, IMAGES).await.unwrap().messages
+        reader::stream_level(&self.bus, IMAGES).await.unwrap().messages
     }
 
-    async fn record(&self, sequence: u64) -> Record {
-        read::at(&self.bus, IMAGES, sequence).await.unwrap().unwrap()
+    async fn record(&self, sequence: u64) -> StoredMessage {
+        reader::message_at(&self.bus, IMAGES, sequence).await.unwrap().unwrap()
     }
 
     async fn task(&self, sequence: u64) -> Task {
         let record = self.record(sequence).await;
         let (site, camera) = subject::read_image(&record.subject).unwrap();
-        let stored = Stored { site, camera, sequence, stored_at_ns: record.stored_at_ns };
+        let stored = StorageStamp { site, camera, sequence, stored_at_ns: record.stored_at_ns };
         let headers = record.headers.clone();
-        Task::read(
+        Task::from_headers(
             &stored,
             |name| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()),
             &record.payload,
@@ -148,7 +148,7 @@ fn bitmap(width_px: u32, height_px: u32) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(60);
     world.write("index.csv", b"file,label\n00/0000.png,ankle boot\n");
     let first = world.publish(world.source(), world.journalled()).await.unwrap();
@@ -157,7 +157,7 @@ async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
     assert_eq!((with_journal.published, with_journal.skipped), (0, 60), "{with_journal}");
     assert_eq!(world.messages().await, 60);
     // Without a journal they are stored again, as the same tasks: whoever recognizes them answers each once.
-    let without_journal = world.publish(world.source(), Options::default()).await.unwrap();
+    let without_journal = world.publish(world.source(), PublishOptions::default()).await.unwrap();
     assert_eq!(without_journal.published, 60, "{without_journal}");
     let mut tasks = std::collections::BTreeSet::new();
     for sequence in 1..=120 {
@@ -169,13 +169,13 @@ async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
         labels.extend(world.task(sequence).await.truth);
     }
     assert_eq!(labels, ["ankle boot"]);
-    let again = Options { again: Some("2".into()), ..world.journalled() };
+    let again = PublishOptions { again: Some("2".into()), ..world.journalled() };
     assert_eq!(world.publish(world.source(), again).await.unwrap().published, 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_a_new_task_and_the_others_are_passed_over() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(5);
     world.publish(world.source(), world.journalled()).await.unwrap();
     world.write("00/0000.png", b"another picture");
@@ -185,17 +185,17 @@ async fn a_changed_file_is_a_new_task_and_the_others_are_passed_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_run_goes_on_where_it_stopped() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(200);
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..world.journalled() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..world.journalled() };
     let (shutdown, settings) = (Shutdown::default(), PublisherSettings { max_in_flight: 4, ..Default::default() });
     let listen = async {
         let mut count = 0;
         while told.recv().await.is_some() {
             count += 1;
             if count == 20 {
-                shutdown.want();
+                shutdown.request();
             }
         }
         count
@@ -213,27 +213,27 @@ async fn an_interrupted_run_goes_on_where_it_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_of_another_stream_is_not_used() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(10);
     world.publish(world.source(), world.journalled()).await.unwrap();
-    let anew = World::new(StreamSettings::default()).await;
+    let anew = PublishWorld::new(StreamSettings::default()).await;
     let summary = anew.publish(world.source(), world.journalled()).await.unwrap();
     assert_eq!((summary.published, summary.skipped), (10, 0), "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let old = world.write("old.png", b"it was here");
     let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     fs::File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..world.journalled() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..world.journalled() };
     // Nothing settles during this test: what is taken was completed.
     let settings = PublisherSettings { settle_ms: 3_600_000, ..Default::default() };
     let shutdown = Shutdown::default();
     let watch = async {
-        let next = |told: Option<Acknowledged>| (told.as_ref().unwrap().path.clone(), told.unwrap().size_bytes);
+        let next = |told: Option<AcknowledgedTask>| (told.as_ref().unwrap().path.clone(), told.unwrap().size_bytes);
         assert_eq!(next(told.recv().await), (old.clone(), 11), "what is there comes first");
         let half = world.images().join("half.png");
         let mut file = fs::File::create(&half).unwrap();
@@ -251,9 +251,9 @@ async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
         fs::rename(&elsewhere, &moved).unwrap();
         assert_eq!(next(told.recv().await), (moved, 5));
         assert_eq!(world.messages().await, 4);
-        shutdown.want();
+        shutdown.request();
     };
-    let source = Source::Watch(world.images());
+    let source = ImageSource::Watch(world.images());
     let run = world.publish_with(source.clone(), &settings, options, &shutdown);
     let (summary, ()) = within(spawnable(async { tokio::join!(run, watch) })).await;
     let summary = summary.unwrap();
@@ -273,9 +273,9 @@ fn field(name: &str) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let settings = PublisherSettings { settle_ms: 50, ..Default::default() };
     let shutdown = Shutdown::default();
     let whole = picture();
@@ -296,18 +296,18 @@ async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
         assert_eq!(world.messages().await, 1);
         fs::OpenOptions::new().append(true).open(&resumed).unwrap().write_all(rest).unwrap();
         assert_eq!(told.recv().await.unwrap().size_bytes, whole.len() as u64);
-        shutdown.want();
+        shutdown.request();
     };
-    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let run = world.publish_with(ImageSource::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, upload) }).await;
     assert_eq!(summary.unwrap().published, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_polled_is_seen_without_the_systems_events() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let settings = PublisherSettings { settle_ms: 50, poll_s: 1, ..Default::default() };
     let shutdown = Shutdown::default();
     world.write("before.jpg", &picture());
@@ -317,19 +317,19 @@ async fn a_folder_that_is_polled_is_seen_without_the_systems_events() {
         assert!(told.recv().await.unwrap().path.ends_with("day/after.jpg"));
         // Two more listings find nothing new.
         tokio::time::sleep(Duration::from_millis(2200)).await;
-        shutdown.want();
+        shutdown.request();
     };
-    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let run = world.publish_with(ImageSource::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, write) }).await;
     assert_eq!(summary.unwrap().published, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_linked_folder_of_a_watched_one_is_watched_too() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let elsewhere = tempfile::tempdir().unwrap();
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let shutdown = Shutdown::default();
     world.write("first.jpg", &picture());
     let write = async {
@@ -339,24 +339,25 @@ async fn a_linked_folder_of_a_watched_one_is_watched_too() {
         assert!(told.recv().await.unwrap().path.ends_with("nas/there.jpg"));
         fs::write(elsewhere.path().join("later.jpg"), picture()).unwrap();
         assert!(told.recv().await.unwrap().path.ends_with("nas/later.jpg"));
-        shutdown.want();
+        shutdown.request();
     };
     let settings = PublisherSettings::default();
-    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let run = world.publish_with(ImageSource::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, write) }).await;
     assert_eq!(summary.unwrap().published, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
-    let world = World { cameras: Cameras::FromFolders, ..World::new(StreamSettings::default()).await };
+    let world =
+        PublishWorld { cameras: CameraNaming::FromFolders, ..PublishWorld::new(StreamSettings::default()).await };
     for name in ["door/a.jpg", "Küche/2026-11-29/b", "Küche/@eaDir/b.jpg", "door/.c.jpg", "door/lastsnap.jpg"] {
         world.write(name, &picture());
     }
     world.write("door/index.csv", b"name;class\n1.png;boot\n");
     world.write("door/notes.heic", b"x");
     world.write("loose.jpg", &picture());
-    let summary = world.publish(world.source(), Options::default()).await.unwrap();
+    let summary = world.publish(world.source(), PublishOptions::default()).await.unwrap();
     assert_eq!((summary.published, summary.refused_files), (2, 1), "{summary}");
     let text = summary.to_string();
     for word in
@@ -373,12 +374,12 @@ async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_of_a_document_is_a_task_that_says_which() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write("fax.tif", &field("tiff-three-pages.tif"));
     world.write("photo.jpg", &picture());
-    let settings = PublisherSettings { pages: publisher::Pages::All, ..Default::default() };
+    let settings = PublisherSettings { pages: publisher::PageSelection::All, ..Default::default() };
     let shutdown = Shutdown::default();
-    let run = || world.publish_with(world.source(), &settings, Options::default(), &shutdown);
+    let run = || world.publish_with(world.source(), &settings, PublishOptions::default(), &shutdown);
     for _ in 0..2 {
         let summary = within(run()).await.unwrap();
         assert_eq!((summary.published, summary.scans), (4, 1), "{summary}");
@@ -394,15 +395,15 @@ async fn every_page_of_a_document_is_a_task_that_says_which() {
     files.dedup();
     let pages = [1, 2, 3].map(|number| format!("images/fax.tif, page {number}"));
     assert_eq!(files, [&pages[..], &["images/photo.jpg".to_owned()]].concat());
-    let whole = world.publish(world.source(), Options::default()).await.unwrap();
+    let whole = world.publish(world.source(), PublishOptions::default()).await.unwrap();
     assert_eq!((whole.published, whole.scans), (2, 0), "without the option the file goes as it is");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_folder_inside_a_watched_one_is_watched_too() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let settings = PublisherSettings { settle_ms: 50, ..Default::default() };
     let shutdown = Shutdown::default();
     let before = world.write("before.png", b"before");
@@ -412,40 +413,40 @@ async fn a_new_folder_inside_a_watched_one_is_watched_too() {
         assert_eq!(told.recv().await.unwrap().path, deep);
         let later = world.write("a/b/later.png", b"later");
         assert_eq!(told.recv().await.unwrap().path, later);
-        shutdown.want();
+        shutdown.request();
     };
-    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let run = world.publish_with(ImageSource::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, watch) }).await;
     assert_eq!(summary.unwrap().published, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watched_folder_that_is_removed_ends_the_run() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write("a.png", b"a");
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let settings = PublisherSettings { settle_ms: 50, ..Default::default() };
     let shutdown = Shutdown::default();
     let remove = async {
         told.recv().await.unwrap();
         fs::remove_dir_all(world.images()).unwrap();
     };
-    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let run = world.publish_with(ImageSource::Watch(world.images()), &settings, options, &shutdown);
     let (ended, ()) = within(async { tokio::join!(run, remove) }).await;
     assert!(matches!(ended, Err(PublishFailure::Broken { .. })), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_it_and_their_place() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     const SIZE: (u32, u32) = (301, 203);
     world.write("scan.bmp", &bitmap(SIZE.0, SIZE.1));
     world.write("small.bmp", &bitmap(64, 64));
     let tile = TileSettings { tile_px: 64, overlap_px: 8, ..Default::default() };
     let settings = PublisherSettings { tile, ..Default::default() };
     let shutdown = Shutdown::default();
-    let publish = || world.publish_with(world.source(), &settings, Options::default(), &shutdown);
+    let publish = || world.publish_with(world.source(), &settings, PublishOptions::default(), &shutdown);
     let summary = publish().await.unwrap();
     assert_eq!((summary.scans, summary.published), (1, world.messages().await), "{summary}");
     let (mut covered, mut scans, mut whole) = (vec![false; (SIZE.0 * SIZE.1) as usize], Vec::new(), 0);
@@ -486,7 +487,7 @@ async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_it_and_their_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_was_replaced_by_one_alike_and_names_that_are_no_text_are_tasks_of_their_own() {
     use std::os::unix::ffi::OsStrExt;
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let path = world.images().join("snapshot.bmp");
     let (one, other) = (bitmap(20, 10), bitmap(20, 10).into_iter().rev().collect::<Vec<_>>());
     let write = |bytes: &[u8]| {
@@ -510,39 +511,39 @@ async fn a_file_that_was_replaced_by_one_alike_and_names_that_are_no_text_are_ta
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scan_that_is_damaged_is_refused_by_name() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let whole = bitmap(300, 200);
     world.write("cut-off.bmp", &whole[..whole.len() / 2]);
     world.write("good.bmp", &bitmap(30, 20));
     let tile = TileSettings { tile_px: 64, ..Default::default() };
     let settings = PublisherSettings { tile, ..Default::default() };
     let summary =
-        world.publish_with(world.source(), &settings, Options::default(), &Shutdown::default()).await.unwrap();
+        world.publish_with(world.source(), &settings, PublishOptions::default(), &Shutdown::default()).await.unwrap();
     assert_eq!((summary.published, summary.scans, summary.refused_files), (1, 0, 1), "{summary}");
     assert!(summary.refused[0].file.ends_with("cut-off.bmp"), "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_over_the_inline_limit_goes_by_reference_and_can_be_fetched_back() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let bytes: Vec<u8> = (0..MAX_EMBEDDED_BYTES + 1).map(|n| (n % 251) as u8).collect();
     world.write("just-fits.png", &bytes[1..]);
     world.write("large.png", &bytes);
     let settings = PublisherSettings { max_in_flight: 1, ..Default::default() };
     let summary =
-        world.publish_with(world.source(), &settings, Options::default(), &Shutdown::default()).await.unwrap();
+        world.publish_with(world.source(), &settings, PublishOptions::default(), &Shutdown::default()).await.unwrap();
     assert_eq!(summary.published, 2, "{summary}");
     assert_eq!(world.record(1).await.payload.len(), MAX_EMBEDDED_BYTES);
     assert_eq!(world.record(2).await.payload.len(), 0);
     let blob = world.task(2).await.blob.unwrap();
-    let fetched = Blobs::open(&world.bus).await.unwrap().fetch(&blob, MAX_IMAGE_BYTES).await.unwrap();
+    let fetched = Blobs::open(&world.bus).await.unwrap().fetch_blob(&blob, MAX_IMAGE_BYTES).await.unwrap();
     assert!(fetched == bytes, "other bytes came back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_stream_is_an_error_and_nothing_more() {
     let streams = StreamSettings { images_max_mib: 1, ..StreamSettings::default() };
-    let world = World::new(streams.clone()).await;
+    let world = PublishWorld::new(streams.clone()).await;
     for number in 0..8 {
         world.write(&format!("{number}.png"), &[number; 300_000]);
     }
@@ -556,12 +557,12 @@ async fn a_full_stream_is_an_error_and_nothing_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_and_oversize_files_are_refused_by_name_and_the_others_go_on() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     let (empty, large) = (world.write("empty.png", b""), world.write("large.png", b""));
     fs::File::options().write(true).open(&large).unwrap().set_len(MAX_IMAGE_BYTES + 1).unwrap();
     let gone = Path::new("/nonexistent/gone.png").to_owned();
-    let only_bad = Source::Paths(vec![empty.clone(), large.clone(), gone.clone()]);
-    let error = world.publish(only_bad, Options::default()).await.unwrap_err();
+    let only_bad = ImageSource::Paths(vec![empty.clone(), large.clone(), gone.clone()]);
+    let error = world.publish(only_bad, PublishOptions::default()).await.unwrap_err();
     let PublishFailure::Nothing { summary } = &error else { panic!("{error}") };
     let mut files: Vec<PathBuf> = summary.refused.iter().map(|refused| refused.file.clone().into()).collect();
     files.sort();
@@ -571,25 +572,25 @@ async fn empty_and_oversize_files_are_refused_by_name_and_the_others_go_on() {
         expected
     });
     world.write("good.png", b"good");
-    let summary = world.publish(world.source(), Options::default()).await.unwrap();
+    let summary = world.publish(world.source(), PublishOptions::default()).await.unwrap();
     assert_eq!((summary.published, summary.refused_files), (1, 2), "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_without_images_is_an_error_that_says_what_was_looked_for() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write("notes.txt", b"no picture");
-    let error = world.publish(world.source(), Options::default()).await.unwrap_err();
+    let error = world.publish(world.source(), PublishOptions::default()).await.unwrap_err();
     assert!(error.to_string().contains("jpg"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generator_makes_a_new_task_each_time() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(3);
     let (acknowledged, mut told) = mpsc::channel(64);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
-    let source = Source::Generator {
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
+    let source = ImageSource::Generator {
         images: vec![world.images()],
         rate_per_s: 500.0,
         poisson: true,
@@ -601,7 +602,7 @@ async fn a_generator_makes_a_new_task_each_time() {
     assert_eq!((summary.published, world.messages().await), (50, 50), "{summary}");
     let mut tasks = Vec::new();
     while let Some(one) = told.recv().await {
-        assert!(matches!(one.placed, Placed::Stored(_)));
+        assert!(matches!(one.placed, PublishOutcome::Stored(_)));
         tasks.push(one.task);
     }
     tasks.sort();
@@ -611,13 +612,13 @@ async fn a_generator_makes_a_new_task_each_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generator_that_is_held_up_says_how_late_it_was() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(1);
     // Nobody reads the one place there is until the schedule is over.
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let settings = PublisherSettings { max_in_flight: 1, ..Default::default() };
-    let source = Source::Generator {
+    let source = ImageSource::Generator {
         images: vec![world.images()],
         rate_per_s: 200.0,
         poisson: false,
@@ -643,10 +644,10 @@ async fn a_generator_that_is_held_up_says_how_late_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_on_the_way_gets_every_image_as_one_task() {
-    let world = World::new(StreamSettings::default()).await;
+    let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(300);
     let (acknowledged, mut told) = mpsc::channel(1);
-    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let kill = async {
         let mut count = 0;
         while told.recv().await.is_some() {

@@ -6,7 +6,7 @@ use schemas::{FaultNote, Task};
 
 /// Why a task is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum TaskRefusal {
     /// Neither bytes nor a reference to some.
     #[error("the message holds no bytes and no blob reference")]
     Empty,
@@ -24,29 +24,29 @@ pub enum Refusal {
     },
 }
 
-impl From<Refusal> for FaultNote {
-    fn from(refusal: Refusal) -> Self {
+impl From<TaskRefusal> for FaultNote {
+    fn from(refusal: TaskRefusal) -> Self {
         let (name, remedy) = match refusal {
-            Refusal::Empty => {
+            TaskRefusal::Empty => {
                 ("image_empty", "look at what the camera publishes: the payload must be the encoded image")
             }
-            Refusal::Both { .. } => ("image_ambiguous", "publish either the bytes or a blob reference"),
-            Refusal::TooLarge { .. } => ("image_too_large", "publish large scans with `tributary publish --tile`"),
+            TaskRefusal::Both { .. } => ("image_ambiguous", "publish either the bytes or a blob reference"),
+            TaskRefusal::TooLarge { .. } => ("image_too_large", "publish large scans with `tributary publish --tile`"),
         };
         FaultNote::new(name, refusal.to_string(), remedy)
     }
 }
 
 /// Whether a task with a payload of this length is taken up.
-pub fn accept(task: &Task, payload_bytes: usize) -> Result<(), Refusal> {
+pub fn accept_task(task: &Task, payload_bytes: usize) -> Result<(), TaskRefusal> {
     let size_bytes = match &task.blob {
-        Some(_) if payload_bytes > 0 => return Err(Refusal::Both { size_bytes: payload_bytes }),
+        Some(_) if payload_bytes > 0 => return Err(TaskRefusal::Both { size_bytes: payload_bytes }),
         Some(blob) => blob.size_bytes,
         None => payload_bytes as u64,
     };
     match size_bytes {
-        0 => Err(Refusal::Empty),
-        _ if size_bytes > MAX_IMAGE_BYTES => Err(Refusal::TooLarge { size_bytes }),
+        0 => Err(TaskRefusal::Empty),
+        _ if size_bytes > MAX_IMAGE_BYTES => Err(TaskRefusal::TooLarge { size_bytes }),
         _ => Ok(()),
     }
 }
@@ -54,27 +54,34 @@ pub fn accept(task: &Task, payload_bytes: usize) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::task::Stored;
+    use schemas::task::StorageStamp;
     use schemas::{BlobRef, TaskId};
 
     fn task(blob: Option<BlobRef>) -> Task {
-        let stored =
-            Stored { site: "reef".parse().unwrap(), camera: "cam1".parse().unwrap(), sequence: 1, stored_at_ns: 0 };
-        Task { blob, ..Task::bare(&stored, TaskId::mint()) }
+        let stored = StorageStamp {
+            site: "reef".parse().unwrap(),
+            camera: "cam1".parse().unwrap(),
+            sequence: 1,
+            stored_at_ns: 0,
+        };
+        Task { blob, ..Task::from_id(&stored, TaskId::new_random()) }
     }
 
     #[test]
     fn bytes_or_a_reference_are_taken_up() {
-        assert_eq!(accept(&task(None), 1), Ok(()));
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], 5))), 0), Ok(()));
+        assert_eq!(accept_task(&task(None), 1), Ok(()));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 5))), 0), Ok(()));
     }
 
     #[test]
     fn nothing_both_and_too_much_are_refused() {
-        assert_eq!(accept(&task(None), 0), Err(Refusal::Empty));
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], 0))), 0), Err(Refusal::Empty));
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], 5))), 1), Err(Refusal::Both { size_bytes: 1 }));
+        assert_eq!(accept_task(&task(None), 0), Err(TaskRefusal::Empty));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 0))), 0), Err(TaskRefusal::Empty));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 5))), 1), Err(TaskRefusal::Both { size_bytes: 1 }));
         let size_bytes = MAX_IMAGE_BYTES + 1;
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], size_bytes))), 0), Err(Refusal::TooLarge { size_bytes }));
+        assert_eq!(
+            accept_task(&task(Some(BlobRef::new([0; 32], size_bytes))), 0),
+            Err(TaskRefusal::TooLarge { size_bytes })
+        );
     }
 }

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use decisions::InForce;
-use decisions::admit::{Admit, Candidate, State, decide, finish_s, overload, queue_s};
-use schemas::{Decided, DecisionReport, TaskId};
+use decisions::EffectiveSettings;
+use decisions::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, overload, queue_s};
+use schemas::{DecisionReport, DecisionTrace, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::offload_window::OffloadWindow;
 use crate::signals::Signals;
-use crate::window::Window;
-use schemas::decided::{Load, Network};
+use schemas::decision_trace::{Network, SiteLoad};
 
 /// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
 const LOCAL_PER_SLOT: u64 = 2;
@@ -26,22 +26,22 @@ pub struct Admission {
     begun_at: Instant,
     replicas: AtomicU32,
     slots: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<AdmitState>,
     worker: String,
     /// What is noted, so that it can be decided again: the settings in force, and the end of the note's name.
-    pub noted: watch::Sender<(InForce, String)>,
+    pub noted: watch::Sender<(EffectiveSettings, String)>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
-    window: Mutex<Window>,
+    window: Mutex<OffloadWindow>,
     /// Tasks that are in the cloud's hands.
     pub away: AtomicU64,
     /// Counts for the sign of life.
-    pub counts: Counts,
+    pub counts: AdmissionCounts,
 }
 
 /// How many tasks went where since the start.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub struct AdmissionCounts {
     /// Recognized here.
     pub local: AtomicU64,
     /// Redirected and answered by the cloud.
@@ -57,12 +57,12 @@ pub struct Counts {
 }
 
 /// A task that is recognized here; its place is free again when dropped.
-pub struct Local {
+pub struct LocalTask {
     local: Arc<AtomicU64>,
     signals: Signals,
 }
 
-impl Drop for Local {
+impl Drop for LocalTask {
     fn drop(&mut self) {
         self.local.fetch_sub(1, Ordering::Relaxed);
         self.signals.changed.notify_waiters();
@@ -70,20 +70,20 @@ impl Drop for Local {
 }
 
 /// Where a task goes at last.
-pub enum Way {
+pub enum Placement {
     /// It is recognized here.
-    Local(Local),
+    Local(LocalTask),
     /// To the cloud.
     Redirect,
 }
 
 impl Admission {
     /// For so many replicas with batches of so many.
-    pub fn new(signals: Signals, replicas: usize, batch: usize, in_force: InForce) -> Self {
+    pub fn new(signals: Signals, replicas: usize, batch: usize, in_force: EffectiveSettings) -> Self {
         let digest = digest(&in_force);
         Self {
             signals,
-            worker: runtime::beat::worker(),
+            worker: runtime::heartbeat::worker_name(),
             noted: watch::Sender::new((in_force, digest)),
             begun_at: Instant::now(),
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
@@ -93,7 +93,7 @@ impl Admission {
             holding: AtomicU64::new(0),
             window: Mutex::default(),
             away: AtomicU64::new(0),
-            counts: Counts::default(),
+            counts: AdmissionCounts::default(),
         }
     }
 
@@ -105,7 +105,7 @@ impl Admission {
     }
 
     /// Other settings are in force from now on.
-    pub fn note(&self, change: impl Fn(&mut InForce)) {
+    pub fn set_effective_settings(&self, change: impl Fn(&mut EffectiveSettings)) {
         self.noted.send_if_modified(|(in_force, digest)| {
             let before = in_force.clone();
             change(in_force);
@@ -118,7 +118,7 @@ impl Admission {
     }
 
     /// Waits until it is decided where a task goes, and says by what. `cost_ms`: of an image on one replica.
-    pub async fn decide(&self, mut task: Candidate, cost_ms: f64) -> (Way, Decided) {
+    pub async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
         let mut held = None;
@@ -129,12 +129,12 @@ impl Admission {
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
             let (admit, decided) = self.once(&task, cost_ms, held.is_some());
             match admit {
-                Admit::Local => return (Way::Local(self.here()), decided),
-                Admit::Redirect => return (Way::Redirect, decided),
-                Admit::Listen => {
+                AdmitDecision::Local => return (Placement::Local(self.here()), decided),
+                AdmitDecision::Redirect => return (Placement::Redirect, decided),
+                AdmitDecision::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
-                        Counted::new(&self.holding)
+                        CountGuard::new(&self.holding)
                     });
                 }
             }
@@ -143,19 +143,19 @@ impl Admission {
     }
 
     /// A task that is recognized here whatever is decided: it was taken back.
-    pub fn take_back(&self) -> Local {
+    pub fn reclaim_task(&self) -> LocalTask {
         self.local.fetch_add(1, Ordering::Relaxed);
         self.here()
     }
 
-    fn here(&self) -> Local {
-        Local { local: self.local.clone(), signals: self.signals.clone() }
+    fn here(&self) -> LocalTask {
+        LocalTask { local: self.local.clone(), signals: self.signals.clone() }
     }
 
-    fn once(&self, task: &Candidate, cost_ms: f64, held: bool) -> (Admit, Decided) {
+    fn once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
-            self.note(|in_force| in_force.policy.clone_from(&policy));
+            self.set_effective_settings(|in_force| in_force.policy.clone_from(&policy));
         }
         let settings = self.noted.borrow().1.clone();
         let network = self.network();
@@ -164,8 +164,8 @@ impl Admission {
         let mut load = self.load(cost_ms);
         // Itself, unless it is counted among the held ones already.
         load.waiting += u64::from(!held);
-        let (next, admit) = decide(&policy, *state, &load, &network, task, now_s);
-        let decided = Decided {
+        let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
+        let decided = DecisionTrace {
             worker: self.worker.clone(),
             settings,
             bytes: task.bytes,
@@ -178,11 +178,11 @@ impl Admission {
             changed_at_s: Some(state.changed_at_s).filter(|at_s| at_s.is_finite()),
             load,
             network,
-            redirected: admit == Admit::Redirect,
+            redirected: admit == AdmitDecision::Redirect,
             doubt: None,
         };
         *state = next;
-        if admit == Admit::Local {
+        if admit == AdmitDecision::Local {
             // Counted under the lock: two tasks must not see the same free place.
             self.local.fetch_add(1, Ordering::Relaxed);
         }
@@ -195,10 +195,10 @@ impl Admission {
     }
 
     /// What the machine and the queue are like.
-    fn load(&self, cost_ms: f64) -> Load {
+    fn load(&self, cost_ms: f64) -> SiteLoad {
         let vitals = self.signals.vitals();
         let local = self.local.load(Ordering::Relaxed);
-        Load {
+        SiteLoad {
             cpu_ratio: vitals.cpu_ratio,
             memory_ratio: vitals.memory_ratio,
             stall_ratio: vitals.stall_ratio,
@@ -212,26 +212,28 @@ impl Admission {
     /// What the link and the cloud are like.
     pub fn network(&self) -> Network {
         let policy = self.signals.policy();
-        let most = match policy.name.insists() {
-            true => policy.most_away.into(),
-            false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.most_away.into()),
+        let most = match policy.name.ignores_cloud_estimate() {
+            true => policy.max_offloaded.into(),
+            false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.max_offloaded.into()),
         };
         self.signals.network(self.away.load(Ordering::Relaxed), most)
     }
 
     /// A redirected task was answered in time, or came back.
-    pub fn came_back(&self, answered: bool) {
-        let most = self.signals.policy().most_away.into();
-        self.with_window(|window, now_s| if answered { window.answered(most) } else { window.unanswered(now_s) });
+    pub fn record_offload(&self, answered: bool) {
+        let most = self.signals.policy().max_offloaded.into();
+        self.with_window(
+            |window, now_s| if answered { window.record_answer(most) } else { window.record_timeout(now_s) },
+        );
     }
 
-    fn with_window<T>(&self, act: impl FnOnce(&mut Window, f64) -> T) -> T {
+    fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {
         let now_s = self.begun_at.elapsed().as_secs_f64();
         act(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner), now_s)
     }
 
     /// Whether nothing waits here and no replica works.
-    pub fn idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
     }
 
@@ -272,12 +274,12 @@ impl Admission {
 }
 
 /// What tells settings from others: the first half of an id derived from them.
-fn digest(in_force: &InForce) -> String {
+fn digest(in_force: &EffectiveSettings) -> String {
     let text = serde_json::to_string(in_force).unwrap_or_default();
-    TaskId::derived(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
+    TaskId::from_name(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
 }
 
-fn why(state: &State, load: &Load, network: &Network) -> String {
+fn why(state: &AdmitState, load: &SiteLoad, network: &Network) -> String {
     let queue = format!("{:.2} s of work wait", queue_s(load));
     let site = if state.overloaded { format!("overloaded ({queue})") } else { format!("not overloaded ({queue})") };
     let there = finish_s(network, 40_000).map(|finish_s| format!(", a verdict would take {finish_s:.2} s"));
@@ -290,16 +292,16 @@ fn why(state: &State, load: &Load, network: &Network) -> String {
 }
 
 /// One that is counted for as long as this lives.
-pub(crate) struct Counted<'a>(&'a AtomicU64);
+pub(crate) struct CountGuard<'a>(&'a AtomicU64);
 
-impl<'a> Counted<'a> {
+impl<'a> CountGuard<'a> {
     pub(crate) fn new(count: &'a AtomicU64) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

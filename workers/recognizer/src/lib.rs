@@ -7,14 +7,14 @@
 
 pub mod accept;
 pub mod admission;
-pub mod away;
 pub mod learner;
-pub mod load;
+pub mod machine_vitals;
+pub mod offload;
+pub mod offload_window;
 pub mod report;
 pub mod settings;
 pub mod signals;
-pub mod walk;
-pub mod window;
+pub mod worker;
 
 pub use settings::RecognizerSettings;
-pub use walk::{Recognizer, run};
+pub use worker::{Recognizer, run};

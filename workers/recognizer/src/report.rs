@@ -3,32 +3,33 @@
 
 use bytes::Bytes;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Outgoing};
+use runtime::{Fault, OutgoingMessages};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_IMAGE, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
-    Answer, Decided, FaultNote, Hardness, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
+    Answer, AnswerStage, DecisionTrace, FaultNote, Hardness, Payload, Prediction, Reason, Route, Task, VerifyReason,
+    VerifyRequest, encode,
 };
 use streams::Publication;
-use streams::subject::{self, Errand};
+use streams::subject::{self, OutboxKind};
 use vision::ImageEnvelope;
 
-use decisions::fate::Fate;
-use decisions::gate::Tested;
+use decisions::escalation::Escalation;
+use decisions::gate::TestedScores;
 use decisions::policy::EnergySettings;
 use decisions::verify::{PayloadKind, VerifySettings};
 
 /// What the edge found out about a task.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct EdgeResult {
     /// What the model says.
-    pub opinion: Opinion,
+    pub opinion: Prediction,
     /// What the gate says about it.
     pub reason: Reason,
     /// What the model gives before its last layer, if it does.
     pub features: Option<Vec<f32>>,
     /// What the gate tested.
-    pub tested: Tested,
+    pub tested: TestedScores,
     /// How long the steps took.
     pub timings: Timings,
     /// What stood around the picture.
@@ -42,73 +43,99 @@ fn add_envelope(answer: &mut Answer, envelope: ImageEnvelope) {
 }
 
 /// What goes into every report.
-pub struct Reporter<'a> {
+pub struct AnswerReporter<'a> {
     /// What becomes of doubtful answers.
     pub verify: &'a VerifySettings,
     /// What recognizing and sending cost.
     pub energy: &'a EnergySettings,
     /// What was decided about the task, and by what.
-    pub decided: Option<&'a Decided>,
+    pub decided: Option<&'a DecisionTrace>,
     /// What the site knows its own requests by.
     pub tickets: &'a TicketKey,
     /// Now, milliseconds since the epoch.
     pub now_ms: u64,
 }
 
-impl Reporter<'_> {
+impl AnswerReporter<'_> {
     /// What is to be published about a task that was recognized here. `bytes`: the encoded image, which goes
     /// up if it must.
-    pub fn outgoing(&self, task: &Task, bytes: &Bytes, found: Found, fate: Fate) -> Result<Outgoing, Fault> {
+    pub fn outgoing(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: EdgeResult,
+        fate: Escalation,
+    ) -> Result<OutgoingMessages, Fault> {
         match fate {
-            Fate::Stands(reason) => Ok(Outgoing::one(self.finality(task, Route::Edge, reason, found)?)),
-            Fate::Expired => Ok(Outgoing::one(self.finality(task, Route::Expired, Reason::DeadlinePassed, found)?)),
-            Fate::Waits => {
+            Escalation::Stands(reason) => {
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Edge, reason, found)?))
+            }
+            Escalation::Expired => {
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?))
+            }
+            Escalation::Waits => {
                 let promise = self.promise(task, &self.provisional(task, &found, found.reason, 0))?;
-                Ok(Outgoing::one(promise))
+                Ok(OutgoingMessages::single(promise))
             }
             // The baseline gives its request to the outbox by itself, and says nothing before the verdict.
-            Fate::Blocks => Ok(Outgoing::one(self.finality(task, Route::Expired, Reason::DeadlinePassed, found)?)),
-            Fate::Goes(why) => self.goes(task, bytes, found, why),
+            Escalation::Blocks => {
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?))
+            }
+            Escalation::Goes(why) => self.goes(task, bytes, found, why),
         }
     }
 
-    fn goes(&self, task: &Task, bytes: &Bytes, found: Found, why: VerifyReason) -> Result<Outgoing, Fault> {
+    fn goes(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: EdgeResult,
+        why: VerifyReason,
+    ) -> Result<OutgoingMessages, Fault> {
         let reason = if why == VerifyReason::Sampled { Reason::Sampled } else { found.reason };
         let payload = self.payload(task, bytes, found.features.as_deref());
         let hardness = (why == VerifyReason::Doubtful).then(|| self.hardness(&payload, &found)).flatten();
         let provisional = self.provisional(task, &found, reason, size(&payload));
         let ticket = Some(self.tickets.sign(&provisional));
-        let request = Verify { reason: why, payload, provisional, hardness, ticket };
-        Ok(Outgoing {
+        let request = VerifyRequest { reason: why, payload, provisional, hardness, ticket };
+        Ok(OutgoingMessages {
             publications: vec![
                 self.request(task, &request, deadline_ms(self.verify, task))?,
                 self.promise(task, &request.provisional)?,
             ],
-            when_full: vec![self.finality(task, Route::Expired, Reason::OutboxFull, found)?],
-            ..Outgoing::default()
+            when_full: vec![self.final_answer(task, Route::Expired, Reason::OutboxFull, found)?],
+            ..OutgoingMessages::default()
         })
     }
 
     /// The request for a verdict on a task that was not recognized here, or that waits for it.
-    pub fn redirected(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
+    pub fn offloaded(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, None);
-        let mut about = Answer::about(task, Stage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
+        let mut about =
+            Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
         about.deadline_at_ms = Some(until_ms);
         about.decided = self.decided();
         about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
         let ticket = Some(self.tickets.sign(&about));
-        let request = Verify { reason: VerifyReason::Overload, payload, provisional: about, hardness: None, ticket };
+        let request =
+            VerifyRequest { reason: VerifyReason::Overload, payload, provisional: about, hardness: None, ticket };
         self.request(task, &request, until_ms)
     }
 
     /// The request of the baseline, which publishes no provisional answer.
-    pub fn blocking(&self, task: &Task, bytes: &Bytes, found: &Found, until_ms: u64) -> Result<Publication, Fault> {
+    pub fn verdict_request(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: &EdgeResult,
+        until_ms: u64,
+    ) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, found.features.as_deref());
         let mut provisional = self.provisional(task, found, found.reason, size(&payload));
         provisional.deadline_at_ms = Some(until_ms);
         let hardness = self.hardness(&payload, found);
         let ticket = Some(self.tickets.sign(&provisional));
-        let request = Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness, ticket };
+        let request = VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional, hardness, ticket };
         self.request(task, &request, until_ms)
     }
 
@@ -122,18 +149,18 @@ impl Reporter<'_> {
         }
     }
 
-    fn provisional(&self, task: &Task, found: &Found, reason: Reason, sent_bytes: u64) -> Answer {
-        let mut answer = Answer::about(task, Stage::Provisional, Route::Edge, reason, self.now_ms);
+    fn provisional(&self, task: &Task, found: &EdgeResult, reason: Reason, sent_bytes: u64) -> Answer {
+        let mut answer = Answer::for_task(task, AnswerStage::Provisional, Route::Edge, reason, self.now_ms);
         answer.deadline_at_ms = Some(deadline_ms(self.verify, task));
         answer.decided = self.decided();
         answer.timings = found.timings;
         add_envelope(&mut answer, found.envelope.clone());
         answer.energy_mj = Some(self.energy_mj(&found.timings, sent_bytes));
-        answer.with_opinion(found.opinion.clone())
+        answer.with_prediction(found.opinion.clone())
     }
 
-    fn request(&self, task: &Task, request: &Verify, until_ms: u64) -> Result<Publication, Fault> {
-        let slot = subject::outbox(&task.site, Errand::Verify);
+    fn request(&self, task: &Task, request: &VerifyRequest, until_ms: u64) -> Result<Publication, Fault> {
+        let slot = subject::outbox(&task.site, OutboxKind::Verify);
         let to = subject::verify(request.reason, &task.site, &task.camera);
         let id = self.id(task, if request.reason == VerifyReason::Overload { "redirect" } else { "verify" });
         let publication = Publication::with_id(slot, encode(request)?, id)
@@ -153,7 +180,7 @@ impl Reporter<'_> {
     }
 
     /// What makes a hard case of the request; features that are sent anyway are not sent twice.
-    fn hardness(&self, payload: &Payload, found: &Found) -> Option<Hardness> {
+    fn hardness(&self, payload: &Payload, found: &EdgeResult) -> Option<Hardness> {
         let features = match payload {
             Payload::Features(_) => None,
             Payload::Image(_) | Payload::Blob(_) => found.features.clone(),
@@ -161,17 +188,17 @@ impl Reporter<'_> {
         self.verify.hard_cases.then_some(Hardness { entropy_ratio: found.tested.entropy_ratio, features })
     }
 
-    fn finality(&self, task: &Task, route: Route, reason: Reason, found: Found) -> Result<Publication, Fault> {
-        let mut answer = Answer::about(task, Stage::Final, route, reason, self.now_ms);
+    fn final_answer(&self, task: &Task, route: Route, reason: Reason, found: EdgeResult) -> Result<Publication, Fault> {
+        let mut answer = Answer::for_task(task, AnswerStage::Final, route, reason, self.now_ms);
         answer.decided = self.decided();
         answer.timings = found.timings;
         add_envelope(&mut answer, found.envelope);
         answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
-        let answer = answer.with_opinion(found.opinion);
+        let answer = answer.with_prediction(found.opinion);
         outcome(task, &answer)
     }
 
-    fn decided(&self) -> Option<Box<Decided>> {
+    fn decided(&self) -> Option<Box<DecisionTrace>> {
         self.decided.cloned().map(Box::new)
     }
 
@@ -205,37 +232,38 @@ fn size(payload: &Payload) -> u64 {
 }
 
 /// The outcome of a task that is given up; it takes the slot of the final answer.
-pub fn tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publication, Fault> {
-    let mut answer = Answer::about(task, Stage::Final, Route::Dead, Reason::GivenUp, now_ms);
+pub fn write_tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publication, Fault> {
+    let mut answer = Answer::for_task(task, AnswerStage::Final, Route::Dead, Reason::GivenUp, now_ms);
     answer.fault = Some(fault);
     outcome(task, &answer)
 }
 
 /// The publication of a final answer: the first in its slot, or nothing.
 fn outcome(task: &Task, answer: &Answer) -> Result<Publication, Fault> {
-    let publication = Publication::first(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
+    let publication =
+        Publication::first_on_subject(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
     Ok(publication.header(HEADER_IMAGE, task.image_sequence.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::task::Stored;
+    use schemas::task::StorageStamp;
     use schemas::{ReleaseId, TaskId, decode};
 
     fn task() -> Task {
-        let stored = Stored {
+        let stored = StorageStamp {
             site: "reef".parse().unwrap(),
             camera: "cam1".parse().unwrap(),
             sequence: 4,
             stored_at_ns: 1_000_000_000,
         };
-        Task::bare(&stored, TaskId::derived("a"))
+        Task::from_id(&stored, TaskId::from_name("a"))
     }
 
-    fn found(reason: Reason) -> Found {
+    fn found(reason: Reason) -> EdgeResult {
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion {
+        let opinion = Prediction {
             label: "fish".into(),
             confidence: 0.6,
             top: Vec::new(),
@@ -244,13 +272,20 @@ mod tests {
             temperature: None,
             novelty: None,
         };
-        let tested = Tested { best: 0.6, second: 0.3, entropy_ratio: 0.4, novelty: None };
+        let tested = TestedScores { best: 0.6, second: 0.3, entropy_ratio: 0.4, novelty: None };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
-        Found { opinion, reason, features: Some(vec![0.5; 8]), tested, timings, envelope: ImageEnvelope::default() }
+        EdgeResult {
+            opinion,
+            reason,
+            features: Some(vec![0.5; 8]),
+            tested,
+            timings,
+            envelope: ImageEnvelope::default(),
+        }
     }
 
-    fn published(verify: &VerifySettings, reason: Reason, fate: Fate, now_ms: u64) -> Outgoing {
-        let reporter = Reporter {
+    fn published(verify: &VerifySettings, reason: Reason, fate: Escalation, now_ms: u64) -> OutgoingMessages {
+        let reporter = AnswerReporter {
             verify,
             energy: &EnergySettings::default(),
             decided: None,
@@ -260,9 +295,9 @@ mod tests {
         reporter.outgoing(&task(), &Bytes::from_static(b"jpeg"), found(reason), fate).unwrap()
     }
 
-    const DOUBTFUL: Fate = Fate::Goes(VerifyReason::Doubtful);
+    const DOUBTFUL: Escalation = Escalation::Goes(VerifyReason::Doubtful);
 
-    fn only_answer(outgoing: &Outgoing) -> Answer {
+    fn only_answer(outgoing: &OutgoingMessages) -> Answer {
         assert_eq!(outgoing.publications.len(), 1);
         assert!(outgoing.publications[0].first_only, "a final answer is the first in its slot or nothing");
         decode(&outgoing.publications[0].payload).unwrap()
@@ -270,9 +305,12 @@ mod tests {
 
     #[test]
     fn a_confident_answer_is_final_and_says_what_it_took() {
-        let stands = Fate::Stands(Reason::Confident);
+        let stands = Escalation::Stands(Reason::Confident);
         let answer = only_answer(&published(&VerifySettings::default(), Reason::Confident, stands, 2_000));
-        assert_eq!((answer.stage, answer.route, answer.label.as_deref()), (Stage::Final, Route::Edge, Some("fish")));
+        assert_eq!(
+            (answer.stage, answer.route, answer.label.as_deref()),
+            (AnswerStage::Final, Route::Edge, Some("fish"))
+        );
         // 1 ms of decoding and half of a batch of 4 ms, at 8 W.
         assert!((answer.energy_mj.unwrap() - 24.0).abs() < 1e-3, "{:?}", answer.energy_mj);
     }
@@ -284,10 +322,10 @@ mod tests {
         let header =
             |name| out.publications[0].headers.iter().find(|(key, _)| key == name).map(|(_, value)| &value[..]);
         assert_eq!(header(HEADER_TO), Some("verify.doubtful.reef.cam1"));
-        let request: Verify = decode(&out.publications[0].payload).unwrap();
+        let request: VerifyRequest = decode(&out.publications[0].payload).unwrap();
         assert_eq!(request.payload, Payload::Image(b"jpeg".to_vec()));
         let provisional: Answer = decode(&out.publications[1].payload).unwrap();
-        assert_eq!((provisional.stage, provisional.reason), (Stage::Provisional, Reason::LowConfidence));
+        assert_eq!((provisional.stage, provisional.reason), (AnswerStage::Provisional, Reason::LowConfidence));
         assert_eq!(provisional.deadline_at_ms, Some(1_000 + 24 * 3600 * 1000));
         let case = request.hard_case().unwrap();
         assert_eq!((case.reason, case.features.map(|features| features.len())), (Reason::LowConfidence, Some(8)));
@@ -298,14 +336,14 @@ mod tests {
         for payload in [PayloadKind::Features, PayloadKind::Never] {
             let verify = VerifySettings { payload, ..VerifySettings::default() };
             let out = published(&verify, Reason::LowConfidence, DOUBTFUL, 2_000);
-            let request: Verify = decode(&out.publications[0].payload).unwrap();
+            let request: VerifyRequest = decode(&out.publications[0].payload).unwrap();
             assert_eq!(request.payload, Payload::Features(vec![0.5; 8]), "{payload:?}");
         }
     }
 
     #[test]
     fn what_must_stay_is_provisional_without_a_request() {
-        let out = published(&VerifySettings::default(), Reason::LowConfidence, Fate::Waits, 2_000);
+        let out = published(&VerifySettings::default(), Reason::LowConfidence, Escalation::Waits, 2_000);
         assert_eq!(out.publications.len(), 1);
         assert_eq!(out.publications[0].subject, "answer.provisional.reef.cam1");
     }
@@ -321,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_doubtful_answer_past_its_deadline_is_final_and_says_so() {
-        let answer = only_answer(&published(&VerifySettings::default(), Reason::LowMargin, Fate::Expired, 2_000));
+        let answer = only_answer(&published(&VerifySettings::default(), Reason::LowMargin, Escalation::Expired, 2_000));
         assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
     }
 }

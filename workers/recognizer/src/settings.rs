@@ -6,7 +6,7 @@ use runtime::drift::DriftSettings;
 use scaling::ScaleSettings;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
-use vision::InferSettings;
+use vision::InferenceSettings;
 
 use decisions::gate::GateSettings;
 use decisions::policy::Policy;
@@ -19,7 +19,7 @@ pub struct RecognizerSettings {
     /// Folder of the site's model.
     pub model: PathBuf,
     /// Replicas, batches and what a picture may cost.
-    pub infer: InferSettings,
+    pub infer: InferenceSettings,
     /// How many replicas, where that follows the queue; `tributary scale` changes it while it runs.
     pub scale: ScaleSettings,
     /// What makes an answer doubtful; what is absent is the model's own.
@@ -48,7 +48,7 @@ impl Default for RecognizerSettings {
     fn default() -> Self {
         Self {
             model: PathBuf::from("model"),
-            infer: InferSettings::default(),
+            infer: InferenceSettings::default(),
             scale: ScaleSettings::default(),
             gate: GateSettings::default(),
             verify: VerifySettings::default(),

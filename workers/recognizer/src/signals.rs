@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use decisions::calibration::{Calibration, CalibrationEvidence};
 use decisions::gate::Gate;
-use decisions::learn::{Belief, Evidence};
 use decisions::policy::{Policy, PolicyName};
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::{LinkReport, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
-use streams::fleet::{Fleet, Ledger};
-use streams::{Bus, CarryError, read, topology};
+use streams::fleet::{HeartbeatBucket, Ledger};
+use streams::{Bus, CarryError, reader, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::learner;
-use crate::load::{Meter, Vitals};
-use schemas::decided::{CloudLoad, Network};
+use crate::machine_vitals::{MachineVitals, VitalsMeter};
+use schemas::decision_trace::{CloudLoad, Network};
 
 /// The ledger's note of the policy in force.
 pub const POLICY_NOTE: &str = "policy";
@@ -31,7 +31,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// A policy chosen while the site runs; the other numbers stay as the settings have them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Chosen {
+pub struct PolicyOverride {
     /// Its name.
     pub name: PolicyName,
     /// Share of the images that `random` sends up, 0 to 1.
@@ -44,8 +44,8 @@ pub struct Chosen {
 /// # Errors
 /// A note that is none, or that asks for what settings may not have either.
 pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
-    let chosen = serde_json::from_str::<Option<Chosen>>(note).map_err(|error| error.to_string())?;
-    let Some(Chosen { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
+    let chosen = serde_json::from_str::<Option<PolicyOverride>>(note).map_err(|error| error.to_string())?;
+    let Some(PolicyOverride { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
     let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
     let policy = Policy { name, share_ratio, ..settings.clone() };
     policy.check().map(|()| policy)
@@ -53,13 +53,13 @@ pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
 
 /// The gate that belongs to a release.
 #[derive(Debug, Clone)]
-struct Held {
+struct ReleaseGate {
     release: ReleaseId,
     /// As the settings and the model say.
     own: Gate,
     /// With what verdicts have taught it.
     gate: Gate,
-    belief: Option<Belief>,
+    belief: Option<Calibration>,
 }
 
 /// The latest of every signal; clones share them.
@@ -67,9 +67,9 @@ struct Held {
 pub struct Signals {
     link: watch::Sender<Option<(LinkReport, Instant)>>,
     up: watch::Sender<bool>,
-    vitals: watch::Sender<Vitals>,
+    vitals: watch::Sender<MachineVitals>,
     policy: watch::Sender<Policy>,
-    gates: watch::Sender<Vec<Held>>,
+    gates: watch::Sender<Vec<ReleaseGate>>,
     /// Images in the stream that nobody has taken.
     pub pending: Arc<AtomicU64>,
     /// Told whenever something changed that a held task may wait for.
@@ -82,7 +82,7 @@ impl Signals {
         Self {
             link: watch::Sender::new(None),
             up: watch::Sender::new(false),
-            vitals: watch::Sender::new(Vitals::default()),
+            vitals: watch::Sender::new(MachineVitals::default()),
             policy: watch::Sender::new(policy),
             gates: watch::Sender::default(),
             pending: Arc::default(),
@@ -102,7 +102,7 @@ impl Signals {
             let surplus = gates.len().saturating_sub(1);
             gates.drain(..surplus);
             let belief = None;
-            gates.push(Held { release: release.clone(), gate: own.clone(), own, belief });
+            gates.push(ReleaseGate { release: release.clone(), gate: own.clone(), own, belief });
         });
     }
 
@@ -113,12 +113,12 @@ impl Signals {
     }
 
     /// What verdicts have taught about what serves, if there is a target.
-    pub fn belief(&self) -> Option<Belief> {
+    pub fn belief(&self) -> Option<Calibration> {
         self.gates.borrow().last().and_then(|held| held.belief.clone())
     }
 
     /// What the machine is like.
-    pub fn vitals(&self) -> Vitals {
+    pub fn vitals(&self) -> MachineVitals {
         *self.vitals.borrow()
     }
 
@@ -170,17 +170,17 @@ impl Signals {
         shutdown: Shutdown,
     ) {
         tokio::select! {
-            () = again(|| self.follow_courier(bus, site)) => {}
-            () = again(|| self.follow_policy(bus, settings)) => {}
-            () = again(|| self.follow_evidence(bus, target_ratio)) => {}
-            () = again(|| self.count_pending(bus, site)) => {}
-            () = self.feel() => {}
-            () = shutdown.wanted() => {}
+            () = retry(|| self.follow_courier(bus, site)) => {}
+            () = retry(|| self.follow_policy(bus, settings)) => {}
+            () = retry(|| self.follow_evidence(bus, target_ratio)) => {}
+            () = retry(|| self.count_pending(bus, site)) => {}
+            () = self.sample_load() => {}
+            () = shutdown.wait_for_request() => {}
         }
     }
 
     async fn follow_courier(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
-        let mut beats = Fleet::open(bus).await?.follow("courier").await?;
+        let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats("courier").await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
             // By our own clock, for the courier's may be another machine's. What was said before we listened is
@@ -196,7 +196,7 @@ impl Signals {
     }
 
     async fn follow_policy(&self, bus: &Bus, settings: &Policy) -> Result<(), CarryError> {
-        let mut notes = Ledger::open(bus).await?.follow(POLICY_NOTE).await?;
+        let mut notes = Ledger::open(bus).await?.follow_note(POLICY_NOTE).await?;
         while let Some(note) = notes.next().await {
             let policy = match read_policy(&note, settings) {
                 Ok(policy) => policy,
@@ -218,7 +218,7 @@ impl Signals {
     async fn follow_evidence(&self, bus: &Bus, target_ratio: Option<f64>) -> Result<(), CarryError> {
         let Some(target_ratio) = target_ratio else { return std::future::pending().await };
         let mut gates = self.gates.subscribe();
-        let serving = |gates: &[Held]| gates.last().map(|held| held.release.clone());
+        let serving = |gates: &[ReleaseGate]| gates.last().map(|held| held.release.clone());
         let mut before: Option<ReleaseId> = None;
         loop {
             let Some(release) = serving(&gates.borrow_and_update()) else {
@@ -227,16 +227,16 @@ impl Signals {
                 continue;
             };
             // Until there is evidence, everything is in doubt.
-            self.believe(&release, &Evidence::default(), target_ratio);
+            self.update_calibration(&release, &CalibrationEvidence::default(), target_ratio);
             if let Some(before) = before.replace(release.clone()).filter(|before| *before != release) {
-                learner::inherit(bus, &before, &release).await?;
+                learner::inherit_evidence(bus, &before, &release).await?;
             }
-            let mut notes = Ledger::open(bus).await?.follow(&learner::note(&release)).await?;
+            let mut notes = Ledger::open(bus).await?.follow_note(&learner::calibration_note(&release)).await?;
             loop {
                 tokio::select! {
                     note = notes.next() => match note {
-                        Some(text) => match serde_json::from_str::<Evidence>(&text) {
-                            Ok(evidence) => self.believe(&release, &evidence, target_ratio),
+                        Some(text) => match serde_json::from_str::<CalibrationEvidence>(&text) {
+                            Ok(evidence) => self.update_calibration(&release, &evidence, target_ratio),
                             Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
                         },
                         None => return Ok(()),
@@ -247,11 +247,11 @@ impl Signals {
         }
     }
 
-    fn believe(&self, release: &ReleaseId, evidence: &Evidence, target_ratio: f64) {
-        let belief = evidence.belief(target_ratio);
+    fn update_calibration(&self, release: &ReleaseId, evidence: &CalibrationEvidence, target_ratio: f64) {
+        let belief = evidence.calibration(target_ratio);
         self.gates.send_modify(|gates| {
             if let Some(held) = gates.iter_mut().find(|held| held.release == *release) {
-                held.gate = held.own.taught(&belief);
+                held.gate = held.own.with_calibration(&belief);
                 held.belief = Some(belief);
             }
         });
@@ -259,14 +259,15 @@ impl Signals {
 
     async fn count_pending(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         loop {
-            let progress = read::progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
+            let progress =
+                reader::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
             self.pending.store(progress.pending, Ordering::Relaxed);
             tokio::time::sleep(LOOK_EVERY * 2).await;
         }
     }
 
-    async fn feel(&self) {
-        let mut meter = Meter::open();
+    async fn sample_load(&self) {
+        let mut meter = VitalsMeter::open();
         loop {
             let felt = tokio::task::spawn_blocking(move || {
                 let vitals = meter.read();
@@ -284,7 +285,7 @@ impl Signals {
 }
 
 /// What ends, for a broken connection or a bucket that is not there yet, is begun again.
-async fn again<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F) {
+async fn retry<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F) {
     loop {
         if let Err(error) = begin().await {
             tracing::debug!(%error, "listening again");

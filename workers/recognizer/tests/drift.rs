@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::drift::{DriftMonitor, DriftSample, DriftSettings};
 use schemas::{DriftLevel, DriftReport};
-use vision::{DecodeSettings, InferSettings, Model, Onnx, Pixels, Replica, opinion, probabilities};
+use vision::{DecodeSettings, InferenceSettings, Model, OnnxRuntime, Pixels, Replica, prediction, probabilities};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -49,16 +49,16 @@ fn blurred(pixels: &Pixels) -> Pixels {
     })
 }
 
-struct Camera {
+struct DriftCamera {
     model: Model,
     replica: Replica,
 }
 
-impl Camera {
+impl DriftCamera {
     fn sample(&mut self, bytes: &[u8]) -> DriftSample {
-        let seen = self.replica.see(bytes).unwrap();
+        let seen = self.replica.predict(bytes).unwrap();
         let ratios = probabilities(&self.model, &seen.logits, 1.0);
-        let confidence = opinion(&self.model, &ratios).map(|opinion| opinion.confidence);
+        let confidence = prediction(&self.model, &ratios).map(|opinion| opinion.confidence);
         DriftSample { confidence, novelty: seen.novelty, agreement: None }
     }
 }
@@ -69,13 +69,13 @@ fn other_light_another_lens_and_other_pictures_are_alarms_and_the_same_clothes_a
     for entry in fixtures().join("models/fashion-light").read_dir().unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
-    let onnx = Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`");
+    let onnx = OnnxRuntime::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`");
     let known = clothes("site");
     let model = Model::load(folder.path()).unwrap();
-    let (novelty, _) = vision::novelty::fit::fit(&onnx, &model, &known, &[]).unwrap();
-    let model = vision::novelty::fit::save(&novelty, &model).unwrap();
-    let replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
-    let mut camera = Camera { model, replica };
+    let (novelty, _) = vision::novelty::fit::fit_novelty(&onnx, &model, &known, &[]).unwrap();
+    let model = vision::novelty::fit::save_novelty(&novelty, &model).unwrap();
+    let replica = Replica::open(&onnx, &model, &InferenceSettings::default()).unwrap();
+    let mut camera = DriftCamera { model, replica };
 
     let settings = DriftSettings { reference_answers: 1500, recent_answers: 300 };
     let mut reference = DriftMonitor::new(camera.model.release.clone(), settings);

@@ -14,12 +14,12 @@
 mod effect;
 mod measure;
 
-use schemas::{Finding, Says};
+use schemas::{CanaryFinding, FindingOutcome};
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{Memory, Trial};
+use crate::evidence::{CanaryTrial, RingMemory};
 use effect::effect;
-pub use measure::Measure;
+pub use measure::CanaryMeasure;
 
 /// Memory may always grow by so much, MiB: less than that is noise.
 const MEMORY_LEAST_MIB: f64 = 64.0;
@@ -35,7 +35,7 @@ pub struct CanarySettings {
     /// How much less often verdicts may agree, as a share of all images, above 0 and below 1.
     pub agreement_margin_ratio: f64,
     /// How many more images may be in doubt, as a share of all images, above 0 and below 1.
-    pub sent_up_margin_ratio: f64,
+    pub escalation_margin_ratio: f64,
     /// How much lower the mean confidence may be, above 0 and below 1.
     pub confidence_margin_ratio: f64,
     /// How many times more an image may cost, above 1.
@@ -43,9 +43,9 @@ pub struct CanarySettings {
     /// How many more images it may fail on, as a share of all, above 0 and below 1.
     pub faults_margin_ratio: f64,
     /// Images of the ring before anything but faults, refusals and crashes is believed.
-    pub least_images: u64,
+    pub min_images: u64,
     /// After so long without a decision it is withdrawn, seconds, at least 1.
-    pub longest_s: u64,
+    pub max_duration_s: u64,
     /// How many times more memory a worker may take, above 1; 64 MiB more are always allowed.
     pub memory_ratio: f64,
     /// Ends of workers in the ring that withdraw it at once, at least 1. A worker that somebody starts anew counts unless
@@ -61,12 +61,12 @@ impl Default for CanarySettings {
             false_alarm_ratio: 0.05,
             miss_ratio: 0.05,
             agreement_margin_ratio: 0.02,
-            sent_up_margin_ratio: 0.10,
+            escalation_margin_ratio: 0.10,
             confidence_margin_ratio: 0.10,
             cost_ratio: 1.5,
             faults_margin_ratio: 0.01,
-            least_images: 200,
-            longest_s: 24 * 3600,
+            min_images: 200,
+            max_duration_s: 24 * 3600,
             memory_ratio: 1.5,
             crashes: 2,
             without_verdicts: false,
@@ -81,7 +81,7 @@ impl CanarySettings {
             ("false_alarm_ratio", self.false_alarm_ratio, 0.0, 0.5),
             ("miss_ratio", self.miss_ratio, 0.0, 0.5),
             ("agreement_margin_ratio", self.agreement_margin_ratio, 0.0, 1.0),
-            ("sent_up_margin_ratio", self.sent_up_margin_ratio, 0.0, 1.0),
+            ("escalation_margin_ratio", self.escalation_margin_ratio, 0.0, 1.0),
             ("confidence_margin_ratio", self.confidence_margin_ratio, 0.0, 1.0),
             ("faults_margin_ratio", self.faults_margin_ratio, 0.0, 1.0),
             ("cost_ratio", self.cost_ratio, 1.0, 1000.0),
@@ -92,7 +92,7 @@ impl CanarySettings {
                 return Err(format!("releaser.canary.{name} is {value}, it must lie between {above} and {below}"));
             }
         }
-        for (name, value) in [("longest_s", self.longest_s), ("crashes", self.crashes)] {
+        for (name, value) in [("max_duration_s", self.max_duration_s), ("crashes", self.crashes)] {
             if value == 0 {
                 return Err(format!("releaser.canary.{name} is 0, use at least 1"));
             }
@@ -101,29 +101,29 @@ impl CanarySettings {
     }
 
     /// How much worse is too bad, in the measure's own units.
-    pub fn margin(&self, measure: Measure) -> f64 {
+    pub fn margin(&self, measure: CanaryMeasure) -> f64 {
         match measure {
-            Measure::Agreement => self.agreement_margin_ratio,
-            Measure::SentUp => self.sent_up_margin_ratio,
-            Measure::Confidence => self.confidence_margin_ratio,
-            Measure::Cost => self.cost_ratio.ln(),
-            Measure::Faults => self.faults_margin_ratio,
+            CanaryMeasure::Agreement => self.agreement_margin_ratio,
+            CanaryMeasure::SentUp => self.escalation_margin_ratio,
+            CanaryMeasure::Confidence => self.confidence_margin_ratio,
+            CanaryMeasure::Cost => self.cost_ratio.ln(),
+            CanaryMeasure::Faults => self.faults_margin_ratio,
         }
     }
 }
 
 /// What follows from a trial.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Judged {
+pub struct CanaryJudgement {
     /// What each measure says, of those there are numbers for.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<CanaryFinding>,
     /// What shall be done.
-    pub ruling: Ruling,
+    pub ruling: CanaryRuling,
 }
 
 /// What shall be done with a canary.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ruling {
+pub enum CanaryRuling {
     /// It is as good as what is stable, or better.
     Promote,
     /// It is not decided yet; what is missing, in words.
@@ -133,49 +133,60 @@ pub enum Ruling {
 }
 
 /// What follows from what is known of a canary.
-pub fn judge(trial: &Trial, settings: &CanarySettings) -> Judged {
-    let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.least_images;
+pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJudgement {
+    let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.min_images;
     let (mut findings, mut open) = (Vec::new(), Vec::new());
-    for measure in Measure::ALL {
+    for measure in CanaryMeasure::ALL {
         match find(measure, trial, settings, enough) {
             Ok(finding) => {
-                if finding.says == Says::Open {
+                if finding.says == FindingOutcome::Open {
                     open.push(format!("{} is open ({})", finding.measure, so_far(&finding)));
                 }
                 findings.push(finding);
             }
-            Err(_) if measure == Measure::Agreement && settings.without_verdicts => {}
+            Err(_) if measure == CanaryMeasure::Agreement && settings.without_verdicts => {}
             Err(why) => open.push(format!("{} is open ({why})", measure.as_str())),
         }
     }
     let ruling = rule(trial, settings, enough, &findings, &open);
-    Judged { findings, ruling }
+    CanaryJudgement { findings, ruling }
 }
 
-fn rule(trial: &Trial, settings: &CanarySettings, enough: bool, findings: &[Finding], open: &[String]) -> Ruling {
+fn rule(
+    trial: &CanaryTrial,
+    settings: &CanarySettings,
+    enough: bool,
+    findings: &[CanaryFinding],
+    open: &[String],
+) -> CanaryRuling {
     if trial.crashes >= settings.crashes {
-        return Ruling::Withdraw(format!("it ended {} workers of the ring", trial.crashes));
+        return CanaryRuling::Withdraw(format!("it ended {} workers of the ring", trial.crashes));
     }
     if let Some(fault) = trial.refused.last().filter(|_| trial.refused.len() * 2 > trial.sites) {
         let (refused, sites) = (trial.refused.len(), trial.sites);
-        return Ruling::Withdraw(format!("{refused} of {sites} sites refused it: {} ({})", fault.reason, fault.name));
+        return CanaryRuling::Withdraw(format!(
+            "{refused} of {sites} sites refused it: {} ({})",
+            fault.reason, fault.name
+        ));
     }
-    if let Some(Memory { before_mib, after_mib }) = trial.memory.filter(|memory| enough && grew(memory, settings)) {
-        return Ruling::Withdraw(format!("a worker takes {after_mib:.0} MiB with it, and {before_mib:.0} MiB without"));
+    if let Some(RingMemory { before_mib, after_mib }) = trial.memory.filter(|memory| enough && grew(memory, settings)) {
+        return CanaryRuling::Withdraw(format!(
+            "a worker takes {after_mib:.0} MiB with it, and {before_mib:.0} MiB without"
+        ));
     }
-    if let Some(finding) = findings.iter().find(|finding| finding.says == Says::Worse) {
-        return Ruling::Withdraw(format!("{} is worse: {}", finding.measure, so_far(finding)));
+    if let Some(finding) = findings.iter().find(|finding| finding.says == FindingOutcome::Worse) {
+        return CanaryRuling::Withdraw(format!("{} is worse: {}", finding.measure, so_far(finding)));
     }
     match open.is_empty() {
-        true => Ruling::Promote,
-        false if trial.age_ms >= settings.longest_s.saturating_mul(1000) => {
-            Ruling::Withdraw(format!("not decided in {}: {}", span(trial.age_ms), open.join(", ")))
+        true => CanaryRuling::Promote,
+        false if trial.age_ms >= settings.max_duration_s.saturating_mul(1000) => {
+            CanaryRuling::Withdraw(format!("not decided in {}: {}", span(trial.age_ms), open.join(", ")))
         }
-        false => Ruling::Wait(open.join(", ")),
+        false => CanaryRuling::Wait(open.join(", ")),
     }
 }
 
-fn grew(memory: &Memory, settings: &CanarySettings) -> bool {
+fn grew(memory: &RingMemory, settings: &CanarySettings) -> bool {
     memory.after_mib > memory.before_mib * settings.memory_ratio
         && memory.after_mib > memory.before_mib + MEMORY_LEAST_MIB
 }
@@ -184,9 +195,9 @@ fn span(ms: u64) -> String {
     if ms < 2 * 3_600_000 { format!("{} s", ms / 1000) } else { format!("{} h", ms / 3_600_000) }
 }
 
-fn so_far(finding: &Finding) -> String {
+fn so_far(finding: &CanaryFinding) -> String {
     let which = if finding.better < 0.0 { "worse" } else { "better" };
-    let what = if finding.measure == Measure::Agreement.as_str() { "sampled verdicts" } else { "images" };
+    let what = if finding.measure == CanaryMeasure::Agreement.as_str() { "sampled verdicts" } else { "images" };
     format!(
         "{:.3} {which} ± {:.3} on {} {what}, {:.3} is too much",
         finding.better.abs(),
@@ -197,17 +208,22 @@ fn so_far(finding: &Finding) -> String {
 }
 
 /// What a measure says; why it has no number, in words.
-fn find(measure: Measure, trial: &Trial, settings: &CanarySettings, enough: bool) -> Result<Finding, &'static str> {
-    let (margin, always) = (settings.margin(measure), measure == Measure::Faults);
+fn find(
+    measure: CanaryMeasure,
+    trial: &CanaryTrial,
+    settings: &CanarySettings,
+    enough: bool,
+) -> Result<CanaryFinding, &'static str> {
+    let (margin, always) = (settings.margin(measure), measure == CanaryMeasure::Faults);
     let found = effect(measure, trial, margin, !always)?;
     let odds = -margin * (found.better + margin / 2.0) / found.variance;
-    let worse = (Measure::ALL.len() as f64 / settings.false_alarm_ratio).ln();
+    let worse = (CanaryMeasure::ALL.len() as f64 / settings.false_alarm_ratio).ln();
     let says = match odds {
-        _ if odds >= worse && (enough || always) => Says::Worse,
-        _ if odds <= settings.miss_ratio.ln() && enough => Says::Good,
-        _ => Says::Open,
+        _ if odds >= worse && (enough || always) => FindingOutcome::Worse,
+        _ if odds <= settings.miss_ratio.ln() && enough => FindingOutcome::Good,
+        _ => FindingOutcome::Open,
     };
-    Ok(Finding {
+    Ok(CanaryFinding {
         measure: measure.as_str().into(),
         canary: found.canary,
         stable: found.stable,

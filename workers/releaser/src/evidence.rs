@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollout::swap::PASSING;
-use schemas::swap::{Agreed, Agreement, Counts, Moments, Swap};
+use schemas::swap::{Agreement, AgreementCount, MomentSums, ReleaseCounts, Swap};
 use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
 
 /// Length of the stretches that workers report about if nobody chose another, milliseconds.
@@ -34,10 +34,10 @@ pub const CRASHED: &str = "release_crashed";
 
 /// Everything sites and verifiers reported about a model in the last two days.
 #[derive(Debug, Clone)]
-pub struct Evidence {
+pub struct ReleaseEvidence {
     model: ModelName,
     /// By the beginning of the stretch, then by site and worker.
-    slots: BTreeMap<u64, BTreeMap<(SiteName, String), Slot>>,
+    slots: BTreeMap<u64, BTreeMap<(SiteName, String), ReportSlot>>,
     /// The latest report of each worker, without what it counted.
     workers: BTreeMap<(SiteName, String), Swap>,
     /// How many reports of each site are kept.
@@ -46,18 +46,18 @@ pub struct Evidence {
 
 /// A report, as far as it is about its stretch.
 #[derive(Debug, Clone)]
-struct Slot {
+struct ReportSlot {
     length_ms: u64,
     said_at_ms: u64,
     release: ReleaseId,
     memory_mib: u64,
-    counts: Vec<Counts>,
+    counts: Vec<ReleaseCounts>,
     agreements: Vec<Agreement>,
 }
 
 /// What came of a release at one site in some time.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Cell {
+pub struct EvidenceCell {
     /// Images it recognized.
     pub images: u64,
     /// Of those, images that the gate was in doubt about.
@@ -65,23 +65,23 @@ pub struct Cell {
     /// Images it failed on, though nothing was wrong with them.
     pub faults: u64,
     /// Confidence of its answers, 0 to 1.
-    pub confidence: Moments,
+    pub confidence: MomentSums,
     /// Natural logarithm of what an image cost, milliseconds.
-    pub ln_cost_ms: Moments,
+    pub ln_cost_ms: MomentSums,
     /// Verdicts on images it was in doubt about.
-    pub on_doubtful: Agreed,
+    pub on_doubtful: AgreementCount,
     /// Verdicts on images it was sure of, drawn by lot.
-    pub on_sampled: Agreed,
+    pub on_sampled: AgreementCount,
 }
 
-impl Cell {
+impl EvidenceCell {
     /// As much more as a worker counted.
-    pub fn count(&mut self, counts: &Counts) {
+    pub fn count(&mut self, counts: &ReleaseCounts) {
         self.images += counts.images;
         self.doubtful += counts.doubtful;
         self.faults += counts.faults;
-        self.confidence.add(&counts.confidence);
-        self.ln_cost_ms.add(&counts.ln_cost_ms);
+        self.confidence.add_moments(&counts.confidence);
+        self.ln_cost_ms.add_moments(&counts.ln_cost_ms);
     }
 
     /// As many more verdicts.
@@ -97,8 +97,8 @@ impl Cell {
         self.images += other.images;
         self.doubtful += other.doubtful;
         self.faults += other.faults;
-        self.confidence.add(&other.confidence);
-        self.ln_cost_ms.add(&other.ln_cost_ms);
+        self.confidence.add_moments(&other.confidence);
+        self.ln_cost_ms.add_moments(&other.ln_cost_ms);
         for (own, more) in [(&mut self.on_doubtful, other.on_doubtful), (&mut self.on_sampled, other.on_sampled)] {
             own.asked += more.asked;
             own.agreed += more.agreed;
@@ -108,16 +108,16 @@ impl Cell {
 
 /// A site before a canary and since.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Pair {
+pub struct BeforeAfter {
     /// Under the stable release before, one cell a stretch: how much they differ says how much hours do.
-    pub before: Vec<Cell>,
+    pub before: Vec<EvidenceCell>,
     /// Since: under the canary's release in the ring, under the stable one elsewhere.
-    pub after: Cell,
+    pub after: EvidenceCell,
 }
 
 /// Memory of the ring's workers, MiB each.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Memory {
+pub struct RingMemory {
     /// Under the stable release.
     pub before_mib: f64,
     /// Under the canary's.
@@ -126,26 +126,26 @@ pub struct Memory {
 
 /// What is known of a canary.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Trial {
+pub struct CanaryTrial {
     /// Sites that the ring has.
     pub sites: usize,
     /// Those of them that were seen.
-    pub ring: Vec<Pair>,
+    pub ring: Vec<BeforeAfter>,
     /// Sites outside the ring that run the stable release.
-    pub others: Vec<Pair>,
+    pub others: Vec<BeforeAfter>,
     /// How long the canary has gone on, milliseconds.
     pub age_ms: u64,
     /// How many times longer the others' time since is than the ring's, at least 1: it begins with a stretch.
     pub longer: f64,
     /// Memory; absent until workers of the ring have reported it under both releases.
-    pub memory: Option<Memory>,
+    pub memory: Option<RingMemory>,
     /// How often the release ended a worker of the ring.
     pub crashes: u64,
     /// Why sites of the ring do not run it, one fault a site that refused.
     pub refused: Vec<FaultNote>,
 }
 
-impl Evidence {
+impl ReleaseEvidence {
     /// About a model; nothing yet.
     pub fn of(model: ModelName) -> Self {
         Self { model, slots: BTreeMap::new(), workers: BTreeMap::new(), reports: BTreeMap::new() }
@@ -155,7 +155,7 @@ impl Evidence {
     ///
     /// False, and passed over, when its stretch is older than [`KEEP_MS`] or not yet begun, or when its numbers cannot be: a
     /// clock that is wrong must not push out what others said, nor one number spoil every sum.
-    pub fn see(&mut self, swap: Swap, now_ms: u64) -> bool {
+    pub fn add_report(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
         let latest = now_ms.saturating_add(swap.slot_length_ms);
         // One that was said in time to come would be the latest word for ever.
@@ -181,7 +181,7 @@ impl Evidence {
         if is_new && !self.has_room(&swap) {
             return false;
         }
-        let slot = Slot {
+        let slot = ReportSlot {
             length_ms: swap.slot_length_ms,
             said_at_ms: swap.said_at_ms,
             release: swap.release.clone(),
@@ -213,20 +213,20 @@ impl Evidence {
     /// order, runtime, memory, labels; what it counted is left out.
     pub fn sites(&self, now_ms: u64) -> BTreeMap<&SiteName, Vec<&Swap>> {
         let mut sites: BTreeMap<&SiteName, Vec<&Swap>> = BTreeMap::new();
-        for swap in self.workers.values().filter(|swap| heard(swap, now_ms)) {
+        for swap in self.workers.values().filter(|swap| is_current_report(swap, now_ms)) {
             sites.entry(&swap.site).or_default().push(swap);
         }
         sites
     }
 
     /// What is known of a canary.
-    pub fn trial(&self, canary: &Canary, stable: &ReleaseId, now_ms: u64) -> Trial {
+    pub fn trial(&self, canary: &Canary, stable: &ReleaseId, now_ms: u64) -> CanaryTrial {
         let ring: BTreeSet<&SiteName> = canary.ring.iter().collect();
         let release = &canary.release.release;
         let start = self.start(&ring, release, canary.since_ms);
-        let mut sites: BTreeMap<&SiteName, (BTreeMap<u64, Cell>, Cell)> = BTreeMap::new();
+        let mut sites: BTreeMap<&SiteName, (BTreeMap<u64, EvidenceCell>, EvidenceCell)> = BTreeMap::new();
         for (slot_ms, reports) in self.slots.range(start.saturating_sub(BEFORE_MS)..) {
-            let mut cell = |site, of: &ReleaseId, length_ms: u64, add: &dyn Fn(&mut Cell)| {
+            let mut cell = |site, of: &ReleaseId, length_ms: u64, add: &dyn Fn(&mut EvidenceCell)| {
                 let since = slot_ms + length_ms > start;
                 let (before, after) = match ring.contains(site) {
                     true => (of == stable && of != release, of == release && since),
@@ -245,17 +245,17 @@ impl Evidence {
                 slot.counts.iter().for_each(|said| cell(site, &said.release, slot.length_ms, &|cell| cell.count(said)));
             }
         }
-        let mut trial = Trial {
+        let mut trial = CanaryTrial {
             sites: ring.len(),
             age_ms: now_ms.saturating_sub(canary.since_ms),
             longer: longer(start, now_ms, self.length_ms()),
             memory: self.memory(&ring, stable, release, start),
             crashes: self.crashes(&ring, stable, canary, now_ms),
             refused: ring.iter().filter_map(|site| self.refused(site, canary)).collect(),
-            ..Trial::default()
+            ..CanaryTrial::default()
         };
         for (site, (before, after)) in sites {
-            let pair = Pair { before: before.into_values().collect(), after };
+            let pair = BeforeAfter { before: before.into_values().collect(), after };
             if ring.contains(site) { trial.ring.push(pair) } else { trial.others.push(pair) }
         }
         trial
@@ -274,7 +274,7 @@ impl Evidence {
         stable: &ReleaseId,
         release: &ReleaseId,
         start: u64,
-    ) -> Option<Memory> {
+    ) -> Option<RingMemory> {
         let last = |of: &ReleaseId| {
             let mut last: BTreeMap<&SiteName, BTreeMap<&str, u64>> = BTreeMap::new();
             for reports in self.slots.range(start.saturating_sub(BEFORE_MS)..).map(|(_, reports)| reports) {
@@ -294,7 +294,7 @@ impl Evidence {
         let both = after.iter().filter_map(|(site, after)| Some((mean(before.get(site)?), mean(after))));
         let sums = both.fold((0.0, 0.0, 0.0), |sums, (before, after)| (sums.0 + before, sums.1 + after, sums.2 + 1.0));
         let (before, after, count) = sums;
-        (count > 0.0).then(|| Memory { before_mib: before / count, after_mib: after / count })
+        (count > 0.0).then(|| RingMemory { before_mib: before / count, after_mib: after / count })
     }
 
     /// How often the release ended a worker of the ring: as often as workers say so, or as workers vanished from sites
@@ -311,8 +311,9 @@ impl Evidence {
         let of = |site: &&SiteName| {
             let vanished = self.vanished(site, release, canary.since_ms, now_ms).saturating_sub(elsewhere);
             // Whoever came after a worker that ended repeats what it said.
-            let alive = self.at(site).any(|swap| heard(swap, now_ms));
-            let refused = self.at(site).filter(|swap| heard(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
+            let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
+            let refused =
+                self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
             let said = refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
             vanished.max(said as u64)
         };
@@ -321,12 +322,12 @@ impl Evidence {
 
     /// Workers of a site that ran a release since then and are silent, though the site is heard of.
     fn vanished(&self, site: &SiteName, release: &ReleaseId, since_ms: u64, now_ms: u64) -> u64 {
-        if !self.at(site).any(|swap| heard(swap, now_ms)) {
+        if !self.at(site).any(|swap| is_current_report(swap, now_ms)) {
             return 0;
         }
         let ran = self.at(site).filter(|swap| swap.release == *release && swap.said_at_ms >= since_ms);
         // One that was told to stop said so.
-        ran.filter(|swap| !swap.left && !heard(swap, now_ms)).count() as u64
+        ran.filter(|swap| !swap.left && !is_current_report(swap, now_ms)).count() as u64
     }
 
     /// Why a site does not run a canary's release, if a worker refused it and none runs it.
@@ -355,15 +356,15 @@ impl Evidence {
 /// Whether a report's numbers are some that a worker can have counted.
 fn can_be(swap: &Swap) -> bool {
     let few = |count: u64| count <= MOST;
-    let sums = |moments: &Moments| few(moments.count) && moments.sum.is_finite() && moments.squares.is_finite();
-    let counted = |counts: &Counts| {
+    let sums = |moments: &MomentSums| few(moments.count) && moments.sum.is_finite() && moments.squares.is_finite();
+    let counted = |counts: &ReleaseCounts| {
         few(counts.images)
             && few(counts.faults)
             && counts.doubtful <= counts.images
             && sums(&counts.confidence)
             && sums(&counts.ln_cost_ms)
     };
-    let agreed = |agreed: &Agreed| few(agreed.asked) && agreed.agreed <= agreed.asked;
+    let agreed = |agreed: &AgreementCount| few(agreed.asked) && agreed.agreed <= agreed.asked;
     swap.slot_length_ms > 0
         && swap.slot_length_ms <= KEEP_MS
         && few(swap.memory_mib)
@@ -373,7 +374,7 @@ fn can_be(swap: &Swap) -> bool {
         && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
 }
 
-fn heard(swap: &Swap, now_ms: u64) -> bool {
+fn is_current_report(swap: &Swap, now_ms: u64) -> bool {
     now_ms.saturating_sub(swap.said_at_ms) <= SILENT_MS
 }
 
@@ -400,7 +401,7 @@ mod tests {
         Swap {
             site,
             worker: worker.into(),
-            model: ModelName::of("m"),
+            model: ModelName::from_name("m"),
             release: release(of),
             since_ms: slot_ms,
             order: 1,
@@ -412,7 +413,7 @@ mod tests {
             slot_ms,
             slot_length_ms: SLOT_MS,
             said_at_ms: slot_ms + SLOT_MS,
-            counts: vec![Counts { images, ..Counts::of(release(of)) }],
+            counts: vec![ReleaseCounts { images, ..ReleaseCounts::for_release(release(of)) }],
             left: false,
             agreements: Vec::new(),
         }
@@ -424,20 +425,20 @@ mod tests {
             parent: None,
             origin: "round 1".into(),
             package: Vec::new(),
-            needs: schemas::Needs::default(),
+            needs: schemas::MachineRequirements::default(),
             public: None,
             public_change_interval: None,
         };
         Canary { release, step: 0, ring: ring.iter().map(|site| site.parse().unwrap()).collect(), since_ms }
     }
 
-    fn seen(swaps: Vec<Swap>) -> Evidence {
-        let mut evidence = Evidence::of(ModelName::of("m"));
-        swaps.into_iter().for_each(|swap| assert!(evidence.see(swap, NOW)));
+    fn seen(swaps: Vec<Swap>) -> ReleaseEvidence {
+        let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
+        swaps.into_iter().for_each(|swap| assert!(evidence.add_report(swap, NOW)));
         evidence
     }
 
-    fn images(pairs: &[Pair]) -> Vec<(u64, u64)> {
+    fn images(pairs: &[BeforeAfter]) -> Vec<(u64, u64)> {
         pairs.iter().map(|pair| (pair.before.iter().map(|cell| cell.images).sum(), pair.after.images)).collect()
     }
 
@@ -484,7 +485,7 @@ mod tests {
 
     #[test]
     fn only_verifiers_say_how_right_a_site_is() {
-        let agreed = Agreed { asked: 10, agreed: 9 };
+        let agreed = AgreementCount { asked: 10, agreed: 9 };
         let said = Agreement { site: "a".parse().unwrap(), release: release(2), doubtful: agreed, sampled: agreed };
         for (site, asked) in [("cloud", 10), ("a", 0)] {
             let mut report = swap(site, "w", 2, NOW - SLOT_MS, 7);
@@ -497,7 +498,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_passed_over() {
-        let mut evidence = Evidence::of(ModelName::of("m"));
+        let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
         let right = swap("a", "w", 1, NOW, 1);
         let mut not_finite = right.clone();
         not_finite.counts[0].ln_cost_ms.sum = f64::NAN;
@@ -512,15 +513,15 @@ mod tests {
             not_finite,
             too_many,
         ];
-        assert!(wrong.into_iter().all(|swap| !evidence.see(swap, NOW)));
-        assert!(evidence.see(right, NOW));
+        assert!(wrong.into_iter().all(|swap| !evidence.add_report(swap, NOW)));
+        assert!(evidence.add_report(right, NOW));
     }
 
     #[test]
     fn two_days_are_kept_and_a_silent_worker_is_gone() {
-        let mut evidence = Evidence::of(ModelName::of("m"));
+        let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
         for slot in 0..1000 {
-            assert!(evidence.see(swap("a", &format!("w-{}", slot / 500), 1, slot * SLOT_MS, 1), slot * SLOT_MS));
+            assert!(evidence.add_report(swap("a", &format!("w-{}", slot / 500), 1, slot * SLOT_MS, 1), slot * SLOT_MS));
         }
         assert!(evidence.slots.len() as u64 <= KEEP_MS / SLOT_MS + 1 && evidence.workers.len() == 1);
         let (site, heard): (SiteName, u64) = ("a".parse().unwrap(), NOW + SILENT_MS);

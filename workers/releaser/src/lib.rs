@@ -4,15 +4,15 @@
 //! what is decided (pure); [`ring`] which sites try it, and which are told what next (pure); [`pause`] when nothing new is
 //! let out. Deliberately absent: weights.
 
+pub mod action;
 pub mod canary;
 pub mod evidence;
-pub mod next;
-pub mod pause;
+pub mod pause_window;
 pub mod ring;
 pub mod settings;
-pub mod walk;
+pub mod worker;
 
-pub use canary::{CanarySettings, Ruling, judge};
-pub use evidence::Evidence;
+pub use canary::{CanaryRuling, CanarySettings, judge_canary};
+pub use evidence::ReleaseEvidence;
 pub use settings::ReleaserSettings;
-pub use walk::run;
+pub use worker::run;

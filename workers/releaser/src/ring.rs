@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rollout::able::{Machine, unable};
+use rollout::compatibility::{self, MachineProfile};
 use rollout::stage;
 use rollout::swap::PASSING;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
 
-use crate::settings::Ring;
+use crate::settings::RingSettings;
 
 /// Workers by the site they work at, each as it last said.
-pub type Sites<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
+pub type SiteWorkers<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
 
 /// An order is given again after this, milliseconds: half the time that it is obeyed.
 const RENEW_MS: u64 = 15 * 24 * 3_600_000;
@@ -21,7 +21,7 @@ const AWAY_MS: u64 = 600_000;
 
 /// Without the verifiers, unless they run a release of this model, or a person chose one for them: a model of the cloud may
 /// have the name of one of the sites'.
-pub fn concerned<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
+pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> SiteWorkers<'a> {
     let cloud = SiteName::cloud();
     let of_model = |swap: &&Swap| {
         let before = rollout.previous.iter().any(|previous| previous.release == swap.release);
@@ -35,25 +35,26 @@ pub fn concerned<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
 }
 
 /// Why a site cannot run a release, if it cannot: the first of its workers that says so.
-pub fn cannot(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
+pub fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
     workers.iter().find_map(|swap| {
         // What a worker runs already it can run.
         if swap.release == release.release {
             return None;
         }
-        let machine = Machine { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
-        unable(&release.needs, &machine)
+        let machine =
+            MachineProfile { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
+        compatibility::incompatibility(&release.needs, &machine)
     })
 }
 
 /// The sites of the first `step + 1` rings that can run a release and are not pinned, sorted; and those that cannot, with
 /// the reason.
 pub fn ring(
-    rings: &[Ring],
+    rings: &[RingSettings],
     step: u32,
     rollout: &Rollout,
     release: &Release,
-    sites: &Sites<'_>,
+    sites: &SiteWorkers<'_>,
 ) -> (Vec<SiteName>, Vec<(SiteName, FaultNote)>) {
     let free: Vec<&SiteName> = sites.keys().copied().filter(|site| !rollout.pins.contains_key(*site)).collect();
     let mut chosen = BTreeSet::new();
@@ -65,14 +66,14 @@ pub fn ring(
         chosen.extend(free.iter().copied().filter(|site| ring.sites.contains(site) || labelled(site)));
         if let Some(share) = ring.share_ratio {
             let mut drawn = free.clone();
-            drawn.sort_by_key(|site| lot(&rollout.model, &release.release, site));
+            drawn.sort_by_key(|site| site_hash_fraction(&rollout.model, &release.release, site));
             let count = (share * free.len() as f64).ceil() as usize;
             chosen.extend(drawn.into_iter().take(count));
         }
     }
     let (mut able, mut unable) = (Vec::new(), Vec::new());
     for site in chosen {
-        match cannot(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
+        match site_incompatibility(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
             None => able.push(site.clone()),
             Some(fault) => unable.push((site.clone(), fault)),
         }
@@ -81,15 +82,15 @@ pub fn ring(
 }
 
 /// Another order of sites for each release, so that it is not always the same that try.
-fn lot(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
-    TaskId::derived(&format!("ring/{model}/{release}/{site}"))
+fn site_hash_fraction(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
+    TaskId::from_name(&format!("ring/{model}/{release}/{site}"))
 }
 
 /// Sites that cannot run what they should, in words; nothing if all can.
-pub fn held_up(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
+pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<String> {
     let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
-        let release = stage::order(rollout, site).release;
-        let fault = cannot(&release, workers)?;
+        let release = stage::order_for_site(rollout, site).release;
+        let fault = site_incompatibility(&release, workers)?;
         Some(format!("{site} cannot run {}: {}", release.release.short(), fault.reason))
     };
     let all: Vec<String> = sites.iter().filter_map(words).collect();
@@ -100,7 +101,7 @@ pub fn held_up(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
 
 /// What a site was last ordered to run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Given {
+pub struct StandingOrder {
     /// The release.
     pub release: ReleaseId,
     /// When, milliseconds since the epoch.
@@ -109,10 +110,10 @@ pub struct Given {
 
 /// The orders to give now, each with whether its package must come along. No more than `batch` sites at a time are on
 /// their way to what is stable; the canary's ring and what is withdrawn wait for nobody.
-pub fn orders(
+pub fn due_orders(
     rollout: &Rollout,
-    sites: &Sites<'_>,
-    given: &BTreeMap<SiteName, Given>,
+    sites: &SiteWorkers<'_>,
+    given: &BTreeMap<SiteName, StandingOrder>,
     batch: usize,
     now_ms: u64,
 ) -> Vec<(Order, bool)> {
@@ -130,7 +131,7 @@ pub fn orders(
     let mut under_way = sites.keys().filter(|site| on_its_way(site)).count();
     let mut orders = Vec::new();
     for (site, workers) in sites {
-        let order = stage::order(rollout, site);
+        let order = stage::order_for_site(rollout, site);
         let wanted = &order.release.release;
         let there = runs(site, wanted);
         let (told, given_at_ms) = match given.get(*site) {
@@ -149,7 +150,7 @@ pub fn orders(
         } else {
             true
         };
-        if !due || cannot(&order.release, workers).is_some() {
+        if !due || site_incompatibility(&order.release, workers).is_some() {
             continue;
         }
         let taken_back = workers.iter().any(|swap| rollout.withdrawn.contains(&swap.release));
@@ -166,8 +167,8 @@ pub fn orders(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rollout::stage::{Said, canary, candidate, first, stable, withdraw};
-    use schemas::{Needs, RefusedRelease};
+    use rollout::stage::{DecisionContext, canary, candidate, first, stable, withdraw};
+    use schemas::{MachineRequirements, RefusedRelease};
 
     fn release(number: u8) -> Release {
         Release {
@@ -175,14 +176,14 @@ mod tests {
             parent: None,
             origin: "imported".into(),
             package: Vec::new(),
-            needs: Needs { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 10 },
+            needs: MachineRequirements { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 10 },
             public: None,
             public_change_interval: None,
         }
     }
 
-    fn said() -> Said {
-        Said::new("hand", "because", 5)
+    fn said() -> DecisionContext {
+        DecisionContext::new("hand", "because", 5)
     }
 
     fn swap(site: &str, runs: u8) -> Swap {
@@ -207,8 +208,8 @@ mod tests {
         }
     }
 
-    fn sites(swaps: &[Swap]) -> Sites<'_> {
-        let mut sites = Sites::new();
+    fn sites(swaps: &[Swap]) -> SiteWorkers<'_> {
+        let mut sites = SiteWorkers::new();
         for swap in swaps {
             sites.entry(&swap.site).or_default().push(swap);
         }
@@ -232,9 +233,12 @@ mod tests {
         let mut swaps = fleet(20);
         swaps[3].site_labels = vec!["harbour".into()];
         let rings = [
-            Ring { sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()], ..Ring::default() },
-            Ring { labels: vec!["harbour".into()], ..Ring::default() },
-            Ring { share_ratio: Some(0.3), ..Ring::default() },
+            RingSettings {
+                sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()],
+                ..RingSettings::default()
+            },
+            RingSettings { labels: vec!["harbour".into()], ..RingSettings::default() },
+            RingSettings { share_ratio: Some(0.3), ..RingSettings::default() },
         ];
         let at = |step| ring(&rings, step, &begun(), &release(1), &sites(&swaps)).0;
         assert_eq!(at(0), ["site-07".parse().unwrap()]);
@@ -248,25 +252,25 @@ mod tests {
     fn a_site_that_cannot_run_it_says_so_and_is_not_asked() {
         let mut swaps = fleet(2);
         swaps[1].memory_free_mib = Some(3);
-        let all = [Ring { share_ratio: Some(1.0), ..Ring::default() }];
+        let all = [RingSettings { share_ratio: Some(1.0), ..RingSettings::default() }];
         let (able, unable) = ring(&all, 0, &begun(), &release(1), &sites(&swaps));
         assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
         let moved = stable(&begun(), release(1), said()).unwrap();
-        assert_eq!(names(&orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
-        let words = held_up(&moved, &sites(&swaps)).unwrap();
+        assert_eq!(names(&due_orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
+        let words = blocked_sites(&moved, &sites(&swaps)).unwrap();
         assert!(words.starts_with("site-01 cannot run 010101010101"), "{words}");
-        assert_eq!(held_up(&begun(), &sites(&swaps)), None);
+        assert_eq!(blocked_sites(&begun(), &sites(&swaps)), None);
     }
 
     #[test]
     fn verifiers_of_another_model_of_the_same_name_are_left_alone() {
         let mut swaps = fleet(2);
         swaps.push(Swap { site: SiteName::cloud(), ..swap("x", 9) });
-        assert_eq!(concerned(sites(&swaps), &begun()).len(), 2);
+        assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 2);
         let pinned = stage::pin(&begun(), SiteName::cloud(), release(1), said());
-        assert_eq!(concerned(sites(&swaps), &pinned).len(), 3);
+        assert_eq!(relevant_sites(sites(&swaps), &pinned).len(), 3);
         swaps[2].release = ReleaseId::from_sha256([0; 32]);
-        assert_eq!(concerned(sites(&swaps), &begun()).len(), 3, "they run what is stable");
+        assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 3, "they run what is stable");
     }
 
     #[test]
@@ -274,10 +278,13 @@ mod tests {
         let swaps = fleet(7);
         let moved = stable(&begun(), release(1), said()).unwrap();
         let mut given = BTreeMap::new();
-        let give = |given: &mut BTreeMap<SiteName, Given>, swaps: &[Swap], now_ms: u64| {
-            let orders = orders(&moved, &sites(swaps), given, 3, now_ms);
+        let give = |given: &mut BTreeMap<SiteName, StandingOrder>, swaps: &[Swap], now_ms: u64| {
+            let orders = due_orders(&moved, &sites(swaps), given, 3, now_ms);
             for (order, _) in &orders {
-                given.insert(order.site.clone(), Given { release: order.release.release.clone(), at_ms: now_ms });
+                given.insert(
+                    order.site.clone(),
+                    StandingOrder { release: order.release.release.clone(), at_ms: now_ms },
+                );
             }
             orders.len()
         };
@@ -301,17 +308,18 @@ mod tests {
             said(),
         )
         .unwrap();
-        let stay = Given { release: release(0).release, at_ms: 0 };
-        let mut given: BTreeMap<SiteName, Given> = swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
-        let first = orders(&tried, &sites(&swaps), &given, 10, 5);
+        let stay = StandingOrder { release: release(0).release, at_ms: 0 };
+        let mut given: BTreeMap<SiteName, StandingOrder> =
+            swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
+        let first = due_orders(&tried, &sites(&swaps), &given, 10, 5);
         assert_eq!(names(&first), ["site-01:01"]);
         assert!(first[0].1, "with its package");
-        given.insert("site-01".parse().unwrap(), Given { release: release(1).release, at_ms: 5 });
+        given.insert("site-01".parse().unwrap(), StandingOrder { release: release(1).release, at_ms: 5 });
         let fault = FaultNote::new("score_not_finite", "no number", "none");
         swaps[1].refused = vec![RefusedRelease { release: release(1).release, fault }];
-        assert!(orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");
+        assert!(due_orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");
         let back = withdraw(&tried, &release(1).release, said()).unwrap();
-        let back = orders(&back, &sites(&swaps), &given, 10, 6);
+        let back = due_orders(&back, &sites(&swaps), &given, 10, 6);
         assert_eq!((names(&back), back[0].1), (vec!["site-01:00".to_owned()], false));
     }
 }

@@ -6,7 +6,7 @@ use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
 use crate::canary::CanarySettings;
-use crate::pause::Window;
+use crate::pause_window::PauseWindow;
 
 /// How releases are let out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,13 +19,13 @@ pub struct ReleaserSettings {
     /// of them signed (OpenSSF Model Signing); what is trained here needs no signature.
     pub trusted_keys: Vec<PathBuf>,
     /// Rings of sites that try a release, one after the other, each by itself judged; the sites of earlier ones stay in.
-    pub rings: Vec<Ring>,
+    pub rings: Vec<RingSettings>,
     /// When a canary is promoted or withdrawn.
     pub canary: CanarySettings,
     /// So many sites at a time are given what is stable, at least 1.
     pub batch: u32,
     /// When nothing new is let out, in UTC, such as `22:00-06:00`; what is bad is taken back all the same.
-    pub pause: Vec<Window>,
+    pub pause: Vec<PauseWindow>,
     /// How often canaries are judged, seconds, at least 1.
     pub judge_s: u32,
     /// How much less right than its parent a candidate may be on the public set and still be tried, 0 to 1.
@@ -37,7 +37,7 @@ impl Default for ReleaserSettings {
         Self {
             key: None,
             trusted_keys: Vec::new(),
-            rings: vec![Ring { share_ratio: Some(0.1), ..Ring::default() }],
+            rings: vec![RingSettings { share_ratio: Some(0.1), ..RingSettings::default() }],
             canary: CanarySettings::default(),
             batch: 10,
             pause: Vec::new(),
@@ -50,7 +50,7 @@ impl Default for ReleaserSettings {
 /// Which sites try a release: all that are named in one way or another.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Ring {
+pub struct RingSettings {
     /// These.
     pub sites: Vec<SiteName>,
     /// Those whose operators call them so (recognizer.site_labels).

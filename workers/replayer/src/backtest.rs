@@ -8,17 +8,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use decisions::admit::{Admit, Candidate as Asking, State, decide, finish_s, queue_s};
-use decisions::fate::{Doubt, Fate, Share, fate};
-use decisions::gate::Tested;
-use decisions::learn::Evidence;
-use decisions::{InForce, PayloadKind, lot};
-use schemas::{Answer, Decided, Fated, Opinion, Ranked, Reason, Route, TaskId};
+use decisions::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, queue_s};
+use decisions::calibration::CalibrationEvidence;
+use decisions::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
+use decisions::gate::TestedScores;
+use decisions::{EffectiveSettings, PayloadKind, hash_fraction};
+use schemas::{Answer, DecisionTrace, EscalationOutcome, Prediction, RankedClass, Reason, Route, TaskId};
 use serde_json::Value;
 
-pub use self::sums::Played;
-use self::sums::{Known, Outcome, Sums};
-use crate::row::Texts;
+pub use self::sums::BacktestResult;
+use self::sums::{AgreementRates, BacktestSums, TaskOutcome};
+use crate::row::TextPool;
 
 mod sums;
 
@@ -27,9 +27,9 @@ const TEACH_EVERY: usize = 50;
 
 /// What is known of a task that was decided.
 #[derive(Debug, Clone)]
-pub struct Recorded {
+pub struct RecordedTask {
     task: TaskId,
-    decided: Box<Decided>,
+    decided: Box<DecisionTrace>,
     route: Route,
     reason: Reason,
     edge: Option<(Arc<str>, f32)>,
@@ -41,11 +41,11 @@ pub struct Recorded {
     energy_mj: f64,
 }
 
-impl Recorded {
+impl RecordedTask {
     /// Of a final answer; `None` for one that says nothing of how it was decided. `person`: what a person says it shows.
-    pub fn of(answer: &Answer, person: Option<&Arc<str>>, texts: &mut Texts) -> Option<Self> {
+    pub fn of(answer: &Answer, person: Option<&Arc<str>>, texts: &mut TextPool) -> Option<Self> {
         let decided = answer.decided.clone()?;
-        let said = |opinion: Option<(&str, f32)>, texts: &mut Texts| {
+        let said = |opinion: Option<(&str, f32)>, texts: &mut TextPool| {
             opinion.map(|(label, confidence)| (texts.shared(label), confidence))
         };
         let own = answer.label.as_deref().zip(answer.confidence);
@@ -87,7 +87,9 @@ impl Recorded {
 
     fn sent_bytes(&self) -> u64 {
         let doubt = self.decided.doubt.as_ref();
-        match doubt.filter(|doubt| matches!(doubt.fate, Fated::Goes | Fated::Sampled | Fated::Blocks)) {
+        match doubt.filter(|doubt| {
+            matches!(doubt.fate, EscalationOutcome::Goes | EscalationOutcome::Sampled | EscalationOutcome::Blocks)
+        }) {
             Some(doubt) => doubt.bytes,
             None if self.route == Route::Redirected => self.decided.bytes,
             None => 0,
@@ -97,22 +99,23 @@ impl Recorded {
 
 /// Settings that are tried: what they say replaces what was in force, key by key.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Candidate {
+pub struct BacktestCandidate {
     /// What it is called.
     pub name: String,
     /// An object with the keys `policy`, `gate` and `verify`, or some of them.
     pub says: Value,
 }
 
-impl Candidate {
+impl BacktestCandidate {
     /// The settings it comes to.
     ///
     /// # Errors
     /// One sentence: a key that no setting has, or a value that it cannot have.
-    pub fn over(&self, in_force: &InForce) -> Result<InForce, String> {
+    pub fn apply_to(&self, in_force: &EffectiveSettings) -> Result<EffectiveSettings, String> {
         let mut all = serde_json::to_value(in_force).map_err(|error| error.to_string())?;
         merge(&mut all, &self.says);
-        let settings: InForce = serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
+        let settings: EffectiveSettings =
+            serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
         for checked in [settings.policy.check(), settings.gate.check(), settings.verify.check()] {
             checked.map_err(|why| format!("{}: {why}", self.name))?;
         }
@@ -132,21 +135,21 @@ fn merge(under: &mut Value, over: &Value) {
 }
 
 /// In the order in which they were decided: each recognizer's state is its own.
-pub fn in_order(all: &mut [Recorded]) {
+pub fn in_order(all: &mut [RecordedTask]) {
     all.sort_by(|a, b| {
-        let key = |task: &Recorded| task.decided.doubt.as_ref().map_or(task.decided.at_s, |doubt| doubt.at_s);
+        let key = |task: &RecordedTask| task.decided.doubt.as_ref().map_or(task.decided.at_s, |doubt| doubt.at_s);
         a.decided.worker.cmp(&b.decided.worker).then(key(a).total_cmp(&key(b))).then(a.task.cmp(&b.task))
     });
 }
 
 /// What became of it, as it was.
-pub fn as_it_was(all: &[Recorded]) -> Played {
-    let known = Known::of(all);
-    let mut sums = Sums::default();
+pub fn recorded_result(all: &[RecordedTask]) -> BacktestResult {
+    let known = AgreementRates::of(all);
+    let mut sums = BacktestSums::default();
     sums.played.name = "as it was".into();
     for task in all {
         let went = task.sent_bytes() > 0;
-        let outcome = Outcome {
+        let outcome = TaskOutcome {
             redirected: task.route == Route::Redirected,
             held: task.decided.held_s > 0.0,
             doubtful: task.doubtful(),
@@ -157,18 +160,22 @@ pub fn as_it_was(all: &[Recorded]) -> Played {
         };
         sums.add(task, &outcome, &known);
     }
-    sums.done()
+    sums.finish()
 }
 
 /// What would have become of it. `in_force`: the settings that were, by the names that tasks give them.
 ///
 /// # Errors
 /// What is wrong with the candidate, in one sentence.
-pub fn play(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &Candidate) -> Result<Played, String> {
-    let known = Known::of(all);
+pub fn replay_decisions(
+    all: &[RecordedTask],
+    in_force: &BTreeMap<String, EffectiveSettings>,
+    candidate: &BacktestCandidate,
+) -> Result<BacktestResult, String> {
+    let known = AgreementRates::of(all);
     let mut settings = HashMap::new();
     for (name, were) in in_force {
-        let are = candidate.over(were)?;
+        let are = candidate.apply_to(were)?;
         let (were_at, are_at) = (were.gate().temperature, are.gate().temperature);
         if were_at != are_at {
             return Err(format!(
@@ -179,9 +186,9 @@ pub fn play(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &
         }
         settings.insert(name.as_str(), (were, are));
     }
-    let mut sums = Sums::default();
+    let mut sums = BacktestSums::default();
     sums.played.name.clone_from(&candidate.name);
-    let mut minds: HashMap<&str, Mind> = HashMap::new();
+    let mut minds: HashMap<&str, BacktestState> = HashMap::new();
     for task in all {
         let Some((were, are)) = settings.get(task.settings()) else { continue };
         let mind = minds.entry(task.decided.worker.as_str()).or_default();
@@ -189,46 +196,52 @@ pub fn play(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &
         sums.played.otherwise += u64::from(otherwise);
         sums.add(task, &outcome, &known);
     }
-    Ok(sums.done())
+    Ok(sums.finish())
 }
 
 /// What a recognizer would have had in mind.
 #[derive(Default)]
-struct Mind {
-    state: State,
-    share: Share,
-    evidence: Evidence,
+struct BacktestState {
+    state: AdmitState,
+    share: EscalationCap,
+    evidence: CalibrationEvidence,
     taught: Option<decisions::gate::Gate>,
     seen: usize,
 }
 
-impl Mind {
-    fn decide(&mut self, task: &Recorded, were: &InForce, are: &InForce) -> (Outcome, bool) {
+impl BacktestState {
+    fn decide(
+        &mut self,
+        task: &RecordedTask,
+        were: &EffectiveSettings,
+        are: &EffectiveSettings,
+    ) -> (TaskOutcome, bool) {
         let decided = &task.decided;
-        let asking = Asking {
+        let asking = AdmitInput {
             bytes: decided.bytes,
             left_s: decided.left_s,
             held_s: decided.held_s,
             may_leave: are.verify.enabled && are.verify.payload == PayloadKind::Image,
             priority: decided.priority,
-            lot: lot(task.task, "redirect"),
+            lot: hash_fraction(task.task, "redirect"),
         };
         // The same policy had in mind what was recorded, also of the times in between that are not.
         let state = if are.policy == were.policy { recorded_state(decided) } else { self.state };
-        let (state, admit) = decide(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
+        let (state, admit) =
+            decide_admission(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
         self.state = state;
         let watts = are.policy.energy.watts_per_core;
         let up_mj = |bytes: u64| bytes as f64 / 1e6 * are.policy.energy.joules_per_mb * 1000.0;
-        let otherwise = (admit == Admit::Redirect) != decided.redirected;
+        let otherwise = (admit == AdmitDecision::Redirect) != decided.redirected;
         // One that was redirected and taken back would have been taken back again.
         let taken_back = decided.redirected && decided.doubt.is_some();
-        if admit == Admit::Redirect && !taken_back {
+        if admit == AdmitDecision::Redirect && !taken_back {
             let there_ms = finish_s(&decided.network, decided.bytes).map(|seconds| seconds * 1000.0);
             let took_ms = match task.route {
                 Route::Redirected => task.final_ms,
                 _ => there_ms.unwrap_or(task.final_ms),
             };
-            let outcome = Outcome {
+            let outcome = TaskOutcome {
                 redirected: true,
                 held: decided.held_s > 0.0,
                 doubtful: false,
@@ -242,9 +255,9 @@ impl Mind {
         let Some(doubt) = &decided.doubt else {
             // The site never saw it.
             let here_ms = (queue_s(&decided.load) + decided.load.cost_s) * 1000.0;
-            let outcome = Outcome {
+            let outcome = TaskOutcome {
                 redirected: false,
-                held: admit == Admit::Listen,
+                held: admit == AdmitDecision::Listen,
                 doubtful: false,
                 up_bytes: None,
                 first_ms: here_ms,
@@ -254,7 +267,7 @@ impl Mind {
             return (outcome, otherwise);
         };
         let label = task.edge.as_ref().map(|(label, _)| label.as_ref()).unwrap_or_default();
-        let tested = Tested {
+        let tested = TestedScores {
             best: doubt.best,
             second: doubt.second,
             entropy_ratio: doubt.entropy_ratio,
@@ -262,7 +275,7 @@ impl Mind {
         };
         let reason = self.gate(task, were, are, &tested, label);
         if are == were {
-            self.share = doubt.earned.map_or_else(Share::default, Share::with);
+            self.share = doubt.earned.map_or_else(EscalationCap::default, EscalationCap::with_balance);
         }
         let bytes = match are.verify.payload {
             PayloadKind::Image if were.verify.payload != PayloadKind::Image => decided.bytes,
@@ -271,47 +284,54 @@ impl Mind {
         let network = doubt.network.as_ref().unwrap_or(&decided.network);
         // A publisher's own deadline stays; the site's may be another.
         let longer_s = f64::from(are.verify.deadline_s) - f64::from(were.verify.deadline_s);
-        let about = Doubt {
+        let about = EscalationInput {
             reason,
             label,
             truth: task.truth.as_deref(),
             bytes,
             left_s: if decided.left_s.is_none() { doubt.left_s + longer_s } else { doubt.left_s },
-            lot: lot(task.task, "sample"),
+            lot: hash_fraction(task.task, "sample"),
         };
-        let fate = fate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
-        let goes = matches!(fate, Fate::Goes(_) | Fate::Blocks);
+        let fate = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
+        let goes = matches!(fate, Escalation::Goes(_) | Escalation::Blocks);
         let there_ms = finish_s(network, about.bytes).unwrap_or(about.left_s) * 1000.0;
         let final_ms = match (goes, task.route) {
             (false, _) => task.first_ms,
             (true, Route::Verified) => task.final_ms,
             (true, _) => task.first_ms + there_ms.max(0.0),
         };
-        let outcome = Outcome {
+        let outcome = TaskOutcome {
             redirected: false,
-            held: admit == Admit::Listen || decided.held_s > 0.0,
+            held: admit == AdmitDecision::Listen || decided.held_s > 0.0,
             doubtful: reason != Reason::Confident,
             up_bytes: goes.then_some(about.bytes),
             first_ms: task.first_ms,
             final_ms,
             energy_mj: task.busy_s * watts * 1000.0 + if goes { up_mj(about.bytes) } else { 0.0 },
         };
-        (outcome, otherwise || fate.word() != doubt.fate)
+        (outcome, otherwise || fate.outcome() != doubt.fate)
     }
 
     /// What the gate says. One that learns is taught by the verdicts of the stretch; where it is the one that was in force,
     /// it says what it said, for what it had learned before is not recorded.
-    fn gate(&mut self, task: &Recorded, were: &InForce, are: &InForce, tested: &Tested, label: &str) -> Reason {
+    fn gate(
+        &mut self,
+        task: &RecordedTask,
+        were: &EffectiveSettings,
+        are: &EffectiveSettings,
+        tested: &TestedScores,
+        label: &str,
+    ) -> Reason {
         let Some(target) = are.gate.target_accuracy_ratio else { return are.gate().decide(tested, label) };
         if are.gate == were.gate {
             return if task.doubtful() { Reason::LowConfidence } else { Reason::Confident };
         }
-        self.evidence.seen(label, tested.best);
+        self.evidence.add_answer(label, tested.best);
         if let (Some((label, confidence)), Some(verdict)) = (&task.edge, &task.verdict) {
-            let ranked = Ranked { label: label.to_string(), confidence: *confidence };
+            let ranked = RankedClass { label: label.to_string(), confidence: *confidence };
             let release = schemas::ReleaseId::from_sha256([0; 32]);
             let top = vec![ranked];
-            let opinion = Opinion {
+            let opinion = Prediction {
                 label: label.to_string(),
                 confidence: *confidence,
                 top,
@@ -320,19 +340,19 @@ impl Mind {
                 temperature: None,
                 novelty: None,
             };
-            self.evidence.verified(&opinion, verdict, 2, 1.0);
+            self.evidence.add_verdict(&opinion, verdict, 2, 1.0);
         }
         if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
-            let belief = self.evidence.belief(target);
-            self.taught = Some(are.gate().taught(&belief));
+            let belief = self.evidence.calibration(target);
+            self.taught = Some(are.gate().with_calibration(&belief));
         }
         self.seen += 1;
         self.taught.as_ref().map_or(Reason::Confident, |gate| gate.decide(tested, label))
     }
 }
 
-fn recorded_state(decided: &Decided) -> State {
-    State {
+fn recorded_state(decided: &DecisionTrace) -> AdmitState {
+    AdmitState {
         mode: decided.mode,
         overloaded: decided.overloaded,
         changed_at_s: decided.changed_at_s.unwrap_or(f64::NEG_INFINITY),
@@ -341,18 +361,22 @@ fn recorded_state(decided: &Decided) -> State {
 
 #[cfg(test)]
 mod tests {
-    use schemas::decided::{CloudLoad, Load, Mode, Network};
-    use schemas::task::Stored;
-    use schemas::{Doubted, Stage, Task, Timings};
+    use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
+    use schemas::task::StorageStamp;
+    use schemas::{AnswerStage, EscalationTrace, Task, Timings};
     use serde_json::json;
 
     use super::*;
 
     /// A task that the site's model was so sure of, verified or not.
-    fn recorded(number: u64, best: f32, verdict: Option<&str>) -> Recorded {
-        let stored =
-            Stored { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
-        let task = Task::bare(&stored, TaskId::derived(&number.to_string()));
+    fn recorded(number: u64, best: f32, verdict: Option<&str>) -> RecordedTask {
+        let stored = StorageStamp {
+            site: "reef".parse().unwrap(),
+            camera: "c".parse().unwrap(),
+            sequence: number,
+            stored_at_ns: 0,
+        };
+        let task = Task::from_id(&stored, TaskId::from_name(&number.to_string()));
         let network = Network {
             up: true,
             available: true,
@@ -367,9 +391,9 @@ mod tests {
             Some(_) => (Route::Verified, Reason::LowConfidence),
             None => (Route::Edge, Reason::Confident),
         };
-        let mut answer = Answer::about(&task, Stage::Final, route, reason, 100);
-        let fate = if verdict.is_some() { Fated::Goes } else { Fated::Stands };
-        answer.decided = Some(Box::new(Decided {
+        let mut answer = Answer::for_task(&task, AnswerStage::Final, route, reason, 100);
+        let fate = if verdict.is_some() { EscalationOutcome::Goes } else { EscalationOutcome::Stands };
+        answer.decided = Some(Box::new(DecisionTrace {
             worker: "w".into(),
             settings: "live".into(),
             bytes: 10_000,
@@ -377,13 +401,13 @@ mod tests {
             held_s: 0.0,
             priority: 5,
             at_s: number as f64,
-            mode: Mode::Local,
+            mode: RoutingMode::Local,
             overloaded: false,
             changed_at_s: None,
-            load: Load { waiting: 1, free: true, replicas: 1, cost_s: 0.005, ..Load::default() },
+            load: SiteLoad { waiting: 1, free: true, replicas: 1, cost_s: 0.005, ..SiteLoad::default() },
             network,
             redirected: false,
-            doubt: Some(Doubted {
+            doubt: Some(EscalationTrace {
                 at_s: number as f64,
                 best,
                 second: 1.0 - best,
@@ -401,7 +425,7 @@ mod tests {
         if verdict.is_some() {
             let release = schemas::ReleaseId::from_sha256([1; 32]);
             let top = Vec::new();
-            answer.edge = Some(Opinion {
+            answer.edge = Some(Prediction {
                 label: "crab".into(),
                 confidence: best,
                 top,
@@ -413,17 +437,17 @@ mod tests {
         }
         answer.truth = Some("fish".into());
         answer.timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 1, ..Timings::default() };
-        Recorded::of(&answer, None, &mut Texts::default()).unwrap()
+        RecordedTask::of(&answer, None, &mut TextPool::default()).unwrap()
     }
 
-    fn live() -> BTreeMap<String, InForce> {
-        [("live".to_owned(), InForce::default())].into()
+    fn live() -> BTreeMap<String, EffectiveSettings> {
+        [("live".to_owned(), EffectiveSettings::default())].into()
     }
 
-    fn play_one(says: Value) -> Played {
+    fn play_one(says: Value) -> BacktestResult {
         let all = [recorded(1, 0.6, Some("fish")), recorded(2, 0.9, None), recorded(3, 0.95, None)];
-        let candidate = Candidate { name: "tried".into(), says };
-        play(&all, &live(), &candidate).unwrap()
+        let candidate = BacktestCandidate { name: "tried".into(), says };
+        replay_decisions(&all, &live(), &candidate).unwrap()
     }
 
     #[test]
@@ -460,8 +484,8 @@ mod tests {
     #[test]
     fn a_candidate_that_is_none_is_refused_by_name() {
         let refused = |says: Value| {
-            let candidate = Candidate { name: "bad.toml".into(), says };
-            play(&[recorded(1, 0.6, None)], &live(), &candidate).unwrap_err()
+            let candidate = BacktestCandidate { name: "bad.toml".into(), says };
+            replay_decisions(&[recorded(1, 0.6, None)], &live(), &candidate).unwrap_err()
         };
         assert!(refused(json!({"gate": {"min_confidense_ratio": 0.5}})).contains("min_confidense_ratio"));
         assert!(refused(json!({"gate": {"min_confidence_ratio": 2.0}})).contains("between 0 and 1"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::row::Row;
+use crate::row::TaskRow;
 
 /// Heads of the columns of a comparison.
 pub const HEADS: [&str; 11] = [
@@ -23,7 +23,7 @@ pub const HEADS: [&str; 11] = [
 
 /// What another model says of an image.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Said {
+pub struct ComparedPrediction {
     /// Its best class.
     pub label: String,
     /// Its probability, 0 to 1.
@@ -33,7 +33,7 @@ pub struct Said {
 }
 
 /// One answer beside the other.
-pub fn cells(row: &Row, said: &Said) -> [String; 11] {
+pub fn cells(row: &TaskRow, said: &ComparedPrediction) -> [String; 11] {
     let (label, source) = row.label().map_or(("", ""), |(label, source)| (label.as_ref(), source.as_str()));
     [
         row.task.to_string(),
@@ -81,7 +81,7 @@ pub struct Comparison {
 
 impl Comparison {
     /// Counts one image.
-    pub fn add(&mut self, row: &Row, said: &Said) {
+    pub fn add(&mut self, row: &TaskRow, said: &ComparedPrediction) {
         let Some(before) = row.answer.as_deref() else { return };
         self.count(before, row.confidence.unwrap_or(0.0), row.label().map(|(label, _)| label.as_ref()), said);
     }
@@ -89,13 +89,16 @@ impl Comparison {
     /// Counts a line that was written before.
     pub fn add_cells(&mut self, cells: &csv::StringRecord) -> Option<()> {
         let text = |at: usize| cells.get(at).filter(|text| !text.is_empty());
-        let said =
-            Said { label: text(8)?.to_owned(), confidence: text(9)?.parse().ok()?, cost_ms: text(10)?.parse().ok()? };
+        let said = ComparedPrediction {
+            label: text(8)?.to_owned(),
+            confidence: text(9)?.parse().ok()?,
+            cost_ms: text(10)?.parse().ok()?,
+        };
         self.count(text(5)?, text(6)?.parse().ok()?, text(3), &said);
         Some(())
     }
 
-    fn count(&mut self, before: &str, confidence: f32, label: Option<&str>, said: &Said) {
+    fn count(&mut self, before: &str, confidence: f32, label: Option<&str>, said: &ComparedPrediction) {
         let share = 1.0 / (self.images + 1) as f64;
         let mean = |mean: f64, new: f64| mean + (new - mean) * share;
         self.images += 1;
@@ -125,8 +128,8 @@ mod tests {
     #[test]
     fn what_changed_is_counted_and_a_written_comparison_counts_alike() {
         let mut comparison = Comparison::default();
-        let said = |label: &str| Said { label: label.into(), confidence: 0.8, cost_ms: 2.0 };
-        let right = Row { answer: Some("crab".into()), ..row() };
+        let said = |label: &str| ComparedPrediction { label: label.into(), confidence: 0.8, cost_ms: 2.0 };
+        let right = TaskRow { answer: Some("crab".into()), ..row() };
         let mut written = Comparison::default();
         for (row, said) in
             [(row(), said("crab")), (row(), said("fish")), (right.clone(), said("eel")), (right, said("crab"))]

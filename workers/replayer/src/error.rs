@@ -84,7 +84,7 @@ pub enum ReplayError {
     Model {
         /// Its own words.
         #[source]
-        source: vision::InferError,
+        source: vision::InferenceError,
     },
 }
 
@@ -95,7 +95,7 @@ impl ReplayError {
     }
 
     /// A full disk is told with how far it came.
-    pub fn at(self, through: u64, all: u64) -> Self {
+    pub fn with_progress(self, through: u64, all: u64) -> Self {
         match self {
             Self::Write { path, source } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Self::DiskFull { path, through, all }

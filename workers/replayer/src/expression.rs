@@ -15,35 +15,35 @@ use std::fmt;
 
 use wildmatch::WildMatch;
 
-use crate::field::{FLAGS, Field, Kind, NUMBERS, TEXTS, Value};
-use crate::row::Row;
+use crate::field::{FLAGS, FieldKind, FieldValue, NUMBERS, TEXTS, TaskField};
+use crate::row::TaskRow;
 
 /// Deepest nesting: deeper is no condition that a person wrote.
 const MOST_NESTED: usize = 64;
 
 /// A condition on tasks.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Expression(Node);
+pub struct Expression(ExpressionNode);
 
 #[derive(Debug, Clone, PartialEq)]
-enum Node {
-    Or(Vec<Node>),
-    And(Vec<Node>),
-    Not(Box<Node>),
-    Flag(Field),
-    Compare(Field, Operator, Right),
-    In(Field, Vec<Value>),
-    Like(Field, WildMatch),
+enum ExpressionNode {
+    Or(Vec<ExpressionNode>),
+    And(Vec<ExpressionNode>),
+    Not(Box<ExpressionNode>),
+    Flag(TaskField),
+    Compare(TaskField, ExpressionOperator, ExpressionOperand),
+    In(TaskField, Vec<FieldValue>),
+    Like(TaskField, WildMatch),
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Right {
-    Value(Value),
-    Field(Field),
+enum ExpressionOperand {
+    Value(FieldValue),
+    Field(TaskField),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operator {
+enum ExpressionOperator {
     Equal,
     Unequal,
     Less,
@@ -79,9 +79,9 @@ impl Expression {
     /// # Errors
     /// What is wrong, and at which column.
     pub fn parse(text: &str) -> Result<Self, ExpressionError> {
-        let failed = |(at, why): Wrong| ExpressionError { text: text.into(), column: at + 1, why };
+        let failed = |(at, why): ExpressionFault| ExpressionError { text: text.into(), column: at + 1, why };
         let tokens = tokens(text).map_err(failed)?;
-        let mut parser = Parser { tokens, at: 0, end: text.chars().count(), nested: 0 };
+        let mut parser = ExpressionParser { tokens, at: 0, end: text.chars().count(), nested: 0 };
         let node = parser.or().map_err(failed)?;
         match parser.peek() {
             None => Ok(Self(node)),
@@ -90,92 +90,94 @@ impl Expression {
     }
 
     /// Whether a task meets it.
-    pub fn holds(&self, row: &Row) -> bool {
+    pub fn matches(&self, row: &TaskRow) -> bool {
         holds(&self.0, row)
     }
 }
 
-fn holds(node: &Node, row: &Row) -> bool {
+fn holds(node: &ExpressionNode, row: &TaskRow) -> bool {
     match node {
-        Node::Or(nodes) => nodes.iter().any(|node| holds(node, row)),
-        Node::And(nodes) => nodes.iter().all(|node| holds(node, row)),
-        Node::Not(node) => !holds(node, row),
-        Node::Flag(field) => row.value(*field) == Some(Value::Flag(true)),
-        Node::Compare(field, operator, right) => {
+        ExpressionNode::Or(nodes) => nodes.iter().any(|node| holds(node, row)),
+        ExpressionNode::And(nodes) => nodes.iter().all(|node| holds(node, row)),
+        ExpressionNode::Not(node) => !holds(node, row),
+        ExpressionNode::Flag(field) => row.value(*field) == Some(FieldValue::Flag(true)),
+        ExpressionNode::Compare(field, operator, right) => {
             let right = match right {
-                Right::Value(value) => Some(value.clone()),
-                Right::Field(field) => row.value(*field),
+                ExpressionOperand::Value(value) => Some(value.clone()),
+                ExpressionOperand::Field(field) => row.value(*field),
             };
             row.value(*field).zip(right).is_some_and(|(left, right)| compare(*field, *operator, &left, &right))
         }
-        Node::In(field, values) => row
+        ExpressionNode::In(field, values) => row
             .value(*field)
-            .is_some_and(|left| values.iter().any(|right| compare(*field, Operator::Equal, &left, right))),
-        Node::Like(field, pattern) => match row.value(*field) {
-            Some(Value::Text(text)) => pattern.matches(&text),
+            .is_some_and(|left| values.iter().any(|right| compare(*field, ExpressionOperator::Equal, &left, right))),
+        ExpressionNode::Like(field, pattern) => match row.value(*field) {
+            Some(FieldValue::Text(text)) => pattern.matches(&text),
             _ => false,
         },
     }
 }
 
-fn compare(field: Field, operator: Operator, left: &Value, right: &Value) -> bool {
+fn compare(field: TaskField, operator: ExpressionOperator, left: &FieldValue, right: &FieldValue) -> bool {
     use std::cmp::Ordering::{Equal, Greater, Less};
     let order = match (left, right) {
         // A release is named by the first digits of its digest.
-        (Value::Text(left), Value::Text(right)) if field == Field::Release && left.starts_with(right.as_ref()) => {
+        (FieldValue::Text(left), FieldValue::Text(right))
+            if field == TaskField::Release && left.starts_with(right.as_ref()) =>
+        {
             Some(Equal)
         }
-        (Value::Text(left), Value::Text(right)) => Some(left.cmp(right)),
-        (Value::Number(left), Value::Number(right)) => left.partial_cmp(right),
+        (FieldValue::Text(left), FieldValue::Text(right)) => Some(left.cmp(right)),
+        (FieldValue::Number(left), FieldValue::Number(right)) => left.partial_cmp(right),
         _ => None,
     };
     match operator {
-        Operator::Equal => order == Some(Equal),
-        Operator::Unequal => matches!(order, Some(Less | Greater)),
-        Operator::Less => order == Some(Less),
-        Operator::AtMost => matches!(order, Some(Less | Equal)),
-        Operator::More => order == Some(Greater),
-        Operator::AtLeast => matches!(order, Some(Greater | Equal)),
+        ExpressionOperator::Equal => order == Some(Equal),
+        ExpressionOperator::Unequal => matches!(order, Some(Less | Greater)),
+        ExpressionOperator::Less => order == Some(Less),
+        ExpressionOperator::AtMost => matches!(order, Some(Less | Equal)),
+        ExpressionOperator::More => order == Some(Greater),
+        ExpressionOperator::AtLeast => matches!(order, Some(Greater | Equal)),
     }
 }
 
 /// Where, in characters from 0, and what.
-type Wrong = (usize, String);
+type ExpressionFault = (usize, String);
 
 #[derive(Debug, Clone, PartialEq)]
-struct Token {
+struct ExpressionToken {
     at: usize,
-    is: Is,
+    is: TokenKind,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Is {
+enum TokenKind {
     Word(String),
     Quoted(String),
-    Operator(Operator),
+    Operator(ExpressionOperator),
     Open,
     Close,
     Comma,
 }
 
-impl Token {
+impl ExpressionToken {
     fn said(&self) -> String {
         match &self.is {
-            Is::Word(word) => word.clone(),
-            Is::Quoted(text) => format!("\"{text}\""),
-            Is::Operator(_) => "this sign".into(),
-            Is::Open => "(".into(),
-            Is::Close => ")".into(),
-            Is::Comma => ",".into(),
+            TokenKind::Word(word) => word.clone(),
+            TokenKind::Quoted(text) => format!("\"{text}\""),
+            TokenKind::Operator(_) => "this sign".into(),
+            TokenKind::Open => "(".into(),
+            TokenKind::Close => ")".into(),
+            TokenKind::Comma => ",".into(),
         }
     }
 
     fn is_word(&self, word: &str) -> bool {
-        matches!(&self.is, Is::Word(said) if said.eq_ignore_ascii_case(word))
+        matches!(&self.is, TokenKind::Word(said) if said.eq_ignore_ascii_case(word))
     }
 }
 
-fn tokens(text: &str) -> Result<Vec<Token>, Wrong> {
+fn tokens(text: &str) -> Result<Vec<ExpressionToken>, ExpressionFault> {
     let chars: Vec<char> = text.chars().collect();
     let (mut tokens, mut at) = (Vec::new(), 0);
     while let Some(&c) = chars.get(at) {
@@ -185,29 +187,29 @@ fn tokens(text: &str) -> Result<Vec<Token>, Wrong> {
                 at += 1;
                 continue;
             }
-            '(' => (Is::Open, 1),
-            ')' => (Is::Close, 1),
-            ',' => (Is::Comma, 1),
-            '=' if next == Some('=') => (Is::Operator(Operator::Equal), 2),
-            '=' => (Is::Operator(Operator::Equal), 1),
-            '!' if next == Some('=') => (Is::Operator(Operator::Unequal), 2),
-            '<' if next == Some('=') => (Is::Operator(Operator::AtMost), 2),
-            '<' => (Is::Operator(Operator::Less), 1),
-            '>' if next == Some('=') => (Is::Operator(Operator::AtLeast), 2),
-            '>' => (Is::Operator(Operator::More), 1),
+            '(' => (TokenKind::Open, 1),
+            ')' => (TokenKind::Close, 1),
+            ',' => (TokenKind::Comma, 1),
+            '=' if next == Some('=') => (TokenKind::Operator(ExpressionOperator::Equal), 2),
+            '=' => (TokenKind::Operator(ExpressionOperator::Equal), 1),
+            '!' if next == Some('=') => (TokenKind::Operator(ExpressionOperator::Unequal), 2),
+            '<' if next == Some('=') => (TokenKind::Operator(ExpressionOperator::AtMost), 2),
+            '<' => (TokenKind::Operator(ExpressionOperator::Less), 1),
+            '>' if next == Some('=') => (TokenKind::Operator(ExpressionOperator::AtLeast), 2),
+            '>' => (TokenKind::Operator(ExpressionOperator::More), 1),
             '\'' | '"' => {
                 let length = chars.iter().skip(at + 1).position(|end| *end == c);
                 let length = length.ok_or_else(|| (at, format!("this {c} is never closed")))?;
-                (Is::Quoted(chars.iter().skip(at + 1).take(length).collect()), length + 2)
+                (TokenKind::Quoted(chars.iter().skip(at + 1).take(length).collect()), length + 2)
             }
             _ if is_of_word(c) => {
                 let word: String = chars.iter().skip(at).take_while(|c| is_of_word(**c)).collect();
                 let length = word.chars().count();
-                (Is::Word(word), length)
+                (TokenKind::Word(word), length)
             }
             _ => return Err((at, format!("{c:?} means nothing here: quote text that holds it"))),
         };
-        tokens.push(Token { at, is });
+        tokens.push(ExpressionToken { at, is });
         at += length;
     }
     Ok(tokens)
@@ -217,19 +219,19 @@ fn is_of_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '+' | '%' | '*' | '?' | '/')
 }
 
-struct Parser {
-    tokens: Vec<Token>,
+struct ExpressionParser {
+    tokens: Vec<ExpressionToken>,
     at: usize,
     end: usize,
     nested: usize,
 }
 
-impl Parser {
-    fn peek(&self) -> Option<&Token> {
+impl ExpressionParser {
+    fn peek(&self) -> Option<&ExpressionToken> {
         self.tokens.get(self.at)
     }
 
-    fn next(&mut self, expected: &str) -> Result<Token, Wrong> {
+    fn next(&mut self, expected: &str) -> Result<ExpressionToken, ExpressionFault> {
         let token = self.peek().cloned().ok_or_else(|| (self.end, format!("it ends where {expected} is expected")))?;
         self.at += 1;
         Ok(token)
@@ -241,35 +243,35 @@ impl Parser {
         found
     }
 
-    fn or(&mut self) -> Result<Node, Wrong> {
+    fn or(&mut self) -> Result<ExpressionNode, ExpressionFault> {
         let mut nodes = vec![self.and()?];
         while self.take_word("or") {
             nodes.push(self.and()?);
         }
-        Ok(if nodes.len() == 1 { nodes.remove(0) } else { Node::Or(nodes) })
+        Ok(if nodes.len() == 1 { nodes.remove(0) } else { ExpressionNode::Or(nodes) })
     }
 
-    fn and(&mut self) -> Result<Node, Wrong> {
+    fn and(&mut self) -> Result<ExpressionNode, ExpressionFault> {
         let mut nodes = vec![self.not()?];
         while self.take_word("and") {
             nodes.push(self.not()?);
         }
-        Ok(if nodes.len() == 1 { nodes.remove(0) } else { Node::And(nodes) })
+        Ok(if nodes.len() == 1 { nodes.remove(0) } else { ExpressionNode::And(nodes) })
     }
 
-    fn not(&mut self) -> Result<Node, Wrong> {
+    fn not(&mut self) -> Result<ExpressionNode, ExpressionFault> {
         let at = self.peek().map_or(self.end, |token| token.at);
         self.nested += 1;
         if self.nested > MOST_NESTED {
             return Err((at, format!("more than {MOST_NESTED} conditions inside one another")));
         }
         let node = if self.take_word("not") {
-            Node::Not(Box::new(self.not()?))
-        } else if self.peek().is_some_and(|token| token.is == Is::Open) {
+            ExpressionNode::Not(Box::new(self.not()?))
+        } else if self.peek().is_some_and(|token| token.is == TokenKind::Open) {
             self.at += 1;
             let inner = self.or()?;
             let close = self.next("a )")?;
-            if close.is != Is::Close {
+            if close.is != TokenKind::Close {
                 return Err((close.at, format!("a ) is expected here, not {}", close.said())));
             }
             inner
@@ -280,38 +282,42 @@ impl Parser {
         Ok(node)
     }
 
-    fn comparison(&mut self) -> Result<Node, Wrong> {
+    fn comparison(&mut self) -> Result<ExpressionNode, ExpressionFault> {
         let (field, at) = self.field()?;
         let kind = field.kind();
-        if kind == Kind::Flag {
+        if kind == FieldKind::Flag {
             return match self.peek() {
-                Some(Token { at, is: Is::Operator(_) }) => {
+                Some(ExpressionToken { at, is: TokenKind::Operator(_) }) => {
                     Err((*at, format!("{field} is true or not: write {field} or not {field}")))
                 }
-                _ => Ok(Node::Flag(field)),
+                _ => Ok(ExpressionNode::Flag(field)),
             };
         }
         let expected = "a comparison (=, !=, <, <=, >, >=, in, like)";
         let token = self.next(expected)?;
         match token.is {
-            Is::Operator(operator) => {
-                let ordered = !matches!(operator, Operator::Equal | Operator::Unequal);
-                if ordered && kind == Kind::Text {
+            TokenKind::Operator(operator) => {
+                let ordered = !matches!(operator, ExpressionOperator::Equal | ExpressionOperator::Unequal);
+                if ordered && kind == FieldKind::Text {
                     return Err((
                         token.at,
                         format!("{field} is text, which has no more and no less: use =, !=, in, like"),
                     ));
                 }
-                Ok(Node::Compare(field, operator, self.right(field)?))
+                Ok(ExpressionNode::Compare(field, operator, self.right(field)?))
             }
-            Is::Word(word) if word.eq_ignore_ascii_case("in") => Ok(Node::In(field, self.list(field)?)),
-            Is::Word(word) if word.eq_ignore_ascii_case("like") => {
-                if kind != Kind::Text {
+            TokenKind::Word(word) if word.eq_ignore_ascii_case("in") => {
+                Ok(ExpressionNode::In(field, self.list(field)?))
+            }
+            TokenKind::Word(word) if word.eq_ignore_ascii_case("like") => {
+                if kind != FieldKind::Text {
                     return Err((at, format!("{field} is a number: like is for text")));
                 }
                 let pattern = self.next("a pattern, such as 'fish*'")?;
                 match pattern.is {
-                    Is::Word(text) | Is::Quoted(text) => Ok(Node::Like(field, WildMatch::new(&text))),
+                    TokenKind::Word(text) | TokenKind::Quoted(text) => {
+                        Ok(ExpressionNode::Like(field, WildMatch::new(&text)))
+                    }
                     _ => Err((pattern.at, "a pattern is expected here, such as 'fish*'".into())),
                 }
             }
@@ -319,34 +325,34 @@ impl Parser {
         }
     }
 
-    fn field(&mut self) -> Result<(Field, usize), Wrong> {
+    fn field(&mut self) -> Result<(TaskField, usize), ExpressionFault> {
         let token = self.next("a field")?;
-        let Is::Word(name) = &token.is else {
+        let TokenKind::Word(name) = &token.is else {
             return Err((token.at, format!("a field is expected here, not {}", token.said())));
         };
-        let field = Field::named(name).ok_or_else(|| {
-            let names = |fields: &[Field]| fields.iter().map(Field::to_string).collect::<Vec<_>>().join(", ");
+        let field = TaskField::named(name).ok_or_else(|| {
+            let names = |fields: &[TaskField]| fields.iter().map(TaskField::to_string).collect::<Vec<_>>().join(", ");
             let (texts, numbers, flags) = (names(&TEXTS), names(&NUMBERS), names(&FLAGS));
             (token.at, format!("there is no field {name}; text: {texts}; numbers: {numbers}; true or not: {flags}"))
         })?;
         Ok((field, token.at))
     }
 
-    fn right(&mut self, field: Field) -> Result<Right, Wrong> {
+    fn right(&mut self, field: TaskField) -> Result<ExpressionOperand, ExpressionFault> {
         let token = self.next("a value")?;
-        if let Is::Word(word) = &token.is
-            && let Some(other) = Field::named(word).filter(|other| other.kind() == field.kind())
+        if let TokenKind::Word(word) = &token.is
+            && let Some(other) = TaskField::named(word).filter(|other| other.kind() == field.kind())
             // `reason = label_threshold`, and never a field of that name.
             && field.values().is_none()
         {
-            return Ok(Right::Field(other));
+            return Ok(ExpressionOperand::Field(other));
         }
-        value(field, &token).map(Right::Value)
+        value(field, &token).map(ExpressionOperand::Value)
     }
 
-    fn list(&mut self, field: Field) -> Result<Vec<Value>, Wrong> {
+    fn list(&mut self, field: TaskField) -> Result<Vec<FieldValue>, ExpressionFault> {
         let open = self.next("a list such as (a, b)")?;
-        if open.is != Is::Open {
+        if open.is != TokenKind::Open {
             return Err((open.at, "a list in parentheses is expected here, such as (a, b)".into()));
         }
         let mut values = Vec::new();
@@ -355,16 +361,16 @@ impl Parser {
             values.push(value(field, &token)?);
             let after = self.next("a , or a )")?;
             match after.is {
-                Is::Comma => {}
-                Is::Close => return Ok(values),
+                TokenKind::Comma => {}
+                TokenKind::Close => return Ok(values),
                 _ => return Err((after.at, format!("a , or a ) is expected here, not {}", after.said()))),
             }
         }
     }
 }
 
-fn value(field: Field, token: &Token) -> Result<Value, Wrong> {
-    let (Is::Word(text) | Is::Quoted(text)) = &token.is else {
+fn value(field: TaskField, token: &ExpressionToken) -> Result<FieldValue, ExpressionFault> {
+    let (TokenKind::Word(text) | TokenKind::Quoted(text)) = &token.is else {
         return Err((token.at, format!("a value for {field} is expected here, not {}", token.said())));
     };
     field.read(text).map_err(|why| (token.at, why))
@@ -379,7 +385,7 @@ mod tests {
 
     fn holds(text: &str) -> bool {
         let expression = Expression::parse(text).unwrap_or_else(|error| panic!("{error}"));
-        expression.holds(&row())
+        expression.matches(&row())
     }
 
     #[test]
@@ -443,8 +449,8 @@ mod tests {
 
         #[test]
         fn not_turns_a_condition_round(confidence in 0f32..1.0) {
-            let row = Row { confidence: Some(confidence), ..row() };
-            let at = |text: &str| Expression::parse(text).unwrap().holds(&row);
+            let row = TaskRow { confidence: Some(confidence), ..row() };
+            let at = |text: &str| Expression::parse(text).unwrap().matches(&row);
             prop_assert_ne!(at("confidence < 0.5"), at("not confidence < 0.5"));
             prop_assert_eq!(at("confidence < 0.5"), at("not confidence >= 0.5"));
         }

@@ -7,12 +7,12 @@ use schemas::{BlobRef, SetName};
 use streams::{Blobs, Bus, CarryError, topology};
 
 use crate::error::ReplayError;
-use crate::pace::Pace;
-use crate::row::Row;
+use crate::read_limiter::ReadLimiter;
+use crate::row::TaskRow;
 
 /// Where images are replayed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
+pub enum ImageOrigin {
     /// A site's archive.
     Images,
     /// A pinned set.
@@ -21,7 +21,7 @@ pub enum From {
 
 /// An image as it is kept.
 #[derive(Debug, Clone)]
-pub struct Image {
+pub struct ArchivedImage {
     /// Its encoded bytes, wherever they were.
     pub bytes: Bytes,
     /// Names and values of the headers it was published with.
@@ -34,17 +34,17 @@ pub struct Image {
 /// What `each` says, and what the broker says.
 pub async fn fetch<'r>(
     bus: &Bus,
-    from: &From,
-    rows: &'r [Row],
-    pace: &mut Pace,
-    mut each: impl AsyncFnMut(&'r Row, Option<Image>) -> Result<(), ReplayError>,
+    from: &ImageOrigin,
+    rows: &'r [TaskRow],
+    pace: &mut ReadLimiter,
+    mut each: impl AsyncFnMut(&'r TaskRow, Option<ArchivedImage>) -> Result<(), ReplayError>,
 ) -> Result<(), ReplayError> {
     let (stream, blobs) = match from {
-        From::Images => (topology::IMAGES, Blobs::open(bus).await?),
-        From::Pinned(_) => (topology::PINNED, Blobs::open_pinned(bus).await?),
+        ImageOrigin::Images => (topology::IMAGES, Blobs::open(bus).await?),
+        ImageOrigin::Pinned(_) => (topology::PINNED, Blobs::open_pinned(bus).await?),
     };
     let sequences: Vec<u64> = rows.iter().map(|row| row.sequence).collect();
-    streams::pick::pick(bus, stream, &sequences, async |place, record| {
+    streams::fetch_many::fetch_many(bus, stream, &sequences, async |place, record| {
         let Some(row) = rows.get(place) else { return Ok(()) };
         let image = match record {
             Some(record) => whole(&blobs, record.payload, record.headers).await?,
@@ -56,17 +56,21 @@ pub async fn fetch<'r>(
     .await
 }
 
-async fn whole(blobs: &Blobs, payload: Bytes, headers: Vec<(String, String)>) -> Result<Option<Image>, CarryError> {
+async fn whole(
+    blobs: &Blobs,
+    payload: Bytes,
+    headers: Vec<(String, String)>,
+) -> Result<Option<ArchivedImage>, CarryError> {
     let blob =
         headers.iter().find(|(name, _)| name == HEADER_BLOB).and_then(|(_, value)| value.parse::<BlobRef>().ok());
     let bytes = match blob {
         None => payload,
-        Some(blob) => match blobs.fetch(&blob, MAX_IMAGE_BYTES).await {
+        Some(blob) => match blobs.fetch_blob(&blob, MAX_IMAGE_BYTES).await {
             Ok(bytes) => bytes,
             // Large images are kept for a shorter time than their messages.
             Err(CarryError::BadBlob { .. }) => return Ok(None),
             Err(error) => return Err(error),
         },
     };
-    Ok(Some(Image { bytes, headers }))
+    Ok(Some(ArchivedImage { bytes, headers }))
 }

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::moment;
+use crate::timestamp;
 
 /// What can be asked about a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
+pub enum TaskField {
     /// Where it was published.
     Site,
     /// What it came from.
@@ -53,35 +53,35 @@ pub enum Field {
 }
 
 /// Fields of text.
-pub const TEXTS: [Field; 11] = [
-    Field::Site,
-    Field::Camera,
-    Field::Task,
-    Field::Stage,
-    Field::Route,
-    Field::Reason,
-    Field::Label,
-    Field::Truth,
-    Field::Person,
-    Field::EdgeLabel,
-    Field::Release,
+pub const TEXTS: [TaskField; 11] = [
+    TaskField::Site,
+    TaskField::Camera,
+    TaskField::Task,
+    TaskField::Stage,
+    TaskField::Route,
+    TaskField::Reason,
+    TaskField::Label,
+    TaskField::Truth,
+    TaskField::Person,
+    TaskField::EdgeLabel,
+    TaskField::Release,
 ];
 /// Fields of numbers.
-pub const NUMBERS: [Field; 7] = [
-    Field::Confidence,
-    Field::Margin,
-    Field::EdgeConfidence,
-    Field::Novelty,
-    Field::Sequence,
-    Field::Published,
-    Field::LatencyMs,
+pub const NUMBERS: [TaskField; 7] = [
+    TaskField::Confidence,
+    TaskField::Margin,
+    TaskField::EdgeConfidence,
+    TaskField::Novelty,
+    TaskField::Sequence,
+    TaskField::Published,
+    TaskField::LatencyMs,
 ];
 /// Fields that are true or not.
-pub const FLAGS: [Field; 3] = [Field::Hard, Field::Wrong, Field::Labelled];
+pub const FLAGS: [TaskField; 3] = [TaskField::Hard, TaskField::Wrong, TaskField::Labelled];
 
 /// What a field holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FieldKind {
     /// Text.
     Text,
     /// A number.
@@ -92,7 +92,7 @@ pub enum Kind {
 
 /// What stands in a field, or is compared with it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum FieldValue {
     /// Text.
     Text(Cow<'static, str>),
     /// A number.
@@ -121,7 +121,7 @@ const REASONS: &[&str] = &[
     "given_up",
 ];
 
-impl Field {
+impl TaskField {
     /// The field of a name.
     pub fn named(name: &str) -> Option<Self> {
         let all = TEXTS.into_iter().chain(NUMBERS).chain(FLAGS);
@@ -131,45 +131,45 @@ impl Field {
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
-            Field::Site => "site",
-            Field::Camera => "camera",
-            Field::Task => "task",
-            Field::Stage => "stage",
-            Field::Route => "route",
-            Field::Reason => "reason",
-            Field::Label => "label",
-            Field::Truth => "truth",
-            Field::Person => "person",
-            Field::EdgeLabel => "edge_label",
-            Field::Release => "release",
-            Field::Confidence => "confidence",
-            Field::Margin => "margin",
-            Field::EdgeConfidence => "edge_confidence",
-            Field::Novelty => "novelty",
-            Field::Sequence => "sequence",
-            Field::Published => "published",
-            Field::LatencyMs => "latency_ms",
-            Field::Hard => "hard",
-            Field::Wrong => "wrong",
-            Field::Labelled => "labelled",
+            TaskField::Site => "site",
+            TaskField::Camera => "camera",
+            TaskField::Task => "task",
+            TaskField::Stage => "stage",
+            TaskField::Route => "route",
+            TaskField::Reason => "reason",
+            TaskField::Label => "label",
+            TaskField::Truth => "truth",
+            TaskField::Person => "person",
+            TaskField::EdgeLabel => "edge_label",
+            TaskField::Release => "release",
+            TaskField::Confidence => "confidence",
+            TaskField::Margin => "margin",
+            TaskField::EdgeConfidence => "edge_confidence",
+            TaskField::Novelty => "novelty",
+            TaskField::Sequence => "sequence",
+            TaskField::Published => "published",
+            TaskField::LatencyMs => "latency_ms",
+            TaskField::Hard => "hard",
+            TaskField::Wrong => "wrong",
+            TaskField::Labelled => "labelled",
         }
     }
 
     /// What it holds.
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> FieldKind {
         match self {
-            _ if NUMBERS.contains(&self) => Kind::Number,
-            _ if FLAGS.contains(&self) => Kind::Flag,
-            _ => Kind::Text,
+            _ if NUMBERS.contains(&self) => FieldKind::Number,
+            _ if FLAGS.contains(&self) => FieldKind::Flag,
+            _ => FieldKind::Text,
         }
     }
 
     /// All it can hold, where that is a short list.
     pub fn values(self) -> Option<&'static [&'static str]> {
         match self {
-            Field::Stage => Some(STAGES),
-            Field::Route => Some(ROUTES),
-            Field::Reason => Some(REASONS),
+            TaskField::Stage => Some(STAGES),
+            TaskField::Route => Some(ROUTES),
+            TaskField::Reason => Some(REASONS),
             _ => None,
         }
     }
@@ -178,35 +178,35 @@ impl Field {
     ///
     /// # Errors
     /// One sentence that says what can stand there.
-    pub fn read(self, text: &str) -> Result<Value, String> {
+    pub fn read(self, text: &str) -> Result<FieldValue, String> {
         if let Some(values) = self.values().filter(|values| !values.contains(&text)) {
             return Err(format!("no task has {self} {text:?}: use {}", values.join(", ")));
         }
         match self {
-            Field::Published => match moment::read(text, None) {
-                Ok(at_ms) => Ok(Value::Number(at_ms as f64)),
+            TaskField::Published => match timestamp::parse_timestamp(text, None) {
+                Ok(at_ms) => Ok(FieldValue::Number(at_ms as f64)),
                 Err(why) => Err(why),
             },
-            Field::Confidence | Field::Margin | Field::EdgeConfidence | Field::Novelty => {
+            TaskField::Confidence | TaskField::Margin | TaskField::EdgeConfidence | TaskField::Novelty => {
                 let ratio = match text.strip_suffix('%') {
                     Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
                     None => text.parse(),
                 };
                 let ratio = ratio.map_err(|_| format!("{self} is a number from 0 to 1, such as 0.6 or 60%"))?;
                 match (0.0..=1.0).contains(&ratio) {
-                    true => Ok(Value::Number(ratio)),
+                    true => Ok(FieldValue::Number(ratio)),
                     false => Err(format!("{self} is a number from 0 to 1, such as 0.6 or 60%")),
                 }
             }
-            Field::Sequence | Field::LatencyMs => {
-                text.parse().map(Value::Number).map_err(|_| format!("{self} is a number"))
+            TaskField::Sequence | TaskField::LatencyMs => {
+                text.parse().map(FieldValue::Number).map_err(|_| format!("{self} is a number"))
             }
-            _ => Ok(Value::Text(text.to_owned().into())),
+            _ => Ok(FieldValue::Text(text.to_owned().into())),
         }
     }
 }
 
-impl fmt::Display for Field {
+impl fmt::Display for TaskField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -214,7 +214,7 @@ impl fmt::Display for Field {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Reason, Route, Stage};
+    use schemas::{AnswerStage, Reason, Route};
     use serde::de::DeserializeOwned;
 
     use super::*;
@@ -226,7 +226,7 @@ mod tests {
                 assert!(serde_json::from_value::<T>((*value).into()).is_ok(), "{value} is no word of answers");
             }
         }
-        known::<Stage>(STAGES);
+        known::<AnswerStage>(STAGES);
         known::<Route>(ROUTES);
         known::<Reason>(REASONS);
         let refused = serde_json::from_value::<Reason>("nothing".into()).unwrap_err().to_string();
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn every_field_is_found_by_its_name() {
         for field in TEXTS.into_iter().chain(NUMBERS).chain(FLAGS) {
-            assert_eq!(Field::named(field.as_str()), Some(field));
+            assert_eq!(TaskField::named(field.as_str()), Some(field));
         }
     }
 }

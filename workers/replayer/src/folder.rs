@@ -8,23 +8,23 @@ use std::sync::Arc;
 use schemas::TaskId;
 
 use crate::error::ReplayError;
-use crate::fetch::Image;
-use crate::index::{HEADS, Index, cells};
-use crate::kind;
-use crate::row::Row;
+use crate::fetch::ArchivedImage;
+use crate::image_kind;
+use crate::index::{HEADS, IndexWriter, cells};
+use crate::row::TaskRow;
 
 /// Rows written before the system is given them.
 const FLUSH_EVERY: usize = 64;
 
 /// A folder that is filled. An image is written before its row, so a row names a whole image.
-pub struct Folder {
+pub struct FolderWriter {
     path: PathBuf,
-    index: Index,
+    index: IndexWriter,
     cameras: HashSet<Arc<str>>,
     unflushed: usize,
 }
 
-impl Folder {
+impl FolderWriter {
     /// Opens a folder, or makes it; also the tasks it has already. An image whose size is not the one in its row was cut off
     /// by a crash of the machine, and is fetched again.
     ///
@@ -36,7 +36,7 @@ impl Folder {
             let size = fs::metadata(path.join(file)).ok()?.len();
             (bytes.parse() == Ok(size)).then(|| task.parse().ok()).flatten()
         };
-        let (index, known) = Index::open(&path.join("index.csv"), &HEADS, whole)?;
+        let (index, known) = IndexWriter::open(&path.join("index.csv"), &HEADS, whole)?;
         Ok((Self { path: path.into(), index, cameras: HashSet::new(), unflushed: 0 }, known))
     }
 
@@ -44,8 +44,8 @@ impl Folder {
     ///
     /// # Errors
     /// The system's words.
-    pub fn put(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
-        let file = format!("{}/{}.{}", row.camera, row.task, kind::extension(&image.bytes));
+    pub fn write_image(&mut self, row: &TaskRow, image: &ArchivedImage) -> Result<(), ReplayError> {
+        let file = format!("{}/{}.{}", row.camera, row.task, image_kind::extension(&image.bytes));
         if !self.cameras.contains(&row.camera) {
             let folder = self.path.join(row.camera.as_ref());
             fs::create_dir_all(&folder).map_err(ReplayError::write(&folder))?;
@@ -74,7 +74,7 @@ impl Folder {
     ///
     /// # Errors
     /// The system's words.
-    pub fn settle(self) -> Result<(), ReplayError> {
-        self.index.settle()
+    pub fn sync(self) -> Result<(), ReplayError> {
+        self.index.sync()
     }
 }

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use schemas::{Answer, Label, SetName, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Reader, Stretch};
+use schemas::{Answer, AnswerStage, Label, SetName, SiteName, TaskId, decode};
+use streams::reader::{self, MessageReader, StreamRange};
 use streams::{Bus, subject, topology};
 
-use crate::backtest::Recorded;
+use crate::backtest::RecordedTask;
 use crate::error::ReplayError;
-use crate::outlet::HEADER_ROW;
-use crate::pace::Pace;
-use crate::row::{Row, Texts};
-use crate::select::{At, Query};
+use crate::read_limiter::ReadLimiter;
+use crate::republish::HEADER_ROW;
+use crate::row::{TaskRow, TextPool};
+use crate::select::{TaskQuery, TaskStage};
 use crate::settings::MOST_TASKS;
 
 /// Reads the answers of a site, with what persons said of them, at a pace, and keeps what the query takes. `each` hears how
@@ -23,28 +23,28 @@ use crate::settings::MOST_TASKS;
 pub async fn gather(
     bus: &Bus,
     site: &SiteName,
-    query: &Query,
+    query: &TaskQuery,
     answers_to: u64,
-    pace: &mut Pace,
+    pace: &mut ReadLimiter,
     mut each: impl FnMut(u64, u64),
-) -> Result<Vec<Row>, ReplayError> {
-    let persons = Persons::read(bus).await?;
-    let last = read::level(bus, topology::ANSWERS).await?;
-    let mut subjects = vec![subject::finalities(site, None)];
-    let provisional = query.at == At::Provisional;
+) -> Result<Vec<TaskRow>, ReplayError> {
+    let persons = PersonLabels::read(bus).await?;
+    let last = reader::stream_level(bus, topology::ANSWERS).await?;
+    let mut subjects = vec![subject::final_answers(site, None)];
+    let provisional = query.at == TaskStage::Provisional;
     if provisional {
         subjects.push(subject::provisionals(site, None));
     }
-    let mut texts = Texts::default();
-    let mut rows: HashMap<TaskId, Row> = HashMap::new();
+    let mut texts = TextPool::default();
+    let mut rows: HashMap<TaskId, TaskRow> = HashMap::new();
     let mut read = 0;
-    let all = Stretch { subjects, ..Stretch::default() };
+    let all = StreamRange { subjects, ..StreamRange::default() };
     // What came later belongs to a later replay, and what is not there any more ends no stretch.
     let until = answers_to.min(last.last_sequence);
     if last.messages == 0 || until < last.first_sequence {
         return Ok(Vec::new());
     }
-    let mut reader = Reader::open(bus, topology::ANSWERS, all, until).await?;
+    let mut reader = MessageReader::open(bus, topology::ANSWERS, all, until).await?;
     while let Some(record) = reader.next().await? {
         pace.wait(record.payload.len()).await?;
         read += 1;
@@ -58,12 +58,12 @@ pub async fn gather(
                 continue;
             }
         };
-        if provisional && answer.stage == Stage::Final {
+        if provisional && answer.stage == AnswerStage::Final {
             rows.remove(&answer.task);
             continue;
         }
-        let mut row = Row::of(&answer, &mut texts);
-        persons.tell(&mut row);
+        let mut row = TaskRow::of(&answer, &mut texts);
+        persons.label_rows(&mut row);
         if query.takes(&row) {
             if rows.len() >= MOST_TASKS {
                 return Err(ReplayError::TooMany { most: MOST_TASKS });
@@ -82,28 +82,28 @@ pub async fn gather(
 pub async fn gather_decided(
     bus: &Bus,
     site: &SiteName,
-    query: &Query,
-    pace: &mut Pace,
-) -> Result<(Vec<Recorded>, u64), ReplayError> {
+    query: &TaskQuery,
+    pace: &mut ReadLimiter,
+) -> Result<(Vec<RecordedTask>, u64), ReplayError> {
     const MOST: usize = MOST_TASKS / 4;
-    let persons = Persons::read(bus).await?;
-    let level = read::level(bus, topology::ANSWERS).await?;
-    let (mut all, mut silent, mut texts) = (Vec::new(), 0, Texts::default());
+    let persons = PersonLabels::read(bus).await?;
+    let level = reader::stream_level(bus, topology::ANSWERS).await?;
+    let (mut all, mut silent, mut texts) = (Vec::new(), 0, TextPool::default());
     if level.messages == 0 {
         return Ok((all, silent));
     }
-    let finals = Stretch { subjects: vec![subject::finalities(site, None)], ..Stretch::default() };
-    let mut reader = Reader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
+    let finals = StreamRange { subjects: vec![subject::final_answers(site, None)], ..StreamRange::default() };
+    let mut reader = MessageReader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
     while let Some(record) = reader.next().await? {
         pace.wait(record.payload.len()).await?;
         let Ok(mut answer) = decode::<Answer>(&record.payload) else { continue };
-        let mut row = Row::of(&answer, &mut texts);
-        persons.tell(&mut row);
+        let mut row = TaskRow::of(&answer, &mut texts);
+        persons.label_rows(&mut row);
         answer.truth = answer.truth.filter(|_| !row.retracted);
         if answer.replayed.is_some() || !query.takes(&row) {
             continue;
         }
-        match Recorded::of(&answer, row.person.as_ref(), &mut texts) {
+        match RecordedTask::of(&answer, row.person.as_ref(), &mut texts) {
             Some(recorded) => all.push(recorded),
             None => silent += 1,
         }
@@ -120,22 +120,28 @@ pub async fn gather_decided(
 ///
 /// # Errors
 /// More tasks than can be held, and what the broker says.
-pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Query) -> Result<Vec<Row>, ReplayError> {
-    let persons = Persons::read(bus).await?;
-    let last = read::level(bus, topology::PINNED).await?;
+pub async fn gather_pinned(
+    bus: &Bus,
+    site: &SiteName,
+    set: &SetName,
+    query: &TaskQuery,
+) -> Result<Vec<TaskRow>, ReplayError> {
+    let persons = PersonLabels::read(bus).await?;
+    let last = reader::stream_level(bus, topology::PINNED).await?;
     let (mut rows, mut too_many) = (Vec::new(), false);
     if last.messages == 0 {
         return Ok(rows);
     }
-    let all = Stretch { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..Stretch::default() };
-    read::stretch(bus, topology::PINNED, all, last.last_sequence, |record| {
-        let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<Row>(row).ok());
+    let all =
+        StreamRange { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..StreamRange::default() };
+    reader::read_range(bus, topology::PINNED, all, last.last_sequence, |record| {
+        let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<TaskRow>(row).ok());
         let row = row.filter(|row| is_of(row, &record.subject)).map(|row| persons.without_retracted(row));
         match row {
             Some(row) if query.takes(&row) => {
                 too_many |= rows.len() >= MOST_TASKS;
                 if !too_many {
-                    rows.push(Row { sequence: record.sequence, ..row });
+                    rows.push(TaskRow { sequence: record.sequence, ..row });
                 }
             }
             Some(_) => {}
@@ -150,7 +156,7 @@ pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Qu
 }
 
 /// Whether a row speaks of the slot it was found in.
-fn is_of(row: &Row, slot: &str) -> bool {
+fn is_of(row: &TaskRow, slot: &str) -> bool {
     let Ok((set, task)) = subject::read_pin(slot) else { return false };
     let Some((site, camera)) = row.site.parse().ok().zip(row.camera.parse().ok()) else { return false };
     task == row.task && subject::pin(&set, &site, &camera, task) == slot
@@ -158,21 +164,21 @@ fn is_of(row: &Row, slot: &str) -> bool {
 
 /// What persons said of tasks, the latest of each; `None` where what was said is taken back.
 #[derive(Default)]
-struct Persons {
+struct PersonLabels {
     said: HashMap<TaskId, Option<Arc<str>>>,
-    texts: Texts,
+    texts: TextPool,
 }
 
-impl Persons {
+impl PersonLabels {
     async fn read(bus: &Bus) -> Result<Self, ReplayError> {
         let mut persons = Self::default();
-        let last = read::level(bus, topology::LABELS).await?;
+        let last = reader::stream_level(bus, topology::LABELS).await?;
         if last.messages == 0 {
             return Ok(persons);
         }
-        read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+        reader::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
-                Ok(label) => persons.hear(&label),
+                Ok(label) => persons.apply_label(&label),
                 Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
             }
         })
@@ -180,7 +186,7 @@ impl Persons {
         Ok(persons)
     }
 
-    fn hear(&mut self, label: &Label) {
+    fn apply_label(&mut self, label: &Label) {
         match (&label.retracted, label.source) {
             (Some(_), _) => drop(self.said.insert(label.task, None)),
             (None, None) => drop(self.said.insert(label.task, Some(self.texts.shared(&label.label)))),
@@ -191,7 +197,7 @@ impl Persons {
     }
 
     /// A row that says what was known of its task some time ago.
-    fn without_retracted(&self, mut row: Row) -> Row {
+    fn without_retracted(&self, mut row: TaskRow) -> TaskRow {
         if self.said.get(&row.task) == Some(&None) {
             row.retract();
         }
@@ -199,7 +205,7 @@ impl Persons {
     }
 
     /// Writes into a row what is said of its task.
-    fn tell(&self, row: &mut Row) {
+    fn label_rows(&self, row: &mut TaskRow) {
         match self.said.get(&row.task) {
             Some(Some(person)) => row.person = Some(person.clone()),
             Some(None) => row.retract(),
@@ -226,9 +232,9 @@ mod tests {
             retracted: None,
         };
         let told = |labels: &[Label]| {
-            let (mut persons, mut row) = (Persons::default(), row());
-            labels.iter().for_each(|label| persons.hear(label));
-            persons.tell(&mut row);
+            let (mut persons, mut row) = (PersonLabels::default(), row());
+            labels.iter().for_each(|label| persons.apply_label(label));
+            persons.label_rows(&mut row);
             row.label().map(|(label, _)| label.to_string())
         };
         let (person, replay) = (label(None), label(Some(LabelSource::Publisher)));
@@ -240,12 +246,12 @@ mod tests {
 
     #[test]
     fn a_pinned_row_that_speaks_of_something_else_is_none() {
-        let slot = |row: &Row| format!("pin.set.{}.{}.{}", row.site, row.camera, row.task);
+        let slot = |row: &TaskRow| format!("pin.set.{}.{}.{}", row.site, row.camera, row.task);
         assert!(is_of(&row(), &slot(&row())));
         for camera in ["../../etc", "a.b", "", "another"] {
-            assert!(!is_of(&Row { camera: camera.into(), ..row() }, &slot(&row())), "{camera}");
+            assert!(!is_of(&TaskRow { camera: camera.into(), ..row() }, &slot(&row())), "{camera}");
         }
-        assert!(!is_of(&Row { task: TaskId::derived("another"), ..row() }, &slot(&row())));
-        assert!(!is_of(&Row { site: "another".into(), ..row() }, &slot(&row())));
+        assert!(!is_of(&TaskRow { task: TaskId::from_name("another"), ..row() }, &slot(&row())));
+        assert!(!is_of(&TaskRow { site: "another".into(), ..row() }, &slot(&row())));
     }
 }

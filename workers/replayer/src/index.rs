@@ -10,7 +10,7 @@ use std::sync::Arc;
 use schemas::TaskId;
 
 use crate::error::ReplayError;
-use crate::row::{self, Row};
+use crate::row::{self, TaskRow};
 
 /// Heads of the columns. What training reads comes first.
 pub const HEADS: [&str; 19] = [
@@ -36,7 +36,7 @@ pub const HEADS: [&str; 19] = [
 ];
 
 /// What is said of an image; empty where nothing is known.
-pub fn cells<'r>(file: &'r str, row: &'r Row, bytes: usize) -> [Cow<'r, str>; 19] {
+pub fn cells<'r>(file: &'r str, row: &'r TaskRow, bytes: usize) -> [Cow<'r, str>; 19] {
     let text = |text: &'r Option<Arc<str>>| text.as_deref().unwrap_or_default().into();
     let number = |number: Option<f32>| number.map(|number| number.to_string()).unwrap_or_default().into();
     let (label, source) = row.label().map_or(("", ""), |(label, source)| (label.as_ref(), source.as_str()));
@@ -64,12 +64,12 @@ pub fn cells<'r>(file: &'r str, row: &'r Row, bytes: usize) -> [Cow<'r, str>; 19
 }
 
 /// An index that is appended to.
-pub struct Index {
+pub struct IndexWriter {
     writer: csv::Writer<BufWriter<File>>,
     path: PathBuf,
 }
 
-impl Index {
+impl IndexWriter {
     /// Opens an index, or makes it. Rows for which `whole` does not hold, and everything behind the first of them, are
     /// dropped: whoever wrote them was stopped. Returns the tasks of those that stay.
     ///
@@ -141,7 +141,7 @@ impl Index {
     ///
     /// # Errors
     /// The system's words.
-    pub fn settle(mut self) -> Result<(), ReplayError> {
+    pub fn sync(mut self) -> Result<(), ReplayError> {
         self.flush()?;
         let path = self.path.clone();
         let inner = self.writer.into_inner().map_err(|error| ReplayError::write(&path)(error.into_error()))?;
@@ -175,8 +175,8 @@ mod tests {
     use super::*;
     use crate::row::tests::row;
 
-    fn open(path: &Path) -> (Index, HashSet<TaskId>) {
-        Index::open(path, &HEADS, |cells| cells.get(4)?.parse().ok()).unwrap()
+    fn open(path: &Path) -> (IndexWriter, HashSet<TaskId>) {
+        IndexWriter::open(path, &HEADS, |cells| cells.get(4)?.parse().ok()).unwrap()
     }
 
     #[test]
@@ -185,10 +185,10 @@ mod tests {
         let path = folder.path().join("index.csv");
         let (mut index, known) = open(&path);
         assert!(known.is_empty());
-        let second = Row { task: TaskId::derived("b"), answer: Some("a \"b\", c\nd".into()), ..row() };
+        let second = TaskRow { task: TaskId::from_name("b"), answer: Some("a \"b\", c\nd".into()), ..row() };
         index.add(cells("cam/a.png", &row(), 10)).unwrap();
         index.add(cells("cam/b.png", &second, 10)).unwrap();
-        index.settle().unwrap();
+        index.sync().unwrap();
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
@@ -199,7 +199,7 @@ mod tests {
                     index.add(cells(name, &row, 10)).unwrap();
                 }
             }
-            index.settle().unwrap();
+            index.sync().unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), whole, "cut off after {cut} bytes");
         }
     }
@@ -209,6 +209,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.csv");
         std::fs::write(&path, "file,label\na,b\n").unwrap();
-        assert!(matches!(Index::open(&path, &HEADS, |_| None), Err(ReplayError::Foreign { .. })));
+        assert!(matches!(IndexWriter::open(&path, &HEADS, |_| None), Err(ReplayError::Foreign { .. })));
     }
 }

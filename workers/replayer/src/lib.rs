@@ -8,7 +8,6 @@
 //! Deliberately absent: training, decisions about models.
 
 pub mod backtest;
-pub mod begun;
 pub mod compare;
 pub mod error;
 pub mod expression;
@@ -16,20 +15,21 @@ pub mod fetch;
 pub mod field;
 pub mod folder;
 pub mod gather;
+mod image_kind;
 pub mod index;
-mod kind;
-pub mod moment;
-pub mod outlet;
-pub mod pace;
+pub mod read_limiter;
+pub mod replay_marker;
+pub mod republish;
 pub mod row;
 pub mod select;
 pub mod settings;
 pub mod tarball;
-pub mod walk;
+pub mod timestamp;
+pub mod worker;
 
 pub use error::ReplayError;
 pub use expression::{Expression, ExpressionError};
-pub use row::Row;
-pub use select::{Query, Sample};
+pub use row::TaskRow;
+pub use select::{TaskQuery, TaskSampling};
 pub use settings::ReplayerSettings;
-pub use walk::{Destination, Options, Progress, Spacing, Summary, replay};
+pub use worker::{ReplayDestination, ReplayOptions, ReplayProgress, ReplaySpacing, ReplaySummary, replay};

@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use schemas::{Answer, LabelSource, Reason, Route, Stage, TaskId};
+use schemas::{Answer, AnswerStage, LabelSource, Reason, Route, TaskId};
 use serde::{Deserialize, Serialize};
 
-use crate::field::{Field, Value};
+use crate::field::{FieldValue, TaskField};
 
 /// What is known of one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct TaskRow {
     /// The task.
     pub task: TaskId,
     /// Where it was published.
@@ -20,7 +20,7 @@ pub struct Row {
     /// Sequence of its image in the stream that is replayed.
     pub sequence: u64,
     /// Whether another answer may follow.
-    pub stage: Stage,
+    pub stage: AnswerStage,
     /// Who decided.
     pub route: Route,
     /// Why it went that way.
@@ -68,9 +68,9 @@ fn is_false(flag: &bool) -> bool {
 
 /// Texts that many rows have in common.
 #[derive(Debug, Default)]
-pub struct Texts(HashSet<Arc<str>>);
+pub struct TextPool(HashSet<Arc<str>>);
 
-impl Texts {
+impl TextPool {
     /// The text, as all others have it.
     pub fn shared(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.0.get(text) {
@@ -82,9 +82,9 @@ impl Texts {
     }
 }
 
-impl Row {
+impl TaskRow {
     /// What an answer says.
-    pub fn of(answer: &Answer, texts: &mut Texts) -> Self {
+    pub fn of(answer: &Answer, texts: &mut TextPool) -> Self {
         // What the site's own model said is the answer itself where nobody else decided.
         let own = matches!(answer.route, Route::Edge | Route::Expired);
         let (edge, edge_confidence) = match &answer.edge {
@@ -163,41 +163,43 @@ impl Row {
     }
 
     /// What stands in a field.
-    pub fn value(&self, field: Field) -> Option<Value> {
-        let text = |text: &str| Some(Value::Text(text.to_owned().into()));
-        let shared = |text: &Option<Arc<str>>| text.as_ref().map(|text| Value::Text(text.to_string().into()));
-        let ratio = |ratio: Option<f32>| ratio.map(|ratio| Value::Number(f64::from(ratio)));
+    pub fn value(&self, field: TaskField) -> Option<FieldValue> {
+        let text = |text: &str| Some(FieldValue::Text(text.to_owned().into()));
+        let shared = |text: &Option<Arc<str>>| text.as_ref().map(|text| FieldValue::Text(text.to_string().into()));
+        let ratio = |ratio: Option<f32>| ratio.map(|ratio| FieldValue::Number(f64::from(ratio)));
         match field {
-            Field::Site => text(&self.site),
-            Field::Camera => text(&self.camera),
-            Field::Task => text(&self.task.to_string()),
-            Field::Stage => Some(Value::Text(stage(self.stage).into())),
-            Field::Route => Some(Value::Text(self.route.as_str().into())),
-            Field::Reason => Some(Value::Text(self.reason.as_str().into())),
-            Field::Label => shared(&self.answer),
-            Field::Truth => shared(&self.truth),
-            Field::Person => shared(&self.person),
-            Field::EdgeLabel => shared(&self.edge),
-            Field::Release => shared(&self.release),
-            Field::Confidence => ratio(self.confidence),
-            Field::Margin => ratio(self.margin),
-            Field::EdgeConfidence => ratio(self.edge_confidence),
-            Field::Novelty => ratio(self.novelty),
-            Field::Sequence => Some(Value::Number(self.sequence as f64)),
-            Field::Published => Some(Value::Number(self.published_at_ms as f64)),
-            Field::LatencyMs => Some(Value::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64)),
-            Field::Hard => Some(Value::Flag(self.is_hard())),
-            Field::Wrong => Some(Value::Flag(self.is_wrong())),
-            Field::Labelled => Some(Value::Flag(self.label().is_some())),
+            TaskField::Site => text(&self.site),
+            TaskField::Camera => text(&self.camera),
+            TaskField::Task => text(&self.task.to_string()),
+            TaskField::Stage => Some(FieldValue::Text(stage(self.stage).into())),
+            TaskField::Route => Some(FieldValue::Text(self.route.as_str().into())),
+            TaskField::Reason => Some(FieldValue::Text(self.reason.as_str().into())),
+            TaskField::Label => shared(&self.answer),
+            TaskField::Truth => shared(&self.truth),
+            TaskField::Person => shared(&self.person),
+            TaskField::EdgeLabel => shared(&self.edge),
+            TaskField::Release => shared(&self.release),
+            TaskField::Confidence => ratio(self.confidence),
+            TaskField::Margin => ratio(self.margin),
+            TaskField::EdgeConfidence => ratio(self.edge_confidence),
+            TaskField::Novelty => ratio(self.novelty),
+            TaskField::Sequence => Some(FieldValue::Number(self.sequence as f64)),
+            TaskField::Published => Some(FieldValue::Number(self.published_at_ms as f64)),
+            TaskField::LatencyMs => {
+                Some(FieldValue::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64))
+            }
+            TaskField::Hard => Some(FieldValue::Flag(self.is_hard())),
+            TaskField::Wrong => Some(FieldValue::Flag(self.is_wrong())),
+            TaskField::Labelled => Some(FieldValue::Flag(self.label().is_some())),
         }
     }
 }
 
 /// The word of a stage on the wire.
-pub fn stage(stage: Stage) -> &'static str {
+pub fn stage(stage: AnswerStage) -> &'static str {
     match stage {
-        Stage::Provisional => "provisional",
-        Stage::Final => "final",
+        AnswerStage::Provisional => "provisional",
+        AnswerStage::Final => "final",
     }
 }
 
@@ -206,13 +208,13 @@ pub(crate) mod tests {
     use super::*;
 
     /// A doubtful answer that stood, and is wrong.
-    pub(crate) fn row() -> Row {
-        Row {
-            task: TaskId::derived("a"),
+    pub(crate) fn row() -> TaskRow {
+        TaskRow {
+            task: TaskId::from_name("a"),
             site: "reef".into(),
             camera: "cam-1".into(),
             sequence: 7,
-            stage: Stage::Final,
+            stage: AnswerStage::Final,
             route: Route::Expired,
             reason: Reason::LowConfidence,
             answer: Some("fish".into()),
@@ -232,22 +234,22 @@ pub(crate) mod tests {
 
     #[test]
     fn a_person_is_believed_before_the_publisher_and_the_publisher_before_the_cloud() {
-        let verified = Row { route: Route::Verified, truth: None, ..row() };
+        let verified = TaskRow { route: Route::Verified, truth: None, ..row() };
         assert_eq!(verified.label(), Some((&"fish".into(), LabelSource::Verdict)));
-        let published = Row { truth: Some("crab".into()), ..verified };
+        let published = TaskRow { truth: Some("crab".into()), ..verified };
         assert_eq!(published.label(), Some((&"crab".into(), LabelSource::Publisher)));
-        let seen = Row { person: Some("eel".into()), ..published };
+        let seen = TaskRow { person: Some("eel".into()), ..published };
         assert_eq!(seen.label(), Some((&"eel".into(), LabelSource::Person)));
-        let alone = Row { route: Route::Edge, truth: None, person: None, ..seen };
+        let alone = TaskRow { route: Route::Edge, truth: None, person: None, ..seen };
         assert_eq!(alone.label(), None, "the site's own model is nobody's word");
-        let mut retracted = Row { route: Route::Verified, person: Some("eel".into()), ..row() };
+        let mut retracted = TaskRow { route: Route::Verified, person: Some("eel".into()), ..row() };
         retracted.retract();
         assert_eq!((retracted.label(), retracted.is_wrong()), (None, false), "nor is what was taken back anybody's");
     }
 
     #[test]
     fn hard_is_what_was_wrong_and_then_what_was_unsure() {
-        let unsure = Row { truth: None, ..row() };
+        let unsure = TaskRow { truth: None, ..row() };
         assert_eq!(row().hardness(), 1.0);
         assert!((unsure.hardness() - 0.4).abs() < 1e-6);
     }

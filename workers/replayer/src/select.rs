@@ -7,14 +7,14 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use schemas::{CameraName, Route, Stage};
+use schemas::{AnswerStage, CameraName, Route};
 
 use crate::expression::Expression;
-use crate::row::Row;
+use crate::row::TaskRow;
 
 /// Which tasks are meant.
 #[derive(Debug, Clone, Default)]
-pub struct Query {
+pub struct TaskQuery {
     /// Only of these cameras; all if empty.
     pub cameras: Vec<CameraName>,
     /// Stored at this moment or later, milliseconds since the epoch.
@@ -26,14 +26,14 @@ pub struct Query {
     /// Up to this one, itself included.
     pub to_sequence: Option<u64>,
     /// How far they are.
-    pub at: At,
+    pub at: TaskStage,
     /// What else must hold.
     pub condition: Option<Expression>,
 }
 
 /// How far a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum At {
+pub enum TaskStage {
     /// It has a final answer.
     #[default]
     Final,
@@ -43,33 +43,33 @@ pub enum At {
     Dead,
 }
 
-impl At {
-    fn of(row: &Row) -> Self {
+impl TaskStage {
+    fn of(row: &TaskRow) -> Self {
         match (row.stage, row.route) {
-            (Stage::Provisional, _) => At::Provisional,
-            (Stage::Final, Route::Dead) => At::Dead,
-            (Stage::Final, _) => At::Final,
+            (AnswerStage::Provisional, _) => TaskStage::Provisional,
+            (AnswerStage::Final, Route::Dead) => TaskStage::Dead,
+            (AnswerStage::Final, _) => TaskStage::Final,
         }
     }
 }
 
-impl Query {
+impl TaskQuery {
     /// Whether a task is meant.
-    pub fn takes(&self, row: &Row) -> bool {
+    pub fn takes(&self, row: &TaskRow) -> bool {
         let at_ms = row.published_at_ms;
-        At::of(row) == self.at
+        TaskStage::of(row) == self.at
             && (self.cameras.is_empty() || self.cameras.iter().any(|camera| camera.as_str() == row.camera.as_ref()))
             && self.since_ms.is_none_or(|since_ms| at_ms >= since_ms)
             && self.until_ms.is_none_or(|until_ms| at_ms < until_ms)
             && self.from_sequence.is_none_or(|from| row.sequence >= from)
             && self.to_sequence.is_none_or(|to| row.sequence <= to)
-            && self.condition.as_ref().is_none_or(|condition| condition.holds(row))
+            && self.condition.as_ref().is_none_or(|condition| condition.matches(row))
     }
 }
 
 /// Which of many are taken when not all are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Sample {
+pub enum TaskSampling {
     /// The oldest.
     #[default]
     First,
@@ -84,15 +84,15 @@ pub enum Sample {
 }
 
 /// All of them, and their names.
-pub const SAMPLES: [(&str, Sample); 5] = [
-    ("first", Sample::First),
-    ("last", Sample::Last),
-    ("random", Sample::Random),
-    ("per-class", Sample::PerClass),
-    ("hard", Sample::Hard),
+pub const SAMPLES: [(&str, TaskSampling); 5] = [
+    ("first", TaskSampling::First),
+    ("last", TaskSampling::Last),
+    ("random", TaskSampling::Random),
+    ("per-class", TaskSampling::PerClass),
+    ("hard", TaskSampling::Hard),
 ];
 
-impl FromStr for Sample {
+impl FromStr for TaskSampling {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
@@ -102,21 +102,21 @@ impl FromStr for Sample {
 }
 
 /// Takes at most `limit` of the rows, in the order of their images; the same for the same seed.
-pub fn sample(mut rows: Vec<Row>, sample: Sample, limit: Option<usize>, seed: u64) -> Vec<Row> {
+pub fn sample(mut rows: Vec<TaskRow>, sample: TaskSampling, limit: Option<usize>, seed: u64) -> Vec<TaskRow> {
     rows.sort_by_key(|row| (row.sequence, row.task));
     let Some(limit) = limit.filter(|limit| *limit < rows.len()) else { return rows };
     let mut chance = SmallRng::seed_from_u64(seed);
     let taken: HashSet<usize> = match sample {
-        Sample::First => (0..limit).collect(),
-        Sample::Last => (rows.len() - limit..rows.len()).collect(),
-        Sample::Random => {
+        TaskSampling::First => (0..limit).collect(),
+        TaskSampling::Last => (rows.len() - limit..rows.len()).collect(),
+        TaskSampling::Random => {
             let mut places: Vec<usize> = (0..rows.len()).collect();
             places.partial_shuffle(&mut chance, limit).0.iter().copied().collect()
         }
-        Sample::PerClass => per_class(&rows, limit, &mut chance),
-        Sample::Hard => {
+        TaskSampling::PerClass => per_class(&rows, limit, &mut chance),
+        TaskSampling::Hard => {
             let mut places: Vec<usize> = (0..rows.len()).collect();
-            let hardness: Vec<f32> = rows.iter().map(Row::hardness).collect();
+            let hardness: Vec<f32> = rows.iter().map(TaskRow::hardness).collect();
             places.sort_by(|a, b| hardness[*b].total_cmp(&hardness[*a]).then(a.cmp(b)));
             places.truncate(limit);
             places.into_iter().collect()
@@ -131,7 +131,7 @@ pub fn sample(mut rows: Vec<Row>, sample: Sample, limit: Option<usize>, seed: u6
 }
 
 /// One of each label in turn, until there are enough: so rare labels are there whole, frequent ones with the same number.
-fn per_class(rows: &[Row], limit: usize, chance: &mut SmallRng) -> HashSet<usize> {
+fn per_class(rows: &[TaskRow], limit: usize, chance: &mut SmallRng) -> HashSet<usize> {
     let mut classes: BTreeMap<Option<Arc<str>>, Vec<usize>> = BTreeMap::new();
     for (place, row) in rows.iter().enumerate() {
         let label = row.label().map(|(label, _)| label).or(row.answer.as_ref());
@@ -159,9 +159,9 @@ mod tests {
     use super::*;
     use crate::row::tests::row;
 
-    fn rows(labels: &[usize]) -> Vec<Row> {
-        let of = |(at, label): (usize, &usize)| Row {
-            task: TaskId::derived(&at.to_string()),
+    fn rows(labels: &[usize]) -> Vec<TaskRow> {
+        let of = |(at, label): (usize, &usize)| TaskRow {
+            task: TaskId::from_name(&at.to_string()),
             sequence: at as u64 + 1,
             truth: Some(format!("label-{label}").into()),
             edge_confidence: Some(1.0 / (at + 1) as f32),
@@ -174,18 +174,21 @@ mod tests {
 
     #[test]
     fn a_query_takes_what_it_says() {
-        let takes = |query: Query| query.takes(&row());
-        assert!(takes(Query::default()));
-        assert!(!takes(Query { at: At::Provisional, ..Query::default() }));
-        assert!(!takes(Query { at: At::Dead, ..Query::default() }));
-        assert!(!Query::default().takes(&Row { route: Route::Dead, ..row() }), "what was given up shows nothing");
-        assert!(!takes(Query { cameras: vec!["cam-2".parse().unwrap()], ..Query::default() }));
-        assert!(takes(Query { since_ms: Some(1_700_000_000_000), ..Query::default() }));
-        assert!(!takes(Query { until_ms: Some(1_700_000_000_000), ..Query::default() }));
-        assert!(takes(Query { from_sequence: Some(7), to_sequence: Some(7), ..Query::default() }));
-        assert!(!takes(Query { to_sequence: Some(6), ..Query::default() }));
+        let takes = |query: TaskQuery| query.takes(&row());
+        assert!(takes(TaskQuery::default()));
+        assert!(!takes(TaskQuery { at: TaskStage::Provisional, ..TaskQuery::default() }));
+        assert!(!takes(TaskQuery { at: TaskStage::Dead, ..TaskQuery::default() }));
+        assert!(
+            !TaskQuery::default().takes(&TaskRow { route: Route::Dead, ..row() }),
+            "what was given up shows nothing"
+        );
+        assert!(!takes(TaskQuery { cameras: vec!["cam-2".parse().unwrap()], ..TaskQuery::default() }));
+        assert!(takes(TaskQuery { since_ms: Some(1_700_000_000_000), ..TaskQuery::default() }));
+        assert!(!takes(TaskQuery { until_ms: Some(1_700_000_000_000), ..TaskQuery::default() }));
+        assert!(takes(TaskQuery { from_sequence: Some(7), to_sequence: Some(7), ..TaskQuery::default() }));
+        assert!(!takes(TaskQuery { to_sequence: Some(6), ..TaskQuery::default() }));
         let condition = Some(Expression::parse("route = edge").unwrap());
-        assert!(!takes(Query { condition, ..Query::default() }));
+        assert!(!takes(TaskQuery { condition, ..TaskQuery::default() }));
     }
 
     #[test]
@@ -194,12 +197,12 @@ mod tests {
         let taken = |how, limit| -> Vec<u64> {
             sample(rows(&labels), how, Some(limit), 1).iter().map(|row| row.sequence).collect()
         };
-        assert_eq!(taken(Sample::First, 3), [1, 2, 3]);
-        assert_eq!(taken(Sample::Last, 3), [8, 9, 10]);
-        assert_eq!(taken(Sample::Hard, 2), [9, 10], "the least sure");
-        let even = taken(Sample::PerClass, 4);
+        assert_eq!(taken(TaskSampling::First, 3), [1, 2, 3]);
+        assert_eq!(taken(TaskSampling::Last, 3), [8, 9, 10]);
+        assert_eq!(taken(TaskSampling::Hard, 2), [9, 10], "the least sure");
+        let even = taken(TaskSampling::PerClass, 4);
         assert!(even.contains(&9) && even.contains(&10), "rare labels are there: {even:?}");
-        assert_eq!(taken(Sample::Random, 4), taken(Sample::Random, 4));
+        assert_eq!(taken(TaskSampling::Random, 4), taken(TaskSampling::Random, 4));
     }
 
     proptest! {

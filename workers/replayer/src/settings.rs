@@ -11,22 +11,22 @@ pub const MOST_TASKS: usize = 2_000_000;
 pub struct ReplayerSettings {
     /// What is read a second while the site's recognizers work, MiB, above 0; with nothing to do there it reads as fast as
     /// it can.
-    pub beside_mib_per_s: f64,
+    pub busy_mib_per_s: f64,
     /// Images read and not yet written, MiB, at least 1.
     pub in_flight_mib: u32,
 }
 
 impl Default for ReplayerSettings {
     fn default() -> Self {
-        Self { beside_mib_per_s: 4.0, in_flight_mib: 32 }
+        Self { busy_mib_per_s: 4.0, in_flight_mib: 32 }
     }
 }
 
 impl ReplayerSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
-        if !(self.beside_mib_per_s.is_finite() && self.beside_mib_per_s > 0.0) {
-            return Err(format!("replayer.beside_mib_per_s is {}, use more than 0", self.beside_mib_per_s));
+        if !(self.busy_mib_per_s.is_finite() && self.busy_mib_per_s > 0.0) {
+            return Err(format!("replayer.busy_mib_per_s is {}, use more than 0", self.busy_mib_per_s));
         }
         match self.in_flight_mib {
             0 => Err("replayer.in_flight_mib is 0, use at least 1".into()),

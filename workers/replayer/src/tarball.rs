@@ -10,22 +10,22 @@ use schemas::TaskId;
 use serde::Serialize;
 
 use crate::error::ReplayError;
-use crate::fetch::Image;
-use crate::kind;
-use crate::row::Row;
+use crate::fetch::ArchivedImage;
+use crate::image_kind;
+use crate::row::TaskRow;
 
 /// The unit of the format.
 const BLOCK_BYTES: u64 = 512;
 
 /// An archive that is filled. The description of an image comes last: with it, the image is whole.
-pub struct Tarball {
+pub struct TarballWriter {
     path: PathBuf,
     file: File,
     /// What is written next.
     builder: tar::Builder<Vec<u8>>,
 }
 
-impl Tarball {
+impl TarballWriter {
     /// Opens an archive, or makes it; also the tasks it has already. What stands behind the last whole image is dropped:
     /// whoever wrote it was stopped.
     ///
@@ -50,12 +50,12 @@ impl Tarball {
     ///
     /// # Errors
     /// The system's words.
-    pub fn put(&mut self, images: &[(&Row, Image)]) -> Result<(), ReplayError> {
+    pub fn put(&mut self, images: &[(&TaskRow, ArchivedImage)]) -> Result<(), ReplayError> {
         let collected = images.iter().try_for_each(|(row, image)| self.collect(row, image));
         collected.and_then(|()| self.write()).map_err(ReplayError::write(&self.path))
     }
 
-    fn collect(&mut self, row: &Row, image: &Image) -> std::io::Result<()> {
+    fn collect(&mut self, row: &TaskRow, image: &ArchivedImage) -> std::io::Result<()> {
         let mut append = |extension: &str, bytes: &[u8]| {
             let mut header = tar::Header::new_ustar();
             header.set_size(bytes.len() as u64);
@@ -63,11 +63,11 @@ impl Tarball {
             header.set_mtime(row.published_at_ms / 1000);
             self.builder.append_data(&mut header, format!("{}.{extension}", row.task), bytes)
         };
-        append(kind::extension(&image.bytes), &image.bytes)?;
+        append(image_kind::extension(&image.bytes), &image.bytes)?;
         if let Some((label, _)) = row.label() {
             append("cls", label.as_bytes())?;
         }
-        append("json", &serde_json::to_vec(&Described::of(row))?)
+        append("json", &serde_json::to_vec(&ImageDescription::of(row))?)
     }
 
     fn write(&mut self) -> std::io::Result<()> {
@@ -88,9 +88,9 @@ impl Tarball {
 
 /// An image's description: what is known of it, and what it shows.
 #[derive(Serialize)]
-struct Described<'r> {
+struct ImageDescription<'r> {
     #[serde(flatten)]
-    row: &'r Row,
+    row: &'r TaskRow,
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<&'r str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,8 +98,8 @@ struct Described<'r> {
     hard: bool,
 }
 
-impl<'r> Described<'r> {
-    fn of(row: &'r Row) -> Self {
+impl<'r> ImageDescription<'r> {
+    fn of(row: &'r TaskRow) -> Self {
         let (label, source) = row.label().map(|(label, source)| (label.as_ref(), source.as_str())).unzip();
         Self { row, label, source, hard: row.is_hard() }
     }
@@ -140,10 +140,10 @@ mod tests {
         let path = folder.path().join("set.tar");
         // One that fills its blocks, and needs no padding, among them.
         let sizes = [("a", 1500), ("b", 1024), ("c", 1)];
-        let rows = sizes.map(|(name, _)| Row { task: TaskId::derived(name), ..row() });
-        let images = sizes.map(|(_, size)| Image { bytes: Bytes::from(vec![7; size]), headers: Vec::new() });
+        let rows = sizes.map(|(name, _)| TaskRow { task: TaskId::from_name(name), ..row() });
+        let images = sizes.map(|(_, size)| ArchivedImage { bytes: Bytes::from(vec![7; size]), headers: Vec::new() });
         let fill = |cut: usize| {
-            let (mut tarball, known) = Tarball::open(&path).unwrap();
+            let (mut tarball, known) = TarballWriter::open(&path).unwrap();
             let rest = rows.iter().zip(images.clone()).filter(|(row, _)| !known.contains(&row.task));
             tarball.put(&rest.collect::<Vec<_>>()).unwrap();
             tarball.end().unwrap();
@@ -162,7 +162,7 @@ mod tests {
         for entry in tar::Archive::new(File::open(&path).unwrap()).entries().unwrap() {
             names.push(entry.unwrap().path().unwrap().to_string_lossy().into_owned());
         }
-        let of = |row: &Row| ["bin", "cls", "json"].map(|extension| format!("{}.{extension}", row.task));
+        let of = |row: &TaskRow| ["bin", "cls", "json"].map(|extension| format!("{}.{extension}", row.task));
         assert_eq!(names, rows.iter().flat_map(of).collect::<Vec<_>>());
     }
 }

@@ -6,17 +6,17 @@
 //! in a process of its own, kept to its files by [`confinement`], [`orders`] hears what shall run, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
 //! Deliberately absent: which release is better.
 
-pub mod able;
+pub mod compatibility;
 pub mod confinement;
-pub mod count;
-pub mod home;
-pub mod log;
+pub mod decision_log;
 pub mod oci;
-pub mod orders;
+pub mod order_watch;
 pub mod package;
 pub mod prepare;
+pub mod release_cache;
+pub mod release_counter;
 pub mod report;
+pub mod serving_model;
 pub mod stage;
-pub mod start;
 pub mod swap;
 pub mod trial;

@@ -50,9 +50,9 @@ pub fn export(model: &Model, into: &Path, reference: &str) -> Result<(), OciErro
         return Err(OciError::Reference { reference: reference.chars().take(100).collect() });
     }
     package::refuse_taken(into)?;
-    let unfinished = package::beside(into, "unfinished");
+    let unfinished = package::temporary_path(into, "unfinished");
     package::remove_folder(&unfinished)?;
-    let made = lay_out(model, &unfinished, reference).and_then(|()| package::settle(&unfinished, into));
+    let made = lay_out(model, &unfinished, reference).and_then(|()| package::rename_durably(&unfinished, into));
     if made.is_err() {
         package::remove_folder(&unfinished)?;
     }
@@ -64,7 +64,7 @@ fn lay_out(model: &Model, folder: &Path, reference: &str) -> Result<(), PackageE
     package::make_folder(&blobs)?;
     let unnamed = blobs.join("layer");
     let layer = package::pack(model, &[], &unnamed)?;
-    package::settle(&unnamed, &blobs.join(&layer.sha256))?;
+    package::rename_durably(&unnamed, &blobs.join(&layer.sha256))?;
     let config = json!({
         "architecture": "amd64",
         "os": "linux",

@@ -8,8 +8,8 @@
 //!
 //! [`split`] and the functions beside it move a package in pieces. Whatever is not async here blocks.
 
+mod archive;
 mod pieces;
-mod tape;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,8 +21,8 @@ use schemas::{BlobRef, ReleaseId};
 use streams::CarryError;
 use vision::{Model, ModelError};
 
+use archive::{TarContent, TarEntry};
 pub use pieces::{assemble, fetch, keep, offer, piece, split};
-use tape::{Content, Entry};
 
 /// Most files of a package. A model is three, and seldom more: one file a tensor is how very large ones are exported.
 pub const MAX_FILES: usize = 256;
@@ -143,7 +143,7 @@ impl PackageError {
     /// may be offered again.
     pub fn passes(&self) -> bool {
         match self {
-            Self::Carry(error) => error.passes(),
+            Self::Carry(error) => error.is_transient(),
             Self::Missing { .. } | Self::File { .. } => true,
             _ => false,
         }
@@ -163,9 +163,9 @@ impl PackageError {
 pub fn pack(model: &Model, extra: &[(&str, &[u8])], into: &Path) -> Result<BlobRef, PackageError> {
     let contents = contents(model, extra)?;
     make_folder(parent(into))?;
-    let unfinished = beside(into, "unfinished");
+    let unfinished = temporary_path(into, "unfinished");
     let written = write(&contents, &unfinished).and_then(|packed| {
-        settle(&unfinished, into)?;
+        rename_durably(&unfinished, into)?;
         Ok(packed)
     });
     if written.is_err() {
@@ -193,7 +193,7 @@ pub fn unpack(file: &Path, expected: &ReleaseId, into: &Path) -> Result<Model, P
     if !is_ours {
         refuse_taken(into)?;
     }
-    let unfinished = beside(into, "unfinished");
+    let unfinished = temporary_path(into, "unfinished");
     remove_folder(&unfinished)?;
     let made = lay_out(file, &unfinished).and_then(|()| match Model::load(&unfinished)?.release {
         found if found == *expected => Ok(()),
@@ -206,13 +206,13 @@ pub fn unpack(file: &Path, expected: &ReleaseId, into: &Path) -> Result<Model, P
     if is_ours {
         remove_folder(into)?;
     }
-    settle(&unfinished, into)?;
+    rename_durably(&unfinished, into)?;
     // Read again, for an export of Hugging Face's may be named by its folder.
     Ok(Model::load(into)?)
 }
 
 /// What goes into a package, in order, each under its plain name.
-fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String, Content<'a>)>, PackageError> {
+fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String, TarContent<'a>)>, PackageError> {
     let extra_bytes = extra.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     for (size_bytes, limit_bytes) in [(model.size_bytes()?, MAX_WEIGHTS_BYTES), (extra_bytes, MAX_EXTRA_BYTES)] {
         if size_bytes > limit_bytes {
@@ -221,12 +221,12 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
     }
     let plain = |name: &str| {
         let refused = || PackageError::Entry { name: name.to_owned(), why: "has no plain name" };
-        tape::plain(name).ok_or_else(refused)
+        archive::plain_header(name).ok_or_else(refused)
     };
     // By name: two ways to write one file are one file.
     let mut files = BTreeMap::new();
     for name in &model.files {
-        files.insert(plain(name)?, Content::File(model.folder.join(name)));
+        files.insert(plain(name)?, TarContent::File(model.folder.join(name)));
     }
     let mut contents: Vec<_> = files.into_iter().collect();
     for (name, bytes) in extra {
@@ -234,7 +234,7 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
         if contents.iter().any(|(other, _)| *other == name) {
             return Err(PackageError::Entry { name, why: "is there twice" });
         }
-        contents.push((name, Content::Bytes(bytes)));
+        contents.push((name, TarContent::Bytes(bytes)));
     }
     match contents.len() > MAX_FILES {
         true => Err(PackageError::TooMany),
@@ -242,20 +242,20 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
     }
 }
 
-fn write(contents: &[(String, Content<'_>)], into: &Path) -> Result<BlobRef, PackageError> {
+fn write(contents: &[(String, TarContent<'_>)], into: &Path) -> Result<BlobRef, PackageError> {
     let file = File::create(into).map_err(PackageError::at(into))?;
-    let hashing = tape::Hashing::new(BufWriter::new(file));
-    let (packed, mut file) = tape::write(contents, hashing, into)?.finish();
+    let hashing = archive::HashingWriter::new(BufWriter::new(file));
+    let (packed, mut file) = archive::write(contents, hashing, into)?.finish();
     file.flush().map_err(PackageError::at(into))?;
     Ok(packed)
 }
 
 /// Writes a package's files into a new folder, on the disk.
 fn lay_out(package: &Path, folder: &Path) -> Result<(), PackageError> {
-    let entries = tape::entries(package)?;
+    let entries = archive::read_entries(package)?;
     let mut from = File::open(package).map_err(PackageError::at(package))?;
     make_folder(folder)?;
-    for Entry { name, at, size_bytes } in entries {
+    for TarEntry { name, at, size_bytes } in entries {
         let path = folder.join(name);
         make_folder(parent(&path))?;
         let mut to = File::create_new(&path).map_err(PackageError::at(&path))?;
@@ -285,7 +285,7 @@ pub(crate) fn refuse_taken(folder: &Path) -> Result<(), PackageError> {
 }
 
 /// The name under which a file or folder is made, until it is whole; whoever makes it again begins by clearing it.
-pub(crate) fn beside(path: &Path, what: &str) -> PathBuf {
+pub(crate) fn temporary_path(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.{what}"))
 }
@@ -302,7 +302,7 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<(), PackageError> {
 }
 
 /// Gives what is finished its name, so that it is there after a power cut too. A folder takes the place of an empty one.
-pub(crate) fn settle(finished: &Path, name: &Path) -> Result<(), PackageError> {
+pub(crate) fn rename_durably(finished: &Path, name: &Path) -> Result<(), PackageError> {
     sync(finished)?;
     std::fs::rename(finished, name).map_err(PackageError::at(name))?;
     sync(parent(name))
@@ -341,13 +341,13 @@ pub(crate) mod tests {
         Model::load(folder).unwrap()
     }
 
-    struct Place {
+    struct PackagePlace {
         root: tempfile::TempDir,
         file: PathBuf,
         into: PathBuf,
     }
 
-    impl Place {
+    impl PackagePlace {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
             let (file, into) = (root.path().join("a.tar"), root.path().join("made"));
@@ -389,7 +389,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_folder_makes_the_same_package_twice_and_comes_back_as_it_was() {
-        let place = Place::new();
+        let place = PackagePlace::new();
         let again = place.root.path().join("b.tar");
         for model in [light(), spread(&place.root.path().join("spread"))] {
             let extra: [(&str, &[u8]); 1] = [("probe.json", b"{}")];
@@ -412,7 +412,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_package_holds_names_sizes_and_contents_and_nothing_of_where_it_was_made() {
-        let (place, model) = Place::packed();
+        let (place, model) = PackagePlace::packed();
         let mut archive = tar::Archive::new(File::open(&place.file).unwrap());
         let mut names = Vec::new();
         for entry in archive.entries().unwrap() {
@@ -429,9 +429,9 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_there_already_stays_and_what_was_cut_off_is_made_again() {
-        let (place, model) = Place::packed();
+        let (place, model) = PackagePlace::packed();
         let into = place.root.path().join(model.release.as_str());
-        let unfinished = beside(&into, "unfinished");
+        let unfinished = temporary_path(&into, "unfinished");
         std::fs::create_dir_all(unfinished.join("graph.onnx")).unwrap();
         unpack(&place.file, &model.release, &into).unwrap();
         std::fs::write(into.join("mine"), "").unwrap();
@@ -444,7 +444,7 @@ pub(crate) mod tests {
 
     #[test]
     fn many_who_unpack_at_once_come_to_one_folder() {
-        let (place, model) = Place::packed();
+        let (place, model) = PackagePlace::packed();
         let into = place.root.path().join(model.release.as_str());
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -456,7 +456,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_folder_of_somebody_elses_is_not_touched() {
-        let (place, model) = Place::packed();
+        let (place, model) = PackagePlace::packed();
         std::fs::create_dir(&place.into).unwrap();
         unpack(&place.file, &model.release, &place.into).unwrap();
         std::fs::write(place.into.join("labels.txt"), "mine\n").unwrap();
@@ -469,7 +469,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_package_that_was_cut_is_refused_wherever_it_was_cut() {
-        let (place, _) = Place::packed();
+        let (place, _) = PackagePlace::packed();
         let whole = std::fs::read(&place.file).unwrap();
         for bytes in [0, 1, 512, 1000, whole.len() / 2, whole.len() - 1024, whole.len() - 1] {
             std::fs::write(&place.file, &whole[..bytes]).unwrap();
@@ -482,9 +482,9 @@ pub(crate) mod tests {
 
     #[test]
     fn an_altered_byte_makes_another_release_and_is_refused_with_its_digest() {
-        let (place, model) = Place::packed();
+        let (place, model) = PackagePlace::packed();
         let whole = std::fs::read(&place.file).unwrap();
-        let entries = tape::entries(&place.file).unwrap();
+        let entries = archive::read_entries(&place.file).unwrap();
         let labels = entries.iter().find(|entry| entry.name == "labels.txt").unwrap();
         let alter = |at: u64| {
             let mut bytes = whole.clone();
@@ -501,7 +501,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_package_of_another_release_is_refused_with_what_was_found() {
-        let place = Place::new();
+        let place = PackagePlace::new();
         let other = spread(&place.root.path().join("spread"));
         pack(&other, &[], &place.file).unwrap();
         std::fs::remove_dir_all(&other.folder).unwrap();
@@ -511,7 +511,7 @@ pub(crate) mod tests {
 
     #[test]
     fn whatever_is_no_plain_file_is_refused_by_name() {
-        let place = Place::new();
+        let place = PackagePlace::new();
         for (name, kind) in [
             ("../graph.onnx", EntryType::Regular),
             ("a/../../b", EntryType::Regular),
@@ -540,7 +540,7 @@ pub(crate) mod tests {
 
     #[test]
     fn sizes_and_counts_are_refused_before_anything_is_written() {
-        let place = Place::new();
+        let place = PackagePlace::new();
         foreign(&place.file, "graph.onnx", EntryType::Regular, MAX_CONTENT_BYTES + 1, b"");
         assert!(matches!(place.refusal(), PackageError::TooLarge { .. }));
         foreign(&place.file, "graph.onnx", EntryType::Regular, u64::MAX - 511, b"");
@@ -549,17 +549,17 @@ pub(crate) mod tests {
         assert!(matches!(place.refusal(), PackageError::Damaged { .. }));
 
         let many: Vec<String> = (0..=MAX_FILES).map(|number| number.to_string()).collect();
-        let contents: Vec<_> = many.iter().map(|name| (name.clone(), Content::Bytes(b""))).collect();
+        let contents: Vec<_> = many.iter().map(|name| (name.clone(), TarContent::Bytes(b""))).collect();
         write(&contents, &place.file).unwrap();
         assert!(matches!(place.refusal(), PackageError::TooMany));
-        let twice = [("a", "1"), ("a", "2")].map(|(name, text)| (name.to_owned(), Content::Bytes(text.as_bytes())));
+        let twice = [("a", "1"), ("a", "2")].map(|(name, text)| (name.to_owned(), TarContent::Bytes(text.as_bytes())));
         write(&twice, &place.file).unwrap();
         assert!(matches!(place.refusal(), PackageError::Entry { why: "is there twice", .. }));
     }
 
     #[test]
     fn what_could_not_be_unpacked_is_not_packed() {
-        let (place, mut model) = (Place::new(), light());
+        let (place, mut model) = (PackagePlace::new(), light());
         let refusal = |model: &Model, extra: &[(&str, &[u8])]| {
             let error = pack(model, extra, &place.file).unwrap_err();
             assert!(place.names().is_empty(), "{error} left something behind");
@@ -601,11 +601,11 @@ pub(crate) mod tests {
         let (file, into) = (root.path().join("a.tar"), root.path().join("made"));
         // Small files, so that most changes hit headers.
         let contents = [
-            ("labels.txt".to_owned(), Content::Bytes(b"cat\ndog\n")),
-            ("weights/all.bin".to_owned(), Content::Bytes(&[7; 700])),
-            ("probe.json".to_owned(), Content::Bytes(b"{}")),
+            ("labels.txt".to_owned(), TarContent::Bytes(b"cat\ndog\n")),
+            ("weights/all.bin".to_owned(), TarContent::Bytes(&[7; 700])),
+            ("probe.json".to_owned(), TarContent::Bytes(b"{}")),
         ];
-        let small = tape::write(&contents, Vec::new(), &file).unwrap();
+        let small = archive::write(&contents, Vec::new(), &file).unwrap();
         bend::bend_some(
             "packages' headers",
             &[small],
@@ -613,8 +613,8 @@ pub(crate) mod tests {
             |bytes, _| with_sums(bytes),
             |bytes| {
                 std::fs::write(&file, bytes).unwrap();
-                if let Ok(entries) = tape::entries(&file) {
-                    for Entry { name, at, size_bytes } in entries {
+                if let Ok(entries) = archive::read_entries(&file) {
+                    for TarEntry { name, at, size_bytes } in entries {
                         assert!(at + size_bytes <= bytes.len() as u64, "{name} lies outside of the package");
                         assert!(
                             Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))),

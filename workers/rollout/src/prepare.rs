@@ -2,22 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use schemas::{FaultNote, Measured, ModelName, Release, ReleaseId};
-use streams::{Blobs, Store};
-use vision::{InferSettings, Model, Replicas};
+use schemas::{FaultNote, ModelAccuracy, ModelName, Release, ReleaseId};
+use streams::{Blobs, ReleaseStore};
+use vision::{InferenceSettings, Model, Replicas};
 
 use crate::package::{self, PackageError};
-use crate::trial::{PROBE, Probe, Trial, needs};
+use crate::trial::{PROBE, ReleaseProbe, TrialRunner, needs};
 
 /// Where a release comes from.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Origin {
+pub struct ReleaseOrigin {
     /// What it was made from.
     pub parent: Option<ReleaseId>,
     /// In words: `round 3`, `imported`.
     pub words: String,
     /// How right its parent and it are on the public set.
-    pub public: Option<(Measured, Measured)>,
+    pub public: Option<(ModelAccuracy, ModelAccuracy)>,
     /// Where the change of accuracy between the two lies, 95 times of 100.
     pub public_change_interval: Option<(f64, f64)>,
 }
@@ -28,15 +28,16 @@ pub struct Origin {
 /// Why it will not do as a release, with a remedy.
 pub async fn prepare(
     model: &Model,
-    origin: Origin,
-    trial: &Trial,
+    origin: ReleaseOrigin,
+    trial: &TrialRunner,
     work: &Path,
 ) -> Result<(Release, PathBuf), FaultNote> {
-    let infer = InferSettings { replicas: Replicas::Count(1), ..InferSettings::default() };
-    let tried = trial.run(&model.folder, &infer).await?;
-    let needs = needs(model, &tried)
-        .map_err(|error| FaultNote::new(error.name(), runtime::fault::chain(&error), "correct the model's folder"))?;
-    let probe = Probe { runtime: tried.runtime.clone(), logits: tried.logits };
+    let infer = InferenceSettings { replicas: Replicas::Count(1), ..InferenceSettings::default() };
+    let tried = trial.run_trial(&model.folder, &infer).await?;
+    let needs = needs(model, &tried).map_err(|error| {
+        FaultNote::new(error.name(), runtime::fault::error_chain(&error), "correct the model's folder")
+    })?;
+    let probe = ReleaseProbe { runtime: tried.runtime.clone(), logits: tried.logits };
     let (model, file) = (model.clone(), work.join(format!("{}.tar", model.release.short())));
     let release = model.release.clone();
     let packing = {
@@ -50,13 +51,13 @@ pub async fn prepare(
     let packed = tokio::task::spawn_blocking(packing).await;
     let packed = packed.map_err(|error| FaultNote::new("package_broke", error.to_string(), "report it"))?;
     let package = packed.map_err(unpacked)?;
-    let Origin { parent, words, public, public_change_interval } = origin;
+    let ReleaseOrigin { parent, words, public, public_change_interval } = origin;
     Ok((Release { release, parent, origin: words, package, needs, public, public_change_interval }, file))
 }
 
 /// Keeps a package in the release store, where it stays, and offers it to couriers.
 pub async fn keep_and_offer(
-    store: &Store,
+    store: &ReleaseStore,
     blobs: &Blobs,
     model: &ModelName,
     release: &Release,
@@ -67,5 +68,5 @@ pub async fn keep_and_offer(
 }
 
 fn unpacked(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), runtime::fault::chain(&error), "make room, or use a smaller model")
+    FaultNote::new(error.name(), runtime::fault::error_chain(&error), "make room, or use a smaller model")
 }

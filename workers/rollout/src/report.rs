@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Shutdown, beat, clock, process};
+use runtime::{Shutdown, clock, heartbeat, process};
 use schemas::task::HEADER_TO;
 use schemas::{ModelName, SiteName, Swap, TaskId, encode};
-use streams::subject::{self, Errand};
+use streams::subject::{self, OutboxKind};
 use streams::{CarryError, Publication, Publisher};
 use tokio::time::Instant;
 
-use crate::count::{Counter, Told};
-use crate::swap::Swapper;
+use crate::release_counter::{ReleaseCounter, SlotCounts};
+use crate::swap::ModelSwapper;
 
 /// A worker that has nothing to tell says so this often, so that it is known to live.
 const SILENT_FOR: Duration = Duration::from_secs(120);
@@ -26,9 +26,9 @@ pub struct SwapReporter {
     /// What its operator calls the site.
     pub site_labels: Vec<String>,
     /// What runs.
-    pub swapper: Arc<Swapper>,
+    pub swapper: Arc<ModelSwapper>,
     /// What came of it.
-    pub counter: Counter,
+    pub counter: ReleaseCounter,
     /// How it is told.
     pub publisher: Publisher,
     /// How often.
@@ -42,9 +42,9 @@ impl SwapReporter {
         let mut said_at: Option<Instant> = None;
         let mut changed = true;
         loop {
-            let stopping = shutdown.is_wanted();
+            let stopping = shutdown.is_requested();
             let anyway = changed || stopping || said_at.is_none_or(|at| at.elapsed() >= SILENT_FOR);
-            if there() && self.tell(anyway, stopping).await {
+            if there() && self.publish_report(anyway, stopping).await {
                 said_at = Some(Instant::now());
                 changed = false;
             }
@@ -63,16 +63,16 @@ impl SwapReporter {
                         tokio::time::sleep(Duration::from_millis(200)).await;
                     }
                 }
-                () = shutdown.wanted() => {}
+                () = shutdown.wait_for_request() => {}
             }
         }
     }
 
     /// Tells what is new, and at least what runs if `anyway`; whether something was told. `left`: for the last time.
-    async fn tell(&self, anyway: bool, left: bool) -> bool {
-        let mut news = self.counter.fresh();
+    async fn publish_report(&self, anyway: bool, left: bool) -> bool {
+        let mut news = self.counter.take_counts();
         if news.is_empty() && anyway {
-            news.push(self.counter.current(clock::now_ms()));
+            news.push(self.counter.current_counts(clock::now_ms()));
         }
         let mut told = false;
         for stretch in news {
@@ -81,19 +81,19 @@ impl SwapReporter {
                 Ok(_) => told = true,
                 Err(error) => {
                     tracing::debug!(%error, "what came of a release is told later");
-                    self.counter.again(&stretch);
+                    self.counter.restore_counts(&stretch);
                 }
             }
         }
         told
     }
 
-    fn swap(&self, told: &Told, left: bool) -> Swap {
+    fn swap(&self, told: &SlotCounts, left: bool) -> Swap {
         let (model, state, machine) = (self.swapper.infer.model(), self.swapper.state(), self.swapper.machine());
         Swap {
             site: self.site.clone(),
-            worker: beat::worker(),
-            model: ModelName::of(&self.swapper.root.description.name),
+            worker: heartbeat::worker_name(),
+            model: ModelName::from_name(&self.swapper.root.description.name),
             release: model.release.clone(),
             since_ms: state.since_ms,
             order: state.order,
@@ -119,6 +119,6 @@ fn publication(swap: &Swap) -> Result<Publication, CarryError> {
     if swap.site == SiteName::cloud() {
         return Ok(Publication { subject: to, payload: payload.into(), headers: Vec::new(), first_only: false });
     }
-    let id = TaskId::derived(&format!("{to}@{}", swap.said_at_ms)).to_string();
-    Ok(Publication::with_id(subject::outbox(&swap.site, Errand::Swap), payload, id).header(HEADER_TO, to))
+    let id = TaskId::from_name(&format!("{to}@{}", swap.said_at_ms)).to_string();
+    Ok(Publication::with_id(subject::outbox(&swap.site, OutboxKind::Swap), payload, id).header(HEADER_TO, to))
 }

@@ -2,7 +2,7 @@
 //! decision returns how they stand after it, or says why it cannot be.
 
 use schemas::{
-    Canary, Decision, Finding, ModelName, Order, Release, ReleaseId, ReleaseStage as Stage, Rollout, SiteName,
+    Canary, CanaryFinding, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage, Rollout, SiteName,
 };
 
 /// So many releases that were stable can be come back to.
@@ -14,18 +14,18 @@ const MOST_WITHDRAWN: usize = 64;
 
 /// Who decides, why, on what numbers and when.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub struct DecisionContext {
     /// `releaser`, `aggregator` or `hand`.
     pub by: &'static str,
     /// In words for people.
     pub why: String,
     /// The numbers it rests on.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<CanaryFinding>,
     /// Milliseconds since the epoch.
     pub at_ms: u64,
 }
 
-impl Said {
+impl DecisionContext {
     /// Without numbers.
     pub fn new(by: &'static str, why: impl Into<String>, at_ms: u64) -> Self {
         Self { by, why: why.into(), findings: Vec::new(), at_ms }
@@ -34,7 +34,7 @@ impl Said {
 
 /// Why something cannot be decided.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum StageRefusal {
     /// It is what every site runs.
     #[error("release {0} is stable already")]
     Stable(String),
@@ -67,8 +67,8 @@ pub enum Refused {
 }
 
 /// The first decision: what sites were set up with is stable.
-pub fn first(model: ModelName, release: Release, said: Said) -> Rollout {
-    let decision = decision(Stage::Stable, &release.release, said.clone(), None);
+pub fn first(model: ModelName, release: Release, said: DecisionContext) -> Rollout {
+    let decision = decision(ReleaseStage::Stable, &release.release, said.clone(), None);
     Rollout {
         model,
         number: 1,
@@ -83,11 +83,29 @@ pub fn first(model: ModelName, release: Release, said: Said) -> Rollout {
     }
 }
 
-fn decision(stage: Stage, release: &ReleaseId, said: Said, site: Option<SiteName>) -> Decision {
-    Decision { stage, release: release.clone(), by: said.by.into(), why: said.why, site, findings: said.findings }
+fn decision(
+    stage: ReleaseStage,
+    release: &ReleaseId,
+    said: DecisionContext,
+    site: Option<SiteName>,
+) -> ReleaseDecision {
+    ReleaseDecision {
+        stage,
+        release: release.clone(),
+        by: said.by.into(),
+        why: said.why,
+        site,
+        findings: said.findings,
+    }
 }
 
-fn after(now: &Rollout, stage: Stage, release: &ReleaseId, said: Said, site: Option<SiteName>) -> Rollout {
+fn after(
+    now: &Rollout,
+    stage: ReleaseStage,
+    release: &ReleaseId,
+    said: DecisionContext,
+    site: Option<SiteName>,
+) -> Rollout {
     Rollout {
         number: now.number.saturating_add(1),
         said_at_ms: said.at_ms,
@@ -97,25 +115,25 @@ fn after(now: &Rollout, stage: Stage, release: &ReleaseId, said: Said, site: Opt
 }
 
 /// How a release stands; `None` if nothing was decided about it that still holds.
-pub fn stage_of(now: &Rollout, release: &ReleaseId) -> Option<Stage> {
+pub fn stage_of(now: &Rollout, release: &ReleaseId) -> Option<ReleaseStage> {
     let tried = now.canary.as_ref().is_some_and(|canary| canary.release.release == *release);
     let waits = now.candidates.iter().any(|candidate| candidate.release == *release);
     match () {
-        () if now.stable.release == *release => Some(Stage::Stable),
-        () if tried => Some(Stage::Canary),
-        () if waits => Some(Stage::Candidate),
-        () if now.withdrawn.contains(release) => Some(Stage::Withdrawn),
-        () if now.pins.values().any(|pinned| pinned.release == *release) => Some(Stage::Pinned),
+        () if now.stable.release == *release => Some(ReleaseStage::Stable),
+        () if tried => Some(ReleaseStage::Canary),
+        () if waits => Some(ReleaseStage::Candidate),
+        () if now.withdrawn.contains(release) => Some(ReleaseStage::Withdrawn),
+        () if now.pins.values().any(|pinned| pinned.release == *release) => Some(ReleaseStage::Pinned),
         () => None,
     }
 }
 
 /// A release waits to be tried.
-pub fn candidate(now: &Rollout, release: Release, said: Said) -> Result<Rollout, Refused> {
-    if let Some(stage) = stage_of(now, &release.release).filter(|stage| *stage != Stage::Pinned) {
-        return Err(Refused::Known { release: release.release.short().into(), stage: stage.as_str() });
+pub fn candidate(now: &Rollout, release: Release, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+    if let Some(stage) = stage_of(now, &release.release).filter(|stage| *stage != ReleaseStage::Pinned) {
+        return Err(StageRefusal::Known { release: release.release.short().into(), stage: stage.as_str() });
     }
-    let mut next = after(now, Stage::Candidate, &release.release, said, None);
+    let mut next = after(now, ReleaseStage::Candidate, &release.release, said, None);
     next.candidates.push(release);
     let surplus = next.candidates.len().saturating_sub(MOST_CANDIDATES);
     next.candidates.drain(..surplus);
@@ -129,22 +147,22 @@ pub fn canary(
     release: &ReleaseId,
     step: u32,
     ring: Vec<SiteName>,
-    said: Said,
-) -> Result<Rollout, Refused> {
+    said: DecisionContext,
+) -> Result<Rollout, StageRefusal> {
     let short = || release.short().to_owned();
     if ring.is_empty() {
-        return Err(Refused::NoRing(short()));
+        return Err(StageRefusal::NoRing(short()));
     }
-    let mut next = after(now, Stage::Canary, release, said, None);
+    let mut next = after(now, ReleaseStage::Canary, release, said, None);
     match &mut next.canary {
         Some(canary) if canary.release.release == *release => {
             (canary.step, canary.ring, canary.since_ms) = (step, ring, next.said_at_ms);
         }
-        Some(other) => return Err(Refused::Busy(other.release.release.short().into())),
+        Some(other) => return Err(StageRefusal::Busy(other.release.release.short().into())),
         none => {
             let at = now.candidates.iter().position(|candidate| candidate.release == *release);
-            let at = at.ok_or_else(|| Refused::NotTried(short()))?;
-            let release = next.candidates.drain(..=at).next_back().ok_or_else(|| Refused::NotTried(short()))?;
+            let at = at.ok_or_else(|| StageRefusal::NotTried(short()))?;
+            let release = next.candidates.drain(..=at).next_back().ok_or_else(|| StageRefusal::NotTried(short()))?;
             *none = Some(Canary { release, step, ring, since_ms: next.said_at_ms });
         }
     }
@@ -152,11 +170,11 @@ pub fn canary(
 }
 
 /// Every site is to run a release.
-pub fn stable(now: &Rollout, release: Release, said: Said) -> Result<Rollout, Refused> {
+pub fn stable(now: &Rollout, release: Release, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     if now.stable.release == release.release {
-        return Err(Refused::Stable(release.release.short().into()));
+        return Err(StageRefusal::Stable(release.release.short().into()));
     }
-    let mut next = after(now, Stage::Stable, &release.release, said, None);
+    let mut next = after(now, ReleaseStage::Stable, &release.release, said, None);
     next.candidates.retain(|candidate| candidate.release != release.release);
     // Whatever else was tried would be held against another stable release now: it waits again.
     if let Some(canary) = next.canary.take().filter(|canary| canary.release.release != release.release) {
@@ -171,13 +189,13 @@ pub fn stable(now: &Rollout, release: Release, said: Said) -> Result<Rollout, Re
 }
 
 /// No site is to run a release that is tried or waits.
-pub fn withdraw(now: &Rollout, release: &ReleaseId, said: Said) -> Result<Rollout, Refused> {
+pub fn withdraw(now: &Rollout, release: &ReleaseId, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     match stage_of(now, release) {
-        Some(Stage::Canary | Stage::Candidate) => {}
-        Some(Stage::Stable) => return Err(Refused::RollBack(release.short().into())),
-        _ => return Err(Refused::NotTried(release.short().into())),
+        Some(ReleaseStage::Canary | ReleaseStage::Candidate) => {}
+        Some(ReleaseStage::Stable) => return Err(StageRefusal::RollBack(release.short().into())),
+        _ => return Err(StageRefusal::NotTried(release.short().into())),
     }
-    let mut next = after(now, Stage::Withdrawn, release, said, None);
+    let mut next = after(now, ReleaseStage::Withdrawn, release, said, None);
     next.canary = next.canary.filter(|canary| canary.release.release != *release);
     next.candidates.retain(|candidate| candidate.release != *release);
     forget(&mut next, release);
@@ -191,9 +209,9 @@ fn forget(next: &mut Rollout, release: &ReleaseId) {
 }
 
 /// What was stable before is stable again, and what is stable now is withdrawn.
-pub fn roll_back(now: &Rollout, said: Said) -> Result<Rollout, Refused> {
+pub fn roll_back(now: &Rollout, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     let bad = now.stable.release.clone();
-    let before = now.previous.last().cloned().ok_or_else(|| Refused::NothingBefore(bad.short().into()))?;
+    let before = now.previous.last().cloned().ok_or_else(|| StageRefusal::NothingBefore(bad.short().into()))?;
     let mut next = stable(now, before, said)?;
     next.previous.retain(|previous| previous.release != bad);
     forget(&mut next, &bad);
@@ -201,26 +219,26 @@ pub fn roll_back(now: &Rollout, said: Said) -> Result<Rollout, Refused> {
 }
 
 /// A site runs a release, whatever is decided.
-pub fn pin(now: &Rollout, site: SiteName, release: Release, said: Said) -> Rollout {
-    let mut next = after(now, Stage::Pinned, &release.release, said, Some(site.clone()));
+pub fn pin(now: &Rollout, site: SiteName, release: Release, said: DecisionContext) -> Rollout {
+    let mut next = after(now, ReleaseStage::Pinned, &release.release, said, Some(site.clone()));
     next.pins.insert(site, release);
     next
 }
 
 /// A site follows what is decided again.
-pub fn unpin(now: &Rollout, site: SiteName, said: Said) -> Result<Rollout, Refused> {
-    let pinned = now.pins.get(&site).ok_or_else(|| Refused::NotPinned(site.clone()))?;
-    let mut next = after(now, Stage::Unpinned, &pinned.release, said, Some(site.clone()));
+pub fn unpin(now: &Rollout, site: SiteName, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+    let pinned = now.pins.get(&site).ok_or_else(|| StageRefusal::NotPinned(site.clone()))?;
+    let mut next = after(now, ReleaseStage::Unpinned, &pinned.release, said, Some(site.clone()));
     next.pins.remove(&site);
     Ok(next)
 }
 
 /// What a site shall run.
-pub fn order(now: &Rollout, site: &SiteName) -> Order {
+pub fn order_for_site(now: &Rollout, site: &SiteName) -> Order {
     let (release, stage) = match (&now.pins.get(site), &now.canary) {
-        (Some(pinned), _) => (*pinned, Stage::Pinned),
-        (None, Some(canary)) if canary.ring.contains(site) => (&canary.release, Stage::Canary),
-        _ => (&now.stable, Stage::Stable),
+        (Some(pinned), _) => (*pinned, ReleaseStage::Pinned),
+        (None, Some(canary)) if canary.ring.contains(site) => (&canary.release, ReleaseStage::Canary),
+        _ => (&now.stable, ReleaseStage::Stable),
     };
     Order {
         site: site.clone(),
@@ -248,14 +266,14 @@ mod tests {
             parent: None,
             origin: "imported".into(),
             package: Vec::new(),
-            needs: schemas::Needs::default(),
+            needs: schemas::MachineRequirements::default(),
             public: None,
             public_change_interval: None,
         }
     }
 
-    fn said() -> Said {
-        Said::new("hand", "because", 5)
+    fn said() -> DecisionContext {
+        DecisionContext::new("hand", "because", 5)
     }
 
     fn site(name: &str) -> SiteName {
@@ -267,7 +285,7 @@ mod tests {
     }
 
     fn runs(now: &Rollout, name: &str) -> ReleaseId {
-        order(now, &site(name)).release.release
+        order_for_site(now, &site(name)).release.release
     }
 
     #[test]
@@ -281,8 +299,8 @@ mod tests {
         let all = stable(&wider, wider.canary.clone().unwrap().release, said()).unwrap();
         assert_eq!((runs(&all, "c"), all.canary.is_none(), all.candidates.len()), (id(1), true, 0));
         let back = roll_back(&all, said()).unwrap();
-        assert_eq!((runs(&back, "a"), stage_of(&back, &id(1))), (id(0), Some(Stage::Withdrawn)));
-        assert_eq!(roll_back(&back, said()), Err(Refused::NothingBefore(id(0).short().into())));
+        assert_eq!((runs(&back, "a"), stage_of(&back, &id(1))), (id(0), Some(ReleaseStage::Withdrawn)));
+        assert_eq!(roll_back(&back, said()), Err(StageRefusal::NothingBefore(id(0).short().into())));
         assert_eq!(back.number, 6);
     }
 
@@ -292,9 +310,9 @@ mod tests {
         let tried = canary(&waiting, &id(1), 0, vec![site("a")], said()).unwrap();
         let gone = withdraw(&tried, &id(1), said()).unwrap();
         assert_eq!(runs(&gone, "a"), id(0));
-        assert!(matches!(candidate(&gone, release(1), said()), Err(Refused::Known { stage: "withdrawn", .. })));
-        assert!(matches!(withdraw(&gone, &id(0), said()), Err(Refused::RollBack(_))));
-        assert!(matches!(withdraw(&gone, &id(9), said()), Err(Refused::NotTried(_))));
+        assert!(matches!(candidate(&gone, release(1), said()), Err(StageRefusal::Known { stage: "withdrawn", .. })));
+        assert!(matches!(withdraw(&gone, &id(0), said()), Err(StageRefusal::RollBack(_))));
+        assert!(matches!(withdraw(&gone, &id(9), said()), Err(StageRefusal::NotTried(_))));
     }
 
     #[test]
@@ -306,8 +324,8 @@ mod tests {
         assert_eq!(now.candidates.len(), MOST_CANDIDATES);
         let tried = canary(&now, &id(11), 0, vec![site("a")], said()).unwrap();
         assert_eq!(tried.candidates.iter().map(|left| left.release.clone()).collect::<Vec<_>>(), [id(12)]);
-        assert!(matches!(canary(&tried, &id(12), 0, vec![site("a")], said()), Err(Refused::Busy(_))));
-        assert!(matches!(canary(&now, &id(12), 0, Vec::new(), said()), Err(Refused::NoRing(_))));
+        assert!(matches!(canary(&tried, &id(12), 0, vec![site("a")], said()), Err(StageRefusal::Busy(_))));
+        assert!(matches!(canary(&now, &id(12), 0, Vec::new(), said()), Err(StageRefusal::NoRing(_))));
     }
 
     #[test]
@@ -317,7 +335,7 @@ mod tests {
         assert_eq!((runs(&all, "a"), runs(&all, "b")), (id(7), id(1)));
         let free = unpin(&all, site("a"), said()).unwrap();
         assert_eq!(runs(&free, "a"), id(1));
-        assert_eq!(unpin(&free, site("a"), said()), Err(Refused::NotPinned(site("a"))));
+        assert_eq!(unpin(&free, site("a"), said()), Err(StageRefusal::NotPinned(site("a"))));
     }
 
     proptest! {

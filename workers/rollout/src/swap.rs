@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::{clock, process};
-use schemas::{Beat, FaultNote, Order, RefusedRelease, ReleaseId};
+use schemas::{FaultNote, Heartbeat, Order, RefusedRelease, ReleaseId};
 use streams::Blobs;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{Infer, InferError, Model};
+use vision::{InferenceError, InferencePool, Model};
 
-use crate::able::{Machine, unable};
-use crate::home::Home;
+use crate::compatibility::{MachineProfile, incompatibility};
 use crate::package::{self, PackageError};
-use crate::start::Started;
-use crate::trial::{PROBE, Probe, Trial, compare, pictures};
+use crate::release_cache::ReleaseCache;
+use crate::serving_model::ServingModel;
+use crate::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
 
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -30,17 +30,17 @@ pub const PASSING: [&str; 5] =
     ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
 /// A worker whose model follows orders.
-pub struct Swapper {
+pub struct ModelSwapper {
     /// The model it was set up with.
     pub root: Arc<Model>,
     /// What runs the model.
-    pub infer: Infer,
+    pub infer: InferencePool,
     /// Where packages come from.
     pub blobs: Blobs,
     /// How a release is tried.
-    pub trial: Trial,
+    pub trial: TrialRunner,
     /// Where releases lie.
-    pub home: Home,
+    pub home: ReleaseCache,
     state: watch::Sender<SwapState>,
 }
 
@@ -57,10 +57,10 @@ pub struct SwapState {
     pub refused: Vec<RefusedRelease>,
 }
 
-impl Swapper {
+impl ModelSwapper {
     /// Of a worker that serves already.
-    pub fn new(started: Started, blobs: Blobs) -> Self {
-        let Started { root, infer, home, trial, refused } = started;
+    pub fn new(started: ServingModel, blobs: Blobs) -> Self {
+        let ServingModel { root, infer, home, trial, refused } = started;
         let state = SwapState { since_ms: clock::now_ms(), order: 0, step: None, refused };
         Self { root: Arc::new(root), infer, blobs, trial, home, state: watch::Sender::new(state) }
     }
@@ -86,7 +86,7 @@ impl Swapper {
             let order = order.filter(|order| due && order.number >= self.state.borrow().order);
             if let Some(order) = &order {
                 again = None;
-                match self.obey(order, &ready).await {
+                match self.apply(order, &ready).await {
                     Ok(true) => {
                         trusted_at = Some(Instant::now() + TRUSTED_AFTER);
                         settled_at = Some(Instant::now() + SETTLED_AFTER);
@@ -113,16 +113,16 @@ impl Swapper {
             due = changed || is_over(again);
             if is_over(settled_at) {
                 settled_at = None;
-                tokio::task::spawn_blocking(process::give_memory_back);
+                tokio::task::spawn_blocking(process::trim_memory);
             }
             if is_over(trusted_at) {
                 trusted_at = None;
-                self.note(self.home.steady());
+                self.log_write_failure(self.home.mark_stable());
             }
         }
     }
 
-    pub(crate) fn note(&self, written: std::io::Result<()>) {
+    pub(crate) fn log_write_failure(&self, written: std::io::Result<()>) {
         if let Err(error) = written {
             tracing::warn!(%error, "what serves could not be written down: the worker would start with another release");
         }
@@ -144,7 +144,7 @@ impl Swapper {
     }
 
     /// Whether another model serves now.
-    async fn obey(&self, order: &Order, ready: &impl Fn(&Model)) -> Result<bool, FaultNote> {
+    async fn apply(&self, order: &Order, ready: &impl Fn(&Model)) -> Result<bool, FaultNote> {
         let wanted = &order.release.release;
         let forget = |state: &mut SwapState| state.refused.retain(|refused| refused.release != *wanted);
         if self.infer.model().release == *wanted {
@@ -170,35 +170,35 @@ impl Swapper {
         self.step("loading", wanted);
         let (infer, beside) = (self.infer.clone(), model.clone());
         let loading = move || {
-            let mut standby = infer.stand_by(&beside, Some((tried.batch, tried.cost_ms))).map_err(note)?;
+            let mut standby = infer.preload(&beside, Some((tried.batch, tried.cost_ms))).map_err(note)?;
             if let Some(probe) = &probe {
                 let pictures = pictures();
                 let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                let seen = standby.see(&pictures).into_iter().map(|seen| Ok(seen.map_err(note)?.logits));
+                let seen = standby.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(note)?.logits));
                 compare(&seen.collect::<Result<Vec<_>, _>>()?, probe)?;
             }
             Ok(standby)
         };
-        let standby = apart(loading).await?;
+        let standby = spawn_blocking(loading).await?;
         self.step("handing over", wanted);
         ready(&model);
         let before = self.infer.model().release.clone();
-        self.note(self.home.serves(wanted, root));
+        self.log_write_failure(self.home.serving_release(wanted, root));
         let infer = self.infer.clone();
         let handing = move || {
-            let handed = infer.hand_over(standby).map_err(note);
-            process::give_memory_back();
+            let handed = infer.swap(standby).map_err(note);
+            process::trim_memory();
             handed
         };
-        if let Err(fault) = apart(handing).await {
-            self.note(self.home.serves(&before, before == self.root.release));
+        if let Err(fault) = spawn_blocking(handing).await {
+            self.log_write_failure(self.home.serving_release(&before, before == self.root.release));
             return Err(fault);
         }
         self.state.send_modify(|state| {
             forget(state);
             state.since_ms = clock::now_ms();
         });
-        if let Err(error) = self.home.tidy() {
+        if let Err(error) = self.home.remove_old() {
             tracing::warn!(%error, "old releases could not be removed");
         }
         Ok(true)
@@ -213,9 +213,9 @@ impl Swapper {
             tokio::task::spawn_blocking(move || Model::load(&folder).ok()).await.ok().flatten()
         };
         if let Some(model) = here.filter(|model| model.release == release) {
-            return self.fits(model);
+            return self.check_compatible(model);
         }
-        if let Some(fault) = unable(&order.release.needs, &self.machine()) {
+        if let Some(fault) = incompatibility(&order.release.needs, &self.machine()) {
             return Err(fault);
         }
         self.step("fetching", &release);
@@ -226,15 +226,15 @@ impl Swapper {
             let file = file.clone();
             move || package::unpack(&file, &release, &folder).map_err(unfetched)
         };
-        let model = apart(unpacking).await?;
+        let model = spawn_blocking(unpacking).await?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
             tracing::debug!(%error, "the package is left where it is");
         }
-        self.fits(model)
+        self.check_compatible(model)
     }
 
     /// A release gives what is asked of the model that the worker was set up with.
-    fn fits(&self, model: Model) -> Result<Arc<Model>, FaultNote> {
+    fn check_compatible(&self, model: Model) -> Result<Arc<Model>, FaultNote> {
         let gives = |model: &Model| model.description.output.features.is_some();
         if gives(&self.root) && !gives(&model) {
             let reason = "it gives no features, and the model this worker was set up with does";
@@ -248,7 +248,7 @@ impl Swapper {
     }
 
     /// What a sign of life says of it.
-    pub fn fill(&self, beat: &mut Beat) {
+    pub fn restore_missing(&self, beat: &mut Heartbeat) {
         let (model, state) = (self.infer.model(), self.state());
         beat.model = Some(self.root.description.name.clone());
         beat.release = Some(model.release.clone());
@@ -260,8 +260,8 @@ impl Swapper {
     }
 
     /// What this machine has for a release.
-    pub fn machine(&self) -> Machine {
-        Machine {
+    pub fn machine(&self) -> MachineProfile {
+        MachineProfile {
             runtime: self.infer.onnx().version().to_owned(),
             memory_free_mib: process::available_bytes().map(|bytes| bytes >> 20),
             replicas: self.infer.replicas() as u64,
@@ -285,20 +285,20 @@ async fn at(wake: Option<Instant>) {
     }
 }
 
-fn note(error: InferError) -> FaultNote {
-    error.note()
+fn note(error: InferenceError) -> FaultNote {
+    error.fault_note()
 }
 
 fn unfetched(error: PackageError) -> FaultNote {
     FaultNote::new(
         error.name(),
-        runtime::fault::chain(&error),
+        runtime::fault::error_chain(&error),
         "nothing: it is fetched again; or import the release again",
     )
 }
 
 /// What a release saw where it was packaged.
-async fn probe(model: &Model) -> Result<Probe, FaultNote> {
+async fn probe(model: &Model) -> Result<ReleaseProbe, FaultNote> {
     let path = model.folder.join(PROBE);
     let missing = |why: String| {
         let reason = format!("{} says nothing of what the release should see: {why}", path.display());
@@ -309,7 +309,7 @@ async fn probe(model: &Model) -> Result<Probe, FaultNote> {
 }
 
 /// Work that blocks, on another thread.
-async fn apart<T: Send + 'static>(
+async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FaultNote> + Send + 'static,
 ) -> Result<T, FaultNote> {
     let done = tokio::task::spawn_blocking(work).await;

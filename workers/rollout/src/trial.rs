@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 use runtime::process;
-use schemas::{FaultNote, Needs};
+use schemas::{FaultNote, MachineRequirements};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vision::measure::measure;
-use vision::{InferSettings, Model, Onnx, Replica};
+use vision::batch_cost::measure_batches;
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::confinement::{Confinement, confine};
 
@@ -52,7 +52,7 @@ const MOST_ANSWER_BYTES: u64 = 64 << 20;
 
 /// How releases are tried on this machine.
 #[derive(Debug, Clone)]
-pub struct Trial {
+pub struct TrialRunner {
     /// This program.
     pub program: PathBuf,
     /// The ONNX Runtime library; looked for if absent.
@@ -61,13 +61,13 @@ pub struct Trial {
 
 /// What is asked of the process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Asked {
+pub struct TrialRequest {
     /// Folder of the model.
     pub folder: PathBuf,
     /// The ONNX Runtime library; looked for if absent.
     pub onnxruntime: Option<PathBuf>,
     /// How it will be run.
-    pub infer: InferSettings,
+    pub infer: InferenceSettings,
     /// The best batch and what an image costs in it, milliseconds, if that is known: measuring takes half a second.
     pub measured: Option<(usize, f64)>,
     /// Whether it shall run on what nobody else wants of the processors.
@@ -80,7 +80,7 @@ pub struct Asked {
 
 /// What a trial found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Tried {
+pub struct TrialResult {
     /// Version of the ONNX Runtime.
     pub runtime: String,
     /// Images in the best batch.
@@ -98,7 +98,7 @@ pub struct Tried {
 
 /// What a release saw where it was packaged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Probe {
+pub struct ReleaseProbe {
     /// Version of the ONNX Runtime.
     pub runtime: String,
     /// Scores of the generated pictures, a row each.
@@ -110,7 +110,7 @@ pub fn pictures() -> Vec<Vec<u8>> {
     vision::pictures(PICTURES, SEED)
 }
 
-impl Trial {
+impl TrialRunner {
     /// With this very program.
     pub fn of_this_program(onnxruntime: Option<PathBuf>) -> Self {
         // The link leads to the running program even after its file was replaced.
@@ -120,20 +120,20 @@ impl Trial {
     }
 
     /// Tries a folder of an operator's, and measures it; an error says why it will not do.
-    pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
+    pub async fn run_trial(&self, folder: &Path, infer: &InferenceSettings) -> Result<TrialResult, FaultNote> {
         self.with(self.asked(folder, infer, None, false, true)).await
     }
 
     fn asked(
         &self,
         folder: &Path,
-        infer: &InferSettings,
+        infer: &InferenceSettings,
         measured: Option<(usize, f64)>,
         when_idle: bool,
         follow_links: bool,
-    ) -> Asked {
+    ) -> TrialRequest {
         let (folder, onnxruntime) = (folder.to_owned(), self.onnxruntime.clone());
-        Asked { folder, onnxruntime, infer: infer.clone(), measured, when_idle, follow_links }
+        TrialRequest { folder, onnxruntime, infer: infer.clone(), measured, when_idle, follow_links }
     }
 
     /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
@@ -142,10 +142,10 @@ impl Trial {
     pub async fn run_beside_work(
         &self,
         folder: &Path,
-        infer: &InferSettings,
+        infer: &InferenceSettings,
         measured: Option<(usize, f64)>,
         follow_links: bool,
-    ) -> Result<Tried, FaultNote> {
+    ) -> Result<TrialResult, FaultNote> {
         let when_idle = self.asked(folder, infer, measured, true, follow_links);
         // What is dropped here ends its process.
         match tokio::time::timeout(IDLE_PATIENCE, self.with(when_idle.clone())).await {
@@ -153,15 +153,15 @@ impl Trial {
             Err(_) => {
                 let waited_s = IDLE_PATIENCE.as_secs();
                 tracing::info!(waited_s, "the processors are never idle: the trial takes its turn among the others");
-                self.with(Asked { when_idle: false, ..when_idle }).await
+                self.with(TrialRequest { when_idle: false, ..when_idle }).await
             }
         }
     }
 
-    async fn with(&self, asked: Asked) -> Result<Tried, FaultNote> {
+    async fn with(&self, asked: TrialRequest) -> Result<TrialResult, FaultNote> {
         match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
             Ok(answered) => {
-                if let Ok(Tried { confinement: Confinement::None | Confinement::Partial, .. }) = &answered {
+                if let Ok(TrialResult { confinement: Confinement::None | Confinement::Partial, .. }) = &answered {
                     tracing::info!(
                         "the kernel did not keep the trial to its files: Landlock needs Linux 6.12, and to be enabled"
                     );
@@ -172,7 +172,7 @@ impl Trial {
         }
     }
 
-    async fn ask(&self, asked: &Asked) -> Result<Tried, FaultNote> {
+    async fn ask(&self, asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
         let untried = |what: &str, error: std::io::Error| {
             let reason = format!("{what}: {error}; without a process of its own it is not tried");
             FaultNote::new("trial_impossible", reason, "let the program start processes, and give it memory for one")
@@ -210,7 +210,7 @@ impl Trial {
         let (read, heard): (std::io::Result<()>, std::io::Result<()>) = tokio::join!(reading, listening);
         read.and(heard).map_err(|error| untried("its answer cannot be read", error))?;
         let ended = child.wait().await.map_err(|error| untried("its end cannot be waited for", error))?;
-        let answer = serde_json::from_slice::<Result<Tried, FaultNote>>(&answer);
+        let answer = serde_json::from_slice::<Result<TrialResult, FaultNote>>(&answer);
         match answer {
             Ok(answer) if ended.success() => answer,
             _ => Err(crashed(ended, &String::from_utf8_lossy(&words))),
@@ -252,36 +252,39 @@ fn most_memory_bytes(folder: &Path) -> u64 {
 
 /// The work of the process: loads, measures, looks. Asked by the first thread of a process while it is the only one, for the
 /// kernel confines a thread and those it starts.
-pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
+pub fn answer_trial(asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
     let remedy = "try the model with `tributary model check`";
     let of_model =
-        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::chain(error), remedy);
+        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::error_chain(error), remedy);
     let limit = setrlimit(Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
     let most_bytes = most_memory_bytes(&asked.folder);
     // A graph of a few bytes may ask for all memory there is, and the kernel would end the whole container for it.
     let limit = limit.and_then(|()| setrlimit(Resource::RLIMIT_AS, most_bytes, most_bytes));
     #[cfg(target_os = "linux")]
     let limit = limit.and_then(|()| nix::sys::prctl::set_no_new_privs());
-    let idle = || if asked.when_idle { streams::batch::run_when_idle() } else { Ok(()) };
+    let idle = || if asked.when_idle { streams::scheduling::set_idle_scheduling() } else { Ok(()) };
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
     }
-    let onnx = Onnx::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
+    let onnx =
+        OnnxRuntime::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
     // From here on: the library is loaded, and nothing of the model was read.
     let confinement = confine(&asked.folder, onnx.library(), asked.follow_links);
     let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
     let before = process::resident_bytes();
-    let failed = |error: vision::InferError| of_model(error.name(), &error);
+    let failed = |error: vision::InferenceError| of_model(error.name(), &error);
     let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
     let (batch, cost_ms) = match asked.measured {
         Some(measured) => measured,
-        None => measure(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?,
+        None => {
+            measure_batches(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?
+        }
     };
     let added = process::resident_bytes().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
     let pictures = pictures();
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-    let logits = replica.see_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(failed)?.logits));
-    Ok(Tried {
+    let logits = replica.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(failed)?.logits));
+    Ok(TrialResult {
         runtime: onnx.version().to_owned(),
         batch,
         cost_ms,
@@ -292,7 +295,7 @@ pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
 }
 
 /// Whether scores are those that a release gave where it was packaged. Pure.
-pub fn compare(found: &[Vec<f32>], probe: &Probe) -> Result<(), FaultNote> {
+pub fn compare(found: &[Vec<f32>], probe: &ReleaseProbe) -> Result<(), FaultNote> {
     let differs = |reason: String| {
         let remedy = "compare the versions of the ONNX Runtime and the processors; then import the release again";
         Err(FaultNote::new("probe_differs", reason, remedy))
@@ -314,10 +317,10 @@ pub fn compare(found: &[Vec<f32>], probe: &Probe) -> Result<(), FaultNote> {
 }
 
 /// What a machine must have for a release that was tried.
-pub fn needs(model: &Model, tried: &Tried) -> Result<Needs, vision::ModelError> {
+pub fn needs(model: &Model, tried: &TrialResult) -> Result<MachineRequirements, vision::ModelError> {
     let mut operators = model.operators()?;
     let opset = operators.remove("ai.onnx").unwrap_or(0);
-    Ok(Needs {
+    Ok(MachineRequirements {
         opset: u32::try_from(opset).unwrap_or(u32::MAX),
         domains: operators.into_keys().collect(),
         runtime: tried.runtime.clone(),
@@ -333,15 +336,15 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
     }
 
-    fn tried(name: &str) -> Tried {
+    fn tried(name: &str) -> TrialResult {
         // Not in this process, whose processor time is not to be limited: `answer` is tried by the walks.
         let model = Model::load(&fixture(name)).unwrap();
-        let onnx = Onnx::find_and_load(None).unwrap();
-        let mut replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
+        let onnx = OnnxRuntime::find_and_load(None).unwrap();
+        let mut replica = Replica::open(&onnx, &model, &InferenceSettings::default()).unwrap();
         let pictures = pictures();
         let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-        let logits = replica.see_batch(&pictures).into_iter().map(|seen| seen.unwrap().logits).collect();
-        Tried {
+        let logits = replica.predict_batch(&pictures).into_iter().map(|seen| seen.unwrap().logits).collect();
+        TrialResult {
             runtime: onnx.version().into(),
             batch: 1,
             cost_ms: 1.0,
@@ -354,7 +357,7 @@ mod tests {
     #[test]
     fn a_release_is_known_by_what_it_sees() {
         let (light, initial) = (tried("fashion-light"), tried("fashion-initial"));
-        let probe = Probe { runtime: light.runtime.clone(), logits: light.logits.clone() };
+        let probe = ReleaseProbe { runtime: light.runtime.clone(), logits: light.logits.clone() };
         assert_eq!(compare(&light.logits, &probe), Ok(()));
         assert_eq!(compare(&initial.logits, &probe).unwrap_err().name, "probe_differs");
         assert_eq!(compare(&light.logits[1..], &probe).unwrap_err().name, "probe_differs");
@@ -365,10 +368,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_dies_says_how() {
-        let trial = |program: &str| Trial { program: program.into(), onnxruntime: None };
-        let fault = trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let trial = |program: &str| TrialRunner { program: program.into(), onnxruntime: None };
+        let fault =
+            trial("/bin/false").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
         assert_eq!(fault.name, "release_crashed");
-        let fault = trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let fault =
+            trial("/nowhere").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
         assert!(
             fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
         );
@@ -378,7 +383,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let fault = trial(script.to_str().unwrap())
-            .run(&fixture("fashion-light"), &InferSettings::default())
+            .run_trial(&fixture("fashion-light"), &InferenceSettings::default())
             .await
             .unwrap_err();
         assert!(fault.reason.contains("SIGSEGV") && fault.reason.contains("last words"), "{}", fault.reason);

@@ -7,9 +7,9 @@ use std::path::Path;
 use rollout::package::{PackageError, assemble, fetch, keep, offer, piece, split};
 use schemas::ModelName;
 use schemas::limits::PIECE_BYTES;
-use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
-use streams::topology::{self, Mend, Place, StreamSettings};
-use streams::{Blobs, Bus, NatsSettings, Store};
+use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
+use streams::{Blobs, Bus, NatsSettings, ReleaseStore};
 
 async fn server(store: &Path) -> (Server, Bus) {
     let settings = ServerSettings {
@@ -23,14 +23,14 @@ async fn server(store: &Path) -> (Server, Bus) {
         mappings: Vec::new(),
         durability: Durability::Fast,
         max_store_bytes: streams::topology::default_store_bytes(),
-        leaf: Leaf::Alone,
+        leaf: LeafMode::Alone,
         site: None,
         entry: ClientListener::default(),
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
-    let plan = topology::plan(&Place::Both("reef".parse().unwrap()), &StreamSettings::default());
-    topology::setup(&bus, &plan, Mend::Everything).await.unwrap();
+    let plan = topology::plan_topology(&PlanScope::Both("reef".parse().unwrap()), &StreamSettings::default());
+    topology::apply_plan(&bus, &plan, RepairMode::Everything).await.unwrap();
     (server, bus)
 }
 
@@ -40,14 +40,14 @@ async fn a_package_comes_through_the_store_and_a_bucket_piece_by_piece() {
     let at = |name: &str| folder.path().join(name);
     let (_server, bus) = server(&at("server")).await;
     let (cloud, site) = (Blobs::open_in_cloud(&bus).await.unwrap(), Blobs::open(&bus).await.unwrap());
-    let store = Store::open(&at("store").display().to_string()).unwrap();
+    let store = ReleaseStore::open(&at("store").display().to_string()).unwrap();
     let model: ModelName = "fashion".parse().unwrap();
     let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 1000).map(|at| (at / 1000 % 251) as u8).collect();
     fs::write(at("package"), &bytes).unwrap();
     let pieces = split(&at("package")).unwrap();
 
     // Only the first piece is in the bucket, and none in the store.
-    cloud.store(&piece(&at("package"), 0).unwrap()).await.unwrap();
+    cloud.store_blob(&piece(&at("package"), 0).unwrap()).await.unwrap();
     for (error, expected) in [
         (assemble(&cloud, &pieces, &at("made")).await.unwrap_err(), 2),
         (fetch(&store, &model, &pieces, &at("fetched")).await.unwrap_err(), 3),
@@ -63,7 +63,7 @@ async fn a_package_comes_through_the_store_and_a_bucket_piece_by_piece() {
 
     // The other two are in another bucket: the first is not asked for again.
     for index in [1, 2] {
-        site.store(&piece(&at("package"), index).unwrap()).await.unwrap();
+        site.store_blob(&piece(&at("package"), index).unwrap()).await.unwrap();
     }
     assemble(&site, &pieces, &at("made")).await.unwrap();
     assert!(fs::read(at("made")).unwrap() == bytes && !at(".made.partial").exists());

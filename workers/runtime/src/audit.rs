@@ -3,7 +3,7 @@
 
 use schemas::{AuditNote, SiteName, decode, encode};
 use sha2::{Digest, Sha256};
-use streams::read::{self, Record};
+use streams::reader::{self, StoredMessage};
 use streams::{Bus, CarryError, publish, subject, topology};
 
 use crate::clock;
@@ -15,10 +15,15 @@ const RACES: u32 = 20;
 ///
 /// # Errors
 /// That the stream does not take it; it was done all the same.
-pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) -> Result<(), CarryError> {
+pub async fn record_action(
+    bus: &Bus,
+    place: &SiteName,
+    action: &str,
+    about: impl Into<String>,
+) -> Result<(), CarryError> {
     let (slot, about) = (subject::audit(place), about.into());
     for _ in 0..RACES {
-        let last = read::last(bus, topology::AUDIT, &slot).await?;
+        let last = reader::last_message(bus, topology::AUDIT, &slot).await?;
         let previous = last.as_ref().map_or([0; 32], digest);
         let note = AuditNote {
             place: place.clone(),
@@ -29,14 +34,14 @@ pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<St
             previous: previous.to_vec(),
         };
         let after = last.map_or(0, |last| last.sequence);
-        if publish::append(bus, &slot, encode(&note)?.into(), after).await? {
+        if publish::append_message(bus, &slot, encode(&note)?.into(), after).await? {
             return Ok(());
         }
     }
     Err(CarryError::Outrun { what: format!("the audit of {place}") })
 }
 
-fn digest(record: &Record) -> [u8; 32] {
+fn digest(record: &StoredMessage) -> [u8; 32] {
     Sha256::digest(&record.payload).into()
 }
 
@@ -59,7 +64,7 @@ pub struct ChainBreak {
 
 /// Looks whether each note of a place follows the one before; returns the first that does not. Pure. What the stream dropped
 /// for room at its beginning is no break.
-pub fn find_break(records: &[Record]) -> Option<ChainBreak> {
+pub fn find_break(records: &[StoredMessage]) -> Option<ChainBreak> {
     let mut before: Option<[u8; 32]> = None;
     for record in records {
         let broken = |why: &str| Some(ChainBreak { sequence: record.sequence, why: why.into() });
@@ -81,7 +86,7 @@ pub fn find_break(records: &[Record]) -> Option<ChainBreak> {
 mod tests {
     use super::*;
 
-    fn record(sequence: u64, about: &str, previous: [u8; 32]) -> Record {
+    fn record(sequence: u64, about: &str, previous: [u8; 32]) -> StoredMessage {
         let place: SiteName = "reef".parse().unwrap();
         let (actor, action) = ("a@b".to_owned(), "policy set".to_owned());
         let note = AuditNote {
@@ -93,7 +98,7 @@ mod tests {
             previous: previous.to_vec(),
         };
         let (subject, payload) = (subject::audit(&place), encode(&note).unwrap().into());
-        Record { subject, sequence, stored_at_ns: 0, headers: Vec::new(), payload }
+        StoredMessage { subject, sequence, stored_at_ns: 0, headers: Vec::new(), payload }
     }
 
     #[test]

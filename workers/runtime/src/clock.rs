@@ -8,13 +8,13 @@
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use streams::{Bus, CarryError, read};
+use streams::{Bus, CarryError, reader};
 
 /// The server's time at a moment of the steady clock.
-static ALIGNED: RwLock<Option<Aligned>> = RwLock::new(None);
+static ALIGNED: RwLock<Option<ClockAlignment>> = RwLock::new(None);
 
 #[derive(Debug, Clone, Copy)]
-struct Aligned {
+struct ClockAlignment {
     at: Instant,
     server_ns: i128,
 }
@@ -24,25 +24,25 @@ struct Aligned {
 ///
 /// # Errors
 /// What the broker says; then time goes on as before.
-pub async fn align(bus: &Bus) -> Result<i64, CarryError> {
-    let (server_ns, took) = read::server_time(bus).await?;
+pub async fn align_clock(bus: &Bus) -> Result<i64, CarryError> {
+    let (server_ns, took) = reader::server_time(bus).await?;
     // What was asked was answered half way, as far as anybody knows.
     let server_ns = server_ns.saturating_add(i128::try_from(took.as_nanos() / 2).unwrap_or(0));
     let own_ns = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);
-    set(Aligned { at: Instant::now(), server_ns }, took);
+    set(ClockAlignment { at: Instant::now(), server_ns }, took);
     Ok(i64::try_from((own_ns - server_ns) / 1_000_000).unwrap_or(i64::MAX))
 }
 
 /// Asks the server before anything is stamped; without an answer the machine's own clock counts until a heartbeat asks
 /// again.
 pub async fn align_at_start(bus: &Bus) {
-    if let Err(error) = align(bus).await {
+    if let Err(error) = align_clock(bus).await {
         tracing::debug!(%error, "the server does not say what time it is");
     }
 }
 
 /// Time never jumps by less than the question took, for so much is not known.
-fn set(new: Aligned, uncertain: Duration) {
+fn set(new: ClockAlignment, uncertain: Duration) {
     let mut aligned = ALIGNED.write().unwrap_or_else(PoisonError::into_inner);
     let off = aligned.map(|old| old.now_ns(new.at).abs_diff(new.server_ns));
     if off.is_none_or(|off_ns| off_ns > uncertain.as_nanos()) {
@@ -50,7 +50,7 @@ fn set(new: Aligned, uncertain: Duration) {
     }
 }
 
-impl Aligned {
+impl ClockAlignment {
     fn now_ns(&self, now: Instant) -> i128 {
         let since = i128::try_from(now.saturating_duration_since(self.at).as_nanos()).unwrap_or(0);
         self.server_ns.saturating_add(since)
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn time_goes_on_from_what_the_server_said_by_the_steady_clock() {
         let at = Instant::now();
-        let aligned = Aligned { at, server_ns: 5_000_000_000 };
+        let aligned = ClockAlignment { at, server_ns: 5_000_000_000 };
         assert_eq!(aligned.now_ns(at + Duration::from_secs(2)), 7_000_000_000);
         assert_eq!(aligned.now_ns(at), 5_000_000_000);
     }

@@ -16,9 +16,9 @@ use std::collections::VecDeque;
 use schemas::{DriftLevel, DriftMeasure, DriftReport, ReleaseId};
 use serde::{Deserialize, Serialize};
 
-mod keep;
+mod watch;
 
-pub use keep::{DriftKind, DriftWatch, note};
+pub use watch::{DriftKind, DriftWatch, reference_note};
 
 /// Bins of a histogram: a distance is exact to the share that lies in one of them.
 const BINS: usize = 64;
@@ -139,14 +139,14 @@ impl Histogram {
 /// Answers in a row.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Stretch {
+struct AnswerSpan {
     answers: u32,
     confidence: Histogram,
     novelty: Histogram,
     agreement: Histogram,
 }
 
-impl Stretch {
+impl AnswerSpan {
     fn add(&mut self, sample: &DriftSample) {
         self.answers = self.answers.saturating_add(1);
         self.confidence.add(sample.confidence);
@@ -158,7 +158,7 @@ impl Stretch {
 /// What answers used to be like.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct DriftReference {
-    stretches: Vec<Stretch>,
+    stretches: Vec<AnswerSpan>,
 }
 
 impl DriftReference {
@@ -170,7 +170,7 @@ impl DriftReference {
         match self.stretches.last_mut().filter(|stretch| stretch.answers < stretch_answers) {
             Some(stretch) => stretch.add(sample),
             None => {
-                let mut stretch = Stretch::default();
+                let mut stretch = AnswerSpan::default();
                 stretch.add(sample);
                 self.stretches.push(stretch);
             }
@@ -178,7 +178,7 @@ impl DriftReference {
     }
 
     /// One number of all its answers, and how far its own stretches are from that.
-    fn whole(&self, of: fn(&Stretch) -> &Histogram) -> (Histogram, f64) {
+    fn whole(&self, of: fn(&AnswerSpan) -> &Histogram) -> (Histogram, f64) {
         let mut whole = Histogram::default();
         self.stretches.iter().for_each(|stretch| whole.merge(of(stretch)));
         // A short last stretch wobbles more than a recent window does.
@@ -243,15 +243,15 @@ impl DriftMonitor {
 
     /// What the recent answers are like.
     pub fn report(&self) -> DriftReport {
-        let mut recent = Stretch::default();
+        let mut recent = AnswerSpan::default();
         self.recent.iter().for_each(|sample| recent.add(sample));
         let is_known = self.is_full() && self.recent.len() >= self.settings.recent_answers as usize;
-        let measure = |of: fn(&Stretch) -> &Histogram, judge: fn(&Moved<'_>) -> (f64, DriftLevel)| {
+        let measure = |of: fn(&AnswerSpan) -> &Histogram, judge: fn(&MeasureShift<'_>) -> (f64, DriftLevel)| {
             let (reference, unrest) = self.reference.whole(of);
             let recent = of(&recent);
             let is_measured = is_known && reference.count() > 0.0 && recent.count() > 0.0;
             is_measured.then(|| {
-                let (distance_ratio, level) = judge(&Moved { reference: &reference, unrest, recent });
+                let (distance_ratio, level) = judge(&MeasureShift { reference: &reference, unrest, recent });
                 DriftMeasure { reference_ratio: reference.mean(), recent_ratio: recent.mean(), distance_ratio, level }
             })
         };
@@ -269,7 +269,7 @@ impl DriftMonitor {
 }
 
 /// One number before and now.
-struct Moved<'a> {
+struct MeasureShift<'a> {
     reference: &'a Histogram,
     /// Largest distance of a stretch of the reference from the whole of it, 0 to 1.
     unrest: f64,
@@ -277,12 +277,12 @@ struct Moved<'a> {
 }
 
 /// One over the number of answers that a comparison of two windows is worth.
-fn one_over_effective(moved: &Moved<'_>) -> f64 {
+fn one_over_effective(moved: &MeasureShift<'_>) -> f64 {
     1.0 / moved.reference.count().max(1.0) + 1.0 / moved.recent.count().max(1.0)
 }
 
 /// The distance between two distributions, and what it means.
-fn judge_distribution(moved: &Moved<'_>) -> (f64, DriftLevel) {
+fn judge_distribution(moved: &MeasureShift<'_>) -> (f64, DriftLevel) {
     let distance = moved.reference.distance(moved.recent);
     // Larger by chance alone as rarely as that (Smirnov; Press et al., Numerical Recipes, 14.3).
     let by_chance = |chance: f64| ((2.0 / chance).ln() / 2.0 * one_over_effective(moved)).sqrt();
@@ -291,7 +291,7 @@ fn judge_distribution(moved: &Moved<'_>) -> (f64, DriftLevel) {
 }
 
 /// By how much a share fell, and what it means.
-fn judge_fall(moved: &Moved<'_>) -> (f64, DriftLevel) {
+fn judge_fall(moved: &MeasureShift<'_>) -> (f64, DriftLevel) {
     let (before, now) = (moved.reference.count(), moved.recent.count());
     let fall = (moved.reference.mean() - moved.recent.mean()).max(0.0);
     // One success and one failure more, so that a share of 1 is not taken for certain.

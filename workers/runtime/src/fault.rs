@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use schemas::{CodecError, FaultNote};
 use streams::CarryError;
-pub use streams::error::chain;
+pub use streams::error::error_chain;
 
 /// After a failure of the moment, a message is tried again this much later.
 pub const RETRY_DELAY: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ pub fn client_gone() -> FaultNote {
 
 impl From<CarryError> for Fault {
     fn from(error: CarryError) -> Self {
-        let reason = chain(&error);
+        let reason = error_chain(&error);
         match error {
             CarryError::BadBlob { .. } => Self::reject("blob_bad", reason, "publish the image again"),
             CarryError::Codec(error) => error.into(),
@@ -69,6 +69,6 @@ impl From<CarryError> for Fault {
 
 impl From<CodecError> for Fault {
     fn from(error: CodecError) -> Self {
-        Self::reject("message_unreadable", chain(&error), "run the same release of tributary on both sides")
+        Self::reject("message_unreadable", error_chain(&error), "run the same release of tributary on both sides")
     }
 }

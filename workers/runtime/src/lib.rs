@@ -5,25 +5,25 @@
 //! failure is, which decides what becomes of the message.
 
 pub mod audit;
-pub mod beat;
 pub mod clock;
+pub mod consumer;
+pub mod dead_letter;
 pub mod drift;
-pub mod drive;
 pub mod fault;
-pub mod letter;
-pub mod lookup;
+pub mod handler;
+pub mod heartbeat;
 pub mod metrics;
 pub mod process;
+pub mod retry;
 pub mod settings;
 pub mod shutdown;
-pub mod sign;
-pub mod step;
+pub mod site_key;
 pub mod telemetry;
 pub mod ticket;
 pub mod trust;
 
-pub use drive::{Drive, drive};
+pub use consumer::{ConsumerConfig, consume};
 pub use fault::Fault;
-pub use lookup::look_up;
+pub use handler::{Handler, MessageCredit, OutgoingMessages};
+pub use retry::retry_until_found;
 pub use shutdown::Shutdown;
-pub use step::{Credit, Outgoing, Step};

@@ -5,7 +5,7 @@
 //! units, `_total` for counters.
 
 mod queues;
-mod serve;
+mod server;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -18,11 +18,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use schemas::{Beat, Reason, Route, SiteName, Timings};
+use schemas::{Heartbeat, Reason, Route, SiteName, Timings};
 use streams::Bus;
 use tokio::time::Instant;
 
-pub use serve::{MetricsSettings, serve};
+pub use server::{MetricsSettings, serve};
 
 /// A role that was silent for so long hangs: signs of life are sent every few seconds, and a server that is away holds one
 /// up for ten.
@@ -31,26 +31,26 @@ const SILENT: Duration = Duration::from_secs(60);
 /// How many roles are to begin in this process.
 static EXPECTED_ROLES: AtomicUsize = AtomicUsize::new(1);
 
-static KEPT: LazyLock<Kept> = LazyLock::new(Kept::default);
+static KEPT: LazyLock<MetricsRegistry> = LazyLock::new(MetricsRegistry::default);
 
-type Beats = BTreeMap<(&'static str, Option<SiteName>), (Beat, Instant)>;
+type HeartbeatSource = BTreeMap<(&'static str, Option<SiteName>), (Heartbeat, Instant)>;
 
 /// Everything that is kept for whoever asks.
-struct Kept {
-    messages: Family<Outcome, Counter>,
-    stages: Family<Stage, Histogram>,
-    batches: Family<Role, Histogram>,
-    answers: Family<Answered, Counter>,
-    notes: Family<Site, Counter>,
+struct MetricsRegistry {
+    messages: Family<OutcomeLabel, Counter>,
+    stages: Family<StageLabel, Histogram>,
+    batches: Family<RoleLabel, Histogram>,
+    answers: Family<AnswerLabels, Counter>,
+    notes: Family<SiteLabel, Counter>,
     /// The latest sign of life of each role and site of this process, and when it was sent.
-    beats: Mutex<Beats>,
+    beats: Mutex<HeartbeatSource>,
     /// Queues that roles of this process take from.
-    queues: Mutex<Vec<Queue>>,
+    queues: Mutex<Vec<QueueConsumer>>,
     /// When certificates and the like end, milliseconds since the epoch, by what they are.
     expiries: Mutex<BTreeMap<String, u64>>,
 }
 
-impl Default for Kept {
+impl Default for MetricsRegistry {
     fn default() -> Self {
         Self {
             messages: Family::default(),
@@ -67,37 +67,37 @@ impl Default for Kept {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct OutcomeLabel {
     role: &'static str,
     outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Stage {
+struct StageLabel {
     role: &'static str,
     stage: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Role {
+struct RoleLabel {
     role: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
+struct AnswerLabels {
     site: String,
     route: &'static str,
     reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Site {
+struct SiteLabel {
     site: String,
 }
 
 /// A durable consumer that a role takes from.
 #[derive(Clone)]
-struct Queue {
+struct QueueConsumer {
     role: &'static str,
     bus: Bus,
     stream: &'static str,
@@ -105,13 +105,13 @@ struct Queue {
 }
 
 /// A message of a role came to an end: `finished`, `retried` or `given_up`.
-pub(crate) fn ended(role: &'static str, outcome: &'static str) {
-    KEPT.messages.get_or_create(&Outcome { role, outcome }).inc();
+pub(crate) fn count_message(role: &'static str, outcome: &'static str) {
+    KEPT.messages.get_or_create(&OutcomeLabel { role, outcome }).inc();
 }
 
 /// A final answer was made. One that is made again after a crash is counted again.
-pub fn answered(site: &SiteName, route: Route, reason: Reason) {
-    let labels = Answered { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
+pub fn count_answer(site: &SiteName, route: Route, reason: Reason) {
+    let labels = AnswerLabels { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
     KEPT.answers.get_or_create(&labels).inc();
 }
 
@@ -123,12 +123,12 @@ pub fn note_expiry(what: &str, ends_at_ms: u64) {
 /// So many oddities of an image were passed over: headers left out, bytes skipped. Its answer says which.
 pub fn count_notes(site: &SiteName, count: usize) {
     if count > 0 {
-        KEPT.notes.get_or_create(&Site { site: site.to_string() }).inc_by(count as u64);
+        KEPT.notes.get_or_create(&SiteLabel { site: site.to_string() }).inc_by(count as u64);
     }
 }
 
 /// How long the steps of an image took; what did not happen is left out.
-pub fn took(role: &'static str, timings: &Timings) {
+pub fn observe_timings(role: &'static str, timings: &Timings) {
     let steps = [
         ("queue", timings.queue_us),
         ("fetch", timings.fetch_us),
@@ -137,9 +137,9 @@ pub fn took(role: &'static str, timings: &Timings) {
         ("infer", timings.infer_us),
     ];
     for (stage, us) in steps.into_iter().filter(|(_, us)| *us > 0) {
-        KEPT.stages.get_or_create(&Stage { role, stage }).observe(us as f64 / 1e6);
+        KEPT.stages.get_or_create(&StageLabel { role, stage }).observe(us as f64 / 1e6);
     }
-    KEPT.batches.get_or_create(&Role { role }).observe(f64::from(timings.batch_size.max(1)));
+    KEPT.batches.get_or_create(&RoleLabel { role }).observe(f64::from(timings.batch_size.max(1)));
 }
 
 /// How many roles this process is to have, one more for each site: until so many have begun, it takes no work.
@@ -148,23 +148,23 @@ pub fn expect_roles(count: usize) {
 }
 
 /// A role lives.
-pub(crate) fn heard(role: &'static str, beat: &Beat) {
+pub(crate) fn record_heartbeat(role: &'static str, beat: &Heartbeat) {
     let mut beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
 }
 
 /// A role ended as it should.
-pub(crate) fn left(role: &'static str, site: Option<&SiteName>) {
+pub(crate) fn remove_role(role: &'static str, site: Option<&SiteName>) {
     KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
 }
 
 /// A role takes from a queue from now on.
-pub(crate) fn takes_from(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
-    let queue = Queue { role, bus: bus.clone(), stream, durable: durable.into() };
+pub(crate) fn register_queue(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
+    let queue = QueueConsumer { role, bus: bus.clone(), stream, durable: durable.into() };
     KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
 }
 
-fn beats() -> Vec<(Beat, Duration)> {
+fn beats() -> Vec<(Heartbeat, Duration)> {
     let beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.values().map(|(beat, at)| (beat.clone(), at.elapsed())).collect()
 }
@@ -193,10 +193,10 @@ fn counted() -> Registry {
 }
 
 /// Everything that is known, as text.
-pub async fn text() -> String {
-    let queues: Vec<Queue> = KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let beats: Vec<Beat> = beats().into_iter().map(|(beat, _)| beat).collect();
-    let found = queues::look(queues).await;
+pub async fn render_metrics() -> String {
+    let queues: Vec<QueueConsumer> = KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let beats: Vec<Heartbeat> = beats().into_iter().map(|(beat, _)| beat).collect();
+    let found = queues::read_queues(queues).await;
     let mut text = String::new();
     let expiries = KEPT.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let snapshot = snapshot::of(&beats, &found, &expiries);

@@ -12,7 +12,7 @@ pub fn keep_files_private() {
 const TICK: Duration = Duration::from_millis(10);
 
 /// Processor time a process used so far, its own and the kernel's for it, living threads and ended ones.
-pub fn cpu(process: u32) -> Option<Duration> {
+pub fn cpu_time(process: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     ticks(&stat).map(|ticks| TICK * ticks)
 }
@@ -52,7 +52,7 @@ pub fn available_bytes() -> Option<u64> {
 /// many places as threads took it. For moments when much was freed; takes some milliseconds. Does nothing where the C
 /// library is not GNU's.
 #[allow(unsafe_code)]
-pub fn give_memory_back() {
+pub fn trim_memory() {
     // SAFETY: malloc_trim(3) takes no pointer, is thread-safe, and only returns pages that nothing lies on.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
@@ -62,7 +62,7 @@ pub fn give_memory_back() {
 
 /// Which freed memory a process keeps for what comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum MallocPolicy {
     /// Pieces of any size up to 32 MiB, and 64 MiB of them: what the C library comes to by itself once it freed such a piece.
     All,
     /// Pieces of up to 128 KiB, and as much of them: what the C library begins with. Where models come and go, it would keep
@@ -74,10 +74,10 @@ pub enum Kept {
 /// kept is taken anew, page by page, for the next images: measured, reading a stream of them is a tenth slower for it. Call
 /// it before there are threads. Does nothing where the C library is not GNU's.
 #[allow(unsafe_code)]
-pub fn keep_memory(kept: Kept) {
+pub fn set_malloc_policy(kept: MallocPolicy) {
     let (large_bytes, most_bytes) = match kept {
-        Kept::All => (32 << 20, 64 << 20),
-        Kept::NothingLarge => (128 << 10, 128 << 10),
+        MallocPolicy::All => (32 << 20, 64 << 20),
+        MallocPolicy::NothingLarge => (128 << 10, 128 << 10),
     };
     // SAFETY: mallopt(3) takes two numbers; nothing else allocates at the same time before there are threads.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -90,7 +90,7 @@ pub fn keep_memory(kept: Kept) {
 }
 
 /// Lets the count of this process's most memory begin anew, where the kernel can.
-pub fn forget_peak() {
+pub fn reset_peak() {
     // Without it the figure is that of the whole run.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
@@ -118,12 +118,12 @@ mod tests {
     #[test]
     fn memory_that_was_freed_is_kept_or_given_back_large_pieces_at_once_and_small_ones_when_asked() {
         let resident = || resident_bytes().unwrap() >> 20;
-        keep_memory(Kept::All);
+        set_malloc_policy(MallocPolicy::All);
         let images: Vec<Vec<u8>> = (0..240).map(|_| vec![1; 35 << 10]).collect();
         let full = resident();
         drop(images);
         assert!(resident() + 2 > full, "of images {full} MiB, then {} MiB", resident());
-        keep_memory(Kept::NothingLarge);
+        set_malloc_policy(MallocPolicy::NothingLarge);
         for _ in 0..3 {
             // Of a size that is kept by itself once the like was freed.
             let models: Vec<Vec<u8>> = (0..60).map(|_| vec![1; 2 << 20]).collect();
@@ -136,7 +136,7 @@ mod tests {
         let last = pieces.pop();
         let full = resident();
         drop(pieces);
-        give_memory_back();
+        trim_memory();
         assert!(resident() + 60 < full, "{full} MiB, then {} MiB", resident());
         drop(last);
     }
@@ -158,7 +158,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn this_process_is_known_and_one_that_is_gone_is_not() {
         assert!(peak_bytes(std::process::id()).unwrap() > 100_000);
-        assert!(cpu(std::process::id()).is_some());
-        assert_eq!(cpu(u32::MAX), None);
+        assert!(cpu_time(std::process::id()).is_some());
+        assert_eq!(cpu_time(u32::MAX), None);
     }
 }

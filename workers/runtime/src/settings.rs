@@ -44,7 +44,7 @@ pub enum SettingsError {
 
 /// One setting as it is used.
 #[derive(Debug, Clone, Serialize)]
-pub struct Setting {
+pub struct ResolvedSetting {
     /// Its path, such as `recognizer.gate.min_confidence_ratio`.
     pub key: String,
     /// Its value, as JSON; secrets are left out.
@@ -54,14 +54,14 @@ pub struct Setting {
 }
 
 /// Settings together with where each came from.
-pub struct Loaded<S> {
+pub struct LoadedSettings<S> {
     /// The settings.
     pub settings: S,
     figment: Figment,
 }
 
 /// Loads settings. `flags`: paths and values given on the command line.
-pub fn load<S>(file: Option<&Path>, flags: &[(String, serde_json::Value)]) -> Result<Loaded<S>, SettingsError>
+pub fn load<S>(file: Option<&Path>, flags: &[(String, serde_json::Value)]) -> Result<LoadedSettings<S>, SettingsError>
 where
     S: Default + Serialize + DeserializeOwned,
 {
@@ -79,7 +79,7 @@ where
         figment = figment.merge(FlagValue { key, value });
     }
     let settings = figment.extract().map_err(|error| bad(&error))?;
-    Ok(Loaded { settings, figment })
+    Ok(LoadedSettings { settings, figment })
 }
 
 /// Settings that name programs and libraries to run: in a folder that came from elsewhere, whoever wrote its file would
@@ -110,9 +110,9 @@ pub fn table(path: &Path) -> Result<serde_json::Value, SettingsError> {
 }
 
 /// Every setting as it is when nobody says anything.
-pub fn defaults<S: Default + Serialize>() -> Vec<Setting> {
+pub fn defaults<S: Default + Serialize>() -> Vec<ResolvedSetting> {
     let figment = Figment::new().merge(Serialized::defaults(S::default()));
-    Loaded { settings: S::default(), figment }.list()
+    LoadedSettings { settings: S::default(), figment }.list()
 }
 
 /// Settings files, read by the parser that reads `model.toml`, too: figment's own is an older version of it.
@@ -164,9 +164,9 @@ fn origin(metadata: &Metadata) -> String {
     }
 }
 
-impl<S: Serialize> Loaded<S> {
+impl<S: Serialize> LoadedSettings<S> {
     /// Every setting as it is used, with its origin.
-    pub fn list(&self) -> Vec<Setting> {
+    pub fn list(&self) -> Vec<ResolvedSetting> {
         let mut all = Vec::new();
         if let Ok(value) = serde_json::to_value(&self.settings) {
             self.collect(String::new(), value, &mut all);
@@ -174,7 +174,7 @@ impl<S: Serialize> Loaded<S> {
         all
     }
 
-    fn collect(&self, key: String, value: serde_json::Value, all: &mut Vec<Setting>) {
+    fn collect(&self, key: String, value: serde_json::Value, all: &mut Vec<ResolvedSetting>) {
         match value {
             serde_json::Value::Object(fields) if !fields.is_empty() => {
                 for (name, value) in fields {
@@ -184,7 +184,7 @@ impl<S: Serialize> Loaded<S> {
             }
             value => {
                 let origin = self.figment.find_metadata(&key).map_or_else(|| "default".into(), origin);
-                all.push(Setting { key, value, origin });
+                all.push(ResolvedSetting { key, value, origin });
             }
         }
     }
@@ -197,18 +197,18 @@ mod tests {
 
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
-    struct All {
-        gate: Gate,
+    struct AllSettings {
+        gate: GateSection,
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
-    struct Gate {
+    struct GateSection {
         min_confidence_ratio: f64,
         name: String,
     }
 
-    impl Default for Gate {
+    impl Default for GateSection {
         fn default() -> Self {
             Self { min_confidence_ratio: 0.5, name: "a".into() }
         }
@@ -224,8 +224,8 @@ mod tests {
     fn a_flag_beats_the_file_and_the_file_beats_the_default_and_each_knows_its_origin() {
         let file = file("[gate]\nmin_confidence_ratio = 0.7\nname = \"b\"");
         let flags = [("gate.name".to_owned(), serde_json::json!("c"))];
-        let loaded: Loaded<All> = load(Some(file.path()), &flags).unwrap();
-        assert_eq!(loaded.settings.gate, Gate { min_confidence_ratio: 0.7, name: "c".into() });
+        let loaded: LoadedSettings<AllSettings> = load(Some(file.path()), &flags).unwrap();
+        assert_eq!(loaded.settings.gate, GateSection { min_confidence_ratio: 0.7, name: "c".into() });
         let list = loaded.list();
         let origin = |key: &str| list.iter().find(|setting| setting.key == key).unwrap().origin.clone();
         assert_eq!(origin("gate.min_confidence_ratio"), file.path().display().to_string());
@@ -235,10 +235,10 @@ mod tests {
     #[test]
     fn an_unknown_setting_and_a_wrong_type_are_refused_by_name() {
         let unknown = file("[gate]\nmin_confidnce_ratio = 0.7");
-        let error = load::<All>(Some(unknown.path()), &[]).err().unwrap().to_string();
+        let error = load::<AllSettings>(Some(unknown.path()), &[]).err().unwrap().to_string();
         assert!(error.contains("min_confidnce_ratio"), "{error}");
         let wrong = file("[gate]\nmin_confidence_ratio = \"high\"");
-        let error = load::<All>(Some(wrong.path()), &[]).err().unwrap().to_string();
+        let error = load::<AllSettings>(Some(wrong.path()), &[]).err().unwrap().to_string();
         assert!(error.contains("gate.min_confidence_ratio"), "{error}");
     }
 
@@ -251,6 +251,9 @@ mod tests {
 
     #[test]
     fn a_named_file_must_exist() {
-        assert!(matches!(load::<All>(Some(Path::new("/nonexistent.toml")), &[]), Err(SettingsError::NoFile { .. })));
+        assert!(matches!(
+            load::<AllSettings>(Some(Path::new("/nonexistent.toml")), &[]),
+            Err(SettingsError::NoFile { .. })
+        ));
     }
 }

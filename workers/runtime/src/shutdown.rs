@@ -20,7 +20,7 @@ impl Shutdown {
                 _ = terminate.recv() => {}
             }
             tracing::info!("stopping; what is in hand is finished first");
-            wish.want();
+            wish.request();
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
@@ -32,17 +32,17 @@ impl Shutdown {
     }
 
     /// Makes the wish known.
-    pub fn want(&self) {
+    pub fn request(&self) {
         self.0.cancel();
     }
 
     /// Waits for it.
-    pub async fn wanted(&self) {
+    pub async fn wait_for_request(&self) {
         self.0.cancelled().await;
     }
 
     /// Whether it is known already.
-    pub fn is_wanted(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()
     }
 }

@@ -8,7 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Sets up the log once. `TRIBUTARY_LOG` chooses levels, for example `debug` or `info,streams=trace`;
 /// without it `level` does. JSON lines when `json`.
-pub fn init(level: &str, json: bool) {
+pub fn init_logging(level: &str, json: bool) {
     let filter = std::env::var("TRIBUTARY_LOG")
         .ok()
         .and_then(|levels| parse_levels(&levels))

@@ -20,8 +20,8 @@ impl TicketKey {
     /// That the ledger is away, or the system has no random numbers.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
         let ledger = Ledger::open(bus).await?;
-        let fresh = streams::server::password().map_err(CarryError::no_random)?;
-        ledger.change(NOTE, |secret| secret.map_or_else(|| fresh.clone(), str::to_owned)).await?;
+        let fresh = streams::server::new_password().map_err(CarryError::no_random)?;
+        ledger.update_note(NOTE, |secret| secret.map_or_else(|| fresh.clone(), str::to_owned)).await?;
         let secret = ledger.read(NOTE).await?.unwrap_or(fresh);
         Ok(Self::of(&secret))
     }
@@ -49,7 +49,7 @@ fn meant(about: &Answer) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Reason, Route, Stage, Task, TaskId};
+    use schemas::{AnswerStage, Reason, Route, Task, TaskId};
 
     use super::*;
 
@@ -57,15 +57,21 @@ mod tests {
     fn a_ticket_is_good_for_its_own_task_and_from_its_own_site() {
         let key = TicketKey::of("secret");
         let about = |task| {
-            let stored = schemas::task::Stored {
+            let stored = schemas::task::StorageStamp {
                 site: "reef".parse().unwrap(),
                 camera: "cam-1".parse().unwrap(),
                 sequence: 7,
                 stored_at_ns: 0,
             };
-            Answer::about(&Task::bare(&stored, task), Stage::Provisional, Route::Edge, Reason::LowConfidence, 0)
+            Answer::for_task(
+                &Task::from_id(&stored, task),
+                AnswerStage::Provisional,
+                Route::Edge,
+                Reason::LowConfidence,
+                0,
+            )
         };
-        let (asked, other) = (about(TaskId::mint()), about(TaskId::mint()));
+        let (asked, other) = (about(TaskId::new_random()), about(TaskId::new_random()));
         let ticket = key.sign(&asked);
         assert!(key.verify(&asked, &ticket));
         assert!(!key.verify(&other, &ticket) && !key.verify(&asked, &[]) && !key.verify(&asked, &ticket[..16]));

@@ -12,7 +12,7 @@ const USELESS_COOLDOWNS: f64 = 20.0;
 
 /// What was seen at this moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seen {
+pub struct QueueObservation {
     /// When, seconds.
     pub now_s: f64,
     /// Images that wait or are in work, of which this worker takes its share.
@@ -25,7 +25,7 @@ pub struct Seen {
     pub finished: u64,
 }
 
-impl Seen {
+impl QueueObservation {
     /// Seconds of work that wait.
     pub fn queued_s(&self) -> f64 {
         self.waiting * self.cost_s / self.replicas.max(1) as f64
@@ -34,13 +34,13 @@ impl Seen {
 
 /// What was decided before.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct State {
+pub struct ScaleState {
     /// When the number changed last, seconds.
     changed_at_s: Option<f64>,
     /// Since when fewer would do, seconds.
     idle_since_s: Option<f64>,
     /// What is measured while the number stays the same.
-    measured: Option<Measured>,
+    measured: Option<ThroughputSample>,
     /// What was done a second with one number before the last replica was added.
     before: Option<(usize, f64)>,
     /// More than this many do no more, until that moment.
@@ -49,7 +49,7 @@ pub struct State {
 
 /// Images done while the number stayed the same, and something waited all the time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Measured {
+struct ThroughputSample {
     since_s: f64,
     finished: u64,
     replicas: usize,
@@ -57,7 +57,7 @@ struct Measured {
 
 /// How many there shall be.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Wish {
+pub struct ReplicaTarget {
     /// Replicas.
     pub replicas: usize,
     /// Why, in a sentence for people.
@@ -65,14 +65,20 @@ pub struct Wish {
 }
 
 /// Decides: the new state, and how many there shall be.
-pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, Wish) {
+pub fn decide_replicas(
+    settings: &ScaleSettings,
+    state: &ScaleState,
+    seen: &QueueObservation,
+) -> (ScaleState, ReplicaTarget) {
     let mut state = state.clone();
     let queued_s = seen.queued_s();
-    let stay = |why: String| Wish { replicas: seen.replicas, why };
-    let (least, most) = (settings.least, settings.most.max(settings.least));
+    let stay = |why: String| ReplicaTarget { replicas: seen.replicas, why };
+    let (least, most) = (settings.min_replicas, settings.max_replicas.max(settings.min_replicas));
     if !(least..=most).contains(&seen.replicas) {
-        let wish =
-            Wish { replicas: seen.replicas.clamp(least, most), why: format!("there are to be {least} to {most}") };
+        let wish = ReplicaTarget {
+            replicas: seen.replicas.clamp(least, most),
+            why: format!("there are to be {least} to {most}"),
+        };
         return (changed(state, seen, None), wish);
     }
     if state.useless_above.is_some_and(|(_, until_s)| seen.now_s >= until_s) {
@@ -87,7 +93,7 @@ pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, W
             return (state, stay(format!("{queued_s:.1} s of work wait; what was changed last is given time")));
         }
         if let (Some((fewer, before)), Some(rate)) = (state.before, rate)
-            && rate < before * (1.0 + settings.least_gain_ratio)
+            && rate < before * (1.0 + settings.min_gain_ratio)
             && seen.replicas > fewer
         {
             let why = format!(
@@ -98,7 +104,7 @@ pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, W
             let until_s = seen.now_s + USELESS_COOLDOWNS * settings.up_cooldown_s;
             state = changed(state, seen, None);
             state.useless_above = Some((fewer, until_s));
-            return (state, Wish { replicas: fewer, why });
+            return (state, ReplicaTarget { replicas: fewer, why });
         }
         let useful = state.useless_above.map_or(most, |(useful, _)| useful.min(most));
         if seen.replicas >= useful {
@@ -110,7 +116,7 @@ pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, W
         let replicas = needed.clamp(seen.replicas + 1, seen.replicas * 2).min(useful);
         let why = format!("{queued_s:.1} s of work wait, more than {:.1} s", settings.target_s);
         let before = rate.map(|rate| (seen.replicas, rate));
-        return (changed(state, seen, before), Wish { replicas, why });
+        return (changed(state, seen, before), ReplicaTarget { replicas, why });
     }
     // How many what comes needs, at the rate of this moment.
     let needed = (rate.unwrap_or(0.0) * seen.cost_s / BUSY_RATIO).ceil().max(least as f64) as usize;
@@ -127,15 +133,15 @@ pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, W
         );
     }
     let why = format!("{needed} would have done for {idle_s:.0} s");
-    (changed(state, seen, None), Wish { replicas: seen.replicas - 1, why })
+    (changed(state, seen, None), ReplicaTarget { replicas: seen.replicas - 1, why })
 }
 
 /// Images a second since the number changed last, once that has been for a while.
-fn rate(state: &mut State, seen: &Seen) -> Option<f64> {
+fn rate(state: &mut ScaleState, seen: &QueueObservation) -> Option<f64> {
     const LEAST_S: f64 = 1.0;
     /// What came earlier says little about now.
     const WINDOW_S: f64 = 10.0;
-    let anew = Measured { since_s: seen.now_s, finished: seen.finished, replicas: seen.replicas };
+    let anew = ThroughputSample { since_s: seen.now_s, finished: seen.finished, replicas: seen.replicas };
     let measured = match state.measured {
         Some(measured) if measured.replicas == seen.replicas => measured,
         _ => anew,
@@ -146,8 +152,8 @@ fn rate(state: &mut State, seen: &Seen) -> Option<f64> {
     (over_s >= LEAST_S).then(|| done / over_s)
 }
 
-fn changed(state: State, seen: &Seen, before: Option<(usize, f64)>) -> State {
-    State { changed_at_s: Some(seen.now_s), idle_since_s: None, measured: None, before, ..state }
+fn changed(state: ScaleState, seen: &QueueObservation, before: Option<(usize, f64)>) -> ScaleState {
+    ScaleState { changed_at_s: Some(seen.now_s), idle_since_s: None, measured: None, before, ..state }
 }
 
 #[cfg(test)]
@@ -157,17 +163,17 @@ mod tests {
     use super::*;
 
     const SETTINGS: ScaleSettings = ScaleSettings {
-        least: 1,
-        most: 8,
+        min_replicas: 1,
+        max_replicas: 8,
         target_s: 1.0,
         up_cooldown_s: 3.0,
         down_cooldown_s: 30.0,
-        least_gain_ratio: 0.1,
+        min_gain_ratio: 0.1,
     };
 
     /// A worker whose replicas do 10 images a second each, up to so many that help.
-    struct Played {
-        state: State,
+    struct SimulatedWorker {
+        state: ScaleState,
         replicas: usize,
         waiting: f64,
         finished: f64,
@@ -177,10 +183,10 @@ mod tests {
         why: Vec<String>,
     }
 
-    impl Played {
+    impl SimulatedWorker {
         fn new(helpful: usize) -> Self {
             Self {
-                state: State::default(),
+                state: ScaleState::default(),
                 replicas: 1,
                 waiting: 0.0,
                 finished: 0.0,
@@ -197,14 +203,14 @@ mod tests {
             let done = self.waiting.min(10.0 * self.replicas.min(self.helpful) as f64);
             self.waiting -= done;
             self.finished += done;
-            let seen = Seen {
+            let seen = QueueObservation {
                 now_s: self.now_s,
                 waiting: self.waiting,
                 cost_s: 0.1,
                 replicas: self.replicas,
                 finished: self.finished as u64,
             };
-            let (state, wish) = decide(&SETTINGS, &self.state, &seen);
+            let (state, wish) = decide_replicas(&SETTINGS, &self.state, &seen);
             (self.state, self.replicas) = (state, wish.replicas);
             self.history.push(wish.replicas);
             self.why.push(wish.why);
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_step_of_load_is_followed_and_the_queue_comes_down_again() {
-        let mut played = Played::new(8);
+        let mut played = SimulatedWorker::new(8);
         played.seconds(20, 5.0);
         assert_eq!(played.replicas, 1);
         played.seconds(60, 45.0);
@@ -229,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_does_not_help_goes_again_and_is_not_tried_at_once() {
-        let mut played = Played::new(2);
+        let mut played = SimulatedWorker::new(2);
         played.seconds(60, 100.0);
         assert_eq!(played.replicas, 2, "{:?}\n{:#?}", played.history, played.why);
         assert!(played.why.iter().any(|why| why.contains("more do not help here")), "{:#?}", played.why);
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_away_while_what_comes_needs_it() {
-        let mut played = Played::new(8);
+        let mut played = SimulatedWorker::new(8);
         played.seconds(30, 60.0);
         let settled = played.replicas;
         played.seconds(200, 40.0);
@@ -249,8 +255,8 @@ mod tests {
     #[test]
     fn too_many_or_too_few_are_put_right_at_once() {
         for (replicas, wanted) in [(20, 8), (0, 1)] {
-            let seen = Seen { now_s: 0.0, waiting: 0.0, cost_s: 0.1, replicas, finished: 0 };
-            assert_eq!(decide(&SETTINGS, &State::default(), &seen).1.replicas, wanted);
+            let seen = QueueObservation { now_s: 0.0, waiting: 0.0, cost_s: 0.1, replicas, finished: 0 };
+            assert_eq!(decide_replicas(&SETTINGS, &ScaleState::default(), &seen).1.replicas, wanted);
         }
     }
 
@@ -259,7 +265,7 @@ mod tests {
         fn whatever_comes_it_stays_in_its_bounds_changes_no_faster_than_it_may_and_says_why(
             load in prop::collection::vec(0f64..200.0, 1..200), helpful in 1usize..9,
         ) {
-            let mut played = Played::new(helpful);
+            let mut played = SimulatedWorker::new(helpful);
             load.into_iter().for_each(|comes| played.second(comes));
             let history = [&[1][..], &played.history].concat();
             prop_assert!(history.iter().all(|replicas| (1..=8).contains(replicas)));

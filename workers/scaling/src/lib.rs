@@ -4,11 +4,11 @@
 //! start or drain replicas; [`decide`] says how many, and why, and is pure. Deliberately absent: processes, which whoever
 //! starts them counts (`tributary status` shows them; Kubernetes scales them by the metric of queued work).
 
-pub mod asked;
 pub mod decide;
+pub mod replica_request;
 pub mod settings;
-pub mod walk;
+pub mod worker;
 
-pub use asked::{Asked, AskedError};
+pub use replica_request::{ReplicaRequest, ReplicaRequestError};
 pub use settings::ScaleSettings;
-pub use walk::{Scaler, note};
+pub use worker::{Scaler, replica_note};

@@ -14,7 +14,7 @@ const MOST_NAMED: usize = 20;
 
 /// What somebody said an image shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
+enum LabelStatement {
     /// A class of the model.
     Class(u16),
     /// Something that the model has no class for.
@@ -23,47 +23,47 @@ enum Said {
     Retracted,
 }
 
-impl Said {
+impl LabelStatement {
     /// Whether it can be learned from.
     fn is_class(self) -> bool {
-        matches!(self, Said::Class(_))
+        matches!(self, LabelStatement::Class(_))
     }
 }
 
 /// A labelled image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Known {
+struct CollectedImage {
     sequence: u64,
     hard: bool,
     /// By person, publisher and verdict.
-    said: [Option<Said>; 3],
+    said: [Option<LabelStatement>; 3],
 }
 
 const SOURCES: [LabelSource; 3] = [LabelSource::Person, LabelSource::Publisher, LabelSource::Verdict];
 
-impl Known {
+impl CollectedImage {
     fn about(&mut self, answer: &Answer) {
         self.sequence = answer.image_sequence;
         self.hard = !matches!(answer.reason, Reason::Confident | Reason::Sampled | Reason::Overload);
     }
 
     /// Somebody says what it shows, or takes back everything said so far; either ends a retraction before it.
-    fn say(&mut self, place: usize, said: Said) {
-        if said == Said::Retracted || self.said[0] == Some(Said::Retracted) {
+    fn set_label(&mut self, place: usize, said: LabelStatement) {
+        if said == LabelStatement::Retracted || self.said[0] == Some(LabelStatement::Retracted) {
             self.said = [None; 3];
         }
         self.said[place] = Some(said);
     }
 
     /// What it shows, and who said so: the most trusted that said anything.
-    fn label(&self) -> Option<(Said, LabelSource)> {
+    fn label(&self) -> Option<(LabelStatement, LabelSource)> {
         self.said.iter().zip(SOURCES).find_map(|(said, source)| Some(((*said)?, source)))
     }
 }
 
 /// A labelled image, as it is learned from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Labelled {
+pub struct TrainingImage {
     /// Its task.
     pub task: TaskId,
     /// Sequence in the stream IMAGES.
@@ -82,10 +82,10 @@ pub struct Collection {
     labels: Vec<String>,
     classes: HashMap<String, u16>,
     settings: CollectSettings,
-    images: HashMap<TaskId, Known>,
+    images: HashMap<TaskId, CollectedImage>,
     /// Of each class, by age.
     of_class: Vec<BTreeSet<(u64, TaskId)>>,
-    early: HashMap<TaskId, Said>,
+    early: HashMap<TaskId, LabelStatement>,
     fresh: u64,
     unknown: BTreeMap<String, u64>,
 }
@@ -98,26 +98,26 @@ impl Collection {
         Self { labels: labels.to_vec(), classes, settings: settings.clone(), of_class, ..Self::default() }
     }
 
-    fn said(&mut self, label: &str) -> Said {
+    fn said(&mut self, label: &str) -> LabelStatement {
         match self.classes.get(label) {
-            Some(class) => Said::Class(*class),
+            Some(class) => LabelStatement::Class(*class),
             None => {
                 if self.unknown.len() < MOST_NAMED || self.unknown.contains_key(label) {
                     *self.unknown.entry(label.to_owned()).or_default() += 1;
                 }
-                Said::Unknown
+                LabelStatement::Unknown
             }
         }
     }
 
     /// A final answer was read. `fresh`: since the last training.
-    pub fn answered(&mut self, answer: &Answer, fresh: bool) {
+    pub fn add_answer(&mut self, answer: &Answer, fresh: bool) {
         // What was replayed was learned from under its own task.
         if answer.route == Route::Dead || answer.replayed.is_some() {
             return;
         }
         let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
-        let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.least_verdict_ratio);
+        let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.min_verdict_ratio);
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
         let said = [
             self.early.remove(&answer.task),
@@ -134,20 +134,20 @@ impl Collection {
 
     /// A person said what a task shows, or takes back what was said of it; or what somebody said is replayed, which counts
     /// as fresh though it be known. `about`: its final answer, if there is one.
-    pub fn labelled(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
-        let said = if label.retracted.is_some() { Said::Retracted } else { self.said(&label.label) };
+    pub fn add_label(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
+        let said = if label.retracted.is_some() { LabelStatement::Retracted } else { self.said(&label.label) };
         let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
-        let known = self.images.get(&label.task).and_then(Known::label);
-        let again = label.source.is_some() && known.is_some_and(|(known, _)| known != Said::Retracted);
+        let known = self.images.get(&label.task).and_then(CollectedImage::label);
+        let again = label.source.is_some() && known.is_some_and(|(known, _)| known != LabelStatement::Retracted);
         if let Some(answer) = about {
-            self.answered(answer, fresh && said != Said::Retracted);
+            self.add_answer(answer, fresh && said != LabelStatement::Retracted);
         }
         if self.images.contains_key(&label.task) || about.is_some_and(|answer| answer.route != Route::Dead) {
             self.change(label.task, fresh, |known| {
                 if let Some(answer) = about {
                     known.about(answer);
                 }
-                known.say(place, said);
+                known.set_label(place, said);
             });
             self.fresh += u64::from(again && fresh && said.is_class());
         } else if about.is_none() && place == 0 && self.early.len() < MOST_EARLY {
@@ -155,9 +155,9 @@ impl Collection {
         }
     }
 
-    fn change(&mut self, task: TaskId, fresh: bool, change: impl FnOnce(&mut Known)) {
+    fn change(&mut self, task: TaskId, fresh: bool, change: impl FnOnce(&mut CollectedImage)) {
         let before = self.images.remove(&task).unwrap_or_default();
-        if let Some((Said::Class(class), _)) = before.label() {
+        if let Some((LabelStatement::Class(class), _)) = before.label() {
             self.of_class[usize::from(class)].remove(&(before.sequence, task));
         }
         let mut known = before.clone();
@@ -166,11 +166,11 @@ impl Collection {
         if before.label() != known.label() && fresh && said.is_class() {
             self.fresh += 1;
         }
-        if let Said::Class(class) = said {
+        if let LabelStatement::Class(class) = said {
             self.of_class[usize::from(class)].insert((known.sequence, task));
         }
         self.images.insert(task, known);
-        if self.images.len() > self.settings.most_images as usize {
+        if self.images.len() > self.settings.max_images as usize {
             self.make_room();
         }
     }
@@ -193,14 +193,14 @@ impl Collection {
     }
 
     /// The images that can be learned from, oldest first.
-    pub fn images(&self) -> Vec<Labelled> {
-        let mut images: Vec<Labelled> = self
+    pub fn images(&self) -> Vec<TrainingImage> {
+        let mut images: Vec<TrainingImage> = self
             .images
             .iter()
             .filter_map(|(task, known)| {
-                let (Said::Class(class), source) = known.label()? else { return None };
+                let (LabelStatement::Class(class), source) = known.label()? else { return None };
                 let label = self.labels.get(usize::from(class))?.clone();
-                Some(Labelled { task: *task, sequence: known.sequence, label, source, hard: known.hard })
+                Some(TrainingImage { task: *task, sequence: known.sequence, label, source, hard: known.hard })
             })
             .collect();
         images.sort_by_key(|image| image.sequence);
@@ -218,7 +218,7 @@ impl Collection {
     }
 
     /// Training begins: what comes from now on is fresh.
-    pub fn taken(&mut self) {
+    pub fn mark_trained(&mut self) {
         self.fresh = 0;
     }
 
@@ -247,8 +247,8 @@ impl Collection {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use schemas::task::Stored;
-    use schemas::{Stage, Task};
+    use schemas::task::StorageStamp;
+    use schemas::{AnswerStage, Task};
 
     use super::*;
 
@@ -257,15 +257,19 @@ mod tests {
     }
 
     fn collection(most_images: u32) -> Collection {
-        Collection::new(&labels(), &CollectSettings { most_images, ..CollectSettings::default() })
+        Collection::new(&labels(), &CollectSettings { max_images: most_images, ..CollectSettings::default() })
     }
 
     fn answer(number: u64, route: Route, said: &str, truth: Option<&str>) -> Answer {
-        let task = TaskId::derived(&number.to_string());
-        let stored =
-            Stored { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
+        let task = TaskId::from_name(&number.to_string());
+        let stored = StorageStamp {
+            site: "reef".parse().unwrap(),
+            camera: "c".parse().unwrap(),
+            sequence: number,
+            stored_at_ns: 0,
+        };
         let reason = if route == Route::Verified { Reason::LowConfidence } else { Reason::Confident };
-        let mut answer = Answer::about(&Task::bare(&stored, task), Stage::Final, route, reason, 0);
+        let mut answer = Answer::for_task(&Task::from_id(&stored, task), AnswerStage::Final, route, reason, 0);
         (answer.label, answer.confidence) = (Some(said.into()), Some(0.9));
         answer.truth = truth.map(str::to_owned);
         answer
@@ -273,7 +277,7 @@ mod tests {
 
     fn label(number: u64, says: &str) -> Label {
         Label {
-            task: TaskId::derived(&number.to_string()),
+            task: TaskId::from_name(&number.to_string()),
             label: says.into(),
             by: None,
             labelled_at_ms: 0,
@@ -283,7 +287,7 @@ mod tests {
     }
 
     fn retraction(number: u64) -> Label {
-        Label::retraction(TaskId::derived(&number.to_string()), None, "mistaken", 0)
+        Label::retraction(TaskId::from_name(&number.to_string()), None, "mistaken", 0)
     }
 
     fn found(collection: &Collection) -> Vec<(u64, String, LabelSource)> {
@@ -293,12 +297,12 @@ mod tests {
     #[test]
     fn a_person_is_believed_before_the_publisher_and_the_publisher_before_a_verdict() {
         let mut all = collection(10);
-        all.answered(&answer(1, Route::Verified, "cat", None), true);
-        all.answered(&answer(2, Route::Verified, "cat", Some("dog")), true);
-        all.answered(&answer(3, Route::Edge, "cat", None), true);
+        all.add_answer(&answer(1, Route::Verified, "cat", None), true);
+        all.add_answer(&answer(2, Route::Verified, "cat", Some("dog")), true);
+        all.add_answer(&answer(3, Route::Edge, "cat", None), true);
         assert_eq!(found(&all), [(1, "cat".into(), LabelSource::Verdict), (2, "dog".into(), LabelSource::Publisher)]);
-        all.labelled(&label(2, "cat"), None, true);
-        all.labelled(&label(3, "dog"), Some(&answer(3, Route::Edge, "cat", None)), true);
+        all.add_label(&label(2, "cat"), None, true);
+        all.add_label(&label(3, "dog"), Some(&answer(3, Route::Edge, "cat", None)), true);
         let persons = [
             (1, "cat".into(), LabelSource::Verdict),
             (2, "cat".into(), LabelSource::Person),
@@ -311,42 +315,42 @@ mod tests {
     #[test]
     fn what_is_replayed_is_learned_from_again_and_with_the_source_it_had() {
         let mut all = collection(10);
-        all.answered(&answer(1, Route::Verified, "cat", None), true);
-        all.taken();
+        all.add_answer(&answer(1, Route::Verified, "cat", None), true);
+        all.mark_trained();
         let again = Label { source: Some(LabelSource::Verdict), ..label(1, "cat") };
-        all.labelled(&again, Some(&answer(1, Route::Verified, "cat", None)), true);
+        all.add_label(&again, Some(&answer(1, Route::Verified, "cat", None)), true);
         assert_eq!((found(&all), all.fresh()), (vec![(1, "cat".into(), LabelSource::Verdict)], 1));
         let forgotten = Label { source: Some(LabelSource::Publisher), ..label(2, "dog") };
-        all.labelled(&forgotten, Some(&answer(2, Route::Edge, "cat", Some("dog"))), true);
+        all.add_label(&forgotten, Some(&answer(2, Route::Edge, "cat", Some("dog"))), true);
         assert_eq!((found(&all).len(), all.fresh()), (2, 2));
-        let copy = Answer { replayed: Some(TaskId::derived("1")), ..answer(3, Route::Verified, "cat", None) };
-        all.answered(&copy, true);
+        let copy = Answer { replayed: Some(TaskId::from_name("1")), ..answer(3, Route::Verified, "cat", None) };
+        all.add_answer(&copy, true);
         assert_eq!(all.count(), 2, "a replayed image is not learned from twice");
     }
 
     #[test]
     fn a_label_that_came_before_the_answer_counts_when_it_is_there() {
         let mut all = collection(10);
-        all.labelled(&label(1, "dog"), None, true);
+        all.add_label(&label(1, "dog"), None, true);
         assert!(all.images().is_empty());
-        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person)]);
     }
 
     #[test]
     fn what_is_taken_back_is_not_learned_whoever_said_it_until_it_is_labelled_again() {
         let mut all = collection(10);
-        all.answered(&answer(1, Route::Verified, "cat", None), true);
-        all.answered(&answer(2, Route::Verified, "cat", Some("dog")), true);
-        all.labelled(&label(2, "cat"), None, true);
-        all.taken();
+        all.add_answer(&answer(1, Route::Verified, "cat", None), true);
+        all.add_answer(&answer(2, Route::Verified, "cat", Some("dog")), true);
+        all.add_label(&label(2, "cat"), None, true);
+        all.mark_trained();
         for number in [1, 2] {
-            all.labelled(&retraction(number), Some(&answer(number, Route::Verified, "cat", Some("dog"))), true);
+            all.add_label(&retraction(number), Some(&answer(number, Route::Verified, "cat", Some("dog"))), true);
         }
         assert_eq!((found(&all).len(), all.fresh()), (0, 0));
-        all.labelled(&label(1, "dog"), Some(&answer(1, Route::Verified, "cat", None)), true);
+        all.add_label(&label(1, "dog"), Some(&answer(1, Route::Verified, "cat", None)), true);
         let again = Label { source: Some(LabelSource::Verdict), ..label(2, "cat") };
-        all.labelled(&again, Some(&answer(2, Route::Verified, "cat", Some("dog"))), true);
+        all.add_label(&again, Some(&answer(2, Route::Verified, "cat", Some("dog"))), true);
         assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person), (2, "cat".into(), LabelSource::Verdict)]);
         assert_eq!(all.fresh(), 2);
     }
@@ -354,17 +358,17 @@ mod tests {
     #[test]
     fn what_was_taken_back_before_its_answer_came_is_not_learned_when_it_comes() {
         let mut all = collection(10);
-        all.labelled(&label(1, "dog"), None, true);
-        all.labelled(&retraction(1), None, true);
-        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        all.add_label(&label(1, "dog"), None, true);
+        all.add_label(&retraction(1), None, true);
+        all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         assert!(all.images().is_empty());
     }
 
     #[test]
     fn what_a_person_calls_otherwise_than_the_model_can_is_not_learned_as_something_else() {
         let mut all = collection(10);
-        all.answered(&answer(1, Route::Verified, "cat", None), true);
-        all.labelled(&label(1, "cow"), None, true);
+        all.add_answer(&answer(1, Route::Verified, "cat", None), true);
+        all.add_label(&label(1, "cow"), None, true);
         assert!(all.images().is_empty());
         assert!(all.missing().unwrap().contains("cow"));
     }
@@ -373,10 +377,10 @@ mod tests {
     fn doubtful_verdicts_dead_letters_and_answers_of_ones_own_teach_nothing() {
         let mut all = collection(10);
         let unsure = Answer { confidence: Some(0.3), ..answer(1, Route::Verified, "cat", None) };
-        all.answered(&unsure, true);
-        all.answered(&answer(2, Route::Dead, "cat", Some("cat")), true);
-        all.answered(&answer(3, Route::Edge, "cat", None), true);
-        all.answered(&answer(4, Route::Expired, "cat", None), true);
+        all.add_answer(&unsure, true);
+        all.add_answer(&answer(2, Route::Dead, "cat", Some("cat")), true);
+        all.add_answer(&answer(3, Route::Edge, "cat", None), true);
+        all.add_answer(&answer(4, Route::Expired, "cat", None), true);
         assert_eq!(all.count(), 0);
         assert!(all.missing().unwrap().contains("no image"));
     }
@@ -384,8 +388,8 @@ mod tests {
     #[test]
     fn of_the_most_frequent_label_the_oldest_make_way() {
         let mut all = collection(4);
-        all.answered(&answer(1, Route::Verified, "dog", None), true);
-        (2..=9).for_each(|number| all.answered(&answer(number, Route::Verified, "cat", None), true));
+        all.add_answer(&answer(1, Route::Verified, "dog", None), true);
+        (2..=9).for_each(|number| all.add_answer(&answer(number, Route::Verified, "cat", None), true));
         let kept: Vec<u64> = found(&all).into_iter().map(|(sequence, ..)| sequence).collect();
         assert_eq!(kept, [1, 7, 8, 9]);
         assert!(all.missing().is_none());
@@ -401,7 +405,7 @@ mod tests {
                 let about = answer(number, Route::Verified, "dog", None);
                 let said = cat.map(|cat| if cat { "cat" } else { "dog" });
                 let says = said.map_or_else(|| retraction(number), |said| label(number, said));
-                all.labelled(&says, Some(&about), true);
+                all.add_label(&says, Some(&about), true);
                 last.insert(number, said);
             }
             let expected: Vec<(u64, String, LabelSource)> = last
@@ -420,10 +424,10 @@ mod tests {
             for (number, kind, cat) in events {
                 let says = if cat { "cat" } else { "dog" };
                 match kind {
-                    0 => all.answered(&answer(number, Route::Verified, says, None), true),
-                    1 => all.answered(&answer(number, Route::Edge, says, Some(says)), true),
-                    2 => all.labelled(&label(number, says), None, true),
-                    _ => all.labelled(&label(number, "cow"), Some(&answer(number, Route::Edge, says, None)), true),
+                    0 => all.add_answer(&answer(number, Route::Verified, says, None), true),
+                    1 => all.add_answer(&answer(number, Route::Edge, says, Some(says)), true),
+                    2 => all.add_label(&label(number, says), None, true),
+                    _ => all.add_label(&label(number, "cow"), Some(&answer(number, Route::Edge, says, None)), true),
                 }
             }
             let images = all.images();

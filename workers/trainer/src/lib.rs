@@ -3,12 +3,12 @@
 //! site which images an update learned from, [`submit`] sends the weights. [`base`] is the model that a round starts from.
 //! Deliberately absent: access to other sites, decisions about releases.
 
-pub mod base;
-pub mod collect;
+pub mod base_weights;
 pub mod collection;
-pub mod copied;
-pub mod learned;
+pub mod collector;
+pub mod learned_images;
 pub mod submit;
-pub mod walk;
+pub mod training_copy;
+pub mod worker;
 
-pub use walk::run;
+pub use worker::run;

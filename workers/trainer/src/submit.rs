@@ -3,32 +3,34 @@
 use std::collections::BTreeMap;
 
 use runtime::Fault;
-use runtime::sign::Key;
+use runtime::site_key::SiteKey;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{Gain, LabelSource, ModelName, ReleaseId, SiteName, Update, encode};
-use streams::subject::Errand;
+use streams::subject::OutboxKind;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
-use training::examples::{Examples, Split};
-use training::judge::HoldoutComparison;
+use training::examples::{ExampleSplit, Examples};
+use training::holdout::HoldoutComparison;
 use training::settings::TrainSettings;
-use training::train::Trained;
+use training::train::TrainedModel;
 use training::weights;
 
 /// The weights of an update as bytes: what is sent.
-pub fn file(trained: &Trained, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
-    let failed =
-        |error: &dyn std::error::Error| Fault::reject("weights_unwritable", runtime::fault::chain(error), "report it");
+pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
+    let failed = |error: &dyn std::error::Error| {
+        Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it")
+    };
     let mut base = BTreeMap::new();
     for name in trained.weights.keys() {
         base.insert(name.clone(), trained.onnx.weight(name).map_err(|error| failed(&error))?);
     }
-    let bytes = weights::encode(&trained.weights, &base, settings.form, None).map_err(|error| failed(&error))?;
+    let bytes =
+        weights::encode(&trained.weights, &base, settings.weight_format, None).map_err(|error| failed(&error))?;
     if bytes.len() as u64 > MAX_WEIGHTS_BYTES {
         let reason = format!("the trained weights are {} bytes, at most {MAX_WEIGHTS_BYTES} travel", bytes.len());
-        let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.form)";
+        let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.weight_format)";
         return Err(Fault::reject("weights_too_large", reason, remedy));
     }
     Ok(bytes)
@@ -37,7 +39,7 @@ pub fn file(trained: &Trained, settings: &TrainSettings) -> Result<Vec<u8>, Faul
 /// Images learned from, of each label.
 pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> {
     let mut samples = BTreeMap::new();
-    for example in examples.of(Split::Train) {
+    for example in examples.of(ExampleSplit::Train) {
         if let Some(label) = labels.get(example.class) {
             *samples.entry(label.clone()).or_default() += 1;
         }
@@ -49,28 +51,31 @@ pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> 
 pub async fn prepare(
     blobs: &Blobs,
     file: &[u8],
-    key: Option<&Key>,
+    key: Option<&SiteKey>,
     update: impl FnOnce(schemas::BlobRef) -> Update,
 ) -> Result<Update, Fault> {
-    let mut update = update(blobs.store(file).await?);
+    let mut update = update(blobs.store_blob(file).await?);
     if let Some(key) = key {
-        update.signature = Some(key.sign(&update.signed()?));
+        update.signature = Some(key.sign(&update.signed_bytes()?));
     }
     Ok(update)
 }
 
 /// Puts an update into the outbox; once, however often it is done.
 pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault> {
-    let publication =
-        Publication::with_id(subject::outbox(&update.site, Errand::Update), encode(update)?, update.id().to_string())
-            .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
-            .header(HEADER_BLOB, update.weights.to_string());
+    let publication = Publication::with_id(
+        subject::outbox(&update.site, OutboxKind::Update),
+        encode(update)?,
+        update.id().to_string(),
+    )
+    .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
+    .header(HEADER_BLOB, update.weights.to_string());
     publisher.publish(&publication).await?;
     Ok(())
 }
 
 /// What is said of a training.
-pub struct About<'a> {
+pub struct UpdateMetadata<'a> {
     /// The site.
     pub site: &'a SiteName,
     /// The model it started from.
@@ -91,17 +96,17 @@ pub struct About<'a> {
     pub trained_at_ms: u64,
 }
 
-impl About<'_> {
+impl UpdateMetadata<'_> {
     /// The update with these weights.
-    pub fn update(self, trained: &Trained, weights: schemas::BlobRef) -> Update {
+    pub fn update(self, trained: &TrainedModel, weights: schemas::BlobRef) -> Update {
         let (before, after) = trained.held_out();
         Update {
             site: self.site.clone(),
-            model: ModelName::of(&self.model.description.name),
+            model: ModelName::from_name(&self.model.description.name),
             round: self.round,
             base: self.base.clone(),
             weights,
-            form: self.settings.form,
+            form: self.settings.weight_format,
             samples: self.samples,
             hard: self.hard,
             sources: self.sources,

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use schemas::model::InputDescription;
-use vision::augment::{Change, changed};
+use vision::augment::{PictureAugmentation, augment_picture};
 use vision::{DecodeSettings, Pixels, decode, tensor};
 
 use crate::examples::Example;
@@ -18,7 +18,7 @@ use crate::settings::AugmentSettings;
 
 /// A batch of pictures.
 #[derive(Debug, Clone, Default)]
-pub struct Batch {
+pub struct PictureBatch {
     /// The model's input, images times its length; zeros where there is no image.
     pub images: Vec<f32>,
     /// What each shows; `None` where there is no image.
@@ -53,28 +53,28 @@ pub fn order(classes: &[usize], balanced: bool, random: &mut StdRng) -> Vec<usiz
 }
 
 /// What a picture is changed by. Pure.
-fn change(augment: &AugmentSettings, random: &mut StdRng) -> Change {
+fn change(augment: &AugmentSettings, random: &mut StdRng) -> PictureAugmentation {
     let mut within = |most: f32| if most > 0.0 { random.random_range(-most..=most) } else { 0.0 };
     let (right, down) = (within(augment.shift_ratio), within(augment.shift_ratio));
     let turn_degrees = within(augment.turn_degrees);
     let brightness_ratio = within(augment.brightness_ratio);
     let zoom_ratio = within(augment.zoom_ratio).abs();
     let mirror = augment.mirror && random.random_range(0..2) == 1;
-    Change { mirror, right_ratio: right, down_ratio: down, zoom_ratio, turn_degrees, brightness_ratio }
+    PictureAugmentation { mirror, right_ratio: right, down_ratio: down, zoom_ratio, turn_degrees, brightness_ratio }
 }
 
 /// Where the images of a batch come from.
 #[derive(Debug, Clone, Copy)]
-pub enum From<'a> {
+pub enum BatchSource<'a> {
     /// Decoded anew each time, and changed at random, if at all.
     Pictures(Option<AugmentSettings>),
     /// Features that were computed once; one row for each of all examples.
-    Features(&'a Features),
+    Features(&'a FrozenFeatures),
 }
 
 /// What the part of a model that is not trained gives for every example.
 #[derive(Debug, Clone, Default)]
-pub struct Features {
+pub struct FrozenFeatures {
     /// Numbers in a row.
     pub length: usize,
     /// A row for each example.
@@ -84,7 +84,7 @@ pub struct Features {
 }
 
 /// What batches are made by.
-pub struct Making<'a> {
+pub struct BatchConfig<'a> {
     /// How pictures become the model's input.
     pub input: &'a InputDescription,
     /// Images in a batch.
@@ -92,12 +92,12 @@ pub struct Making<'a> {
     /// All examples.
     pub examples: &'a [Example],
     /// Where their images come from.
-    pub from: From<'a>,
+    pub from: BatchSource<'a>,
     /// Of all chance in it.
     pub seed: u64,
 }
 
-impl Making<'_> {
+impl BatchConfig<'_> {
     /// Makes batches of the examples at these places, the first `done` of which are passed over, while `take` takes
     /// them; it ends early when `take` fails. Chance belongs to an example's place in the order, so that who goes on
     /// from the middle sees what would have been seen.
@@ -105,9 +105,9 @@ impl Making<'_> {
         &self,
         places: &[usize],
         done: usize,
-        mut take: impl FnMut(Batch) -> Result<(), E>,
+        mut take: impl FnMut(PictureBatch) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (give, given): (SyncSender<Batch>, Receiver<Batch>) = sync_channel(1);
+        let (give, given): (SyncSender<PictureBatch>, Receiver<PictureBatch>) = sync_channel(1);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| self.make(places, done, &give_all(give), &stop));
@@ -121,30 +121,33 @@ impl Making<'_> {
         })
     }
 
-    fn make(&self, places: &[usize], done: usize, give: &dyn Fn(Batch) -> bool, stop: &AtomicBool) {
+    fn make(&self, places: &[usize], done: usize, give: &dyn Fn(PictureBatch) -> bool, stop: &AtomicBool) {
         let length = match self.from {
-            From::Pictures(_) => tensor::len(self.input),
-            From::Features(features) => features.length,
+            BatchSource::Pictures(_) => tensor::len(self.input),
+            BatchSource::Features(features) => features.length,
         };
         let mut scratch = tensor::Scratch::default();
         let mut begun = thread_time();
         for (number, part) in places.chunks(self.size).enumerate().skip(done.div_ceil(self.size)) {
-            let mut batch =
-                Batch { images: vec![0.0; length * self.size], classes: vec![None; self.size], ..Batch::default() };
+            let mut batch = PictureBatch {
+                images: vec![0.0; length * self.size],
+                classes: vec![None; self.size],
+                ..PictureBatch::default()
+            };
             for (at, place) in part.iter().enumerate() {
                 let out = &mut batch.images[at * length..(at + 1) * length];
                 let filled = match self.from {
-                    From::Pictures(augment) => {
+                    BatchSource::Pictures(augment) => {
                         let seed = self.seed.wrapping_add((number * self.size + at) as u64);
                         let change = augment.map(|augment| change(&augment, &mut StdRng::seed_from_u64(seed)));
                         self.picture(&self.examples[*place], change, &mut scratch, out)
                     }
-                    From::Features(features) if features.usable[*place] => {
+                    BatchSource::Features(features) if features.usable[*place] => {
                         out.copy_from_slice(&features.values[place * length..(place + 1) * length]);
                         Ok(())
                     }
                     // Said when the features were made.
-                    From::Features(_) => continue,
+                    BatchSource::Features(_) => continue,
                 };
                 match filled {
                     Ok(()) => batch.classes[at] = Some(self.examples[*place].class),
@@ -166,14 +169,14 @@ impl Making<'_> {
     fn picture(
         &self,
         example: &Example,
-        change: Option<Change>,
+        change: Option<PictureAugmentation>,
         scratch: &mut tensor::Scratch,
         out: &mut [f32],
     ) -> Result<(), String> {
         let bytes = std::fs::read(&example.path).map_err(|error| error.to_string())?;
         let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| error.to_string())?;
         let pixels: Pixels = match change {
-            Some(change) if change != Change::default() => changed(&pixels, &change),
+            Some(change) if change != PictureAugmentation::default() => augment_picture(&pixels, &change),
             _ => pixels,
         };
         tensor::write(&pixels, self.input, scratch, out).map_err(|error| error.to_string())
@@ -181,7 +184,7 @@ impl Making<'_> {
 }
 
 /// Gives a batch away; false when nobody takes any more.
-fn give_all(give: SyncSender<Batch>) -> impl Fn(Batch) -> bool {
+fn give_all(give: SyncSender<PictureBatch>) -> impl Fn(PictureBatch) -> bool {
     move |batch| give.send(batch).is_ok()
 }
 

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use schemas::{Measured, WeightForm};
+use schemas::{ModelAccuracy, WeightFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
-use crate::weights::{self, Tensors};
+use crate::weights::{self, NamedTensors};
 
 const FILE: &str = "checkpoint.safetensors";
 
@@ -21,14 +21,14 @@ pub struct Epoch {
     /// Mean loss of the batches; absent before any training.
     pub learned_loss: Option<f64>,
     /// On the examples held out.
-    pub held_out: Measured,
+    pub held_out: ModelAccuracy,
     /// How long it took, measuring included.
     pub took: Duration,
 }
 
 /// How far a training is.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Progress {
+pub struct TrainProgress {
     /// The epoch that is under way, from 1.
     pub epoch: u32,
     /// Batches of it that were learned from.
@@ -38,7 +38,7 @@ pub struct Progress {
     /// The epochs that are over, the measurement before training first.
     pub epochs: Vec<Epoch>,
     /// On the examples of split `test`, before training; absent without any.
-    pub test_before: Option<Measured>,
+    pub test_before: Option<ModelAccuracy>,
     /// Pictures that could not be used so far.
     pub unreadable: usize,
     /// The best epoch so far by the images held out; 0 if none is better than the start.
@@ -49,7 +49,7 @@ pub struct Progress {
 
 /// Where a training writes down how far it is.
 #[derive(Debug)]
-pub struct Checkpoints {
+pub struct CheckpointFolder {
     folder: PathBuf,
     every: Duration,
     written_at: Instant,
@@ -57,9 +57,9 @@ pub struct Checkpoints {
 
 /// A checkpoint that was read.
 #[derive(Debug)]
-pub struct Found {
+pub struct Checkpoint {
     /// How far it was.
-    pub progress: Progress,
+    pub progress: TrainProgress,
     /// The weights, in the order asked for.
     pub weights: Vec<Vec<f32>>,
     /// Those of the best epoch.
@@ -70,7 +70,7 @@ pub struct Found {
     pub steps: i32,
 }
 
-impl Checkpoints {
+impl CheckpointFolder {
     /// In a folder, at least so often.
     pub fn new(folder: &Path, every: Duration) -> Self {
         Self { folder: folder.into(), every, written_at: Instant::now() }
@@ -101,12 +101,12 @@ impl Checkpoints {
         &mut self,
         mark: &str,
         names: &[String],
-        progress: &Progress,
+        progress: &TrainProgress,
         [weights, best]: [&[Vec<f32>]; 2],
         optimizer: &Optimizer,
     ) -> Result<(), TrainError> {
         let (first, second, steps) = optimizer.memory();
-        let mut tensors = Tensors::new();
+        let mut tensors = NamedTensors::new();
         for (group, all) in [("weight", weights), ("best", best), ("first", first), ("second", second)] {
             let named = names.iter().zip(all);
             tensors
@@ -118,7 +118,7 @@ impl Checkpoints {
             ("progress".to_owned(), serde_json::to_string(progress).unwrap_or_default()),
         ]
         .into();
-        let bytes = weights::encode(&tensors, &BTreeMap::new(), WeightForm::F32, Some(notes))?;
+        let bytes = weights::encode(&tensors, &BTreeMap::new(), WeightFormat::F32, Some(notes))?;
         let (path, beside) = (self.folder.join(FILE), self.folder.join(format!(".{FILE}")));
         let written = std::fs::File::create(&beside).and_then(|mut file| {
             std::io::Write::write_all(&mut file, &bytes)?;
@@ -132,7 +132,7 @@ impl Checkpoints {
 
     /// Reads the one that is there, if it belongs to the same training: the same model, examples and settings, of
     /// which `mark` is a digest. One that cannot be read is passed over: training begins anew.
-    pub fn read(&self, mark: &str, names: &[String]) -> Option<Found> {
+    pub fn read(&self, mark: &str, names: &[String]) -> Option<Checkpoint> {
         let bytes = std::fs::read(self.folder.join(FILE)).ok()?;
         let (mut tensors, notes) = weights::decode(&bytes).ok()?;
         if notes.get("mark")? != mark {
@@ -146,6 +146,6 @@ impl Checkpoints {
         let (weights, best) = (group("weight")?, group("best")?);
         let (first, second) = (group("first")?, group("second").unwrap_or_default());
         let progress = serde_json::from_str(notes.get("progress")?).ok()?;
-        Some(Found { progress, weights, best, memory: (first, second), steps: notes.get("steps")?.parse().ok()? })
+        Some(Checkpoint { progress, weights, best, memory: (first, second), steps: notes.get("steps")?.parse().ok()? })
     }
 }

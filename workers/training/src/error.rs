@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use autograd::AutogradError;
-use vision::{InferError, ModelError, SessionError};
+use vision::{InferenceError, ModelError, SessionError};
 
 /// Why nothing was trained. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum TrainError {
     Session(#[from] SessionError),
     /// The model cannot be run on a picture.
     #[error(transparent)]
-    Infer(#[from] InferError),
+    Infer(#[from] InferenceError),
     /// A file cannot be read or written.
     #[error("{} cannot be {verb}", path.display())]
     File {

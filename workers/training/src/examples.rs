@@ -9,7 +9,7 @@ use crate::error::TrainError;
 
 /// What an example is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Split {
+pub enum ExampleSplit {
     /// To learn from.
     Train,
     /// To measure by while learning.
@@ -26,7 +26,7 @@ pub struct Example {
     /// What it shows, a number in the model's list of labels.
     pub class: usize,
     /// What it is for.
-    pub split: Split,
+    pub split: ExampleSplit,
     /// Whether the site was in doubt about it.
     pub hard: bool,
     /// How often it is seen in an epoch on average, besides what `collect.hard_repeats` says; 1 unless a round has a focus.
@@ -44,7 +44,7 @@ impl Examples {
     /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, `hard` (`true` where
     /// the site was in doubt), and `split`, in which `val` is held out, `test` is for the end and everything else
     /// is to learn from. Without: each folder's name
-    /// is the label of the pictures in it. `held_out_ratio` of what is to learn from is held out where the index
+    /// is the label of the pictures in it. `holdout_ratio` of what is to learn from is held out where the index
     /// names nothing, chosen by the path alone, so that it is the same in every run.
     pub fn read(folder: &Path, labels: &[String], held_out_ratio: f64) -> Result<Self, TrainError> {
         let index = folder.join("index.csv");
@@ -63,26 +63,26 @@ impl Examples {
             let labels = names.into_iter().take(5).map(str::to_owned).collect();
             return Err(TrainError::UnknownLabels { count: unknown.len(), labels });
         }
-        let none_held_out = found.iter().all(|row| row.split != Split::HeldOut);
+        let none_held_out = found.iter().all(|row| row.split != ExampleSplit::HeldOut);
         let all: Vec<Example> = found
             .into_iter()
             .map(|row| {
-                let drawn = none_held_out && row.split == Split::Train && lot(&row.file) < held_out_ratio;
+                let drawn = none_held_out && row.split == ExampleSplit::Train && lot(&row.file) < held_out_ratio;
                 Example {
                     path: folder.join(row.file),
                     class: places.get(row.label.as_str()).copied().unwrap_or_default(),
-                    split: if drawn { Split::HeldOut } else { row.split },
+                    split: if drawn { ExampleSplit::HeldOut } else { row.split },
                     hard: row.hard,
                     times: 1.0,
                 }
             })
             .collect();
         let examples = Self { all };
-        let classes: BTreeSet<usize> = examples.of(Split::Train).map(|example| example.class).collect();
-        match (classes.len(), examples.of(Split::HeldOut).count()) {
+        let classes: BTreeSet<usize> = examples.of(ExampleSplit::Train).map(|example| example.class).collect();
+        match (classes.len(), examples.of(ExampleSplit::HeldOut).count()) {
             (0, _) => Err(wrong("has no images to learn from; all are of split val or test")),
             (1, _) => Err(TrainError::SingleClass {
-                count: examples.of(Split::Train).count(),
+                count: examples.of(ExampleSplit::Train).count(),
                 label: classes.first().and_then(|class| labels.get(*class)).cloned().unwrap_or_default(),
             }),
             (_, 0) => Err(wrong("has too few images to hold some out; add images, or name some split val")),
@@ -91,19 +91,19 @@ impl Examples {
     }
 
     /// Those for one purpose.
-    pub fn of(&self, split: Split) -> impl Iterator<Item = &Example> {
+    pub fn of(&self, split: ExampleSplit) -> impl Iterator<Item = &Example> {
         self.all.iter().filter(move |example| example.split == split)
     }
 }
 
-struct Row {
+struct ExampleRow {
     file: String,
     label: String,
-    split: Split,
+    split: ExampleSplit,
     hard: bool,
 }
 
-fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
+fn read_index(folder: &Path, index: &Path) -> Result<Vec<ExampleRow>, TrainError> {
     let wrong =
         |why: String| TrainError::NoExamples { folder: folder.into(), why: format!("has an index.csv that {why}") };
     let mut reader = csv::Reader::from_path(index).map_err(|error| wrong(format!("cannot be read: {error}")))?;
@@ -117,9 +117,9 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
         let row = row.map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let field = |column: usize| row.get(column).unwrap_or_default().to_owned();
         let split = match split.map(field).as_deref() {
-            Some("val") => Split::HeldOut,
-            Some("test") => Split::Test,
-            _ => Split::Train,
+            Some("val") => ExampleSplit::HeldOut,
+            Some("test") => ExampleSplit::Test,
+            _ => ExampleSplit::Train,
         };
         if field(label).is_empty() {
             continue;
@@ -132,12 +132,12 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
             let why = if inside { "is no file" } else { "lies outside the folder" };
             return Err(wrong(format!("names {}, which {why}", named.display())));
         }
-        rows.push(Row { file: field(file), label: field(label), split, hard });
+        rows.push(ExampleRow { file: field(file), label: field(label), split, hard });
     }
     Ok(rows)
 }
 
-fn read_folders(folder: &Path) -> Result<Vec<Row>, TrainError> {
+fn read_folders(folder: &Path) -> Result<Vec<ExampleRow>, TrainError> {
     let names = |folder: &Path| -> Result<Vec<String>, TrainError> {
         let entries = std::fs::read_dir(folder).map_err(TrainError::read(folder))?;
         let mut names = Vec::new();
@@ -152,10 +152,10 @@ fn read_folders(folder: &Path) -> Result<Vec<Row>, TrainError> {
     for label in names(folder)? {
         if folder.join(&label).is_dir() {
             let files = names(&folder.join(&label))?;
-            rows.extend(files.into_iter().map(|file| Row {
+            rows.extend(files.into_iter().map(|file| ExampleRow {
                 file: format!("{label}/{file}"),
                 label: label.clone(),
-                split: Split::Train,
+                split: ExampleSplit::Train,
                 hard: false,
             }));
         }
@@ -193,8 +193,8 @@ mod tests {
     fn an_index_says_what_is_for_what() {
         let index = "path,class_name,split\na.png,cat,train\nb.png,dog,site\nc.png,cat,val\nd.png,dog,test\n";
         let examples = Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap();
-        let splits: Vec<Split> = examples.all.iter().map(|example| example.split).collect();
-        assert_eq!(splits, [Split::Train, Split::Train, Split::HeldOut, Split::Test]);
+        let splits: Vec<ExampleSplit> = examples.all.iter().map(|example| example.split).collect();
+        assert_eq!(splits, [ExampleSplit::Train, ExampleSplit::Train, ExampleSplit::HeldOut, ExampleSplit::Test]);
     }
 
     #[test]
@@ -202,10 +202,10 @@ mod tests {
         let files: Vec<String> = (0..100).flat_map(|at| [format!("cat/{at}.png"), format!("dog/{at}.png")]).collect();
         let files: Vec<&str> = files.iter().map(String::as_str).collect();
         let examples = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
-        let held_out = examples.of(Split::HeldOut).count();
+        let held_out = examples.of(ExampleSplit::HeldOut).count();
         assert!((20..60).contains(&held_out), "{held_out} of 200");
         let again = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
-        assert_eq!(again.of(Split::HeldOut).count(), held_out, "chosen by the path alone");
+        assert_eq!(again.of(ExampleSplit::HeldOut).count(), held_out, "chosen by the path alone");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use autograd::onnx::Onnx;
+use autograd::onnx::OnnxDocument;
 use vision::Model;
 
 use crate::error::TrainError;
@@ -21,7 +21,7 @@ pub fn check(folder: &Path) -> Result<(), TrainError> {
 /// Writes a model's folder with other weights. The folder must not exist, or be empty; it is complete or not there.
 pub fn write(
     model: &Model,
-    onnx: &Onnx,
+    onnx: &OnnxDocument,
     weights: &BTreeMap<String, Vec<f32>>,
     folder: &Path,
 ) -> Result<Model, TrainError> {

@@ -35,7 +35,7 @@ impl Optimizer {
     }
 
     /// Pulling weights towards where they started, where the settings say nothing of it.
-    pub fn anchored(mut self, proximal: f32) -> Self {
+    pub fn with_proximal(mut self, proximal: f32) -> Self {
         self.proximal = self.settings.proximal.unwrap_or(proximal);
         self
     }
@@ -46,7 +46,7 @@ impl Optimizer {
     }
 
     /// With what another one remembered.
-    pub fn remembering(mut self, (first, second): (Vec<Vec<f32>>, Vec<Vec<f32>>), steps: i32) -> Self {
+    pub fn with_memory(mut self, (first, second): (Vec<Vec<f32>>, Vec<Vec<f32>>), steps: i32) -> Self {
         (self.first, self.second, self.steps) = (first, second, steps);
         self
     }

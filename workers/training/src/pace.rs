@@ -19,7 +19,7 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 /// How fast training may go, and how much memory it may take; for the thread it is made in, which is not one of the
 /// async ones.
 #[derive(Debug)]
-pub struct Pace {
+pub struct TrainingPace {
     cpu_ratio: f64,
     memory_max_bytes: Option<u64>,
     yields: Option<Arc<AtomicBool>>,
@@ -27,9 +27,9 @@ pub struct Pace {
     spent: Duration,
 }
 
-impl Pace {
+impl TrainingPace {
     /// As fast as it can.
-    pub fn free(limits: &LimitSettings) -> Self {
+    pub fn unlimited(limits: &LimitSettings) -> Self {
         let memory_max_bytes = limits.memory_max_mib.map(|mib| u64::from(mib) * 1024 * 1024);
         let memory_before_bytes = resident_bytes().unwrap_or(0);
         Self { cpu_ratio: 1.0, memory_max_bytes, yields: None, memory_before_bytes, spent: thread_time() }
@@ -37,15 +37,15 @@ impl Pace {
 
     /// On what nobody else wants, no more than its share of that, and not at all while `yields` says so. The thread
     /// that calls this, and every thread it starts, is scheduled when idle from now on.
-    pub fn beside(limits: &LimitSettings, yields: Arc<AtomicBool>) -> Self {
-        if let Err(error) = streams::batch::run_when_idle() {
+    pub fn background(limits: &LimitSettings, yields: Arc<AtomicBool>) -> Self {
+        if let Err(error) = streams::scheduling::set_idle_scheduling() {
             tracing::warn!(%error, "the kernel schedules training as anything else");
         }
-        Self { cpu_ratio: limits.cpu_ratio, yields: Some(yields), ..Self::free(limits) }
+        Self { cpu_ratio: limits.cpu_ratio, yields: Some(yields), ..Self::unlimited(limits) }
     }
 
     /// Refuses what is known to take more memory than it may.
-    pub fn allow(&self, needed_bytes: u64) -> Result<(), TrainError> {
+    pub fn check_memory(&self, needed_bytes: u64) -> Result<(), TrainError> {
         match self.memory_max_bytes {
             Some(allowed) if needed_bytes > allowed => {
                 Err(TrainError::OutOfMemory { needed_mib: needed_bytes >> 20, allowed_mib: allowed >> 20 })
@@ -57,9 +57,9 @@ impl Pace {
     /// After a step on so many threads, of whose batch others took so long to make: looks at the memory, and rests as
     /// long as the share asks for.
     #[allow(clippy::disallowed_methods)]
-    pub fn rest(&mut self, threads: u16, made: Duration, stop: &CancellationToken) -> Result<(), TrainError> {
+    pub fn yield_cpu(&mut self, threads: u16, made: Duration, stop: &CancellationToken) -> Result<(), TrainError> {
         let grown = resident_bytes().unwrap_or(0).saturating_sub(self.memory_before_bytes);
-        self.allow(grown)?;
+        self.check_memory(grown)?;
         let now = thread_time();
         let spent = now.saturating_sub(self.spent) * u32::from(threads) + made;
         let mut rest = spent.mul_f64((1.0 / self.cpu_ratio - 1.0).max(0.0));
@@ -88,9 +88,9 @@ mod tests {
     #[test]
     fn more_memory_than_allowed_is_refused_with_what_would_help() {
         let limits = LimitSettings { memory_max_mib: Some(10), ..LimitSettings::default() };
-        let pace = Pace::free(&limits);
-        assert!(pace.allow(10 << 20).is_ok());
-        let refused = pace.allow(11 << 20).unwrap_err().to_string();
+        let pace = TrainingPace::unlimited(&limits);
+        assert!(pace.check_memory(10 << 20).is_ok());
+        let refused = pace.check_memory(11 << 20).unwrap_err().to_string();
         assert!(refused.contains("takes 11 MiB") && refused.contains("smaller batches"), "{refused}");
     }
 
@@ -98,9 +98,9 @@ mod tests {
     fn a_share_of_a_quarter_rests_three_times_as_long_as_it_works() {
         let limits = LimitSettings { cpu_ratio: 0.25, ..LimitSettings::default() };
         let work = std::thread::spawn(move || {
-            let mut pace = Pace { cpu_ratio: limits.cpu_ratio, ..Pace::free(&limits) };
+            let mut pace = TrainingPace { cpu_ratio: limits.cpu_ratio, ..TrainingPace::unlimited(&limits) };
             let begun = std::time::Instant::now();
-            pace.rest(1, Duration::from_millis(100), &CancellationToken::new()).unwrap();
+            pace.yield_cpu(1, Duration::from_millis(100), &CancellationToken::new()).unwrap();
             begun.elapsed()
         });
         assert!(work.join().unwrap() >= Duration::from_millis(300));
@@ -113,8 +113,8 @@ mod tests {
         let stop = CancellationToken::new();
         let (later, told) = (yields.clone(), stop.clone());
         let work = std::thread::spawn(move || {
-            let mut pace = Pace { yields: Some(yields), ..Pace::free(&LimitSettings::default()) };
-            pace.rest(1, Duration::ZERO, &stop).unwrap();
+            let mut pace = TrainingPace { yields: Some(yields), ..TrainingPace::unlimited(&LimitSettings::default()) };
+            pace.yield_cpu(1, Duration::ZERO, &stop).unwrap();
             pace.yields.is_some_and(|yields| yields.load(Ordering::Relaxed))
         });
         std::thread::sleep(LOOK_EVERY * 2);
@@ -123,7 +123,7 @@ mod tests {
         assert!(!work.join().unwrap());
         later.store(true, Ordering::Relaxed);
         told.cancel();
-        let mut pace = Pace { yields: Some(later), ..Pace::free(&LimitSettings::default()) };
-        pace.rest(1, Duration::ZERO, &told).unwrap();
+        let mut pace = TrainingPace { yields: Some(later), ..TrainingPace::unlimited(&LimitSettings::default()) };
+        pace.yield_cpu(1, Duration::ZERO, &told).unwrap();
     }
 }

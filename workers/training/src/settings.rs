@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use autograd::Trainable;
+use autograd::TrainableSelection;
 use autograd::trainable::AUTO;
-use schemas::WeightForm;
+use schemas::WeightFormat;
 use serde::{Deserialize, Serialize};
 
 /// How is trained. The defaults are guesses that learn from a few thousand small pictures.
@@ -21,13 +21,13 @@ pub struct TrainSettings {
     /// How weights follow gradients.
     pub optimizer: OptimizerSettings,
     /// How the learning rate changes.
-    pub schedule: Schedule,
+    pub schedule: LearningRateSchedule,
     /// What is taken from the label and given to all classes equally, 0 to below 1.
     pub label_smoothing_ratio: f32,
     /// Whether every class is seen equally often, however many examples it has.
     pub balanced: bool,
     /// Share of the examples held out to measure by, above 0 to below 1, where the index names none.
-    pub held_out_ratio: f64,
+    pub holdout_ratio: f64,
     /// How pictures are changed at random.
     pub augment: AugmentSettings,
     /// Of all chance: the same seed, examples and settings give the same weights on the same machine.
@@ -47,7 +47,7 @@ pub struct TrainSettings {
     pub key: Option<PathBuf>,
     /// Of a site's trainer: how the weights in an update are written: `f32`, `f16` (half the bytes), or
     /// `delta_f16` (half the bytes, against the base).
-    pub form: WeightForm,
+    pub weight_format: WeightFormat,
 }
 
 impl Default for TrainSettings {
@@ -57,10 +57,10 @@ impl Default for TrainSettings {
             epochs: 10,
             batch: 32,
             optimizer: OptimizerSettings::default(),
-            schedule: Schedule::Cosine,
+            schedule: LearningRateSchedule::Cosine,
             label_smoothing_ratio: 0.0,
             balanced: true,
-            held_out_ratio: 0.1,
+            holdout_ratio: 0.1,
             augment: AugmentSettings::default(),
             seed: 1,
             threads: 1,
@@ -69,7 +69,7 @@ impl Default for TrainSettings {
             work: PathBuf::from("tributary-training"),
             collect: CollectSettings::default(),
             key: None,
-            form: WeightForm::F32,
+            weight_format: WeightFormat::F32,
         }
     }
 }
@@ -102,13 +102,13 @@ pub struct CollectSettings {
     /// How often it looks for new labels, seconds, at least 1.
     pub every_s: u32,
     /// It trains when so many images were labelled since the last time, at least 1.
-    pub least_fresh: u32,
+    pub min_new_images: u32,
     /// Labelled images it learns from, at least 2; of the most frequent labels the oldest make way.
-    pub most_images: u32,
+    pub max_images: u32,
     /// Room for them in its folder, MiB, at least 1.
-    pub most_mib: u32,
+    pub max_mib: u32,
     /// A verdict is believed from this confidence on, 0 to 1.
-    pub least_verdict_ratio: f32,
+    pub min_verdict_ratio: f32,
     /// How often a hard image is seen for each time another one is, 1 to 100. Twice helps by no more than chance
     /// (decision 0033).
     pub hard_repeats: u32,
@@ -118,10 +118,10 @@ impl Default for CollectSettings {
     fn default() -> Self {
         Self {
             every_s: 60,
-            least_fresh: 500,
-            most_images: 20_000,
-            most_mib: 1024,
-            least_verdict_ratio: 0.6,
+            min_new_images: 500,
+            max_images: 20_000,
+            max_mib: 1024,
+            min_verdict_ratio: 0.6,
             hard_repeats: 1,
         }
     }
@@ -172,21 +172,23 @@ pub enum OptimizerKind {
 /// How the learning rate changes from the first to the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedule {
+pub enum LearningRateSchedule {
     /// Not at all.
     Constant,
     /// It rises for the first twentieth and falls along half a cosine to zero (arXiv 1608.03983).
     Cosine,
 }
 
-impl Schedule {
+impl LearningRateSchedule {
     /// The rate at a step as a share of the highest. `done_ratio`: 0 before the first step, 1 after the last.
     pub fn rate_ratio(self, done_ratio: f64) -> f64 {
         const RISE: f64 = 0.05;
         match self {
-            Schedule::Constant => 1.0,
-            Schedule::Cosine if done_ratio < RISE => (done_ratio / RISE).max(0.01),
-            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * (done_ratio - RISE) / (1.0 - RISE)).cos()),
+            LearningRateSchedule::Constant => 1.0,
+            LearningRateSchedule::Cosine if done_ratio < RISE => (done_ratio / RISE).max(0.01),
+            LearningRateSchedule::Cosine => {
+                0.5 * (1.0 + (std::f64::consts::PI * (done_ratio - RISE) / (1.0 - RISE)).cos())
+            }
         }
     }
 }
@@ -224,7 +226,7 @@ impl TrainSettings {
             (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm: above 0"),
             (proximal.is_none_or(|proximal| proximal >= 0.0), "optimizer.proximal: 0 and more"),
             ((0.0..1.0).contains(&self.label_smoothing_ratio), "label_smoothing_ratio: 0 to below 1"),
-            (self.held_out_ratio > 0.0 && self.held_out_ratio < 1.0, "held_out_ratio: above 0, below 1"),
+            (self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0, "holdout_ratio: above 0, below 1"),
             ((0.0..=0.5).contains(&shift_ratio), "augment.shift_ratio: 0 to 0.5"),
             ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio: 0 to 1"),
             ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees: 0 to 180"),
@@ -234,15 +236,15 @@ impl TrainSettings {
             (yield_queue_s > 0.0, "limits.yield_queue_s: above 0"),
             (checkpoint_every_s > 0, "limits.checkpoint_every_s: at least 1"),
             (collect.every_s > 0, "collect.every_s: at least 1"),
-            (collect.least_fresh > 0, "collect.least_fresh: at least 1"),
-            (collect.most_images > 1, "collect.most_images: at least 2"),
-            (collect.most_mib > 0, "collect.most_mib: at least 1"),
-            ((0.0..=1.0).contains(&collect.least_verdict_ratio), "collect.least_verdict_ratio: 0 to 1"),
+            (collect.min_new_images > 0, "collect.min_new_images: at least 1"),
+            (collect.max_images > 1, "collect.max_images: at least 2"),
+            (collect.max_mib > 0, "collect.max_mib: at least 1"),
+            ((0.0..=1.0).contains(&collect.min_verdict_ratio), "collect.min_verdict_ratio: 0 to 1"),
             ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats: 1 to 100"),
         ];
         match wants.iter().find(|(is, _)| !is) {
             Some((_, wanted)) => Err(format!("trainer.{wanted}")),
-            None => match self.trainable.parse::<Trainable>() {
+            None => match self.trainable.parse::<TrainableSelection>() {
                 Ok(_) => Ok(()),
                 Err(error) => Err(format!("trainer.trainable: {error}")),
             },
@@ -256,7 +258,8 @@ mod tests {
 
     #[test]
     fn the_rate_rises_and_falls_to_nothing() {
-        let rates: Vec<f64> = (0..=100).map(|step| Schedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
+        let rates: Vec<f64> =
+            (0..=100).map(|step| LearningRateSchedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
         assert!(rates[..6].windows(2).all(|pair| pair[0] < pair[1]), "{rates:?}");
         assert!(rates[5..].windows(2).all(|pair| pair[0] > pair[1]), "{rates:?}");
         assert!((rates[5] - 1.0).abs() < 1e-9 && rates[100] < 1e-9);

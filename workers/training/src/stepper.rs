@@ -1,24 +1,24 @@
 //! Runs the training step: a batch and the weights in, the loss and the gradients out. And the same graph without
 //! gradients, to measure by.
 
-use autograd::Step;
+use autograd::TrainingStep;
 use autograd::loss::Targets;
-use autograd::step::{LOSS, SCALE, TARGET};
-use vision::graph::{Given, Numbers};
-use vision::{Graph, Onnx};
+use autograd::training_step::{LOSS, SCALE, TARGET};
+use vision::graph::{GraphInput, TensorNumbers};
+use vision::{Graph, OnnxRuntime};
 
 use crate::error::TrainError;
 
 /// A training step in the runtime.
 pub struct Stepper {
-    step: Step,
+    step: TrainingStep,
     learning: Graph,
     measuring: Graph,
 }
 
 /// What a run gave.
 #[derive(Debug, Clone, Default)]
-pub struct Gave {
+pub struct StepOutput {
     /// The loss.
     pub loss: f32,
     /// Images times classes.
@@ -27,14 +27,14 @@ pub struct Gave {
 
 impl Stepper {
     /// Loads it. `threads`: of one step.
-    pub fn open(runtime: &Onnx, step: Step, threads: u16) -> Result<Self, TrainError> {
+    pub fn open(runtime: &OnnxRuntime, step: TrainingStep, threads: u16) -> Result<Self, TrainError> {
         let learning = Graph::open(runtime, "training step", &step.graph.encode(), threads.into())?;
         let measuring = Graph::open(runtime, "measuring step", &step.measuring()?.encode(), threads.into())?;
         Ok(Self { step, learning, measuring })
     }
 
     /// The step.
-    pub fn step(&self) -> &Step {
+    pub fn step(&self) -> &TrainingStep {
         &self.step
     }
 
@@ -65,8 +65,8 @@ impl Stepper {
         images: &[f32],
         targets: &Targets,
         weights: &[impl AsRef<[f32]>],
-    ) -> Result<Gave, TrainError> {
-        let mut gave = Gave::default();
+    ) -> Result<StepOutput, TrainError> {
+        let mut gave = StepOutput::default();
         let Self { step, measuring, .. } = self;
         run(step, measuring, images, targets, weights, |name, values| {
             if name == LOSS {
@@ -80,7 +80,7 @@ impl Stepper {
 }
 
 fn run(
-    step: &Step,
+    step: &TrainingStep,
     graph: &mut Graph,
     images: &[f32],
     targets: &Targets,
@@ -90,16 +90,16 @@ fn run(
     let (scale, classes) = ([targets.scale], step.classes as i64);
     let shape = [step.images_shape.first().copied().unwrap_or(1), classes];
     let mut given = Vec::with_capacity(3 + weights.len());
-    given.push(Given { name: &step.images, shape: &step.images_shape, values: images });
-    given.push(Given { name: TARGET, shape: &shape, values: &targets.values });
-    given.push(Given { name: SCALE, shape: &[], values: &scale });
+    given.push(GraphInput { name: &step.images, shape: &step.images_shape, values: images });
+    given.push(GraphInput { name: TARGET, shape: &shape, values: &targets.values });
+    given.push(GraphInput { name: SCALE, shape: &[], values: &scale });
     let own = step.weights.iter().zip(weights);
     given.extend(own.map(|(weight, values)| {
         let values = values.as_ref();
-        Given { name: &weight.name, shape: &weight.shape, values }
+        GraphInput { name: &weight.name, shape: &weight.shape, values }
     }));
     graph.run(&given, |came| {
-        if let Numbers::Floats(values) = came.numbers {
+        if let TensorNumbers::Floats(values) = came.numbers {
             see(came.name, values);
         }
     })?;

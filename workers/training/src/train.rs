@@ -4,30 +4,30 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use autograd::loss::{Smoothing, cross_entropy};
-use autograd::onnx::Onnx as Graph;
+use autograd::loss::{LabelSmoothing, cross_entropy};
+use autograd::onnx::OnnxDocument;
 use autograd::trainable::AUTO;
-use autograd::{Known, Split as Cut, Step, Trainable};
+use autograd::{StepSplit, TensorFacts, TrainableSelection, TrainingStep};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
-use schemas::Measured;
+use schemas::ModelAccuracy;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use vision::graph::{Given, Numbers};
-use vision::{Model, Onnx};
+use vision::graph::{GraphInput, TensorNumbers};
+use vision::{Model, OnnxRuntime};
 
-use crate::batches::{Features, From, Making, order};
-use crate::checkpoint::{Checkpoints, Epoch, Found, Progress};
+use crate::batches::{BatchConfig, BatchSource, FrozenFeatures, order};
+use crate::checkpoint::{Checkpoint, CheckpointFolder, Epoch, TrainProgress};
 use crate::error::TrainError;
-use crate::examples::{Example, Examples, Split};
-use crate::judge::{HoldoutComparison, HoldoutScores};
+use crate::examples::{Example, ExampleSplit, Examples};
+use crate::holdout::{HoldoutComparison, HoldoutScores};
 use crate::optimizer::Optimizer;
-use crate::pace::Pace;
-use crate::probe::{Ready, ready};
+use crate::pace::TrainingPace;
 use crate::settings::{AugmentSettings, OptimizerKind, TrainSettings};
 use crate::stepper::Stepper;
-use crate::weights::Tensors;
+use crate::trainable_model::{TrainableModel, prepare_model};
+use crate::weights::NamedTensors;
 
 /// Features of all examples together may take so much memory, bytes; a guess.
 const MOST_FEATURES_BYTES: usize = 256 * 1024 * 1024;
@@ -52,11 +52,11 @@ const ANCHOR_MOST: f32 = 0.1;
 
 /// A trained model.
 #[derive(Debug)]
-pub struct Trained {
+pub struct TrainedModel {
     /// The model's graph as it was.
-    pub onnx: Graph,
+    pub onnx: OnnxDocument,
     /// The weights of the best epoch, by name.
-    pub weights: Tensors,
+    pub weights: NamedTensors,
     /// Every epoch, the one before training first.
     pub epochs: Vec<Epoch>,
     /// The number of the best epoch by the images held out; 0 if none is better than the start.
@@ -66,7 +66,7 @@ pub struct Trained {
     /// The highest learning rate, as given or found.
     pub learning_rate: f32,
     /// On the examples of split `test`, before and after; absent without any.
-    pub test: Option<(Measured, Measured)>,
+    pub test: Option<(ModelAccuracy, ModelAccuracy)>,
     /// Numbers that were trained.
     pub parameters: usize,
     /// How many of the last layers were trained; absent where all were that should be.
@@ -77,9 +77,9 @@ pub struct Trained {
     pub features_cached: bool,
 }
 
-impl Trained {
+impl TrainedModel {
     /// On the images held out, before training and in the best epoch.
-    pub fn held_out(&self) -> (Measured, Measured) {
+    pub fn held_out(&self) -> (ModelAccuracy, ModelAccuracy) {
         let measured =
             |number: u32| self.epochs.iter().find(|epoch| epoch.number == number).map(|epoch| epoch.held_out);
         let before = measured(0).unwrap_or_default();
@@ -87,10 +87,11 @@ impl Trained {
     }
 
     /// Why the new weights are not worth using, in one sentence, if so: they are not better by more than chance.
-    pub fn nothing_gained(&self) -> Option<String> {
+    pub fn has_no_gain(&self) -> Option<String> {
         let (before, after) = self.held_out();
-        let right =
-            |measured: Measured| format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss);
+        let right = |measured: ModelAccuracy| {
+            format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss)
+        };
         let images = before.images;
         match (self.comparison, self.best_epoch) {
             (HoldoutComparison::Better, _) => None,
@@ -114,51 +115,53 @@ impl Trained {
 }
 
 /// What a training must heed besides its settings.
-pub struct Around<'a> {
+pub struct TrainContext<'a> {
     /// Ends it.
     pub stop: &'a CancellationToken,
     /// How fast it may go, and how much memory it may take.
-    pub pace: Pace,
+    pub pace: TrainingPace,
     /// Where it writes down how far it is, if anywhere.
-    pub checkpoints: Option<Checkpoints>,
+    pub checkpoints: Option<CheckpointFolder>,
 }
 
 /// Trains a model. `see` is told of every epoch when it is over.
-pub fn train(
-    onnx: &Onnx,
+pub fn train_model(
+    onnx: &OnnxRuntime,
     model: &Model,
     examples: &Examples,
     settings: &TrainSettings,
-    around: Around<'_>,
+    around: TrainContext<'_>,
     mut see: impl FnMut(&Epoch),
-) -> Result<Trained, TrainError> {
+) -> Result<TrainedModel, TrainError> {
     settings.check().map_err(TrainError::Settings)?;
-    let of = |split| places(examples, split);
-    let (held_out, test) = (of(Split::HeldOut), of(Split::Test));
-    let layers = layers(of(Split::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
+    let of = |split| example_indices(examples, split);
+    let (held_out, test) = (of(ExampleSplit::HeldOut), of(ExampleSplit::Test));
+    let layers =
+        layers(of(ExampleSplit::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
     let begun = Instant::now();
-    let mut work = Work::begin(onnx, model, examples, settings, layers, around)?;
-    let mut start = work.measure(&held_out, Snapshot::Start)?;
+    let mut work = TrainLoop::begin(onnx, model, examples, settings, layers, around)?;
+    let mut start = work.measure(&held_out, WeightSnapshot::Start)?;
     if layers.is_some() && !start.knows_more_than_chance(model.labels.len()) {
         // What knows nothing has nothing to keep.
-        work = Work::begin(onnx, model, examples, settings, None, work.around)?;
-        start = work.measure(&held_out, Snapshot::Start)?;
+        work = TrainLoop::begin(onnx, model, examples, settings, None, work.around)?;
+        start = work.measure(&held_out, WeightSnapshot::Start)?;
     }
     if start.knows_more_than_chance(model.labels.len()) {
-        let anchor = (ANCHOR_IMAGES / of(Split::Train).len().max(1) as f32).min(ANCHOR_MOST);
-        work.optimizer = work.optimizer.anchored(anchor);
+        let anchor = (ANCHOR_IMAGES / of(ExampleSplit::Train).len().max(1) as f32).min(ANCHOR_MOST);
+        work.optimizer = work.optimizer.with_proximal(anchor);
         work.anchor = anchor;
     }
     if work.progress.epochs.is_empty() {
         work.progress.test_before = (!test.is_empty())
-            .then(|| work.measure(&test, Snapshot::Start))
+            .then(|| work.measure(&test, WeightSnapshot::Start))
             .transpose()?
             .map(|scores| scores.measured());
-        work.find_rate(&places(examples, Split::Train), &start)?;
+        work.find_rate(&example_indices(examples, ExampleSplit::Train), &start)?;
         work.over(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
     }
     // Taken up again: the same weights say the same.
-    let mut best = if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, Snapshot::Best)? };
+    let mut best =
+        if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, WeightSnapshot::Best)? };
     work.progress.epochs.iter().for_each(&mut see);
     while work.goes_on() {
         let (number, begun) = (work.progress.epoch, Instant::now());
@@ -168,7 +171,7 @@ pub fn train(
         let order = order(&classes, settings.balanced, &mut random);
         let ordered: Vec<usize> = order.iter().map(|at| learn_from[*at]).collect();
         let learned_loss = Some(work.learn(&ordered)?);
-        let scores = work.measure(&held_out, Snapshot::Now)?;
+        let scores = work.measure(&held_out, WeightSnapshot::Now)?;
         if scores.is_preferred_to(&best) {
             work.keep(number);
             best = scores.clone();
@@ -177,7 +180,7 @@ pub fn train(
         work.over(epoch)?;
         see(&epoch);
     }
-    let after = (!test.is_empty()).then(|| work.measure(&test, Snapshot::Best)).transpose()?;
+    let after = (!test.is_empty()).then(|| work.measure(&test, WeightSnapshot::Best)).transpose()?;
     work.trained(after.map(|scores| scores.measured()), best.judge(&start))
 }
 
@@ -193,7 +196,7 @@ pub fn seed_of(settings: &TrainSettings, epoch: u32) -> u64 {
 }
 
 /// Places of the examples of one split.
-pub fn places(examples: &Examples, split: Split) -> Vec<usize> {
+pub fn example_indices(examples: &Examples, split: ExampleSplit) -> Vec<usize> {
     (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect()
 }
 
@@ -205,13 +208,13 @@ fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) 
         let left = times.fract();
         times as usize + usize::from(left > 0.0 && random.random_bool(left))
     };
-    let once = places(examples, Split::Train);
+    let once = example_indices(examples, ExampleSplit::Train);
     once.iter().flat_map(|place| std::iter::repeat_n(*place, times(place))).collect()
 }
 
 /// The least memory a training takes: what a step keeps, and each weight with its gradient, where it started, where it was
 /// best, and what the optimizer remembers.
-fn needed_bytes(step: &Step, known: &Known, settings: &TrainSettings) -> Result<u64, TrainError> {
+fn needed_bytes(step: &TrainingStep, known: &TensorFacts, settings: &TrainSettings) -> Result<u64, TrainError> {
     let copies = if settings.optimizer.kind == OptimizerKind::Adam { 6 } else { 5 };
     let count: i64 = step.weights.iter().map(|weight| autograd::tensor::count(&weight.shape)).sum();
     Ok(step.kept_bytes(known)? + u64::try_from(count).unwrap_or(0) * 4 * copies)
@@ -219,18 +222,18 @@ fn needed_bytes(step: &Step, known: &Known, settings: &TrainSettings) -> Result<
 
 /// Which weights.
 #[derive(Clone, Copy)]
-enum Snapshot {
+enum WeightSnapshot {
     Start,
     Best,
     Now,
 }
 
-struct Work<'a> {
+struct TrainLoop<'a> {
     model: &'a Model,
-    graph: Graph,
+    graph: OnnxDocument,
     examples: &'a [Example],
     settings: &'a TrainSettings,
-    around: Around<'a>,
+    around: TrainContext<'a>,
     stepper: Stepper,
     optimizer: Optimizer,
     /// Pulls weights towards where they started, where the settings say nothing of it.
@@ -242,47 +245,47 @@ struct Work<'a> {
     layers: Option<usize>,
     /// A digest of everything that the weights depend on.
     mark: String,
-    features: Option<Features>,
-    progress: Progress,
+    features: Option<FrozenFeatures>,
+    progress: TrainProgress,
     start: Vec<Vec<f32>>,
     best: Vec<Vec<f32>>,
     weights: Vec<Vec<f32>>,
     gradients: Vec<Vec<f32>>,
 }
 
-impl<'a> Work<'a> {
+impl<'a> TrainLoop<'a> {
     fn begin(
-        onnx: &Onnx,
+        onnx: &OnnxRuntime,
         model: &'a Model,
         examples: &'a Examples,
         settings: &'a TrainSettings,
         layers: Option<usize>,
-        around: Around<'a>,
+        around: TrainContext<'a>,
     ) -> Result<Self, TrainError> {
-        let Ready { onnx: graph, prepared, known } = ready(onnx, model, settings.batch)?;
+        let TrainableModel { onnx: graph, prepared, known } = prepare_model(onnx, model, settings.batch)?;
         let whole = prepared.step(&known, &settings.trainable.parse()?)?;
         // A model without so many layers apart is trained as a whole.
-        let last = layers.and_then(|layers| prepared.step(&known, &Trainable::Last(layers)).ok());
+        let last = layers.and_then(|layers| prepared.step(&known, &TrainableSelection::Last(layers)).ok());
         let layers = layers.filter(|_| last.is_some());
         let rest = last.as_ref().map(|last| rest(&whole, last)).unwrap_or_default();
         let step = last.unwrap_or(whole);
         let start: Vec<Vec<f32>> =
             step.weights.iter().map(|weight| graph.weight(&weight.name)).collect::<Result<_, _>>()?;
-        around.pace.allow(needed_bytes(&step, &known, settings)?)?;
+        around.pace.check_memory(needed_bytes(&step, &known, settings)?)?;
         let names: Vec<String> = step.weights.iter().map(|weight| weight.name.clone()).collect();
         let mark = mark(model, examples, settings);
         let found = around.checkpoints.as_ref().and_then(|checkpoints| checkpoints.read(&mark, &names));
-        let fresh = Progress { epoch: 1, ..Progress::default() };
+        let fresh = TrainProgress { epoch: 1, ..TrainProgress::default() };
         let optimizer = Optimizer::new(&settings.optimizer, &start);
         let (progress, weights, best, optimizer) = match found {
             None => (fresh, start.clone(), start.clone(), optimizer),
-            Some(Found { progress, weights, best, memory, steps }) => {
+            Some(Checkpoint { progress, weights, best, memory, steps }) => {
                 tracing::info!(epoch = progress.epoch, batches = progress.batches, "goes on where it was left");
-                (progress, weights, best, optimizer.remembering(memory, steps))
+                (progress, weights, best, optimizer.with_memory(memory, steps))
             }
         };
         let (frozen, step) = match cut(&step, &known, examples, settings)? {
-            Some(Cut { frozen, tail }) => (Some(frozen), tail),
+            Some(StepSplit { frozen, tail }) => (Some(frozen), tail),
             None => (None, step),
         };
         let mut work = Self {
@@ -311,37 +314,37 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    fn making<'b>(&self, from: From<'b>, seed: u64) -> Making<'b>
+    fn making<'b>(&self, from: BatchSource<'b>, seed: u64) -> BatchConfig<'b>
     where
         'a: 'b,
     {
         let (input, size) = (&self.model.description.input, self.settings.batch.into());
-        Making { input, size, examples: self.examples, from, seed }
+        BatchConfig { input, size, examples: self.examples, from, seed }
     }
 
     /// What the part that is not trained gives for every example.
-    fn compute(&mut self, onnx: &Onnx, frozen: &Graph) -> Result<Features, TrainError> {
+    fn compute(&mut self, onnx: &OnnxRuntime, frozen: &OnnxDocument) -> Result<FrozenFeatures, TrainError> {
         let mut graph = vision::Graph::open(onnx, "frozen part", &frozen.encode(), self.settings.threads.into())?;
         let images = frozen.input()?.to_owned();
         let shape = vision::tensor::shape(&self.model.description.input, self.settings.batch.into());
         let shape = shape.map(|size| size as i64);
         let step = self.stepper.step();
         let length = usize::try_from(step.images_shape.iter().skip(1).product::<i64>()).unwrap_or_default();
-        let mut features = Features { length, ..Features::default() };
+        let mut features = FrozenFeatures { length, ..FrozenFeatures::default() };
         let all: Vec<usize> = (0..self.examples.len()).collect();
         self.progress.unreadable = 0;
-        self.making(From::Pictures(None), 0).run(&all, 0, |batch| {
-            heed(self.around.stop)?;
+        self.making(BatchSource::Pictures(None), 0).run(&all, 0, |batch| {
+            check_stop(self.around.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, all.len())?;
-            let given = [Given { name: &images, shape: &shape, values: &batch.images }];
+            let given = [GraphInput { name: &images, shape: &shape, values: &batch.images }];
             graph.run(&given, |came| {
-                if let Numbers::Floats(values) = came.numbers {
+                if let TensorNumbers::Floats(values) = came.numbers {
                     let left = (all.len() - features.usable.len()).min(batch.classes.len());
                     features.values.extend_from_slice(&values[..left * length]);
                     features.usable.extend(batch.classes[..left].iter().map(Option::is_some));
                 }
             })?;
-            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
         })?;
         Ok(features)
     }
@@ -384,26 +387,27 @@ impl<'a> Work<'a> {
     /// The loss on `seen` after a few steps at a rate over `learned`, from the start.
     fn try_rate(&mut self, rate: f32, learned: &[usize], seen: &[usize]) -> Result<f64, TrainError> {
         self.weights.clone_from(&self.start);
-        let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start).anchored(self.anchor);
+        let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start).with_proximal(self.anchor);
         let from = self.features.take();
-        let making = self.making(from.as_ref().map_or(From::Pictures(None), From::Features), 0);
-        let smoothing = Smoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
+        let making = self.making(from.as_ref().map_or(BatchSource::Pictures(None), BatchSource::Features), 0);
+        let smoothing =
+            LabelSmoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
         let classes = self.stepper.step().classes;
         let tried = making.run(learned, 0, |batch| {
-            heed(self.around.stop)?;
+            check_stop(self.around.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
             optimizer.step(&mut self.weights, &mut self.gradients, &self.start, f64::from(rate));
-            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
         tried?;
-        Ok(self.measure(seen, Snapshot::Now)?.measured().loss)
+        Ok(self.measure(seen, WeightSnapshot::Now)?.measured().loss)
     }
 
     /// Whether there is another epoch: not after as many without a better one as half of all.
     fn goes_on(&self) -> bool {
-        let Progress { epoch, best_epoch, .. } = self.progress;
+        let TrainProgress { epoch, best_epoch, .. } = self.progress;
         let since = epoch.saturating_sub(best_epoch).saturating_sub(1);
         epoch <= self.settings.epochs && since < self.settings.epochs.div_ceil(2).max(2)
     }
@@ -419,14 +423,14 @@ impl<'a> Work<'a> {
         let settings = self.settings;
         let (epoch, learning_rate) = (self.progress.epoch, self.progress.learning_rate);
         let from = self.features.take();
-        let images = from.as_ref().map_or(From::Pictures(Some(settings.augment)), From::Features);
+        let images = from.as_ref().map_or(BatchSource::Pictures(Some(settings.augment)), BatchSource::Features);
         let making = self.making(images, seed_of(settings, epoch));
-        let smoothing = Smoothing { label_smoothing: settings.label_smoothing_ratio, class_weights: Vec::new() };
+        let smoothing = LabelSmoothing { label_smoothing: settings.label_smoothing_ratio, class_weights: Vec::new() };
         let classes = self.stepper.step().classes;
         let steps = places.len().div_ceil(making.size).max(1) as f64;
         let done = usize::try_from(self.progress.batches).unwrap_or(usize::MAX).saturating_mul(making.size);
         let learned = making.run(places, done, |batch| {
-            heed(self.around.stop)?;
+            check_stop(self.around.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, places.len())?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             let loss = self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
@@ -438,34 +442,34 @@ impl<'a> Work<'a> {
             self.optimizer.step(&mut self.weights, &mut self.gradients, &self.start, rate);
             self.progress.losses += f64::from(loss);
             self.progress.batches += 1;
-            if self.around.checkpoints.as_ref().is_some_and(Checkpoints::are_due) {
+            if self.around.checkpoints.as_ref().is_some_and(CheckpointFolder::are_due) {
                 self.write_down()?;
             }
-            self.around.pace.rest(settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
         learned.map(|()| self.progress.losses / (self.progress.batches as f64).max(1.0))
     }
 
     /// What weights say about examples.
-    fn measure(&mut self, places: &[usize], at: Snapshot) -> Result<HoldoutScores, TrainError> {
+    fn measure(&mut self, places: &[usize], at: WeightSnapshot) -> Result<HoldoutScores, TrainError> {
         let from = self.features.take();
-        let making = self.making(from.as_ref().map_or(From::Pictures(None), From::Features), 0);
+        let making = self.making(from.as_ref().map_or(BatchSource::Pictures(None), BatchSource::Features), 0);
         let weights = match at {
-            Snapshot::Start => &self.start,
-            Snapshot::Best => &self.best,
-            Snapshot::Now => &self.weights,
+            WeightSnapshot::Start => &self.start,
+            WeightSnapshot::Best => &self.best,
+            WeightSnapshot::Now => &self.weights,
         };
         let classes = self.stepper.step().classes;
         let mut scores = HoldoutScores::default();
         let measured = making.run(places, 0, |batch| {
-            heed(self.around.stop)?;
-            let targets = cross_entropy(&batch.classes, classes, &Smoothing::default());
+            check_stop(self.around.stop)?;
+            let targets = cross_entropy(&batch.classes, classes, &LabelSmoothing::default());
             let gave = self.stepper.measure(&batch.images, &targets, weights)?;
             for (class, logits) in batch.classes.iter().zip(gave.scores.chunks_exact(classes)) {
                 class.iter().for_each(|class| scores.add(logits, *class));
             }
-            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
         measured.map(|()| scores)
@@ -486,19 +490,23 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn trained(self, test_after: Option<Measured>, comparison: HoldoutComparison) -> Result<Trained, TrainError> {
+    fn trained(
+        self,
+        test_after: Option<ModelAccuracy>,
+        comparison: HoldoutComparison,
+    ) -> Result<TrainedModel, TrainError> {
         let parameters = self.best.iter().map(Vec::len).sum();
         let shapes = self.stepper.step().weights.iter().map(|weight| &weight.shape);
         let shapes = shapes.map(|shape| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect());
         let features_cached = self.features.is_some();
-        let mut weights: Tensors = self.names.into_iter().zip(shapes.zip(self.best)).collect();
+        let mut weights: NamedTensors = self.names.into_iter().zip(shapes.zip(self.best)).collect();
         for (name, shape) in self.rest {
             let values = self.graph.weight(&name)?;
             weights.insert(name, (shape, values));
         }
-        let Progress { epochs, test_before, unreadable, best_epoch, learning_rate, .. } = self.progress;
+        let TrainProgress { epochs, test_before, unreadable, best_epoch, learning_rate, .. } = self.progress;
         let test = test_before.zip(test_after);
-        Ok(Trained {
+        Ok(TrainedModel {
             onnx: self.graph,
             weights,
             epochs,
@@ -515,7 +523,7 @@ impl<'a> Work<'a> {
 }
 
 /// Weights of a step that a smaller one leaves as they are, with their shapes.
-fn rest(whole: &Step, last: &Step) -> Vec<(String, Vec<usize>)> {
+fn rest(whole: &TrainingStep, last: &TrainingStep) -> Vec<(String, Vec<usize>)> {
     let is_left = |name: &str| last.weights.iter().all(|weight| weight.name != name);
     let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
     let left = whole.weights.iter().filter(|weight| is_left(&weight.name));
@@ -524,7 +532,12 @@ fn rest(whole: &Step, last: &Step) -> Vec<(String, Vec<usize>)> {
 
 /// Where the step is cut, if what is not trained need be computed only once: when pictures stay as they are, and what
 /// is kept of them has room.
-fn cut(step: &Step, known: &Known, examples: &Examples, settings: &TrainSettings) -> Result<Option<Cut>, TrainError> {
+fn cut(
+    step: &TrainingStep,
+    known: &TensorFacts,
+    examples: &Examples,
+    settings: &TrainSettings,
+) -> Result<Option<StepSplit>, TrainError> {
     if settings.augment != AugmentSettings::default() {
         return Ok(None);
     }
@@ -547,7 +560,7 @@ fn mark(model: &Model, examples: &Examples, settings: &TrainSettings) -> String 
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn heed(stop: &CancellationToken) -> Result<(), TrainError> {
+fn check_stop(stop: &CancellationToken) -> Result<(), TrainError> {
     if stop.is_cancelled() { Err(TrainError::Stopped) } else { Ok(()) }
 }
 

@@ -5,27 +5,27 @@ use std::collections::{BTreeMap, HashMap};
 use half::f16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use schemas::WeightForm;
+use schemas::WeightFormat;
 
 use crate::error::TrainError;
 
 /// Tensors by name, each with its shape.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// The bytes of a file. `base`: the weights that [`WeightForm::DeltaF16`] is against, of the same names.
 pub fn encode(
-    tensors: &Tensors,
+    tensors: &NamedTensors,
     base: &BTreeMap<String, Vec<f32>>,
-    form: WeightForm,
+    form: WeightFormat,
     notes: Option<HashMap<String, String>>,
 ) -> Result<Vec<u8>, TrainError> {
     let bytes: BTreeMap<&String, Vec<u8>> = tensors
         .iter()
         .map(|(name, (_, values))| {
             let bytes = match form {
-                WeightForm::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                WeightForm::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
-                WeightForm::DeltaF16 => {
+                WeightFormat::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+                WeightFormat::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+                WeightFormat::DeltaF16 => {
                     let from = base.get(name).into_iter().flatten().chain(std::iter::repeat(&0.0));
                     let moved = values.iter().zip(from).map(|(value, from)| f16::from_f32(value - from));
                     moved.flat_map(f16::to_le_bytes).collect()
@@ -34,7 +34,7 @@ pub fn encode(
             (name, bytes)
         })
         .collect();
-    let kind = if form == WeightForm::F32 { Dtype::F32 } else { Dtype::F16 };
+    let kind = if form == WeightFormat::F32 { Dtype::F32 } else { Dtype::F16 };
     let failed = |source| TrainError::Weights { verb: "written", source };
     let views = tensors
         .iter()
@@ -47,11 +47,11 @@ pub fn encode(
 }
 
 /// The 32-bit floats of a file, and the notes beside them.
-pub fn decode(bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>), TrainError> {
+pub fn decode(bytes: &[u8]) -> Result<(NamedTensors, HashMap<String, String>), TrainError> {
     let failed = |source| TrainError::Weights { verb: "read", source };
     let (_, head) = SafeTensors::read_metadata(bytes).map_err(failed)?;
     let file = SafeTensors::deserialize(bytes).map_err(failed)?;
-    let mut tensors = Tensors::new();
+    let mut tensors = NamedTensors::new();
     for (name, view) in file.iter() {
         if view.dtype() != Dtype::F32 {
             return Err(failed(safetensors::SafeTensorError::TensorInvalidInfo));
@@ -66,7 +66,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>), TrainE
 mod tests {
     use super::*;
 
-    fn tensors(values: &[f32]) -> Tensors {
+    fn tensors(values: &[f32]) -> NamedTensors {
         [("w".to_owned(), (vec![values.len()], values.to_vec()))].into()
     }
 
@@ -81,7 +81,7 @@ mod tests {
     fn floats_are_read_as_they_were_written() {
         let values = tensors(&[1.0, -0.1, f32::MIN_POSITIVE]);
         let notes: HashMap<String, String> = [("epoch".to_owned(), "3".to_owned())].into();
-        let bytes = encode(&values, &BTreeMap::new(), WeightForm::F32, Some(notes.clone())).unwrap();
+        let bytes = encode(&values, &BTreeMap::new(), WeightFormat::F32, Some(notes.clone())).unwrap();
         assert_eq!(decode(&bytes).unwrap(), (values, notes));
         assert!(decode(&bytes[..bytes.len() - 1]).is_err(), "cut off");
     }
@@ -90,8 +90,8 @@ mod tests {
     fn a_difference_is_finer_than_a_rounded_weight() {
         let (base, values) = ([100.0_f32], [100.001_f32]);
         let by_name: BTreeMap<String, Vec<f32>> = [("w".to_owned(), base.to_vec())].into();
-        let rounded = halves(&encode(&tensors(&values), &by_name, WeightForm::F16, None).unwrap());
-        let moved = halves(&encode(&tensors(&values), &by_name, WeightForm::DeltaF16, None).unwrap());
+        let rounded = halves(&encode(&tensors(&values), &by_name, WeightFormat::F16, None).unwrap());
+        let moved = halves(&encode(&tensors(&values), &by_name, WeightFormat::DeltaF16, None).unwrap());
         assert_eq!(rounded, [100.0]);
         assert!((base[0] + moved[0] - values[0]).abs() < 1e-5, "{moved:?}");
     }

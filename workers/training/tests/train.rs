@@ -10,9 +10,12 @@ use autograd::onnx;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
-use training::judge::HoldoutComparison;
-use training::{Around, Checkpoints, Examples, Pace, Split, TrainError, TrainSettings, Trained, folder, train};
-use vision::{Model, Onnx, Session, tensor};
+use training::holdout::HoldoutComparison;
+use training::{
+    CheckpointFolder, ExampleSplit, Examples, TrainContext, TrainError, TrainSettings, TrainedModel, TrainingPace,
+    folder, train_model,
+};
+use vision::{Model, OnnxRuntime, Session, tensor};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -26,10 +29,11 @@ fn light() -> Model {
 fn ignorant(into: &Path) -> Model {
     let model = light();
     let graph = onnx::read(&model.graph).unwrap();
-    let prepared = training::probe::ready(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
-    let step = prepared.prepared.step(&prepared.known, &autograd::Trainable::All).unwrap();
+    let prepared =
+        training::trainable_model::prepare_model(&OnnxRuntime::find_and_load(None).unwrap(), &model, 1).unwrap();
+    let step = prepared.prepared.step(&prepared.known, &autograd::TrainableSelection::All).unwrap();
     let mut random = StdRng::seed_from_u64(7);
-    let mut fresh = |weight: &autograd::step::Weight| {
+    let mut fresh = |weight: &autograd::training_step::Weight| {
         let count: i64 = weight.shape.iter().product();
         // As many values go into a number as all axes but the largest of the two first have; biases begin at 0.
         let fan_in: i64 = if weight.shape.len() > 1 { count / weight.shape[0] } else { 0 };
@@ -46,15 +50,22 @@ fn settings() -> TrainSettings {
     settings
 }
 
-fn around(stop: &CancellationToken) -> Around<'_> {
-    Around { stop, pace: Pace::free(&TrainSettings::default().limits), checkpoints: None }
+fn around(stop: &CancellationToken) -> TrainContext<'_> {
+    TrainContext { stop, pace: TrainingPace::unlimited(&TrainSettings::default().limits), checkpoints: None }
 }
 
-fn trained(model: &Model, settings: &TrainSettings) -> Result<Trained, TrainError> {
+fn trained(model: &Model, settings: &TrainSettings) -> Result<TrainedModel, TrainError> {
     let data = fixtures().join("images/fashion");
     let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
-    examples.all.retain(|example| example.split != Split::Test);
-    train(&Onnx::find_and_load(None).unwrap(), model, &examples, settings, around(&CancellationToken::new()), |_| {})
+    examples.all.retain(|example| example.split != ExampleSplit::Test);
+    train_model(
+        &OnnxRuntime::find_and_load(None).unwrap(),
+        model,
+        &examples,
+        settings,
+        around(&CancellationToken::new()),
+        |_| {},
+    )
 }
 
 #[test]
@@ -65,7 +76,7 @@ fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
     let (before, after) = first.held_out();
     assert!(before.accuracy_ratio < 0.3, "{before:?}");
     assert!(after.accuracy_ratio > 0.7, "{after:?}");
-    assert_eq!((first.comparison, first.nothing_gained()), (HoldoutComparison::Better, None));
+    assert_eq!((first.comparison, first.has_no_gain()), (HoldoutComparison::Better, None));
     let again = trained(&model, &settings()).unwrap();
     assert_eq!(first.weights, again.weights, "the same seed");
     let other = trained(&model, &TrainSettings { seed: 2, ..settings() }).unwrap();
@@ -80,12 +91,12 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let new = folder::write(&model, &result.onnx, &result.values(), &place.path().join("new")).unwrap();
     assert_ne!(new.release, model.release);
     // The new folder in an ordinary session, and the step's graph with the weights as inputs.
-    let runtime = Onnx::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let input = &model.description.input;
     let picture: Vec<f32> = (0..tensor::len(input)).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
     let said = Session::open(&runtime, &new, 1).unwrap().run(&picture, 1).unwrap().logits;
-    let ready = training::probe::ready(&runtime, &model, 1).unwrap();
-    let step = ready.prepared.step(&ready.known, &autograd::Trainable::All).unwrap();
+    let ready = training::trainable_model::prepare_model(&runtime, &model, 1).unwrap();
+    let step = ready.prepared.step(&ready.known, &autograd::TrainableSelection::All).unwrap();
     let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].1.clone()).collect();
     let targets = autograd::loss::cross_entropy(&[Some(0)], step.classes, &Default::default());
     let mut stepper = training::stepper::Stepper::open(&runtime, step, 1).unwrap();
@@ -107,7 +118,7 @@ fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
     assert!(after.accuracy_ratio >= before.accuracy_ratio - 0.02, "{before:?} {after:?}");
     let last = result.epochs.last().unwrap().held_out;
     assert!(last.loss > before.loss, "at this rate it forgets: {last:?}");
-    assert!(result.nothing_gained().unwrap().starts_with("nothing to gain"), "{:?}", result.nothing_gained());
+    assert!(result.has_no_gain().unwrap().starts_with("nothing to gain"), "{:?}", result.has_no_gain());
     let kept = folder::write(&light(), &result.onnx, &result.values(), &place.path().join("kept")).unwrap();
     assert!(result.best_epoch != 0 || kept.labels == light().labels);
 
@@ -143,7 +154,7 @@ fn broken_pictures_among_good_ones_are_passed_over_and_told() {
     let (model, from) = (light(), fixtures().join("images/fashion"));
     let examples = Examples::read(&from, &model.labels, 0.1).unwrap();
     let mut index = String::from("file,label,split\n");
-    for (at, example) in examples.of(Split::Train).enumerate().filter(|(at, _)| at % 9 == 0) {
+    for (at, example) in examples.of(ExampleSplit::Train).enumerate().filter(|(at, _)| at % 9 == 0) {
         let bytes = std::fs::read(&example.path).unwrap();
         let kept = if at % 45 == 0 { &bytes[..20] } else { &bytes[..] };
         std::fs::write(place.path().join(format!("{at}.png")), kept).unwrap();
@@ -151,15 +162,15 @@ fn broken_pictures_among_good_ones_are_passed_over_and_told() {
         index.push_str(&format!("{at}.png,{},{split}\n", model.labels[example.class]));
     }
     std::fs::write(place.path().join("index.csv"), index).unwrap();
-    let runtime = Onnx::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let some = Examples::read(place.path(), &model.labels, 0.1).unwrap();
     let one = TrainSettings { epochs: 1, ..settings() };
-    let result = train(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap();
+    let result = train_model(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap();
     assert!(result.unreadable > 0);
     for example in &some.all {
         std::fs::write(&example.path, b"no picture").unwrap();
     }
-    let error = train(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap_err();
+    let error = train_model(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap_err();
     assert!(matches!(error, TrainError::Unreadable { .. }), "{error}");
 }
 
@@ -169,8 +180,8 @@ fn it_stops_when_told_to() {
     stop.cancel();
     let model = light();
     let examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
-    let runtime = Onnx::find_and_load(None).unwrap();
-    let stopped = train(&runtime, &model, &examples, &settings(), around(&stop), |_| {}).unwrap_err();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
+    let stopped = train_model(&runtime, &model, &examples, &settings(), around(&stop), |_| {}).unwrap_err();
     assert!(matches!(stopped, TrainError::Stopped));
 }
 
@@ -185,12 +196,12 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
     let undisturbed = trained(&model, &settings).unwrap();
     let data = fixtures().join("images/fashion");
     let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
-    examples.all.retain(|example| example.split != Split::Test);
-    let onnx = Onnx::find_and_load(None).unwrap();
+    examples.all.retain(|example| example.split != ExampleSplit::Test);
+    let onnx = OnnxRuntime::find_and_load(None).unwrap();
     let mut stops = 0;
     let again = loop {
         let stop = CancellationToken::new();
-        let checkpoints = Some(Checkpoints::new(place.path(), Duration::from_millis(20)));
+        let checkpoints = Some(CheckpointFolder::new(place.path(), Duration::from_millis(20)));
         let later = stop.clone();
         // In the middle of the first epoch that is begun.
         let see = |_: &training::Epoch| {
@@ -200,7 +211,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
                 later.cancel();
             });
         };
-        match train(&onnx, &model, &examples, &settings, Around { checkpoints, ..around(&stop) }, see) {
+        match train_model(&onnx, &model, &examples, &settings, TrainContext { checkpoints, ..around(&stop) }, see) {
             Ok(trained) => break trained,
             Err(TrainError::Stopped) => stops += 1,
             Err(other) => panic!("{other}"),
@@ -208,8 +219,9 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
     };
     assert!(stops > 0, "never stopped");
     assert_eq!(again.weights, undisturbed.weights, "after {stops} stops");
-    let said =
-        |trained: &Trained| trained.epochs.iter().map(|epoch| (epoch.learned_loss, epoch.held_out)).collect::<Vec<_>>();
+    let said = |trained: &TrainedModel| {
+        trained.epochs.iter().map(|epoch| (epoch.learned_loss, epoch.held_out)).collect::<Vec<_>>()
+    };
     assert_eq!(said(&again), said(&undisturbed));
 }
 
@@ -235,10 +247,11 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
     let mut settings = settings();
     (settings.batch, settings.limits.memory_max_mib) = (1024, Some(1));
     let stop = CancellationToken::new();
-    let pace = Pace::free(&settings.limits);
+    let pace = TrainingPace::unlimited(&settings.limits);
     let examples = Examples::read(&fixtures().join("images/fashion"), &light().labels, 0.1).unwrap();
-    let onnx = Onnx::find_and_load(None).unwrap();
-    let error = train(&onnx, &light(), &examples, &settings, Around { pace, ..around(&stop) }, |_| {}).unwrap_err();
+    let onnx = OnnxRuntime::find_and_load(None).unwrap();
+    let error =
+        train_model(&onnx, &light(), &examples, &settings, TrainContext { pace, ..around(&stop) }, |_| {}).unwrap_err();
     assert!(error.to_string().contains("memory_max_mib allows 1"), "{error}");
 }
 
@@ -246,19 +259,19 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
 fn with_few_images_a_good_model_learns_in_its_last_layers_alone_and_sends_the_rest_as_it_was() {
     let examples = |model: &Model, of_class: usize| {
         let mut examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
-        let mut taken = BTreeMap::<(Split, usize), usize>::new();
+        let mut taken = BTreeMap::<(ExampleSplit, usize), usize>::new();
         examples.all.retain(|example| {
             let count = taken.entry((example.split, example.class)).or_default();
             *count += 1;
-            example.split != Split::Test && *count <= of_class
+            example.split != ExampleSplit::Test && *count <= of_class
         });
         examples
     };
-    let runtime = Onnx::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let learn = |model: &Model, of_class: usize| {
         let settings = TrainSettings { epochs: 1, ..settings() };
         let stop = CancellationToken::new();
-        train(&runtime, model, &examples(model, of_class), &settings, around(&stop), |_| {}).unwrap()
+        train_model(&runtime, model, &examples(model, of_class), &settings, around(&stop), |_| {}).unwrap()
     };
     let all = onnx::read(&light().graph).unwrap().floats().unwrap().len();
     for (of_class, layers, numbers) in [(5, Some(1), 330), (15, Some(2), 25_450), (30, None, 26_698)] {

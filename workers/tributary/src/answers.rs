@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_TASK;
-use schemas::{Answer, CameraName, Stage, TaskId, decode};
-use streams::read::{self, Record, Stretch};
+use schemas::{Answer, AnswerStage, CameraName, TaskId, decode};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
-use crate::{form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{format, stdout};
 
 /// A connection that broke is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -67,33 +67,33 @@ pub struct AnswersArgs {
 }
 
 /// Reads answers.
-pub async fn command(loaded: &Loaded<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "answers").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "answers").await?;
     match args.task {
         Some(task) => one(&site, task, args).await,
         None => many(&site, args).await,
     }
 }
 
-async fn many(site: &Site, args: &AnswersArgs) -> anyhow::Result<()> {
+async fn many(site: &SiteTarget, args: &AnswersArgs) -> anyhow::Result<()> {
     let camera = args.camera.as_ref();
-    let mut subjects = vec![subject::finalities(&site.name, camera)];
+    let mut subjects = vec![subject::final_answers(&site.name, camera)];
     if args.provisional {
         subjects.push(subject::provisionals(&site.name, camera));
     }
-    let look = Stretch { subjects, ..Stretch::default() };
-    let after = read::level(&site.bus, topology::ANSWERS).await?.last_sequence;
+    let look = StreamRange { subjects, ..StreamRange::default() };
+    let after = reader::stream_level(&site.bus, topology::ANSWERS).await?.last_sequence;
     let stored = match args.last {
         0 => Vec::new(),
         last => {
-            let wanted = |record: &Record| is_of_file(record, args.file.as_deref());
-            read::newest(&site.bus, topology::ANSWERS, look.clone(), last, wanted).await?
+            let wanted = |record: &StoredMessage| is_of_file(record, args.file.as_deref());
+            reader::newest_messages(&site.bus, topology::ANSWERS, look.clone(), last, wanted).await?
         }
     };
     if stored.is_empty() && !args.follow {
         let of_camera = camera.map(|camera| format!(" from camera {camera}")).unwrap_or_default();
         let of_file = args.file.as_ref().map(|file| format!(" of a file named {file:?}")).unwrap_or_default();
-        out::note(format_args!(
+        stdout::print_note(format_args!(
             "no answers at site {}{of_camera}{of_file} yet: publish images with `tributary publish`",
             site.name
         ));
@@ -106,16 +106,16 @@ async fn many(site: &Site, args: &AnswersArgs) -> anyhow::Result<()> {
 }
 
 /// Whether an answer is of an image whose file name contains a text; all are where none is asked for.
-fn is_of_file(record: &Record, text: Option<&str>) -> bool {
+fn is_of_file(record: &StoredMessage, text: Option<&str>) -> bool {
     let Some(text) = text else { return true };
     let file = decode::<Answer>(&record.payload).ok().and_then(|answer| answer.file);
     file.is_some_and(|file| file.to_lowercase().contains(&text.to_lowercase()))
 }
 
-async fn follow(bus: &Bus, look: Stretch, mut after: u64, args: &AnswersArgs) -> anyhow::Result<()> {
+async fn follow(bus: &Bus, look: StreamRange, mut after: u64, args: &AnswersArgs) -> anyhow::Result<()> {
     loop {
-        let part = Stretch { from_sequence: Some(after + 1), ..look.clone() };
-        match read::follow(bus, topology::ANSWERS, part).await {
+        let part = StreamRange { from_sequence: Some(after + 1), ..look.clone() };
+        match reader::follow_range(bus, topology::ANSWERS, part).await {
             Ok(records) => {
                 let mut records = std::pin::pin!(records.take_until(Box::pin(restarted(bus))));
                 while let Some(Ok(record)) = records.next().await {
@@ -140,10 +140,10 @@ async fn restarted(bus: &Bus) {
     }
 }
 
-fn show(record: &Record, json: bool) -> anyhow::Result<()> {
+fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
     if json {
-        return match schemas::codec::show(&record.payload) {
-            Some(value) => out::json_line(&value),
+        return match schemas::codec::to_json(&record.payload) {
+            Some(value) => stdout::json_line(&value),
             None => {
                 tracing::warn!(sequence = record.sequence, "answer passed over: it is not MessagePack");
                 Ok(())
@@ -151,7 +151,7 @@ fn show(record: &Record, json: bool) -> anyhow::Result<()> {
         };
     }
     match decode::<Answer>(&record.payload) {
-        Ok(answer) => out::line(line(&answer)),
+        Ok(answer) => stdout::print_line(line(&answer)),
         Err(error) => {
             tracing::warn!(sequence = record.sequence, %error, "answer passed over");
             Ok(())
@@ -162,21 +162,21 @@ fn show(record: &Record, json: bool) -> anyhow::Result<()> {
 /// One answer in one line; the task comes last, so that a narrow screen breaks there.
 fn line(answer: &Answer) -> String {
     let label = format!("{}{}", what(answer), wrong(answer));
-    let confidence = answer.confidence.map(form::percent).unwrap_or_default();
+    let confidence = answer.confidence.map(format::percent).unwrap_or_default();
     let way = match answer.stage {
-        Stage::Provisional => "provisional".to_owned(),
-        Stage::Final => answer.route.to_string(),
+        AnswerStage::Provisional => "provisional".to_owned(),
+        AnswerStage::Final => answer.route.to_string(),
     };
-    let took = form::span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
-    let (time, reason) = (form::time(answer.answered_at_ms), form::word(&answer.reason));
+    let took = format::format_span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
+    let (time, reason) = (format::format_time(answer.answered_at_ms), format::wire_word(&answer.reason));
     let camera = answer.camera.as_str();
     format!("{time}  {camera:10}  {label:20} {confidence:>7}  {way:11}  {reason:15}  {took:>8}  {}", answer.task)
 }
 
 fn what(answer: &Answer) -> String {
     match (&answer.label, &answer.fault) {
-        (Some(label), _) => form::plain(label),
-        (None, Some(fault)) => format!("({})", form::plain(&fault.name)),
+        (Some(label), _) => format::plain_number(label),
+        (None, Some(fault)) => format!("({})", format::plain_number(&fault.name)),
         (None, None) => "(nothing)".into(),
     }
 }
@@ -184,19 +184,19 @@ fn what(answer: &Answer) -> String {
 /// The truth, where it is known to be another.
 fn wrong(answer: &Answer) -> String {
     let truth = answer.truth.as_ref().filter(|truth| answer.label.as_ref() != Some(truth));
-    truth.map(|truth| format!(", truly {}", form::plain(truth))).unwrap_or_default()
+    truth.map(|truth| format!(", truly {}", format::plain_number(truth))).unwrap_or_default()
 }
 
-async fn one(site: &Site, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
+async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
     let slot = match &args.camera {
-        Some(camera) => subject::finality(&site.name, camera, task),
-        None => subject::finality_of_any_camera(&site.name, task),
+        Some(camera) => subject::final_answer(&site.name, camera, task),
+        None => subject::final_answer_of_any_camera(&site.name, task),
     };
     let until = Instant::now() + Duration::from_secs(args.wait);
-    let mut outcome = read::last(&site.bus, topology::ANSWERS, &slot).await?;
+    let mut outcome = reader::last_message(&site.bus, topology::ANSWERS, &slot).await?;
     while outcome.is_none() && Instant::now() < until {
         tokio::time::sleep(LOOK).await;
-        outcome = read::last(&site.bus, topology::ANSWERS, &slot).await?;
+        outcome = reader::last_message(&site.bus, topology::ANSWERS, &slot).await?;
     }
     let found = match outcome {
         Some(record) => record,
@@ -209,19 +209,25 @@ async fn one(site: &Site, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()
         })?,
     };
     if args.json {
-        return out::json_line(&schemas::codec::show(&found.payload).context("answer is not MessagePack")?);
+        return stdout::json_line(&schemas::codec::to_json(&found.payload).context("answer is not MessagePack")?);
     }
-    out::line(report(&decode(&found.payload)?, clock::now_ms()))
+    stdout::print_line(report(&decode(&found.payload)?, clock::now_ms()))
 }
 
 /// The provisional answer of a task, which only its headers tell from others.
-async fn provisional(site: &Site, task: TaskId, camera: Option<&CameraName>) -> anyhow::Result<Option<Record>> {
+async fn provisional(
+    site: &SiteTarget,
+    task: TaskId,
+    camera: Option<&CameraName>,
+) -> anyhow::Result<Option<StoredMessage>> {
     let subjects = vec![subject::provisionals(&site.name, camera)];
-    let look = Stretch { subjects, headers_only: true, ..Stretch::default() };
+    let look = StreamRange { subjects, headers_only: true, ..StreamRange::default() };
     let task = task.to_string();
-    let wanted = |record: &Record| record.header(HEADER_TASK) == Some(task.as_str());
-    let Some(found) = read::newest(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else { return Ok(None) };
-    Ok(read::at(&site.bus, topology::ANSWERS, found.sequence).await?)
+    let wanted = |record: &StoredMessage| record.header(HEADER_TASK) == Some(task.as_str());
+    let Some(found) = reader::newest_messages(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else {
+        return Ok(None);
+    };
+    Ok(reader::message_at(&site.bus, topology::ANSWERS, found.sequence).await?)
 }
 
 /// One answer in full.
@@ -235,26 +241,36 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     let mut row = |name: &str, value: Option<String>| {
         rows.extend(value.map(|value| vec![name.to_owned(), value]));
     };
-    row("truth", answer.truth.as_deref().map(form::plain));
-    let ranked =
-        answer.top.iter().map(|best| format!("{} {}", form::plain(&best.label), form::percent(best.confidence)));
+    row("truth", answer.truth.as_deref().map(format::plain_number));
+    let ranked = answer
+        .top
+        .iter()
+        .map(|best| format!("{} {}", format::plain_number(&best.label), format::percent(best.confidence)));
     let held = answer.labels.as_ref().map(|labels| {
-        let held = labels.iter().map(|held| format!("{} {}", form::plain(&held.label), form::percent(held.confidence)));
+        let held = labels
+            .iter()
+            .map(|held| format!("{} {}", format::plain_number(&held.label), format::percent(held.confidence)));
         held.collect::<Vec<_>>().join(", ")
     });
     row("labels", held.map(|held| if held.is_empty() { "none of the model's holds".to_owned() } else { held }));
     row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site said",
-        answer.edge.as_ref().map(|edge| format!("{} {}", form::plain(&edge.label), form::percent(edge.confidence))),
+        answer
+            .edge
+            .as_ref()
+            .map(|edge| format!("{} {}", format::plain_number(&edge.label), format::percent(edge.confidence))),
     );
     row("release", answer.release.as_ref().map(ToString::to_string));
     row(
         "fault",
-        answer.fault.as_ref().map(|fault| format!("{}: {}", form::plain(&fault.name), form::plain(&fault.reason))),
+        answer
+            .fault
+            .as_ref()
+            .map(|fault| format!("{}: {}", format::plain_number(&fault.name), format::plain_number(&fault.reason))),
     );
-    row("remedy", answer.fault.as_ref().map(|fault| form::plain(&fault.remedy)));
-    row("file", answer.file.as_deref().map(form::plain));
+    row("remedy", answer.fault.as_ref().map(|fault| format::plain_number(&fault.remedy)));
+    row("file", answer.file.as_deref().map(format::plain_number));
     row("image", Some(format!("message {} of {}", answer.image_sequence, topology::IMAGES)));
     row(
         "tile",
@@ -263,29 +279,35 @@ fn report(answer: &Answer, now_ms: u64) -> String {
             format!("{width_px}x{height_px} at {x_px},{y_px} of scan {scan}")
         }),
     );
-    row("captured", answer.captured_at_ms.map(form::time));
-    row("published", Some(form::time(answer.published_at_ms)));
+    row("captured", answer.captured_at_ms.map(format::format_time));
+    row("published", Some(format::format_time(answer.published_at_ms)));
     let took = answer.answered_at_ms.saturating_sub(answer.published_at_ms);
-    row("answered", Some(format!("{}, {} later", form::time(answer.answered_at_ms), form::span(took as f64))));
+    row(
+        "answered",
+        Some(format!("{}, {} later", format::format_time(answer.answered_at_ms), format::format_span(took as f64))),
+    );
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
     for note in &answer.notes {
-        row("note", Some(form::plain(note)));
+        row("note", Some(format::plain_number(note)));
     }
     rows.iter().map(|row| format!("{:10} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
 }
 
 fn verdict(answer: &Answer) -> String {
-    let confidence = answer.confidence.map(|ratio| format!(" {}", form::percent(ratio))).unwrap_or_default();
+    let confidence = answer.confidence.map(|ratio| format!(" {}", format::percent(ratio))).unwrap_or_default();
     format!("{}{confidence}", what(answer))
 }
 
 fn stage(answer: &Answer, now_ms: u64) -> String {
-    let reason = form::word(&answer.reason);
+    let reason = format::wire_word(&answer.reason);
     match answer.stage {
-        Stage::Final => format!("final, by route {}: {reason}", answer.route),
-        Stage::Provisional => {
+        AnswerStage::Final => format!("final, by route {}: {reason}", answer.route),
+        AnswerStage::Provisional => {
             let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
-            format!("provisional so far ({reason}): a verdict is awaited for another {}", form::span(left_ms as f64))
+            format!(
+                "provisional so far ({reason}): a verdict is awaited for another {}",
+                format::format_span(left_ms as f64)
+            )
         }
     }
 }
@@ -300,7 +322,7 @@ fn steps(answer: &Answer) -> String {
         ("inferred", timings.infer_us),
         ("verified", timings.verify_us),
     ];
-    let steps = steps.into_iter().filter(|(_, us)| *us > 0).map(|(name, us)| format!("{name} {}", form::span_us(us)));
+    let steps = steps.into_iter().filter(|(_, us)| *us > 0).map(|(name, us)| format!("{name} {}", format::span_us(us)));
     let batch = (timings.batch_size > 0).then(|| format!("batch of {}", timings.batch_size));
     steps.chain(batch).collect::<Vec<_>>().join(", ")
 }
@@ -308,16 +330,16 @@ fn steps(answer: &Answer) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::answer::Opinion;
-    use schemas::task::Stored;
+    use schemas::answer::Prediction;
+    use schemas::task::StorageStamp;
     use schemas::{Reason, ReleaseId, Route, Task};
 
-    fn answer(stage: Stage) -> Answer {
+    fn answer(stage: AnswerStage) -> Answer {
         let (site, camera) = ("reef".parse().unwrap(), "cam-1".parse().unwrap());
-        let stored = Stored { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
-        let task = Task::bare(&stored, TaskId::derived("a"));
+        let stored = StorageStamp { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
+        let task = Task::from_id(&stored, TaskId::from_name("a"));
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion {
+        let opinion = Prediction {
             label: "coat".into(),
             confidence: 0.613,
             top: Vec::new(),
@@ -326,27 +348,28 @@ mod tests {
             temperature: None,
             novelty: None,
         };
-        Answer::about(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_opinion(opinion)
+        Answer::for_task(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_prediction(opinion)
     }
 
     #[test]
     fn a_line_says_what_how_sure_why_and_how_long() {
-        let line = line(&answer(Stage::Final));
-        for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::derived("a").to_string()] {
+        let line = line(&answer(AnswerStage::Final));
+        for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::from_name("a").to_string()]
+        {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }
 
     #[test]
     fn a_wrong_answer_shows_the_truth_and_a_right_one_does_not() {
-        let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(Stage::Final) });
+        let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(AnswerStage::Final) });
         assert!(with("shirt").contains("coat, truly shirt"));
         assert!(!with("coat").contains("truly"));
     }
 
     #[test]
     fn a_provisional_answer_says_how_long_a_verdict_is_awaited() {
-        let answer = Answer { deadline_at_ms: Some(1_060_000), ..answer(Stage::Provisional) };
+        let answer = Answer { deadline_at_ms: Some(1_060_000), ..answer(AnswerStage::Provisional) };
         let report = report(&answer, 1_000_000);
         assert!(report.contains("provisional so far (low_confidence)") && report.contains("1.0 min"), "{report}");
     }
@@ -354,7 +377,7 @@ mod tests {
     #[test]
     fn a_task_without_an_answer_says_its_fault() {
         let fault = schemas::FaultNote::new("image_truncated", "it ends early", "send all of it");
-        let dead = Answer { label: None, confidence: None, fault: Some(fault), ..answer(Stage::Final) };
+        let dead = Answer { label: None, confidence: None, fault: Some(fault), ..answer(AnswerStage::Final) };
         assert!(line(&dead).contains("(image_truncated)"));
         assert!(report(&dead, 0).contains("send all of it"));
     }

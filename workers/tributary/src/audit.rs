@@ -1,13 +1,13 @@
 //! `tributary audit`: who did what by hand.
 
 use runtime::audit::find_break;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{AuditNote, SiteName, decode};
-use streams::read::{self, Record, Stretch};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Commands that change something write down who ran them, when, and what they changed: at the site or in the cloud, in a
@@ -33,11 +33,11 @@ pub struct AuditArgs {
 }
 
 /// Shows or verifies.
-pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
     let (bus, place) = match args.cloud {
-        true => (site::cloud(loaded, "audit").await?, SiteName::cloud()),
+        true => (site_target::cloud(loaded, "audit").await?, SiteName::cloud()),
         false => {
-            let site = site::open(loaded, "audit").await?;
+            let site = site_target::open(loaded, "audit").await?;
             (site.bus, site.name)
         }
     };
@@ -46,42 +46,42 @@ pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Res
         if let Some(broken) = find_break(&records) {
             anyhow::bail!("note {} of {place} is not as it was written: {}", broken.sequence, broken.why);
         }
-        return out::line(format_args!(
+        return stdout::print_line(format_args!(
             "{} of {place}, each follows the one before",
-            form::count(records.len() as u64, "note")
+            format::count(records.len() as u64, "note")
         ));
     }
     let notes = records.iter().filter_map(|record| decode::<AuditNote>(&record.payload).ok());
     if args.json {
         return notes.into_iter().try_for_each(|note| {
             let AuditNote { place, at_ms, actor, action, about, .. } = note;
-            out::line(
+            stdout::print_line(
                 serde_json::json!({ "place": place, "at_ms": at_ms, "actor": actor, "action": action, "about": about }),
             )
         });
     }
     let rows: Vec<Vec<String>> =
-        notes.map(|note| vec![form::time(note.at_ms), note.actor, note.action, note.about]).collect();
+        notes.map(|note| vec![format::format_time(note.at_ms), note.actor, note.action, note.about]).collect();
     match rows.is_empty() {
-        true => out::line(format_args!("Nothing was done by hand at {place} yet.")),
-        false => out::line(form::table(&["when", "who", "what", "about"], &rows)),
+        true => stdout::print_line(format_args!("Nothing was done by hand at {place} yet.")),
+        false => stdout::print_line(format::table(&["when", "who", "what", "about"], &rows)),
     }
 }
 
-async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<Record>> {
-    let level = read::level(bus, topology::AUDIT).await?;
+async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<StoredMessage>> {
+    let level = reader::stream_level(bus, topology::AUDIT).await?;
     let mut records = Vec::new();
     if level.messages > 0 {
         let subjects = vec![subject::audit(place)];
-        let all = Stretch { subjects, ..Stretch::default() };
-        read::stretch(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
+        let all = StreamRange { subjects, ..StreamRange::default() };
+        reader::read_range(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
     }
     Ok(records)
 }
 
 /// Writes down what a command did. It is done already: where that cannot be written, it is said.
-pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
-    if let Err(error) = runtime::audit::note(bus, place, action, about).await {
-        tracing::warn!(action, error = runtime::fault::chain(&error), "done, and not written into the audit");
+pub async fn record_command(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
+    if let Err(error) = runtime::audit::record_action(bus, place, action, about).await {
+        tracing::warn!(action, error = runtime::fault::error_chain(&error), "done, and not written into the audit");
     }
 }

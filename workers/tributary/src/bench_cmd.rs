@@ -6,43 +6,43 @@ use anyhow::Context;
 use bench::{aggregate, canary, federated, policy, recognize, replay, rounds, scale, swap, train};
 use runtime::Shutdown;
 
-use crate::out;
 use crate::settings::Settings;
+use crate::stdout;
 
 /// Measure on this machine, with servers and workers of its own; nothing that runs is touched.
 #[derive(clap::Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
-    which: Which,
+    which: BenchCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum Which {
+enum BenchCommand {
     /// What the whole pipeline costs over a bare loop of decode, resize and infer: images a second, CPU,
     /// latency and memory, for both durabilities. Takes about three minutes.
-    Recognize(RecognizeArgs),
+    Recognize(RecognizeBenchArgs),
     /// Policies against each other, on a hub and a leaf with a shaped link between them: completion time,
     /// latency, accuracy, uploads, CPU and energy, with the link good, slow, flapping or gone. Takes about a
     /// third of an hour.
-    Policy(PolicyArgs),
+    Policy(PolicyBenchArgs),
     /// Training: steps of three networks against the forward pass alone, gradients against references, learning
     /// curves; and against PyTorch where it is installed. Takes some minutes.
     Train(TrainBenchArgs),
     /// Rules of merging against each other: ten sites, pictures divided evenly, unevenly and with a bad site among
     /// them, ten rounds, several seeds. Accuracy, not time. Takes more than an hour for a folder with all rules.
-    Federated(FederatedArgs),
+    Federated(FederatedBenchArgs),
     /// Rounds that begin with a model that is deployed and good: what releases are worth on images nobody saw, against that
     /// model and against what is shown of them. Accuracy, not time. Takes about a quarter of an hour.
     Rounds(RoundsBenchArgs),
     /// Merging updates: weighted sum, median and trimmed mean over a plain read of the same memory. Takes about two
     /// minutes, and 3.3 GB on the disk.
-    Aggregate(AggregateArgs),
+    Aggregate(AggregateBenchArgs),
     /// Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how many
     /// images. Chance, not time. Takes about two minutes.
-    Canary(CanaryArgs),
+    Canary(CanaryBenchArgs),
     /// Another release again and again while a site works at eight tenths of what it can do: images lost, what that adds to
     /// their time, memory. Takes about four minutes.
-    Swap(SwapArgs),
+    Swap(SwapBenchArgs),
     /// Replaying a stream to a folder, to an archive and through a model, over the raw pull of the same stream; and what live
     /// images feel of it. Takes about five minutes.
     Replay(ReplayBenchArgs),
@@ -69,7 +69,7 @@ struct ScaleBenchArgs {
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
@@ -85,11 +85,11 @@ struct ReplayBenchArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
-struct SwapArgs {
+struct SwapBenchArgs {
     /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -106,11 +106,11 @@ struct SwapArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
-struct CanaryArgs {
+struct CanaryBenchArgs {
     /// Canaries of each kind, with other chance each time.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
@@ -118,20 +118,20 @@ struct CanaryArgs {
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
-struct AggregateArgs {
+struct AggregateBenchArgs {
     /// Folder on the disk for the updates, removed at the end. The system's folder for temporary files if absent.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
-struct FederatedArgs {
+struct FederatedBenchArgs {
     /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split: test is held
     /// back); may be given more than once. fixtures/images/fashion if absent.
     #[arg(long, value_name = "DIR")]
@@ -150,7 +150,7 @@ struct FederatedArgs {
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
@@ -173,7 +173,7 @@ struct RoundsBenchArgs {
     #[arg(long, conflicts_with = "quick")]
     hard_cases: bool,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
@@ -192,11 +192,11 @@ struct TrainBenchArgs {
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
-struct PolicyArgs {
+struct PolicyBenchArgs {
     /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split);
     /// fixtures/images/fashion if absent.
     #[arg(long, value_name = "DIR")]
@@ -221,11 +221,11 @@ struct PolicyArgs {
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
-struct RecognizeArgs {
+struct RecognizeBenchArgs {
     /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -243,12 +243,12 @@ struct RecognizeArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
-    common: BenchCommon,
+    common: BenchCommonArgs,
 }
 
 /// What every bench takes.
 #[derive(clap::Args)]
-struct BenchCommon {
+struct BenchCommonArgs {
     /// Write everything measured into this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -267,37 +267,39 @@ fn rate(text: &str) -> Result<f64, String> {
 /// Measures, prints a table, writes files.
 pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let common = match &args.which {
-        Which::Recognize(args) => &args.common,
-        Which::Policy(args) => &args.common,
-        Which::Train(args) => &args.common,
-        Which::Federated(args) => &args.common,
-        Which::Rounds(args) => &args.common,
-        Which::Aggregate(args) => &args.common,
-        Which::Canary(args) => &args.common,
-        Which::Swap(args) => &args.common,
-        Which::Replay(args) => &args.common,
-        Which::Scale(args) => &args.common,
+        BenchCommand::Recognize(args) => &args.common,
+        BenchCommand::Policy(args) => &args.common,
+        BenchCommand::Train(args) => &args.common,
+        BenchCommand::Federated(args) => &args.common,
+        BenchCommand::Rounds(args) => &args.common,
+        BenchCommand::Aggregate(args) => &args.common,
+        BenchCommand::Canary(args) => &args.common,
+        BenchCommand::Swap(args) => &args.common,
+        BenchCommand::Replay(args) => &args.common,
+        BenchCommand::Scale(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
         std::fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
     }
     let (report, charts) = match &args.which {
-        Which::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
-        Which::Train(args) => (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref()),
-        Which::Aggregate(args) => {
-            let options = aggregate::Options {
+        BenchCommand::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
+        BenchCommand::Train(args) => {
+            (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
+        BenchCommand::Aggregate(args) => {
+            let options = aggregate::AggregateBenchOptions {
                 quick: args.common.quick,
                 onnxruntime: settings.onnxruntime.clone(),
                 dir: args.dir.clone(),
             };
             (aggregate::run(&options, shutdown).await?, None)
         }
-        Which::Federated(args) => {
+        BenchCommand::Federated(args) => {
             (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
         }
-        Which::Rounds(args) => {
-            let options = rounds::Options {
+        BenchCommand::Rounds(args) => {
+            let options = rounds::RoundsBenchOptions {
                 quick: args.common.quick,
                 data: args.data.clone(),
                 model: args.model.clone(),
@@ -308,8 +310,8 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
             };
             (rounds::run(&options, shutdown).await?, None)
         }
-        Which::Scale(args) => {
-            let options = scale::Options {
+        BenchCommand::Scale(args) => {
+            let options = scale::ScaleBenchOptions {
                 model: args.model.clone(),
                 images: args.images.clone(),
                 store: args.dir.clone(),
@@ -320,8 +322,8 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
             };
             (scale::run(&options, shutdown).await?, args.charts.as_ref())
         }
-        Which::Replay(args) => {
-            let options = replay::Options {
+        BenchCommand::Replay(args) => {
+            let options = replay::ReplayBenchOptions {
                 model: args.model.clone(),
                 images: args.images.clone(),
                 store: args.dir.clone(),
@@ -332,32 +334,34 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
             };
             (replay::run(&options, shutdown).await?, None)
         }
-        Which::Swap(args) => (swap::run(&swap_options(settings, args), shutdown).await?, None),
-        Which::Canary(args) => {
-            let options = canary::Options {
+        BenchCommand::Swap(args) => (swap::run(&swap_options(settings, args), shutdown).await?, None),
+        BenchCommand::Canary(args) => {
+            let options = canary::CanaryBenchOptions {
                 quick: args.common.quick,
                 seeds: if args.common.quick { 1 } else { args.seeds },
                 onnxruntime: settings.onnxruntime.clone(),
             };
             (canary::run(&options, shutdown).await?, args.charts.as_ref())
         }
-        Which::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
+        BenchCommand::Policy(args) => {
+            (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
     };
     if let Some(path) = &common.json {
         report.write(path)?;
     }
     for path in charts.map(|folder| report.draw(folder)).transpose()?.unwrap_or_default() {
-        out::note(format_args!("picture: {}", path.display()));
+        stdout::print_note(format_args!("picture: {}", path.display()));
     }
-    out::line(report.text())
+    stdout::print_line(report.text())
 }
 
-fn swap_options(settings: &Settings, args: &SwapArgs) -> swap::Options {
+fn swap_options(settings: &Settings, args: &SwapBenchArgs) -> swap::SwapBenchOptions {
     let mut infer = settings.recognizer.infer.clone();
     if let Some(replicas) = args.replicas {
         infer.replicas = vision::Replicas::Count(replicas.into());
     }
-    swap::Options {
+    swap::SwapBenchOptions {
         model: args.model.clone(),
         images: args.images.clone(),
         store: args.dir.clone(),
@@ -369,8 +373,8 @@ fn swap_options(settings: &Settings, args: &SwapArgs) -> swap::Options {
     }
 }
 
-fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::Options {
-    train::Options {
+fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::TrainBenchOptions {
+    train::TrainBenchOptions {
         quick: args.common.quick,
         python: args.python.clone(),
         data: args.data.clone(),
@@ -379,8 +383,8 @@ fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::Options {
     }
 }
 
-fn federated_options(settings: &Settings, args: &FederatedArgs) -> federated::Options {
-    federated::Options {
+fn federated_options(settings: &Settings, args: &FederatedBenchArgs) -> federated::FederatedBenchOptions {
+    federated::FederatedBenchOptions {
         quick: args.common.quick,
         data: args.data.clone(),
         groups: args.groups.clone(),
@@ -390,12 +394,12 @@ fn federated_options(settings: &Settings, args: &FederatedArgs) -> federated::Op
     }
 }
 
-fn recognize_options(settings: &Settings, args: &RecognizeArgs) -> recognize::Options {
+fn recognize_options(settings: &Settings, args: &RecognizeBenchArgs) -> recognize::RecognizeBenchOptions {
     let mut infer = settings.recognizer.infer.clone();
     if let Some(replicas) = args.replicas {
         infer.replicas = vision::Replicas::Count(replicas.into());
     }
-    recognize::Options {
+    recognize::RecognizeBenchOptions {
         model: args.model.clone(),
         images: args.images.clone(),
         store: args.dir.clone(),
@@ -407,8 +411,8 @@ fn recognize_options(settings: &Settings, args: &RecognizeArgs) -> recognize::Op
     }
 }
 
-fn policy_options(settings: &Settings, args: &PolicyArgs) -> policy::Options {
-    policy::Options {
+fn policy_options(settings: &Settings, args: &PolicyBenchArgs) -> policy::PolicyBenchOptions {
+    policy::PolicyBenchOptions {
         images: args.images.clone(),
         edge_model: args.edge_model.clone(),
         cloud_model: args.cloud_model.clone(),

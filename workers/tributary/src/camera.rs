@@ -2,14 +2,14 @@
 
 use anyhow::Context;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::CameraName;
 use streams::cameras::{CameraLogin, CameraLogins, mqtt_user};
-use streams::rights;
+use streams::permissions;
 
 use crate::settings::Settings;
-use crate::site::{self, Entrance, Running, RunningSite};
-use crate::{audit, form, out};
+use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
+use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
 A camera needs a login where other machines reach the site's server (up.listen, up.mqtt_listen). With it, a camera may
@@ -65,9 +65,9 @@ enum CameraCommand {
 }
 
 /// Adds, shows and removes logins.
-pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let running = Running::find(&settings.up.store).with_context(|| {
+    let running = RunningUp::find_running(&settings.up.store).with_context(|| {
         format!(
             "no `tributary up` runs with the store {} (--store names another one): logins are its server's; on a server of your own, add a user as deploy/nats/site.conf shows",
             settings.up.store.display()
@@ -94,25 +94,26 @@ pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Re
             anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
             save(&cameras, &store, site)?;
             note(loaded, site, "camera remove", name).await;
-            out::line(format_args!("Camera {name} cannot publish any more."))
+            stdout::print_line(format_args!("Camera {name} cannot publish any more."))
         }
     }
 }
 
 fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> anyhow::Result<()> {
-    let told = cameras.save(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
+    let told =
+        cameras.save_logins(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
     anyhow::ensure!(told, "the server in {} does not run: it takes the change when it is started", store.display());
     Ok(())
 }
 
-async fn note(loaded: &Loaded<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
-    if let Ok(found) = site::open(loaded, "camera").await {
-        audit::note(&found.bus, &site.site, action, camera.as_str()).await;
+async fn note(loaded: &LoadedSettings<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
+    if let Ok(found) = site_target::open(loaded, "camera").await {
+        audit::record_command(&found.bus, &site.site, action, camera.as_str()).await;
     }
 }
 
 fn known(cameras: &CameraLogins) -> String {
-    let names: Vec<&str> = cameras.all().keys().map(CameraName::as_str).collect();
+    let names: Vec<&str> = cameras.logins().keys().map(CameraName::as_str).collect();
     match names.is_empty() {
         true => "no camera has".into(),
         false => format!("those that have are {}", names.join(", ")),
@@ -121,45 +122,48 @@ fn known(cameras: &CameraLogins) -> String {
 
 /// Everything that whoever sets the camera up must know.
 fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: bool) -> anyhow::Result<()> {
-    let login = cameras.all().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
-    let Entrance { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
+    let login =
+        cameras.logins().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
+    let CameraEntry { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
     let subject = streams::subject::image(&site.site, name);
-    let (inbox, topic) = (rights::role_inbox(name.as_str()), subject.replace('.', "/"));
+    let (inbox, topic) = (permissions::role_inbox(name.as_str()), subject.replace('.', "/"));
     if json {
-        return out::json(&serde_json::json!({
+        return stdout::json(&serde_json::json!({
             "camera": name, "also": login.also, "user": name, "mqtt_user": mqtt_user(name), "password": login.reveal_password(), "nats": nats, "subject": subject,
             "inbox_prefix": inbox, "mqtt": mqtt, "topic": topic, "authority": authority,
         }));
     }
-    out::line(format_args!("user       {name}; over MQTT {}", mqtt_user(name)))?;
-    out::line(format_args!("password   {}", login.reveal_password()))?;
-    out::line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
+    stdout::print_line(format_args!("user       {name}; over MQTT {}", mqtt_user(name)))?;
+    stdout::print_line(format_args!("password   {}", login.reveal_password()))?;
+    stdout::print_line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
     if let Some(mqtt) = mqtt {
         let tls = if *is_mqtt_encrypted { ", with TLS" } else { "" };
-        out::line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
+        stdout::print_line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
     }
     if let Some(authority) = authority {
-        out::line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
+        stdout::print_line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
     }
     if !is_open_to_others {
-        out::line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
+        stdout::print_line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
     }
     Ok(())
 }
 
 fn list(cameras: &CameraLogins, json: bool) -> anyhow::Result<()> {
     if json {
-        let rows =
-            cameras.all().iter().map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
-        return out::json(&rows.collect::<Vec<_>>());
+        let rows = cameras
+            .logins()
+            .iter()
+            .map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
+        return stdout::json(&rows.collect::<Vec<_>>());
     }
-    if cameras.all().is_empty() {
-        return out::line("No camera has a login: `tributary camera add NAME` makes one.");
+    if cameras.logins().is_empty() {
+        return stdout::print_line("No camera has a login: `tributary camera add NAME` makes one.");
     }
     let also = |also: &[CameraName]| also.iter().map(CameraName::as_str).collect::<Vec<_>>().join(", ");
     let row = |(name, login): (&CameraName, &CameraLogin)| {
-        vec![name.to_string(), also(&login.also), form::time(login.since_ms)]
+        vec![name.to_string(), also(&login.also), format::format_time(login.since_ms)]
     };
-    let rows: Vec<Vec<String>> = cameras.all().iter().map(row).collect();
-    out::line(form::table(&["camera", "also for", "since"], &rows))
+    let rows: Vec<Vec<String>> = cameras.logins().iter().map(row).collect();
+    stdout::print_line(format::table(&["camera", "also for", "since"], &rows))
 }

@@ -1,11 +1,11 @@
 //! `tributary config`: every setting, its value and where it came from.
 
-use runtime::settings::{self, Setting};
+use runtime::settings::{self, ResolvedSetting};
 use serde_json::Value;
 use streams::connect::without_credentials;
 
 use crate::settings::{Settings, load};
-use crate::{Common, form, out};
+use crate::{CommonArgs, format, stdout};
 
 const EXAMPLES: &str = "\
 The last one wins: default, settings file (tributary.toml), environment, flag. A setting such as
@@ -14,7 +14,7 @@ and `--set recognizer.gate.min_confidence_ratio=0.8` as a flag. Passwords are ne
 
 Examples:
   tributary config --show
-  tributary config --show --settings deploy/settings/site.toml --set publisher.patience_s=60
+  tributary config --show --settings deploy/settings/site.toml --set publisher.retry_timeout_s=60
   tributary config --show --json | jq '.[] | select(.origin != \"default\")'";
 
 /// Show every setting, its value and where it came from.
@@ -33,7 +33,7 @@ pub struct ConfigArgs {
 }
 
 /// Shows the settings; those that cannot be used are shown as far as they are known.
-pub fn command(common: &Common, args: &ConfigArgs) -> anyhow::Result<()> {
+pub fn command(common: &CommonArgs, args: &ConfigArgs) -> anyhow::Result<()> {
     let _shown_in_any_case = args.show;
     match load(common, &[]) {
         Ok(loaded) => {
@@ -47,16 +47,16 @@ pub fn command(common: &Common, args: &ConfigArgs) -> anyhow::Result<()> {
     }
 }
 
-fn print(mut list: Vec<Setting>, json: bool) -> anyhow::Result<()> {
+fn print(mut list: Vec<ResolvedSetting>, json: bool) -> anyhow::Result<()> {
     for setting in &mut list {
         setting.value = presentable(&setting.value);
     }
     if json {
-        return out::json(&list);
+        return stdout::json(&list);
     }
     let rows: Vec<Vec<String>> =
-        list.into_iter().map(|Setting { key, value, origin }| vec![key, shown(&value), origin]).collect();
-    out::line(form::table(&["setting", "value", "from"], &rows))
+        list.into_iter().map(|ResolvedSetting { key, value, origin }| vec![key, shown(&value), origin]).collect();
+    stdout::print_line(format::table(&["setting", "value", "from"], &rows))
 }
 
 /// Without credentials, and numbers as they were written: an f32 is kept in JSON as the f64 next to it.

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_FILE;
 use schemas::{DeadLetter, SiteName};
 use streams::{Bus, Publisher};
 
-use crate::roles::people;
+use crate::roles::into_anyhow;
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, site_target, stdout};
 
 /// How long a message is published again before the command gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -86,14 +86,14 @@ enum DeadCommand {
 }
 
 /// Lists, shows or redrives.
-pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "dead").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "dead").await?;
     let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {
         true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
         false => (site.bus, format!("site {}", site.name)),
     };
-    let letters = janitor::redrive::letters(&bus).await.map_err(people);
+    let letters = janitor::redrive::letters(&bus).await.map_err(into_anyhow);
     let letters = letters.with_context(|| format!("dead letters of {place} cannot be read"))?;
     match args.command {
         DeadCommand::List { fault, file, json } => {
@@ -104,9 +104,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
             list(&chosen, json, &place)
         }
         DeadCommand::Show { id, save, json } => {
-            let (_, letter) = pick(&letters, &id)?;
+            let (_, letter) = select_letters(&letters, &id)?;
             if let Some(path) = save {
-                let payload = janitor::redrive::whole(&bus, letter).await.map_err(people)?;
+                let payload = janitor::redrive::full_payload(&bus, letter).await.map_err(into_anyhow)?;
                 std::fs::write(&path, &payload).with_context(|| format!("{} cannot be written", path.display()))?;
             }
             show(letter, json)
@@ -114,15 +114,15 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
         DeadCommand::Redrive { ids, all, fault } => {
             let chosen = if all { of_fault(letters, fault.as_deref()) } else { pick_all(&letters, &ids)? };
             let ended = redrive(&bus, &chosen, &place).await;
-            audit::note(&bus, &at, "dead redrive", form::count(chosen.len() as u64, "letter")).await;
+            audit::record_command(&bus, &at, "dead redrive", format::count(chosen.len() as u64, "letter")).await;
             ended
         }
     }
 }
 
-type Letter = (u64, DeadLetter);
+type DeadLetterRow = (u64, DeadLetter);
 
-fn of_fault(letters: Vec<Letter>, fault: Option<&str>) -> Vec<Letter> {
+fn of_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
     letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.name == fault)).collect()
 }
 
@@ -131,10 +131,10 @@ fn file_of(letter: &DeadLetter) -> Option<&str> {
     letter.headers.get(HEADER_FILE).map(String::as_str)
 }
 
-fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
-    let mut chosen: Vec<Letter> = Vec::new();
+fn pick_all(letters: &[DeadLetterRow], ids: &[String]) -> anyhow::Result<Vec<DeadLetterRow>> {
+    let mut chosen: Vec<DeadLetterRow> = Vec::new();
     for id in ids {
-        let letter = pick(letters, id)?;
+        let letter = select_letters(letters, id)?;
         if chosen.iter().all(|(sequence, _)| *sequence != letter.0) {
             chosen.push(letter.clone());
         }
@@ -143,9 +143,9 @@ fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
 }
 
 /// The one letter whose id, or whose task's, begins so.
-fn pick<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
+fn select_letters<'a>(letters: &'a [DeadLetterRow], id: &str) -> anyhow::Result<&'a DeadLetterRow> {
     let begins = |whole: &str| !id.is_empty() && whole.starts_with(&id.to_ascii_lowercase());
-    let fits = |(_, letter): &&Letter| {
+    let fits = |(_, letter): &&DeadLetterRow| {
         begins(&letter.id.to_string()) || letter.task.is_some_and(|task| begins(&task.to_string()))
     };
     match letters.iter().filter(fits).collect::<Vec<_>>()[..] {
@@ -162,35 +162,35 @@ fn pick<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
 /// As JSON, with the size of the payload in its place.
 fn listed(letter: &DeadLetter) -> anyhow::Result<serde_json::Value> {
     let bytes = schemas::encode(letter)?;
-    schemas::codec::show(&bytes).context("letter has no JSON form")
+    schemas::codec::to_json(&bytes).context("letter has no JSON form")
 }
 
-fn list(letters: &[Letter], json: bool, place: &str) -> anyhow::Result<()> {
+fn list(letters: &[DeadLetterRow], json: bool, place: &str) -> anyhow::Result<()> {
     if json {
-        return letters.iter().try_for_each(|(_, letter)| out::json_line(&listed(letter)?));
+        return letters.iter().try_for_each(|(_, letter)| stdout::json_line(&listed(letter)?));
     }
     if letters.is_empty() {
-        return out::line(format_args!("No dead letters at {place}."));
+        return stdout::print_line(format_args!("No dead letters at {place}."));
     }
-    let row = |(_, letter): &Letter| {
+    let row = |(_, letter): &DeadLetterRow| {
         vec![
             letter.id.to_string().chars().take(SHORT_ID).collect(),
-            form::time(letter.died_at_ms),
+            format::format_time(letter.died_at_ms),
             letter.role.clone(),
             letter.stream.clone(),
-            form::plain(&letter.subject),
-            form::plain(&letter.fault.name),
-            file_of(letter).map(form::plain).unwrap_or_default(),
-            form::plain(&letter.fault.reason),
+            format::plain_number(&letter.subject),
+            format::plain_number(&letter.fault.name),
+            file_of(letter).map(format::plain_number).unwrap_or_default(),
+            format::plain_number(&letter.fault.reason),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
-    out::line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
+    stdout::print_line(format::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
 }
 
 fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
     if json {
-        return out::json(&listed(letter)?);
+        return stdout::json(&listed(letter)?);
     }
     let task = letter.task.map_or_else(|| "unknown".into(), |task| task.to_string());
     let kind = match vision::dimensions(&letter.payload) {
@@ -198,41 +198,44 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         Err(_) => String::new(),
     };
     let payload = match &letter.cut {
-        None => form::size(letter.payload.len() as u64),
+        None => format::format_size(letter.payload.len() as u64),
         Some(cut) => {
-            let (whole, kept) = (form::size(cut.size_bytes), form::size(letter.payload.len() as u64));
+            let (whole, kept) = (format::format_size(cut.size_bytes), format::format_size(letter.payload.len() as u64));
             format!("{whole}, of which the letter keeps the first {kept}; the rest is in {}", letter.stream)
         }
     };
     let mut lines = vec![format!("id        {}", letter.id), format!("task      {task}")];
-    lines.extend(file_of(letter).map(|file| format!("file      {}", form::plain(file))));
+    lines.extend(file_of(letter).map(|file| format!("file      {}", format::plain_number(file))));
     lines.extend([
-        format!("given up  {} by the {} of site {}", form::time(letter.died_at_ms), letter.role, letter.site),
-        format!("message   {} of {}, on {}", letter.sequence, letter.stream, form::plain(&letter.subject)),
+        format!("given up  {} by the {} of site {}", format::format_time(letter.died_at_ms), letter.role, letter.site),
+        format!("message   {} of {}, on {}", letter.sequence, letter.stream, format::plain_number(&letter.subject)),
         format!("attempts  {}", letter.attempts),
-        format!("fault     {}", form::plain(&letter.fault.name)),
-        format!("reason    {}", form::plain(&letter.fault.reason)),
-        format!("remedy    {}", form::plain(&letter.fault.remedy)),
+        format!("fault     {}", format::plain_number(&letter.fault.name)),
+        format!("reason    {}", format::plain_number(&letter.fault.reason)),
+        format!("remedy    {}", format::plain_number(&letter.fault.remedy)),
         format!("payload   {payload}{kind} (--save FILE writes it)"),
     ]);
     lines.extend(
-        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))),
+        letter
+            .headers
+            .iter()
+            .map(|(name, value)| format!("header    {}: {}", format::plain_number(name), format::plain_number(value))),
     );
-    out::line(lines.join("\n"))
+    stdout::print_line(lines.join("\n"))
 }
 
-async fn redrive(bus: &Bus, letters: &[Letter], place: &str) -> anyhow::Result<()> {
+async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::Result<()> {
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     for (done, (sequence, letter)) in letters.iter().enumerate() {
-        let driven = janitor::redrive::redrive(bus, &publisher, *sequence, letter).await;
-        driven.map_err(people).with_context(|| {
+        let driven = janitor::redrive::redrive_letter(bus, &publisher, *sequence, letter).await;
+        driven.map_err(into_anyhow).with_context(|| {
             format!("dead letter {} could not be redriven; {done} were, and the rest can be tried again", letter.id)
         })?;
-        out::line(format_args!("redriven  {}  {}", letter.id, form::plain(&letter.subject)))?;
+        stdout::print_line(format_args!("redriven  {}  {}", letter.id, format::plain_number(&letter.subject)))?;
     }
     match letters.len() {
-        0 => out::line(format_args!("Nothing to redrive at {place}.")),
-        count => out::line(format_args!("Redriven: {}.", form::count(count as u64, "message"))),
+        0 => stdout::print_line(format_args!("Nothing to redrive at {place}.")),
+        count => stdout::print_line(format_args!("Redriven: {}.", format::count(count as u64, "message"))),
     }
 }
 
@@ -241,8 +244,8 @@ mod tests {
     use super::*;
     use schemas::{FaultNote, TaskId};
 
-    fn letter(name: &str) -> Letter {
-        let id = TaskId::derived(name);
+    fn letter(name: &str) -> DeadLetterRow {
+        let id = TaskId::from_name(name);
         let letter = DeadLetter {
             id,
             task: Some(id.child("task")),
@@ -265,14 +268,14 @@ mod tests {
     fn a_letter_is_picked_by_the_beginning_of_its_id_or_its_tasks() {
         let letters = [letter("a"), letter("b")];
         let begin = |id: TaskId| id.to_string()[..8].to_owned();
-        assert_eq!(pick(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
-        assert_eq!(pick(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
+        assert_eq!(select_letters(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
+        assert_eq!(select_letters(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
     }
 
     #[test]
     fn an_unknown_an_empty_and_an_ambiguous_beginning_are_refused() {
         let letters = [letter("a"), letter("a")];
-        let why = |id: &str| pick(&letters, id).unwrap_err().to_string();
+        let why = |id: &str| select_letters(&letters, id).unwrap_err().to_string();
         assert!(why("zz").contains("no dead letter's id begins with \"zz\""));
         assert!(why("").contains("no dead letter"));
         assert!(why(&letters[0].1.id.to_string()).contains("write more of it"));

@@ -3,20 +3,20 @@
 //! The servers, the roles and the path are those of `tributary up --sites 1`; only the labels, which make
 //! it possible to say what was right, would be missing in real life.
 
-mod closed;
-mod found;
-mod walk;
+mod results;
+mod run;
+mod training_loop;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use runtime::Shutdown;
-use vision::{InferSettings, Model, Onnx, Replica, softmax};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::out;
 use crate::settings::{Settings, UpSettings};
-use found::Found;
+use crate::stdout;
+use results::DemoResult;
 
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
@@ -57,7 +57,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     #[command(flatten)]
-    closed: closed::LoopArgs,
+    closed: training_loop::LoopArgs,
     /// Where the picture goes: tributary-demo/accuracy.svg, accuracy against the share sent up; with --loop
     /// tributary-demo/loop.svg, both by round.
     #[arg(long, value_name = "FILE")]
@@ -75,19 +75,20 @@ impl DemoArgs {
 }
 
 /// A picture with its true label.
-struct Picture {
+struct DemoPicture {
     bytes: Vec<u8>,
     label: String,
 }
 
 /// Runs the demonstration.
 pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    if let Some(name) = args.closed.idle() {
+    if let Some(name) = args.closed.unused_option() {
         anyhow::bail!("{name} is for the loop: write --loop as well");
     }
     if args.closed.looped {
-        let into = closed::Into { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
-        return closed::command(settings, &args.closed, into, shutdown).await;
+        let into =
+            training_loop::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
+        return training_loop::command(settings, &args.closed, into, shutdown).await;
     }
     let pictures = pictures(args.images as usize)?;
     let (temporary, store) = match &args.keep {
@@ -103,22 +104,22 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     settings.recognizer.verify.enabled = true;
     settings.verifier.model = Some(HEAVY.into());
     settings.up = UpSettings { store, port: 0, mqtt_port: None, ..settings.up };
-    out::line(intro(pictures.len()))?;
+    stdout::print_line(intro(pictures.len()))?;
 
     let pictures = Arc::new(pictures);
-    let walked = walk::through(&settings, pictures.clone(), &shutdown).await?;
+    let walked = run::run_pictures(&settings, pictures.clone(), &shutdown).await?;
     drop(temporary);
     let (library, again) = (settings.onnxruntime.clone(), pictures.clone());
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;
-    let found = Found::of(&pictures, walked, &cloud, settings.up.durability)?;
+    let found = DemoResult::of(&pictures, walked, &cloud, settings.up.durability)?;
 
     let drawn = found.chart().svg()?;
     write(args.out(), &drawn)?;
     if let Some(path) = &args.json {
         write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
     }
-    out::line(found.text())?;
-    out::line(outro(args))
+    stdout::print_line(found.text())?;
+    stdout::print_line(outro(args))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -129,7 +130,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// So many of the labelled test pictures, of all labels alike.
-fn pictures(count: usize) -> anyhow::Result<Vec<Picture>> {
+fn pictures(count: usize) -> anyhow::Result<Vec<DemoPicture>> {
     let index = Path::new(PICTURES).join("index.csv");
     let text = std::fs::read_to_string(&index)
         .with_context(|| format!("{} is not here: run this in a checkout of the project", index.display()))?;
@@ -144,21 +145,21 @@ fn pictures(count: usize) -> anyhow::Result<Vec<Picture>> {
     let read = |(file, label): &(&str, &str)| {
         let path = Path::new(PICTURES).join(file);
         let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        Ok(Picture { bytes, label: (*label).to_owned() })
+        Ok(DemoPicture { bytes, label: (*label).to_owned() })
     };
     chosen.map(read).collect()
 }
 
 /// The cloud model's label for every picture, as if all had been sent up.
-fn cloud_labels(library: Option<&Path>, pictures: &[Picture]) -> anyhow::Result<Vec<String>> {
-    let onnx = Onnx::find_and_load(library)?;
+fn cloud_labels(library: Option<&Path>, pictures: &[DemoPicture]) -> anyhow::Result<Vec<String>> {
+    let onnx = OnnxRuntime::find_and_load(library)?;
     let model = Model::load(Path::new(HEAVY))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = |pictures: &[Picture]| -> anyhow::Result<Vec<String>> {
-        let mut replica = Replica::open(&onnx, &model, &InferSettings::default())?;
-        let label = |picture: &Picture| {
-            let ratios = softmax(&replica.see(&picture.bytes)?.logits, 1.0);
-            Ok(vision::opinion(&model, &ratios).context("the cloud's model gave no scores")?.label)
+    let share = |pictures: &[DemoPicture]| -> anyhow::Result<Vec<String>> {
+        let mut replica = Replica::open(&onnx, &model, &InferenceSettings::default())?;
+        let label = |picture: &DemoPicture| {
+            let ratios = softmax(&replica.predict(&picture.bytes)?.logits, 1.0);
+            Ok(vision::prediction(&model, &ratios).context("the cloud's model gave no scores")?.label)
         };
         pictures.iter().map(label).collect()
     };

@@ -1,14 +1,14 @@
 //! `tributary doctor`: what on this machine, in the settings and on the servers breaks a promise.
 
-mod here;
-mod there;
+mod machine_checks;
+mod server_checks;
 
 use anyhow::bail;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use serde::Serialize;
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 `ok` is as it should be. `warn` works and is worth knowing. `bad` does not work, or breaks a promise, which is
@@ -31,7 +31,7 @@ pub struct DoctorArgs {
 /// How one thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum State {
+enum CheckStatus {
     Ok,
     Warn,
     Bad,
@@ -39,8 +39,8 @@ enum State {
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Check {
-    state: State,
+struct DoctorCheck {
+    state: CheckStatus,
     /// What was looked at.
     what: String,
     /// What was found.
@@ -53,17 +53,17 @@ struct Check {
     remedy: Option<String>,
 }
 
-impl Check {
+impl DoctorCheck {
     fn ok(what: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { state: State::Ok, what: what.into(), found: found.into(), breaks: None, remedy: None }
+        Self { state: CheckStatus::Ok, what: what.into(), found: found.into(), breaks: None, remedy: None }
     }
 
     fn warn(what: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { state: State::Warn, remedy: Some(remedy.into()), ..Self::ok(what, found) }
+        Self { state: CheckStatus::Warn, remedy: Some(remedy.into()), ..Self::ok(what, found) }
     }
 
     fn bad(what: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { state: State::Bad, ..Self::warn(what, found, remedy) }
+        Self { state: CheckStatus::Bad, ..Self::warn(what, found, remedy) }
     }
 
     fn breaks(self, promise: &'static str) -> Self {
@@ -72,33 +72,37 @@ impl Check {
 }
 
 /// Looks at everything and says how it is.
-pub async fn command(loaded: &Loaded<Settings>, args: &DoctorArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> anyhow::Result<()> {
     let settings = loaded.settings.clone();
-    let mut checks = tokio::task::spawn_blocking(move || here::checks(&settings)).await?;
-    match site::open(loaded, "doctor").await {
-        Ok(site) => checks.extend(there::checks(&site, &loaded.settings).await),
+    let mut checks = tokio::task::spawn_blocking(move || machine_checks::checks(&settings)).await?;
+    match site_target::open(loaded, "doctor").await {
+        Ok(site) => checks.extend(server_checks::checks(&site, &loaded.settings).await),
         Err(error) => {
-            let found = out::with_causes(&error, ": ");
-            checks.push(Check::bad("server", found, "streams, consumers and the cloud cannot be looked at without it"));
+            let found = stdout::with_causes(&error, ": ");
+            checks.push(DoctorCheck::bad(
+                "server",
+                found,
+                "streams, consumers and the cloud cannot be looked at without it",
+            ));
         }
     }
     if args.json {
-        out::json(&checks)?;
+        stdout::json(&checks)?;
     } else {
-        out::line(text(&checks))?;
+        stdout::print_line(text(&checks))?;
     }
-    match checks.iter().filter(|check| check.state == State::Bad).count() {
+    match checks.iter().filter(|check| check.state == CheckStatus::Bad).count() {
         0 => Ok(()),
         bad => bail!("{} bad", if bad == 1 { "1 check is".into() } else { format!("{bad} checks are") }),
     }
 }
 
-fn text(checks: &[Check]) -> String {
+fn text(checks: &[DoctorCheck]) -> String {
     let mut lines = Vec::new();
     let width = checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
     let indent = " ".repeat(width + 7);
-    for Check { state, what, found, breaks, remedy } in checks {
-        lines.push(format!("{:4}  {what:width$} {}", form::word(state), form::plain(found)));
+    for DoctorCheck { state, what, found, breaks, remedy } in checks {
+        lines.push(format!("{:4}  {what:width$} {}", format::wire_word(state), format::plain_number(found)));
         lines.extend(breaks.iter().map(|promise| format!("{indent}breaks the promise: {promise}")));
         lines.extend(remedy.iter().map(|remedy| format!("{indent}{remedy}")));
     }

@@ -1,12 +1,12 @@
 //! `tributary drift`: what a site's answers are like, compared with what they used to be; or take what comes as usual.
 
-use runtime::drift::{DriftKind, note};
-use runtime::settings::Loaded;
-use schemas::{Beat, DriftReport};
+use runtime::drift::{DriftKind, reference_note};
+use runtime::settings::LoadedSettings;
+use schemas::{DriftReport, Heartbeat};
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 The first answers of a release at a site are its reference (recognizer.drift.reference_answers); the latest ones
@@ -32,49 +32,49 @@ pub struct DriftArgs {
 }
 
 /// Shows drift, or begins a new reference.
-pub async fn command(loaded: &Loaded<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "drift").await?;
-    let beats = fleet::alive(&site.bus).await?;
-    let reports: Vec<(Beat, DriftReport)> =
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "drift").await?;
+    let beats = fleet::live_workers(&site.bus).await?;
+    let reports: Vec<(Heartbeat, DriftReport)> =
         beats.into_iter().filter_map(|mut beat| beat.drift.take().map(|report| (beat, report))).collect();
     if args.accept {
         let ledger = Ledger::open(&site.bus).await?;
         for (_, report) in &reports {
             for kind in [DriftKind::Answers, DriftKind::Agreement] {
-                ledger.write(&note(kind, &report.release), "null".to_owned()).await?;
+                ledger.write(&reference_note(kind, &report.release), "null".to_owned()).await?;
             }
         }
         return match reports.is_empty() {
             true => anyhow::bail!("no worker of site {} measures drift: start a recognizer first", site.name),
-            false => out::line(format_args!("site {}: the next answers are the new reference", site.name)),
+            false => stdout::print_line(format_args!("site {}: the next answers are the new reference", site.name)),
         };
     }
     if args.json {
         let reports = reports.iter().map(|(beat, report)| {
             serde_json::json!({ "role": beat.role, "worker": beat.worker, "level": report.level(), "report": report })
         });
-        return out::json(&reports.collect::<Vec<_>>());
+        return stdout::json(&reports.collect::<Vec<_>>());
     }
     if reports.is_empty() {
-        return out::line(
+        return stdout::print_line(
             "No worker measures drift: neither a recognizer nor a courier with verdicts gives a sign of life.",
         );
     }
     let rows: Vec<Vec<String>> = reports.iter().flat_map(|(beat, report)| rows(beat, report)).collect();
-    out::line(form::table(&["worker", "measure", "before", "now", "distance", "level"], &rows))
+    stdout::print_line(format::table(&["worker", "measure", "before", "now", "distance", "level"], &rows))
 }
 
 /// A row a measure; one that says how far the windows are where there is none yet.
-fn rows(beat: &Beat, report: &DriftReport) -> Vec<Vec<String>> {
-    let worker = format!("{} {}", form::plain(&beat.role), form::plain(&beat.worker));
+fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
+    let worker = format!("{} {}", format::plain_number(&beat.role), format::plain_number(&beat.worker));
     let mut rows: Vec<Vec<String>> = report
         .measures()
         .map(|(name, measure)| {
             vec![
                 worker.clone(),
                 name.to_owned(),
-                form::percent(measure.reference_ratio),
-                form::percent(measure.recent_ratio),
+                format::percent(measure.reference_ratio),
+                format::percent(measure.recent_ratio),
                 format!("{:.3}", measure.distance_ratio),
                 measure.level.as_str().to_owned(),
             ]

@@ -5,15 +5,15 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use fleet::{Fleet, FleetError, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
+use fleet::{FleetError, FleetFolder, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
 use runtime::clock;
 use schemas::{ReleaseId, SiteName};
 use streams::fleet::Ledger;
-use streams::topology::{self, Mend, Place, State};
-use streams::{Bus, NatsSettings, admin, rights};
+use streams::topology::{self, PlanScope, RepairMode, SetupStatus};
+use streams::{Bus, NatsSettings, admin, permissions};
 
 use crate::settings::Settings;
-use crate::{audit, form, out};
+use crate::{audit, format, stdout};
 
 /// Folder of a fleet where nobody names one.
 const FOLDER: &str = "tributary-fleet";
@@ -165,67 +165,73 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
     match &args.command {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
-            let made = Fleet::init(folder, address)?;
-            out::line(format_args!(
+            let made = FleetFolder::init(folder, address)?;
+            stdout::print_line(format_args!(
                 "Made {}. Only you can read it; back it up, and keep ca.key and root.key elsewhere.",
                 folder.display()
             ))?;
             if made.hub().is_loopback() {
-                out::line("The hub is this machine itself: sites on other machines cannot join it.")?;
+                stdout::print_line("The hub is this machine itself: sites on other machines cannot join it.")?;
             }
-            out::line(format_args!(
+            stdout::print_line(format_args!(
                 "Start the hub:  tributary up --fleet {} --cloud-model MODEL_DIR",
                 folder.display()
             ))?;
-            out::line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
+            stdout::print_line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
         }
         FleetCommand::Renew { folder } => {
-            let mut fleet = Fleet::open(folder)?;
+            let mut fleet = FleetFolder::open(folder)?;
             fleet.renew()?;
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
-            out::line(format_args!(
+            stdout::print_line(format_args!(
                 "The hub's certificate is good until {}; a running hub takes it now.",
-                form::time(ends)
+                format::format_time(ends)
             ))?;
             tell_hub(&fleet, false).await
         }
         FleetCommand::Root { folder, never, key } => {
-            let mut fleet = Fleet::open(folder)?;
+            let mut fleet = FleetFolder::open(folder)?;
             let root = fleet.make_root(key.as_deref(), never)?;
-            out::line(format_args!("Root {} is good until {}.", root.number, form::time(root.expires_at_ms)))?;
+            stdout::print_line(format_args!(
+                "Root {} is good until {}.",
+                root.number,
+                format::format_time(root.expires_at_ms)
+            ))?;
             match reach(&fleet, "operator").await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
                     let about = format!("number {}, {} never run", fleet.root().number, fleet.root().never.len());
-                    audit::note(&operator, &SiteName::cloud(), "fleet root", about).await;
+                    audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
-                None => out::line("The hub does not answer here: it offers the root when it is started."),
+                None => stdout::print_line("The hub does not answer here: it offers the root when it is started."),
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
-            let mut fleet = Fleet::open(folder)?;
+            let mut fleet = FleetFolder::open(folder)?;
             // With the keys that the hub still knows.
             let (system, operator) = (reach(&fleet, "system").await, reach(&fleet, "operator").await);
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
                 note_fleet(&fleet, &operator).await?;
-                audit::note(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
+                audit::record_command(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
             }
             match system {
                 Some(system) => {
                     admin::reload(&system).await?;
-                    out::line(format_args!(
+                    stdout::print_line(format_args!(
                         "The {role} has new keys, and the old one is cut off from the hub. Start `tributary up --fleet` again: its roles read their keys when they start."
                     ))
                 }
-                None => out::line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
+                None => {
+                    stdout::print_line(format_args!("The {role} has new keys; the hub takes them when it is started."))
+                }
             }
         }
         FleetCommand::Calendar { folder, json } => {
-            let all = Fleet::open(folder)?.calendar();
+            let all = FleetFolder::open(folder)?.calendar();
             if *json {
-                return out::json(&all);
+                return stdout::json(&all);
             }
             let now_ms = clock::now_ms();
             let rows: Vec<Vec<String>> = all
@@ -237,17 +243,22 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                         Some(left) => left.to_string(),
                         None => "no end".into(),
                     };
-                    vec![dated.what, days, dated.ends_at_ms.map(form::time).unwrap_or_default(), dated.renewed_by]
+                    vec![
+                        dated.what,
+                        days,
+                        dated.ends_at_ms.map(format::format_time).unwrap_or_default(),
+                        dated.renewed_by,
+                    ]
                 })
                 .collect();
-            out::line(form::table(&["what", "days left", "ends", "renewed by"], &rows))
+            stdout::print_line(format::table(&["what", "days left", "ends", "renewed by"], &rows))
         }
     }
 }
 
 /// Adds, lists, re-keys or revokes.
 pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
-    let mut fleet = Fleet::open(&args.fleet)?;
+    let mut fleet = FleetFolder::open(&args.fleet)?;
     let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
     match &args.command {
         SiteCommand::Add { name, out, sealed } => {
@@ -260,8 +271,8 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
         }
         SiteCommand::Rotate { name, settle: true, .. } => {
             match fleet.settle_rotation(name)? {
-                true => out::line(format_args!("The old key of site {name} is not good any more."))?,
-                false => out::line(format_args!("Site {name} has one key; nothing was to settle."))?,
+                true => stdout::print_line(format_args!("The old key of site {name} is not good any more."))?,
+                false => stdout::print_line(format_args!("Site {name} has one key; nothing was to settle."))?,
             }
             tell_hub(&fleet, true).await
         }
@@ -270,23 +281,23 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.rotate_site(name)?;
             give(&membership, &path, *sealed)?;
-            out::line(format_args!(
+            stdout::print_line(format_args!(
                 "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
             ))?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 note_fleet(&fleet, &operator).await?;
-                audit::note(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
+                audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
             tell_hub(&fleet, false).await
         }
         SiteCommand::Revoke { name } => {
             fleet.revoke_site(name)?;
-            out::line(format_args!("Site {name} does not belong to the fleet any more."))?;
+            stdout::print_line(format_args!("Site {name} does not belong to the fleet any more."))?;
             tell_hub(&fleet, true).await?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
-                audit::note(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
+                audit::record_command(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
             }
             Ok(())
         }
@@ -299,28 +310,28 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
     membership.write_new(path, code.as_deref())?;
     let (path, site) = (path.display(), &membership.site);
     match code {
-        None => out::line(format_args!(
+        None => stdout::print_line(format_args!(
             "Wrote {path}: whoever has it is site {site}. Carry it there, and run `tributary join {path}`."
         )),
-        Some(code) => out::line(format_args!(
+        Some(code) => stdout::print_line(format_args!(
             "Wrote {path}, sealed with the code {code}, which is shown once. Carry the file to site {site}, tell the code by another way, and run `tributary join {path} --code CODE` there."
         )),
     }
 }
 
 /// The hub takes what was changed. `ends`: keys ended, so connections do.
-async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
+async fn tell_hub(fleet: &FleetFolder, ends: bool) -> anyhow::Result<()> {
     let Some(system) = reach(fleet, "system").await else {
-        return out::line(
+        return stdout::print_line(
             "The hub does not answer here: it takes the change when it is started, or at the next change.",
         );
     };
     admin::reload(&system).await?;
     if ends {
         let ended = admin::end_leaves(&system).await?;
-        out::line(format_args!(
+        stdout::print_line(format_args!(
             "The hub knows, and ended {}; sites that belong to the fleet come back by themselves.",
-            form::count(ended as u64, "connection")
+            format::count(ended as u64, "connection")
         ))?;
     }
     Ok(())
@@ -328,9 +339,9 @@ async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
 
 /// The cloud knows whom sites obey, and the aggregator the keys with which sites sign. A note without any key would take every
 /// update, so there is none before the first site.
-pub async fn note_fleet(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
+pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
-    ledger.write(rights::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
+    ledger.write(permissions::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
     let keys: BTreeMap<&SiteName, &str> =
         fleet.sites().iter().map(|(site, member)| (site, member.update_key.as_str())).collect();
     if keys.is_empty() {
@@ -340,21 +351,21 @@ pub async fn note_fleet(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
 }
 
 /// The hub's streams and consumers of a site.
-async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::Result<()> {
+async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> anyhow::Result<()> {
     let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
     note_fleet(fleet, &operator).await?;
-    let plan = topology::plan(&Place::Cloud(vec![site.clone()]), &settings.streams);
-    for finding in topology::setup(&operator, &plan, Mend::Everything).await? {
-        if let State::Refused(why) = finding.state {
+    let plan = topology::plan_topology(&PlanScope::Cloud(vec![site.clone()]), &settings.streams);
+    for finding in topology::apply_plan(&operator, &plan, RepairMode::Everything).await? {
+        if let SetupStatus::Refused(why) = finding.state {
             anyhow::bail!("{} cannot be set up at the hub: {why}", finding.what);
         }
     }
-    audit::note(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
+    audit::record_command(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
     Ok(())
 }
 
 /// The hub as one of its roles; absent where it does not answer. What is wrong with our own files is logged.
-async fn reach(fleet: &Fleet, role: &str) -> Option<Bus> {
+async fn reach(fleet: &FleetFolder, role: &str) -> Option<Bus> {
     Bus::connect(&role_settings(fleet, role), role)
         .await
         .inspect_err(|error| tracing::debug!(%error, role, "the hub is not reached"))
@@ -362,18 +373,18 @@ async fn reach(fleet: &Fleet, role: &str) -> Option<Bus> {
 }
 
 /// How a role reaches the hub.
-pub fn role_settings(fleet: &Fleet, role: &str) -> NatsSettings {
+pub fn role_settings(fleet: &FleetFolder, role: &str) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(role)),
-        inbox: Some(rights::role_inbox(role)),
+        inbox: Some(permissions::role_inbox(role)),
         ..NatsSettings::default()
     }
 }
 
-async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
+async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
     let joined = match reach(fleet, "system").await {
         Some(system) => Some(admin::joined_leaves(&system).await?),
         None => None,
@@ -392,10 +403,10 @@ async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        return out::json(&sites);
+        return stdout::json(&sites);
     }
     if fleet.sites().is_empty() {
-        return out::line("No site belongs to it yet: `tributary site add NAME` adds one.");
+        return stdout::print_line("No site belongs to it yet: `tributary site add NAME` adds one.");
     }
     let rows: Vec<Vec<String>> = fleet
         .sites()
@@ -407,10 +418,10 @@ async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
                 None => "the hub does not answer",
             };
             let keys = if member.previous_nkey.is_some() { "two, until rotate --settle" } else { "one" };
-            vec![site.to_string(), joined.into(), form::time(member.since_ms), keys.into()]
+            vec![site.to_string(), joined.into(), format::format_time(member.since_ms), keys.into()]
         })
         .collect();
-    out::line(form::table(&["site", "joined", "keys since", "keys"], &rows))
+    stdout::print_line(format::table(&["site", "joined", "keys since", "keys"], &rows))
 }
 
 const JOIN_EXAMPLES: &str = "\
@@ -440,7 +451,7 @@ pub struct JoinArgs {
 pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
         Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
-            out::line(format_args!("{} is sealed. Code:", args.file.display()))?;
+            stdout::print_line(format_args!("{} is sealed. Code:", args.file.display()))?;
             let mut code = String::new();
             std::io::stdin().read_line(&mut code).context("the code cannot be read")?;
             Membership::read_with_code(&args.file, Some(&code))?
@@ -452,8 +463,8 @@ pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
         "a site of a fleet has no --sites, --cloud-model, --fleet or --merge: the verifiers and the rounds are its hub's"
     );
     let store = &settings.up.store;
-    membership.settle(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
-    out::line(format_args!(
+    membership.install(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
+    stdout::print_line(format_args!(
         "This is site {} of the fleet at {}. {} is not needed any more: delete it.",
         membership.site,
         membership.hub,

@@ -1,12 +1,12 @@
 //! `tributary hardcases`: what sites found hard, as collected in the cloud.
 
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{HardCase, SiteName, decode};
-use streams::read::{self, Stretch};
+use streams::reader::{self, StreamRange};
 use streams::{subject, topology};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 For each doubtful task the cloud keeps its scores and, where the model gives them, its features; never its
@@ -43,8 +43,8 @@ pub struct HardCasesArgs {
 }
 
 /// Lists them.
-pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow::Result<()> {
-    let here = site::open(loaded, "hardcases").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &HardCasesArgs) -> anyhow::Result<()> {
+    let here = site_target::open(loaded, "hardcases").await?;
     let subjects = match (&args.of, args.all) {
         (_, true) => Vec::new(),
         (Some(site), _) => vec![subject::hardcase(site)],
@@ -54,37 +54,41 @@ pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow:
         let best = case.top.first().map(|ranked| ranked.label.as_str());
         args.label.as_deref().is_none_or(|label| best == Some(label))
     };
-    let look = Stretch { subjects, ..Stretch::default() };
+    let look = StreamRange { subjects, ..StreamRange::default() };
     // A case of another site than its subject's is nobody's: any site may write on its own subject what it likes.
-    let own = |record: &read::Record, case: &HardCase| record.subject == subject::hardcase(&case.site);
-    let readable = |record: &read::Record| {
+    let own = |record: &reader::StoredMessage, case: &HardCase| record.subject == subject::hardcase(&case.site);
+    let readable = |record: &reader::StoredMessage| {
         decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case) && own(record, &case))
     };
-    let found = read::newest(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
+    let found =
+        reader::newest_messages(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
     let cases: Vec<HardCase> = found.iter().filter_map(|record| decode(&record.payload).ok()).collect();
     if args.json {
-        return cases.iter().try_for_each(out::json_line);
+        return cases.iter().try_for_each(stdout::json_line);
     }
     if cases.is_empty() {
-        return out::line("No hard case is known: doubtful tasks appear here once the courier has carried them up.");
+        return stdout::print_line(
+            "No hard case is known: doubtful tasks appear here once the courier has carried them up.",
+        );
     }
     let row = |case: &HardCase| {
         let best = |place: usize| {
             let ranked = case.top.get(place);
-            ranked.map(|ranked| format!("{} {}", form::plain(&ranked.label), form::percent(ranked.confidence)))
+            ranked
+                .map(|ranked| format!("{} {}", format::plain_number(&ranked.label), format::percent(ranked.confidence)))
         };
         vec![
-            form::time(case.published_at_ms),
+            format::format_time(case.published_at_ms),
             case.site.to_string(),
             case.camera.to_string(),
             best(0).unwrap_or_default(),
             best(1).unwrap_or_default(),
-            form::word(&case.reason),
+            format::wire_word(&case.reason),
             case.features.as_ref().map_or("none".into(), |features| features.len().to_string()),
             case.task.to_string(),
         ]
     };
     let rows: Vec<_> = cases.iter().map(row).collect();
     let head = ["published", "site", "camera", "best", "second", "in doubt for", "features", "task"];
-    out::line(form::table(&head, &rows))
+    stdout::print_line(format::table(&head, &rows))
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use runtime::sign::Key;
+use runtime::site_key::SiteKey;
 
-use crate::out;
+use crate::stdout;
 
 const EXAMPLES: &str = "\
 The file stays at the site, for trainer.key; what is printed goes to the cloud, for aggregator.check.keys. With any key
@@ -26,6 +26,6 @@ pub struct KeyArgs {
 
 /// Makes or shows a key.
 pub fn command(args: &KeyArgs) -> anyhow::Result<()> {
-    let key = if args.file.exists() { Key::read(&args.file) } else { Key::create(&args.file) }?;
-    out::line(key.public())
+    let key = if args.file.exists() { SiteKey::read(&args.file) } else { SiteKey::create(&args.file) }?;
+    stdout::print_line(key.public())
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_LABEL_BYTES;
 use schemas::{Answer, Label, TaskId, decode, encode};
-use streams::{Publication, Publisher, read, subject, topology};
+use streams::{Publication, Publisher, reader, subject, topology};
 
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the
@@ -31,7 +31,7 @@ Examples:
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct LabelArgs {
     #[command(subcommand)]
-    what: Option<What>,
+    what: Option<LabelCommand>,
     /// The task.
     #[arg(value_name = "TASK", required_unless_present = "from", requires = "label")]
     task: Option<TaskId>,
@@ -47,13 +47,13 @@ pub struct LabelArgs {
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum LabelCommand {
     Retract(retract::RetractArgs),
 }
 
 /// Publishes labels, or takes them back.
-pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
-    if let Some(What::Retract(args)) = &args.what {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+    if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }
     let said = match (&args.from, args.task, &args.label) {
@@ -64,12 +64,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
     if let Some((task, label)) = said.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
         bail!("the label of task {task} has {} bytes, 1 to {MAX_LABEL_BYTES} are allowed", label.len());
     }
-    let here = site::open(loaded, "label").await?;
+    let here = site_target::open(loaded, "label").await?;
     let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
     let (mut labelled, mut unknown) = (0_u64, Vec::new());
     for (task, label) in said {
-        let slot = subject::finality_of_any_camera(&here.name, task);
-        let Some(record) = read::last(&here.bus, topology::ANSWERS, &slot).await? else {
+        let slot = subject::final_answer_of_any_camera(&here.name, task);
+        let Some(record) = reader::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
             unknown.push(task);
             continue;
         };
@@ -82,14 +82,14 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
         labelled += 1;
     }
     if labelled > 0 {
-        audit::note(&here.bus, &here.name, "label", form::count(labelled, "task")).await;
+        audit::record_command(&here.bus, &here.name, "label", format::count(labelled, "task")).await;
     }
-    out::line(format!("{} at site {}", form::count(labelled, "label"), here.name))?;
+    stdout::print_line(format!("{} at site {}", format::count(labelled, "label"), here.name))?;
     match &unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
             "{} of unknown tasks passed over, the first is {first}: only tasks with a final answer at site {} can be labelled",
-            form::count(unknown.len() as u64, "label"),
+            format::count(unknown.len() as u64, "label"),
             here.name
         ),
     }

@@ -4,19 +4,18 @@ mod answers;
 mod audit;
 mod bench_cmd;
 mod camera;
+mod certificate_expiry;
 mod config;
 mod dead;
 mod demo;
 mod doctor;
 mod drift;
-mod expiry;
 mod fleet_cmd;
-mod form;
+mod format;
 mod hardcases;
 mod key;
 mod label;
 mod model;
-mod out;
 mod policy;
 mod publish;
 mod release;
@@ -28,8 +27,9 @@ mod round;
 mod scale;
 mod settings;
 mod setup;
-mod site;
+mod site_target;
 mod status;
+mod stdout;
 mod tap;
 mod train;
 mod up;
@@ -39,7 +39,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use runtime::Shutdown;
-use runtime::process::Kept;
+use runtime::process::MallocPolicy;
 
 /// Recognize images at the edge, verify the doubtful ones in the cloud.
 ///
@@ -49,14 +49,14 @@ use runtime::process::Kept;
 #[command(name = "tributary", version, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 /// Options every command takes.
 #[derive(Args)]
-pub(crate) struct Common {
+pub(crate) struct CommonArgs {
     /// Settings file; `tributary.toml` in this folder if there is one.
     #[arg(long, global = true, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -162,10 +162,10 @@ fn main() -> ExitCode {
         (1, _) => "debug",
         _ => "trace",
     };
-    runtime::telemetry::init(level, cli.common.log_json);
-    runtime::process::keep_memory(match &cli.command {
-        Command::Up(_) | Command::Join(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
-        _ => Kept::All,
+    runtime::telemetry::init_logging(level, cli.common.log_json);
+    runtime::process::set_malloc_policy(match &cli.command {
+        Command::Up(_) | Command::Join(_) | Command::Recognizer(_) | Command::Verifier(_) => MallocPolicy::NothingLarge,
+        _ => MallocPolicy::All,
     });
     if cli.command.is_worker() {
         // What a worker keeps, pictures among it, and what its server keeps, is nobody else's on this machine.
@@ -173,19 +173,19 @@ fn main() -> ExitCode {
     }
     // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
     let scheduled = match &cli.command {
-        Command::Replay(args) if args.asks_a_model() => streams::batch::run_when_idle(),
-        Command::Retrain(_) => streams::batch::run_when_idle(),
-        _ => streams::batch::run_in_batches(),
+        Command::Replay(args) if args.compares_model() => streams::scheduling::set_idle_scheduling(),
+        Command::Retrain(_) => streams::scheduling::set_idle_scheduling(),
+        _ => streams::scheduling::set_batch_scheduling(),
     };
     if let Err(error) = scheduled {
         tracing::debug!(%error, "the kernel schedules us as anybody else");
     }
     // Before there are other threads, which the kernel would not keep to the model's files.
     if let Command::TryRelease = &cli.command {
-        return out::ended(roles::try_release());
+        return stdout::is_closed(roles::try_release());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    out::ended(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+    stdout::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -206,10 +206,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     settings.check()?;
     if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
-        runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::people)?;
+        runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::into_anyhow)?;
     }
     if cli.command.is_worker() {
-        expiry::tell(&expiry::all(settings, None));
+        certificate_expiry::report_expiries(&certificate_expiry::all(settings, None));
     }
     // Only those that finish what is in hand want to hear of signals; the others just end.
     let shutdown = Shutdown::on_signals;

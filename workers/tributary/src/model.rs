@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, bail};
-use autograd::report::Report;
+use autograd::report::TrainabilityReport;
 use serde_json::json;
 use training::TrainError;
 use vision::{
-    CheckError, DraftNote, FitReport, Model, ModelReport, NoveltySource, Onnx, TrialImage, TrialReport, TrialRow,
+    CheckError, DraftNote, FitReport, Model, ModelReport, NoveltySource, OnnxRuntime, TrialImage, TrialReport, TrialRow,
 };
 
 use crate::settings::Settings;
-use crate::{form, out};
+use crate::{format, stdout};
 
 const CHECK_EXAMPLES: &str = "\
 A folder holds model.toml, one ONNX file and labels.txt or labels.json, or a Hugging Face export as its exporter
@@ -149,16 +149,16 @@ fn init(path: &Path) -> anyhow::Result<()> {
     write(&description, &text)?;
     let rows = draft.notes.iter().map(|DraftNote { key, why, is_guess }| {
         let source = if *is_guess { "guess" } else { "known" };
-        format!("{source:8} {key:16} {}", form::plain(why))
+        format!("{source:8} {key:16} {}", format::plain_number(why))
     });
-    out::line(rows.collect::<Vec<_>>().join("\n"))?;
+    stdout::print_line(rows.collect::<Vec<_>>().join("\n"))?;
     let labels = if draft.labels.is_some() { " and labels.txt" } else { "" };
     let guesses = draft.notes.iter().filter(|note| note.is_guess).count();
     let advice = match guesses {
         0 => "",
         _ => " Correct the guesses in it where you know better.",
     };
-    out::line(format!(
+    stdout::print_line(format!(
         "\nWrote {}{labels}.{advice} Then hold it against pictures you know:\n  tributary model check {} --images PICTURES \
          --labels-from-folders",
         description.display(),
@@ -174,7 +174,7 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
         Some(images) => {
             let mut publisher = settings.publisher.clone();
             if labels_from_folders {
-                publisher.labels = publisher::Labels::Folder;
+                publisher.labels = publisher::LabelOrigin::Folder;
             }
             let (found, others) = publisher::list_images(vec![images.clone()], &publisher).await?;
             others.iter().for_each(|other| tracing::warn!("{other}"));
@@ -185,12 +185,12 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
             Some((images, found.collect::<Vec<_>>()))
         }
     };
-    type Checked = (ModelReport, Option<(PathBuf, TrialReport)>, Result<Report, TrainError>);
-    let checking = move || -> anyhow::Result<Checked> {
+    type ModelCheckResult = (ModelReport, Option<(PathBuf, TrialReport)>, Result<TrainabilityReport, TrainError>);
+    let checking = move || -> anyhow::Result<ModelCheckResult> {
         let unreadable = |path: &PathBuf| format!("image {} cannot be read", path.display());
         let name = image.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let bytes = image.as_ref().map(|path| std::fs::read(path).with_context(|| unreadable(path))).transpose()?;
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let report = vision::check(&folder, &onnx, bytes.as_deref()).map_err(|error| match error {
             CheckError::Infer(error) if error.is_the_images_fault() => {
                 Error::new(error).context(format!("image {name}"))
@@ -199,13 +199,13 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
         })?;
         let model = Model::load(&folder)?;
         let trial = trial.map(|(root, images)| anyhow::Ok((root, vision::try_on(&onnx, &model, &images)?)));
-        Ok((report, trial.transpose()?, training::probe::report(&onnx, &model)))
+        Ok((report, trial.transpose()?, training::trainable_model::report(&onnx, &model)))
     };
     let (report, trial, training) = tokio::task::spawn_blocking(checking).await??;
     if json {
         let mut whole = serde_json::to_value(&report)?;
         whole["training"] = match &training {
-            Ok(Report { layers, trainable_layers, weights, parameters, unsupported }) => json!({
+            Ok(TrainabilityReport { layers, trainable_layers, weights, parameters, unsupported }) => json!({
                 "layers": layers,
                 "trainable_layers": trainable_layers,
                 "weights": weights,
@@ -217,17 +217,17 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
         if let Some((_, trial)) = &trial {
             whole["images"] = serde_json::to_value(trial)?;
         }
-        return out::json(&whole);
+        return stdout::json(&whole);
     }
-    out::line(text(&report))?;
-    out::line(trainable(&training))?;
-    let Some((root, trial)) = trial else { return out::line("This model is fit for use.") };
-    out::line(format!("\n{}", side_by_side(&root, &trial)))?;
+    stdout::print_line(text(&report))?;
+    stdout::print_line(trainable(&training))?;
+    let Some((root, trial)) = trial else { return stdout::print_line("This model is fit for use.") };
+    stdout::print_line(format!("\n{}", side_by_side(&root, &trial)))?;
     match trial.findings.is_empty() {
-        true => out::line("This model is fit for use, and nothing speaks against its description."),
+        true => stdout::print_line("This model is fit for use, and nothing speaks against its description."),
         false => {
-            let findings = trial.findings.iter().map(|finding| format!("- {}", form::plain(finding)));
-            out::line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
+            let findings = trial.findings.iter().map(|finding| format!("- {}", format::plain_number(finding)));
+            stdout::print_line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
         }
     }
 }
@@ -241,18 +241,18 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
     };
     let onnxruntime = settings.onnxruntime.clone();
     let fitting = move || -> anyhow::Result<(Model, FitReport)> {
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
-        let (novelty, report) = vision::novelty::fit::fit(&onnx, &model, &pictures, &others)?;
-        Ok((vision::novelty::fit::save(&novelty, &model)?, report))
+        let (novelty, report) = vision::novelty::fit::fit_novelty(&onnx, &model, &pictures, &others)?;
+        Ok((vision::novelty::fit::save_novelty(&novelty, &model)?, report))
     };
     let (model, report) = tokio::task::spawn_blocking(fitting).await??;
     if json {
         let mut whole = serde_json::to_value(&report)?;
         whole["release"] = json!(model.release.to_string());
-        return out::json(&whole);
+        return stdout::json(&whole);
     }
-    out::line(novelty_text(&model, &report))
+    stdout::print_line(novelty_text(&model, &report))
 }
 
 /// The image files of a folder.
@@ -279,16 +279,16 @@ fn novelty_text(model: &Model, report: &FitReport) -> String {
     if let Some(first) = unreadable.first() {
         lines.push(format!(
             "passed over  {}, the first: {}",
-            form::count(unreadable.len() as u64, "picture"),
-            form::plain(first)
+            format::count(unreadable.len() as u64, "picture"),
+            format::plain_number(first)
         ));
     }
     if let Some(against) = against {
-        let percent = |ratio: f64| form::percent(ratio);
+        let percent = |ratio: f64| format::percent(ratio);
         lines.push(format!(
             "told apart   from {} of another kind (area under the ROC curve): {:.3} by novelty, {:.3} by confidence, {:.3} by \
              energy",
-            form::count(against.pictures as u64, "picture"),
+            format::count(against.pictures as u64, "picture"),
             against.novelty_auroc,
             against.confidence_auroc,
             against.energy_auroc
@@ -314,14 +314,21 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
         .map(|row| {
             let file = row.path.strip_prefix(root).unwrap_or(&row.path).display().to_string();
             let said = match (&row.label, &row.fault) {
-                (Some(label), _) => form::plain(label),
-                (None, fault) => format!("cannot be read: {}", form::plain(fault.as_deref().unwrap_or_default())),
+                (Some(label), _) => format::plain_number(label),
+                (None, fault) => {
+                    format!("cannot be read: {}", format::plain_number(fault.as_deref().unwrap_or_default()))
+                }
             };
-            let expected = row.expected.as_deref().map(form::plain).unwrap_or_default();
-            vec![form::plain(&file), expected, said, row.confidence_ratio.map(form::percent).unwrap_or_default()]
+            let expected = row.expected.as_deref().map(format::plain_number).unwrap_or_default();
+            vec![
+                format::plain_number(&file),
+                expected,
+                said,
+                row.confidence_ratio.map(format::percent).unwrap_or_default(),
+            ]
         })
         .collect();
-    let mut text = form::table(&["image", "expected", "says", "sure"], &rows);
+    let mut text = format::table(&["image", "expected", "says", "sure"], &rows);
     if trial.images.len() > rows.len() {
         text.push_str(&format!("\n… and {} more; --json has all", trial.images.len() - rows.len()));
     }
@@ -331,17 +338,17 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
             "\n\n{} of {} labelled pictures are right, {}",
             trial.right,
             trial.labelled,
-            form::percent(share)
+            format::percent(share)
         ));
     }
     for (label, count) in trial.unknown_labels.iter().take(5) {
-        text.push_str(&format!("\n{count} of label {}, which the model does not have", form::plain(label)));
+        text.push_str(&format!("\n{count} of label {}, which the model does not have", format::plain_number(label)));
     }
     text
 }
 
 /// How much of it can be trained.
-fn trainable(training: &Result<Report, TrainError>) -> String {
+fn trainable(training: &Result<TrainabilityReport, TrainError>) -> String {
     match training {
         Err(error) => format!("training cannot be done: {error}"),
         Ok(report) => {
@@ -362,12 +369,12 @@ fn trainable(training: &Result<Report, TrainError>) -> String {
 
 fn text(report: &ModelReport) -> String {
     let ModelReport { name, release, files, size_bytes, runtime, input, output, labels, .. } = report;
-    let (channels, layout) = (form::word(&input.channels), form::word(&input.layout));
+    let (channels, layout) = (format::wire_word(&input.channels), format::wire_word(&input.layout));
     let features = output.features.map(|count| format!(", and {count} features")).unwrap_or_default();
     let at_most = report.graph_batch.map(|most| format!(", at most {most} at once")).unwrap_or_default();
-    let cost = form::span(report.cost_ms);
+    let cost = format::format_span(report.cost_ms);
     let mut lines = vec![
-        format!("model    {name}, {} in {}", form::size(*size_bytes), files.join(", ")),
+        format!("model    {name}, {} in {}", format::format_size(*size_bytes), files.join(", ")),
         format!("release  {release}"),
         format!("runtime  {runtime}"),
         format!(
@@ -375,14 +382,14 @@ fn text(report: &ModelReport) -> String {
             input.name,
             input.width_px,
             input.height_px,
-            form::word(&input.resize)
+            format::wire_word(&input.resize)
         ),
-        format!("output   {}: {} of {labels} labels{features}", output.name, form::word(&output.kind)),
+        format!("output   {}: {} of {labels} labels{features}", output.name, format::wire_word(&output.kind)),
         format!("cost     {cost} an image on one thread, in batches of {}{at_most}", report.best_batch),
     ];
     lines.extend(report.top.iter().enumerate().map(|(place, best)| {
         let heading = if place == 0 { "sees" } else { "" };
-        format!("{heading:8} {:>7}  {}", form::percent(best.confidence_ratio), form::plain(&best.label))
+        format!("{heading:8} {:>7}  {}", format::percent(best.confidence_ratio), format::plain_number(&best.label))
     }));
     lines.join("\n")
 }

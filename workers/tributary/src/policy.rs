@@ -4,12 +4,12 @@ use std::str::FromStr;
 
 use anyhow::ensure;
 use decisions::policy::{POLICIES, PolicyName};
-use recognizer::signals::{Chosen, POLICY_NOTE};
-use runtime::settings::Loaded;
+use recognizer::signals::{POLICY_NOTE, PolicyOverride};
+use runtime::settings::LoadedSettings;
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Policies:
@@ -49,45 +49,51 @@ pub struct PolicyArgs {
 }
 
 /// Shows or chooses.
-pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "policy").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "policy").await?;
     let ledger = Ledger::open(&site.bus).await?;
     if let Some(name) = args.name {
         if let Some(share) = args.share {
             ensure!((0.0..=1.0).contains(&share), "--share {share}: it must lie between 0 and 1");
             ensure!(name == PolicyName::Random, "--share says how much `random` sends up; {name} has no such number");
         }
-        let chosen = Chosen { name, share_ratio: args.share };
+        let chosen = PolicyOverride { name, share_ratio: args.share };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
-        audit::note(&site.bus, &site.name, "policy set", format!("{name}")).await;
-        return out::line(format_args!("site {}: {name} decides from now on", site.name));
+        audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
+        return stdout::print_line(format_args!("site {}: {name} decides from now on", site.name));
     }
     if args.clear {
-        ledger.write(POLICY_NOTE, serde_json::to_string(&None::<Chosen>)?).await?;
-        audit::note(&site.bus, &site.name, "policy clear", "").await;
-        return out::line(format_args!("site {}: the settings of each recognizer hold again", site.name));
+        ledger.write(POLICY_NOTE, serde_json::to_string(&None::<PolicyOverride>)?).await?;
+        audit::record_command(&site.bus, &site.name, "policy clear", "").await;
+        return stdout::print_line(format_args!("site {}: the settings of each recognizer hold again", site.name));
     }
     let note = ledger.read(POLICY_NOTE).await?;
-    let chosen: Option<Chosen> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
-    let beats = fleet::alive(&site.bus).await?;
+    let chosen: Option<PolicyOverride> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
+    let beats = fleet::live_workers(&site.bus).await?;
     let decisions: Vec<_> = beats.into_iter().filter_map(|beat| Some((beat.worker, beat.decision?))).collect();
     if args.json {
         let decisions: serde_json::Map<String, serde_json::Value> = decisions
             .into_iter()
             .map(|(worker, decision)| Ok((worker, serde_json::to_value(decision)?)))
             .collect::<anyhow::Result<_>>()?;
-        return out::json(&serde_json::json!({ "chosen": chosen, "recognizers": decisions }));
+        return stdout::json(&serde_json::json!({ "chosen": chosen, "recognizers": decisions }));
     }
-    out::line(match &chosen {
+    stdout::print_line(match &chosen {
         Some(chosen) => format!("site {}: {} was chosen", site.name, chosen.name),
         None => format!("site {}: none was chosen, so the settings of each recognizer hold", site.name),
     })?;
     for (worker, decision) in &decisions {
-        out::line(format_args!("{}: {}, {}; {}", form::plain(worker), decision.policy, decision.state, decision.why))?;
+        stdout::print_line(format_args!(
+            "{}: {}, {}; {}",
+            format::plain_number(worker),
+            decision.policy,
+            decision.state,
+            decision.why
+        ))?;
     }
     if decisions.is_empty() {
-        out::line("No recognizer gives a sign of life.")?;
+        stdout::print_line("No recognizer gives a sign of life.")?;
     }
     let names: Vec<&str> = POLICIES.iter().map(|policy| policy.as_str()).collect();
-    out::line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))
+    stdout::print_line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))
 }

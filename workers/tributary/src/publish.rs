@@ -5,19 +5,20 @@ use std::time::Duration;
 
 use anyhow::bail;
 use publisher::{
-    Acknowledged, Cameras, JournalPlace, Mark, Options, Progress, PublishFailure, RESUME_HELP, Source, Summary,
+    AcknowledgedTask, CameraNaming, ImageSource, JournalLocation, PublishFailure, PublishOptions, PublishProgress,
+    PublishSummary, RESUME_HELP, RunHeaders,
 };
 use runtime::Shutdown;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::CameraName;
 use serde::Serialize;
 use serde_json::Value;
-use streams::Placed;
+use streams::PublishOutcome;
 use tokio::sync::mpsc;
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
-use crate::{form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{format, stdout};
 
 /// Acknowledged tasks that may wait to be printed; publishing waits when there are more.
 const PRINT_AHEAD: usize = 1024;
@@ -146,14 +147,14 @@ impl PublishArgs {
         .collect()
     }
 
-    fn source(&self) -> anyhow::Result<Source> {
+    fn source(&self) -> anyhow::Result<ImageSource> {
         let images = self.paths.clone();
         match (&self.paths[..], self.rate) {
-            _ if self.stdin => Ok(Source::Stdin),
-            _ if self.stdin_paths => Ok(Source::StdinPaths),
-            ([folder], _) if self.watch => Ok(Source::Watch(folder.clone())),
+            _ if self.stdin => Ok(ImageSource::Stdin),
+            _ if self.stdin_paths => Ok(ImageSource::StdinPaths),
+            ([folder], _) if self.watch => Ok(ImageSource::Watch(folder.clone())),
             (several, _) if self.watch => bail!("--watch takes one folder and was given {}", several.len()),
-            (_, Some(rate_per_s)) => Ok(Source::Generator {
+            (_, Some(rate_per_s)) => Ok(ImageSource::Generator {
                 images,
                 rate_per_s,
                 poisson: self.poisson,
@@ -161,64 +162,68 @@ impl PublishArgs {
                 count: self.count,
                 duration: self.duration.map(Duration::from_secs),
             }),
-            _ => Ok(Source::Paths(images)),
+            _ => Ok(ImageSource::Paths(images)),
         }
     }
 }
 
 /// Publishes images and says what became of them.
-pub async fn command(loaded: &Loaded<Settings>, args: &PublishArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let site = site::open(loaded, "publish").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "publish").await?;
     let source = args.source()?;
     let (acknowledged, printing) = printer(args);
-    let options = Options {
+    let options = PublishOptions {
         again: args.again.clone(),
-        journal: JournalPlace::of_user(&server(&site, &loaded.settings)),
-        progress: if args.print_ids { Progress::silent() } else { Progress::on_terminal() },
-        mark: Mark { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
+        journal: JournalLocation::of_user(&server(&site, &loaded.settings)),
+        progress: if args.print_ids { PublishProgress::hidden() } else { PublishProgress::on_terminal() },
+        mark: RunHeaders { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
         acknowledged,
     };
     let mut settings = loaded.settings.publisher.clone();
     settings.exclude.extend(args.exclude.iter().cloned());
-    let cameras = args.camera.clone().map_or(Cameras::FromFolders, Cameras::One);
+    let cameras = args.camera.clone().map_or(CameraNaming::FromFolders, CameraNaming::One);
     let stop = shutdown.clone();
-    let publishing = publisher::publish(&site.bus, &site.name, cameras, source, &settings, options, &shutdown);
+    let publishing = publisher::publish_images(&site.bus, &site.name, cameras, source, &settings, options, &shutdown);
     let printing = async {
         let printed = printing.await;
         if printed.is_err() {
             // Nobody reads the ids any more: whoever asked for them has seen enough.
-            stop.want();
+            stop.request();
         }
         printed
     };
     let (ended, printed) = tokio::join!(publishing, printing);
-    site.bus.flush().await;
+    site.bus.flush_published().await;
     printed?;
     report(ended, args)
 }
 
 /// What tells the server's journals from others. The port of an `up` is another one each time.
-fn server(site: &Site, settings: &Settings) -> String {
+fn server(site: &SiteTarget, settings: &Settings) -> String {
     let store = site.store(settings).and_then(|store| store.canonicalize().ok());
     store.map_or_else(|| streams::connect::without_credentials(&site.nats.url), |store| store.display().to_string())
 }
 
 fn printer(
     args: &PublishArgs,
-) -> (Option<mpsc::Sender<Acknowledged>>, impl Future<Output = anyhow::Result<()>> + use<>) {
+) -> (Option<mpsc::Sender<AcknowledgedTask>>, impl Future<Output = anyhow::Result<()>> + use<>) {
     let (sender, mut receiver) = mpsc::channel(PRINT_AHEAD);
     let (wanted, json) = (args.print_ids, args.json);
     let printing = async move {
         while let Some(acknowledged) = receiver.recv().await {
-            if json { out::json_line(&Told::from(acknowledged)) } else { out::line(told(&acknowledged)) }?;
+            if json {
+                stdout::json_line(&PublishedTask::from(acknowledged))
+            } else {
+                stdout::print_line(told(&acknowledged))
+            }?;
         }
         Ok(())
     };
     (wanted.then_some(sender), printing)
 }
 
-fn told(acknowledged: &Acknowledged) -> String {
-    let path = form::plain(&acknowledged.path.display().to_string());
+fn told(acknowledged: &AcknowledgedTask) -> String {
+    let path = format::plain_number(&acknowledged.path.display().to_string());
     let page = acknowledged.page.map(|page| format!("\tpage {page}")).unwrap_or_default();
     let tile = acknowledged.tile.as_ref().map(|tile| format!("\t{},{}", tile.x_px, tile.y_px)).unwrap_or_default();
     format!("{}\t{path}{page}{tile}", acknowledged.task)
@@ -226,7 +231,7 @@ fn told(acknowledged: &Acknowledged) -> String {
 
 /// An acknowledged task for programs.
 #[derive(Serialize)]
-struct Told {
+struct PublishedTask {
     task: String,
     path: String,
     page: Option<u32>,
@@ -238,20 +243,20 @@ struct Told {
     elapsed_ms: f64,
 }
 
-impl From<Acknowledged> for Told {
-    fn from(acknowledged: Acknowledged) -> Self {
-        let Acknowledged { task, placed, path, page, tile, label, size_bytes, elapsed } = acknowledged;
+impl From<AcknowledgedTask> for PublishedTask {
+    fn from(acknowledged: AcknowledgedTask) -> Self {
+        let AcknowledgedTask { task, placed, path, page, tile, label, size_bytes, elapsed } = acknowledged;
         let (sequence, duplicate) = match placed {
-            Placed::Stored(sequence) => (Some(sequence), false),
-            Placed::Duplicate(sequence) => (Some(sequence), true),
-            Placed::Taken => (None, true),
+            PublishOutcome::Stored(sequence) => (Some(sequence), false),
+            PublishOutcome::Duplicate(sequence) => (Some(sequence), true),
+            PublishOutcome::Taken => (None, true),
         };
         let (path, elapsed_ms) = (path.display().to_string(), elapsed.as_secs_f64() * 1000.0);
         Self { task: task.to_string(), path, page, tile, label, sequence, duplicate, size_bytes, elapsed_ms }
     }
 }
 
-fn report(ended: Result<Summary, PublishFailure>, args: &PublishArgs) -> anyhow::Result<()> {
+fn report(ended: Result<PublishSummary, PublishFailure>, args: &PublishArgs) -> anyhow::Result<()> {
     let summary = match &ended {
         Ok(summary) => Some(summary),
         Err(failure) => failure.summary(),
@@ -263,17 +268,17 @@ fn report(ended: Result<Summary, PublishFailure>, args: &PublishArgs) -> anyhow:
     match summary.refused_files {
         0 if summary.interrupted => bail!("interrupted before all was published"),
         0 => Ok(()),
-        refused => bail!("{} refused (reasons above); the others are published", form::count(refused, "file")),
+        refused => bail!("{} refused (reasons above); the others are published", format::count(refused, "file")),
     }
 }
 
-fn print(summary: &Summary, args: &PublishArgs) -> anyhow::Result<()> {
+fn print(summary: &PublishSummary, args: &PublishArgs) -> anyhow::Result<()> {
     match (args.json, args.print_ids) {
-        (true, _) => out::json_line(summary),
+        (true, _) => stdout::json_line(summary),
         (false, true) => {
-            out::note(summary);
+            stdout::print_note(summary);
             Ok(())
         }
-        (false, false) => out::line(summary),
+        (false, false) => stdout::print_line(summary),
     }
 }

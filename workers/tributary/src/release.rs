@@ -1,27 +1,27 @@
 //! `tributary release`: what rounds came to, what sites run of it, and deciding by hand.
 
+mod decide;
 mod folder;
-mod hand;
 mod remake;
 mod signature;
-pub mod stand;
+pub mod standing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aggregator::Releases;
-use aggregator::public::Public;
-use aggregator::record::ReportedChange;
-use aggregator::release::{self, Manifest, RemadeFrom};
-use aggregator::verify::{self, Place, verify};
+use aggregator::ModelReleases;
+use aggregator::audit::AccuracyChange;
+use aggregator::public_set::PublicSet;
+use aggregator::release::{self, Manifest, RemakeOrigin};
+use aggregator::verify::{self, ReleaseWorkspace, verify_release};
 use anyhow::{Context, bail};
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout};
-use streams::Store;
-use vision::{Model, Onnx};
+use streams::ReleaseStore;
+use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{form, out, roles, round};
+use crate::{format, roles, round, stdout};
 
 const EXAMPLES: &str = "\
 Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or
@@ -59,11 +59,11 @@ pub struct ReleaseArgs {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    what: What,
+    what: ReleaseCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum ReleaseCommand {
     /// Every release, each with the one it came from, and how it stands.
     List,
     /// How a release was come by, and what was decided about it: every number that decided.
@@ -115,28 +115,33 @@ enum What {
         sign: Option<PathBuf>,
     },
     /// Let all sites run a release.
-    Promote(hand::OneArgs),
+    Promote(decide::ReleaseDecisionArgs),
     /// Take a release back that is tried or waits.
-    Withdraw(hand::OneArgs),
+    Withdraw(decide::ReleaseDecisionArgs),
     /// Let all sites run what was stable before, and take back what is stable.
-    Rollback(hand::Why),
+    Rollback(decide::ReasonArgs),
     /// Let one site run a release, whatever is decided.
-    Pin(hand::PinArgs),
+    Pin(decide::PinArgs),
     /// Let a pinned site follow what is decided again.
-    Unpin(hand::UnpinArgs),
+    Unpin(decide::UnpinArgs),
 }
 
 /// Makes a release of a folder that this program made itself, in the store of the settings: nobody's signature is asked for.
-pub async fn import(loaded: &Loaded<Settings>, name: ModelName, folder: &Path, json: bool) -> anyhow::Result<()> {
+pub async fn import(
+    loaded: &LoadedSettings<Settings>,
+    name: ModelName,
+    folder: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
     let store = roles::release_store(&loaded.settings)?;
     folder::import(loaded, store, Some(name), (folder, None), json).await
 }
 
 /// Shows releases, and decides about them.
-pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
-    let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
-    if let What::Import { folder, signature } = &args.what {
+    let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
+    if let ReleaseCommand::Import { folder, signature } = &args.what {
         let signed = signature::verify(signature, &loaded.settings.releaser.trusted_keys, folder).await?;
         return folder::import(loaded, store, args.name.clone(), (folder, signed), args.json).await;
     }
@@ -144,67 +149,67 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
         Some(name) => name.clone(),
         None => only(&store, &url).await?,
     };
-    let releases = Releases::new(store, model.clone());
+    let releases = ModelReleases::new(store, model.clone());
     match &args.what {
-        What::List => list(&releases, &stand::of(loaded, &model).await, args.json).await,
-        What::Show { release } => {
-            let (manifest, history) = (releases.find(release).await?, stand::of(loaded, &model).await);
+        ReleaseCommand::List => list(&releases, &standing::read_history(loaded, &model).await, args.json).await,
+        ReleaseCommand::Show { release } => {
+            let (manifest, history) = (releases.find(release).await?, standing::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
-                all["stage"] = stand::word(&history, &manifest.release).into();
-                all["decisions"] = serde_json::to_value(stand::about(&history, &manifest.release))?;
-                return out::json(&all);
+                all["stage"] = standing::standing_of(&history, &manifest.release).into();
+                all["decisions"] = serde_json::to_value(standing::decisions_about(&history, &manifest.release))?;
+                return stdout::json(&all);
             }
             show(&manifest)?;
-            stand::show(&history, &manifest.release)
+            standing::print_standing(&history, &manifest.release)
         }
-        What::Diff { one, other } => diff(&releases, one, other, args.json).await,
-        What::Verify { release, model, public } => {
+        ReleaseCommand::Diff { one, other } => diff(&releases, one, other, args.json).await,
+        ReleaseCommand::Verify { release, model, public } => {
             let model = round::model(loaded, model.as_ref())?;
             let manifest = releases.find(release).await?;
             let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
-            again(loaded, &releases, &manifest, model, public, args.json).await
+            remake_command(loaded, &releases, &manifest, model, public, args.json).await
         }
-        What::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
-        What::Import { .. } => Ok(()),
-        What::Export { release, folder, oci, sign } => {
+        ReleaseCommand::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
+        ReleaseCommand::Import { .. } => Ok(()),
+        ReleaseCommand::Export { release, folder, oci, sign } => {
             folder::export(&releases, &model, release, folder, (oci.as_deref(), sign.as_deref())).await
         }
-        What::Promote(one) => hand::promote(loaded, &releases, &model, one, args.json).await,
-        What::Withdraw(one) => hand::withdraw(loaded, &releases, &model, one, args.json).await,
-        What::Rollback(why) => hand::roll_back(loaded, &model, why, args.json).await,
-        What::Pin(pin) => hand::pin(loaded, &releases, &model, pin, args.json).await,
-        What::Unpin(unpin) => hand::unpin(loaded, &model, unpin, args.json).await,
+        ReleaseCommand::Promote(one) => decide::promote(loaded, &releases, &model, one, args.json).await,
+        ReleaseCommand::Withdraw(one) => decide::withdraw(loaded, &releases, &model, one, args.json).await,
+        ReleaseCommand::Rollback(why) => decide::roll_back(loaded, &model, why, args.json).await,
+        ReleaseCommand::Pin(pin) => decide::pin(loaded, &releases, &model, pin, args.json).await,
+        ReleaseCommand::Unpin(unpin) => decide::unpin(loaded, &model, unpin, args.json).await,
     }
 }
 
-async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
+async fn only(store: &ReleaseStore, url: &str) -> anyhow::Result<ModelName> {
     let models = release::models(store).await?;
     match &models[..] {
         [only] => Ok(only.clone()),
         [] => bail!(
             "there is no release in {url} yet: `tributary aggregator` seals them there, and `tributary release import` puts them there; --release-store names another store"
         ),
-        several => bail!("{url} has releases of {}: choose one with --name", form::list(several)),
+        several => bail!("{url} has releases of {}: choose one with --name", format::list(several)),
     }
 }
 
-async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
+async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
-    let stands = |release: &ReleaseId| stand::word(history, release);
+    let stands = |release: &ReleaseId| standing::standing_of(history, release);
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;
             row["stage"] = stands(&manifest.release).into();
             Ok(row)
         });
-        return out::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);
+        return stdout::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);
     }
     let row = |manifest: &Manifest| {
         let made = manifest.made.as_ref();
         let reported = made.and_then(|made| made.record.reported);
-        let percent = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
-        let after = |reported: ReportedChange| match reported.is_measured() {
+        let percent = |measured: schemas::ModelAccuracy| format!("{:.1} %", measured.accuracy_ratio * 100.0);
+        let after = |reported: AccuracyChange| match reported.is_measured() {
             true => percent(reported.after),
             false => format!("{}, no change measured", percent(reported.after)),
         };
@@ -213,7 +218,7 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
             stands(&manifest.release).to_owned(),
             if manifest.round == 0 { String::new() } else { manifest.round.to_string() },
             manifest.parent.as_ref().map_or(String::new(), |parent| parent.short().to_owned()),
-            made.map_or(String::new(), |made| form::time(made.closed_at_ms)),
+            made.map_or(String::new(), |made| format::format_time(made.closed_at_ms)),
             made.map_or(String::new(), |made| made.updates.len().to_string()),
             made.map_or(String::new(), |made| made.refused.len().to_string()),
             made.map_or(String::new(), |made| made.record.rule.clone()),
@@ -223,33 +228,37 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     let head = ["release", "stands", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
-    out::line(form::table(&head, &rows))
+    stdout::print_line(format::table(&head, &rows))
 }
 
 fn show(manifest: &Manifest) -> anyhow::Result<()> {
-    out::line(format_args!("release  {}", manifest.release))?;
-    out::line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
-    out::line(format_args!(
+    stdout::print_line(format_args!("release  {}", manifest.release))?;
+    stdout::print_line(format_args!(
+        "model    {}, {}",
+        manifest.model,
+        format::count(manifest.labels.len() as u64, "label")
+    ))?;
+    stdout::print_line(format_args!(
         "weights  {}, SHA-256 {}",
-        form::size(manifest.weights.size_bytes),
+        format::format_size(manifest.weights.size_bytes),
         manifest.weights.sha256
     ))?;
-    signature::tell_signer(manifest.signed_by.as_ref())?;
+    signature::print_signer(manifest.signed_by.as_ref())?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return match &manifest.parent {
-            Some(parent) => out::line(format_args!("from     elsewhere, to take the place of {parent}")),
-            None => out::line("It is what sites were set up with: it came of no round."),
+            Some(parent) => stdout::print_line(format_args!("from     elsewhere, to take the place of {parent}")),
+            None => stdout::print_line("It is what sites were set up with: it came of no round."),
         };
     };
-    out::line(format_args!("from     {parent}"))?;
-    out::line(format_args!(
+    stdout::print_line(format_args!("from     {parent}"))?;
+    stdout::print_line(format_args!(
         "round    {}, {} to {}: {}",
         manifest.round,
-        form::time(made.opened_at_ms),
-        form::time(made.closed_at_ms),
+        format::format_time(made.opened_at_ms),
+        format::format_time(made.closed_at_ms),
         made.closed_because
     ))?;
-    out::line(format_args!("trained  {}", made.trainable))?;
+    stdout::print_line(format_args!("trained  {}", made.trainable))?;
     if let Some(remade) = &manifest.remade {
         show_remade(remade)?;
     }
@@ -257,11 +266,11 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         Some(why) => format!("{} ({why})", made.record.rule),
         None => made.record.rule.clone(),
     };
-    out::line(format_args!("rule     {rule}"))?;
+    stdout::print_line(format_args!("rule     {rule}"))?;
     if let Some(reported) = made.record.reported {
-        out::line(format_args!("public   {reported}"))?;
+        stdout::print_line(format_args!("public   {reported}"))?;
         let (before, after) = (reported.before.loss, reported.after.loss);
-        out::line(format_args!(
+        stdout::print_line(format_args!(
             "         of pictures that nothing was fitted on or chosen by; loss {after:.3}, {before:.3} before"
         ))?;
     }
@@ -285,9 +294,9 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    out::line(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
+    stdout::print_line(format::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
     for candidate in &made.record.candidates {
-        out::line(format_args!(
+        stdout::print_line(format_args!(
             "tried    {:<18} loss {:.4}, {:.1} % right",
             candidate.rule,
             candidate.loss,
@@ -295,25 +304,28 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         ))?;
     }
     for refused in &made.refused {
-        out::line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
+        stdout::print_line(format_args!(
+            "refused  {}: {} ({})",
+            refused.site, refused.fault.reason, refused.fault.name
+        ))?;
     }
     Ok(())
 }
 
-fn show_remade(remade: &RemadeFrom) -> anyhow::Result<()> {
-    out::line(format_args!(
+fn show_remade(remade: &RemakeOrigin) -> anyhow::Result<()> {
+    stdout::print_line(format_args!(
         "remade   {} from the updates of release {}: {}",
-        form::time(remade.at_ms),
+        format::format_time(remade.at_ms),
         remade.of.short(),
-        form::plain(&remade.why)
+        format::plain_number(&remade.why)
     ))?;
     for left_out in &remade.without {
-        out::line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
+        stdout::print_line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
     }
     Ok(())
 }
 
-async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
+async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let mut read = Vec::new();
     for beginning in [one, other] {
@@ -324,15 +336,15 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
         read.push((manifest, training::weights::decode(&bytes)?.0));
     }
     let [(one, first), (other, second)] = &read[..] else { bail!("two releases are compared") };
-    let apart = verify::apart(first, second);
+    let apart = verify::weight_differences(first, second);
     if json {
         let rows: Vec<_> = apart
             .iter()
             .map(|(name, size, moved)| serde_json::json!({ "tensor": name, "rms": size, "rms_of_difference": moved }))
             .collect();
-        return out::json(&rows);
+        return stdout::json(&rows);
     }
-    out::line(format_args!(
+    stdout::print_line(format_args!(
         "{} and {}: root of the mean square, tensor by tensor",
         one.release.short(),
         other.release.short()
@@ -345,48 +357,48 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
             vec![name.clone(), format!("{size:.5}"), format!("{moved:.5}"), ratio(*size, *moved)]
         })
         .collect();
-    out::line(form::table(&["tensor", "size", "difference", ""], &rows))
+    stdout::print_line(format::table(&["tensor", "size", "difference", ""], &rows))
 }
 
 /// What models are tried on, if a folder is named.
 async fn public_set(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     model: &Model,
     folder: Option<PathBuf>,
-) -> anyhow::Result<Option<Arc<Public>>> {
+) -> anyhow::Result<Option<Arc<PublicSet>>> {
     let aggregator = &loaded.settings.aggregator;
-    let (most, room) = (aggregator.public_of_class as usize, (aggregator.public_max_mib as usize) << 20);
+    let (most, room) = (aggregator.public_max_per_class as usize, (aggregator.public_max_mib as usize) << 20);
     let Some(folder) = folder else { return Ok(None) };
     let root = model.clone();
-    let read = tokio::task::spawn_blocking(move || Public::read(&folder, &root, most, room));
+    let read = tokio::task::spawn_blocking(move || PublicSet::read(&folder, &root, most, room));
     Ok(Some(Arc::new(read.await??)))
 }
 
-async fn again(
-    loaded: &Loaded<Settings>,
-    releases: &Releases,
+async fn remake_command(
+    loaded: &LoadedSettings<Settings>,
+    releases: &ModelReleases,
     manifest: &Manifest,
     model: Model,
     public: Option<PathBuf>,
     json: bool,
 ) -> anyhow::Result<()> {
-    let runtime = Onnx::find_and_load(loaded.settings.onnxruntime.as_deref())?;
+    let runtime = OnnxRuntime::find_and_load(loaded.settings.onnxruntime.as_deref())?;
     let public = public_set(loaded, &model, public).await?;
     let work = tempfile::tempdir().context("a folder for temporary files")?;
-    let place = Place { runtime, root: Arc::new(model), work: work.path().to_owned() };
-    let verified = verify(&place, releases, manifest, public).await?;
+    let place = ReleaseWorkspace { runtime, root: Arc::new(model), work: work.path().to_owned() };
+    let verified = verify_release(&place, releases, manifest, public).await?;
     if json {
         let (made, same, updates) = (&verified.made, verified.same, verified.updates);
-        out::json(
+        stdout::json(
             &serde_json::json!({ "release": manifest.release, "made_again": made, "same": same, "updates": updates }),
         )?;
     }
     match verified.same {
         true if json => Ok(()),
-        true => out::line(format_args!(
+        true => stdout::print_line(format_args!(
             "release {} made again of {}: the same, bit by bit",
             manifest.release.short(),
-            form::count(verified.updates as u64, "update")
+            format::count(verified.updates as u64, "update")
         )),
         false => bail!(
             "made again of its {} updates, release {} comes to {}: it was made on another kind of processor or with another ONNX Runtime, or something was changed",

@@ -5,24 +5,27 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use replayer::fetch::From;
-use replayer::select::At;
-use replayer::{Destination, Expression, Options, Progress, Query, Sample, Spacing, Summary, moment, replay};
-use runtime::settings::Loaded;
+use replayer::fetch::ImageOrigin;
+use replayer::select::TaskStage;
+use replayer::{
+    Expression, ReplayDestination, ReplayOptions, ReplayProgress, ReplaySpacing, ReplaySummary, TaskQuery,
+    TaskSampling, replay, timestamp,
+};
+use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{CameraName, SetName};
-use vision::{Infer, Model, Onnx};
+use vision::{InferencePool, Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
-use crate::{form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{format, stdout};
 
 mod backtest;
 mod text;
 
 const EXAMPLES: &str = "\
 What is replayed stays where it is, and live work goes first: while the site's recognizers work, no more than
-replayer.beside_mib_per_s is read. Interrupted, or stopped by a full disk, the same command goes on where it was.
+replayer.busy_mib_per_s is read. Interrupted, or stopped by a full disk, the same command goes on where it was.
 
 --where compares fields of a task with values, joined by and, or, not and parentheses:
   text          site camera task stage route reason label truth person edge_label release    = != in like
@@ -61,7 +64,7 @@ pub struct SelectionArgs {
     to_sequence: Option<u64>,
     /// Those with a final answer, those with a provisional one and no final (provisional), or those given up (dead).
     #[arg(long, value_name = "STAGE", help_heading = "Which images", default_value = "final", value_parser = stage)]
-    stage: At,
+    stage: TaskStage,
     /// What must hold of them, as said below.
     #[arg(long = "where", value_name = "CONDITION", help_heading = "Which images")]
     condition: Option<String>,
@@ -74,25 +77,25 @@ pub struct SelectionArgs {
     /// Which, if there are more: first, last, random, per-class, or hard (what the site was wrong about, then what it was
     /// least sure of).
     #[arg(long, value_name = "HOW", help_heading = "Which images", default_value = "first", requires = "limit",
-          value_parser = <Sample as FromStr>::from_str)]
-    sample: Sample,
+          value_parser = <TaskSampling as FromStr>::from_str)]
+    sample: TaskSampling,
     /// Another sample of the same kind.
     #[arg(long, value_name = "N", help_heading = "Which images", default_value_t = 1)]
     seed: u64,
 }
 
-fn stage(text: &str) -> Result<At, String> {
+fn stage(text: &str) -> Result<TaskStage, String> {
     match text {
-        "final" => Ok(At::Final),
-        "provisional" => Ok(At::Provisional),
-        "dead" => Ok(At::Dead),
+        "final" => Ok(TaskStage::Final),
+        "provisional" => Ok(TaskStage::Provisional),
+        "dead" => Ok(TaskStage::Dead),
         _ => Err("use final, provisional or dead".into()),
     }
 }
 
 impl SelectionArgs {
     /// The flags that say it, in a line that tells it from others.
-    pub fn said(&self) -> String {
+    pub fn command_line(&self) -> String {
         let mut said: Vec<String> = self.camera.iter().map(|camera| format!("--camera {camera}")).collect();
         let mut flag =
             |name: &str, value: Option<String>| said.extend(value.map(|value| format!("--{name} {value:?}")));
@@ -100,20 +103,20 @@ impl SelectionArgs {
         flag("until", self.until.clone());
         flag("from-sequence", self.from_sequence.map(|sequence| sequence.to_string()));
         flag("to-sequence", self.to_sequence.map(|sequence| sequence.to_string()));
-        flag("stage", (self.stage != At::Final).then(|| format!("{:?}", self.stage)));
+        flag("stage", (self.stage != TaskStage::Final).then(|| format!("{:?}", self.stage)));
         flag("where", self.condition.clone());
         flag("pinned", self.pinned.as_ref().map(SetName::to_string));
         flag("limit", self.limit.map(|limit| limit.to_string()));
-        flag("sample", (self.sample != Sample::First).then(|| format!("{:?}", self.sample)));
+        flag("sample", (self.sample != TaskSampling::First).then(|| format!("{:?}", self.sample)));
         flag("seed", (self.seed != 1).then(|| self.seed.to_string()));
         if said.is_empty() { "all".into() } else { said.join(" ") }
     }
 
     /// What is meant. `asked` tells it from others, in a line.
-    pub fn options(&self, asked: String) -> anyhow::Result<Options> {
+    pub fn options(&self, asked: String) -> anyhow::Result<ReplayOptions> {
         let now_ms = Some(clock::now_ms());
         let moment = |flag: &str, text: &Option<String>| {
-            let read = text.as_deref().map(|text| moment::read(text, now_ms)).transpose();
+            let read = text.as_deref().map(|text| timestamp::parse_timestamp(text, now_ms)).transpose();
             read.map_err(|why| anyhow::anyhow!("--{flag}: {why}"))
         };
         let (since_ms, until_ms) = (moment("since", &self.since)?, moment("until", &self.until)?);
@@ -121,8 +124,8 @@ impl SelectionArgs {
             ensure!(since_ms < until_ms, "--since is not before --until, so nothing lies between them");
         }
         let condition = self.condition.as_deref().map(Expression::parse).transpose();
-        Ok(Options {
-            query: Query {
+        Ok(ReplayOptions {
+            query: TaskQuery {
                 cameras: self.camera.clone(),
                 since_ms,
                 until_ms,
@@ -131,7 +134,7 @@ impl SelectionArgs {
                 at: self.stage,
                 condition: condition.map_err(|error| anyhow::anyhow!("--where: {error}"))?,
             },
-            from: self.pinned.clone().map_or(From::Images, From::Pinned),
+            from: self.pinned.clone().map_or(ImageOrigin::Images, ImageOrigin::Pinned),
             only: None,
             sample: self.sample,
             limit: self.limit,
@@ -168,7 +171,7 @@ pub struct ReplayArgs {
     gate: Vec<String>,
     /// How images follow one another on a subject: max, original (as they did at first), or so many a second.
     #[arg(long, value_name = "PACE", default_value = "max", value_parser = spacing)]
-    pace: Spacing,
+    pace: ReplaySpacing,
     /// Read no more than this, MiB a second, also when nothing else is to do.
     #[arg(long, value_name = "MIB")]
     mib_per_s: Option<f64>,
@@ -177,12 +180,12 @@ pub struct ReplayArgs {
     json: bool,
 }
 
-fn spacing(text: &str) -> Result<Spacing, String> {
+fn spacing(text: &str) -> Result<ReplaySpacing, String> {
     match text {
-        "max" => Ok(Spacing::Fast),
-        "original" => Ok(Spacing::Original),
+        "max" => Ok(ReplaySpacing::Fast),
+        "original" => Ok(ReplaySpacing::Original),
         rate => match rate.parse::<f64>() {
-            Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(Spacing::Rate(rate)),
+            Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(ReplaySpacing::Rate(rate)),
             _ => Err("use max, original, or images a second".into()),
         },
     }
@@ -190,13 +193,13 @@ fn spacing(text: &str) -> Result<Spacing, String> {
 
 impl ReplayArgs {
     /// Whether images go through a model.
-    pub fn asks_a_model(&self) -> bool {
+    pub fn compares_model(&self) -> bool {
         self.with.is_some()
     }
 
-    async fn destination(&self, settings: &Settings) -> anyhow::Result<Destination> {
+    async fn destination(&self, settings: &Settings) -> anyhow::Result<ReplayDestination> {
         if let Some(set) = &self.pin {
-            return Ok(Destination::Pin(set.clone()));
+            return Ok(ReplayDestination::Pin(set.clone()));
         }
         if let Some(folder) = &self.with {
             let table = self.to.as_ref().map(PathBuf::from);
@@ -204,15 +207,15 @@ impl ReplayArgs {
                 let csv = path.extension().is_some_and(|extension| extension == "csv");
                 ensure!(csv, "--with writes a table: name it --to FILE.csv, not {}", path.display());
             }
-            return Ok(Destination::Model { infer: load(settings, folder).await?, table });
+            return Ok(ReplayDestination::Model { infer: load(settings, folder).await?, table });
         }
         match self.to.as_deref() {
-            Some("trainer") => Ok(Destination::Trainer),
+            Some("trainer") => Ok(ReplayDestination::Trainer),
             Some(to) => match to.strip_prefix("subject:") {
-                Some(template) => Ok(Destination::Subject { template: template.into(), spacing: self.pace }),
-                None if to.ends_with(".tar") => Ok(Destination::Tar(to.into())),
+                Some(template) => Ok(ReplayDestination::Subject { template: template.into(), spacing: self.pace }),
+                None if to.ends_with(".tar") => Ok(ReplayDestination::Tar(to.into())),
                 None if to.ends_with(".csv") => bail!("--to {to}: a table is written by --with MODEL_DIR"),
-                None => Ok(Destination::Folder(to.into())),
+                None => Ok(ReplayDestination::Folder(to.into())),
             },
             None => bail!(
                 "where to? name a folder, FILE.tar, subject:SUBJECT or trainer with --to, a model with --with, or a set with --pin"
@@ -221,21 +224,21 @@ impl ReplayArgs {
     }
 }
 
-async fn load(settings: &Settings, folder: &std::path::Path) -> anyhow::Result<Infer> {
+async fn load(settings: &Settings, folder: &std::path::Path) -> anyhow::Result<InferencePool> {
     let (onnxruntime, infer, folder) =
         (settings.onnxruntime.clone(), settings.recognizer.infer.clone(), folder.to_owned());
-    let loading = move || -> anyhow::Result<Infer> {
+    let loading = move || -> anyhow::Result<InferencePool> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        Infer::start(&onnx, &model, &infer).with_context(|| format!("model {}", folder.display()))
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
+        InferencePool::start(&onnx, &model, &infer).with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
 }
 
 /// Replays.
-pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReplayArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let spaced = args.pace != Spacing::Fast;
+    let spaced = args.pace != ReplaySpacing::Fast;
     let to_subject = args.to.as_deref().is_some_and(|to| to.starts_with("subject:"));
     ensure!(
         !spaced || to_subject,
@@ -246,11 +249,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     }
     let to = args.to.as_deref().unwrap_or("-");
     let with = args.with.as_ref().map(|model| format!(" --with {}", model.display())).unwrap_or_default();
-    let asked = |site: &Site| format!("--site {} --to {to}{with} {}", site.name, args.selection.said());
+    let asked = |site: &SiteTarget| format!("--site {} --to {to}{with} {}", site.name, args.selection.command_line());
     // Said before anything is waited for.
     args.selection.options(String::new())?;
     let candidates = backtest::candidates(args)?;
-    let site = site::open(loaded, "replay").await?;
+    let site = site_target::open(loaded, "replay").await?;
     if !candidates.is_empty() {
         return backtest::command(&site, &loaded.settings.replayer, args, &candidates).await;
     }
@@ -260,8 +263,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     let summary = run(&site, settings, options, destination, &shutdown).await?;
     let place = args.to.as_deref().map(PathBuf::from);
     match args.json {
-        true => out::json(&summary)?,
-        false => out::line(text::summary(&summary, &site.name, args, place.as_deref()))?,
+        true => stdout::json(&summary)?,
+        false => stdout::print_line(text::summary(&summary, &site.name, args, place.as_deref()))?,
     }
     match summary.interrupted {
         true => bail!("interrupted: the same command goes on where it stopped"),
@@ -271,12 +274,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
 
 /// Replays, with its progress on standard error.
 pub async fn run(
-    site: &Site,
+    site: &SiteTarget,
     settings: &Settings,
-    options: Options,
-    destination: Destination,
+    options: ReplayOptions,
+    destination: ReplayDestination,
     shutdown: &Shutdown,
-) -> anyhow::Result<Summary> {
+) -> anyhow::Result<ReplaySummary> {
     let bar = ProgressBar::new(0);
     let style =
         |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -284,12 +287,12 @@ pub async fn run(
     let replaying = style("{bar:30} {pos}/{len} images, {msg}, {per_sec}, {eta} left");
     bar.set_style(gathering);
     let mut begun = false;
-    let on = |progress: Progress| match progress {
-        Progress::Gathering(read, all) => {
+    let on = |progress: ReplayProgress| match progress {
+        ReplayProgress::Gathering(read, all) => {
             bar.set_length(all);
             bar.set_position(read);
         }
-        Progress::Replaying(through, all, bytes) => {
+        ReplayProgress::Replaying(through, all, bytes) => {
             if !std::mem::replace(&mut begun, true) {
                 bar.reset();
                 bar.set_style(replaying.clone());
@@ -305,11 +308,11 @@ pub async fn run(
 }
 
 /// How many images a summary is about, for people.
-pub fn images(summary: &Summary) -> String {
+pub fn images(summary: &ReplaySummary) -> String {
     format!(
         "{} ({}) in {}",
-        form::count(summary.through, "image"),
-        form::size(summary.bytes),
-        form::span(summary.elapsed_ms as f64)
+        format::count(summary.through, "image"),
+        format::format_size(summary.bytes),
+        format::format_span(summary.elapsed_ms as f64)
     )
 }

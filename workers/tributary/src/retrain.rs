@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use replayer::Destination;
+use replayer::ReplayDestination;
 use runtime::Shutdown;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::ModelName;
 use vision::Model;
 
 use crate::replay::{self, SelectionArgs};
 use crate::settings::Settings;
-use crate::train::{self, HowArgs};
-use crate::{form, out, release, site};
+use crate::train::{self, TrainingArgs};
+use crate::{format, release, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Images of which a person, the publisher or the cloud said what they show are exported into --data (kept, and gone on
@@ -48,7 +48,7 @@ pub struct RetrainArgs {
     #[arg(long)]
     import: bool,
     #[command(flatten)]
-    how: HowArgs,
+    how: TrainingArgs,
 }
 
 impl RetrainArgs {
@@ -59,37 +59,38 @@ impl RetrainArgs {
 }
 
 /// Replays, trains, imports.
-pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     training::folder::check(&args.out)?;
-    let site = site::open(loaded, "retrain").await?;
-    let is_chosen = site::is_set(loaded, "recognizer.model");
+    let site = site_target::open(loaded, "retrain").await?;
+    let is_chosen = site_target::is_set(loaded, "recognizer.model");
     let of_up = site.up.as_ref().filter(|_| !is_chosen).map(|up| up.model.clone());
     let of_up = of_up.filter(|folder| !folder.as_os_str().is_empty());
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
     let model = Model::load(&folder).context("the model to begin with cannot be used (--model names another one)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
-    let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.said()))?;
+    let mut options =
+        args.selection.options(format!("retrain --site {} {}", site.name, args.selection.command_line()))?;
     options.only = Some(model.labels.clone());
-    let summary = replay::run(&site, settings, options, Destination::Folder(data.clone()), &shutdown).await?;
+    let summary = replay::run(&site, settings, options, ReplayDestination::Folder(data.clone()), &shutdown).await?;
     if summary.interrupted {
         bail!("interrupted while images were replayed: the same command goes on where it stopped");
     }
     let unknown: u64 = summary.unknown.values().sum();
-    out::note(format_args!(
+    stdout::print_note(format_args!(
         "{} to {}, {} from before; {} left out without a label, {unknown} with one that the model does not know{}",
         replay::images(&summary),
         data.display(),
         summary.before,
         summary.unlabelled,
-        match &summary.unknown.keys().take(5).map(|label| form::plain(label)).collect::<Vec<_>>()[..] {
+        match &summary.unknown.keys().take(5).map(|label| format::plain_number(label)).collect::<Vec<_>>()[..] {
             [] => String::new(),
             labels => format!(" ({})", labels.join(", ")),
         }
     ));
-    let is_written = train::train(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
+    let is_written = train::train_folder(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
     match args.import && is_written {
-        true => release::import(loaded, ModelName::of(&model.description.name), &args.out, args.how.json).await,
+        true => release::import(loaded, ModelName::from_name(&model.description.name), &args.out, args.how.json).await,
         false => Ok(()),
     }
 }

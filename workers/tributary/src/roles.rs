@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use rollout::start::Started;
-use rollout::trial::Trial;
-use runtime::settings::Loaded;
+use rollout::serving_model::ServingModel;
+use rollout::trial::TrialRunner;
+use runtime::settings::LoadedSettings;
 use runtime::{Fault, Shutdown, clock};
-use streams::{Bus, NatsSettings, Store};
-use vision::{Head, InferSettings, Model, Onnx};
+use streams::{Bus, NatsSettings, ReleaseStore};
+use vision::{Head, InferenceSettings, Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{out, site};
+use crate::{site_target, stdout};
 
 /// Which model a role runs.
 #[derive(clap::Args)]
@@ -56,13 +56,13 @@ impl AggregatorArgs {
 pub async fn start(
     onnxruntime: Option<PathBuf>,
     folder: PathBuf,
-    infer: InferSettings,
+    infer: InferenceSettings,
     work: PathBuf,
-) -> anyhow::Result<Started> {
-    let loading = move || -> anyhow::Result<Started> {
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        let trial = Trial::of_this_program(onnxruntime);
-        rollout::start::start(&onnx, &folder, &infer, &work, trial)
+) -> anyhow::Result<ServingModel> {
+    let loading = move || -> anyhow::Result<ServingModel> {
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
+        let trial = TrialRunner::of_this_program(onnxruntime);
+        rollout::serving_model::start_model(&onnx, &folder, &infer, &work, trial)
             .with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
@@ -72,7 +72,7 @@ pub async fn start(
 pub fn try_release() -> anyhow::Result<()> {
     let asked = serde_json::from_reader(std::io::stdin().lock())
         .context("this command is for tributary's own use: it is asked in JSON on standard input")?;
-    out::json_line(&rollout::trial::answer(&asked))
+    stdout::json_line(&rollout::trial::answer_trial(&asked))
 }
 
 /// Loads a head, if there is one.
@@ -80,19 +80,19 @@ pub async fn load_head(onnxruntime: Option<PathBuf>, folder: Option<PathBuf>) ->
     let Some(folder) = folder else { return Ok(None) };
     let loading = move || -> anyhow::Result<Option<Head>> {
         let model = Model::load(&folder).with_context(|| format!("head {}", folder.display()))?;
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         Ok(Some(Head::open(&onnx, &model).with_context(|| format!("head {}", folder.display()))?))
     };
     tokio::task::spawn_blocking(loading).await?
 }
 
 /// Loads what a trainer starts from: the runtime and the model as it is on the disk.
-pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(Onnx, Model)> {
+pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(OnnxRuntime, Model)> {
     let folder = settings.trainer.model.clone().unwrap_or_else(|| settings.recognizer.model.clone());
     let onnxruntime = settings.onnxruntime.clone();
-    let loading = move || -> anyhow::Result<(Onnx, Model)> {
+    let loading = move || -> anyhow::Result<(OnnxRuntime, Model)> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        Ok((Onnx::find_and_load(onnxruntime.as_deref())?, model))
+        Ok((OnnxRuntime::find_and_load(onnxruntime.as_deref())?, model))
     };
     tokio::task::spawn_blocking(loading).await?
 }
@@ -103,25 +103,25 @@ pub fn model_to_merge(settings: &Settings) -> PathBuf {
 }
 
 /// Loads what an aggregator starts from: the runtime and the model that sites were set up with.
-pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(Onnx, Model)> {
+pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(OnnxRuntime, Model)> {
     let (folder, onnxruntime) = (model_to_merge(settings), settings.onnxruntime.clone());
-    let loading = move || -> anyhow::Result<(Onnx, Model)> {
+    let loading = move || -> anyhow::Result<(OnnxRuntime, Model)> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        Ok((Onnx::find_and_load(onnxruntime.as_deref())?, model))
+        Ok((OnnxRuntime::find_and_load(onnxruntime.as_deref())?, model))
     };
     tokio::task::spawn_blocking(loading).await?
 }
 
 /// A role's end as an error for people.
-pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
+pub fn role_result(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
         Ok(()) | Err(Fault::Wait { .. }) => Ok(()),
-        Err(fault) => Err(people(fault).context(format!("{role} had to stop"))),
+        Err(fault) => Err(into_anyhow(fault).context(format!("{role} had to stop"))),
     }
 }
 
 /// A failure as an error for people.
-pub fn people(fault: Fault) -> anyhow::Error {
+pub fn into_anyhow(fault: Fault) -> anyhow::Error {
     match fault {
         // A worker tries again by itself; whoever reads this is no worker, or one that ends.
         Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.name),
@@ -137,84 +137,84 @@ pub fn ack_wait(settings: &Settings) -> Duration {
     Duration::from_secs(settings.streams.ack_wait_s.into())
 }
 
-async fn connect(loaded: &Loaded<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
-    let nats = site::nats(loaded)?;
+async fn connect(loaded: &LoadedSettings<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
+    let nats = site_target::nats(loaded)?;
     let bus = Bus::connect_when_ready(&nats, role).await?;
     clock::align_at_start(&bus).await;
     Ok((bus, nats))
 }
 
 /// Runs a site's recognizer.
-pub async fn recognizer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn recognizer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.recognizer;
     let (model, infer, work) = (chosen.model.clone(), chosen.infer.clone(), chosen.work.clone());
     let started = start(settings.onnxruntime.clone(), model, infer, work).await?;
     let (bus, _) = connect(loaded, "recognizer").await?;
     let done = recognizer::run(bus, settings.site.clone(), started, chosen, ack_wait(settings), shutdown).await;
-    ended("recognizer", done)
+    role_result("recognizer", done)
 }
 
 /// Runs a verifier.
-pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn verifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.verifier;
     let model = chosen.model.clone().context("which model? name its folder with --model or verifier.model")?;
     let started = start(settings.onnxruntime.clone(), model, chosen.infer.clone(), chosen.work.clone()).await?;
     let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
     let (bus, _) = connect(loaded, "verifier").await?;
-    ended("verifier", verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
+    role_result("verifier", verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's courier.
-pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn courier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (here, nats) = connect(loaded, "courier").await?;
     let site = settings.site.clone();
     let cloud = here.connect_cloud(&nats, &site, "courier").await?;
-    ended("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
+    role_result("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's trainer.
-pub async fn trainer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn trainer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (onnx, model) = load_to_train(settings).await?;
     let (bus, _) = connect(loaded, "trainer").await?;
-    ended("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
+    role_result("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
 }
 
 /// Runs a model's rounds, in the cloud.
-pub async fn aggregator(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn aggregator(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (onnx, model) = load_to_merge(settings).await?;
-    let bus = site::cloud(loaded, "aggregator").await?;
-    let trial = Trial::of_this_program(settings.onnxruntime.clone());
-    ended("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
+    let bus = site_target::cloud(loaded, "aggregator").await?;
+    let trial = TrialRunner::of_this_program(settings.onnxruntime.clone());
+    role_result("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
 }
 
 /// The release store.
-pub fn release_store(settings: &Settings) -> anyhow::Result<Store> {
+pub fn release_store(settings: &Settings) -> anyhow::Result<ReleaseStore> {
     let url = &settings.aggregator.store;
-    Store::open(url).with_context(|| format!("release store {url}"))
+    ReleaseStore::open(url).with_context(|| format!("release store {url}"))
 }
 
 /// Lets releases out, in the cloud.
-pub async fn releaser(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let store = release_store(settings)?;
-    let bus = site::cloud(loaded, "releaser").await?;
-    ended("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
+    let bus = site_target::cloud(loaded, "releaser").await?;
+    role_result("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 
 /// Tells a site's answers in JSON.
-pub async fn notifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn notifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let (bus, _) = connect(loaded, "notifier").await?;
     let settings = &loaded.settings;
-    ended("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
+    role_result("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
 }
 
 /// Runs a site's janitor.
-pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn janitor(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (bus, nats) = connect(loaded, "janitor").await?;
     let site = settings.site.clone();
@@ -222,5 +222,5 @@ pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
         Some(domain) => Some((bus.connect_cloud(&nats, &site, "janitor").await?, domain)),
         None => None,
     };
-    ended("janitor", janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
+    role_result("janitor", janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
 }

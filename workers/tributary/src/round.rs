@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aggregator::open::{self, History};
-use aggregator::settings::AskBy;
+use aggregator::round_open::{self, RoundHistory};
+use aggregator::settings::ClientSelection;
 use anyhow::{Context, bail};
-use runtime::settings::Loaded;
-use runtime::sign::Key;
-use schemas::{ModelName, ReleaseId, RoundEvent, SiteName, Terms};
+use runtime::settings::LoadedSettings;
+use runtime::site_key::SiteKey;
+use schemas::{ModelName, ReleaseId, RoundEvent, RoundTerms, SiteName};
 use serde_json::json;
 use streams::fleet;
 use streams::{Bus, Publisher};
 use vision::Model;
 
 use crate::settings::Settings;
-use crate::{audit, form, out, roles, site};
+use crate::{audit, format, roles, site_target, stdout};
 
 const EXAMPLES: &str = "\
 A round asks sites to learn from one release; what they send is checked, weighed and merged by `tributary aggregator`
@@ -34,19 +34,19 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct RoundArgs {
     #[command(subcommand)]
-    what: What,
+    what: RoundCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum RoundCommand {
     /// Ask sites for updates of a model.
-    Open(OpenArgs),
+    Open(RoundOpenArgs),
     /// Every round of a model, and what came of it.
-    List(ListArgs),
+    List(RoundListArgs),
 }
 
 #[derive(clap::Args)]
-struct OpenArgs {
+struct RoundOpenArgs {
     /// Folder of the model that sites were set up with; that of the settings if absent, or that of the aggregator that runs.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -75,7 +75,7 @@ struct OpenArgs {
 }
 
 #[derive(clap::Args)]
-struct ListArgs {
+struct RoundListArgs {
     /// Folder of the model; that of the settings if absent, or that of the aggregator that runs.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -85,26 +85,26 @@ struct ListArgs {
 }
 
 fn trainable(text: &str) -> Result<String, String> {
-    text.parse::<autograd::Trainable>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+    text.parse::<autograd::TrainableSelection>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Opens a round, or lists them.
-pub async fn command(loaded: &Loaded<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
     match &args.what {
-        What::Open(args) => open_round(loaded, args).await,
-        What::List(args) => list(loaded, args).await,
+        RoundCommand::Open(args) => open_round(loaded, args).await,
+        RoundCommand::List(args) => list(loaded, args).await,
     }
 }
 
 /// The model that rounds are about, and the release it had when sites were set up: of the folder that is named, or as the
 /// aggregator that runs says.
 async fn about(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     named: Option<&PathBuf>,
     cloud: &Bus,
 ) -> anyhow::Result<(ModelName, ReleaseId)> {
     if named.is_none() && loaded.settings.aggregator.model.is_none() {
-        let beats = fleet::alive(cloud).await?;
+        let beats = fleet::live_workers(cloud).await?;
         let running = beats.into_iter().filter(|beat| beat.role == "aggregator");
         let mut running: Vec<(ModelName, ReleaseId)> =
             running.filter_map(|beat| Some((beat.model?.parse().ok()?, beat.release?))).collect();
@@ -114,28 +114,28 @@ async fn about(
             [only] => return Ok(only.clone()),
             several => {
                 let names: Vec<String> = several.iter().map(|(name, _)| name.to_string()).collect();
-                bail!("rounds of {} are run here: name the folder of one with --model", form::list(&names))
+                bail!("rounds of {} are run here: name the folder of one with --model", format::list(&names))
             }
         }
     }
     let model = model(loaded, named)?;
-    Ok((ModelName::of(&model.description.name), model.release))
+    Ok((ModelName::from_name(&model.description.name), model.release))
 }
 
 /// The model that rounds are about.
-pub fn model(loaded: &Loaded<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
+pub fn model(loaded: &LoadedSettings<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
     let folder = named.cloned().unwrap_or_else(|| roles::model_to_merge(&loaded.settings));
     Model::load(&folder).with_context(|| {
         format!("which model? {} is none: name its folder with --model, or with aggregator.model", folder.display())
     })
 }
 
-async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Result<()> {
-    let cloud = site::cloud(loaded, "round").await?;
+async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> anyhow::Result<()> {
+    let cloud = site_target::cloud(loaded, "round").await?;
     let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
-    let history = History::read(&cloud, &name).await?;
-    let rollout = rollout::log::latest(&cloud, &name).await?;
-    if let Some(release) = open::read_undecided(&cloud, rollout.as_ref()).await? {
+    let history = RoundHistory::read(&cloud, &name).await?;
+    let rollout = rollout::decision_log::latest(&cloud, &name).await?;
+    if let Some(release) = round_open::read_undecided(&cloud, rollout.as_ref()).await? {
         bail!(
             "release {release} of {name} is tried, and a round would start from what may be withdrawn: wait for the releaser (`tributary release list`), or decide it with `tributary release promote` or `tributary release withdraw`",
             release = release.short()
@@ -151,19 +151,22 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     if let Some(ring) = &args.ring {
         if !chosen.rings.contains_key(ring) {
             let known: Vec<&String> = chosen.rings.keys().collect();
-            bail!("ring {ring} is none of aggregator.round.rings ({})", form::list(&known));
+            bail!("ring {ring} is none of aggregator.round.rings ({})", format::list(&known));
         }
         chosen.ring = Some(ring.clone());
     }
-    if chosen.ask_by == AskBy::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
+    if chosen.client_selection == ClientSelection::Usefulness
+        && chosen.sites_per_round.is_some()
+        && args.sites.is_empty()
+    {
         bail!(
             "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
         );
     }
-    let asked = open::sites(&chosen, last + 1, &BTreeMap::new());
-    let focus = open::read_focus(&cloud, &base, &chosen).await?;
-    let of_settings = open::terms(base, weights, asked, focus, &chosen);
-    let terms = Terms {
+    let asked = round_open::sites(&chosen, last + 1, &BTreeMap::new());
+    let focus = round_open::read_focus(&cloud, &base, &chosen).await?;
+    let of_settings = round_open::round_terms(base, weights, asked, focus, &chosen);
+    let terms = RoundTerms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
         deadline_s: args.deadline_s.unwrap_or(of_settings.deadline_s),
@@ -176,20 +179,22 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
-    let key = site::round_key(loaded).map(|path| Key::read(&path)).transpose()?;
-    let said = open::say(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
-    if !said.map_err(roles::people)? {
+    let key = site_target::round_key(loaded).map(|path| SiteKey::read(&path)).transpose()?;
+    let said =
+        round_open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone()))
+            .await;
+    if !said.map_err(roles::into_anyhow)? {
         bail!("round {number} of {name} was opened by somebody else just now");
     }
-    audit::note(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
+    audit::record_command(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
     if args.json {
-        return out::json(&json!({ "model": name, "round": number, "terms": terms }));
+        return stdout::json(&json!({ "model": name, "round": number, "terms": terms }));
     }
     let asked = match &terms.sites[..] {
         [] => "every site".to_owned(),
-        sites => form::list(sites),
+        sites => format::list(sites),
     };
-    out::line(format_args!(
+    stdout::print_line(format_args!(
         "round {number} of {name} is open: {asked} asked for an update of release {}; {} are enough, {} s at the most",
         terms.base.short(),
         terms.quorum,
@@ -197,20 +202,20 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     ))
 }
 
-async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> {
-    let cloud = site::cloud(loaded, "round").await?;
+async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow::Result<()> {
+    let cloud = site_target::cloud(loaded, "round").await?;
     let (name, _) = about(loaded, args.model.as_ref(), &cloud).await?;
-    let history = History::read(&cloud, &name).await?;
+    let history = RoundHistory::read(&cloud, &name).await?;
     if args.json {
         let all: Vec<_> = history
             .all
             .iter()
             .map(|(sequence, at_ms, round)| json!({ "sequence": sequence, "at_ms": at_ms, "round": round }))
             .collect();
-        return out::json(&all);
+        return stdout::json(&all);
     }
     if history.all.is_empty() {
-        return out::line(format_args!("no round of {name} was opened yet: `tributary round open`"));
+        return stdout::print_line(format_args!("no round of {name} was opened yet: `tributary round open`"));
     }
     let mut rows = Vec::new();
     for number in 1..=history.last() {
@@ -223,13 +228,20 @@ async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> 
         let ended = of().find(|(_, _, round)| matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)));
         let came_to = match ended.map(|(_, _, round)| &round.event) {
             Some(RoundEvent::Sealed { release, updates, .. }) => {
-                format!("release {} of {}", release.short(), form::count(u64::from(*updates), "update"))
+                format!("release {} of {}", release.short(), format::count(u64::from(*updates), "update"))
             }
             Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.name),
             _ => "open".into(),
         };
-        let took = ended.map_or(String::new(), |(_, at_ms, _)| form::span(at_ms.saturating_sub(opened_at_ms) as f64));
-        rows.push(vec![number.to_string(), form::time(opened_at_ms), took, terms.base.short().into(), came_to]);
+        let took =
+            ended.map_or(String::new(), |(_, at_ms, _)| format::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
+        rows.push(vec![
+            number.to_string(),
+            format::format_time(opened_at_ms),
+            took,
+            terms.base.short().into(),
+            came_to,
+        ]);
     }
-    out::line(form::table(&["round", "opened", "took", "base", "came to"], &rows))
+    stdout::print_line(format::table(&["round", "opened", "took", "base", "came to"], &rows))
 }

@@ -4,15 +4,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::bail;
-use runtime::settings::Loaded;
-use scaling::{Asked, note};
-use schemas::{Beat, SiteName};
+use runtime::settings::LoadedSettings;
+use scaling::{ReplicaRequest, replica_note};
+use schemas::{Heartbeat, SiteName};
 use streams::Bus;
 use streams::fleet::{self, Ledger};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, site_target, stdout};
 
 /// How long it waits for the workers to follow: a session may take some seconds to open.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,8 +43,8 @@ pub struct ScaleArgs {
     #[arg(value_name = "ROLE", value_parser = ["recognizer", "verifier"])]
     role: String,
     /// So many, or a range such as 1-4.
-    #[arg(value_name = "N", value_parser = <Asked as FromStr>::from_str, allow_hyphen_values = true)]
-    replicas: Option<Asked>,
+    #[arg(value_name = "N", value_parser = <ReplicaRequest as FromStr>::from_str, allow_hyphen_values = true)]
+    replicas: Option<ReplicaRequest>,
     /// As many as the settings say again.
     #[arg(long, conflicts_with = "replicas")]
     clear: bool,
@@ -54,25 +54,25 @@ pub struct ScaleArgs {
 }
 
 /// Shows or changes it.
-pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
-    let here = site::open(loaded, "scale").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
+    let here = site_target::open(loaded, "scale").await?;
     let (bus, place) = match args.role.as_str() {
         "verifier" => (here.whole_cloud()?.clone(), "the cloud".to_owned()),
         _ => (here.bus.clone(), format!("site {}", here.name)),
     };
     let ledger = Ledger::open(&bus).await?;
     if let Some(asked) = args.replicas {
-        ledger.write(&note(&args.role), serde_json::to_string(&Some(asked))?).await?;
+        ledger.write(&replica_note(&args.role), serde_json::to_string(&Some(asked))?).await?;
     } else if args.clear {
-        ledger.write(&note(&args.role), serde_json::to_string(&None::<Asked>)?).await?;
+        ledger.write(&replica_note(&args.role), serde_json::to_string(&None::<ReplicaRequest>)?).await?;
     }
     if args.replicas.is_some() || args.clear {
         let at = if args.role == "verifier" { SiteName::cloud() } else { here.name.clone() };
         let wanted = args.replicas.map_or_else(|| "as the settings say".to_owned(), |replicas| replicas.to_string());
-        audit::note(&bus, &at, "scale", format!("{}: {wanted}", args.role)).await;
+        audit::record_command(&bus, &at, "scale", format!("{}: {wanted}", args.role)).await;
     }
-    let asked = ledger.read(&note(&args.role)).await?;
-    let asked: Option<Asked> = asked.and_then(|text| serde_json::from_str(&text).ok()).flatten();
+    let asked = ledger.read(&replica_note(&args.role)).await?;
+    let asked: Option<ReplicaRequest> = asked.and_then(|text| serde_json::from_str(&text).ok()).flatten();
     let workers = match args.replicas {
         Some(asked) => followed(&bus, &args.role, asked).await?,
         None => workers(&bus, &args.role).await?,
@@ -82,23 +82,23 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Res
             .iter()
             .map(|beat| serde_json::json!({"worker": beat.worker, "replicas": beat.replicas, "why": beat.scale}))
             .collect();
-        out::json(
+        stdout::json(
             &serde_json::json!({ "role": args.role, "asked": asked.map(|asked| asked.to_string()), "workers": rows }),
         )?;
     } else {
-        out::line(match asked {
+        stdout::print_line(match asked {
             Some(asked) => format!("{}s at {place}: {asked} asked for", args.role),
             None => format!("{}s at {place}: as many as the settings of each say", args.role),
         })?;
         for beat in &workers {
-            let why = beat.scale.as_deref().map(|why| format!("; {}", form::plain(why))).unwrap_or_default();
-            let replicas = form::count(beat.replicas.into(), "replica");
-            out::line(format_args!("  {}: {replicas}{why}", form::plain(&beat.worker)))?;
+            let why = beat.scale.as_deref().map(|why| format!("; {}", format::plain_number(why))).unwrap_or_default();
+            let replicas = format::count(beat.replicas.into(), "replica");
+            stdout::print_line(format_args!("  {}: {replicas}{why}", format::plain_number(&beat.worker)))?;
         }
     }
     match (&workers[..], args.replicas) {
         ([], Some(_)) => bail!("no {} gives a sign of life: it holds for the next one that starts", args.role),
-        ([], None) => out::line(format_args!("No {} gives a sign of life.", args.role)),
+        ([], None) => stdout::print_line(format_args!("No {} gives a sign of life.", args.role)),
         (workers, Some(asked)) if workers.iter().any(|beat| !follows(beat, asked)) => {
             bail!("not every {} follows: see why above; free what is missing, or ask for fewer", args.role)
         }
@@ -106,25 +106,25 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Res
     }
 }
 
-async fn workers(bus: &Bus, role: &str) -> anyhow::Result<Vec<Beat>> {
-    let beats = fleet::alive(bus).await?;
+async fn workers(bus: &Bus, role: &str) -> anyhow::Result<Vec<Heartbeat>> {
+    let beats = fleet::live_workers(bus).await?;
     Ok(beats.into_iter().filter(|beat| beat.role == role).collect())
 }
 
-fn follows(beat: &Beat, asked: Asked) -> bool {
+fn follows(beat: &Heartbeat, asked: ReplicaRequest) -> bool {
     let replicas = beat.replicas as usize;
     match asked {
-        Asked::Fixed(wanted) => replicas == wanted,
-        Asked::Between(least, most) => (least..=most).contains(&replicas),
+        ReplicaRequest::Fixed(wanted) => replicas == wanted,
+        ReplicaRequest::Between(least, most) => (least..=most).contains(&replicas),
     }
 }
 
 /// Waits until all workers run as many as were asked for, or say why not.
-async fn followed(bus: &Bus, role: &str, asked: Asked) -> anyhow::Result<Vec<Beat>> {
+async fn followed(bus: &Bus, role: &str, asked: ReplicaRequest) -> anyhow::Result<Vec<Heartbeat>> {
     let until = Instant::now() + PATIENCE;
     loop {
         let workers = workers(bus, role).await?;
-        let cannot = |beat: &Beat| beat.scale.as_deref().is_some_and(|why| why.contains(", though "));
+        let cannot = |beat: &Heartbeat| beat.scale.as_deref().is_some_and(|why| why.contains(", though "));
         if workers.iter().all(|beat| follows(beat, asked) || cannot(beat)) || Instant::now() > until {
             return Ok(workers);
         }

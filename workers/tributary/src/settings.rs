@@ -14,7 +14,7 @@ use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
 use replayer::ReplayerSettings;
 use runtime::metrics::MetricsSettings;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
@@ -23,7 +23,7 @@ use streams::topology::StreamSettings;
 use training::TrainSettings;
 use verifier::VerifierSettings;
 
-use crate::Common;
+use crate::CommonArgs;
 
 /// All settings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            site: SiteName::first(),
+            site: SiteName::default_site(),
             onnxruntime: None,
             nats: NatsSettings::default(),
             streams: StreamSettings::default(),
@@ -215,7 +215,7 @@ impl Settings {
 }
 
 /// Defaults, file, environment, flags.
-pub fn load(common: &Common, more: &[(String, serde_json::Value)]) -> anyhow::Result<Loaded<Settings>> {
+pub fn load(common: &CommonArgs, more: &[(String, serde_json::Value)]) -> anyhow::Result<LoadedSettings<Settings>> {
     let mut flags = Vec::new();
     for pair in &common.set {
         let (key, value) = pair.split_once('=').with_context(|| format!("--set {pair}: write KEY=VALUE"))?;

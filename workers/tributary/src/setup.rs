@@ -1,13 +1,13 @@
 //! `tributary setup`: create what is missing, report what differs.
 
 use anyhow::bail;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::SiteName;
-use streams::topology::{self, Finding, Mend, Place, State};
+use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 
 use crate::settings::Settings;
-use crate::site;
-use crate::{audit, form, out};
+use crate::site_target;
+use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
 Doing it twice is doing it once. `tributary up` does it by itself; a server of your own needs it once, and
@@ -42,63 +42,69 @@ pub struct SetupArgs {
 }
 
 /// Creates streams, consumers and buckets.
-pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let here = site::open(loaded, "setup").await?;
+    let here = site_target::open(loaded, "setup").await?;
     let (name, bus) = (here.name.clone(), here.bus.clone());
     let shared = here.up.as_ref().is_some_and(|up| up.cloud_domain.is_none());
     let (bus, place, flag) = match &args.cloud[..] {
-        [] if args.both || shared => (bus, Place::Both(name), " --both".into()),
-        [] => (bus, Place::Site(name), String::new()),
-        sites => (here.whole_cloud()?.clone(), Place::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
+        [] if args.both || shared => (bus, PlanScope::Both(name), " --both".into()),
+        [] => (bus, PlanScope::Site(name), String::new()),
+        sites => {
+            (here.whole_cloud()?.clone(), PlanScope::Cloud(sites.to_vec()), format!(" --cloud {}", format::list(sites)))
+        }
     };
     let at = if args.cloud.is_empty() { here.name.clone() } else { SiteName::cloud() };
     let mend = match (args.apply, args.lower) {
-        (true, true) => Mend::AndLower,
-        (true, false) => Mend::Everything,
-        (false, _) => Mend::Missing,
+        (true, true) => RepairMode::AndLower,
+        (true, false) => RepairMode::Everything,
+        (false, _) => RepairMode::Missing,
     };
-    let findings = topology::setup(&bus, &topology::plan(&place, &settings.streams), mend).await?;
-    let is_change = |finding: &&Finding| matches!(finding.state, State::Created | State::Updated(_));
+    let findings = topology::apply_plan(&bus, &topology::plan_topology(&place, &settings.streams), mend).await?;
+    let is_change = |finding: &&SetupFinding| matches!(finding.state, SetupStatus::Created | SetupStatus::Updated(_));
     let changed: Vec<&str> = findings.iter().filter(is_change).map(|finding| finding.what.as_str()).collect();
     if !changed.is_empty() {
-        audit::note(&bus, &at, "setup", changed.join(", ")).await;
+        audit::record_command(&bus, &at, "setup", changed.join(", ")).await;
     }
     print(&findings, &flag, args)?;
-    match findings.iter().filter(|finding| matches!(finding.state, State::Refused(_))).count() {
+    match findings.iter().filter(|finding| matches!(finding.state, SetupStatus::Refused(_))).count() {
         0 => Ok(()),
         refused => bail!("the server refused {refused} of {}; the rest is as said above", findings.len()),
     }
 }
 
-fn print(findings: &[Finding], flag: &str, args: &SetupArgs) -> anyhow::Result<()> {
+fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Result<()> {
     if args.json {
-        return out::json(&findings);
+        return stdout::json(&findings);
     }
     let mut differs = false;
-    for Finding { what, state } in findings {
+    for SetupFinding { what, state } in findings {
         match state {
-            State::Same => out::line(format_args!("same      {what}"))?,
-            State::Created => out::line(format_args!("created   {what}"))?,
-            State::Missing => out::line(format_args!("missing   {what}"))?,
-            State::Refused(why) => out::line(format_args!("refused   {what}: {}", form::plain(why)))?,
-            State::Updated(differences) | State::Differs(differences) => {
-                differs |= matches!(state, State::Differs(_));
-                let word = if matches!(state, State::Differs(_)) { "differs" } else { "changed" };
+            SetupStatus::Same => stdout::print_line(format_args!("same      {what}"))?,
+            SetupStatus::Created => stdout::print_line(format_args!("created   {what}"))?,
+            SetupStatus::Missing => stdout::print_line(format_args!("missing   {what}"))?,
+            SetupStatus::Refused(why) => {
+                stdout::print_line(format_args!("refused   {what}: {}", format::plain_number(why)))?
+            }
+            SetupStatus::Updated(differences) | SetupStatus::Differs(differences) => {
+                differs |= matches!(state, SetupStatus::Differs(_));
+                let word = if matches!(state, SetupStatus::Differs(_)) { "differs" } else { "changed" };
                 for difference in differences {
-                    let topology::Difference { setting, wanted, found } = difference;
-                    let (found, wanted) = (form::setting(setting, found), form::setting(setting, wanted));
-                    out::line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
+                    let topology::SettingDifference { setting, wanted, found } = difference;
+                    let (found, wanted) = (format::setting(setting, found), format::setting(setting, wanted));
+                    stdout::print_line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
                 }
             }
         }
     }
     if differs && args.apply {
-        out::line(format_args!(
+        stdout::print_line(format_args!(
             "What is higher than wanted was kept; `tributary setup{flag} --apply --lower` lowers it."
         ))?;
     } else if differs {
-        out::line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
+        stdout::print_line(format_args!(
+            "Nothing that differs was changed; `tributary setup{flag} --apply` changes it."
+        ))?;
     }
     Ok(())
 }

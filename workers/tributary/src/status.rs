@@ -7,11 +7,11 @@ mod screen;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 
-use crate::out;
 use crate::settings::Settings;
-use crate::site::{self, Site};
+use crate::site_target::{self, SiteTarget};
+use crate::stdout;
 
 /// How often the screen is drawn anew.
 const EVERY: Duration = Duration::from_secs(1);
@@ -40,11 +40,11 @@ pub struct StatusArgs {
 }
 
 /// Shows how a site does.
-pub async fn command(loaded: &Loaded<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "status").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "status").await?;
     if !args.watch {
-        let status = gather::gather(&site, &loaded.settings).await?;
-        return if args.json { out::json(&status) } else { out::line(screen::text(&status)) };
+        let status = gather::gather_status(&site, &loaded.settings).await?;
+        return if args.json { stdout::json(&status) } else { stdout::print_line(screen::text(&status)) };
     }
     let in_place = if std::io::stdout().is_terminal() && !args.json { HOME } else { "" };
     loop {
@@ -54,10 +54,10 @@ pub async fn command(loaded: &Loaded<Settings>, args: &StatusArgs) -> anyhow::Re
 }
 
 /// One look; a server that is away for a while is said and waited for.
-async fn look(site: &Site, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
-    match gather::gather(site, settings).await {
-        Ok(status) if json => out::json_line(&status),
-        Ok(status) => out::text(format_args!("{in_place}{}\n", screen::text(&status))),
+async fn look(site: &SiteTarget, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
+    match gather::gather_status(site, settings).await {
+        Ok(status) if json => stdout::json_line(&status),
+        Ok(status) => stdout::print_text(format_args!("{in_place}{}\n", screen::text(&status))),
         Err(error) => {
             tracing::warn!(%error, "site {} cannot be seen, trying again", site.name);
             Ok(())

@@ -3,14 +3,14 @@
 use anyhow::Context;
 use futures::StreamExt;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use serde::Serialize;
 use serde_json::Value;
-use streams::table::SUBJECTS;
-use streams::tap::{Passing, tap};
+use streams::subject_table::SUBJECTS;
+use streams::tap::{TapMessage, watch_subject};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, site_target, stdout};
 
 /// Longer text that is no message of ours is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
@@ -57,7 +57,7 @@ pub struct TapArgs {
 
 /// A message for people and programs to look at.
 #[derive(Serialize)]
-struct Shown {
+struct TapLine {
     at_ms: u64,
     subject: String,
     size_bytes: usize,
@@ -66,7 +66,7 @@ struct Shown {
 }
 
 /// Shows messages until there were enough.
-pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
     let is_known = SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDER.contains(&first);
@@ -76,21 +76,22 @@ pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Resul
             "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)"
         );
     }
-    let bus = if args.cloud { site::cloud(loaded, "tap").await? } else { site::open(loaded, "tap").await?.bus };
-    let mut passing = std::pin::pin!(tap(&bus, &args.subject).await?);
+    let bus =
+        if args.cloud { site_target::cloud(loaded, "tap").await? } else { site_target::open(loaded, "tap").await?.bus };
+    let mut passing = std::pin::pin!(watch_subject(&bus, &args.subject).await?);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let message = passing.next().await.context("server closed the connection")?;
         let shown = shown(&message, clock::now_ms());
-        if args.json { out::json_line(&shown) } else { out::line(text(&shown)) }?;
+        if args.json { stdout::json_line(&shown) } else { stdout::print_line(text(&shown)) }?;
         left -= 1;
     }
     Ok(())
 }
 
-fn shown(message: &Passing, at_ms: u64) -> Shown {
+fn shown(message: &TapMessage, at_ms: u64) -> TapLine {
     let headers = message.headers.iter().map(|(name, value)| (name.clone(), value.as_str().into()));
-    Shown {
+    TapLine {
         at_ms,
         subject: message.subject.clone(),
         size_bytes: message.payload.len(),
@@ -107,7 +108,7 @@ fn body(payload: &[u8]) -> Value {
     if let Ok((format, width_px, height_px)) = vision::dimensions(payload) {
         return format!("<image/{} {width_px}x{height_px}, {} bytes>", format.name(), payload.len()).into();
     }
-    if let Some(message) = schemas::codec::show(payload) {
+    if let Some(message) = schemas::codec::to_json(payload) {
         return message;
     }
     match std::str::from_utf8(payload) {
@@ -120,15 +121,15 @@ fn body(payload: &[u8]) -> Value {
     }
 }
 
-fn text(shown: &Shown) -> String {
-    let Shown { at_ms, subject, size_bytes, headers, body } = shown;
-    let mut text = format!("{}  {}  {size_bytes} bytes", form::time(*at_ms), form::plain(subject));
+fn text(shown: &TapLine) -> String {
+    let TapLine { at_ms, subject, size_bytes, headers, body } = shown;
+    let mut text = format!("{}  {}  {size_bytes} bytes", format::format_time(*at_ms), format::plain_number(subject));
     for (name, value) in headers {
-        text.push_str(&format!("\n  {name}: {}", form::plain(value.as_str().unwrap_or_default())));
+        text.push_str(&format!("\n  {name}: {}", format::plain_number(value.as_str().unwrap_or_default())));
     }
     match body {
         Value::Null => text,
-        Value::String(body) => text + "\n  " + &form::plain(body),
+        Value::String(body) => text + "\n  " + &format::plain_number(body),
         body => text + "\n  " + &body.to_string(),
     }
 }

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::Shutdown;
-use schemas::Measured;
+use schemas::ModelAccuracy;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use training::{Around, Epoch, Examples, Pace, Trained};
-use vision::{Model, Onnx};
+use training::{Epoch, Examples, TrainContext, TrainedModel, TrainingPace};
+use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{form, out};
+use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
 The model is any ONNX classifier that `tributary model check` calls fit for training; no Python is needed. The
@@ -40,12 +40,12 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
-    how: HowArgs,
+    how: TrainingArgs,
 }
 
 /// How a model is trained; shared by the commands that train.
 #[derive(clap::Args)]
-pub struct HowArgs {
+pub struct TrainingArgs {
     /// Which weights: auto (all, or of a good model the last layers alone where images are few), all, head, `last N` (layers),
     /// or patterns of names with commas between them.
     #[arg(long, value_name = "WHICH")]
@@ -77,7 +77,7 @@ impl TrainArgs {
     }
 }
 
-impl HowArgs {
+impl TrainingArgs {
     /// Settings that its flags stand for.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         let given = [
@@ -93,23 +93,23 @@ impl HowArgs {
 
 /// Trains.
 pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    train(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
+    train_folder(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
     Ok(())
 }
 
 /// Trains a model on a folder, and writes a new one if it is better; whether it did.
-pub async fn train(
+pub async fn train_folder(
     settings: &Settings,
     model: &Path,
     data: &Path,
     new: &Path,
-    how: &HowArgs,
+    how: &TrainingArgs,
     shutdown: Shutdown,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
     let told = stop.clone();
     let watching = tokio::spawn(async move {
-        shutdown.wanted().await;
+        shutdown.wait_for_request().await;
         told.cancel();
     });
     let (train, onnxruntime) = (settings.trainer.clone(), settings.onnxruntime.clone());
@@ -117,14 +117,14 @@ pub async fn train(
     let bar = progress(train.epochs);
     let shown = bar.clone();
     let anyway = how.anyway;
-    let work = move || -> anyhow::Result<(Trained, Option<Model>)> {
+    let work = move || -> anyhow::Result<(TrainedModel, Option<Model>)> {
         training::folder::check(&out)?;
-        let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
-        let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
-        let around = Around { stop: &stop, pace: Pace::free(&train.limits), checkpoints: None };
-        let trained = training::train(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
-        if !anyway && trained.nothing_gained().is_some() {
+        let examples = Examples::read(&data, &model.labels, train.holdout_ratio)?;
+        let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&train.limits), checkpoints: None };
+        let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
+        if !anyway && trained.has_no_gain().is_some() {
             return Ok((trained, None));
         }
         let written = training::folder::write(&model, &trained.onnx, &trained.values(), &out)?;
@@ -135,11 +135,11 @@ pub async fn train(
     bar.bar.finish_and_clear();
     if how.json {
         let test = trained.test.map(|(before, after)| json!({ "before": before, "after": after }));
-        out::json(&json!({
+        stdout::json(&json!({
             "epochs": trained.epochs,
             "best_epoch": trained.best_epoch,
             "learning_rate": trained.learning_rate,
-            "nothing_gained": trained.nothing_gained(),
+            "nothing_gained": trained.has_no_gain(),
             "test": test,
             "parameters": trained.parameters,
             "last_layers": trained.layers,
@@ -149,29 +149,29 @@ pub async fn train(
             "release": written.as_ref().map(|model| model.release.to_string()),
         }))?;
     } else {
-        out::line(text(&trained, written.as_ref()))?;
+        stdout::print_line(text(&trained, written.as_ref()))?;
     }
-    if let Some(why) = trained.nothing_gained().filter(|_| written.is_none()) {
-        out::note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
+    if let Some(why) = trained.has_no_gain().filter(|_| written.is_none()) {
+        stdout::print_note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
     }
     Ok(written.is_some())
 }
 
 /// Says what happens on standard error: a line an epoch.
 #[derive(Clone)]
-struct Progress {
+struct EpochPrinter {
     bar: ProgressBar,
     epochs: u32,
 }
 
-fn progress(epochs: u32) -> Progress {
+fn progress(epochs: u32) -> EpochPrinter {
     let bar = ProgressBar::new(epochs.into());
     let style = ProgressStyle::with_template("{bar:30} epoch {pos}/{len}, {eta} left").ok();
     style.into_iter().for_each(|style| bar.set_style(style));
-    Progress { bar, epochs }
+    EpochPrinter { bar, epochs }
 }
 
-impl Progress {
+impl EpochPrinter {
     fn over(&self, epoch: &Epoch) {
         let line = match epoch.learned_loss {
             None => format!("before: {}", measured(&epoch.held_out)),
@@ -184,23 +184,23 @@ impl Progress {
             ),
         };
         self.bar.set_position(epoch.number.into());
-        if self.bar.is_hidden() { out::note(line) } else { self.bar.println(line) }
+        if self.bar.is_hidden() { stdout::print_note(line) } else { self.bar.println(line) }
     }
 }
 
-fn measured(measured: &Measured) -> String {
-    let right = form::percent(measured.accuracy_ratio);
+fn measured(measured: &ModelAccuracy) -> String {
+    let right = format::percent(measured.accuracy_ratio);
     format!("of {} held out {right} right, loss {:.3}", measured.images, measured.loss)
 }
 
-fn text(trained: &Trained, written: Option<&Model>) -> String {
+fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
     let mut lines = vec![format!("trained  {} numbers", trained.parameters)];
     if let Some(layers) = trained.layers {
         let layers = if layers == 1 { "layer".into() } else { format!("{layers} layers") };
         lines
             .push(format!("         the last {layers} alone, for images are few (--trainable all trains every layer)"));
     }
-    let right = |measured: &Measured| form::percent(measured.accuracy_ratio);
+    let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
     let (before, after) = trained.held_out();
     lines.push(format!(
         "held out {} right before, {} after epoch {}, of {} images; at a learning rate of {}",

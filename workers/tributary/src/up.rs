@@ -5,25 +5,27 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use fleet::{Fleet, Membership};
+use fleet::{FleetFolder, Membership};
 use notifier::NotifierSettings;
-use rollout::start::Started;
-use rollout::trial::Trial;
+use rollout::serving_model::ServingModel;
+use rollout::trial::TrialRunner;
 use runtime::{Shutdown, clock};
 use schemas::SiteName;
-use streams::rights;
-use streams::server::{CertificateFiles, ClientListener, FleetHub, FleetLeaf, Leaf, Server, ServerSettings, host_of};
-use streams::table::Role;
-use streams::topology::{self, Finding, Mend, Place, State};
+use streams::permissions;
+use streams::server::{
+    CertificateFiles, ClientListener, FleetHub, FleetLeaf, LeafMode, Server, ServerSettings, host_of,
+};
+use streams::subject_table::Role;
+use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
-use crate::expiry;
+use crate::certificate_expiry;
 use crate::fleet_cmd;
-use crate::out;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site::{ALONE, CloudLogin, Entrance, Running, RunningSite};
+use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp};
+use crate::stdout;
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -72,16 +74,16 @@ pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> 
         Some(folder) => start_hub(settings, folder, shutdown.clone()).await?,
         None => start(settings, args.sites, shutdown.clone()).await?,
     };
-    if let Err(error) = out::line(welcome(&up.running, settings)) {
+    if let Err(error) = stdout::print_line(welcome(&up.running, settings)) {
         tracing::warn!(%error, "nobody reads where it is");
     }
-    up.wait().await
+    up.wait_until_stopped().await
 }
 
 /// Everything that runs. Servers stop when it is dropped, after the roles.
-pub struct Up {
+pub struct LocalSystem {
     /// What other commands can find.
-    pub running: Running,
+    pub running: RunningUp,
     roles: JoinSet<anyhow::Result<()>>,
     shutdown: Shutdown,
     store: PathBuf,
@@ -89,17 +91,17 @@ pub struct Up {
     _cloud: Option<Server>,
 }
 
-impl Up {
+impl LocalSystem {
     /// Waits until told to stop, or until a role had to; stops everything in order.
-    pub async fn wait(mut self) -> anyhow::Result<()> {
+    pub async fn wait_until_stopped(mut self) -> anyhow::Result<()> {
         let mut first = Ok(());
         while let Some(ended) = self.roles.join_next().await {
             // One role that ends takes the others with it: half a site would look like a whole one.
-            self.shutdown.want();
+            self.shutdown.request();
             let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
             first = first.and(ended);
         }
-        Running::remove(&self.store);
+        RunningUp::remove(&self.store);
         streams::connect::expect_end(true);
         tokio::task::spawn_blocking(move || drop((self._sites, self._cloud))).await?;
         first
@@ -107,7 +109,7 @@ impl Up {
 }
 
 /// Starts everything and returns when it takes work.
-pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<Up> {
+pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<LocalSystem> {
     streams::connect::expect_end(false);
     runtime::metrics::expect_roles(usize::MAX);
     let mut settings = settings.clone();
@@ -127,7 +129,8 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     if member.is_none() {
         let nats = running.cloud_nats(&NatsSettings::default());
         let cloud = Bus::connect(&nats, "up").await?;
-        let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
+        let place =
+            if sites.is_some() { PlanScope::Cloud(names.clone()) } else { PlanScope::Both(settings.site.clone()) };
         set_up(&cloud, &place, &settings).await?;
         let server = servers.all().next().context("no server was started")?;
         let each = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
@@ -138,7 +141,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         let nats = site.nats(running.cloud_domain.as_deref(), &NatsSettings::default());
         let here = Bus::connect(&nats, site.site.as_str()).await?;
         if leaves {
-            set_up(&here, &Place::Site(site.site.clone()), &settings).await?;
+            set_up(&here, &PlanScope::Site(site.site.clone()), &settings).await?;
         }
         if member.is_some() {
             clock::align_at_start(&here).await;
@@ -146,32 +149,32 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
         let work = settings.up.store.join(format!("recognizer-{}", site.site));
         let light = begin(settings.onnxruntime.clone(), model, infer, work).await?;
-        let own = OwnServer { site, server, nats: &nats };
+        let own = SiteServer { site, server, nats: &nats };
         start_site(&mut roles, &settings, &own, light, &shutdown).await?;
         if settings.up.train {
             let (onnx, model) = roles::load_to_train(&settings).await?;
             let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
             chosen.work = settings.up.store.join(format!("training-{name}"));
             let bus = own.connect(Role::Trainer).await?;
-            roles.spawn(
-                async move { roles::ended("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await) },
-            );
+            roles.spawn(async move {
+                roles::role_result("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await)
+            });
         }
     }
     for server in servers.all() {
-        server.settle().context("the store cannot be written to the disk")?;
+        server.sync_store().context("the store cannot be written to the disk")?;
     }
     running.write(&settings.up.store)?;
-    expiry::tell(&expiry::all(&settings, None));
+    certificate_expiry::report_expiries(&certificate_expiry::all(&settings, None));
     runtime::metrics::expect_roles(roles.len());
-    let Servers { cloud, sites } = servers;
-    Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
+    let LocalServers { cloud, sites } = servers;
+    Ok(LocalSystem { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
 }
 
 /// Starts the hub of a fleet: its server, encrypted on every address, and the roles of the cloud, each with its own key.
-pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -> anyhow::Result<Up> {
+pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -> anyhow::Result<LocalSystem> {
     runtime::metrics::expect_roles(usize::MAX);
-    let fleet = Fleet::open(folder)?;
+    let fleet = FleetFolder::open(folder)?;
     let mut settings = settings.clone();
     let heavy = load_verifier(&mut settings).await?;
     // With any key, an update counts only if its site signed it.
@@ -180,8 +183,8 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     settings.aggregator.key.get_or_insert_with(|| fleet.signing_file("aggregator"));
     settings.releaser.key.get_or_insert_with(|| fleet.signing_file("releaser"));
     let names: Vec<SiteName> = fleet.sites().keys().cloned().collect();
-    let place = Place::Cloud(names);
-    let most_sites = Place::Cloud((0..MOST_SITES).filter_map(|number| format!("s{number}").parse().ok()).collect());
+    let place = PlanScope::Cloud(names);
+    let most_sites = PlanScope::Cloud((0..MOST_SITES).filter_map(|number| format!("s{number}").parse().ok()).collect());
     let hub = ServerSettings {
         encryption_key: settings.up.encryption_key.clone(),
         program: settings.up.nats_server.clone(),
@@ -193,8 +196,8 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         mappings: Vec::new(),
         durability: settings.up.durability,
         // Sites are added while it runs.
-        max_store_bytes: topology::plan(&most_sites, &settings.streams).max_store_bytes(),
-        leaf: Leaf::HubOfFleet(FleetHub {
+        max_store_bytes: topology::plan_topology(&most_sites, &settings.streams).max_store_bytes(),
+        leaf: LeafMode::HubOfFleet(FleetHub {
             leaf_port: fleet.hub().leaf_port,
             certificate: std::path::absolute(fleet.certificate_file())?,
             key: std::path::absolute(fleet.key_file())?,
@@ -211,8 +214,8 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     let mut roles = JoinSet::new();
     let each = async |role: Role| Ok(Bus::connect(&login(role.as_str()), role.as_str()).await?);
     start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
-    server.settle().context("the store cannot be written to the disk")?;
-    let running = Running {
+    server.sync_store().context("the store cannot be written to the disk")?;
+    let running = RunningUp {
         process: std::process::id(),
         cloud_url: server.url(),
         cloud_domain: None,
@@ -221,7 +224,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         operator: Some(CloudLogin {
             ca: std::path::absolute(fleet.authority_file())?,
             nkey: std::path::absolute(fleet.role_file("operator"))?,
-            inbox: rights::role_inbox("operator"),
+            inbox: permissions::role_inbox("operator"),
             round_key: std::path::absolute(fleet.signing_file("aggregator"))?,
         }),
         cloud_password: None,
@@ -231,20 +234,20 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     roles.spawn(tell_calendar(folder.to_owned(), shutdown.clone()));
     // Telling what ends is no role.
     runtime::metrics::expect_roles(roles.len().saturating_sub(1));
-    Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: Vec::new(), _cloud: Some(server) })
+    Ok(LocalSystem { running, roles, shutdown, store: settings.up.store, _sites: Vec::new(), _cloud: Some(server) })
 }
 
 /// Says, while the hub runs, when its certificates and its root end: they are renewed by other commands meanwhile.
 async fn tell_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()> {
     const EVERY: Duration = Duration::from_secs(3600);
     loop {
-        match Fleet::open(&folder) {
-            Ok(fleet) => expiry::tell(&expiry::of_hub(&fleet)),
+        match FleetFolder::open(&folder) {
+            Ok(fleet) => certificate_expiry::report_expiries(&certificate_expiry::of_hub(&fleet)),
             Err(error) => tracing::warn!(%error, "it is not known what ends"),
         }
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
-            () = shutdown.wanted() => return Ok(()),
+            () = shutdown.wait_for_request() => return Ok(()),
         }
     }
 }
@@ -264,7 +267,7 @@ fn be_site_of(member: &Membership, settings: &mut Settings, sites: Option<u16>) 
 }
 
 /// The verifier's model, if one was named.
-async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<Started>> {
+async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<ServingModel>> {
     let Some(model) = settings.verifier.model.clone() else {
         tracing::info!("no model for the cloud: doubtful answers stay as they are (--cloud-model verifies them)");
         settings.recognizer.verify.enabled = false;
@@ -278,7 +281,7 @@ async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<Started
 async fn start_cloud(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
-    heavy: Option<Started>,
+    heavy: Option<ServingModel>,
     connect: impl AsyncFn(Role) -> anyhow::Result<Bus>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
@@ -289,34 +292,34 @@ async fn start_cloud(
         let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
         let (cloud, chosen) = (connect(Role::Verifier).await?, settings.verifier.clone());
         let (wait, stop) = (ack_wait(settings), shutdown.clone());
-        roles.spawn(
-            async move { roles::ended("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await) },
-        );
+        roles.spawn(async move {
+            roles::role_result("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await)
+        });
     }
     if settings.up.merge {
         let (onnx, model) = roles::load_to_merge(settings).await?;
         let (cloud, stop, mut chosen) =
             (connect(Role::Aggregator).await?, shutdown.clone(), settings.aggregator.clone());
         chosen.work = settings.up.store.join("aggregator");
-        let trial = Trial::of_this_program(onnxruntime.clone());
+        let trial = TrialRunner::of_this_program(onnxruntime.clone());
         roles.spawn(async move {
-            roles::ended("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
+            roles::role_result("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
         });
     }
     let (chosen, stop) = (settings.releaser.clone(), shutdown.clone());
     let store = roles::release_store(settings)?;
-    roles.spawn(async move { roles::ended("releaser", releaser::run(bus, store, &chosen, stop).await) });
+    roles.spawn(async move { roles::role_result("releaser", releaser::run(bus, store, &chosen, stop).await) });
     Ok(())
 }
 
 /// A site's server, and how the site itself is known to it.
-struct OwnServer<'a> {
+struct SiteServer<'a> {
     site: &'a RunningSite,
     server: &'a Server,
     nats: &'a NatsSettings,
 }
 
-impl OwnServer<'_> {
+impl SiteServer<'_> {
     /// A connection with the rights of a worker.
     async fn connect(&self, role: Role) -> anyhow::Result<Bus> {
         Ok(Bus::connect(&as_worker(self.server, role, self.nats)?, role.as_str()).await?)
@@ -327,31 +330,33 @@ impl OwnServer<'_> {
 async fn start_site(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
-    own: &OwnServer<'_>,
-    light: Started,
+    own: &SiteServer<'_>,
+    light: ServingModel,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
-    let OwnServer { site, server, nats } = own;
+    let SiteServer { site, server, nats } = own;
     let wait = ack_wait(settings);
     let bus = own.connect(Role::Recognizer).await?;
     let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
-    roles
-        .spawn(async move { roles::ended("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
+    roles.spawn(async move {
+        roles::role_result("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await)
+    });
     let bus = own.connect(Role::Courier).await?;
     let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
     let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
     let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
-    roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
+    roles
+        .spawn(async move { roles::role_result("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
     let bus = own.connect(Role::Janitor).await?;
     let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
-    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
+    roles.spawn(async move { roles::role_result("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
     if settings.up.answers_json {
         let bus = own.connect(Role::Notifier).await?;
         let chosen = notifier_settings(settings, site, server)?;
         let (name, stop) = (site.site.clone(), shutdown.clone());
-        roles.spawn(async move { roles::ended("notifier", notifier::run(bus, name, &chosen, stop).await) });
+        roles.spawn(async move { roles::role_result("notifier", notifier::run(bus, name, &chosen, stop).await) });
     }
     Ok(())
 }
@@ -377,7 +382,7 @@ fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -
 /// How a worker is known to a server, with the rights it needs; `nats`: how the place itself is.
 fn as_worker(server: &Server, role: Role, nats: &NatsSettings) -> anyhow::Result<NatsSettings> {
     let login = server.login(role).with_context(|| format!("the server has no user for the {}", role.as_str()))?;
-    let inbox = Some(rights::role_inbox(role.as_str()));
+    let inbox = Some(permissions::role_inbox(role.as_str()));
     Ok(NatsSettings { user: Some(login.user), password: Some(login.password.into()), inbox, ..nats.clone() })
 }
 
@@ -388,12 +393,12 @@ fn names(site: &SiteName, sites: Option<u16>) -> anyhow::Result<Vec<SiteName>> {
     (1..=count).map(|number| Ok(format!("{stem}-{number}").parse()?)).collect()
 }
 
-struct Servers {
+struct LocalServers {
     cloud: Option<Server>,
     sites: Vec<Server>,
 }
 
-impl Servers {
+impl LocalServers {
     fn all(&self) -> impl Iterator<Item = &Server> {
         self.cloud.iter().chain(&self.sites)
     }
@@ -405,11 +410,11 @@ async fn servers(
     names: &[SiteName],
     leaves: bool,
     member: Option<&Membership>,
-) -> anyhow::Result<Servers> {
+) -> anyhow::Result<LocalServers> {
     let up = &settings.up;
-    let base = |name: &str, domain: Option<&str>, leaf: Leaf, place: &Place| ServerSettings {
+    let base = |name: &str, domain: Option<&str>, leaf: LeafMode, place: &PlanScope| ServerSettings {
         encryption_key: up.encryption_key.clone(),
-        max_store_bytes: topology::plan(place, &settings.streams).max_store_bytes(),
+        max_store_bytes: topology::plan_topology(place, &settings.streams).max_store_bytes(),
         program: up.nats_server.clone(),
         store: up.store.join(name),
         name: name.into(),
@@ -424,7 +429,7 @@ async fn servers(
     };
     let entry = entry(settings)?;
     if let Some(member) = member {
-        let leaf = Leaf::OfFleet(FleetLeaf {
+        let leaf = LeafMode::OfFleet(FleetLeaf {
             hub: member.hub.clone(),
             authority: std::path::absolute(Membership::authority_file(&up.store))?,
             seed: member.leaf_seed.clone().into(),
@@ -436,9 +441,9 @@ async fn servers(
             mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
             site: Some(site.clone()),
             entry,
-            ..base(site.as_str(), Some(site.as_str()), leaf, &Place::Site(site.clone()))
+            ..base(site.as_str(), Some(site.as_str()), leaf, &PlanScope::Site(site.clone()))
         };
-        return Ok(Servers { cloud: None, sites: vec![spawn(server).await?] });
+        return Ok(LocalServers { cloud: None, sites: vec![spawn(server).await?] });
     }
     if !leaves {
         let alone = ServerSettings {
@@ -447,11 +452,11 @@ async fn servers(
             mappings: up.mappings(&settings.site).map_err(anyhow::Error::msg)?,
             site: Some(settings.site.clone()),
             entry,
-            ..base(ALONE, None, Leaf::Alone, &Place::Both(settings.site.clone()))
+            ..base(ALONE, None, LeafMode::Alone, &PlanScope::Both(settings.site.clone()))
         };
-        return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
+        return Ok(LocalServers { cloud: None, sites: vec![spawn(alone).await?] });
     }
-    let hub = base(CLOUD, Some(CLOUD), Leaf::Hub(names.to_vec()), &Place::Cloud(names.to_vec()));
+    let hub = base(CLOUD, Some(CLOUD), LeafMode::Hub(names.to_vec()), &PlanScope::Cloud(names.to_vec()));
     let hub = spawn(ServerSettings { port: up.cloud_port, ..hub }).await?;
     let mut sites = Vec::new();
     for (site, number) in names.iter().zip(0u16..) {
@@ -463,11 +468,11 @@ async fn servers(
             mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
             site: Some(site.clone()),
             entry: entry.clone(),
-            ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address), &Place::Site(site.clone()))
+            ..base(site.as_str(), Some(site.as_str()), LeafMode::Of(address), &PlanScope::Site(site.clone()))
         };
         sites.push(spawn(leaf).await?);
     }
-    Ok(Servers { cloud: Some(hub), sites })
+    Ok(LocalServers { cloud: Some(hub), sites })
 }
 
 /// How clients are let in: encrypted and by login where other machines can reach the server, unless that is not wanted.
@@ -511,7 +516,7 @@ async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
 }
 
 /// How cameras reach a site's server.
-fn entrance(up: &UpSettings, server: &Server) -> Entrance {
+fn entrance(up: &UpSettings, server: &Server) -> CameraEntry {
     let host = |listen: IpAddr| if listen.is_loopback() { listen.to_string() } else { host_name(up) };
     let port = server.url().rsplit_once(':').map(|(_, port)| port.to_owned()).unwrap_or_default();
     let is_secure = up.listens_beyond_loopback() && !up.insecure;
@@ -519,7 +524,7 @@ fn entrance(up: &UpSettings, server: &Server) -> Entrance {
     let scheme = if is_encrypted(up.listen) { "tls" } else { "nats" };
     let made = is_secure.then(|| up.store.join("tls/ca.pem"));
     let authority = if up.certificate.is_some() { up.authority.clone() } else { made };
-    Entrance {
+    CameraEntry {
         nats: format!("{scheme}://{}:{port}", host(up.listen)),
         mqtt: server.mqtt_port().map(|port| format!("{}:{port}", host(up.mqtt_listen))),
         is_mqtt_encrypted: is_encrypted(up.mqtt_listen),
@@ -530,11 +535,11 @@ fn entrance(up: &UpSettings, server: &Server) -> Entrance {
 
 fn running(
     names: &[SiteName],
-    servers: &Servers,
+    servers: &LocalServers,
     member: Option<&Membership>,
     up: &UpSettings,
     model: &Path,
-) -> Running {
+) -> RunningUp {
     let site = |(site, server): (&SiteName, &Server)| RunningSite {
         site: site.clone(),
         url: server.url(),
@@ -555,7 +560,7 @@ fn running(
     };
     // Other commands may run in another folder.
     let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
-    Running {
+    RunningUp {
         process: std::process::id(),
         cloud_url: cloud,
         cloud_domain,
@@ -567,20 +572,21 @@ fn running(
     }
 }
 
-async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
-    let plan = topology::plan(place, &settings.streams);
-    let mut findings = topology::setup(bus, &plan, Mend::Everything).await;
-    let refused = |findings: &[Finding]| findings.iter().any(|finding| matches!(finding.state, State::Refused(_)));
+async fn set_up(bus: &Bus, place: &PlanScope, settings: &Settings) -> anyhow::Result<()> {
+    let plan = topology::plan_topology(place, &settings.streams);
+    let mut findings = topology::apply_plan(bus, &plan, RepairMode::Everything).await;
+    let refused =
+        |findings: &[SetupFinding]| findings.iter().any(|finding| matches!(finding.state, SetupStatus::Refused(_)));
     if findings.as_deref().map_or(true, refused) {
         tracing::info!("the streams are not set up yet, once more: a server on a slow disk may be busy");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        findings = topology::setup(bus, &plan, Mend::Everything).await;
+        findings = topology::apply_plan(bus, &plan, RepairMode::Everything).await;
     }
     for finding in findings? {
-        if let State::Refused(why) = &finding.state {
+        if let SetupStatus::Refused(why) = &finding.state {
             anyhow::bail!("{} cannot be set up: {why}", finding.what);
         }
-        if let State::Differs(differences) = &finding.state {
+        if let SetupStatus::Differs(differences) = &finding.state {
             for difference in differences {
                 tracing::warn!(
                     what = finding.what,
@@ -595,7 +601,7 @@ async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result
     Ok(())
 }
 
-fn welcome(running: &Running, settings: &Settings) -> String {
+fn welcome(running: &RunningUp, settings: &Settings) -> String {
     let mut lines = vec![String::from("Tributary is up.")];
     for site in &running.sites {
         let mqtt = site.mqtt_port.map(|port| format!(", MQTT on port {port}")).unwrap_or_default();

@@ -5,7 +5,7 @@
 
 pub mod judge;
 pub mod settings;
-pub mod walk;
+pub mod worker;
 
 pub use settings::VerifierSettings;
-pub use walk::{Verifier, kept, report, run};
+pub use worker::{Verifier, hard_case_publication, report, run};

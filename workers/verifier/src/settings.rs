@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use scaling::ScaleSettings;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
-use vision::InferSettings;
+use vision::InferenceSettings;
 
 /// What an operator may choose about verifying.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct VerifierSettings {
     /// whose picture is one row of features.
     pub head: Option<PathBuf>,
     /// Replicas, batches and what a picture may cost.
-    pub infer: InferSettings,
+    pub infer: InferenceSettings,
     /// How many replicas, where that follows the queue; `tributary scale` changes it while it runs.
     pub scale: ScaleSettings,
     /// Divides the logits before the softmax, above 0; the model's own if absent.
@@ -38,7 +38,7 @@ impl Default for VerifierSettings {
         Self {
             model: None,
             head: None,
-            infer: InferSettings::default(),
+            infer: InferenceSettings::default(),
             scale: ScaleSettings::default(),
             temperature: None,
             work: PathBuf::from("tributary-verifier"),

@@ -7,7 +7,7 @@ use crate::decode::Pixels;
 
 /// What is changed; the default changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Change {
+pub struct PictureAugmentation {
     /// Left and right change sides.
     pub mirror: bool,
     /// Moved to the right by this share of the width, -1 to 1.
@@ -23,7 +23,7 @@ pub struct Change {
 }
 
 /// The changed picture, of the same size.
-pub fn changed(pixels: &Pixels, change: &Change) -> Pixels {
+pub fn augment_picture(pixels: &Pixels, change: &PictureAugmentation) -> Pixels {
     let (width, height) = (pixels.width_px as usize, pixels.height_px as usize);
     let (middle_x, middle_y) = ((width as f32 - 1.0) / 2.0, (height as f32 - 1.0) / 2.0);
     let (sine, cosine) = change.turn_degrees.to_radians().sin_cos();
@@ -79,23 +79,35 @@ mod tests {
     #[test]
     fn nothing_changes_nothing() {
         let original = picture(&[1, 2, 3, 4, 5, 6], 3);
-        assert_eq!(changed(&original, &Change::default()), original);
+        assert_eq!(augment_picture(&original, &PictureAugmentation::default()), original);
     }
 
     #[test]
     fn a_mirror_a_shift_and_a_turn_move_pixels_where_they_should() {
         let original = picture(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 3);
-        let with = |change: Change| first_channel(&changed(&original, &change));
-        assert_eq!(with(Change { mirror: true, ..Change::default() }), [3, 2, 1, 6, 5, 4, 9, 8, 7]);
-        assert_eq!(with(Change { right_ratio: 1.0 / 3.0, ..Change::default() }), [1, 1, 2, 4, 4, 5, 7, 7, 8]);
-        assert_eq!(with(Change { down_ratio: -1.0 / 3.0, ..Change::default() }), [4, 5, 6, 7, 8, 9, 7, 8, 9]);
-        assert_eq!(with(Change { turn_degrees: 90.0, ..Change::default() }), [7, 4, 1, 8, 5, 2, 9, 6, 3]);
+        let with = |change: PictureAugmentation| first_channel(&augment_picture(&original, &change));
+        assert_eq!(
+            with(PictureAugmentation { mirror: true, ..PictureAugmentation::default() }),
+            [3, 2, 1, 6, 5, 4, 9, 8, 7]
+        );
+        assert_eq!(
+            with(PictureAugmentation { right_ratio: 1.0 / 3.0, ..PictureAugmentation::default() }),
+            [1, 1, 2, 4, 4, 5, 7, 7, 8]
+        );
+        assert_eq!(
+            with(PictureAugmentation { down_ratio: -1.0 / 3.0, ..PictureAugmentation::default() }),
+            [4, 5, 6, 7, 8, 9, 7, 8, 9]
+        );
+        assert_eq!(
+            with(PictureAugmentation { turn_degrees: 90.0, ..PictureAugmentation::default() }),
+            [7, 4, 1, 8, 5, 2, 9, 6, 3]
+        );
     }
 
     #[test]
     fn brightness_ends_at_white() {
         let original = picture(&[100, 200], 2);
-        let change = Change { brightness_ratio: 0.5, ..Change::default() };
-        assert_eq!(first_channel(&changed(&original, &change)), [150, 255]);
+        let change = PictureAugmentation { brightness_ratio: 0.5, ..PictureAugmentation::default() };
+        assert_eq!(first_channel(&augment_picture(&original, &change)), [150, 255]);
     }
 }

@@ -6,16 +6,16 @@
 use std::path::Path;
 
 use schemas::limits::MAX_TOP;
-use schemas::model::{Channels, Layout, OutputKind, Resize};
+use schemas::model::{Channels, Layout, OutputKind, ResizeMode};
 use serde::Serialize;
 
+use crate::batch_cost::{BatchCost, measure_batches};
 use crate::decode::DecodeSettings;
-use crate::infer::{InferError, InferSettings, Replica};
-use crate::measure::{Measured, measure};
+use crate::inference::{InferenceError, InferenceSettings, Replica};
 use crate::model::{Model, ModelError};
 use crate::sample;
 use crate::scores::{probabilities, top};
-use crate::session::Onnx;
+use crate::session::OnnxRuntime;
 
 /// Why a model is not fit for use.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum CheckError {
     Model(#[from] ModelError),
     /// The graph, the runtime or the picture.
     #[error(transparent)]
-    Infer(#[from] InferError),
+    Infer(#[from] InferenceError),
 }
 
 /// What was found.
@@ -52,7 +52,7 @@ pub struct ModelReport {
     /// Images in one run that cost least, each.
     pub best_batch: usize,
     /// The measurement behind it.
-    pub measured: Measured,
+    pub measured: BatchCost,
     /// Most images the graph takes at once; absent if it does not mind.
     pub graph_batch: Option<usize>,
     /// The best classes for the picture given; empty without one.
@@ -73,7 +73,7 @@ pub struct InputReport {
     /// Order of the axes.
     pub layout: Layout,
     /// How a picture is fitted.
-    pub resize: Resize,
+    pub resize: ResizeMode,
 }
 
 /// What comes out.
@@ -97,13 +97,13 @@ pub struct RankedLabel {
 }
 
 /// Tries a model. Without an `image` a generated one is run and `top` stays empty.
-pub fn check(dir: &Path, onnx: &Onnx, image: Option<&[u8]>) -> Result<ModelReport, CheckError> {
+pub fn check(dir: &Path, onnx: &OnnxRuntime, image: Option<&[u8]>) -> Result<ModelReport, CheckError> {
     let model = Model::load(dir)?;
-    let settings = InferSettings { decode: DecodeSettings::default(), ..InferSettings::default() };
+    let settings = InferenceSettings { decode: DecodeSettings::default(), ..InferenceSettings::default() };
     let mut replica = Replica::open(onnx, &model, &settings)?;
     let generated = sample::jpeg();
-    let seen = replica.see(image.unwrap_or(&generated))?;
-    let measured = measure(&mut replica)?;
+    let seen = replica.predict(image.unwrap_or(&generated))?;
+    let measured = measure_batches(&mut replica)?;
     let description = &model.description;
     let ratios = probabilities(&model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
     let ranked = |(class, confidence_ratio): (usize, f32)| {

@@ -14,7 +14,7 @@
 mod envelope;
 mod error;
 mod format;
-mod guess;
+mod format_guess;
 mod jpeg;
 mod levels;
 mod tiff;
@@ -32,9 +32,9 @@ pub use self::envelope::ImageEnvelope;
 use self::envelope::{UnwrappedImage, unwrap_image};
 pub use self::error::DecodeError;
 use self::error::cut;
-pub use self::format::Format;
-pub use self::guess::FormatGuess;
-use self::guess::guess_unknown;
+pub use self::format::PictureFormat;
+pub use self::format_guess::FormatGuess;
+use self::format_guess::guess_unknown;
 use self::levels::{BitDepthHint, SampleScale};
 
 /// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
@@ -116,7 +116,7 @@ impl Pixels {
     }
 
     /// Turns the picture upright.
-    fn turn(&mut self, orientation: Orientation, format: Format) -> Result<(), DecodeError> {
+    fn turn(&mut self, orientation: Orientation, format: PictureFormat) -> Result<(), DecodeError> {
         if orientation == Orientation::NoTransforms {
             return Ok(());
         }
@@ -144,8 +144,8 @@ pub fn decode_into(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels)
     let (image, format) = recognize(bytes, settings)?;
     let bytes = &*image.bytes;
     catch_panics(format, pixels, |pixels| match format {
-        Format::Jpeg => jpeg::decode(bytes, settings, pixels),
-        Format::Tiff => tiff::decode(bytes, settings, 1, pixels),
+        PictureFormat::Jpeg => jpeg::decode(bytes, settings, pixels),
+        PictureFormat::Tiff => tiff::decode(bytes, settings, 1, pixels),
         _ => other(format, bytes, settings, pixels),
     })?;
     Ok(image.envelope)
@@ -158,7 +158,7 @@ pub(crate) fn decode_page(
     number: usize,
     pixels: &mut Pixels,
 ) -> Result<(), DecodeError> {
-    catch_panics(Format::Tiff, pixels, |pixels| tiff::decode(bytes, settings, number, pixels))
+    catch_panics(PictureFormat::Tiff, pixels, |pixels| tiff::decode(bytes, settings, number, pixels))
 }
 
 /// How many pages a TIFF has.
@@ -168,7 +168,7 @@ pub(crate) fn count_tiff_pages(bytes: &[u8], settings: &DecodeSettings) -> usize
 
 /// A decoder that panics has met a picture its authors did not think of: that picture fails and the thread goes on.
 fn catch_panics(
-    format: Format,
+    format: PictureFormat,
     pixels: &mut Pixels,
     work: impl FnOnce(&mut Pixels) -> Result<(), DecodeError>,
 ) -> Result<(), DecodeError> {
@@ -176,22 +176,24 @@ fn catch_panics(
         Ok(outcome) => outcome,
         Err(panic) => {
             *pixels = Pixels::default();
-            Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) })
+            Err(DecodeError::DecoderPanicked { format, why: cut(panic_message(panic.as_ref())) })
         }
     }
 }
 
 /// Whether a picture goes on to the end that its format states; also where no end is stated. One that was cut off, is still
 /// being written, or has room at its end that nobody wrote to does not.
-pub fn reaches_end(bytes: &[u8]) -> bool {
-    match Format::of(bytes) {
-        Some(Format::Jpeg) => jpeg::is_closed(bytes),
+pub fn is_complete(bytes: &[u8]) -> bool {
+    match PictureFormat::of(bytes) {
+        Some(PictureFormat::Jpeg) => jpeg::is_closed(bytes),
         // The last chunk is empty (PNG 11.2.5).
-        Some(Format::Png) => bytes.windows(8).rev().take(MAX_TRAILER_BYTES).any(|chunk| chunk == b"\0\0\0\0IEND"),
-        Some(Format::Gif) => bytes.iter().rev().find(|byte| **byte != 0) == Some(&b';'),
-        Some(Format::WebP) => stated_size(bytes, 4).is_none_or(|size| bytes.len() >= size + 8),
-        Some(Format::Bmp) => stated_size(bytes, 2).is_none_or(|size| bytes.len() >= size),
-        Some(Format::Tiff | Format::Pnm) => true,
+        Some(PictureFormat::Png) => {
+            bytes.windows(8).rev().take(MAX_TRAILER_BYTES).any(|chunk| chunk == b"\0\0\0\0IEND")
+        }
+        Some(PictureFormat::Gif) => bytes.iter().rev().find(|byte| **byte != 0) == Some(&b';'),
+        Some(PictureFormat::WebP) => stated_size(bytes, 4).is_none_or(|size| bytes.len() >= size + 8),
+        Some(PictureFormat::Bmp) => stated_size(bytes, 2).is_none_or(|size| bytes.len() >= size),
+        Some(PictureFormat::Tiff | PictureFormat::Pnm) => true,
         None => bytes.iter().take(MAX_TRAILER_BYTES).any(|byte| *byte != 0),
     }
 }
@@ -202,27 +204,30 @@ fn stated_size(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 /// Format, width and height from the header alone, as stored: before any turn upright.
-pub fn dimensions(bytes: &[u8]) -> Result<(Format, u32, u32), DecodeError> {
+pub fn dimensions(bytes: &[u8]) -> Result<(PictureFormat, u32, u32), DecodeError> {
     let settings = DecodeSettings { max_bytes: usize::MAX, ..DecodeSettings::default() };
     let (image, format) = recognize(bytes, &settings)?;
     let work = || match format {
-        Format::Jpeg => jpeg::dimensions(&image.bytes),
-        Format::Tiff => tiff::dimensions(&image.bytes, &settings),
+        PictureFormat::Jpeg => jpeg::dimensions(&image.bytes),
+        PictureFormat::Tiff => tiff::dimensions(&image.bytes, &settings),
         _ => Ok(opened(format, &image.bytes, &settings)?.dimensions()),
     };
     let found = catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) }));
+        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(panic_message(panic.as_ref())) }));
     found.map(|(width_px, height_px)| (format, width_px, height_px))
 }
 
 /// The text of a panic.
-pub(crate) fn last_words(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".to_owned())
 }
 
 /// What holds the picture, and its format.
-fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(UnwrappedImage<'a>, Format), DecodeError> {
+fn recognize<'a>(
+    bytes: &'a [u8],
+    settings: &DecodeSettings,
+) -> Result<(UnwrappedImage<'a>, PictureFormat), DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
@@ -230,7 +235,7 @@ fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(Unwrappe
         return Err(DecodeError::TooLarge { size_bytes: bytes.len() as u64, limit_bytes: settings.max_bytes as u64 });
     }
     let image = unwrap_image(bytes);
-    match Format::of(&image.bytes) {
+    match PictureFormat::of(&image.bytes) {
         Some(format) => Ok((image, format)),
         None => Err(DecodeError::UnknownFormat {
             first_bytes: bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
@@ -240,7 +245,7 @@ fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(Unwrappe
 }
 
 fn opened<'a>(
-    format: Format,
+    format: PictureFormat,
     bytes: &'a [u8],
     settings: &DecodeSettings,
 ) -> Result<Box<dyn ImageDecoder + 'a>, DecodeError> {
@@ -251,7 +256,12 @@ fn opened<'a>(
     Ok(Box::new(reader.into_decoder().map_err(|error| image_error(format, &error))?))
 }
 
-fn other(format: Format, bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
+fn other(
+    format: PictureFormat,
+    bytes: &[u8],
+    settings: &DecodeSettings,
+    pixels: &mut Pixels,
+) -> Result<(), DecodeError> {
     let mut decoder = opened(format, bytes, settings)?;
     let (width_px, height_px) = decoder.dimensions();
     if width_px == 0 || height_px == 0 {
@@ -268,7 +278,7 @@ fn other(format: Format, bytes: &[u8], settings: &DecodeSettings, pixels: &mut P
         decoder.read_image_boxed(room).map_err(|error| image_error(format, &error))?;
     } else {
         let picture = DynamicImage::from_decoder(decoder).map_err(|error| image_error(format, &error))?;
-        let declared_max = (format == Format::Png).then(|| format::significant_bits(bytes)).flatten();
+        let declared_max = (format == PictureFormat::Png).then(|| format::significant_bits(bytes)).flatten();
         let deep = BitDepthHint { declared_max: declared_max.map(|bits| (1 << bits) - 1), bits: settings.deep_bits };
         let room = pixels.room(width_px, height_px);
         match settings.background.filter(|_| colours.has_alpha()) {
@@ -294,7 +304,7 @@ fn is_deep(colours: ColorType) -> bool {
     matches!(colours, ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16)
 }
 
-fn image_error(format: Format, error: &ImageError) -> DecodeError {
+fn image_error(format: PictureFormat, error: &ImageError) -> DecodeError {
     let why = cut(error);
     let early = |error: &dyn std::error::Error| {
         let text = error.to_string().to_ascii_lowercase();
@@ -312,7 +322,7 @@ fn image_error(format: Format, error: &ImageError) -> DecodeError {
 
 /// `extra_bytes`: what the decoder keeps besides the RGB pixels.
 fn check(
-    format: Format,
+    format: PictureFormat,
     width_px: u32,
     height_px: u32,
     extra_bytes: u64,
@@ -380,14 +390,14 @@ mod tests {
     fn a_picture_that_was_cut_off_does_not_reach_its_end() {
         for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Bmp] {
             let whole = encoded(&noise(48, 32), format);
-            assert!(reaches_end(&whole), "{format:?}");
-            assert!(reaches_end(&[&whole[..], &[0; 40]].concat()), "{format:?} with zeros behind it");
+            assert!(is_complete(&whole), "{format:?}");
+            assert!(is_complete(&[&whole[..], &[0; 40]].concat()), "{format:?} with zeros behind it");
             for kept in [whole.len() - 16, whole.len() / 2, 40] {
-                assert!(!reaches_end(&whole[..kept]), "{format:?} cut after {kept} of {} bytes", whole.len());
+                assert!(!is_complete(&whole[..kept]), "{format:?} cut after {kept} of {} bytes", whole.len());
             }
         }
-        assert!(!reaches_end(&[0; 5000]), "room that nobody wrote to");
-        assert!(reaches_end(b"an error page"), "what is no picture is not waited for");
+        assert!(!is_complete(&[0; 5000]), "room that nobody wrote to");
+        assert!(is_complete(b"an error page"), "what is no picture is not waited for");
     }
 
     fn assert_close(actual: &Pixels, expected: &RgbImage, tolerance: u8, what: &str) {
@@ -426,11 +436,11 @@ mod tests {
 
     #[test]
     fn every_format_comes_out_as_it_went_in() {
-        for format in [Format::Png, Format::Tiff, Format::Bmp, Format::WebP] {
+        for format in [PictureFormat::Png, PictureFormat::Tiff, PictureFormat::Bmp, PictureFormat::WebP] {
             let pixels = decode(&encoded(&upright(), format.outside()), &limits()).unwrap();
             assert_close(&pixels, &upright(), 0, format.name());
         }
-        for format in [Format::Jpeg, Format::Gif] {
+        for format in [PictureFormat::Jpeg, PictureFormat::Gif] {
             let pixels = decode(&encoded(&upright(), format.outside()), &limits()).unwrap();
             assert_close(&pixels, &upright(), 12, format.name());
         }
@@ -539,13 +549,20 @@ mod tests {
 
     #[test]
     fn a_picture_cut_off_is_refused_wherever_it_ends() {
-        for format in [Format::Jpeg, Format::Png, Format::WebP, Format::Gif, Format::Tiff, Format::Bmp] {
+        for format in [
+            PictureFormat::Jpeg,
+            PictureFormat::Png,
+            PictureFormat::WebP,
+            PictureFormat::Gif,
+            PictureFormat::Tiff,
+            PictureFormat::Bmp,
+        ] {
             let bytes = encoded(&noise(64, 48), format.outside());
             for percent in [10, 50, 90] {
                 let error = decode(&bytes[..bytes.len() * percent / 100], &limits()).unwrap_err();
                 let name = error.name();
                 assert!(name == "image_truncated" || name == "image_corrupt", "{format} {percent}%: {error:?}");
-                let exact = matches!(format, Format::Jpeg | Format::Png);
+                let exact = matches!(format, PictureFormat::Jpeg | PictureFormat::Png);
                 assert!(!exact || name == "image_truncated", "{format} {percent}%: {error:?}");
             }
         }
@@ -624,8 +641,8 @@ mod tests {
 
     #[test]
     fn sizes_are_told_from_the_header_alone() {
-        assert_eq!(dimensions(&jpeg_claiming(60_000, 50_000)).unwrap(), (Format::Jpeg, 60_000, 50_000));
-        assert_eq!(dimensions(&encoded(&upright(), ImageFormat::WebP)).unwrap(), (Format::WebP, 48, 32));
+        assert_eq!(dimensions(&jpeg_claiming(60_000, 50_000)).unwrap(), (PictureFormat::Jpeg, 60_000, 50_000));
+        assert_eq!(dimensions(&encoded(&upright(), ImageFormat::WebP)).unwrap(), (PictureFormat::WebP, 48, 32));
     }
 
     #[test]
@@ -647,7 +664,7 @@ mod tests {
         #[test]
         fn damaged_bytes_never_panic_and_never_give_half_a_picture(
             format in prop::sample::select(vec![
-                Format::Jpeg, Format::Png, Format::WebP, Format::Tiff, Format::Bmp, Format::Gif,
+                PictureFormat::Jpeg, PictureFormat::Png, PictureFormat::WebP, PictureFormat::Tiff, PictureFormat::Bmp, PictureFormat::Gif,
             ]),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
             kept in prop::option::of(any::<prop::sample::Index>()),

@@ -8,14 +8,14 @@ use std::path::Path;
 
 use schemas::model::{
     Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription,
-    OutputDescription, OutputKind, Resize,
+    OutputDescription, OutputKind, ResizeMode,
 };
 use serde_json::Value;
 
-use crate::huggingface::{self, Json, spell_name};
+use crate::huggingface::{self, JsonFile, spell_name};
 use crate::labels;
 use crate::model::{ModelError, find_graph, read_outline};
-use crate::outline::{Holds, Outline, Port};
+use crate::outline::{GraphPort, Outline, PortContent};
 
 /// Element types as onnx.proto numbers them.
 const UINT8: i32 = 2;
@@ -132,7 +132,7 @@ struct Drafter<'a> {
 }
 
 /// How pixels become numbers, and who said so.
-struct Scaling {
+struct PixelScaling {
     scale: f32,
     mean: Vec<f32>,
     std: Vec<f32>,
@@ -151,10 +151,10 @@ impl Drafter<'_> {
         self.outline.metadata.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    fn find_input(&self) -> Result<(Port, Vec<Option<u32>>), String> {
+    fn find_input(&self) -> Result<(GraphPort, Vec<Option<u32>>), String> {
         match &self.outline.inputs[..] {
             [port] => match &port.holds {
-                Holds::Tensor { shape, .. } if shape.len() == 4 => Ok((port.clone(), shape.clone())),
+                PortContent::Tensor { shape, .. } if shape.len() == 4 => Ok((port.clone(), shape.clone())),
                 _ => Err(format!("its input {:?} is no batch of pictures with four dimensions", port.name)),
             },
             [] => Err("it has no input".to_owned()),
@@ -166,16 +166,16 @@ impl Drafter<'_> {
     }
 
     /// The output with the scores, and how many there are, if that is told.
-    fn find_output(&self) -> Result<(Port, Option<usize>), String> {
-        let classes = |port: &Port| match &port.holds {
-            Holds::LabelScores => Some(self.outline.labels().map(|labels| labels.len())),
-            Holds::Tensor { element: 1 | 10, shape } if shape.len() > 1 => {
+    fn find_output(&self) -> Result<(GraphPort, Option<usize>), String> {
+        let classes = |port: &GraphPort| match &port.holds {
+            PortContent::LabelScores => Some(self.outline.labels().map(|labels| labels.len())),
+            PortContent::Tensor { element: 1 | 10, shape } if shape.len() > 1 => {
                 let sizes = shape.iter().skip(1).map(|size| size.and_then(|size| usize::try_from(size).ok()));
                 Some(sizes.product::<Option<usize>>())
             }
             _ => None,
         };
-        let usable: Vec<(&Port, Option<usize>)> =
+        let usable: Vec<(&GraphPort, Option<usize>)> =
             self.outline.outputs.iter().filter_map(|port| Some((port, classes(port)?))).collect();
         let usual = ["logits", "probabilities", "probs", "scores", "output", "loss"];
         let named = usable.iter().find(|(port, _)| usual.contains(&port.name.to_ascii_lowercase().as_str()));
@@ -185,7 +185,7 @@ impl Drafter<'_> {
         }
     }
 
-    fn describe_input(&mut self, port: Port, shape: &[Option<u32>]) -> Result<InputDescription, ModelError> {
+    fn describe_input(&mut self, port: GraphPort, shape: &[Option<u32>]) -> Result<InputDescription, ModelError> {
         self.know("input.name", "the graph");
         let colours = |size: Option<u32>| matches!(size, Some(1 | 3));
         let (layout, [channels, height, width]) = match shape {
@@ -222,7 +222,7 @@ impl Drafter<'_> {
                 Channels::Rgb
             }
         };
-        let Scaling { scale, mean, std } = self.scaling(&port, channels, timm.as_ref());
+        let PixelScaling { scale, mean, std } = self.scaling(&port, channels, timm.as_ref());
         let mut input = InputDescription {
             name: port.name,
             width_px,
@@ -232,7 +232,7 @@ impl Drafter<'_> {
             scale,
             mean,
             std,
-            resize: Resize::Stretch,
+            resize: ResizeMode::Stretch,
             resize_px: None,
             crop_offset: CropOffset::default(),
             filter: Filter::Bilinear,
@@ -243,17 +243,17 @@ impl Drafter<'_> {
     }
 
     /// From the surest source to the weakest.
-    fn scaling(&mut self, port: &Port, channels: Channels, timm: Option<&Value>) -> Scaling {
+    fn scaling(&mut self, port: &GraphPort, channels: Channels, timm: Option<&Value>) -> PixelScaling {
         let count = channels.count();
-        let plain = |scale: f32| Scaling { scale, mean: vec![0.0; count], std: vec![1.0; count] };
+        let plain = |scale: f32| PixelScaling { scale, mean: vec![0.0; count], std: vec![1.0; count] };
         const RANGE: f32 = 1.0 / 255.0;
-        if matches!(port.holds, Holds::Tensor { element: UINT8, .. }) {
+        if matches!(port.holds, PortContent::Tensor { element: UINT8, .. }) {
             self.know("input.scale", "the graph: it takes bytes");
             return plain(1.0);
         }
         if let (Some(mean), Some(std)) = (timm_numbers(timm, "mean"), timm_numbers(timm, "std")) {
             self.know("input.scale", "pretrained_cfg in config.json");
-            return Scaling { scale: RANGE, mean, std };
+            return PixelScaling { scale: RANGE, mean, std };
         }
         let given = |key: &str| self.metadata(key).map(numbers).filter(|numbers| numbers.len() == count);
         let (mean, std) =
@@ -263,10 +263,10 @@ impl Drafter<'_> {
             self.know("input.scale", format!("the metadata Image.NominalPixelRange, {range}"));
             let scaled = match range.as_str() {
                 "Normalized_0_1" => plain(RANGE),
-                "Normalized_1_1" => Scaling { mean: vec![1.0; count], ..plain(2.0 * RANGE) },
+                "Normalized_1_1" => PixelScaling { mean: vec![1.0; count], ..plain(2.0 * RANGE) },
                 _ => plain(1.0),
             };
-            return Scaling { mean: mean.unwrap_or(scaled.mean), std: std.unwrap_or(scaled.std), ..scaled };
+            return PixelScaling { mean: mean.unwrap_or(scaled.mean), std: std.unwrap_or(scaled.std), ..scaled };
         }
         if self.metadata("imgsz").is_some() && self.metadata("names").is_some() {
             self.know("input.scale", "ultralytics' metadata: its classifiers take 0 to 1");
@@ -298,7 +298,7 @@ impl Drafter<'_> {
             }
             [] => {
                 self.guess("input.scale", "ImageNet's mean and deviation, with which most models are trained");
-                Scaling { scale: RANGE, mean: IMAGENET.0.to_vec(), std: IMAGENET.1.to_vec() }
+                PixelScaling { scale: RANGE, mean: IMAGENET.0.to_vec(), std: IMAGENET.1.to_vec() }
             }
         }
     }
@@ -310,7 +310,7 @@ impl Drafter<'_> {
             // timm.data.transforms_factory, transforms_imagenet_eval.
             let share = timm.get("crop_pct").and_then(Value::as_f64).filter(|share| *share > 0.0).unwrap_or(0.875);
             let squashes = timm.get("crop_mode").and_then(Value::as_str) == Some("squash");
-            input.resize = if squashes || !is_square { Resize::Stretch } else { Resize::Crop };
+            input.resize = if squashes || !is_square { ResizeMode::Stretch } else { ResizeMode::Crop };
             let px = larger(share.min(1.0));
             input.resize_px = (is_square && (px != input.width_px || !squashes)).then_some(px);
             input.filter = match timm.get("interpolation").and_then(Value::as_str) {
@@ -323,12 +323,12 @@ impl Drafter<'_> {
         }
         if let Some(method) = self.metadata("CustomVision.Preprocess.CropMethod").map(str::to_owned) {
             if method == "FullImageShorterSide" {
-                (input.resize, input.resize_px) = (Resize::Crop, is_square.then_some(input.width_px));
+                (input.resize, input.resize_px) = (ResizeMode::Crop, is_square.then_some(input.width_px));
             }
             return self.know("input.resize", "the metadata CustomVision.Preprocess.CropMethod");
         }
         if self.metadata("imgsz").is_some() && is_square {
-            (input.resize, input.resize_px) = (Resize::Crop, Some(input.width_px));
+            (input.resize, input.resize_px) = (ResizeMode::Crop, Some(input.width_px));
             return self.know("input.resize", "ultralytics' metadata: its classifiers cut the centre out");
         }
         match (input.channels, input.layout) {
@@ -338,7 +338,7 @@ impl Drafter<'_> {
                 self.guess("input.resize", "the order of the axes is TensorFlow's, which stretches without averaging");
             }
             (_, Layout::Nchw) if is_square => {
-                (input.resize, input.resize_px) = (Resize::Crop, Some(larger(0.875)));
+                (input.resize, input.resize_px) = (ResizeMode::Crop, Some(larger(0.875)));
                 self.guess(
                     "input.resize",
                     "the centre of a picture with 8/7 of the input's side, as most are evaluated",
@@ -348,14 +348,14 @@ impl Drafter<'_> {
         }
     }
 
-    fn describe_output(&mut self, port: Port, classes: Option<usize>) -> OutputDescription {
+    fn describe_output(&mut self, port: GraphPort, classes: Option<usize>) -> OutputDescription {
         self.know("output.name", "the graph");
-        let maker = self.outline.maker(&port.name).map(str::to_owned);
+        let maker = self.outline.producer_of(&port.name).map(str::to_owned);
         let kind = match (maker.as_deref(), &port.holds) {
             (Some("Softmax"), _) => OutputKind::Probabilities,
             (Some("Sigmoid"), _) if classes == Some(1) => OutputKind::Probabilities,
             (Some("Sigmoid"), _) => OutputKind::Sigmoid,
-            (None, Holds::LabelScores) => OutputKind::Probabilities,
+            (None, PortContent::LabelScores) => OutputKind::Probabilities,
             _ => OutputKind::Logits,
         };
         let ends = maker.map_or_else(|| "the graph".to_owned(), |maker| format!("the graph's end, {maker}"));
@@ -416,7 +416,7 @@ impl Drafter<'_> {
         if !path.exists() {
             return Ok(None);
         }
-        Ok(Some(Json::read(path)?.root().clone()))
+        Ok(Some(JsonFile::read(path)?.root().clone()))
     }
 
     /// What timm's exports and repositories say of how pixels become the input.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ort::session::{Session as OrtSession, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
 
-use crate::session::{Onnx, SessionError};
+use crate::session::{OnnxRuntime, SessionError};
 
 /// A graph that can be run.
 pub struct Graph {
@@ -25,7 +25,7 @@ impl std::fmt::Debug for Graph {
 
 /// A tensor that goes in.
 #[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
+pub struct GraphInput<'a> {
     /// Name of the input.
     pub name: &'a str,
     /// Its shape.
@@ -36,18 +36,18 @@ pub struct Given<'a> {
 
 /// A tensor that comes out.
 #[derive(Debug, Clone, Copy)]
-pub struct Came<'a> {
+pub struct GraphOutput<'a> {
     /// Name of the output.
     pub name: &'a str,
     /// Its shape.
     pub shape: &'a [i64],
     /// Its values, last axis first.
-    pub numbers: Numbers<'a>,
+    pub numbers: TensorNumbers<'a>,
 }
 
 /// Values of a tensor.
 #[derive(Debug, Clone, Copy)]
-pub enum Numbers<'a> {
+pub enum TensorNumbers<'a> {
     /// 32-bit floats.
     Floats(&'a [f32]),
     /// 64-bit whole numbers.
@@ -58,7 +58,7 @@ pub enum Numbers<'a> {
 
 impl Graph {
     /// Loads a graph. `called`: what it is called in errors; `threads`: how many one run may use, at least 1.
-    pub fn open(onnx: &Onnx, called: &str, bytes: &[u8], threads: usize) -> Result<Graph, SessionError> {
+    pub fn open(onnx: &OnnxRuntime, called: &str, bytes: &[u8], threads: usize) -> Result<Graph, SessionError> {
         let load = || -> Result<OrtSession, ort::Error> {
             OrtSession::builder(onnx.environment())?
                 .with_intra_threads(threads.max(1))?
@@ -75,7 +75,7 @@ impl Graph {
     }
 
     /// Runs it, and shows every output to `see`, in the order of the graph.
-    pub fn run(&mut self, given: &[Given<'_>], mut see: impl FnMut(Came<'_>)) -> Result<(), SessionError> {
+    pub fn run(&mut self, given: &[GraphInput<'_>], mut see: impl FnMut(GraphOutput<'_>)) -> Result<(), SessionError> {
         let called = &self.called;
         let failed = |error: ort::Error| SessionError::RunFailed { graph: called.clone(), why: error.to_string() };
         let mut inputs: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(given.len());
@@ -87,11 +87,11 @@ impl Graph {
         for (name, value) in &outputs {
             let value: &DynValue = &value;
             if let Ok((shape, floats)) = value.try_extract_tensor::<f32>() {
-                see(Came { name, shape, numbers: Numbers::Floats(floats) });
+                see(GraphOutput { name, shape, numbers: TensorNumbers::Floats(floats) });
             } else if let Ok((shape, ints)) = value.try_extract_tensor::<i64>() {
-                see(Came { name, shape, numbers: Numbers::Ints(ints) });
+                see(GraphOutput { name, shape, numbers: TensorNumbers::Ints(ints) });
             } else if let Some(shape) = value.dtype().tensor_shape() {
-                see(Came { name, shape, numbers: Numbers::Other });
+                see(GraphOutput { name, shape, numbers: TensorNumbers::Other });
             }
         }
         Ok(())

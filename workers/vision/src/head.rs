@@ -7,9 +7,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::infer::InferError;
+use crate::inference::InferenceError;
 use crate::model::Model;
-use crate::session::{Onnx, Session, SessionError};
+use crate::session::{OnnxRuntime, Session, SessionError};
 
 /// See the module. Clones share the one session; it is asked by one at a time, for it takes microseconds.
 #[derive(Debug, Clone)]
@@ -21,14 +21,14 @@ pub struct Head {
 
 impl Head {
     /// Opens it on one thread.
-    pub fn open(onnx: &Onnx, model: &Model) -> Result<Self, InferError> {
+    pub fn open(onnx: &OnnxRuntime, model: &Model) -> Result<Self, InferenceError> {
         let features = crate::tensor::len(&model.description.input);
         let session = Arc::new(Mutex::new(Session::open(onnx, model, 1)?));
         Ok(Self { session, model: model.clone(), features })
     }
 
     /// Logits of the classes. Takes the calling thread for a moment.
-    pub fn scores(&self, features: &[f32]) -> Result<Vec<f32>, InferError> {
+    pub fn scores(&self, features: &[f32]) -> Result<Vec<f32>, InferenceError> {
         let wrong = SessionError::WrongBatch {
             images: 1,
             actual_len: features.len(),
@@ -52,17 +52,17 @@ impl Head {
 mod tests {
     use super::*;
     use crate::session::tests::{fixture, onnx};
-    use crate::{InferSettings, Replica};
+    use crate::{InferenceSettings, Replica};
 
     #[test]
     fn features_of_a_model_are_judged_and_others_are_refused() {
         let light = Model::load(&fixture("fashion-light")).unwrap();
         let head = Head::open(&onnx(), &Model::load(&fixture("fashion-head")).unwrap()).unwrap();
-        let mut replica = Replica::open(&onnx(), &light, &InferSettings::default()).unwrap();
-        let seen = replica.see(&crate::sample::jpeg()).unwrap();
+        let mut replica = Replica::open(&onnx(), &light, &InferenceSettings::default()).unwrap();
+        let seen = replica.predict(&crate::sample::jpeg()).unwrap();
         let features = seen.features.unwrap();
         assert_eq!(head.scores(&features).unwrap().len(), light.labels.len());
-        assert!(matches!(head.scores(&features[1..]), Err(InferError::Session(SessionError::WrongBatch { .. }))));
+        assert!(matches!(head.scores(&features[1..]), Err(InferenceError::Session(SessionError::WrongBatch { .. }))));
         let broken = vec![f32::NAN; features.len()];
         assert!(head.scores(&broken).is_err());
     }

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
 use schemas::model::{
     Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription,
-    OutputDescription, OutputKind, Resize,
+    OutputDescription, OutputKind, ResizeMode,
 };
 use serde_json::Value;
 
 use crate::labels::distinct;
-use crate::model::{ModelError, Parts, check, text};
-use crate::outline::{Outline, Port};
+use crate::model::{ModelError, ModelParts, check, text};
+use crate::outline::{GraphPort, Outline};
 
 /// Labels and the number of channels.
 pub(crate) const CONFIG: &str = "config.json";
@@ -25,12 +25,12 @@ pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 const ENDS: (&str, &str) = ("pixel_values", "logits");
 
 /// Reads a folder.
-pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
-    let config = Json::read(dir.join(CONFIG))?;
-    let preprocessor = Json::read(dir.join(PREPROCESSOR))?;
+pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<ModelParts, ModelError> {
+    let config = JsonFile::read(dir.join(CONFIG))?;
+    let preprocessor = JsonFile::read(dir.join(PREPROCESSOR))?;
     let is_multi_label = config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification");
     let output = name_end(&outline.outputs, ENDS.1);
-    let kind = match (is_multi_label, outline.maker(&output)) {
+    let kind = match (is_multi_label, outline.producer_of(&output)) {
         (true, Some("Sigmoid")) => OutputKind::Sigmoid,
         (true, _) => OutputKind::SigmoidLogits,
         (false, Some("Softmax")) => OutputKind::Probabilities,
@@ -52,16 +52,16 @@ pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
     };
     check(&description).map_err(|(key, why)| preprocessor.wrong(key, why))?;
     let files = [CONFIG, PREPROCESSOR].map(str::to_owned).to_vec();
-    Ok(Parts { description, labels: read_labels(&config, if is_multi_label { 1 } else { 2 })?, files })
+    Ok(ModelParts { description, labels: read_labels(&config, if is_multi_label { 1 } else { 2 })?, files })
 }
 
 /// The labels of a folder alone. `least`: fewer are refused.
 pub(crate) fn labels(dir: &Path, least: usize) -> Result<Vec<String>, ModelError> {
-    read_labels(&Json::read(dir.join(CONFIG))?, least)
+    read_labels(&JsonFile::read(dir.join(CONFIG))?, least)
 }
 
 /// The end that is called so, or the only one there is.
-fn name_end(ends: &[Port], usual: &str) -> String {
+fn name_end(ends: &[GraphPort], usual: &str) -> String {
     match ends {
         [only] => only.name.clone(),
         _ => usual.to_owned(),
@@ -69,13 +69,13 @@ fn name_end(ends: &[Port], usual: &str) -> String {
 }
 
 /// A JSON file with typed questions; every answer that will not do names file, line and key.
-pub(crate) struct Json {
+pub(crate) struct JsonFile {
     path: PathBuf,
     text: String,
     root: Value,
 }
 
-impl Json {
+impl JsonFile {
     pub(crate) fn read(path: PathBuf) -> Result<Self, ModelError> {
         let text = text(&path)?;
         let root = serde_json::from_str(&text).map_err(|error| ModelError::Syntax {
@@ -132,21 +132,22 @@ impl Json {
     }
 
     /// `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 256}`.
-    fn size(&self, key: &str) -> Result<Option<Size>, ModelError> {
+    fn size(&self, key: &str) -> Result<Option<ProcessorSize>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let Some(table) = value.as_object() else { return Ok(Some(Size::Number(self.pixels(key, value)?))) };
+        let Some(table) = value.as_object() else { return Ok(Some(ProcessorSize::Number(self.pixels(key, value)?))) };
         match (table.get("width"), table.get("height"), table.get("shortest_edge")) {
-            (Some(width), Some(height), _) => {
-                Ok(Some(Size::Both { width_px: self.pixels(key, width)?, height_px: self.pixels(key, height)? }))
-            }
-            (_, _, Some(short)) => Ok(Some(Size::Short(self.pixels(key, short)?))),
+            (Some(width), Some(height), _) => Ok(Some(ProcessorSize::Both {
+                width_px: self.pixels(key, width)?,
+                height_px: self.pixels(key, height)?,
+            })),
+            (_, _, Some(short)) => Ok(Some(ProcessorSize::Short(self.pixels(key, short)?))),
             _ => Err(self.wrong(key, "must have width and height, or shortest_edge")),
         }
     }
 }
 
 #[derive(Clone, Copy)]
-enum Size {
+enum ProcessorSize {
     /// Older files: both sides, or the short one if a crop follows.
     Number(u32),
     Both {
@@ -156,24 +157,24 @@ enum Size {
     Short(u32),
 }
 
-impl Size {
+impl ProcessorSize {
     fn sides(self) -> (u32, u32) {
         match self {
-            Size::Both { width_px, height_px } => (width_px, height_px),
-            Size::Number(px) | Size::Short(px) => (px, px),
+            ProcessorSize::Both { width_px, height_px } => (width_px, height_px),
+            ProcessorSize::Number(px) | ProcessorSize::Short(px) => (px, px),
         }
     }
 }
 
-fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelError> {
-    let rule = Processor::of(preprocessor)?;
+fn input(config: &JsonFile, preprocessor: &JsonFile) -> Result<InputDescription, ModelError> {
+    let rule = ProcessorDefaults::of(preprocessor)?;
     let channels = match config.number("num_channels")? {
         None => Channels::Rgb,
         Some(3.0) => Channels::Rgb,
         Some(1.0) => Channels::Gray,
         Some(other) => return Err(config.wrong("num_channels", format!("is {other}; it must be 1 or 3"))),
     };
-    let flips = preprocessor.flag("do_flip_channel_order", rule.kind == Kind::MobileVit)?;
+    let flips = preprocessor.flag("do_flip_channel_order", rule.kind == ProcessorKind::MobileVit)?;
     let channels = if flips && channels == Channels::Rgb { Channels::Bgr } else { channels };
     let count = channels.count();
     let fitted = fit(preprocessor, &rule)?;
@@ -181,7 +182,7 @@ fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelEr
         true => preprocessor.number("rescale_factor")?.unwrap_or(1.0 / 255.0) as f32,
         false => 1.0,
     };
-    let (mut mean, mut std) = match preprocessor.flag("do_normalize", rule.kind != Kind::MobileVit)? {
+    let (mut mean, mut std) = match preprocessor.flag("do_normalize", rule.kind != ProcessorKind::MobileVit)? {
         true => (preprocessor.numbers("image_mean", count)?, preprocessor.numbers("image_std", count)?),
         false => (vec![0.0; count], vec![1.0; count]),
     };
@@ -190,7 +191,7 @@ fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelEr
         mean.iter_mut().for_each(|mean| *mean += 1.0);
     }
     // And divides by the deviation twice.
-    if preprocessor.flag("include_top", rule.kind == Kind::EfficientNet)? {
+    if preprocessor.flag("include_top", rule.kind == ProcessorKind::EfficientNet)? {
         std.iter_mut().for_each(|std| *std *= *std);
     }
     Ok(InputDescription {
@@ -212,15 +213,15 @@ fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelEr
 
 /// What the library does by the name of its class and the file does not say (transformers, `models/*/image_processing_*.py`).
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Processor {
-    kind: Kind,
+struct ProcessorDefaults {
+    kind: ProcessorKind,
     /// Whether the centre is cut out where `do_center_crop` is absent; absent: where a size is given for it.
     crops: Option<bool>,
     filter: Filter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+enum ProcessorKind {
     /// Both sides to `size`; one number is a square. Then the centre, if a crop is asked for.
     Square,
     /// The short side to `size`, then the centre.
@@ -239,8 +240,8 @@ enum Kind {
     Unknown,
 }
 
-impl Processor {
-    fn of(json: &Json) -> Result<Self, ModelError> {
+impl ProcessorDefaults {
+    fn of(json: &JsonFile) -> Result<Self, ModelError> {
         let name = ["image_processor_type", "feature_extractor_type"].into_iter().find_map(|key| json.get(key));
         let name = name.and_then(Value::as_str).unwrap_or("");
         let family = ["ImageProcessorFast", "ImageProcessor", "FeatureExtractor"]
@@ -249,44 +250,44 @@ impl Processor {
             .unwrap_or(name);
         let known = |kind, crops, filter| Ok(Self { kind, crops, filter });
         match family {
-            "ViT" | "Pvt" | "Segformer" => known(Kind::Square, Some(false), Filter::Bilinear),
-            "DeiT" | "Beit" => known(Kind::Square, Some(true), Filter::Bicubic),
-            "Bit" | "CLIP" => known(Kind::Short, Some(true), Filter::Bicubic),
-            "MobileNetV1" | "MobileNetV2" => known(Kind::Short, Some(true), Filter::Bilinear),
-            "Siglip" => known(Kind::Square, Some(false), Filter::Bicubic),
-            "Levit" => known(Kind::Levit, Some(true), Filter::Bicubic),
-            "ConvNext" => known(Kind::ConvNext, Some(false), Filter::Bilinear),
-            "PoolFormer" => known(Kind::PoolFormer, Some(true), Filter::Bicubic),
-            "MobileViT" => known(Kind::MobileVit, Some(true), Filter::Bilinear),
-            "EfficientNet" => known(Kind::EfficientNet, Some(false), Filter::Nearest),
+            "ViT" | "Pvt" | "Segformer" => known(ProcessorKind::Square, Some(false), Filter::Bilinear),
+            "DeiT" | "Beit" => known(ProcessorKind::Square, Some(true), Filter::Bicubic),
+            "Bit" | "CLIP" => known(ProcessorKind::Short, Some(true), Filter::Bicubic),
+            "MobileNetV1" | "MobileNetV2" => known(ProcessorKind::Short, Some(true), Filter::Bilinear),
+            "Siglip" => known(ProcessorKind::Square, Some(false), Filter::Bicubic),
+            "Levit" => known(ProcessorKind::Levit, Some(true), Filter::Bicubic),
+            "ConvNext" => known(ProcessorKind::ConvNext, Some(false), Filter::Bilinear),
+            "PoolFormer" => known(ProcessorKind::PoolFormer, Some(true), Filter::Bicubic),
+            "MobileViT" => known(ProcessorKind::MobileVit, Some(true), Filter::Bilinear),
+            "EfficientNet" => known(ProcessorKind::EfficientNet, Some(false), Filter::Nearest),
             "Perceiver" => Err(json.wrong(
                 "image_processor_type",
                 "is PerceiverImageProcessor, which cuts before it resizes; that is not supported",
             )),
-            _ => known(Kind::Unknown, None, Filter::Bilinear),
+            _ => known(ProcessorKind::Unknown, None, Filter::Bilinear),
         }
     }
 }
 
 /// How a picture becomes as large as the input.
-struct Fitted {
+struct ResizePlan {
     width_px: u32,
     height_px: u32,
-    resize: Resize,
+    resize: ResizeMode,
     resize_px: Option<u32>,
 }
 
-impl Fitted {
+impl ResizePlan {
     fn stretch((width_px, height_px): (u32, u32)) -> Self {
-        Self { width_px, height_px, resize: Resize::Stretch, resize_px: None }
+        Self { width_px, height_px, resize: ResizeMode::Stretch, resize_px: None }
     }
 
     fn crop(short_px: u32, (width_px, height_px): (u32, u32)) -> Self {
-        Self { width_px, height_px, resize: Resize::Crop, resize_px: Some(short_px) }
+        Self { width_px, height_px, resize: ResizeMode::Crop, resize_px: Some(short_px) }
     }
 }
 
-fn fit(json: &Json, rule: &Processor) -> Result<Fitted, ModelError> {
+fn fit(json: &JsonFile, rule: &ProcessorDefaults) -> Result<ResizePlan, ModelError> {
     if !json.flag("do_resize", true)? {
         return Err(json.wrong("do_resize", "is false, but pictures come in every size; set it to true"));
     }
@@ -300,15 +301,15 @@ fn fit(json: &Json, rule: &Processor) -> Result<Fitted, ModelError> {
     }
     let part = crop_size.unwrap_or(size).sides();
     let kind = match rule.kind {
-        Kind::Unknown if share.is_some() => Kind::ConvNext,
+        ProcessorKind::Unknown if share.is_some() => ProcessorKind::ConvNext,
         // A number stood for the short side where a crop followed, in most older files.
-        Kind::Unknown if crops && !matches!(size, Size::Both { .. }) => Kind::Short,
-        Kind::Unknown => Kind::Square,
+        ProcessorKind::Unknown if crops && !matches!(size, ProcessorSize::Both { .. }) => ProcessorKind::Short,
+        ProcessorKind::Unknown => ProcessorKind::Square,
         kind => kind,
     };
     let short = |px: u32| {
         match crops {
-        true => Ok(Fitted::crop(px, part)),
+        true => Ok(ResizePlan::crop(px, part)),
         false => Err(json.wrong(
             "size",
             "is only that of the short side and no crop follows, so the input would have no fixed size; add do_center_crop \
@@ -317,26 +318,32 @@ fn fit(json: &Json, rule: &Processor) -> Result<Fitted, ModelError> {
     }
     };
     match (kind, size) {
-        (Kind::ConvNext, size) => {
+        (ProcessorKind::ConvNext, size) => {
             let px = size.sides().0;
             Ok(match px {
-                384.. => Fitted::stretch((px, px)),
-                _ => Fitted::crop((f64::from(px) / share.unwrap_or(224.0 / 256.0)) as u32, (px, px)),
+                384.. => ResizePlan::stretch((px, px)),
+                _ => ResizePlan::crop((f64::from(px) / share.unwrap_or(224.0 / 256.0)) as u32, (px, px)),
             })
         }
-        (Kind::PoolFormer, Size::Number(px) | Size::Short(px)) => short((f64::from(px) / share.unwrap_or(0.9)) as u32),
-        (Kind::PoolFormer, Size::Both { width_px, height_px }) if width_px == height_px => {
+        (ProcessorKind::PoolFormer, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => {
+            short((f64::from(px) / share.unwrap_or(0.9)) as u32)
+        }
+        (ProcessorKind::PoolFormer, ProcessorSize::Both { width_px, height_px }) if width_px == height_px => {
             short((f64::from(width_px) / share.unwrap_or(0.9)) as u32)
         }
-        (Kind::Levit, Size::Number(px) | Size::Short(px)) => short((256.0 / 224.0 * f64::from(px)) as u32),
-        (Kind::Short | Kind::MobileVit, Size::Number(px) | Size::Short(px)) => short(px),
-        (Kind::Square | Kind::EfficientNet, Size::Short(_)) => {
+        (ProcessorKind::Levit, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => {
+            short((256.0 / 224.0 * f64::from(px)) as u32)
+        }
+        (ProcessorKind::Short | ProcessorKind::MobileVit, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => {
+            short(px)
+        }
+        (ProcessorKind::Square | ProcessorKind::EfficientNet, ProcessorSize::Short(_)) => {
             Err(json.wrong("size", "has only shortest_edge, and this processor needs width and height"))
         }
-        (_, size) if !crops || size.sides() == part => Ok(Fitted::stretch(size.sides())),
+        (_, size) if !crops || size.sides() == part => Ok(ResizePlan::stretch(size.sides())),
         (_, size) => match size.sides() {
             (width_px, height_px) if width_px == height_px => {
-                Ok(Fitted { resize: Resize::Stretch, ..Fitted::crop(width_px, part) })
+                Ok(ResizePlan { resize: ResizeMode::Stretch, ..ResizePlan::crop(width_px, part) })
             }
             _ => Err(json.wrong(
                 "crop_size",
@@ -346,7 +353,7 @@ fn fit(json: &Json, rule: &Processor) -> Result<Fitted, ModelError> {
     }
 }
 
-fn filter(json: &Json, rule: &Processor) -> Result<Filter, ModelError> {
+fn filter(json: &JsonFile, rule: &ProcessorDefaults) -> Result<Filter, ModelError> {
     match json.number("resample")? {
         None => Ok(rule.filter),
         Some(0.0) => Ok(Filter::Nearest),
@@ -360,7 +367,7 @@ fn filter(json: &Json, rule: &Processor) -> Result<Filter, ModelError> {
     }
 }
 
-fn read_labels(config: &Json, least: usize) -> Result<Vec<String>, ModelError> {
+fn read_labels(config: &JsonFile, least: usize) -> Result<Vec<String>, ModelError> {
     let missing = "is missing or empty; write one label a class, as {\"0\": \"cat\", ...}";
     let table = config.get("id2label").and_then(Value::as_object).filter(|table| !table.is_empty());
     let table = table.ok_or_else(|| config.wrong("id2label", missing))?;
@@ -382,7 +389,7 @@ fn read_labels(config: &Json, least: usize) -> Result<Vec<String>, ModelError> {
 }
 
 /// The published name's last part or the folder's, in our letters.
-fn name(config: &Json, dir: &Path) -> String {
+fn name(config: &JsonFile, dir: &Path) -> String {
     let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
     let published = config.get("_name_or_path").and_then(Value::as_str).map(str::to_owned);
     let full = published.or(folder).unwrap_or_default();
@@ -450,7 +457,7 @@ mod tests {
         assert_eq!(model.labels, ["cat", "crane", "crane (2)"]);
         assert_eq!(model.graph, dir.path().join("onnx/model.onnx"));
         let input = &model.description.input;
-        assert_eq!((input.width_px, input.height_px, input.resize), (224, 224, Resize::Stretch));
+        assert_eq!((input.width_px, input.height_px, input.resize), (224, 224, ResizeMode::Stretch));
         assert_eq!((&input.mean, &input.std, input.scale), (&vec![0.5; 3], &vec![0.5; 3], 1.0 / 255.0));
         assert_eq!((input.name.as_str(), model.description.output.name.as_str()), ("pixel_values", "logits"));
     }
@@ -461,7 +468,7 @@ mod tests {
             "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": true,
             "crop_size": {"height": 224, "width": 224}, "resample": 3
         })));
-        assert_eq!((input.width_px, input.resize, input.resize_px), (224, Resize::Crop, Some(256)));
+        assert_eq!((input.width_px, input.resize, input.resize_px), (224, ResizeMode::Crop, Some(256)));
         assert_eq!(input.filter, Filter::Bicubic);
     }
 
@@ -473,9 +480,9 @@ mod tests {
             read_input(&value)
         };
         let input = convnext(json!({"size": {"shortest_edge": 224}, "crop_pct": 0.875}));
-        assert_eq!((input.width_px, input.resize, input.resize_px), (224, Resize::Crop, Some(256)));
+        assert_eq!((input.width_px, input.resize, input.resize_px), (224, ResizeMode::Crop, Some(256)));
         let input = convnext(json!({"size": {"shortest_edge": 384}, "crop_pct": 0.875}));
-        assert_eq!((input.width_px, input.resize, input.resize_px), (384, Resize::Stretch, None));
+        assert_eq!((input.width_px, input.resize, input.resize_px), (384, ResizeMode::Stretch, None));
     }
 
     #[test]

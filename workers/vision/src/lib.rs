@@ -10,22 +10,22 @@
 //! Deliberately absent: messages and streams, thresholds, training.
 
 pub mod augment;
+pub mod batch_cost;
 pub mod check;
 pub mod decode;
 pub mod draft;
 pub mod graph;
 pub mod head;
 mod huggingface;
-pub mod infer;
+pub mod inference;
 mod labels;
 mod lookup;
-pub mod measure;
 pub mod model;
 pub mod novelty;
-pub mod opinion;
 mod outline;
 pub mod page;
 pub mod plausibility;
+pub mod prediction;
 mod replica;
 mod sample;
 pub mod scores;
@@ -33,20 +33,23 @@ pub mod session;
 pub mod tensor;
 pub mod tile;
 
+pub use batch_cost::BatchCost;
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
-pub use decode::{DecodeError, DecodeSettings, Format, ImageEnvelope, Pixels, decode, dimensions, reaches_end};
+pub use decode::{DecodeError, DecodeSettings, ImageEnvelope, PictureFormat, Pixels, decode, dimensions, is_complete};
 pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;
-pub use infer::{Infer, InferError, InferSettings, Replica, Replicas, Seen, SeenTimings, Standby};
-pub use measure::Measured;
+pub use inference::{
+    InferenceError, InferencePool, InferenceResult, InferenceSettings, InferenceTimings, Replica, Replicas,
+    StandbyModel,
+};
 pub use model::{Model, ModelError};
-pub use novelty::fit::{AgainstReport, FitError, FitReport};
+pub use novelty::fit::{FitError, FitReport, SeparationReport};
 pub use novelty::{Novelty, NoveltySource};
-pub use opinion::opinion;
 pub use page::{count_pages, extract_page};
 pub use plausibility::{TrialImage, TrialReport, TrialRow, try_on};
+pub use prediction::prediction;
 pub use sample::{enlarged, pictures};
 pub use scores::{probabilities, sigmoid, softmax, top};
-pub use session::{Onnx, Outputs, Session, SessionError};
+pub use session::{BatchOutputs, OnnxRuntime, Session, SessionError};
 pub use tile::{TileError, TileImage, Tiles, split};

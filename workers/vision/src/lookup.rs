@@ -17,7 +17,7 @@ const LIBRARY_NAMES: &[&str] = &["libonnxruntime.so", "libonnxruntime.so.1"];
 
 /// A place to look at.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Candidate {
+pub(crate) struct LookupCandidate {
     pub(crate) path: PathBuf,
     /// What led there, for messages.
     pub(crate) given_by: &'static str,
@@ -26,9 +26,9 @@ pub(crate) struct Candidate {
 }
 
 /// Every place, in the order to try them; one named explicitly is the only one.
-pub(crate) fn candidates(setting: Option<&Path>, variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<Candidate> {
+pub(crate) fn candidates(setting: Option<&Path>, variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<LookupCandidate> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let explicit = |path: PathBuf, given_by| vec![Candidate { path, given_by, explicit: true }];
+    let explicit = |path: PathBuf, given_by| vec![LookupCandidate { path, given_by, explicit: true }];
     if let Some(path) = setting {
         return explicit(path.to_owned(), "the setting");
     }
@@ -49,7 +49,7 @@ pub(crate) fn candidates(setting: Option<&Path>, variable: &dyn Fn(&str) -> Opti
         folders.push((cache.join(CACHED_RUNTIME), "the cache"));
     }
     let named = |(folder, given_by): (PathBuf, &'static str)| {
-        LIBRARY_NAMES.iter().map(move |name| Candidate { path: folder.join(name), given_by, explicit: false })
+        LIBRARY_NAMES.iter().map(move |name| LookupCandidate { path: folder.join(name), given_by, explicit: false })
     };
     folders.into_iter().filter(|(folder, _)| !folder.as_os_str().is_empty()).flat_map(named).collect()
 }
@@ -103,7 +103,7 @@ pub(crate) mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    pub(crate) fn places(setting: Option<&str>, variables: &[(&str, &str)]) -> Vec<Candidate> {
+    pub(crate) fn places(setting: Option<&str>, variables: &[(&str, &str)]) -> Vec<LookupCandidate> {
         let variables: HashMap<&str, &str> = variables.iter().copied().collect();
         candidates(setting.map(Path::new), &|name| variables.get(name).map(OsString::from))
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use schemas::ReleaseId;
 use schemas::limits::MAX_NAME_CHARS;
-use schemas::model::{Filter, MODEL_VERSION, ModelDescription, OutputDescription, OutputKind, Resize};
+use schemas::model::{Filter, MODEL_VERSION, ModelDescription, OutputDescription, OutputKind, ResizeMode};
 use sha2::{Digest, Sha256};
 
 use crate::huggingface;
@@ -133,7 +133,7 @@ impl ModelError {
 }
 
 /// What the two kinds of folder have in common.
-pub(crate) struct Parts {
+pub(crate) struct ModelParts {
     pub(crate) description: ModelDescription,
     pub(crate) labels: Vec<String>,
     /// Relative to the folder, without the graph.
@@ -146,10 +146,10 @@ impl Model {
         let graph = find_graph(dir)?;
         let outline = read_outline(&dir.join(&graph))?;
         let parts = match kind(dir)? {
-            Kind::Ours => ours(dir, &outline)?,
-            Kind::HuggingFace => huggingface::read(dir, &outline)?,
+            ModelFolderKind::Ours => ours(dir, &outline)?,
+            ModelFolderKind::HuggingFace => huggingface::read(dir, &outline)?,
         };
-        let Parts { description, labels, mut files } = parts;
+        let ModelParts { description, labels, mut files } = parts;
         let mut graph_files = weights(dir, &graph, &outline)?;
         graph_files.push(graph.clone());
         let novelty = read_novelty(dir, &graph_files)?;
@@ -209,17 +209,17 @@ impl Model {
     }
 }
 
-enum Kind {
+enum ModelFolderKind {
     Ours,
     HuggingFace,
 }
 
-fn kind(dir: &Path) -> Result<Kind, ModelError> {
+fn kind(dir: &Path) -> Result<ModelFolderKind, ModelError> {
     if dir.join(DESCRIPTION).exists() {
-        return Ok(Kind::Ours);
+        return Ok(ModelFolderKind::Ours);
     }
     if dir.join(huggingface::CONFIG).exists() && dir.join(huggingface::PREPROCESSOR).exists() {
-        return Ok(Kind::HuggingFace);
+        return Ok(ModelFolderKind::HuggingFace);
     }
     let why = format!(
         "holds no {DESCRIPTION}, and no Hugging Face export with {} and {}; `tributary model init {}` drafts one",
@@ -230,7 +230,7 @@ fn kind(dir: &Path) -> Result<Kind, ModelError> {
     Err(ModelError::NoModel { folder: dir.to_owned(), why })
 }
 
-fn ours(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
+fn ours(dir: &Path, outline: &Outline) -> Result<ModelParts, ModelError> {
     let path = dir.join(DESCRIPTION);
     let text = text(&path)?;
     let (description, mut files) = describe(dir, &path, &text, outline)?;
@@ -260,7 +260,7 @@ fn ours(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
         return Err(ModelError::Value { path, line: at(table), key: format!("{table}.{unknown}"), why });
     }
     files.push(DESCRIPTION.to_owned());
-    Ok(Parts { description, labels, files })
+    Ok(ModelParts { description, labels, files })
 }
 
 /// What `model.toml` says, beside a Hugging Face export on top of what that says; and the files of the latter, where it
@@ -284,7 +284,7 @@ fn describe(
     if !is_beside {
         return Err(alone);
     }
-    let Parts { description, files, .. } = huggingface::read(dir, outline)?;
+    let ModelParts { description, files, .. } = huggingface::read(dir, outline)?;
     // Cannot fail: a description is a table.
     let mut whole = toml::Table::try_from(&description).map_err(|error| syntax(None, &error.to_string()))?;
     lay_over(&mut whole, &changes);
@@ -381,7 +381,7 @@ pub(crate) fn read_outline(graph: &Path) -> Result<Outline, ModelError> {
 
 /// Whether the last operator of the graph fits what the output is said to be; otherwise what is wrong.
 fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), String> {
-    let right = match (outline.maker(&output.name), output.kind) {
+    let right = match (outline.producer_of(&output.name), output.kind) {
         (Some("Softmax"), OutputKind::Probabilities) | (Some("Sigmoid"), OutputKind::Sigmoid) => return Ok(()),
         (Some("Softmax"), _) => "probabilities",
         (Some("LogSoftmax"), OutputKind::Probabilities) => "logits",
@@ -390,7 +390,7 @@ fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), Stri
         (Some("Sigmoid"), OutputKind::Logits) => "probabilities or, for several labels at once, sigmoid",
         _ => return Ok(()),
     };
-    let maker = outline.maker(&output.name).unwrap_or_default();
+    let maker = outline.producer_of(&output.name).unwrap_or_default();
     Err(format!("is {}, and the graph ends in a {maker}; write {right}", output.kind.as_str()))
 }
 
@@ -464,14 +464,14 @@ fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
         return wrong("input.std", "contains zero, and it divides; write 1.0 to leave a channel alone".to_owned());
     }
     match (input.resize, input.resize_px) {
-        (Resize::Crop | Resize::Stretch, Some(px)) => {
+        (ResizeMode::Crop | ResizeMode::Stretch, Some(px)) => {
             let least = input.width_px.max(input.height_px);
             if !(least..=2 * MAX_INPUT_PX).contains(&px) {
                 let most = 2 * MAX_INPUT_PX;
                 return wrong("input.resize_px", format!("is {px}; it must be {least} (the input) to {most}"));
             }
         }
-        (Resize::Pad, Some(_)) => {
+        (ResizeMode::Pad, Some(_)) => {
             let why = "does not go with resize = \"pad\", which cuts nothing out; remove one of them";
             return wrong("input.resize_px", why.to_owned());
         }

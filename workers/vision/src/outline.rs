@@ -16,9 +16,9 @@ const CUT_OFF: &str = "it is not an ONNX graph, or cut off";
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Outline {
     /// Inputs that no weight fills.
-    pub(crate) inputs: Vec<Port>,
+    pub(crate) inputs: Vec<GraphPort>,
     /// Outputs, in the graph's order.
-    pub(crate) outputs: Vec<Port>,
+    pub(crate) outputs: Vec<GraphPort>,
     /// The sets of operators, each with its version; the standard one is called `ai.onnx`.
     pub(crate) operators: BTreeMap<String, u64>,
     /// Other files of weights, relative to the graph's folder.
@@ -30,16 +30,16 @@ pub(crate) struct Outline {
 
 /// One input or output.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Port {
+pub(crate) struct GraphPort {
     /// Its name.
     pub(crate) name: String,
     /// What it holds.
-    pub(crate) holds: Holds,
+    pub(crate) holds: PortContent,
 }
 
 /// What an input or output holds.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Holds {
+pub(crate) enum PortContent {
     /// Numbers or texts; `None` for a size that is known in a run only. Kind of element as onnx.proto numbers it.
     Tensor {
         /// 1 is float32, 2 uint8, 10 float16.
@@ -79,7 +79,7 @@ impl Outline {
     }
 
     /// The operator that makes an output, past those that only change its shape or type.
-    pub(crate) fn maker(&self, output: &str) -> Option<&str> {
+    pub(crate) fn producer_of(&self, output: &str) -> Option<&str> {
         let mut name = output;
         // Every step goes to an earlier node and looks through all of them; a broken graph may run in circles.
         for _ in 0..self.nodes.len().min(MOST_STEPS) {
@@ -272,18 +272,18 @@ struct OnnxValue {
 }
 
 impl OnnxValue {
-    fn port(&self) -> Port {
+    fn port(&self) -> GraphPort {
         let kind = self.kind.clone().unwrap_or_default();
         let holds = match (kind.tensor, kind.sequence.and_then(|sequence| sequence.of)) {
             (Some(tensor), _) => {
                 let dims = tensor.shape.unwrap_or_default().dims;
                 let size = |dim: &OnnxDim| dim.size.and_then(|size| u32::try_from(size).ok());
-                Holds::Tensor { element: tensor.element, shape: dims.iter().map(size).collect() }
+                PortContent::Tensor { element: tensor.element, shape: dims.iter().map(size).collect() }
             }
-            (None, Some(of)) if of.map.is_some() => Holds::LabelScores,
-            _ => Holds::Other,
+            (None, Some(of)) if of.map.is_some() => PortContent::LabelScores,
+            _ => PortContent::Other,
         };
-        Port { name: self.name.clone(), holds }
+        GraphPort { name: self.name.clone(), holds }
     }
 }
 
@@ -346,8 +346,8 @@ mod tests {
         let bytes = std::fs::read(fixture("bench-cnn").join("graph.onnx")).unwrap();
         let outline = Outline::read(&bytes).unwrap();
         assert_eq!((outline.inputs.len(), outline.operators["ai.onnx"]), (1, 17));
-        assert!(matches!(&outline.inputs[0].holds, Holds::Tensor { element: 1, shape } if shape.len() == 4));
-        assert_eq!(outline.maker(&outline.outputs[0].name), Some("Softmax"));
+        assert!(matches!(&outline.inputs[0].holds, PortContent::Tensor { element: 1, shape } if shape.len() == 4));
+        assert_eq!(outline.producer_of(&outline.outputs[0].name), Some("Softmax"));
         assert_eq!(outline.first_operators(&outline.inputs[0].name, 1), ["Conv"]);
         assert!(Outline::read(&bytes[..bytes.len() - 1]).is_err());
     }
@@ -376,7 +376,7 @@ mod tests {
         let nodes: Vec<OnnxNode> = (0..100_000).map(node).collect();
         let outline = Outline::read(&file(OnnxGraph { nodes, ..OnnxGraph::default() })).unwrap();
         let begun = std::time::Instant::now();
-        assert_eq!(outline.maker("0"), None);
+        assert_eq!(outline.producer_of("0"), None);
         assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
@@ -390,7 +390,7 @@ mod tests {
         };
         let outline =
             Outline::read(&file(OnnxGraph { nodes: vec![node("a", "b"), node("b", "a")], ..OnnxGraph::default() }));
-        assert_eq!(outline.unwrap().maker("a"), None);
+        assert_eq!(outline.unwrap().producer_of("a"), None);
     }
 
     proptest! {
@@ -408,7 +408,8 @@ mod tests {
             if let Ok(outline) = Outline::read(bytes) {
                 let _labels = outline.labels();
                 for port in outline.outputs.iter().chain(&outline.inputs) {
-                    let _of_it = (outline.maker(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
+                    let _of_it =
+                        (outline.producer_of(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
                 }
             }
             1

@@ -5,14 +5,14 @@
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 
-use crate::decode::{DecodeSettings, Format, Pixels, decode_page};
+use crate::decode::{DecodeSettings, PictureFormat, Pixels, decode_page};
 use crate::tile::TileError;
 
 /// How many pages a file has; 1 for what is no TIFF or cannot be read. A broken page counts, and those behind it do not, for
 /// nothing leads to them.
 pub fn count_pages(bytes: &[u8], limits: &DecodeSettings) -> usize {
-    match Format::of(bytes) {
-        Some(Format::Tiff) => crate::decode::count_tiff_pages(bytes, limits),
+    match PictureFormat::of(bytes) {
+        Some(PictureFormat::Tiff) => crate::decode::count_tiff_pages(bytes, limits),
         _ => 1,
     }
 }

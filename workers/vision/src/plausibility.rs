@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use schemas::model::{Channels, InputDescription};
 use serde::Serialize;
 
-use crate::infer::{InferError, InferSettings, Replica, Seen};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, Replica};
 use crate::model::Model;
-use crate::opinion::opinion;
+use crate::prediction::prediction;
 use crate::scores::probabilities;
-use crate::session::Onnx;
+use crate::session::OnnxRuntime;
 
 /// Most pictures that are run under other descriptions: enough to see a difference that matters.
 const MOST_VARIED: usize = 200;
@@ -63,8 +63,8 @@ pub struct TrialRow {
 }
 
 /// Runs a model over pictures.
-pub fn try_on(onnx: &Onnx, model: &Model, images: &[TrialImage]) -> Result<TrialReport, InferError> {
-    let mut replica = Replica::open(onnx, model, &InferSettings::default())?;
+pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Result<TrialReport, InferenceError> {
+    let mut replica = Replica::open(onnx, model, &InferenceSettings::default())?;
     let (mut rows, mut entropies) = (Vec::new(), Vec::new());
     for image in images {
         let row = |label, confidence_ratio, fault| TrialRow {
@@ -81,7 +81,7 @@ pub fn try_on(onnx: &Onnx, model: &Model, images: &[TrialImage]) -> Result<Trial
                 continue;
             }
         };
-        match replica.see(&bytes) {
+        match replica.predict(&bytes) {
             Ok(seen) => {
                 let (said, entropy) = read(model, &seen);
                 entropies.push(entropy);
@@ -112,9 +112,9 @@ pub fn try_on(onnx: &Onnx, model: &Model, images: &[TrialImage]) -> Result<Trial
 }
 
 /// What the model says of a picture, and the entropy of it as a share of a uniform guess's.
-fn read(model: &Model, seen: &Seen) -> ((String, f32), f32) {
+fn read(model: &Model, seen: &InferenceResult) -> ((String, f32), f32) {
     let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
-    let said = opinion(model, &ratios).map_or_else(Default::default, |opinion| (opinion.label, opinion.confidence));
+    let said = prediction(model, &ratios).map_or_else(Default::default, |opinion| (opinion.label, opinion.confidence));
     let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
     (said, entropy / (ratios.len().max(2) as f32).ln())
 }
@@ -143,16 +143,16 @@ fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<Strin
 }
 
 /// Other descriptions under which clearly more of the pictures are right, best first.
-fn better_descriptions(onnx: &Onnx, model: &Model, judged: &[(&TrialImage, bool)]) -> Vec<String> {
+fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage, bool)]) -> Vec<String> {
     let mut better = Vec::new();
     for (said, input) in variants(&model.description.input) {
         let mut varied = model.clone();
         varied.description.input = input;
-        let Ok(mut replica) = Replica::open(onnx, &varied, &InferSettings::default()) else { continue };
+        let Ok(mut replica) = Replica::open(onnx, &varied, &InferenceSettings::default()) else { continue };
         let (mut gained, mut lost) = (0_usize, 0_usize);
         for (image, was_right) in judged {
             let Ok(bytes) = std::fs::read(&image.path) else { continue };
-            let Ok(seen) = replica.see(&bytes) else { continue };
+            let Ok(seen) = replica.predict(&bytes) else { continue };
             let is_right = Some(&read(model, &seen).0.0) == image.label.as_ref();
             gained += usize::from(is_right && !was_right);
             lost += usize::from(!is_right && *was_right);

@@ -8,11 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, last_words};
-use crate::infer::{InferError, InferSettings, Seen, SeenTimings};
+use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, InferenceTimings};
 use crate::model::Model;
 use crate::sample;
-use crate::session::{Onnx, Outputs, Session};
+use crate::session::{BatchOutputs, OnnxRuntime, Session};
 use crate::tensor::{self, Scratch};
 
 /// See the module.
@@ -30,11 +30,15 @@ pub struct Replica {
 
 impl Replica {
     /// Opens a session of its own.
-    pub fn open(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Replica, InferError> {
-        Self::of(onnx, &Arc::new(model.clone()), settings)
+    pub fn open(onnx: &OnnxRuntime, model: &Model, settings: &InferenceSettings) -> Result<Replica, InferenceError> {
+        Self::with_session(onnx, &Arc::new(model.clone()), settings)
     }
 
-    pub(crate) fn of(onnx: &Onnx, model: &Arc<Model>, settings: &InferSettings) -> Result<Replica, InferError> {
+    pub(crate) fn with_session(
+        onnx: &OnnxRuntime,
+        model: &Arc<Model>,
+        settings: &InferenceSettings,
+    ) -> Result<Replica, InferenceError> {
         let session = Session::open(onnx, model, settings.threads)?;
         Ok(Replica {
             max_batch: settings.max_batch.max(1).min(session.max_batch().unwrap_or(usize::MAX)),
@@ -64,32 +68,32 @@ impl Replica {
     }
 
     /// Recognizes one picture.
-    pub fn see(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
+    pub fn predict(&mut self, bytes: &[u8]) -> Result<InferenceResult, InferenceError> {
         let DecodedImage { decode_us, envelope, .. } = self.prepare(0, bytes)?;
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
-        let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
+        let timings = InferenceTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
         Ok(self.seen(outputs, timings, envelope))
     }
 
     /// What came of one picture.
-    fn seen(&self, outputs: Outputs, timings: SeenTimings, envelope: ImageEnvelope) -> Seen {
-        let Outputs { logits, features } = outputs;
+    fn seen(&self, outputs: BatchOutputs, timings: InferenceTimings, envelope: ImageEnvelope) -> InferenceResult {
+        let BatchOutputs { logits, features } = outputs;
         let novelty = self.model.novelty.as_ref().and_then(|novelty| novelty.score(features.as_deref(), &logits));
-        Seen { logits, features, novelty, model: self.model.clone(), timings, envelope }
+        InferenceResult { logits, features, novelty, model: self.model.clone(), timings, envelope }
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
-    pub fn see_batch(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+    pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
         images.chunks(self.max_batch).flat_map(|chunk| self.see_chunk(chunk)).collect()
     }
 
-    fn see_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+    fn see_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
         if let [image] = images {
-            return vec![self.see(image)];
+            return vec![self.predict(image)];
         }
         let mut rows = 0;
-        let prepared: Vec<Result<DecodedImage, InferError>> = images
+        let prepared: Vec<Result<DecodedImage, InferenceError>> = images
             .iter()
             .map(|image| {
                 let prepared = self.prepare(rows, image)?;
@@ -102,16 +106,16 @@ impl Replica {
         let infer_us = micros(started);
         let outcome = |DecodedImage { row, decode_us, envelope }| match &together {
             Some(outputs) => {
-                let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
+                let timings = InferenceTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(self.seen(Outputs { logits, features }, timings, envelope))
+                Ok(self.seen(BatchOutputs { logits, features }, timings, envelope))
             }
             // One of them broke the run: each alone, so that the others do not pay for it.
             None => {
                 let started = Instant::now();
                 let outputs = self.run(row, 1)?;
-                let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
+                let timings = InferenceTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
                 Ok(self.seen(outputs, timings, envelope))
             }
         };
@@ -121,7 +125,7 @@ impl Replica {
 
     /// Runs the generated picture in a batch of `images`; the time of the whole batch in
     /// milliseconds, decoding included.
-    pub(crate) fn time_ms(&mut self, sample: &[u8], images: usize) -> Result<f64, InferError> {
+    pub(crate) fn time_ms(&mut self, sample: &[u8], images: usize) -> Result<f64, InferenceError> {
         // The operator's limits may be tighter than our own picture.
         let limits = std::mem::take(&mut self.limits);
         let started = Instant::now();
@@ -132,12 +136,12 @@ impl Replica {
     }
 
     /// Makes the runtime allocate what it needs, so that the first picture is as fast as the rest.
-    pub(crate) fn warm(&mut self, images: usize) -> Result<(), InferError> {
+    pub(crate) fn warm_up(&mut self, images: usize) -> Result<(), InferenceError> {
         self.time_ms(&sample::jpeg(), images).map(|_| ())
     }
 
     /// Decodes into row `row`.
-    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<DecodedImage, InferError> {
+    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<DecodedImage, InferenceError> {
         let started = Instant::now();
         let envelope = decode_into(bytes, &self.limits, &mut self.pixels)?;
         let (from, to) = (row * self.row_len, (row + 1) * self.row_len);
@@ -151,18 +155,18 @@ impl Replica {
             Ok(outcome) => outcome?,
             Err(panic) => {
                 self.scratch = Scratch::default();
-                return Err(InferError::Panicked { room: "tensor", why: last_words(panic.as_ref()) });
+                return Err(InferenceError::Panicked { room: "tensor", why: panic_message(panic.as_ref()) });
             }
         }
         Ok(DecodedImage { row, decode_us: micros(started), envelope })
     }
 
-    fn run(&mut self, row: usize, images: usize) -> Result<Outputs, InferError> {
+    fn run(&mut self, row: usize, images: usize) -> Result<BatchOutputs, InferenceError> {
         let batch = &self.batch[row * self.row_len..(row + images) * self.row_len];
         let work = AssertUnwindSafe(|| self.session.run(batch, images));
         match catch_unwind(work) {
             Ok(outcome) => Ok(outcome?),
-            Err(panic) => Err(InferError::Panicked { room: "infer", why: last_words(panic.as_ref()) }),
+            Err(panic) => Err(InferenceError::Panicked { room: "infer", why: panic_message(panic.as_ref()) }),
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn enlarged(bytes: &[u8], side_px: u32) -> Option<Vec<u8>> {
 
 /// Areas of colour on a gradient, under grain.
 fn scene(seed: u64) -> RgbImage {
-    let mut chance = Chance(seed);
+    let mut chance = SampleRng(seed);
     let (tilt_x, tilt_y) = (chance.below(160), chance.below(120));
     let mut picture = RgbImage::from_fn(WIDTH_PX, HEIGHT_PX, |x, y| {
         let shade = 40 + x * tilt_x / WIDTH_PX + y * tilt_y / HEIGHT_PX;
@@ -71,9 +71,9 @@ fn scene(seed: u64) -> RgbImage {
 }
 
 /// SplitMix64: small, fast, the same everywhere.
-struct Chance(u64);
+struct SampleRng(u64);
 
-impl Chance {
+impl SampleRng {
     /// From 0 to `limit`, without it.
     fn below(&mut self, limit: u32) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use ort::session::{OutputSelector, RunOptions, Session as OrtSession};
 use schemas::model::ModelDescription;
 
-use self::checks::Checks;
-pub use self::onnx::{OLDEST_RUNTIME, Onnx};
+use self::checks::SessionChecks;
+pub use self::onnx::{OLDEST_RUNTIME, OnnxRuntime};
 use self::values::InputBuffer;
 use crate::model::Model;
 use crate::tensor;
@@ -122,7 +122,7 @@ fn listed(paths: &[PathBuf]) -> String {
 
 /// What a batch gave.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outputs {
+pub struct BatchOutputs {
     /// Images times labels. Of a model that gives probabilities, the logits that lead to them, so that
     /// [`probabilities`](crate::scores::probabilities) needs to know only whether several labels hold at once.
     pub logits: Vec<f32>,
@@ -158,13 +158,13 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Loads the graph and checks it against its description and labels. `threads`: how many one
     /// run may use, at least 1.
-    pub fn open(onnx: &Onnx, model: &Model, threads: usize) -> Result<Session, SessionError> {
+    pub fn open(onnx: &OnnxRuntime, model: &Model, threads: usize) -> Result<Session, SessionError> {
         let unusable = |error: ort::Error| SessionError::GraphUnusable {
             graph: model.graph.clone(),
             why: onnx::explain(&error.to_string(), onnx.version()),
         };
         let inner = load(onnx, model, threads.max(1)).map_err(unusable)?;
-        let (max_batch, buffer) = Checks { model }.all(&inner)?;
+        let (max_batch, buffer) = SessionChecks { model }.all(&inner)?;
         let description = model.description.clone();
         let mut selector = OutputSelector::no_default().with(description.output.name.as_str());
         if let Some(features) = &description.output.features {
@@ -191,7 +191,7 @@ impl Session {
     }
 
     /// Runs the first `images` rows of `batch`.
-    pub fn run(&mut self, batch: &[f32], images: usize) -> Result<Outputs, SessionError> {
+    pub fn run(&mut self, batch: &[f32], images: usize) -> Result<BatchOutputs, SessionError> {
         let max_images = self.max_batch.unwrap_or(usize::MAX);
         let expected_len = images * self.input_len;
         if images == 0 || images > max_images || batch.len() != expected_len {
@@ -227,7 +227,7 @@ impl Session {
         }
         let logits = kind::logits(output.kind, numbers, width, labels);
         let features = output.features.as_deref().map(|name| values::read_numbers(value(name)?).map_err(failed));
-        Ok(Outputs { logits, features: features.transpose()? })
+        Ok(BatchOutputs { logits, features: features.transpose()? })
     }
 }
 
@@ -239,7 +239,7 @@ fn wrong_classes(graph: &Path, classes: usize, numbers: usize, images: usize) ->
     }
 }
 
-fn load(onnx: &Onnx, model: &Model, threads: usize) -> Result<OrtSession, ort::Error> {
+fn load(onnx: &OnnxRuntime, model: &Model, threads: usize) -> Result<OrtSession, ort::Error> {
     OrtSession::builder(onnx.environment())?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?
@@ -254,8 +254,8 @@ fn load(onnx: &Onnx, model: &Model, threads: usize) -> Result<OrtSession, ort::E
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn onnx() -> Onnx {
-        Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
+    pub(crate) fn onnx() -> OnnxRuntime {
+        OnnxRuntime::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
     }
 
     pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -308,7 +308,7 @@ pub(crate) mod tests {
         let len = tensor::len(&model.description.input);
         let batch: Vec<f32> = (0..3 * len).map(|i| (i * i % 97) as f32 / 97.0).collect();
         let together = session.run(&batch, 3).unwrap();
-        let alone: Vec<Outputs> = batch.chunks(len).map(|row| session.run(row, 1).unwrap()).collect();
+        let alone: Vec<BatchOutputs> = batch.chunks(len).map(|row| session.run(row, 1).unwrap()).collect();
         let close = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
         let logits: Vec<f32> = alone.iter().flat_map(|outputs| outputs.logits.clone()).collect();
         assert!(close(&together.logits, &logits));
@@ -374,7 +374,7 @@ pub(crate) mod tests {
     #[test]
     fn a_second_look_returns_the_first_library() {
         let first = onnx();
-        let second = Onnx::find_and_load(Some(Path::new("/somewhere/else.so"))).unwrap();
+        let second = OnnxRuntime::find_and_load(Some(Path::new("/somewhere/else.so"))).unwrap();
         assert_eq!(first.library(), second.library());
     }
 }

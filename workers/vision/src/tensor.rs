@@ -6,7 +6,7 @@
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use schemas::model::{Channels, CropOffset, Filter, InputDescription, Layout, Resize};
+use schemas::model::{Channels, CropOffset, Filter, InputDescription, Layout, ResizeMode};
 
 use crate::decode::Pixels;
 
@@ -73,20 +73,20 @@ pub fn write(
     if out.len() != expected_len {
         return Err(TensorError::WrongLength { expected_len, actual_len: out.len() });
     }
-    let place = Place::of(pixels, input);
+    let place = CropPlacement::of(pixels, input);
     let Scratch { resizer, window, resized, framed } = scratch;
-    let mut picture = Picture { width_px: pixels.width_px, height_px: pixels.height_px, rgb: &pixels.rgb };
+    let mut picture = SourcePicture { width_px: pixels.width_px, height_px: pixels.height_px, rgb: &pixels.rgb };
     if let Some(middle) = place.middle {
         cut(picture, middle, window);
-        picture = Picture { width_px: middle.width_px, height_px: middle.height_px, rgb: window };
+        picture = SourcePicture { width_px: middle.width_px, height_px: middle.height_px, rgb: window };
     }
     if !place.is_identity(picture) {
         resize(picture, &place, (input.filter, input.antialias), resizer, resized)?;
-        picture = Picture { width_px: place.width_px, height_px: place.height_px, rgb: resized };
+        picture = SourcePicture { width_px: place.width_px, height_px: place.height_px, rgb: resized };
     }
     if let Some(part) = place.cut {
         cut(picture, part, framed);
-        picture = Picture { width_px: part.width_px, height_px: part.height_px, rgb: framed };
+        picture = SourcePicture { width_px: part.width_px, height_px: part.height_px, rgb: framed };
     } else if (picture.width_px, picture.height_px) != (input.width_px, input.height_px) {
         frame(picture, input, framed);
         picture.rgb = framed;
@@ -96,7 +96,7 @@ pub fn write(
 }
 
 #[derive(Clone, Copy)]
-struct Picture<'a> {
+struct SourcePicture<'a> {
     width_px: u32,
     height_px: u32,
     rgb: &'a [u8],
@@ -104,7 +104,7 @@ struct Picture<'a> {
 
 /// Whole pixels of a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Part {
+struct PixelRegion {
     left_px: u32,
     top_px: u32,
     width_px: u32,
@@ -113,9 +113,9 @@ struct Part {
 
 /// Which part of the picture goes where in the input.
 #[derive(Debug, PartialEq)]
-struct Place {
+struct CropPlacement {
     /// Cut out before the resize: what a picture many times longer than wide needs at most.
-    middle: Option<Part>,
+    middle: Option<PixelRegion>,
     /// Left, top, width and height of the part the resize takes, in the picture's pixels; all of it
     /// if absent.
     taken: Option<(f64, f64, f64, f64)>,
@@ -123,21 +123,21 @@ struct Place {
     width_px: u32,
     height_px: u32,
     /// Cut out after the resize.
-    cut: Option<Part>,
+    cut: Option<PixelRegion>,
 }
 
-impl Place {
+impl CropPlacement {
     fn of(pixels: &Pixels, input: &InputDescription) -> Self {
         let (from_w, from_h) = (f64::from(pixels.width_px), f64::from(pixels.height_px));
         let (to_w, to_h) = (f64::from(input.width_px), f64::from(input.height_px));
         let whole = |width_px, height_px| Self { middle: None, taken: None, width_px, height_px, cut: None };
         match input.resize {
-            Resize::Stretch => match input.resize_px {
+            ResizeMode::Stretch => match input.resize_px {
                 Some(side_px) => Self::centre_of_square(side_px, input),
                 None => whole(input.width_px, input.height_px),
             },
-            Resize::Crop => Self::centre(pixels, input),
-            Resize::Pad => {
+            ResizeMode::Crop => Self::centre(pixels, input),
+            ResizeMode::Pad => {
                 let ratio = (to_w / from_w).min(to_h / from_h);
                 let fit = |from: f64, to: u32| ((from * ratio).round() as u32).clamp(1, to);
                 whole(fit(from_w, input.width_px), fit(from_h, input.height_px))
@@ -170,7 +170,7 @@ impl Place {
             return Self::centre_of_a_strip(pixels, input, short_px);
         }
         let (left_px, top_px) = (left as u32, top as u32);
-        let part = Part { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
+        let part = PixelRegion { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
         Self { middle: None, taken: None, width_px: all_w as u32, height_px: all_h as u32, cut: Some(part) }
     }
 
@@ -178,21 +178,21 @@ impl Place {
     fn centre_of_square(side_px: u32, input: &InputDescription) -> Self {
         let start = |to| start(u64::from(side_px), to, input.crop_offset) as u32;
         let (left_px, top_px) = (start(input.width_px), start(input.height_px));
-        let part = Part { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
+        let part = PixelRegion { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
         Self { middle: None, taken: None, width_px: side_px, height_px: side_px, cut: Some(part) }
     }
 
     /// Of a strip that would become huge, only a square in the middle is enlarged.
     fn centre_of_a_strip(pixels: &Pixels, input: &InputDescription, short_px: u32) -> Self {
         let side_px = pixels.width_px.min(pixels.height_px);
-        let square = |left_px, top_px| Part { left_px, top_px, width_px: side_px, height_px: side_px };
+        let square = |left_px, top_px| PixelRegion { left_px, top_px, width_px: side_px, height_px: side_px };
         let middle = square((pixels.width_px - side_px) / 2, (pixels.height_px - side_px) / 2);
         let (left_px, top_px) = ((short_px - input.width_px) / 2, (short_px - input.height_px) / 2);
-        let part = Part { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
+        let part = PixelRegion { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
         Self { middle: Some(middle), taken: None, width_px: short_px, height_px: short_px, cut: Some(part) }
     }
 
-    fn is_identity(&self, picture: Picture<'_>) -> bool {
+    fn is_identity(&self, picture: SourcePicture<'_>) -> bool {
         self.taken.is_none() && (self.width_px, self.height_px) == (picture.width_px, picture.height_px)
     }
 }
@@ -207,13 +207,13 @@ fn start(all: u64, to: u32, offset: CropOffset) -> f64 {
 }
 
 fn resize(
-    picture: Picture<'_>,
-    place: &Place,
+    picture: SourcePicture<'_>,
+    place: &CropPlacement,
     (filter, antialias): (Filter, bool),
     resizer: &mut Resizer,
     resized: &mut Vec<u8>,
 ) -> Result<(), TensorError> {
-    let Picture { width_px, height_px, rgb } = picture;
+    let SourcePicture { width_px, height_px, rgb } = picture;
     let unfit = |why: String| TensorError::Unfit { width_px, height_px, why };
     let algorithm = match filter {
         Filter::Nearest => ResizeAlg::Nearest,
@@ -236,7 +236,7 @@ fn resize(
 }
 
 /// Copies a part of a picture.
-fn cut(picture: Picture<'_>, part: Part, to: &mut Vec<u8>) {
+fn cut(picture: SourcePicture<'_>, part: PixelRegion, to: &mut Vec<u8>) {
     let (line, row) = (picture.width_px as usize * 3, part.width_px as usize * 3);
     let left = part.left_px as usize * 3;
     to.clear();
@@ -246,7 +246,7 @@ fn cut(picture: Picture<'_>, part: Part, to: &mut Vec<u8>) {
 }
 
 /// Puts a smaller picture into the middle of a black one.
-fn frame(picture: Picture<'_>, input: &InputDescription, framed: &mut Vec<u8>) {
+fn frame(picture: SourcePicture<'_>, input: &InputDescription, framed: &mut Vec<u8>) {
     let (row, line) = (picture.width_px as usize * 3, input.width_px as usize * 3);
     let left = (input.width_px - picture.width_px) as usize / 2 * 3;
     let top = (input.height_px - picture.height_px) as usize / 2;
@@ -322,7 +322,7 @@ mod tests {
             scale: 1.0,
             mean: vec![0.0; count],
             std: vec![1.0; count],
-            resize: Resize::Stretch,
+            resize: ResizeMode::Stretch,
             resize_px: None,
             crop_offset: CropOffset::default(),
             filter: Filter::Bilinear,
@@ -380,7 +380,7 @@ mod tests {
     /// Mean and largest difference from a picture Pillow made, in grey levels.
     fn assert_close(input: &InputDescription, reference: &str) {
         let expected = picture(reference);
-        let plain = InputDescription { resize: Resize::Stretch, resize_px: None, ..input.clone() };
+        let plain = InputDescription { resize: ResizeMode::Stretch, resize_px: None, ..input.clone() };
         let expected = written(&expected, &plain);
         let actual = written(&picture("fit_source.png"), input);
         let apart: Vec<f32> = actual.iter().zip(expected).map(|(actual, expected)| (actual - expected).abs()).collect();
@@ -408,7 +408,7 @@ mod tests {
     fn the_centre_cut_out_agrees_with_torchvision() {
         for (short_px, name) in [(40, "fit_crop_32x32.png"), (120, "fit_crop_large_32x32.png")] {
             let mut input = input(32, 32, Channels::Rgb);
-            (input.resize, input.resize_px) = (Resize::Crop, Some(short_px));
+            (input.resize, input.resize_px) = (ResizeMode::Crop, Some(short_px));
             assert_close(&input, name);
         }
     }
@@ -417,8 +417,8 @@ mod tests {
     fn a_strip_is_not_enlarged_whole() {
         let pixels = Pixels { width_px: 16_000, height_px: 1, rgb: vec![9; 48_000] };
         let mut input = input(224, 224, Channels::Rgb);
-        (input.resize, input.filter) = (Resize::Crop, Filter::Bicubic);
-        let place = Place::of(&pixels, &input);
+        (input.resize, input.filter) = (ResizeMode::Crop, Filter::Bicubic);
+        let place = CropPlacement::of(&pixels, &input);
         assert_eq!((place.width_px, place.height_px), (224, 224));
         assert!(written(&pixels, &input).iter().all(|value| *value == 9.0));
     }
@@ -427,7 +427,7 @@ mod tests {
     fn padding_is_black_and_around_the_middle() {
         let pixels = Pixels { width_px: 4, height_px: 2, rgb: vec![200; 24] };
         let mut input = input(4, 4, Channels::Gray);
-        (input.resize, input.mean) = (Resize::Pad, vec![100.0]);
+        (input.resize, input.mean) = (ResizeMode::Pad, vec![100.0]);
         let (black, white) = ([-100.0; 4], [100.0; 4]);
         assert_eq!(written(&pixels, &input), [black, white, white, black].concat());
     }
@@ -444,15 +444,15 @@ mod tests {
         fn every_number_is_written_whatever_the_sizes(
             (width, height) in (1_u32..70, 1_u32..70),
             (to_width, to_height) in (1_u32..40, 1_u32..40),
-            resize in prop::sample::select(vec![Resize::Stretch, Resize::Crop, Resize::Pad]),
+            resize in prop::sample::select(vec![ResizeMode::Stretch, ResizeMode::Crop, ResizeMode::Pad]),
             extra in prop::option::of(0_u32..30),
             filter in prop::sample::select(vec![Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos]),
         ) {
             let pixels = Pixels { width_px: width, height_px: height, rgb: vec![77; (width * height * 3) as usize] };
             let mut input = InputDescription { resize, filter, ..input(to_width, to_height, Channels::Rgb) };
-            input.resize_px = extra.filter(|_| resize == Resize::Crop).map(|extra| to_width.max(to_height) + extra);
+            input.resize_px = extra.filter(|_| resize == ResizeMode::Crop).map(|extra| to_width.max(to_height) + extra);
             let out = written(&pixels, &input);
-            let black = if resize == Resize::Pad { 0.0 } else { 77.0 };
+            let black = if resize == ResizeMode::Pad { 0.0 } else { 77.0 };
             prop_assert!(out.iter().all(|value| *value == 77.0 || *value == black), "{:?}", out);
         }
     }

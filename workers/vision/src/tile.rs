@@ -9,7 +9,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, GenericImageView, ImageEncoder, RgbImage};
 
-use crate::decode::{DecodeError, DecodeSettings, Format, decode, dimensions};
+use crate::decode::{DecodeError, DecodeSettings, PictureFormat, decode, dimensions};
 
 /// High enough that a second compression does not show; a guess.
 const QUALITY: u8 = 95;
@@ -73,17 +73,19 @@ pub fn split(bytes: &[u8], limits: &DecodeSettings, tile_px: u32, overlap_px: u3
     Ok(Tiles { scan, lossy, tile_px, lefts, tops, next: 0 })
 }
 
-fn dimensions_format(bytes: &[u8]) -> Result<Format, TileError> {
+fn dimensions_format(bytes: &[u8]) -> Result<PictureFormat, TileError> {
     let (format, _, _) = dimensions(bytes)?;
     Ok(format)
 }
 
-fn is_lossy(bytes: &[u8], format: Format) -> bool {
+fn is_lossy(bytes: &[u8], format: PictureFormat) -> bool {
     match format {
-        Format::Jpeg => true,
+        PictureFormat::Jpeg => true,
         // A simple lossy WebP says so in its first chunk; of an extended one we cannot be sure.
-        Format::WebP => bytes.get(12..16) == Some(b"VP8 "),
-        Format::Png | Format::Tiff | Format::Bmp | Format::Gif | Format::Pnm => false,
+        PictureFormat::WebP => bytes.get(12..16) == Some(b"VP8 "),
+        PictureFormat::Png | PictureFormat::Tiff | PictureFormat::Bmp | PictureFormat::Gif | PictureFormat::Pnm => {
+            false
+        }
     }
 }
 
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_jpeg_gives_jpegs_and_a_tiff_gives_pngs() {
-        for (format, expected) in [(ImageFormat::Jpeg, Format::Jpeg), (ImageFormat::Tiff, Format::Png)] {
+        for (format, expected) in [(ImageFormat::Jpeg, PictureFormat::Jpeg), (ImageFormat::Tiff, PictureFormat::Png)] {
             let (_, bytes) = scan(40, 40, format);
             let tile = split(&bytes, &DecodeSettings::default(), 32, 0).unwrap().next().unwrap().unwrap();
             assert_eq!(dimensions(&tile.bytes).unwrap(), (expected, 32, 32));

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vision::{InferSettings, Model, Onnx, Replica, opinion, probabilities};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, prediction, probabilities};
 
 /// Of a probability; pictures resized by another library differ by a level here and there.
 const TOLERANCE: f32 = 2e-2;
@@ -22,8 +22,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
-fn onnx() -> Onnx {
-    Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
+fn onnx() -> OnnxRuntime {
+    OnnxRuntime::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -49,12 +49,12 @@ fn init(folder: &Path) {
 /// Probability of each label for each picture.
 fn scores(folder: &Path) -> BTreeMap<String, BTreeMap<String, f32>> {
     let model = Model::load(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut replica = Replica::open(&onnx(), &model, &InferSettings::default())
+    let mut replica = Replica::open(&onnx(), &model, &InferenceSettings::default())
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let see = |name: &str| {
-        let seen = replica.see(&fs::read(fixtures().join("processors").join(name)).unwrap()).unwrap();
+        let seen = replica.predict(&fs::read(fixtures().join("processors").join(name)).unwrap()).unwrap();
         let ratios = probabilities(&model, &seen.logits, 1.0);
-        assert!(opinion(&model, &ratios).is_some());
+        assert!(prediction(&model, &ratios).is_some());
         (name.to_owned(), model.labels.iter().cloned().zip(ratios).collect())
     };
     PICTURES.map(see).into()
@@ -135,7 +135,7 @@ fn of_several_labels_those_above_their_thresholds_hold() {
     assert_eq!(model.labels, ["crab", "ray", "shark", "turtle"]);
     assert_eq!(model.thresholds, [0.6, 0.2, 0.6, 0.6]);
     let said = |ratios: &[f32]| {
-        let opinion = opinion(&model, ratios).unwrap();
+        let opinion = prediction(&model, ratios).unwrap();
         let labels: Vec<String> = opinion.labels.unwrap().into_iter().map(|ranked| ranked.label).collect();
         (opinion.label, opinion.confidence, labels.join(" "))
     };
@@ -185,10 +185,10 @@ fn a_graph_that_takes_bytes_is_not_given_scaled_numbers_and_one_number_is_no_ten
         let path = folder.path().join(file);
         fs::write(&path, fs::read_to_string(&path).unwrap().replacen(from, to, 1)).unwrap();
         let model = Model::load(folder.path()).unwrap();
-        let why = match Replica::open(&onnx(), &model, &InferSettings::default()) {
+        let why = match Replica::open(&onnx(), &model, &InferenceSettings::default()) {
             Err(error) => error.to_string(),
             Ok(mut replica) => replica
-                .see(&fs::read(fixtures().join("processors/landscape.png")).unwrap())
+                .predict(&fs::read(fixtures().join("processors/landscape.png")).unwrap())
                 .map_err(|error| error.to_string())
                 .unwrap_err(),
         };

@@ -79,7 +79,7 @@ fn bilinear_without_averaging_is_that_of_opencv() {
         antialias: false,
         ..describe("bit")
     };
-    let input = InputDescription { resize: schemas::model::Resize::Stretch, ..input };
+    let input = InputDescription { resize: schemas::model::ResizeMode::Stretch, ..input };
     let (mean, worst) = difference("opencv", &input);
     assert!(worst <= 2.0 && mean <= 0.6, "mean {mean}, worst {worst} levels");
     let (mean, _) = difference("opencv", &InputDescription { antialias: true, ..input });

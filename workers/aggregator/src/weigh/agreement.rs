@@ -2,9 +2,9 @@
 //! FedAWA (arXiv 2503.15842) it weighs by the updates themselves, not by what they say about pictures; it has no steps and
 //! no rate of its own, and no site speaks for itself.
 
-use super::{Scored, WeighSettings};
+use super::{SiteMeasures, WeighSettings};
 
-pub(super) fn values(sites: &[Scored], _settings: &WeighSettings) -> Vec<f64> {
+pub(super) fn values(sites: &[SiteMeasures], _settings: &WeighSettings) -> Vec<f64> {
     // A single update has nobody to agree with.
     sites.iter().map(|site| site.samples as f64 * site.agreement.unwrap_or(1.0)).collect()
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
-use super::Scored;
+use super::SiteMeasures;
 
 /// How long it may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,23 +36,23 @@ pub struct SiteScores {
     pub behind: u32,
     /// What is known of its update.
     #[serde(flatten)]
-    pub scored: Scored,
+    pub scored: SiteMeasures,
 }
 
 #[derive(Serialize)]
-struct Question<'a> {
+struct RuleCommandInput<'a> {
     round: u64,
     sites: &'a [SiteScores],
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct RuleCommandOutput {
     weights: BTreeMap<SiteName, f64>,
 }
 
 /// Why a program's weights are not used.
 #[derive(Debug, thiserror::Error)]
-pub enum CommandError {
+pub enum RuleCommandError {
     /// It does not run.
     #[error("{program} cannot be run", program = program.display())]
     NotRun {
@@ -90,10 +90,11 @@ pub enum CommandError {
 
 /// Asks a program: a weight for each site, in their order. It waits, and is called where waiting is allowed.
 #[allow(clippy::disallowed_methods)]
-pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, CommandError> {
-    let unusable = |why: String| CommandError::Unusable { program: program.to_owned(), why };
-    let not_run = |source| CommandError::NotRun { program: program.to_owned(), source };
-    let question = serde_json::to_vec(&Question { round, sites }).map_err(|error| unusable(error.to_string()))?;
+pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, RuleCommandError> {
+    let unusable = |why: String| RuleCommandError::Unusable { program: program.to_owned(), why };
+    let not_run = |source| RuleCommandError::NotRun { program: program.to_owned(), source };
+    let question =
+        serde_json::to_vec(&RuleCommandInput { round, sites }).map_err(|error| unusable(error.to_string()))?;
     let mut child = Command::new(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -119,7 +120,7 @@ pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>,
             None if begun.elapsed() > PATIENCE => {
                 let _it_ended_just_now = child.kill();
                 let _reaped = child.wait();
-                return Err(CommandError::Slow { program: program.to_owned() });
+                return Err(RuleCommandError::Slow { program: program.to_owned() });
             }
             None => std::thread::sleep(LOOK_EVERY),
         }
@@ -133,9 +134,9 @@ pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>,
     if !status.success() {
         let said = String::from_utf8_lossy(&err);
         let said = said.trim().lines().last().unwrap_or("it said nothing").chars().take(300).collect();
-        return Err(CommandError::Failed { program: program.to_owned(), status, said });
+        return Err(RuleCommandError::Failed { program: program.to_owned(), status, said });
     }
-    let Answer { weights } = serde_json::from_slice(&out)
+    let RuleCommandOutput { weights } = serde_json::from_slice(&out)
         .map_err(|error| unusable(format!("{error}; it should write {{\"weights\": {{\"SITE\": NUMBER}}}}")))?;
     let of = |scores: &SiteScores| match weights.get(&scores.site) {
         Some(weight) if *weight >= 0.0 && weight.is_finite() => Ok(*weight),
@@ -159,9 +160,9 @@ mod tests {
         let site = |name: &str, samples| SiteScores {
             site: name.parse().unwrap(),
             behind: 0,
-            scored: Scored { samples, accuracy: vec![Some(0.5), None], ..Scored::default() },
+            scored: SiteMeasures { samples, accuracy: vec![Some(0.5), None], ..SiteMeasures::default() },
         };
-        ask(&program, 7, &[site("reef", 500), site("farm", 20)]).map_err(|error| error.to_string())
+        run_rule_command(&program, 7, &[site("reef", 500), site("farm", 20)]).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -184,7 +185,7 @@ mod tests {
         assert!(refused(r#"echo '{"weights": {"farm": 1, "reef": -1}}'"#).contains("0 or more"));
         assert!(refused("echo 'no such table' >&2; exit 3").contains("no such table"));
         assert!(refused("head -c 5000000 /dev/zero").contains("more than 4 MiB"));
-        let absent = ask(Path::new("/no/such/rule"), 1, &[]).unwrap_err();
-        assert!(matches!(absent, CommandError::NotRun { .. }));
+        let absent = run_rule_command(Path::new("/no/such/rule"), 1, &[]).unwrap_err();
+        assert!(matches!(absent, RuleCommandError::NotRun { .. }));
     }
 }

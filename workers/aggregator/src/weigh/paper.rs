@@ -2,23 +2,23 @@
 //! floor of 0 it is the method's letter, which gives the worst site of each factor nothing at all: two sites may come to
 //! nothing together. A floor keeps a part of every factor.
 
-use super::{Capability, Scored, Size, WeighSettings};
+use super::{CapabilityMeasure, SiteMeasures, SizeMeasure, WeighSettings};
 
-pub(super) fn values(sites: &[Scored], settings: &WeighSettings) -> Vec<f64> {
+pub(super) fn values(sites: &[SiteMeasures], settings: &WeighSettings) -> Vec<f64> {
     let floor = settings.floor_ratio;
-    let of = |value: &dyn Fn(&Scored) -> f64| sites.iter().map(value).collect::<Vec<f64>>();
+    let of = |value: &dyn Fn(&SiteMeasures) -> f64| sites.iter().map(value).collect::<Vec<f64>>();
     let stability = ranged(&of(&|site| 1.0 - site.spread()), floor);
     let capability = ranged(
-        &of(&|site| match settings.capability_of {
-            Capability::Max => site.best(),
-            Capability::Mean => site.mean(),
+        &of(&|site| match settings.capability_measure {
+            CapabilityMeasure::Max => site.best(),
+            CapabilityMeasure::Mean => site.mean(),
         }),
         floor,
     );
     let samples = of(&|site| site.samples as f64);
-    let size = match settings.size_of {
-        Size::Range => ranged(&samples, floor),
-        Size::Share => {
+    let size = match settings.size_measure {
+        SizeMeasure::Range => ranged(&samples, floor),
+        SizeMeasure::Share => {
             let all: f64 = samples.iter().sum();
             samples.iter().map(|samples| samples / all).collect()
         }

@@ -1,7 +1,7 @@
 //! `uniform`: every site counts equally.
 
-use super::{Scored, WeighSettings};
+use super::{SiteMeasures, WeighSettings};
 
-pub(super) fn values(sites: &[Scored], _settings: &WeighSettings) -> Vec<f64> {
+pub(super) fn values(sites: &[SiteMeasures], _settings: &WeighSettings) -> Vec<f64> {
     vec![1.0; sites.len()]
 }

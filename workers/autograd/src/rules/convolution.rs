@@ -2,15 +2,15 @@
 //! (arXiv 1603.07285): the gradient by the picture is the transposed convolution, the gradient by the kernel a
 //! convolution of the picture with the gradient. Which operators compute those fastest was measured.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
-use crate::tape::{Attr, Refusal, Tape, unsupported};
 use crate::tensor;
 
-use super::window::Window;
-use super::{Outputs, Rule, input};
+use super::window::PoolWindow;
+use super::{GradientRule, OutputGradients, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
+pub(super) const RULES: &[(&str, GradientRule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
 
 /// Products of matrices with fewer rows than this are slow; a guess.
 const LEAST_ROWS: i64 = 16;
@@ -20,7 +20,7 @@ const MANY_PLACES: usize = 25;
 
 /// A convolution: from a picture `[images, ins, ...]` with a kernel `[outs, ins / group, ...]` to `[images, outs, ...]`.
 struct Convolution<'a> {
-    window: Window,
+    window: PoolWindow,
     group: i64,
     /// Shape of the picture.
     from: &'a [i64],
@@ -51,15 +51,20 @@ impl Convolution<'_> {
     }
 }
 
-fn geometry<'a>(node: &NodeProto, kernel: &[i64], from: &'a [i64], to: &'a [i64]) -> Result<Convolution<'a>, Refusal> {
+fn geometry<'a>(
+    node: &NodeProto,
+    kernel: &[i64],
+    from: &'a [i64],
+    to: &'a [i64],
+) -> Result<Convolution<'a>, GradientRefusal> {
     if kernel.len() < 3 || from.len() != kernel.len() || to.len() != kernel.len() {
         return unsupported("its kernel and picture have different numbers of axes");
     }
-    let window = Window::of(node, &kernel[2..], &from[2..], &to[2..])?;
+    let window = PoolWindow::of(node, &kernel[2..], &from[2..], &to[2..])?;
     Ok(Convolution { window, group: int(node, "group").unwrap_or(1), from, to })
 }
 
-fn conv(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn conv(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (picture, kernel, bias, gradient) = (input(node, 0), input(node, 1), input(node, 2), &outputs.first);
     let shape = tape.shape(kernel)?;
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
@@ -78,7 +83,11 @@ fn conv(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 
 /// `y = ConvTranspose(x, w)` is the gradient by the picture of the convolution from y to x: its own gradients are
 /// that convolution, and that convolution's gradient by the kernel.
-fn conv_transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn conv_transpose(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (picture, kernel, bias, gradient) = (input(node, 0), input(node, 1), input(node, 2), &outputs.first);
     let shape = tape.shape(kernel)?;
     let (small, large) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
@@ -92,12 +101,12 @@ fn conv_transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> R
         tape.add_gradient(kernel, by_kernel);
     }
     if tape.needs(picture) {
-        let Window { strides, dilations, .. } = &convolution.window;
+        let PoolWindow { strides, dilations, .. } = &convolution.window;
         let attributes = [
-            Attr::Ints("strides", strides),
-            Attr::Ints("dilations", dilations),
-            Attr::Ints("pads", &convolution.window.pads()),
-            Attr::Int("group", convolution.group),
+            AttributeValue::Ints("strides", strides),
+            AttributeValue::Ints("dilations", dilations),
+            AttributeValue::Ints("pads", &convolution.window.pads()),
+            AttributeValue::Int("group", convolution.group),
         ];
         let by_picture = tape.op("Conv", &[gradient, kernel], &attributes);
         tape.add_gradient(picture, by_picture);
@@ -105,7 +114,7 @@ fn conv_transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> R
     Ok(())
 }
 
-fn by_bias(tape: &mut Tape<'_>, bias: &str, gradient: &str, rank: usize) {
+fn by_bias(tape: &mut GradientTape<'_>, bias: &str, gradient: &str, rank: usize) {
     if tape.needs(bias) {
         let axes: Vec<i64> = (0..rank as i64).filter(|axis| *axis != 1).collect();
         let sum = tape.sum(gradient, &axes, false);
@@ -115,7 +124,7 @@ fn by_bias(tape: &mut Tape<'_>, bias: &str, gradient: &str, rank: usize) {
 
 /// The gradient by the kernel, of the kernel's `shape`.
 fn by_kernel(
-    tape: &mut Tape<'_>,
+    tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
     picture: &str,
     gradient: &str,
@@ -134,7 +143,7 @@ fn by_kernel(
 
 /// What each place of the kernel sees is a row; products of matrices give all.
 fn by_kernel_as_matrix(
-    tape: &mut Tape<'_>,
+    tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
     picture: &str,
     gradient: &str,
@@ -144,7 +153,7 @@ fn by_kernel_as_matrix(
     let columns = convolution.images() * convolution.pixels();
     let rows = channels_first(tape, gradient, to);
     let picture = tape.transpose(picture, &swapped(from.len()));
-    let by = [Attr::Int("transB", 1)];
+    let by = [AttributeValue::Int("transB", 1)];
     if window.is_point() {
         let seen = tape.reshape(&picture, &[from[1], columns]);
         let product = tape.op("Gemm", &[&rows, &seen], &by);
@@ -160,11 +169,11 @@ fn by_kernel_as_matrix(
         };
         let products: Vec<String> = seen.iter().map(each).collect();
         let products: Vec<&str> = products.iter().map(String::as_str).collect();
-        tape.op("Concat", &products, &[Attr::Int("axis", 1)])
+        tape.op("Concat", &products, &[AttributeValue::Int("axis", 1)])
     } else {
         let parts: Vec<String> = seen.iter().map(|part| tape.reshape(part, &[from[1], 1, columns])).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let all = tape.op("Concat", &parts, &[Attr::Int("axis", 1)]);
+        let all = tape.op("Concat", &parts, &[AttributeValue::Int("axis", 1)]);
         let seen = tape.reshape(&all, &[from[1] * parts.len() as i64, columns]);
         tape.op("Gemm", &[&rows, &seen], &by)
     };
@@ -177,13 +186,13 @@ fn swapped(rank: usize) -> Vec<i64> {
 }
 
 /// A row a channel, with every pixel of every image in it.
-fn channels_first(tape: &mut Tape<'_>, tensor: &str, shape: &[i64]) -> String {
+fn channels_first(tape: &mut GradientTape<'_>, tensor: &str, shape: &[i64]) -> String {
     let turned = tape.transpose(tensor, &swapped(shape.len()));
     tape.reshape(&turned, &[shape[1], tensor::count(shape) / shape[1]])
 }
 
 /// What each place of the kernel sees of a picture, in the order of the kernel's values.
-fn seen_by_places(tape: &mut Tape<'_>, convolution: &Convolution<'_>, picture: &str) -> Vec<String> {
+fn seen_by_places(tape: &mut GradientTape<'_>, convolution: &Convolution<'_>, picture: &str) -> Vec<String> {
     let Convolution { window, to, .. } = convolution;
     let padded = tape.pad(picture, &window.pads_of_all());
     let stretch = |place: &Vec<i64>| {
@@ -202,7 +211,7 @@ fn by_places_pays(convolution: &Convolution<'_>) -> bool {
 
 /// One kernel a channel: for each of its places the sum of what it sees times the gradient.
 fn by_kernel_depthwise(
-    tape: &mut Tape<'_>,
+    tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
     picture: &str,
     gradient: &str,
@@ -217,14 +226,14 @@ fn by_kernel_depthwise(
         sums.push(tape.reshape(&sum, &[to[1], 1]));
     }
     let sums: Vec<&str> = sums.iter().map(String::as_str).collect();
-    let all = tape.op("Concat", &sums, &[Attr::Int("axis", 1)]);
+    let all = tape.op("Concat", &sums, &[AttributeValue::Int("axis", 1)]);
     tape.reshape(&all, shape)
 }
 
 /// Any group: a convolution of the picture by the gradient, images and channels having changed places, strides
 /// and dilations too.
 fn by_kernel_as_convolution(
-    tape: &mut Tape<'_>,
+    tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
     picture: &str,
     gradient: &str,
@@ -241,10 +250,10 @@ fn by_kernel_as_convolution(
     let turned = tape.transpose(&parts, &[&[1, 2, 0], spatial.as_slice()].concat());
     let gradient = tape.reshape(&turned, &[&[to[1], images], &to[2..]].concat());
     let attributes = [
-        Attr::Ints("strides", &window.dilations),
-        Attr::Ints("dilations", &window.strides),
-        Attr::Ints("pads", &window.pads()),
-        Attr::Int("group", *group),
+        AttributeValue::Ints("strides", &window.dilations),
+        AttributeValue::Ints("dilations", &window.strides),
+        AttributeValue::Ints("pads", &window.pads()),
+        AttributeValue::Int("group", *group),
     ];
     let all = tape.op("Conv", &[&picture, &gradient], &attributes);
     // Rows that no window reached make it larger.
@@ -254,7 +263,7 @@ fn by_kernel_as_convolution(
     tape.reshape(&turned, shape)
 }
 
-fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str, kernel: &str) -> String {
+fn by_picture(tape: &mut GradientTape<'_>, convolution: &Convolution<'_>, gradient: &str, kernel: &str) -> String {
     let Convolution { window, group, from, to } = convolution;
     let order = swapped(from.len());
     if window.is_point() && *group == 1 {
@@ -274,14 +283,18 @@ fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str
         let pad =
             |pads: &[i64]| (0..window.rank()).map(|axis| window.kernel[axis] - 1 - pads[axis]).collect::<Vec<_>>();
         let pads = [pad(&window.begins), pad(&window.ends)].concat();
-        return tape.op("Conv", &[gradient, &turned], &[Attr::Ints("pads", &pads), Attr::Int("group", *group)]);
+        return tape.op(
+            "Conv",
+            &[gradient, &turned],
+            &[AttributeValue::Ints("pads", &pads), AttributeValue::Int("group", *group)],
+        );
     }
     let attributes = [
-        Attr::Ints("strides", &window.strides),
-        Attr::Ints("dilations", &window.dilations),
-        Attr::Ints("pads", &window.pads()),
-        Attr::Ints("output_padding", &window.rest(&from[2..], &to[2..])),
-        Attr::Int("group", *group),
+        AttributeValue::Ints("strides", &window.strides),
+        AttributeValue::Ints("dilations", &window.dilations),
+        AttributeValue::Ints("pads", &window.pads()),
+        AttributeValue::Ints("output_padding", &window.remainder(&from[2..], &to[2..])),
+        AttributeValue::Int("group", *group),
     ];
     tape.op("ConvTranspose", &[gradient, kernel], &attributes)
 }

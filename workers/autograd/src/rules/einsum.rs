@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::text;
 use crate::proto::NodeProto;
-use crate::tape::{Attr, Refusal, Tape, unsupported};
 
-use super::{Outputs, Rule, input};
+use super::{GradientRule, OutputGradients, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[("Einsum", einsum)];
+pub(super) const RULES: &[(&str, GradientRule)] = &[("Einsum", einsum)];
 
-fn einsum(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn einsum(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let shapes: Vec<&[i64]> = node.input.iter().map(|name| tape.shape(name)).collect::<Result<_, _>>()?;
     let equation = text(node, "equation").unwrap_or_default();
     let (ins, out) = terms(&equation, &shapes)?;
@@ -27,13 +27,13 @@ fn einsum(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
         let equation = format!("{}->{shared}", factors.join(","));
         let tensors: Vec<&str> =
             [outputs.first.as_str()].into_iter().chain(others().map(|other| input(node, other))).collect();
-        let mut gradient = tape.op("Einsum", &tensors, &[Attr::Text("equation", &equation)]);
+        let mut gradient = tape.op("Einsum", &tensors, &[AttributeValue::Text("equation", &equation)]);
         if shared != *own {
             let (from, sizes) = (shapes[place], own.chars().zip(shapes[place]));
             let kept: Vec<i64> = sizes.map(|(letter, size)| if is_shared(&letter) { *size } else { 1 }).collect();
             let single = tape.reshape(&gradient, &kept);
             let shape = tape.ints(from);
-            gradient = tape.op("Expand", &[&single, &shape], &[] as &[Attr<'_>]);
+            gradient = tape.op("Expand", &[&single, &shape], &[] as &[AttributeValue<'_>]);
         }
         tape.add_gradient(name, gradient);
     }
@@ -41,7 +41,7 @@ fn einsum(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
 }
 
 /// The letters of each input and of the output, with letters in place of an ellipsis.
-fn terms(equation: &str, shapes: &[&[i64]]) -> Result<(Vec<String>, String), Refusal> {
+fn terms(equation: &str, shapes: &[&[i64]]) -> Result<(Vec<String>, String), GradientRefusal> {
     let refused = |why: &str| unsupported(format!("{why} (`{equation}`)"));
     let plain: String = equation.chars().filter(|letter| !letter.is_whitespace()).collect();
     let (left, right) = match plain.split_once("->") {

@@ -1,21 +1,25 @@
 //! Gemm and MatMul.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape};
 use crate::onnx::{float, int};
 use crate::proto::NodeProto;
-use crate::tape::{Attr, Refusal, Tape};
 use crate::tensor::count;
 
-use super::{Outputs, Rule, input};
+use super::{GradientRule, OutputGradients, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[("Gemm", gemm), ("MatMul", matmul)];
+pub(super) const RULES: &[(&str, GradientRule)] = &[("Gemm", gemm), ("MatMul", matmul)];
 
 /// `y = alpha · a' b' + beta · c`, where `'` transposes if asked for.
-fn gemm(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn gemm(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (a, b, c, gradient) = (input(node, 0), input(node, 1), input(node, 2), outputs.first.as_str());
     let (alpha, beta) = (float(node, "alpha").unwrap_or(1.0), float(node, "beta").unwrap_or(1.0));
     let (turn_a, turn_b) = (int(node, "transA").unwrap_or(0), int(node, "transB").unwrap_or(0));
-    let product = |tape: &mut Tape<'_>, left: &str, turn_left: i64, right: &str, turn_right: i64| {
-        let turns = [Attr::Float("alpha", alpha), Attr::Int("transA", turn_left), Attr::Int("transB", turn_right)];
+    let product = |tape: &mut GradientTape<'_>, left: &str, turn_left: i64, right: &str, turn_right: i64| {
+        let turns = [
+            AttributeValue::Float("alpha", alpha),
+            AttributeValue::Int("transA", turn_left),
+            AttributeValue::Int("transB", turn_right),
+        ];
         tape.op("Gemm", &[left, right], &turns)
     };
     if tape.needs(a) {
@@ -42,7 +46,7 @@ fn gemm(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 }
 
 /// Any number of axes; a row or column counts as a matrix with one row or column, and the other axes broadcast.
-fn matmul(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn matmul(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (a, b) = (input(node, 0), input(node, 1));
     let (shape_a, shape_b) = (tape.shape(a)?, tape.shape(b)?);
     let to = tape.shape(&node.output[0])?;
@@ -55,7 +59,7 @@ fn matmul(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
     if shape_b.len() == 1 {
         full_to.push(1);
     }
-    let shaped = |tape: &mut Tape<'_>, name: &str, own: &[i64], full: &[i64]| {
+    let shaped = |tape: &mut GradientTape<'_>, name: &str, own: &[i64], full: &[i64]| {
         if own == full { name.to_owned() } else { tape.reshape(name, full) }
     };
     let gradient = shaped(tape, &outputs.first, to, &full_to);
@@ -76,7 +80,7 @@ fn matmul(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
             // One product over all images instead of one for each and their sum.
             let rows_a = tape.reshape(&a, &[count(&full_a) / inner, inner]);
             let rows_gradient = tape.reshape(&gradient, &[count(&full_to) / columns, columns]);
-            tape.op("Gemm", &[&rows_a, &rows_gradient], &[Attr::Int("transA", 1)])
+            tape.op("Gemm", &[&rows_a, &rows_gradient], &[AttributeValue::Int("transA", 1)])
         } else {
             let turned = tape.transpose(&a, &swapped(full_a.len()));
             let by_b = tape.op("MatMul", &[&turned, &gradient], &[]);

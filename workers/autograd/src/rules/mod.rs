@@ -14,17 +14,17 @@ mod shape;
 mod window;
 
 pub(crate) use pooling::places_of;
-pub(crate) use window::Window;
+pub(crate) use window::PoolWindow;
 
+use crate::gradient_tape::{GradientRefusal, GradientTape};
 use crate::proto::NodeProto;
-use crate::tape::{Refusal, Tape};
 
 /// Writes the gradients of a node's inputs. The last argument: the gradient of each of its outputs, where there
 /// is one; the first is always there.
-pub type Rule = fn(&mut Tape<'_>, &NodeProto, &Outputs) -> Result<(), Refusal>;
+pub type GradientRule = fn(&mut GradientTape<'_>, &NodeProto, &OutputGradients) -> Result<(), GradientRefusal>;
 
 /// Gradients of a node's outputs.
-pub struct Outputs {
+pub struct OutputGradients {
     /// Of the first.
     pub first: String,
     /// Of the others, where there is one.
@@ -32,7 +32,7 @@ pub struct Outputs {
 }
 
 /// The families.
-const FAMILIES: [&[(&str, Rule)]; 9] = [
+const FAMILIES: [&[(&str, GradientRule)]; 9] = [
     convolution::RULES,
     einsum::RULES,
     linear::RULES,
@@ -45,7 +45,7 @@ const FAMILIES: [&[(&str, Rule)]; 9] = [
 ];
 
 /// An operator's rule.
-pub fn rule(op: &str) -> Option<Rule> {
+pub fn rule(op: &str) -> Option<GradientRule> {
     FAMILIES.iter().copied().flatten().find(|(name, _)| *name == op).map(|(_, rule)| *rule)
 }
 

@@ -2,14 +2,14 @@
 //! normalization is exported.
 
 use crate::fold::EPSILON;
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int};
 use crate::proto::NodeProto;
-use crate::tape::{Attr, Refusal, Tape, unsupported};
 use crate::tensor::count;
 
-use super::{Outputs, Rule, from_front, input};
+use super::{GradientRule, OutputGradients, from_front, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[
+pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("BatchNormalization", batch_normalization),
     ("LayerNormalization", layer_normalization),
     ("InstanceNormalization", instance_normalization),
@@ -17,7 +17,11 @@ pub(super) const RULES: &[(&str, Rule)] = &[
 
 /// `y = (x - mean) / sqrt(variance + epsilon) · gamma + beta`: mean and variance are numbers here, as small batches
 /// of one site would only spoil them.
-fn batch_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn batch_normalization(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     if int(node, "training_mode").unwrap_or(0) != 0 {
         return unsupported("it is in training mode: export the model for inference");
     }
@@ -55,7 +59,11 @@ fn batch_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs)
     Ok(())
 }
 
-fn layer_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn layer_normalization(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let axis = from_front(int(node, "axis").unwrap_or(-1), from.len());
     let (scale, bias) = (input(node, 1), input(node, 2));
@@ -65,7 +73,11 @@ fn layer_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs)
 }
 
 /// Each channel of each picture by itself; scale and bias have one number a channel.
-fn instance_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn instance_normalization(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let mut column = vec![1; from.len()];
     column[1] = from[1];
@@ -76,18 +88,18 @@ fn instance_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outpu
 /// (Ba, Kiros & Hinton, arXiv 1607.06450; means over the axes from `axis` on). The shapes are those in which scale and bias go
 /// with the picture.
 fn normalize(
-    tape: &mut Tape<'_>,
+    tape: &mut GradientTape<'_>,
     node: &NodeProto,
-    outputs: &Outputs,
+    outputs: &OutputGradients,
     axis: i64,
     (scale_shape, bias_shape): (&[i64], &[i64]),
-) -> Result<(), Refusal> {
+) -> Result<(), GradientRefusal> {
     let (x, scale, bias) = (input(node, 0), input(node, 1), input(node, 2));
     let from = tape.shape(x)?;
     let inner: Vec<i64> = (axis..from.len() as i64).collect();
     let share = 1.0 / count(&from[axis as usize..]) as f32;
     let gradient = outputs.first.as_str();
-    let mean_of = |tape: &mut Tape<'_>, name: &str| {
+    let mean_of = |tape: &mut GradientTape<'_>, name: &str| {
         let sum = tape.sum(name, &inner, true);
         tape.scale(&sum, share)
     };
@@ -119,7 +131,7 @@ fn normalize(
         let along = tape.mul(&normal, &along);
         let rest = tape.op("Sub", &[&scaled, &mean], &[]);
         let rest = tape.op("Sub", &[&rest, &along], &[]);
-        let by_x = tape.op("Div", &[&rest, &deviation], &[] as &[Attr<'_>]);
+        let by_x = tape.op("Div", &[&rest, &deviation], &[] as &[AttributeValue<'_>]);
         tape.add_gradient(x, by_x);
     }
     Ok(())

@@ -2,12 +2,12 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
-use crate::rules::{Outputs, Rule, from_front, input};
-use crate::tape::{Attr, Refusal, Tape, unsupported};
+use crate::rules::{GradientRule, OutputGradients, from_front, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[
+pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("Add", add),
     ("Sub", sub),
     ("Mul", mul),
@@ -43,7 +43,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
 ];
 
 /// Adds the gradient of an input that may have been broadcast.
-fn give(tape: &mut Tape<'_>, node: &NodeProto, place: usize, gradient: &str) -> Result<(), Refusal> {
+fn give(tape: &mut GradientTape<'_>, node: &NodeProto, place: usize, gradient: &str) -> Result<(), GradientRefusal> {
     let name = input(node, place);
     let (from, to) = (tape.shape(&node.output[0])?, tape.shape(name)?);
     let own = tape.unbroadcast(gradient, from, to);
@@ -51,7 +51,7 @@ fn give(tape: &mut Tape<'_>, node: &NodeProto, place: usize, gradient: &str) -> 
     Ok(())
 }
 
-fn add(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn add(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     for place in 0..2 {
         if tape.needs(input(node, place)) {
             give(tape, node, place, &outputs.first)?;
@@ -60,7 +60,7 @@ fn add(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
     Ok(())
 }
 
-fn sub(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn sub(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     if tape.needs(input(node, 0)) {
         give(tape, node, 0, &outputs.first)?;
     }
@@ -71,7 +71,7 @@ fn sub(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
     Ok(())
 }
 
-fn mul(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn mul(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     for place in 0..2 {
         if tape.needs(input(node, place)) {
             let product = tape.mul(&outputs.first, input(node, 1 - place));
@@ -81,7 +81,7 @@ fn mul(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
     Ok(())
 }
 
-fn div(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn div(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let by_first = tape.op("Div", &[&outputs.first, input(node, 1)], &[]);
     if tape.needs(input(node, 0)) {
         give(tape, node, 0, &by_first)?;
@@ -95,7 +95,7 @@ fn div(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
     Ok(())
 }
 
-fn pow(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn pow(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (base, exponent) = (input(node, 0), input(node, 1));
     if tape.needs(exponent) || !tape.known().is_float(exponent) {
         return unsupported("its exponent is trained, or no float");
@@ -109,47 +109,52 @@ fn pow(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
 }
 
 /// Adds the gradient of the only input: that of the output times the slope.
-fn times(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, slope: &str) -> Result<(), Refusal> {
+fn times(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+    slope: &str,
+) -> Result<(), GradientRefusal> {
     let gradient = tape.mul(&outputs.first, slope);
     tape.add_gradient(input(node, 0), gradient);
     Ok(())
 }
 
-fn neg(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn neg(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let negative = tape.op("Neg", &[&outputs.first], &[]);
     tape.add_gradient(input(node, 0), negative);
     Ok(())
 }
 
-fn abs(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn abs(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let slope = tape.op("Sign", &[input(node, 0)], &[]);
     times(tape, node, outputs, &slope)
 }
 
-fn sqrt(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn sqrt(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let half = tape.scale(&outputs.first, 0.5);
     let gradient = tape.op("Div", &[&half, &node.output[0]], &[]);
     tape.add_gradient(input(node, 0), gradient);
     Ok(())
 }
 
-fn exp(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn exp(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     times(tape, node, outputs, &node.output[0])
 }
 
-fn log(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn log(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let gradient = tape.op("Div", &[&outputs.first, input(node, 0)], &[]);
     tape.add_gradient(input(node, 0), gradient);
     Ok(())
 }
 
-fn reciprocal(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reciprocal(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let square = tape.mul(&node.output[0], &node.output[0]);
     let slope = tape.op("Neg", &[&square], &[]);
     times(tape, node, outputs, &slope)
 }
 
-fn choose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn choose(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let nothing = tape.number(0.0);
     for place in 1..3 {
         if tape.needs(input(node, place)) {
@@ -164,16 +169,16 @@ fn choose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
 
 /// 1 where a value is above 0, 0 elsewhere. A steep HardSigmoid: the runtime works on whole vectors of it, and not of
 /// `Sign` or of a comparison.
-fn is_positive(tape: &mut Tape<'_>, tensor: &str) -> String {
-    tape.op("HardSigmoid", &[tensor], &[Attr::Float("alpha", 1e38), Attr::Float("beta", 0.0)])
+fn is_positive(tape: &mut GradientTape<'_>, tensor: &str) -> String {
+    tape.op("HardSigmoid", &[tensor], &[AttributeValue::Float("alpha", 1e38), AttributeValue::Float("beta", 0.0)])
 }
 
-fn relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn relu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let slope = is_positive(tape, &node.output[0]);
     times(tape, node, outputs, &slope)
 }
 
-fn leaky_relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn leaky_relu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let less = tape.scale(&outputs.first, float(node, "alpha").unwrap_or(0.01));
     let nothing = tape.number(0.0);
     let positive = tape.op("Greater", &[input(node, 0), &nothing], &[]);
@@ -183,7 +188,7 @@ fn leaky_relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Resul
 }
 
 /// Flows where the value was between the bounds.
-fn clip(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn clip(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let clipped = node.output[0].as_str();
     let bound = |place: usize| node.input.get(place).filter(|name| !name.is_empty());
     let above = bound(1).map(|least| match tape.known().floats(least) {
@@ -204,17 +209,21 @@ fn clip(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 }
 
 /// `y (1 - y)` of a tensor.
-fn bell(tape: &mut Tape<'_>, y: &str) -> String {
+fn bell(tape: &mut GradientTape<'_>, y: &str) -> String {
     let square = tape.mul(y, y);
     tape.op("Sub", &[y, &square], &[])
 }
 
-fn sigmoid(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn sigmoid(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let slope = bell(tape, &node.output[0]);
     times(tape, node, outputs, &slope)
 }
 
-fn hard_sigmoid(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn hard_sigmoid(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let bell = bell(tape, &node.output[0]);
     let inside = tape.op("Sign", &[&bell], &[]);
     let slope = tape.scale(&inside, float(node, "alpha").unwrap_or(0.2));
@@ -222,9 +231,10 @@ fn hard_sigmoid(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Res
 }
 
 /// `y = x · h(x)` with `h` a hard sigmoid of slope 1/6 (ONNX operators, HardSwish).
-fn hard_swish(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn hard_swish(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let x = input(node, 0);
-    let hard = tape.op("HardSigmoid", &[x], &[Attr::Float("alpha", 1.0 / 6.0), Attr::Float("beta", 0.5)]);
+    let hard =
+        tape.op("HardSigmoid", &[x], &[AttributeValue::Float("alpha", 1.0 / 6.0), AttributeValue::Float("beta", 0.5)]);
     let bell = bell(tape, &hard);
     let inside = tape.op("Sign", &[&bell], &[]);
     let sixth = tape.scale(x, 1.0 / 6.0);
@@ -233,27 +243,27 @@ fn hard_swish(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Resul
     times(tape, node, outputs, &slope)
 }
 
-fn tanh(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn tanh(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let square = tape.mul(&node.output[0], &node.output[0]);
     let one = tape.number(1.0);
     let slope = tape.op("Sub", &[&one, &square], &[]);
     times(tape, node, outputs, &slope)
 }
 
-fn softplus(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn softplus(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let slope = tape.op("Sigmoid", &[input(node, 0)], &[]);
     times(tape, node, outputs, &slope)
 }
 
 /// `above` where the input is above 0, and `below` elsewhere.
-fn by_sign(tape: &mut Tape<'_>, node: &NodeProto, above: &str, below: &str) -> String {
+fn by_sign(tape: &mut GradientTape<'_>, node: &NodeProto, above: &str, below: &str) -> String {
     let nothing = tape.number(0.0);
     let positive = tape.op("Greater", &[input(node, 0), &nothing], &[]);
     tape.op("Where", &[&positive, above, below], &[])
 }
 
 /// Below 0, `y = α (exp(x) - 1)` and so `y' = y + α`.
-fn elu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn elu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (one, alpha) = (tape.number(1.0), tape.number(float(node, "alpha").unwrap_or(1.0)));
     let below = tape.op("Add", &[&node.output[0], &alpha], &[]);
     let slope = by_sign(tape, node, &one, &below);
@@ -261,7 +271,7 @@ fn elu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
 }
 
 /// Below 0, `y = γ α (exp(x) - 1)`; the numbers are those of ONNX operators, Selu.
-fn selu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn selu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let alpha = float(node, "alpha").unwrap_or(1.673_263_2);
     let gamma = float(node, "gamma").unwrap_or(1.050_701);
     let (above, product) = (tape.number(gamma), tape.number(gamma * alpha));
@@ -271,7 +281,7 @@ fn selu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 }
 
 /// Below 0, `y = α (exp(x / α) - 1)` and so `y' = y / α + 1`.
-fn celu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn celu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let one = tape.number(1.0);
     let scaled = tape.scale(&node.output[0], 1.0 / float(node, "alpha").unwrap_or(1.0));
     let below = tape.op("Add", &[&scaled, &one], &[]);
@@ -279,7 +289,7 @@ fn celu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
     times(tape, node, outputs, &slope)
 }
 
-fn prelu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn prelu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (x, slope) = (input(node, 0), input(node, 1));
     if tape.needs(x) {
         let less = tape.mul(&outputs.first, slope);
@@ -295,19 +305,19 @@ fn prelu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(),
     Ok(())
 }
 
-fn sin(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn sin(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let slope = tape.op("Cos", &[input(node, 0)], &[]);
     times(tape, node, outputs, &slope)
 }
 
-fn cos(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn cos(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let sine = tape.op("Sin", &[input(node, 0)], &[]);
     let slope = tape.op("Neg", &[&sine], &[]);
     times(tape, node, outputs, &slope)
 }
 
 /// The gradient goes to the input that was taken, in equal shares where several were equal.
-fn extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn extreme(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (one, nothing) = (tape.number(1.0), tape.number(0.0));
     let mut taken = Vec::new();
     for name in &node.input {
@@ -327,7 +337,7 @@ fn extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(
 }
 
 /// `2/√π · exp(-x²)`.
-fn erf(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn erf(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let x = input(node, 0);
     let square = tape.mul(x, x);
     let negative = tape.op("Neg", &[&square], &[]);
@@ -337,7 +347,7 @@ fn erf(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
 }
 
 /// `Φ(x) + x φ(x)` of the normal distribution, or the derivative of the approximation by tanh.
-fn gelu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn gelu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let x = input(node, 0);
     let square = tape.mul(x, x);
     let one = tape.number(1.0);
@@ -378,7 +388,7 @@ fn gelu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 }
 
 /// `y (dy - Σ dy y)`.
-fn softmax(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn softmax(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let y = node.output[0].as_str();
     let axis = from_front(int(node, "axis").unwrap_or(-1), tape.shape(y)?.len());
     let product = tape.mul(&outputs.first, y);
@@ -390,7 +400,11 @@ fn softmax(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(
 }
 
 /// `dy - exp(y) Σ dy`.
-fn log_softmax(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn log_softmax(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let y = node.output[0].as_str();
     let axis = from_front(int(node, "axis").unwrap_or(-1), tape.shape(y)?.len());
     let sum = tape.sum(&outputs.first, &[axis], true);

@@ -1,14 +1,14 @@
 //! MaxPool, AveragePool and their global kin.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::int;
 use crate::proto::NodeProto;
-use crate::tape::{Attr, Refusal, Tape, unsupported};
 use crate::tensor::count;
 
-use super::window::Window;
-use super::{Outputs, Rule, input};
+use super::window::PoolWindow;
+use super::{GradientRule, OutputGradients, input};
 
-pub(super) const RULES: &[(&str, Rule)] =
+pub(super) const RULES: &[(&str, GradientRule)] =
     &[("MaxPool", max_pool), ("AveragePool", average_pool), ("GlobalAveragePool", global_average_pool)];
 
 /// What a MaxPool's second output is called in a step; it says where each maximum came from.
@@ -17,13 +17,13 @@ pub(crate) fn places_of(node: &NodeProto) -> String {
 }
 
 /// Each gradient goes to the place its maximum came from.
-fn max_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn max_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let picture = input(node, 0);
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
     if int(node, "storage_order").unwrap_or(0) != 0 {
         return unsupported("it counts places column by column");
     }
-    let window = Window::of_pooling(node, from, to)?;
+    let window = PoolWindow::of_pooling(node, from, to)?;
     let places = match node.output.get(1).filter(|name| !name.is_empty()) {
         Some(places) => places.clone(),
         None => places_of(node),
@@ -35,18 +35,22 @@ fn max_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<
     // Where windows overlap a place may be the maximum of several.
     let apart = window.dilations.iter().all(|step| *step == 1)
         && window.kernel.iter().zip(&window.strides).all(|(size, stride)| size <= stride);
-    let how = Attr::Text("reduction", if apart { "none" } else { "add" });
-    let all = tape.op("ScatterElements", &[&nothing, &places, &gradient], &[Attr::Int("axis", 0), how]);
+    let how = AttributeValue::Text("reduction", if apart { "none" } else { "add" });
+    let all = tape.op("ScatterElements", &[&nothing, &places, &gradient], &[AttributeValue::Int("axis", 0), how]);
     let own = tape.reshape(&all, from);
     tape.add_gradient(picture, own);
     Ok(())
 }
 
 /// Each gradient is shared equally by the pixels its window covered.
-fn average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn average_pool(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let picture = input(node, 0);
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
-    let mut window = Window::of_pooling(node, from, to)?;
+    let mut window = PoolWindow::of_pooling(node, from, to)?;
     let all = int(node, "count_include_pad").unwrap_or(0) != 0;
     let coverage = window.coverage(&from[2..], &to[2..], all);
     let shares: Vec<f32> = coverage.iter().map(|covered| 1.0 / covered.max(1.0)).collect();
@@ -56,7 +60,7 @@ fn average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Res
     };
     let share = tape.mul(&outputs.first, &shares);
     // Windows that stand out beyond the picture, because sizes were rounded up, stand out into padding.
-    let mut rest = window.rest(&from[2..], &to[2..]);
+    let mut rest = window.remainder(&from[2..], &to[2..]);
     for (end, rest) in window.ends.iter_mut().zip(&mut rest).filter(|(_, rest)| **rest < 0) {
         *end -= *rest;
         *rest = 0;
@@ -64,18 +68,22 @@ fn average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Res
     let ones = vec![1.0; (from[1] * count(&window.kernel)) as usize];
     let ones = tape.floats(&[&[from[1], 1], window.kernel.as_slice()].concat(), &ones);
     let attributes = [
-        Attr::Ints("strides", &window.strides),
-        Attr::Ints("dilations", &window.dilations),
-        Attr::Ints("pads", &window.pads()),
-        Attr::Ints("output_padding", &rest),
-        Attr::Int("group", from[1]),
+        AttributeValue::Ints("strides", &window.strides),
+        AttributeValue::Ints("dilations", &window.dilations),
+        AttributeValue::Ints("pads", &window.pads()),
+        AttributeValue::Ints("output_padding", &rest),
+        AttributeValue::Int("group", from[1]),
     ];
     let own = tape.op("ConvTranspose", &[&share, &ones], &attributes);
     tape.add_gradient(picture, own);
     Ok(())
 }
 
-fn global_average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn global_average_pool(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let share = tape.scale(&outputs.first, 1.0 / count(&from[2..]) as f32);
     let shape = tape.ints(from);

@@ -1,12 +1,12 @@
 //! Operators that put the values of some axes together.
 
+use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
-use crate::tape::{Refusal, Tape, unsupported};
 
-use super::{Outputs, Rule, from_front, input};
+use super::{GradientRule, OutputGradients, from_front, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[
+pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("ReduceMean", reduce_mean),
     ("ReduceSum", reduce_sum),
     ("ReduceMax", reduce_extreme),
@@ -18,16 +18,20 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("ReduceLogSumExp", reduce_log_sum_exp),
 ];
 
-fn reduce_mean(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_mean(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     spread(tape, node, outputs, true)
 }
 
-fn reduce_sum(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_sum(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     spread(tape, node, outputs, false)
 }
 
 /// The axes, counted from the front, and the shape of the result with them kept.
-fn reduced(tape: &Tape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i64>), Refusal> {
+fn reduced(tape: &GradientTape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i64>), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let axes = match (node.input.get(1).filter(|name| !name.is_empty()), ints(node, "axes")) {
         (Some(name), _) => match tape.known().ints(name) {
@@ -47,7 +51,12 @@ fn reduced(tape: &Tape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i64>), Re
 }
 
 /// Every value that went into a sum gets its gradient, and a share of it if it was a mean.
-fn spread(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, mean: bool) -> Result<(), Refusal> {
+fn spread(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+    mean: bool,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let (axes, kept) = reduced(tape, node)?;
     let summed: i64 = axes.iter().map(|axis| from[*axis as usize]).product();
@@ -60,13 +69,21 @@ fn spread(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, mean: bool) 
 }
 
 /// Result and gradient with the reduced axes kept, so that both go with the input.
-fn kept(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(String, String), Refusal> {
+fn kept(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(String, String), GradientRefusal> {
     let (_, kept) = reduced(tape, node)?;
     Ok((tape.reshape(&node.output[0], &kept), tape.reshape(&outputs.first, &kept)))
 }
 
 /// The gradient goes to the value that was taken, in equal shares where several were equal.
-fn reduce_extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_extreme(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (axes, _) = reduced(tape, node)?;
     let (result, gradient) = kept(tape, node, outputs)?;
     let (one, nothing) = (tape.number(1.0), tape.number(0.0));
@@ -80,7 +97,11 @@ fn reduce_extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> R
 }
 
 /// Each value's gradient is the product of the others: `y / x` where none of those is zero, and nothing elsewhere.
-fn reduce_prod(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_prod(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (axes, kept) = reduced(tape, node)?;
     let gradient = tape.reshape(&outputs.first, &kept);
     let (one, nothing) = (tape.number(1.0), tape.number(0.0));
@@ -100,7 +121,11 @@ fn reduce_prod(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Resu
     Ok(())
 }
 
-fn reduce_sum_square(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_sum_square(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (_, kept) = reduced(tape, node)?;
     let gradient = tape.reshape(&outputs.first, &kept);
     let twice = tape.scale(&gradient, 2.0);
@@ -109,7 +134,7 @@ fn reduce_sum_square(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -
     Ok(())
 }
 
-fn reduce_l1(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_l1(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (_, gradient) = kept(tape, node, outputs)?;
     let sign = tape.op("Sign", &[input(node, 0)], &[]);
     let own = tape.mul(&sign, &gradient);
@@ -118,7 +143,7 @@ fn reduce_l1(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result
 }
 
 /// `x dy / y`; nothing where all are zero, as PyTorch has it.
-fn reduce_l2(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_l2(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (result, gradient) = kept(tape, node, outputs)?;
     let least = tape.number(f32::MIN_POSITIVE);
     let result = tape.op("Max", &[&result, &least], &[]);
@@ -129,7 +154,11 @@ fn reduce_l2(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result
 }
 
 /// `exp(x - y) dy`.
-fn reduce_log_sum_exp(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reduce_log_sum_exp(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (result, gradient) = kept(tape, node, outputs)?;
     let less = tape.op("Sub", &[input(node, 0), &result], &[]);
     let share = tape.op("Exp", &[&less], &[]);

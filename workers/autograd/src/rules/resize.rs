@@ -1,15 +1,15 @@
 //! Resize, nearest, linear and cubic: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix is
 //! that of the ONNX operator's definition (onnx.ai, Resize).
 
+use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
-use crate::tape::{Refusal, Tape, unsupported};
 
-use super::{Outputs, Rule, input};
+use super::{GradientRule, OutputGradients, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[("Resize", resize)];
+pub(super) const RULES: &[(&str, GradientRule)] = &[("Resize", resize)];
 
-fn resize(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn resize(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let picture = input(node, 0);
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
     if from.len() != 4 || from[..2] != to[..2] {
@@ -34,7 +34,7 @@ fn resize(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
 }
 
 /// How much each pixel of an axis counts in each pixel of the resized one: `[to, from]`, last axis first.
-fn matrix(node: &NodeProto, from: i64, to: i64, scale: f32) -> Result<Vec<f32>, Refusal> {
+fn matrix(node: &NodeProto, from: i64, to: i64, scale: f32) -> Result<Vec<f32>, GradientRefusal> {
     let mode = text(node, "coordinate_transformation_mode").unwrap_or_else(|| "half_pixel".into());
     let place = |at: i64| -> Option<f64> {
         let (at, scale) = (at as f64, f64::from(scale));

@@ -1,13 +1,13 @@
 //! Operators that move values without changing them.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints, text};
 use crate::proto::NodeProto;
-use crate::tape::{Attr, Refusal, Tape, unsupported};
 use crate::tensor::count;
 
-use super::{Outputs, Rule, from_front, input};
+use super::{GradientRule, OutputGradients, from_front, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[
+pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("Identity", pass),
     ("Dropout", pass),
     ("Cast", pass),
@@ -33,25 +33,25 @@ const MOST_GATHERED: usize = 4;
 /// Numbers in that matrix, at the most: 16 MiB.
 const MOST_IN_MATRIX: i64 = 4 * 1024 * 1024;
 
-fn pass(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn pass(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     tape.add_gradient(input(node, 0), outputs.first.clone());
     Ok(())
 }
 
-fn reshaped(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn reshaped(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let own = tape.reshape(&outputs.first, tape.shape(input(node, 0))?);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }
 
-fn expand(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn expand(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (from, to) = (tape.shape(&node.output[0])?, tape.shape(input(node, 0))?);
     let own = tape.unbroadcast(&outputs.first, from, to);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }
 
-fn transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn transpose(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let rank = tape.shape(input(node, 0))?.len() as i64;
     let order = ints(node, "perm").unwrap_or_else(|| (0..rank).rev().collect());
     let back: Vec<i64> =
@@ -61,7 +61,7 @@ fn transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result
     Ok(())
 }
 
-fn concat(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn concat(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let rank = tape.shape(&node.output[0])?.len();
     let axis = from_front(int(node, "axis").unwrap_or(0), rank);
     let mut start = 0;
@@ -76,7 +76,7 @@ fn concat(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
     Ok(())
 }
 
-fn split(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn split(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let rank = tape.shape(input(node, 0))?.len();
     let axis = from_front(int(node, "axis").unwrap_or(0), rank);
     let mut parts = Vec::new();
@@ -88,13 +88,13 @@ fn split(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(),
         });
     }
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-    let own = tape.op("Concat", &parts, &[Attr::Int("axis", axis)]);
+    let own = tape.op("Concat", &parts, &[AttributeValue::Int("axis", axis)]);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }
 
 /// Zeros around what was taken, and between its values where it was taken in steps.
-fn slice(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn slice(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
     let known = |place: usize| tape.known().ints(input(node, place));
     let Some(starts) = known(1) else { return unsupported("where it starts is not known beforehand") };
@@ -145,7 +145,7 @@ fn slice(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(),
 }
 
 /// Places of an axis.
-fn gather(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn gather(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let axis = from_front(int(node, "axis").unwrap_or(0), from.len()) as usize;
     let Some(places) = tape.known().ints(input(node, 1)) else {
@@ -160,7 +160,7 @@ fn gather(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
 }
 
 /// Places that are told by a number for each of the first axes: places of those axes in a row.
-fn gather_nd(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn gather_nd(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     if int(node, "batch_dims").unwrap_or(0) != 0 {
         return unsupported("it takes other places of each image (batch_dims)");
     }
@@ -188,7 +188,13 @@ fn gather_nd(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result
 
 /// The gradient of what places were taken from along an axis. Each place gets back what was taken from it: from where it
 /// went, or from a zero behind the gradient. Places that were taken often get a sum, by a matrix that says what went where.
-fn put_back(tape: &mut Tape<'_>, gradient: &str, from: &[i64], axis: usize, places: &[i64]) -> Result<String, Refusal> {
+fn put_back(
+    tape: &mut GradientTape<'_>,
+    gradient: &str,
+    from: &[i64],
+    axis: usize,
+    places: &[i64],
+) -> Result<String, GradientRefusal> {
     let (size, count) = (from[axis], places.len() as i64);
     if places.iter().any(|at| !(0..size).contains(at)) {
         return unsupported("it takes places that are not there");
@@ -203,10 +209,10 @@ fn put_back(tape: &mut Tape<'_>, gradient: &str, from: &[i64], axis: usize, plac
         let mut pads = vec![0; 2 * from.len()];
         pads[from.len() + axis] = 1;
         let padded = tape.pad(gradient, &pads);
-        let part = |tape: &mut Tape<'_>, time: usize| {
+        let part = |tape: &mut GradientTape<'_>, time: usize| {
             let back: Vec<i64> = went.iter().map(|to| to.get(time).copied().unwrap_or(count)).collect();
             let back = tape.ints(&back);
-            tape.op("Gather", &[&padded, &back], &[Attr::Int("axis", axis as i64)])
+            tape.op("Gather", &[&padded, &back], &[AttributeValue::Int("axis", axis as i64)])
         };
         let mut sum = part(tape, 0);
         for time in 1..most {
@@ -229,7 +235,7 @@ fn put_back(tape: &mut Tape<'_>, gradient: &str, from: &[i64], axis: usize, plac
 }
 
 /// The sum over all copies.
-fn tile(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn tile(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let Some(repeats) = tape.known().ints(input(node, 1)).filter(|repeats| repeats.len() == from.len()) else {
         return unsupported("how often it repeats is not known beforehand");
@@ -243,10 +249,14 @@ fn tile(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 }
 
 /// Each block of pixels was a pixel's channels.
-fn depth_to_space(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn depth_to_space(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let block = int(node, "blocksize").unwrap_or(1);
     if text(node, "mode").as_deref() != Some("CRD") {
-        let own = tape.op("SpaceToDepth", &[&outputs.first], &[Attr::Int("blocksize", block)]);
+        let own = tape.op("SpaceToDepth", &[&outputs.first], &[AttributeValue::Int("blocksize", block)]);
         tape.add_gradient(input(node, 0), own);
         return Ok(());
     }
@@ -262,15 +272,19 @@ fn depth_to_space(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> R
 }
 
 /// Each pixel's channels were a block of pixels.
-fn space_to_depth(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
-    let block = Attr::Int("blocksize", int(node, "blocksize").unwrap_or(1));
-    let own = tape.op("DepthToSpace", &[&outputs.first], &[block, Attr::Text("mode", "DCR")]);
+fn space_to_depth(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
+    let block = AttributeValue::Int("blocksize", int(node, "blocksize").unwrap_or(1));
+    let own = tape.op("DepthToSpace", &[&outputs.first], &[block, AttributeValue::Text("mode", "DCR")]);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }
 
 /// What was added is taken away, and the other way round; pixels that were repeated get back what their copies got.
-fn pad(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+fn pad(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
     let rank = from.len();
     let Some(pads) = tape.known().ints(input(node, 1)) else { return unsupported("its pads are not known beforehand") };

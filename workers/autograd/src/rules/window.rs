@@ -1,12 +1,12 @@
 //! The geometry of operators that move a window over a picture.
 
+use crate::gradient_tape::{GradientRefusal, unsupported};
 use crate::onnx::{ints, text};
 use crate::proto::NodeProto;
-use crate::tape::{Refusal, unsupported};
 
 /// A window: one number for each axis of the picture.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Window {
+pub(crate) struct PoolWindow {
     /// Its size.
     pub kernel: Vec<i64>,
     /// From one place to the next.
@@ -19,9 +19,9 @@ pub(crate) struct Window {
     pub ends: Vec<i64>,
 }
 
-impl Window {
+impl PoolWindow {
     /// Of a convolution or pooling from pictures of one size to pictures of another.
-    pub fn of(node: &NodeProto, kernel: &[i64], from: &[i64], to: &[i64]) -> Result<Self, Refusal> {
+    pub fn of(node: &NodeProto, kernel: &[i64], from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
         let rank = kernel.len();
         let strides = ints(node, "strides").unwrap_or(vec![1; rank]);
         let dilations = ints(node, "dilations").unwrap_or(vec![1; rank]);
@@ -47,12 +47,12 @@ impl Window {
     }
 
     /// Of a pooling, which names its kernel.
-    pub fn of_pooling(node: &NodeProto, from: &[i64], to: &[i64]) -> Result<Self, Refusal> {
+    pub fn of_pooling(node: &NodeProto, from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
         let kernel = ints(node, "kernel_shape").unwrap_or_default();
         if kernel.is_empty() || from.len() != kernel.len() + 2 || to.len() != from.len() {
             return unsupported("its kernel_shape does not fit its picture");
         }
-        Window::of(node, &kernel, &from[2..], &to[2..])
+        PoolWindow::of(node, &kernel, &from[2..], &to[2..])
     }
 
     pub fn rank(&self) -> usize {
@@ -88,7 +88,7 @@ impl Window {
     }
 
     /// What is left of the picture behind the last place; less than 0 where windows stand out beyond it.
-    pub fn rest(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
+    pub fn remainder(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
         let rest = |axis: usize| {
             let covered = (to[axis] - 1) * self.strides[axis] + self.reach(axis);
             from[axis] + self.begins[axis] + self.ends[axis] - covered
@@ -146,8 +146,8 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn window(kernel: i64, stride: i64, pad: i64) -> Window {
-        Window {
+    fn window(kernel: i64, stride: i64, pad: i64) -> PoolWindow {
+        PoolWindow {
             kernel: vec![kernel; 2],
             strides: vec![stride; 2],
             dilations: vec![1; 2],
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_no_window_reaches_is_left_over() {
-        assert_eq!(window(2, 2, 0).rest(&[5, 4], &[2, 2]), [1, 0]);
-        assert_eq!(window(2, 2, 0).rest(&[5, 5], &[3, 3]), [-1, -1], "rounded up");
+        assert_eq!(window(2, 2, 0).remainder(&[5, 4], &[2, 2]), [1, 0]);
+        assert_eq!(window(2, 2, 0).remainder(&[5, 5], &[3, 3]), [-1, -1], "rounded up");
     }
 }

@@ -7,12 +7,12 @@ use decisions::VerifySettings;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use releaser::evidence::{CRASHED, SLOT_MS};
-use releaser::{CanarySettings, Evidence, Ruling, judge};
-use schemas::swap::{Agreement, Counts, RefusedRelease, Swap};
-use schemas::{Canary, FaultNote, ModelName, Needs, Release, ReleaseId, Says, SiteName};
+use releaser::{CanaryRuling, CanarySettings, ReleaseEvidence, judge_canary};
+use schemas::swap::{Agreement, RefusedRelease, ReleaseCounts, Swap};
+use schemas::{Canary, FaultNote, FindingOutcome, MachineRequirements, ModelName, Release, ReleaseId, SiteName};
 use serde::Serialize;
 
-use super::releases::{Candidate, Kind, Releases, Said};
+use super::releases::{CanaryCandidate, CanaryCandidates, CanaryPrediction, CandidateKind};
 use crate::federated::{gamma, normal};
 
 /// Sites.
@@ -41,13 +41,13 @@ const KEEPS: f64 = 0.933;
 
 /// What became of a canary.
 #[derive(Debug, Clone, Serialize)]
-pub struct Played {
+pub struct CanaryRun {
     /// What it was.
-    pub kind: Kind,
+    pub kind: CandidateKind,
     /// Of all chance.
     pub seed: u64,
     /// What was decided.
-    pub ended: Ended,
+    pub ended: CanaryEnd,
     /// Why, in the releaser's words.
     pub why: String,
     /// After so long, minutes.
@@ -63,7 +63,7 @@ pub struct Played {
 /// How a canary ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ended {
+pub enum CanaryEnd {
     /// Every site gets it.
     Promoted,
     /// It was worse.
@@ -73,7 +73,7 @@ pub enum Ended {
 }
 
 /// A site.
-struct Site {
+struct CanarySite {
     name: SiteName,
     mix: Vec<f64>,
     /// The mix of this hour, summed up.
@@ -84,25 +84,30 @@ struct Site {
     swaps_at: Option<u64>,
     restarts: u64,
     /// What was counted in this stretch, under the stable release and under the candidate.
-    counts: [Counts; 2],
+    counts: [ReleaseCounts; 2],
     agreements: [Agreement; 2],
 }
 
 /// Everything that happens to a canary.
-struct Fleet<'a> {
-    releases: &'a Releases,
-    candidate: &'a Candidate,
+struct CanaryFleet<'a> {
+    releases: &'a CanaryCandidates,
+    candidate: &'a CanaryCandidate,
     ids: [ReleaseId; 2],
-    sites: Vec<Site>,
+    sites: Vec<CanarySite>,
     random: StdRng,
-    evidence: Evidence,
+    evidence: ReleaseEvidence,
     images: u64,
     verdicts: u64,
 }
 
 /// Plays one canary.
-pub fn play(releases: &Releases, candidate: &Candidate, settings: &CanarySettings, seed: u64) -> Played {
-    let mut fleet = Fleet::new(releases, candidate, seed);
+pub fn run_canary(
+    releases: &CanaryCandidates,
+    candidate: &CanaryCandidate,
+    settings: &CanarySettings,
+    seed: u64,
+) -> CanaryRun {
+    let mut fleet = CanaryFleet::new(releases, candidate, seed);
     let truly_better_ratio = fleet.truth();
     let since = BEFORE + fleet.random.random_range(0..SLOT_MINUTES);
     for site in fleet.sites.iter_mut().take(RING) {
@@ -121,21 +126,24 @@ pub fn play(releases: &Releases, candidate: &Candidate, settings: &CanarySetting
         if minute <= since {
             continue;
         }
-        let judged = judge(&fleet.evidence.trial(&canary, &fleet.ids[0], now_ms), settings);
-        let (minutes, worse) = (minute - since, judged.findings.iter().any(|finding| finding.says == Says::Worse));
+        let judged = judge_canary(&fleet.evidence.trial(&canary, &fleet.ids[0], now_ms), settings);
+        let (minutes, worse) =
+            (minute - since, judged.findings.iter().any(|finding| finding.says == FindingOutcome::Worse));
         let (ended, why) = match judged.ruling {
-            Ruling::Wait(_) => continue,
-            Ruling::Promote => (Ended::Promoted, String::new()),
-            Ruling::Withdraw(why) if !worse && minutes * 60 >= settings.longest_s => (Ended::Undecided, why),
-            Ruling::Withdraw(why) => (Ended::Withdrawn, why),
+            CanaryRuling::Wait(_) => continue,
+            CanaryRuling::Promote => (CanaryEnd::Promoted, String::new()),
+            CanaryRuling::Withdraw(why) if !worse && minutes * 60 >= settings.max_duration_s => {
+                (CanaryEnd::Undecided, why)
+            }
+            CanaryRuling::Withdraw(why) => (CanaryEnd::Withdrawn, why),
         };
         let (kind, images, verdicts) = (candidate.kind, fleet.images, fleet.verdicts);
-        return Played { kind, seed, ended, why, minutes, images, verdicts, truly_better_ratio };
+        return CanaryRun { kind, seed, ended, why, minutes, images, verdicts, truly_better_ratio };
     }
 }
 
-impl<'a> Fleet<'a> {
-    fn new(releases: &'a Releases, candidate: &'a Candidate, seed: u64) -> Self {
+impl<'a> CanaryFleet<'a> {
+    fn new(releases: &'a CanaryCandidates, candidate: &'a CanaryCandidate, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let ids = [1, 2].map(|number| ReleaseId::from_sha256([number; 32]));
         let sites = (0..SITES).map(|number| {
@@ -146,14 +154,14 @@ impl<'a> Fleet<'a> {
                 doubtful: Default::default(),
                 sampled: Default::default(),
             };
-            Site {
+            CanarySite {
                 mix: drawn(&vec![EVEN; releases.classes.len()], &mut random),
                 hour: Vec::new(),
                 machine: MACHINES * normal(&mut random),
                 slow: SLOW * normal(&mut random),
                 swaps_at: None,
                 restarts: 0,
-                counts: ids.clone().map(Counts::of),
+                counts: ids.clone().map(ReleaseCounts::for_release),
                 agreements: ids.each_ref().map(agreement),
                 name,
             }
@@ -165,7 +173,7 @@ impl<'a> Fleet<'a> {
             ids,
             sites,
             random,
-            evidence: Evidence::of(ModelName::of("fashion")),
+            evidence: ReleaseEvidence::of(ModelName::from_name("fashion")),
             images: 0,
             verdicts: 0,
         }
@@ -174,12 +182,12 @@ impl<'a> Fleet<'a> {
     /// How many more verdicts agree with the candidate at sites of the ring.
     fn truth(&self) -> f64 {
         let better = |picture: &usize| {
-            let agrees = |said: &[Said]| f64::from(u8::from(said[*picture].agrees));
+            let agrees = |said: &[CanaryPrediction]| f64::from(u8::from(said[*picture].agrees));
             agrees(&self.candidate.said) - agrees(&self.releases.stable.said)
         };
         let of_class = |pictures: &Vec<usize>| pictures.iter().map(better).sum::<f64>() / pictures.len().max(1) as f64;
         let classes: Vec<f64> = self.releases.classes.iter().map(of_class).collect();
-        let at = |site: &Site| site.mix.iter().zip(&classes).map(|(share, better)| share * better).sum::<f64>();
+        let at = |site: &CanarySite| site.mix.iter().zip(&classes).map(|(share, better)| share * better).sum::<f64>();
         self.sites.iter().take(RING).map(at).sum::<f64>() / RING as f64
     }
 
@@ -189,7 +197,7 @@ impl<'a> Fleet<'a> {
             parent: Some(self.ids[0].clone()),
             origin: "bench".into(),
             package: Vec::new(),
-            needs: Needs::default(),
+            needs: MachineRequirements::default(),
             public: None,
             public_change_interval: None,
         };
@@ -200,12 +208,12 @@ impl<'a> Fleet<'a> {
     /// A minute passes at every site.
     fn minute(&mut self, minute: u64) {
         let day = DAY * (minute as f64 / BEFORE as f64 * std::f64::consts::TAU).sin();
-        let slower = if self.candidate.kind == Kind::Slow { 2_f64.ln() } else { 0.0 };
+        let slower = if self.candidate.kind == CandidateKind::Slow { 2_f64.ln() } else { 0.0 };
         let sample_ratio = VerifySettings::default().sample_ratio;
         for site in &mut self.sites {
             if minute.is_multiple_of(SLOT_MINUTES) {
                 for (counts, agreement) in site.counts.iter_mut().zip(&mut site.agreements) {
-                    *counts = Counts::of(counts.release.clone());
+                    *counts = ReleaseCounts::for_release(counts.release.clone());
                     (agreement.doubtful, agreement.sampled) = Default::default();
                 }
             }
@@ -228,7 +236,7 @@ impl<'a> Fleet<'a> {
             };
             let ln_cost = LN_COST + site.machine + site.slow + day + if tries { slower } else { 0.0 };
             for _ in 0..IMAGES {
-                if tries && self.candidate.kind == Kind::Crashing {
+                if tries && self.candidate.kind == CandidateKind::Crashing {
                     site.restarts += u64::from(self.random.random_range(0..1000) == 0);
                     if self.random.random_range(0..200) == 0 {
                         site.counts[release].faults += 1;
@@ -242,8 +250,8 @@ impl<'a> Fleet<'a> {
                 let counts = &mut site.counts[release];
                 counts.images += 1;
                 counts.doubtful += u64::from(said.doubtful);
-                counts.confidence.see(said.confidence);
-                counts.ln_cost_ms.see(ln_cost + OF_IMAGE * normal(&mut self.random));
+                counts.confidence.add_value(said.confidence);
+                counts.ln_cost_ms.add_value(ln_cost + OF_IMAGE * normal(&mut self.random));
                 let agreement = &mut site.agreements[release];
                 let agreed = match said.doubtful {
                     true => Some(&mut agreement.doubtful),
@@ -266,7 +274,7 @@ impl<'a> Fleet<'a> {
             let since = site.swaps_at.filter(|at| minute >= *at);
             let fault = || FaultNote::new(CRASHED, "it ended the worker", "");
             let refused = RefusedRelease { release: self.ids[1].clone(), fault: fault() };
-            self.evidence.see(
+            self.evidence.add_report(
                 Swap {
                     release: self.ids[usize::from(since.is_some())].clone(),
                     since_ms: EPOCH_MS + since.unwrap_or(0) * MINUTE_MS,
@@ -280,7 +288,7 @@ impl<'a> Fleet<'a> {
         let agreements = self.sites.iter().flat_map(|site| &site.agreements);
         let agreements = agreements.filter(|said| said.doubtful.asked + said.sampled.asked > 0).cloned().collect();
         let verifier = swap(SiteName::cloud(), "cloud-1".into(), &self.ids[0], slot_ms, now_ms);
-        self.evidence.see(Swap { agreements, ..verifier }, now_ms);
+        self.evidence.add_report(Swap { agreements, ..verifier }, now_ms);
     }
 }
 
@@ -288,7 +296,7 @@ fn swap(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_m
     Swap {
         site,
         worker,
-        model: ModelName::of("fashion"),
+        model: ModelName::from_name("fashion"),
         release: release.clone(),
         since_ms: EPOCH_MS,
         order: 1,

@@ -5,17 +5,17 @@
 
 use std::path::Path;
 
-use aggregator::public::Public;
-use aggregator::score::{Ground, Judge, Tuning};
-use autograd::Trainable;
-use decisions::gate::{Gate, GateSettings, Tested};
+use aggregator::public_set::PublicSet;
+use aggregator::score::{ModelScorer, ScoringModel, Tuning};
+use autograd::TrainableSelection;
+use decisions::gate::{Gate, GateSettings, TestedScores};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::Reason;
 use serde::Serialize;
 use training::Examples;
-use training::examples::Split;
-use vision::{Model, Onnx, softmax, top};
+use training::examples::ExampleSplit;
+use vision::{Model, OnnxRuntime, softmax, top};
 
 use crate::error::BenchError;
 
@@ -32,7 +32,7 @@ const STEPS: usize = 14;
 /// What a candidate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum CandidateKind {
     /// Trained on.
     Good,
     /// The stable one again.
@@ -48,9 +48,16 @@ pub enum Kind {
 }
 
 /// Every kind.
-pub const KINDS: [Kind; 6] = [Kind::Good, Kind::Equal, Kind::Slightly, Kind::Bad, Kind::Slow, Kind::Crashing];
+pub const KINDS: [CandidateKind; 6] = [
+    CandidateKind::Good,
+    CandidateKind::Equal,
+    CandidateKind::Slightly,
+    CandidateKind::Bad,
+    CandidateKind::Slow,
+    CandidateKind::Crashing,
+];
 
-impl Kind {
+impl CandidateKind {
     /// Its name in the tables.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -80,7 +87,7 @@ impl Kind {
 
 /// What a release says of a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Said {
+pub struct CanaryPrediction {
     /// How sure it is, 0 to 1.
     pub confidence: f64,
     /// Whether the gate is in doubt.
@@ -91,53 +98,54 @@ pub struct Said {
 
 /// A release that is tried.
 #[derive(Debug, Clone)]
-pub struct Candidate {
+pub struct CanaryCandidate {
     /// What it is.
-    pub kind: Kind,
+    pub kind: CandidateKind,
     /// What it says of each picture.
-    pub said: Vec<Said>,
+    pub said: Vec<CanaryPrediction>,
     /// Share of the pictures on which the verdict is the same.
     pub agreement_ratio: f64,
     /// Share that the gate is in doubt about.
     pub doubtful_ratio: f64,
 }
 
-impl Candidate {
-    fn of(kind: Kind, said: Vec<Said>) -> Self {
-        let share =
-            |of: &dyn Fn(&Said) -> bool| said.iter().filter(|said| of(said)).count() as f64 / said.len().max(1) as f64;
+impl CanaryCandidate {
+    fn of(kind: CandidateKind, said: Vec<CanaryPrediction>) -> Self {
+        let share = |of: &dyn Fn(&CanaryPrediction) -> bool| {
+            said.iter().filter(|said| of(said)).count() as f64 / said.len().max(1) as f64
+        };
         Self { kind, agreement_ratio: share(&|said| said.agrees), doubtful_ratio: share(&|said| said.doubtful), said }
     }
 }
 
 /// Everything that is tried, and what it is held against.
-pub struct Releases {
+pub struct CanaryCandidates {
     /// Pictures of each class, as numbers in what is said.
     pub classes: Vec<Vec<usize>>,
     /// The stable release.
-    pub stable: Candidate,
+    pub stable: CanaryCandidate,
     /// One of each kind.
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<CanaryCandidate>,
 }
 
 /// Who tries weights.
-struct Bench {
+struct CandidateScorer {
     model: Model,
-    ground: Ground,
-    judge: Judge,
-    public: Public,
+    ground: ScoringModel,
+    judge: ModelScorer,
+    public: PublicSet,
 }
 
-impl Bench {
-    fn open(runtime: &Onnx, folder: &str) -> Result<Self, BenchError> {
+impl CandidateScorer {
+    fn open(runtime: &OnnxRuntime, folder: &str) -> Result<Self, BenchError> {
         let folder = Path::new(folder);
         if !folder.is_dir() {
             return Err(BenchError::NoModel { looked_for: folder.into() });
         }
         let model = Model::load(folder)?;
-        let ground = Ground::of(runtime, &model, &Trainable::All, &[])?;
-        let judge = Judge::open(runtime, &ground, 1)?;
-        let public = Public::read(Path::new(PICTURES), &model, usize::MAX, ROOM_BYTES)?;
+        let ground = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?;
+        let judge = ModelScorer::new(runtime, &ground, 1)?;
+        let public = PublicSet::read(Path::new(PICTURES), &model, usize::MAX, ROOM_BYTES)?;
         if let Some(first) = public.unreadable.first() {
             return Err(BenchError::NoImages {
                 folder: PICTURES.into(),
@@ -153,7 +161,7 @@ impl Bench {
     }
 
     /// What weights say of these pictures, whose verdicts are known.
-    fn said(&mut self, row: &[f32], of: &[usize], verdicts: &[usize]) -> Result<Vec<Said>, BenchError> {
+    fn said(&mut self, row: &[f32], of: &[usize], verdicts: &[usize]) -> Result<Vec<CanaryPrediction>, BenchError> {
         let gate = Gate::new(&GateSettings::default(), &self.model.description.gate);
         let (labels, probabilities) = (self.model.labels.clone(), self.try_out(row, of)?);
         let rows = probabilities.chunks_exact(labels.len()).zip(verdicts);
@@ -164,41 +172,41 @@ impl Bench {
                 let ratios = softmax(&logits, gate.temperature);
                 let (class, confidence) = top(&ratios, 1).first().copied().unwrap_or_default();
                 let label = labels.get(class).map(String::as_str).unwrap_or_default();
-                let doubtful = gate.decide(&Tested::of(&ratios), label) != Reason::Confident;
-                Said { confidence: confidence.into(), doubtful, agrees: class == *verdict }
+                let doubtful = gate.decide(&TestedScores::of(&ratios), label) != Reason::Confident;
+                CanaryPrediction { confidence: confidence.into(), doubtful, agrees: class == *verdict }
             })
             .collect())
     }
 }
 
-impl Releases {
+impl CanaryCandidates {
     /// Tries and makes them.
-    pub fn make(runtime: &Onnx) -> Result<Self, BenchError> {
-        let (mut light, mut heavy) = (Bench::open(runtime, LIGHT)?, Bench::open(runtime, HEAVY)?);
+    pub fn make(runtime: &OnnxRuntime) -> Result<Self, BenchError> {
+        let (mut light, mut heavy) = (CandidateScorer::open(runtime, LIGHT)?, CandidateScorer::open(runtime, HEAVY)?);
         let examples = Examples::read(Path::new(PICTURES), &light.model.labels, 0.5)?;
         let everything: Vec<usize> = (0..examples.all.len()).collect();
         let test: Vec<usize> =
-            everything.iter().copied().filter(|place| examples.all[*place].split == Split::Test).collect();
+            everything.iter().copied().filter(|place| examples.all[*place].split == ExampleSplit::Test).collect();
         let row = heavy.ground.base.clone();
         let teacher = heavy.try_out(&row, &everything)?;
         let count = light.model.labels.len();
         let best = |place: &usize| top(&teacher[place * count..(place + 1) * count], 1).first().map_or(0, |top| top.0);
         let verdicts: Vec<usize> = test.iter().map(best).collect();
         let base = light.ground.base.clone();
-        let stable = Candidate::of(Kind::Equal, light.said(&base, &test, &verdicts)?);
+        let stable = CanaryCandidate::of(CandidateKind::Equal, light.said(&base, &test, &verdicts)?);
         let mut candidates = Vec::new();
         for kind in KINDS {
             let said = match kind {
-                Kind::Equal | Kind::Slow | Kind::Crashing => stable.said.clone(),
-                Kind::Good => {
-                    let row = light.judge.tune(&base, &light.public, &everything, Some(&teacher), TUNING, 1)?;
+                CandidateKind::Equal | CandidateKind::Slow | CandidateKind::Crashing => stable.said.clone(),
+                CandidateKind::Good => {
+                    let row = light.judge.tune_model(&base, &light.public, &everything, Some(&teacher), TUNING, 1)?;
                     light.said(&row, &test, &verdicts)?
                 }
-                Kind::Slightly | Kind::Bad => {
+                CandidateKind::Slightly | CandidateKind::Bad => {
                     worse(&mut light, &base, stable.agreement_ratio - kind.less(), &test, &verdicts)?
                 }
             };
-            candidates.push(Candidate::of(kind, said));
+            candidates.push(CanaryCandidate::of(kind, said));
         }
         let of_class = |class: usize| {
             let shows = test.iter().enumerate().filter(|(_, place)| examples.all[**place].class == class);
@@ -210,19 +218,19 @@ impl Releases {
 
 /// What the model says with as much noise on its weights as makes its agreement come nearest to an aim.
 fn worse(
-    bench: &mut Bench,
+    bench: &mut CandidateScorer,
     base: &[f32],
     aim: f64,
     test: &[usize],
     verdicts: &[usize],
-) -> Result<Vec<Said>, BenchError> {
+) -> Result<Vec<CanaryPrediction>, BenchError> {
     let noise = noise(bench, base);
     let (mut low, mut high, mut nearest) = (0.0_f32, 2.0_f32, (f64::INFINITY, Vec::new()));
     for _ in 0..STEPS {
         let scale = (low + high) / 2.0;
         let row: Vec<f32> = base.iter().zip(&noise).map(|(weight, noise)| weight + scale * noise).collect();
         let said = bench.said(&row, test, verdicts)?;
-        let agreement = Candidate::of(Kind::Bad, said.clone()).agreement_ratio;
+        let agreement = CanaryCandidate::of(CandidateKind::Bad, said.clone()).agreement_ratio;
         if (agreement - aim).abs() < nearest.0 {
             nearest = ((agreement - aim).abs(), said);
         }
@@ -232,7 +240,7 @@ fn worse(
 }
 
 /// Chance as large as the weights of each place are on average.
-fn noise(bench: &Bench, base: &[f32]) -> Vec<f32> {
+fn noise(bench: &CandidateScorer, base: &[f32]) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(1);
     let mut noise = vec![0.0; base.len()];
     for place in bench.ground.layout.places() {

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aggregator::public::Public;
+use aggregator::public_set::PublicSet;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use vision::{DecodeSettings, Model, decode, tensor};
 
 use crate::error::BenchError;
-use crate::train::learn;
-use crate::train::net::Net;
+use crate::train::learning_curve;
+use crate::train::network::BenchNetwork;
 
 /// The project's own images and the network that knows nothing of them, in a checkout.
 const OWN: (&str, &str) = ("fixtures/images/fashion", "fixtures/models/fashion-initial");
@@ -27,7 +27,7 @@ const PUBLIC_OF_CLASS: usize = 60;
 const LEARN_OF_CLASS: usize = 120;
 
 /// A folder's pictures.
-pub struct Pool {
+pub struct PicturePool {
     /// Its name.
     pub name: String,
     /// The network.
@@ -43,14 +43,14 @@ pub struct Pool {
     _place: Option<tempfile::TempDir>,
 }
 
-struct Row {
+struct PoolRow {
     path: PathBuf,
     label: String,
     group: Option<String>,
     test: bool,
 }
 
-impl Pool {
+impl PicturePool {
     /// Reads a folder, the project's own if absent. `groups`: the column that says what belongs together, if it has it.
     pub fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
         let own = folder.is_none();
@@ -61,14 +61,14 @@ impl Pool {
             true => (Model::load(Path::new(OWN.1))?, None),
             false => {
                 let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
-                let net = Net::learner(3, SIDE_PX, labels.len() as i64);
-                (learn::write(&net, &labels, &place.path().join("model"))?, Some(place))
+                let net = BenchNetwork::learner(3, SIDE_PX, labels.len() as i64);
+                (learning_curve::write(&net, &labels, &place.path().join("model"))?, Some(place))
             }
         };
         let (mut learn, mut test) = (Vec::new(), Vec::new());
         let mut taken: BTreeMap<(usize, bool), usize> = BTreeMap::new();
         let mut scratch = tensor::Scratch::default();
-        let mut order: Vec<&Row> = rows.iter().collect();
+        let mut order: Vec<&PoolRow> = rows.iter().collect();
         // Which pictures are taken is chance, but the same chance for everybody.
         order.shuffle(&mut StdRng::seed_from_u64(1));
         for row in order {
@@ -90,7 +90,7 @@ impl Pool {
     }
 
     /// A public set drawn by a seed, and the places of what is left to learn from.
-    pub fn public(&self, seed: u64) -> (Public, Vec<usize>) {
+    pub fn public(&self, seed: u64) -> (PublicSet, Vec<usize>) {
         let mut order: Vec<usize> = (0..self.learn.len()).collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed ^ 0x7075_626c));
         let mut taken = vec![0; self.classes];
@@ -106,17 +106,17 @@ impl Pool {
     }
 
     /// What there is to test with.
-    pub fn test(&self) -> Public {
+    pub fn test(&self) -> PublicSet {
         self.set(self.test.iter().map(|(picture, class)| (picture, *class)))
     }
 
-    fn set<'a>(&self, pictures: impl Iterator<Item = (&'a Vec<f32>, usize)>) -> Public {
+    fn set<'a>(&self, pictures: impl Iterator<Item = (&'a Vec<f32>, usize)>) -> PublicSet {
         let (mut images, mut classes) = (Vec::new(), Vec::new());
         for (picture, class) in pictures {
             images.extend_from_slice(picture);
             classes.push(class);
         }
-        Public::of(images, self.length, classes, self.classes)
+        PublicSet::of(images, self.length, classes, self.classes)
     }
 }
 
@@ -131,7 +131,7 @@ fn read(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec
 }
 
 /// The labels most pictures to learn from have, sorted.
-fn frequent(rows: &[Row]) -> Vec<String> {
+fn frequent(rows: &[PoolRow]) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     rows.iter().filter(|row| !row.test).for_each(|row| *counts.entry(&row.label).or_default() += 1);
     let mut labels: Vec<(&str, usize)> = counts.into_iter().collect();
@@ -141,7 +141,7 @@ fn frequent(rows: &[Row]) -> Vec<String> {
     labels
 }
 
-fn rows(folder: &Path, groups: &str) -> Result<Vec<Row>, BenchError> {
+fn rows(folder: &Path, groups: &str) -> Result<Vec<PoolRow>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
     let index = folder.join("index.csv");
     let mut reader = csv::Reader::from_path(&index).map_err(|error| {
@@ -164,7 +164,7 @@ fn rows(folder: &Path, groups: &str) -> Result<Vec<Row>, BenchError> {
             continue;
         }
         let (path, test) = (folder.join(field(file)), field(split) == "test");
-        rows.push(Row { path, label: field(label), group: group.map(field), test });
+        rows.push(PoolRow { path, label: field(label), group: group.map(field), test });
     }
     Ok(rows)
 }

@@ -35,7 +35,7 @@ enum Division {
 /// What one site does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Harm {
+pub enum SiteHarm {
     /// Nothing.
     None,
     /// The largest site labels most of its pictures at random.
@@ -48,38 +48,38 @@ pub enum Harm {
 
 /// A way to divide pictures, and what one site does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Scheme {
+pub struct DivisionScheme {
     /// Its name.
     pub name: &'static str,
     division: Division,
     /// What one site does wrong.
-    pub harm: Harm,
+    pub harm: SiteHarm,
 }
 
-const fn scheme(name: &'static str, division: Division, harm: Harm) -> Scheme {
-    Scheme { name, division, harm }
+const fn scheme(name: &'static str, division: Division, harm: SiteHarm) -> DivisionScheme {
+    DivisionScheme { name, division, harm }
 }
 
 /// All of them; the first is the even one.
-pub static SCHEMES: [Scheme; 12] = [
-    scheme("iid", Division::Even, Harm::None),
-    scheme("dirichlet 1.0", Division::Dirichlet(1.0), Harm::None),
-    scheme("dirichlet 0.3", Division::Dirichlet(0.3), Harm::None),
-    scheme("dirichlet 0.1", Division::Dirichlet(0.1), Harm::None),
-    scheme("sizes 1:100", Division::Sizes, Harm::None),
-    scheme("few large", Division::FewLarge, Harm::None),
-    scheme("missing classes", Division::Missing, Harm::None),
-    scheme("natural", Division::Natural, Harm::None),
-    scheme("dirichlet 0.3, noisy", Division::Dirichlet(0.3), Harm::Noisy),
-    scheme("sizes 1:100, noisy", Division::Sizes, Harm::Noisy),
-    scheme("dirichlet 0.3, flipped", Division::Dirichlet(0.3), Harm::Flipped),
-    scheme("dirichlet 0.3, random", Division::Dirichlet(0.3), Harm::Random),
+pub static SCHEMES: [DivisionScheme; 12] = [
+    scheme("iid", Division::Even, SiteHarm::None),
+    scheme("dirichlet 1.0", Division::Dirichlet(1.0), SiteHarm::None),
+    scheme("dirichlet 0.3", Division::Dirichlet(0.3), SiteHarm::None),
+    scheme("dirichlet 0.1", Division::Dirichlet(0.1), SiteHarm::None),
+    scheme("sizes 1:100", Division::Sizes, SiteHarm::None),
+    scheme("few large", Division::FewLarge, SiteHarm::None),
+    scheme("missing classes", Division::Missing, SiteHarm::None),
+    scheme("natural", Division::Natural, SiteHarm::None),
+    scheme("dirichlet 0.3, noisy", Division::Dirichlet(0.3), SiteHarm::Noisy),
+    scheme("sizes 1:100, noisy", Division::Sizes, SiteHarm::Noisy),
+    scheme("dirichlet 0.3, flipped", Division::Dirichlet(0.3), SiteHarm::Flipped),
+    scheme("dirichlet 0.3, random", Division::Dirichlet(0.3), SiteHarm::Random),
 ];
 
 /// One site's pictures, by their places, with what they are said to show.
-pub type Share = Vec<(usize, usize)>;
+pub type SitePictures = Vec<(usize, usize)>;
 
-impl Scheme {
+impl DivisionScheme {
     /// Whether pictures must be grouped for it.
     pub fn needs_groups(&self) -> bool {
         self.division == Division::Natural
@@ -92,9 +92,9 @@ impl Scheme {
         classes: usize,
         sites: usize,
         seed: u64,
-    ) -> Vec<Share> {
+    ) -> Vec<SitePictures> {
         let mut random = StdRng::seed_from_u64(seed ^ 0x6469_7669);
-        let mut shares: Vec<Share> = vec![Vec::new(); sites];
+        let mut shares: Vec<SitePictures> = vec![Vec::new(); sites];
         let mut all: Vec<(usize, usize, Option<&str>)> = pictures.to_vec();
         all.shuffle(&mut random);
         let of_class = |class: usize| all.iter().filter(move |(_, other, _)| *other == class);
@@ -140,11 +140,11 @@ impl Scheme {
                 }
             }
             Division::Natural => {
-                let mut groups: BTreeMap<&str, Share> = BTreeMap::new();
+                let mut groups: BTreeMap<&str, SitePictures> = BTreeMap::new();
                 for (place, class, group) in &all {
                     groups.entry(group.unwrap_or_default()).or_default().push((*place, *class));
                 }
-                let mut groups: Vec<Share> = groups.into_values().collect();
+                let mut groups: Vec<SitePictures> = groups.into_values().collect();
                 groups.shuffle(&mut random);
                 for (number, group) in groups.into_iter().enumerate() {
                     shares[number % sites].extend(group);
@@ -152,7 +152,7 @@ impl Scheme {
             }
         }
         no_site_without(&mut shares);
-        if self.harm == Harm::Noisy {
+        if self.harm == SiteHarm::Noisy {
             let largest = (0..sites).max_by_key(|site| shares[*site].len()).unwrap_or_default();
             for (_, class) in &mut shares[largest] {
                 if random.random_range(0.0..1.0) < NOISY_RATIO {
@@ -165,7 +165,11 @@ impl Scheme {
 }
 
 /// Deals pictures to sites in these proportions.
-fn deal<'a>(pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>, parts: &[f64], shares: &mut [Share]) {
+fn deal<'a>(
+    pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>,
+    parts: &[f64],
+    shares: &mut [SitePictures],
+) {
     let pictures: Vec<_> = pictures.collect();
     let sum: f64 = parts.iter().sum();
     let (mut upto, mut from) = (0.0, 0);
@@ -177,7 +181,7 @@ fn deal<'a>(pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>,
     }
 }
 
-fn no_site_without(shares: &mut [Share]) {
+fn no_site_without(shares: &mut [SitePictures]) {
     for site in 0..shares.len() {
         while shares[site].len() < LEAST {
             let largest = (0..shares.len()).max_by_key(|site| shares[*site].len()).unwrap_or_default();

@@ -3,24 +3,24 @@
 use decisions::policy::PolicyName;
 use serde::Serialize;
 
-use crate::shape::{LinkState, Shape};
+use crate::link_shaper::{LinkShape, LinkState};
 
 /// Which question is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
+pub enum PolicyQuestion {
     /// Doubtful images are verified.
     Verification,
     /// Nothing is in doubt; only where the work is done.
     Offloading,
 }
 
-impl Part {
+impl PolicyQuestion {
     /// For people.
     pub fn as_str(self) -> &'static str {
         match self {
-            Part::Verification => "verification",
-            Part::Offloading => "offloading",
+            PolicyQuestion::Verification => "verification",
+            PolicyQuestion::Offloading => "offloading",
         }
     }
 }
@@ -28,7 +28,7 @@ impl Part {
 /// When images arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Arrivals {
+pub enum ArrivalPattern {
     /// All wait at the start.
     Batch,
     /// Equally spaced, at this share of what the site can do.
@@ -49,9 +49,9 @@ pub struct Scenario {
     /// Its name.
     pub name: &'static str,
     /// When images arrive.
-    pub arrivals: Arrivals,
+    pub arrivals: ArrivalPattern,
     /// The link.
-    pub shape: Shape,
+    pub shape: LinkShape,
     /// Seconds whole and seconds cut, by turns; absent: it stays as it is.
     pub flaps_s: Option<(f64, f64)>,
     /// Whether the verifiers take requests and never answer.
@@ -64,31 +64,35 @@ pub struct Scenario {
 }
 
 /// 20 Mbit/s and 20 ms there and back, with some jitter: a site's uplink on a good day.
-const UPLINK: Shape = Shape { rate_bytes_per_s: Some(2.5e6), delay_ms: 10.0, jitter_ms: 2.0, state: LinkState::Open };
+const UPLINK: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(2.5e6), delay_ms: 10.0, jitter_ms: 2.0, state: LinkState::Open };
 /// 1 Mbit/s and 200 ms there and back.
-const SLOW: Shape = Shape { rate_bytes_per_s: Some(125e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
-const DOWN: Shape = Shape { state: LinkState::Broken, ..UPLINK };
+const SLOW: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(125e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
+const DOWN: LinkShape = LinkShape { state: LinkState::Broken, ..UPLINK };
 /// 100 Mbit/s and 10 ms there and back.
-const WIDE: Shape = Shape { rate_bytes_per_s: Some(12.5e6), delay_ms: 5.0, jitter_ms: 1.0, state: LinkState::Open };
+const WIDE: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(12.5e6), delay_ms: 5.0, jitter_ms: 1.0, state: LinkState::Open };
 /// 2 Mbit/s and 100 ms there and back: seven pictures a second.
-const NARROW: Shape = Shape { rate_bytes_per_s: Some(250e3), delay_ms: 50.0, jitter_ms: 5.0, state: LinkState::Open };
+const NARROW: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(250e3), delay_ms: 50.0, jitter_ms: 5.0, state: LinkState::Open };
 
 const BATCH: Scenario = Scenario {
     name: "batch",
-    arrivals: Arrivals::Batch,
+    arrivals: ArrivalPattern::Batch,
     shape: UPLINK,
     flaps_s: None,
     stalled: false,
     deadline_ms: None,
     quick: false,
 };
-const HALF: Arrivals = Arrivals::Steady { of_capacity: 0.5 };
+const HALF: ArrivalPattern = ArrivalPattern::Steady { of_capacity: 0.5 };
 
 /// Of the part with verification.
 pub const VERIFICATION: [Scenario; 7] = [
     Scenario { quick: true, ..BATCH },
     Scenario { name: "steady", arrivals: HALF, ..BATCH },
-    Scenario { name: "burst", arrivals: Arrivals::Burst { of_capacity: 3.0 }, ..BATCH },
+    Scenario { name: "burst", arrivals: ArrivalPattern::Burst { of_capacity: 3.0 }, ..BATCH },
     Scenario { name: "link slow", shape: SLOW, ..BATCH },
     Scenario { name: "link flapping", flaps_s: Some((0.8, 0.6)), ..BATCH },
     Scenario { name: "cloud down", arrivals: HALF, shape: DOWN, deadline_ms: Some(5000), quick: true, ..BATCH },
@@ -111,14 +115,14 @@ impl Scenario {
     }
 
     /// Which policies are measured. Those that send everything up cannot end where nobody answers.
-    pub fn policies(&self, part: Part, quick: bool) -> Vec<PolicyName> {
+    pub fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<PolicyName> {
         use PolicyName::{CloudOnly, EarliestFinish, EdgeOnly, HardExample, Oracle, Paper, Random};
         let all = match (part, quick) {
-            (Part::Verification, false) => {
+            (PolicyQuestion::Verification, false) => {
                 vec![HardExample, EdgeOnly, EarliestFinish, Paper, CloudOnly, Random, Oracle]
             }
-            (Part::Verification, true) => vec![HardExample, EdgeOnly, EarliestFinish, Paper],
-            (Part::Offloading, _) => vec![EdgeOnly, EarliestFinish, CloudOnly],
+            (PolicyQuestion::Verification, true) => vec![HardExample, EdgeOnly, EarliestFinish, Paper],
+            (PolicyQuestion::Offloading, _) => vec![EdgeOnly, EarliestFinish, CloudOnly],
         };
         let may = |policy: &PolicyName| !(self.hopeless() && matches!(policy, CloudOnly | Random));
         all.into_iter().filter(may).collect()

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use aggregator::MergeSettings;
 use aggregator::focus::HardSummary;
-use decisions::gate::{Gate, GateSettings, Tested};
+use decisions::gate::{Gate, GateSettings, TestedScores};
 use schemas::Reason;
 use serde::Serialize;
 use training::settings::TrainSettings;
-use vision::{InferSettings, Model, Onnx, Replica};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::error::BenchError;
 
@@ -67,25 +67,25 @@ impl Steering {
 
 /// Which of these pictures the model is in doubt about, by its own gate; they are added to what is known of hard cases.
 pub fn find_doubtful(
-    runtime: &Onnx,
+    runtime: &OnnxRuntime,
     model: &Model,
     pictures: &[(&Path, usize)],
     summary: &mut HardSummary,
 ) -> Result<Vec<bool>, BenchError> {
     let gate = Gate::new(&GateSettings::default(), &model.description.gate);
-    let settings = InferSettings { threads: 1, ..InferSettings::default() };
+    let settings = InferenceSettings { threads: 1, ..InferenceSettings::default() };
     let mut replica = Replica::open(runtime, model, &settings)?;
     let mut doubtful = Vec::with_capacity(pictures.len());
     for (path, _) in pictures {
         let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
-        let seen = replica.see(&bytes)?;
+        let seen = replica.predict(&bytes)?;
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-        let Some(opinion) = vision::opinion(model, &ratios) else {
+        let Some(opinion) = vision::prediction(model, &ratios) else {
             doubtful.push(false);
             continue;
         };
         let is_doubtful =
-            gate.decide(&Tested::of_model(&ratios, &model.thresholds), &opinion.label) != Reason::Confident;
+            gate.decide(&TestedScores::of_model(&ratios, &model.thresholds), &opinion.label) != Reason::Confident;
         if is_doubtful {
             summary.add(&opinion.top, seen.features.as_deref());
         }

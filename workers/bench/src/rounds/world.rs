@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aggregator::public::Public;
-use aggregator::score::{Ground, Judge, Tuning};
-use autograd::Trainable;
+use aggregator::public_set::PublicSet;
+use aggregator::score::{ModelScorer, ScoringModel, Tuning};
+use autograd::TrainableSelection;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use vision::{Model, Onnx, Pixels, tensor};
+use vision::{Model, OnnxRuntime, Pixels, tensor};
 
-use super::Options;
-use crate::camera::{Camera, ppm, read};
+use super::RoundsBenchOptions;
+use crate::camera::{CameraStyle, ppm, read};
 use crate::error::BenchError;
-use crate::federated::{Scheme, fresh, scheme_named};
+use crate::federated::{DivisionScheme, initial_weights, scheme_named};
 
 /// The project's own, in a checkout.
 const OWN: (&str, &str, &str) =
@@ -32,53 +32,53 @@ const TEST_OF_CLASS: usize = 400;
 const LEARN_OF_CLASS: usize = 240;
 /// Of labels, where some are wrong.
 const WRONG_RATIO: f64 = 0.1;
-/// A verdict is a label from this confidence on: `trainer.collect.least_verdict_ratio` by default.
+/// A verdict is a label from this confidence on: `trainer.collect.min_verdict_ratio` by default.
 const LEAST_VERDICT_RATIO: f32 = 0.6;
 /// Numbers of a model above which training takes long.
 const SLOW: usize = 300_000;
 
 /// How pictures are divided among sites, and what half of the cameras do to them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Case {
+pub struct DivisionCase {
     /// Name of a scheme of `bench federated`.
     pub scheme: &'static str,
     /// Every other site's camera.
-    pub camera: Camera,
+    pub camera: CameraStyle,
 }
 
-impl Case {
+impl DivisionCase {
     /// Its name.
     pub fn name(&self) -> String {
         match self.camera {
-            Camera::Plain => self.scheme.to_owned(),
-            Camera::Dark => format!("{}, dark cameras", self.scheme),
-            Camera::Blurred => format!("{}, blurred cameras", self.scheme),
-            Camera::Background => format!("{}, other background", self.scheme),
+            CameraStyle::Plain => self.scheme.to_owned(),
+            CameraStyle::Dark => format!("{}, dark cameras", self.scheme),
+            CameraStyle::Blurred => format!("{}, blurred cameras", self.scheme),
+            CameraStyle::Background => format!("{}, other background", self.scheme),
         }
     }
 
     /// How its pictures are divided.
-    pub fn scheme(&self) -> Option<&'static Scheme> {
+    pub fn scheme(&self) -> Option<&'static DivisionScheme> {
         scheme_named(self.scheme)
     }
 }
 
 /// All of them.
-pub const CASES: [Case; 8] = [
-    Case { scheme: "iid", camera: Camera::Plain },
-    Case { scheme: "dirichlet 0.3", camera: Camera::Plain },
-    Case { scheme: "sizes 1:100", camera: Camera::Plain },
-    Case { scheme: "few large", camera: Camera::Plain },
-    Case { scheme: "missing classes", camera: Camera::Plain },
-    Case { scheme: "iid", camera: Camera::Dark },
-    Case { scheme: "iid", camera: Camera::Blurred },
-    Case { scheme: "dirichlet 1.0", camera: Camera::Background },
+pub const CASES: [DivisionCase; 8] = [
+    DivisionCase { scheme: "iid", camera: CameraStyle::Plain },
+    DivisionCase { scheme: "dirichlet 0.3", camera: CameraStyle::Plain },
+    DivisionCase { scheme: "sizes 1:100", camera: CameraStyle::Plain },
+    DivisionCase { scheme: "few large", camera: CameraStyle::Plain },
+    DivisionCase { scheme: "missing classes", camera: CameraStyle::Plain },
+    DivisionCase { scheme: "iid", camera: CameraStyle::Dark },
+    DivisionCase { scheme: "iid", camera: CameraStyle::Blurred },
+    DivisionCase { scheme: "dirichlet 1.0", camera: CameraStyle::Background },
 ];
 
 /// What sites believe their pictures show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Labels {
+pub enum LabelQuality {
     /// What they show.
     True,
     /// What the cloud's model says, where it is sure enough.
@@ -87,28 +87,28 @@ pub enum Labels {
     TenthWrong,
 }
 
-impl Labels {
+impl LabelQuality {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::True, Self::Verdicts, Self::TenthWrong];
 }
 
 /// A picture that sites may learn from, or that is in the public set.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct PooledPicture {
     shown: Pixels,
     /// Its file, as each camera shows it.
-    pub files: BTreeMap<Camera, PathBuf>,
+    pub files: BTreeMap<CameraStyle, PathBuf>,
     /// What it shows.
     pub class: usize,
     /// What the cloud's model says of it, as each camera shows it, where it is sure enough.
-    pub verdicts: BTreeMap<Camera, Option<usize>>,
+    pub verdicts: BTreeMap<CameraStyle, Option<usize>>,
     /// What it is said to show where a tenth is wrong.
     pub mistaken: usize,
 }
 
 /// A model to begin with.
 #[derive(Debug)]
-pub struct Start {
+pub struct StartModel {
     /// Its name.
     pub name: String,
     /// The model.
@@ -118,35 +118,35 @@ pub struct Start {
 }
 
 /// Everything that games are played with.
-pub struct World {
+pub struct RoundsWorld {
     /// Name of the folder of pictures.
     pub name: String,
     /// What there is to tell apart.
     pub labels: Vec<String>,
     /// Of which each game draws a public set, and what is divided among sites.
-    pool: Vec<Picture>,
+    pool: Vec<PooledPicture>,
     /// Models to begin with.
-    pub starts: Vec<Start>,
-    test: Vec<Shown>,
+    pub starts: Vec<StartModel>,
+    test: Vec<PictureBytes>,
     /// Where its files lie.
     pub place: tempfile::TempDir,
 }
 
 /// A picture in memory, as it is.
 #[derive(Debug, Clone)]
-struct Shown {
+struct PictureBytes {
     image: Pixels,
     class: usize,
 }
 
-impl World {
+impl RoundsWorld {
     /// Reads pictures, shows them through every camera, and makes the models to begin with.
-    pub fn make(runtime: &Onnx, options: &Options) -> Result<Self, BenchError> {
+    pub fn make(runtime: &OnnxRuntime, options: &RoundsBenchOptions) -> Result<Self, BenchError> {
         let folder = options.data.clone().unwrap_or_else(|| OWN.0.into());
         let model = Model::load(&options.model.clone().unwrap_or_else(|| OWN.1.into()))?;
         let cloud = Model::load(&options.cloud.clone().unwrap_or_else(|| OWN.2.into()))?;
         let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
-        let mut parts = Parts::read(&folder, &model.labels)?;
+        let mut parts = PictureSplit::read(&folder, &model.labels)?;
         let test = std::mem::take(&mut parts.test);
         let pool = write_pictures(&parts.pool, runtime, &cloud, place.path(), model.labels.len())?;
         let starts = starts(runtime, &model, cloud, &parts.makers, place.path(), &options.starts)?;
@@ -156,8 +156,8 @@ impl World {
 
     /// Draws a public set, and what is divided among sites: other pictures with every seed, or what a game says of its own
     /// public set would be said of all.
-    pub fn draw(&self, seed: u64) -> (Vec<&Picture>, Vec<&Picture>) {
-        let mut order: Vec<&Picture> = self.pool.iter().collect();
+    pub fn draw(&self, seed: u64) -> (Vec<&PooledPicture>, Vec<&PooledPicture>) {
+        let mut order: Vec<&PooledPicture> = self.pool.iter().collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed));
         let (mut public, mut learn) = (Vec::new(), Vec::new());
         let mut taken = vec![0; self.labels.len()];
@@ -174,12 +174,17 @@ impl World {
     }
 
     /// A public set, as the cameras of a case show it: every other picture through the other camera.
-    pub fn public(&self, drawn: &[&Picture], model: &Model, camera: Camera) -> Result<Public, BenchError> {
+    pub fn public(
+        &self,
+        drawn: &[&PooledPicture],
+        model: &Model,
+        camera: CameraStyle,
+    ) -> Result<PublicSet, BenchError> {
         ready(drawn.iter().map(|picture| (&picture.shown, picture.class)), model, camera)
     }
 
     /// What releases are tried on, likewise.
-    pub fn test(&self, model: &Model, camera: Camera) -> Result<Public, BenchError> {
+    pub fn test(&self, model: &Model, camera: CameraStyle) -> Result<PublicSet, BenchError> {
         ready(self.test.iter().map(|shown| (&shown.image, shown.class)), model, camera)
     }
 
@@ -192,16 +197,16 @@ impl World {
 
 /// A folder's pictures by purpose.
 #[derive(Default)]
-struct Parts {
-    makers: Vec<Shown>,
-    pool: Vec<Shown>,
-    test: Vec<Shown>,
+struct PictureSplit {
+    makers: Vec<PictureBytes>,
+    pool: Vec<PictureBytes>,
+    test: Vec<PictureBytes>,
 }
 
-impl Parts {
+impl PictureSplit {
     fn read(folder: &Path, labels: &[String]) -> Result<Self, BenchError> {
         let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
-        let mut rows = crate::labelled::rows(folder)?;
+        let mut rows = crate::labelled_images::rows(folder)?;
         rows.shuffle(&mut StdRng::seed_from_u64(1));
         let mut parts = Self::default();
         for (class, label) in labels.iter().enumerate() {
@@ -212,11 +217,11 @@ impl Parts {
             }
             let makers = MAKERS_OF_CLASS.min(all / 5);
             for (number, (path, _, _)) in of(false).take(makers + PUBLIC_OF_CLASS + LEARN_OF_CLASS).enumerate() {
-                let shown = Shown { image: read(path)?, class };
+                let shown = PictureBytes { image: read(path)?, class };
                 if number < makers { parts.makers.push(shown) } else { parts.pool.push(shown) }
             }
             for (path, _, _) in of(true).take(TEST_OF_CLASS) {
-                parts.test.push(Shown { image: read(path)?, class });
+                parts.test.push(PictureBytes { image: read(path)?, class });
             }
         }
         match parts.test.is_empty() {
@@ -230,14 +235,14 @@ impl Parts {
 fn ready<'a>(
     pictures: impl Iterator<Item = (&'a Pixels, usize)>,
     model: &Model,
-    camera: Camera,
-) -> Result<Public, BenchError> {
-    let other = |number: usize| if number % 2 == 1 { camera } else { Camera::Plain };
+    camera: CameraStyle,
+) -> Result<PublicSet, BenchError> {
+    let other = |number: usize| if number % 2 == 1 { camera } else { CameraStyle::Plain };
     let shown = pictures.enumerate().map(|(number, (image, class))| (other(number).show(image), class));
     tensors(shown, model)
 }
 
-fn tensors(pictures: impl Iterator<Item = (Pixels, usize)>, model: &Model) -> Result<Public, BenchError> {
+fn tensors(pictures: impl Iterator<Item = (Pixels, usize)>, model: &Model) -> Result<PublicSet, BenchError> {
     let input = &model.description.input;
     let (length, mut scratch) = (tensor::len(input), tensor::Scratch::default());
     let (mut images, mut classes) = (Vec::new(), Vec::new());
@@ -249,23 +254,23 @@ fn tensors(pictures: impl Iterator<Item = (Pixels, usize)>, model: &Model) -> Re
             .map_err(|error| unusable(error.to_string()))?;
         classes.push(class);
     }
-    Ok(Public::of(images, length, classes, model.labels.len()))
+    Ok(PublicSet::of(images, length, classes, model.labels.len()))
 }
 
 /// Writes pictures as each camera shows them, and asks the cloud's model about them.
 fn write_pictures(
-    pictures: &[Shown],
-    runtime: &Onnx,
+    pictures: &[PictureBytes],
+    runtime: &OnnxRuntime,
     cloud: &Model,
     place: &Path,
     classes: usize,
-) -> Result<Vec<Picture>, BenchError> {
-    let ground = Ground::of(runtime, cloud, &Trainable::All, &[])?;
-    let mut judge = Judge::open(runtime, &ground, 1)?;
+) -> Result<Vec<PooledPicture>, BenchError> {
+    let ground = ScoringModel::for_model(runtime, cloud, &TrainableSelection::All, &[])?;
+    let mut judge = ModelScorer::new(runtime, &ground, 1)?;
     let mut random = StdRng::seed_from_u64(2);
-    let mut all: Vec<Picture> = pictures
+    let mut all: Vec<PooledPicture> = pictures
         .iter()
-        .map(|shown| Picture {
+        .map(|shown| PooledPicture {
             shown: shown.image.clone(),
             files: BTreeMap::new(),
             class: shown.class,
@@ -276,7 +281,7 @@ fn write_pictures(
             },
         })
         .collect();
-    for camera in [Camera::Plain, Camera::Dark, Camera::Blurred, Camera::Background] {
+    for camera in [CameraStyle::Plain, CameraStyle::Dark, CameraStyle::Blurred, CameraStyle::Background] {
         let folder = place.join(format!("{camera:?}"));
         std::fs::create_dir_all(&folder).map_err(BenchError::file(&folder))?;
         for (number, (shown, picture)) in pictures.iter().zip(&mut all).enumerate() {
@@ -296,21 +301,21 @@ fn write_pictures(
 
 /// The models to begin with: one that knows nothing, two that know a part, the one that is named, and the cloud's.
 fn starts(
-    runtime: &Onnx,
+    runtime: &OnnxRuntime,
     model: &Model,
     cloud: Model,
-    makers: &[Shown],
+    makers: &[PictureBytes],
     place: &Path,
     only: &[String],
-) -> Result<Vec<Start>, BenchError> {
-    let ground = Ground::of(runtime, model, &Trainable::All, &[])?;
-    let mut judge = Judge::open(runtime, &ground, 1)?;
+) -> Result<Vec<StartModel>, BenchError> {
+    let ground = ScoringModel::for_model(runtime, model, &TrainableSelection::All, &[])?;
+    let mut judge = ModelScorer::new(runtime, &ground, 1)?;
     let known = tensors(makers.iter().map(|shown| (shown.image.clone(), shown.class)), model)?;
     let write = |row: &[f32], name: &str| {
         let values = ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
         training::folder::write(model, &ground.graph, &values, &place.join(name))
     };
-    let mut row = fresh(&ground.layout, 1);
+    let mut row = initial_weights(&ground.layout, 1);
     let mut starts = vec![("random".to_owned(), write(&row, "random")?)];
     let (learn, held): (Vec<usize>, Vec<usize>) = known.all().into_iter().partition(|place| place % 4 != 3);
     for (name, level) in [("60 %", 0.6), ("80 %", 0.8)] {
@@ -319,16 +324,16 @@ fn starts(
                 break;
             }
             let tuning = Tuning { passes: 1, rate: 0.05, proximal: 0.0 };
-            row = judge.tune(&row, &known, &learn, None, tuning, pass)?;
+            row = judge.tune_model(&row, &known, &learn, None, tuning, pass)?;
         }
         starts.push((name.to_owned(), write(&row, &name[..2])?));
     }
     starts.push((NAMED.into(), model.clone()));
     starts.push(("cloud".into(), cloud));
     starts.retain(|(name, _)| only.is_empty() || only.contains(name));
-    let start = |(name, model): (String, Model)| -> Result<Start, BenchError> {
-        let is_slow = Ground::of(runtime, &model, &Trainable::All, &[])?.layout.len() > SLOW;
-        Ok(Start { name, model, is_slow })
+    let start = |(name, model): (String, Model)| -> Result<StartModel, BenchError> {
+        let is_slow = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?.layout.len() > SLOW;
+        Ok(StartModel { name, model, is_slow })
     };
     starts.into_iter().map(start).collect()
 }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use autograd::loss::Targets;
 use autograd::reference::Reference;
-use autograd::step::LOSS;
-use autograd::{AutogradError, Trainable};
+use autograd::training_step::LOSS;
+use autograd::{AutogradError, TrainableSelection};
 use serde::Serialize;
 use training::stepper::Stepper;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
 use crate::error::BenchError;
 
@@ -17,7 +17,7 @@ const OWN: &str = "fixtures/gradients";
 
 /// A model, a part of it that is trained, and how wrong its gradients are.
 #[derive(Debug, Clone, Serialize)]
-pub struct Checked {
+pub struct GradientCheck {
     /// Name of the folder.
     pub case: String,
     /// `all`, or the last so many layers.
@@ -29,7 +29,7 @@ pub struct Checked {
 }
 
 /// Checks every folder of references there; of a model with more than three layers also the head, and the last third.
-pub fn check(runtime: &Onnx, folder: Option<&Path>) -> Result<Vec<Checked>, BenchError> {
+pub fn check(runtime: &OnnxRuntime, folder: Option<&Path>) -> Result<Vec<GradientCheck>, BenchError> {
     let folder = folder.unwrap_or(Path::new(OWN));
     let entries = std::fs::read_dir(folder).map_err(BenchError::file(folder))?;
     let mut cases: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -42,13 +42,13 @@ pub fn check(runtime: &Onnx, folder: Option<&Path>) -> Result<Vec<Checked>, Benc
         let reference = Reference::read(&case)?;
         let shape = reference.shape("images").to_vec();
         let output = reference.model.output()?.to_owned();
-        let (prepared, known) = training::probe::prepare(runtime, &reference.model, &output, &shape)?;
+        let (prepared, known) = training::trainable_model::prepare(runtime, &reference.model, &output, &shape)?;
         let layers = autograd::report::report(&prepared, &known)?.layers;
-        let mut parts = vec![("all".to_owned(), Trainable::All)];
+        let mut parts = vec![("all".to_owned(), TrainableSelection::All)];
         if layers > 3 {
             let third = layers.div_ceil(3);
-            parts.push((format!("last {third} of {layers}"), Trainable::Last(third)));
-            parts.push(("head".into(), Trainable::HEAD));
+            parts.push((format!("last {third} of {layers}"), TrainableSelection::Last(third)));
+            parts.push(("head".into(), TrainableSelection::HEAD));
         }
         for (trained, trainable) in parts {
             let step = prepared.step(&known, &trainable)?;
@@ -64,7 +64,7 @@ pub fn check(runtime: &Onnx, folder: Option<&Path>) -> Result<Vec<Checked>, Benc
             let errors: Vec<f64> =
                 errors.chain([reference.error_of(LOSS, &[loss])]).collect::<Result<_, AutogradError>>()?;
             let error = errors.into_iter().fold(0.0, f64::max);
-            checked.push(Checked { case: name.clone(), trained, weights: names.len(), error });
+            checked.push(GradientCheck { case: name.clone(), trained, weights: names.len(), error });
         }
     }
     Ok(checked)

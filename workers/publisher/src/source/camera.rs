@@ -9,7 +9,7 @@ use schemas::limits::MAX_NAME_CHARS;
 
 /// Where the names of cameras come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cameras {
+pub enum CameraNaming {
     /// All images come from this one.
     One(CameraName),
     /// Each folder directly below the folder published is a camera, with all that lies in it.
@@ -19,12 +19,12 @@ pub enum Cameras {
 /// Names cameras, and remembers which folder has which name.
 #[derive(Debug)]
 pub(crate) struct CameraNamer {
-    cameras: Cameras,
+    cameras: CameraNaming,
     folders: HashMap<CameraName, String>,
 }
 
 impl CameraNamer {
-    pub fn new(cameras: Cameras) -> Self {
+    pub fn new(cameras: CameraNaming) -> Self {
         Self { cameras, folders: HashMap::new() }
     }
 
@@ -34,7 +34,7 @@ impl CameraNamer {
     /// # Errors
     /// One sentence, if the image is of no camera.
     pub fn name(&mut self, inside: &Path) -> Result<(CameraName, Option<String>), String> {
-        if let Cameras::One(camera) = &self.cameras {
+        if let CameraNaming::One(camera) = &self.cameras {
             return Ok((camera.clone(), None));
         }
         let mut parts = inside.components();
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_first_folder_names_the_camera() {
-        let mut namer = CameraNamer::new(Cameras::FromFolders);
+        let mut namer = CameraNamer::new(CameraNaming::FromFolders);
         let mut name = |path: &str| namer.name(Path::new(path)).map(|(camera, note)| (camera.to_string(), note));
         assert_eq!(name("door/2026/a.jpg"), Ok(("door".into(), None)));
         assert_eq!(name("door/b.jpg"), Ok(("door".into(), None)));
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn one_camera_is_that_of_every_image() {
         let camera: CameraName = "cam-1".parse().unwrap();
-        let mut namer = CameraNamer::new(Cameras::One(camera.clone()));
+        let mut namer = CameraNamer::new(CameraNaming::One(camera.clone()));
         assert_eq!(namer.name(Path::new("a.jpg")), Ok((camera, None)));
     }
 }

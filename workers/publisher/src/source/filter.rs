@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use vision::Format;
+use vision::PictureFormat;
 use wildmatch::WildMatch;
 
 use crate::settings::PublisherSettings;
@@ -20,18 +20,18 @@ const HEAD_BYTES: u64 = 32;
 /// Chooses among the files of folders. A file that was named outright is never asked about.
 #[derive(Debug, Clone)]
 pub(crate) struct FileFilter {
-    include: Vec<Pattern>,
-    exclude: Vec<Pattern>,
+    include: Vec<FilePattern>,
+    exclude: Vec<FilePattern>,
     sniffs_extensions: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Pattern {
+struct FilePattern {
     text: String,
     matcher: WildMatch,
 }
 
-impl Pattern {
+impl FilePattern {
     fn new(text: &str) -> Self {
         Self { text: text.to_owned(), matcher: WildMatch::new_case_insensitive(text) }
     }
@@ -47,7 +47,7 @@ impl Pattern {
 
 impl FileFilter {
     pub fn new(settings: &PublisherSettings) -> Self {
-        let patterns = |texts: &[String]| texts.iter().map(|text| Pattern::new(text)).collect();
+        let patterns = |texts: &[String]| texts.iter().map(|text| FilePattern::new(text)).collect();
         Self { include: patterns(&settings.include), exclude: patterns(&settings.exclude), sniffs_extensions: true }
     }
 
@@ -76,7 +76,9 @@ impl FileFilter {
         match extension {
             Some(extension) if EXTENSIONS.contains(&extension.as_str()) => None,
             // Raw pictures of cameras begin as a TIFF does.
-            Some(extension) if self.sniffs_extensions && read_format(path).is_some_and(|it| it != Format::Tiff) => {
+            Some(extension)
+                if self.sniffs_extensions && read_format(path).is_some_and(|it| it != PictureFormat::Tiff) =>
+            {
                 tracing::debug!(path = %path.display(), extension, "taken for an image by its content");
                 None
             }
@@ -93,11 +95,11 @@ pub(crate) fn is_hidden(path: &Path) -> bool {
 }
 
 /// By the first bytes of a plain file. Nothing else is opened: a pipe would keep us waiting.
-fn read_format(path: &Path) -> Option<Format> {
+fn read_format(path: &Path) -> Option<PictureFormat> {
     path.metadata().ok().filter(std::fs::Metadata::is_file)?;
     let mut head = Vec::new();
     File::open(path).ok()?.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
-    Format::of(&head)
+    PictureFormat::of(&head)
 }
 
 #[cfg(test)]

@@ -11,19 +11,19 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc::Sender;
 
-use crate::report::Refused;
+use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
 use crate::source::label::INDEX;
-use crate::source::{Item, ItemBuilder, Root};
+use crate::source::{ItemBuilder, SourceEvent, SourceRoot};
 
 /// What lies at or below a path.
-pub(crate) enum Seen {
+pub(crate) enum PathEntry {
     File(PathBuf),
     /// A link to a folder, whose files come next.
     LinkedFolder(PathBuf),
     /// Something that is no image or is not wanted; its kind, in words.
     PassedOver(String),
-    Refused(Refused),
+    Refused(RefusedFile),
 }
 
 /// How many image files there are.
@@ -31,7 +31,7 @@ pub(crate) fn count(paths: &[PathBuf], filter: &FileFilter) -> u64 {
     let mut count = 0;
     for path in paths {
         let _all = FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
-            count += u64::from(matches!(seen, Seen::File(_)));
+            count += u64::from(matches!(seen, PathEntry::File(_)));
             ControlFlow::Continue(())
         });
     }
@@ -39,22 +39,22 @@ pub(crate) fn count(paths: &[PathBuf], filter: &FileFilter) -> u64 {
 }
 
 /// Hands all image files on, until nobody wants more.
-pub(crate) fn run(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
+pub(crate) fn run(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<SourceEvent>) {
     for path in paths {
-        if hand_on(path, &mut builder, filter, items).is_break() {
+        if send_images(path, &mut builder, filter, items).is_break() {
             return;
         }
     }
 }
 
 /// Hands on the image files at or below one path.
-pub(crate) fn hand_on(
+pub(crate) fn send_images(
     path: &Path,
     builder: &mut ItemBuilder,
     filter: &FileFilter,
-    items: &Sender<Item>,
+    items: &Sender<SourceEvent>,
 ) -> ControlFlow<()> {
-    let root = Root::of(path);
+    let root = SourceRoot::of(path);
     FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
         for item in builder.build(&root, seen) {
             if items.blocking_send(item).is_err() {
@@ -82,11 +82,11 @@ impl FolderWalk {
     }
 
     /// Visits every image file at or below a path, which is the root or lies in it.
-    pub fn visit(&mut self, path: &Path, visit: &mut dyn FnMut(Seen) -> ControlFlow<()>) -> ControlFlow<()> {
+    pub fn visit(&mut self, path: &Path, visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>) -> ControlFlow<()> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => self.visit_folder(path, visit),
-            Ok(_) => visit(Seen::File(path.to_owned())),
-            Err(error) => visit(Seen::Refused(Refused::new(path, format!("it cannot be read: {error}")))),
+            Ok(_) => visit(PathEntry::File(path.to_owned())),
+            Err(error) => visit(PathEntry::Refused(RefusedFile::new(path, format!("it cannot be read: {error}")))),
         }
     }
 
@@ -110,8 +110,9 @@ impl FolderWalk {
         self.filter.find_mismatch(path, path.strip_prefix(&self.root).unwrap_or(path))
     }
 
-    fn visit_folder(&mut self, folder: &Path, visit: &mut dyn FnMut(Seen) -> ControlFlow<()>) -> ControlFlow<()> {
-        let unreadable = |error| Seen::Refused(Refused::new(folder, format!("the folder cannot be read: {error}")));
+    fn visit_folder(&mut self, folder: &Path, visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>) -> ControlFlow<()> {
+        let unreadable =
+            |error| PathEntry::Refused(RefusedFile::new(folder, format!("the folder cannot be read: {error}")));
         let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             Ok(entries) => entries,
             Err(error) => return visit(unreadable(error)),
@@ -122,7 +123,7 @@ impl FolderWalk {
             let path = entry.path();
             let inside = path.strip_prefix(&self.root).unwrap_or(&path);
             if let Some(kind) = self.filter.find_exclusion(inside) {
-                visit(Seen::PassedOver(kind))?;
+                visit(PathEntry::PassedOver(kind))?;
                 continue;
             }
             let kind = entry.file_type();
@@ -131,16 +132,16 @@ impl FolderWalk {
             } else if kind.as_ref().is_ok_and(fs::FileType::is_symlink) && path.is_dir() {
                 match self.follow(&path) {
                     true => {
-                        visit(Seen::LinkedFolder(path.clone()))?;
+                        visit(PathEntry::LinkedFolder(path.clone()))?;
                         self.visit_folder(&path, visit)?;
                     }
-                    false => visit(Seen::PassedOver("link to a folder that is read anyway".into()))?,
+                    false => visit(PathEntry::PassedOver("link to a folder that is read anyway".into()))?,
                 }
             } else if kind.is_ok_and(|kind| kind.is_symlink()) && !self.leads_inside(&path) {
                 // Whoever may write to the folder must not choose what else of this machine is published.
-                visit(Seen::PassedOver("link to a file outside the folder".into()))?;
+                visit(PathEntry::PassedOver("link to a file outside the folder".into()))?;
             } else if path.file_name().is_none_or(|name| name != INDEX) {
-                visit(self.find_mismatch(&path).map_or(Seen::File(path), Seen::PassedOver))?;
+                visit(self.find_mismatch(&path).map_or(PathEntry::File(path), PathEntry::PassedOver))?;
             }
         }
         ControlFlow::Continue(())
@@ -178,10 +179,10 @@ mod tests {
         let mut names = Vec::new();
         let _all = FolderWalk::new(path, filter()).visit(path, &mut |seen| {
             names.push(match seen {
-                Seen::File(file) => file.strip_prefix(path).unwrap().display().to_string(),
-                Seen::LinkedFolder(link) => format!("linked {}", link.file_name().unwrap().display()),
-                Seen::PassedOver(kind) => format!("({kind})"),
-                Seen::Refused(refused) => format!("refused {}", refused.file),
+                PathEntry::File(file) => file.strip_prefix(path).unwrap().display().to_string(),
+                PathEntry::LinkedFolder(link) => format!("linked {}", link.file_name().unwrap().display()),
+                PathEntry::PassedOver(kind) => format!("({kind})"),
+                PathEntry::Refused(refused) => format!("refused {}", refused.file),
             });
             ControlFlow::Continue(())
         });

@@ -16,10 +16,10 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use crate::report::Refused;
+use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
-use crate::source::folder::{FolderWalk, Seen};
-use crate::source::{Found, Item, ItemBuilder, Root, SourceError};
+use crate::source::folder::{FolderWalk, PathEntry};
+use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, SourceRoot};
 
 /// More than one machine can publish; keeps the time between images above the clock's grain.
 pub(crate) const MAX_RATE_PER_S: f64 = 1e6;
@@ -28,14 +28,14 @@ const PRELOAD_BYTES: u64 = 256 * 1024 * 1024;
 
 /// When images are due, counted from the start: endless, and the same for the same seed.
 #[derive(Debug)]
-pub(crate) struct Schedule {
+pub(crate) struct ArrivalSchedule {
     rate_per_s: f64,
     random: Option<StdRng>,
     seconds: f64,
     number: u64,
 }
 
-impl Schedule {
+impl ArrivalSchedule {
     pub fn new(rate_per_s: f64, poisson: bool, seed: u64) -> Result<Self, SourceError> {
         if !(rate_per_s > 0.0 && rate_per_s <= MAX_RATE_PER_S) {
             return Err(SourceError::Rate { rate_per_s });
@@ -44,7 +44,7 @@ impl Schedule {
     }
 }
 
-impl Iterator for Schedule {
+impl Iterator for ArrivalSchedule {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -61,7 +61,7 @@ impl Iterator for Schedule {
 
 /// When a generator ends: at the first of both.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Until {
+pub(crate) struct GeneratorLimit {
     pub count: Option<u64>,
     pub duration: Option<Duration>,
 }
@@ -71,9 +71,9 @@ pub(crate) async fn run(
     images: Vec<PathBuf>,
     builder: ItemBuilder,
     filter: FileFilter,
-    schedule: Schedule,
-    until: Until,
-    items: Sender<Item>,
+    schedule: ArrivalSchedule,
+    until: GeneratorLimit,
+    items: Sender<SourceEvent>,
 ) {
     let loading = tokio::task::spawn_blocking(move || load(&images, builder, &filter));
     let Ok((images, others)) = loading.await else { return };
@@ -91,25 +91,25 @@ pub(crate) async fn run(
             () = tokio::time::sleep_until(due) => {}
             () = items.closed() => return,
         }
-        let found = Found { due: Some(due), captured_at_ms: Some(clock::now_ms()), ..image.clone() };
-        if items.send(Item::Found(found)).await.is_err() {
+        let found = SourceItem { due: Some(due), captured_at_ms: Some(clock::now_ms()), ..image.clone() };
+        if items.send(SourceEvent::Found(found)).await.is_err() {
             return;
         }
     }
 }
 
 /// The images, and what else is to be said.
-fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Vec<Found>, Vec<Item>) {
+fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Vec<SourceItem>, Vec<SourceEvent>) {
     let (mut images, mut others) = (Vec::new(), Vec::new());
     let mut room = PRELOAD_BYTES;
     for path in paths {
-        let root = Root::of(path);
+        let root = SourceRoot::of(path);
         let _all = FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
             let bytes = match &seen {
-                Seen::File(path) => match read(path, &mut room) {
+                PathEntry::File(path) => match read(path, &mut room) {
                     Ok(bytes) => bytes.map(bytes::Bytes::from),
                     Err(reason) => {
-                        others.push(Item::Refused(Refused::new(path, reason)));
+                        others.push(SourceEvent::Refused(RefusedFile::new(path, reason)));
                         return ControlFlow::Continue(());
                     }
                 },
@@ -117,7 +117,7 @@ fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Ve
             };
             for item in builder.build(&root, seen) {
                 match item {
-                    Item::Found(found) => images.push(Found { bytes: bytes.clone(), ..found }),
+                    SourceEvent::Found(found) => images.push(SourceItem { bytes: bytes.clone(), ..found }),
                     other => others.push(other),
                 }
             }
@@ -153,14 +153,14 @@ mod tests {
 
     #[test]
     fn a_constant_schedule_does_not_drift() {
-        let last = Schedule::new(30.0, false, 0).unwrap().nth(3_000_000).unwrap();
+        let last = ArrivalSchedule::new(30.0, false, 0).unwrap().nth(3_000_000).unwrap();
         assert_eq!(last, Duration::from_secs(100_000));
     }
 
     #[test]
     fn a_rate_that_is_no_schedule_is_refused() {
         for rate_per_s in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
-            assert!(Schedule::new(rate_per_s, true, 0).is_err(), "{rate_per_s} was accepted");
+            assert!(ArrivalSchedule::new(rate_per_s, true, 0).is_err(), "{rate_per_s} was accepted");
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
         #[test]
         fn a_poisson_schedule_has_its_rate_and_its_spread(seed: u64, rate_per_s in 0.1f64..10_000.0) {
             const N: usize = 20_000;
-            let times: Vec<f64> = Schedule::new(rate_per_s, true, seed).unwrap().take(N).map(|t| t.as_secs_f64()).collect();
+            let times: Vec<f64> = ArrivalSchedule::new(rate_per_s, true, seed).unwrap().take(N).map(|t| t.as_secs_f64()).collect();
             let gaps: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
             let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
@@ -177,7 +177,7 @@ mod tests {
             prop_assert!((mean * rate_per_s - 1.0).abs() < 0.043, "mean {mean} at {rate_per_s}");
             // Exponential: deviation equals mean; its standard error is 1 %.
             prop_assert!((variance.sqrt() / mean - 1.0).abs() < 0.07, "deviation {} at {rate_per_s}", variance.sqrt());
-            let again: Vec<f64> = Schedule::new(rate_per_s, true, seed).unwrap().take(100).map(|t| t.as_secs_f64()).collect();
+            let again: Vec<f64> = ArrivalSchedule::new(rate_per_s, true, seed).unwrap().take(100).map(|t| t.as_secs_f64()).collect();
             prop_assert_eq!(&times[..100], &again[..], "the same seed gives the same schedule");
         }
     }
@@ -189,20 +189,20 @@ mod tests {
             fs::write(folder.path().join(name), name.trim_start_matches("empty.png")).unwrap();
         }
         let (items, mut found) = mpsc::channel(1);
-        let schedule = Schedule::new(10.0, false, 0).unwrap();
-        let until = Until { count: Some(5), duration: None };
+        let schedule = ArrivalSchedule::new(10.0, false, 0).unwrap();
+        let until = GeneratorLimit { count: Some(5), duration: None };
         let settings = crate::PublisherSettings::default();
-        let builder = ItemBuilder::new(crate::Cameras::One("cam".parse().unwrap()), &settings);
+        let builder = ItemBuilder::new(crate::CameraNaming::One("cam".parse().unwrap()), &settings);
         let filter = FileFilter::new(&settings);
         tokio::spawn(run(vec![folder.path().into()], builder, filter, schedule, until, items));
         let (mut names, mut refused, mut dues) = (String::new(), 0, Vec::new());
         while let Some(item) = found.recv().await {
             match item {
-                Item::Found(found) => {
+                SourceEvent::Found(found) => {
                     names.push_str(&found.path.file_stem().unwrap().to_string_lossy());
                     dues.push(found.due.unwrap());
                 }
-                Item::Refused(_) => refused += 1,
+                SourceEvent::Refused(_) => refused += 1,
                 other => panic!("{other:?}"),
             }
         }

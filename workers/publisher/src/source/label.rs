@@ -4,23 +4,23 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::report::Refused;
-use crate::settings::Labels;
-use crate::source::Item;
+use crate::report::RefusedFile;
+use crate::settings::LabelOrigin;
+use crate::source::SourceEvent;
 
 /// Name of the file, in the folder of the images or one above it.
 pub(crate) const INDEX: &str = "index.csv";
 
 /// Labels by file, read when first asked for.
 #[derive(Debug)]
-pub(crate) struct Index {
-    from: Labels,
+pub(crate) struct LabelIndex {
+    from: LabelOrigin,
     folders: HashMap<PathBuf, HashMap<PathBuf, String>>,
-    items: Vec<Item>,
+    items: Vec<SourceEvent>,
 }
 
-impl Index {
-    pub fn new(from: Labels) -> Self {
+impl LabelIndex {
+    pub fn new(from: LabelOrigin) -> Self {
         Self { from, folders: HashMap::new(), items: Vec::new() }
     }
 
@@ -38,8 +38,8 @@ impl Index {
             }
         }
         match self.from {
-            Labels::Index => None,
-            Labels::Folder => parent_name(path),
+            LabelOrigin::Index => None,
+            LabelOrigin::Folder => parent_name(path),
         }
     }
 
@@ -53,12 +53,12 @@ impl Index {
     }
 
     /// What is to be said of an index since the last time this was asked.
-    pub fn take_items(&mut self) -> Vec<Item> {
+    pub fn take_items(&mut self) -> Vec<SourceEvent> {
         std::mem::take(&mut self.items)
     }
 
     fn refuse(&mut self, path: &Path, reason: impl std::fmt::Display) {
-        self.items.push(Item::Refused(Refused::new(path, reason)));
+        self.items.push(SourceEvent::Refused(RefusedFile::new(path, reason)));
     }
 
     fn read(&mut self, path: &Path) -> HashMap<PathBuf, String> {
@@ -78,7 +78,7 @@ impl Index {
                 (Some(file), Some(label)) => (file, label),
                 // Many programs write an index.csv of their own.
                 _ => {
-                    self.items.push(Item::PassedOver("index.csv without the columns `file` and `label`".into()));
+                    self.items.push(SourceEvent::PassedOver("index.csv without the columns `file` and `label`".into()));
                     return labels;
                 }
             },
@@ -126,22 +126,22 @@ mod tests {
         fs::write(root.join(INDEX), "file,label,split\nboot/1.png,far,site\n./boot/2.png,\"ankle, boot\",site\n")
             .unwrap();
         fs::write(root.join("boot").join(INDEX), "label,file\nnear,1.png\n").unwrap();
-        let mut index = Index::new(Labels::Folder);
+        let mut index = LabelIndex::new(LabelOrigin::Folder);
         let mut label = |name: &str| index.label(root, &root.join(name));
         assert_eq!(label("boot/1.png").as_deref(), Some("near"));
         assert_eq!(label("boot/2.png").as_deref(), Some("ankle, boot"));
         assert_eq!(label("boot/3.png").as_deref(), Some("boot"));
-        assert_eq!(Index::new(Labels::Index).label(root, &root.join("boot/3.png")), None);
+        assert_eq!(LabelIndex::new(LabelOrigin::Index).label(root, &root.join("boot/3.png")), None);
     }
 
     #[test]
     fn an_index_of_something_else_is_passed_over_with_a_word() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(INDEX), "name;class\n1.png;boot\n").unwrap();
-        let mut index = Index::new(Labels::Index);
+        let mut index = LabelIndex::new(LabelOrigin::Index);
         assert_eq!(index.label(root.path(), &root.path().join("1.png")), None);
         let items = index.take_items();
-        assert!(matches!(&items[..], [Item::PassedOver(kind)] if kind.contains("`label`")), "{items:?}");
+        assert!(matches!(&items[..], [SourceEvent::PassedOver(kind)] if kind.contains("`label`")), "{items:?}");
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         let indexes = bend::texts(["file,label\n1.png,boot\n./a/2.png,\"ankle, boot\"\n", "label,file\nnear,1.png\n"]);
         bend::bend_all("labels beside pictures", &indexes, bend::turns() / 4, |bytes| {
             fs::write(root.path().join(INDEX), bytes).unwrap();
-            let mut index = Index::new(Labels::Index);
+            let mut index = LabelIndex::new(LabelOrigin::Index);
             let _label = index.label(root.path(), &root.path().join("1.png"));
             let _said = index.take_items();
             1

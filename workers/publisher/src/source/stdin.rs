@@ -6,21 +6,21 @@ use std::path::Path;
 use schemas::limits::MAX_IMAGE_BYTES;
 use tokio::sync::mpsc::Sender;
 
-use crate::report::Refused;
+use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
-use crate::source::{Found, Item, ItemBuilder, SourceError, folder};
+use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, folder};
 
 /// What an image from standard input is called.
 const NAME: &str = "standard input";
 
 /// Hands on all that comes as one image.
-pub(crate) fn one(input: impl Read, mut builder: ItemBuilder, items: &Sender<Item>) {
+pub(crate) fn send_single_image(input: impl Read, mut builder: ItemBuilder, items: &Sender<SourceEvent>) {
     let mut bytes = Vec::new();
     let path = Path::new(NAME);
     // One byte more tells an image that is too large from one that just fits.
     let item = match input.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes) {
         Ok(_) => match builder.cameras.name(path) {
-            Ok((camera, _)) => Item::Found(Found {
+            Ok((camera, _)) => SourceEvent::Found(SourceItem {
                 path: path.into(),
                 name: NAME.into(),
                 file: None,
@@ -30,25 +30,30 @@ pub(crate) fn one(input: impl Read, mut builder: ItemBuilder, items: &Sender<Ite
                 due: None,
                 bytes: Some(bytes.into()),
             }),
-            Err(reason) => Item::Refused(Refused::new(path, reason)),
+            Err(reason) => SourceEvent::Refused(RefusedFile::new(path, reason)),
         },
-        Err(error) => Item::Broken(SourceError::Stdin(error)),
+        Err(error) => SourceEvent::Broken(SourceError::Stdin(error)),
     };
     let _nobody_listens = items.blocking_send(item);
 }
 
 /// Hands on the files, and what is in the folders, that the lines name.
-pub(crate) fn paths(input: impl BufRead, mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
+pub(crate) fn send_listed_paths(
+    input: impl BufRead,
+    mut builder: ItemBuilder,
+    filter: &FileFilter,
+    items: &Sender<SourceEvent>,
+) {
     for line in input.lines() {
         match line {
             Ok(line) if line.is_empty() => {}
             Ok(line) => {
-                if folder::hand_on(Path::new(&line), &mut builder, filter, items).is_break() {
+                if folder::send_images(Path::new(&line), &mut builder, filter, items).is_break() {
                     return;
                 }
             }
             Err(error) => {
-                let _nobody_listens = items.blocking_send(Item::Broken(SourceError::Stdin(error)));
+                let _nobody_listens = items.blocking_send(SourceEvent::Broken(SourceError::Stdin(error)));
                 return;
             }
         }
@@ -59,18 +64,18 @@ pub(crate) fn paths(input: impl BufRead, mut builder: ItemBuilder, filter: &File
 mod tests {
     use super::*;
     use crate::settings::PublisherSettings;
-    use crate::source::Cameras;
+    use crate::source::CameraNaming;
     use tokio::sync::mpsc;
 
     fn builder() -> ItemBuilder {
-        ItemBuilder::new(Cameras::One("cam".parse().unwrap()), &PublisherSettings::default())
+        ItemBuilder::new(CameraNaming::One("cam".parse().unwrap()), &PublisherSettings::default())
     }
 
     #[test]
     fn all_of_standard_input_is_one_image() {
         let (items, mut found) = mpsc::channel(1);
-        one(&b"raw bytes"[..], builder(), &items);
-        let Some(Item::Found(found)) = found.blocking_recv() else { panic!("no image") };
+        send_single_image(&b"raw bytes"[..], builder(), &items);
+        let Some(SourceEvent::Found(found)) = found.blocking_recv() else { panic!("no image") };
         assert_eq!(found.bytes.as_deref(), Some(&b"raw bytes"[..]));
     }
 
@@ -83,13 +88,13 @@ mod tests {
         let at = |name: &str| folder.path().join(name).display().to_string();
         let lines = format!("{}\n\n{}\n{}\n", at("b.raw"), at("a.png"), at("c.png"));
         let (items, mut found) = mpsc::channel(8);
-        paths(lines.as_bytes(), builder(), &FileFilter::new(&PublisherSettings::default()), &items);
+        send_listed_paths(lines.as_bytes(), builder(), &FileFilter::new(&PublisherSettings::default()), &items);
         drop(items);
         let mut names = Vec::new();
         while let Some(item) = found.blocking_recv() {
             names.push(match item {
-                Item::Found(found) => found.path.display().to_string(),
-                Item::Refused(refused) => format!("refused {}", refused.file),
+                SourceEvent::Found(found) => found.path.display().to_string(),
+                SourceEvent::Refused(refused) => format!("refused {}", refused.file),
                 other => format!("{other:?}"),
             });
         }

@@ -21,11 +21,11 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use crate::load::Stamp;
+use crate::image_loader::FileStamp;
 use crate::settings::PublisherSettings;
 use crate::source::filter::FileFilter;
-use crate::source::folder::{FolderWalk, Seen};
-use crate::source::{Found, Item, ItemBuilder, Root, SourceError, thread};
+use crate::source::folder::{FolderWalk, PathEntry};
+use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, SourceRoot, thread};
 
 /// Events waiting to be looked at. When it is full the system's own queue fills, and when that is full
 /// the system says so and the folder is listed anew.
@@ -48,7 +48,7 @@ pub(crate) fn open(
     folder: PathBuf,
     settings: &PublisherSettings,
     builder: ItemBuilder,
-    items: Sender<Item>,
+    items: Sender<SourceEvent>,
 ) -> Result<FolderWatch, SourceError> {
     let refused = |source| SourceError::Watch { path: folder.clone(), source };
     if !folder.is_dir() {
@@ -76,13 +76,13 @@ pub(crate) fn open(
             Some(Arc::new(Mutex::new(watcher)))
         }
     };
-    let watch = Watch {
-        root: Root::of(&folder),
+    let watch = WatchState {
+        root: SourceRoot::of(&folder),
         walk: FolderWalk::new(&folder, FileFilter::of_watched(settings)),
         folder,
         builder,
         items,
-        settle: Settle::new(Duration::from_millis(settings.settle_ms)),
+        settle: SettleTracker::new(Duration::from_millis(settings.settle_ms)),
         revisit: BTreeSet::new(),
         watcher: watcher.as_ref().map(Arc::downgrade),
         poll,
@@ -102,13 +102,13 @@ fn find_share(folder: &Path) -> Option<&'static str> {
     }
 }
 
-struct Watch {
+struct WatchState {
     folder: PathBuf,
-    root: Root,
+    root: SourceRoot,
     walk: FolderWalk,
     builder: ItemBuilder,
-    items: Sender<Item>,
-    settle: Settle,
+    items: Sender<SourceEvent>,
+    settle: SettleTracker,
     /// Hears of folders that links lead to as well; absent where the folder is listed on a timer.
     watcher: Option<Weak<Mutex<RecommendedWatcher>>>,
     /// Between two listings; absent where the system tells of changes.
@@ -117,7 +117,7 @@ struct Watch {
     revisit: BTreeSet<(Instant, PathBuf)>,
 }
 
-impl Watch {
+impl WatchState {
     fn run(mut self, seen: &Receiver<notify::Result<Event>>) {
         let mut go_on = self.list(&self.folder.clone());
         let mut list_at = self.poll.map(|poll| Instant::now() + poll);
@@ -129,7 +129,7 @@ impl Watch {
                 None => seen.recv().map_err(RecvTimeoutError::from),
             };
             go_on = match event {
-                Ok(event) => self.hear(event),
+                Ok(event) => self.handle_event(event),
                 Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -149,7 +149,7 @@ impl Watch {
         }
     }
 
-    fn hear(&mut self, event: notify::Result<Event>) -> ControlFlow<()> {
+    fn handle_event(&mut self, event: notify::Result<Event>) -> ControlFlow<()> {
         let event = match event {
             Ok(event) if !event.need_rescan() => event,
             Ok(_) => return self.list(&self.folder.clone()),
@@ -160,7 +160,7 @@ impl Watch {
         };
         if matches!(event.kind, EventKind::Remove(_)) && !self.folder.exists() {
             let gone = SourceError::Gone { path: self.folder.clone() };
-            let _nobody_listens = self.items.blocking_send(Item::Broken(gone));
+            let _nobody_listens = self.items.blocking_send(SourceEvent::Broken(gone));
             return ControlFlow::Break(());
         }
         let done = match event.kind {
@@ -191,7 +191,7 @@ impl Watch {
             // A link to a folder: whether it is followed is seen where its own folder is listed.
             return path.parent().map_or(ControlFlow::Continue(()), |folder| self.list(folder));
         }
-        let Some(stamp) = Stamp::of(&path) else {
+        let Some(stamp) = FileStamp::of(&path) else {
             self.settle.forget(&path);
             return ControlFlow::Continue(());
         };
@@ -214,7 +214,7 @@ impl Watch {
                 self.list(&folder)?;
             }
         }
-        for (path, stamp, waited) in self.settle.due(now, Stamp::of) {
+        for (path, stamp, waited) in self.settle.due(now, FileStamp::of) {
             match waited {
                 true => self.send(path, stamp)?,
                 false => self.hand_on(path, stamp)?,
@@ -240,18 +240,18 @@ impl Watch {
         });
         for seen in all_seen {
             match seen {
-                Seen::File(path) => self.look_at(path)?,
-                Seen::LinkedFolder(path) => self.watch_linked(&path),
+                PathEntry::File(path) => self.look_at(path)?,
+                PathEntry::LinkedFolder(path) => self.watch_linked(&path),
                 // Said once in a summary, and this run has none before it ends.
-                Seen::PassedOver(_) => {}
-                Seen::Refused(refused) => sent(self.items.blocking_send(Item::Refused(refused)))?,
+                PathEntry::PassedOver(_) => {}
+                PathEntry::Refused(refused) => sent(self.items.blocking_send(SourceEvent::Refused(refused)))?,
             }
         }
         ControlFlow::Continue(())
     }
 
     fn look_at(&mut self, path: PathBuf) -> ControlFlow<()> {
-        let Some(stamp) = Stamp::of(&path) else { return ControlFlow::Continue(()) };
+        let Some(stamp) = FileStamp::of(&path) else { return ControlFlow::Continue(()) };
         let age = (UNIX_EPOCH + Duration::from_nanos(stamp.modified_at_ns)).elapsed().unwrap_or_default();
         if self.poll.is_none() && age > self.settle.time && self.settle.closed(&path, stamp) {
             return if age > UNFINISHED { self.send(path, stamp) } else { self.hand_on(path, stamp) };
@@ -272,7 +272,7 @@ impl Watch {
     }
 
     /// Hands a complete file on; one that its own format says goes on is given time.
-    fn hand_on(&mut self, path: PathBuf, stamp: Stamp) -> ControlFlow<()> {
+    fn hand_on(&mut self, path: PathBuf, stamp: FileStamp) -> ControlFlow<()> {
         if is_cut_off(&path, stamp) {
             tracing::debug!(path = %path.display(), "the file ends early; waiting for the rest");
             self.settle.hold(path, stamp, Instant::now() + UNFINISHED);
@@ -281,11 +281,11 @@ impl Watch {
         self.send(path, stamp)
     }
 
-    fn send(&mut self, path: PathBuf, stamp: Stamp) -> ControlFlow<()> {
-        for item in self.builder.build(&self.root, Seen::File(path)) {
+    fn send(&mut self, path: PathBuf, stamp: FileStamp) -> ControlFlow<()> {
+        for item in self.builder.build(&self.root, PathEntry::File(path)) {
             let item = match item {
-                Item::Found(found) => {
-                    Item::Found(Found { captured_at_ms: Some(stamp.modified_at_ns / 1_000_000), ..found })
+                SourceEvent::Found(found) => {
+                    SourceEvent::Found(SourceItem { captured_at_ms: Some(stamp.modified_at_ns / 1_000_000), ..found })
                 }
                 other => other,
             };
@@ -296,9 +296,9 @@ impl Watch {
 }
 
 /// Whether a file ends before its format says it does.
-fn is_cut_off(path: &Path, stamp: Stamp) -> bool {
+fn is_cut_off(path: &Path, stamp: FileStamp) -> bool {
     // What is larger is refused or cut into tiles, and is not read twice.
-    stamp.size_bytes <= MAX_IMAGE_BYTES && std::fs::read(path).is_ok_and(|bytes| !vision::reaches_end(&bytes))
+    stamp.size_bytes <= MAX_IMAGE_BYTES && std::fs::read(path).is_ok_and(|bytes| !vision::is_complete(&bytes))
 }
 
 fn sent<E>(sent: Result<(), E>) -> ControlFlow<()> {
@@ -306,22 +306,22 @@ fn sent<E>(sent: Result<(), E>) -> ControlFlow<()> {
 }
 
 /// Which files are still being written, and which were taken; pure.
-struct Settle {
+struct SettleTracker {
     time: Duration,
-    pending: HashMap<PathBuf, (Instant, Stamp)>,
+    pending: HashMap<PathBuf, (Instant, FileStamp)>,
     queue: BTreeSet<(Instant, PathBuf)>,
-    taken: HashMap<PathBuf, Stamp>,
+    taken: HashMap<PathBuf, FileStamp>,
     /// Those pending that end early.
     held: HashSet<PathBuf>,
 }
 
-impl Settle {
+impl SettleTracker {
     fn new(time: Duration) -> Self {
         Self { time, pending: HashMap::new(), queue: BTreeSet::new(), taken: HashMap::new(), held: HashSet::new() }
     }
 
     /// A file changed, and may change again.
-    fn touched(&mut self, path: PathBuf, stamp: Stamp, now: Instant) {
+    fn touched(&mut self, path: PathBuf, stamp: FileStamp, now: Instant) {
         let as_known = self.pending.get(&path).is_some_and(|(_, known)| *known == stamp);
         if as_known || self.taken.get(&path) == Some(&stamp) {
             return;
@@ -333,7 +333,7 @@ impl Settle {
 
     /// A file was completed; whether it is to be taken now. An empty one has until it settles to become
     /// something: writers reserve names by closing empty files.
-    fn closed(&mut self, path: &Path, stamp: Stamp) -> bool {
+    fn closed(&mut self, path: &Path, stamp: FileStamp) -> bool {
         if stamp.size_bytes == 0 || self.taken.get(path) == Some(&stamp) {
             return false;
         }
@@ -343,7 +343,7 @@ impl Settle {
     }
 
     /// A file that ends early is taken when it has not changed until then.
-    fn hold(&mut self, path: PathBuf, stamp: Stamp, until: Instant) {
+    fn hold(&mut self, path: PathBuf, stamp: FileStamp, until: Instant) {
         self.forget(&path);
         self.queue.insert((until, path.clone()));
         self.pending.insert(path.clone(), (until, stamp));
@@ -372,7 +372,7 @@ impl Settle {
     }
 
     /// Takes the files that have not changed for the settle time, and whether they were held; one that has waits again.
-    fn due(&mut self, now: Instant, stamp_of: impl Fn(&Path) -> Option<Stamp>) -> Vec<(PathBuf, Stamp, bool)> {
+    fn due(&mut self, now: Instant, stamp_of: impl Fn(&Path) -> Option<FileStamp>) -> Vec<(PathBuf, FileStamp, bool)> {
         let mut settled = Vec::new();
         while self.next().is_some_and(|at| at <= now) {
             let Some((_, path)) = self.queue.pop_first() else { break };
@@ -397,13 +397,13 @@ mod tests {
 
     const SETTLE: Duration = Duration::from_secs(1);
 
-    fn stamp(size_bytes: u64) -> Stamp {
-        Stamp { size_bytes, modified_at_ns: size_bytes, changed_at_ns: 0 }
+    fn stamp(size_bytes: u64) -> FileStamp {
+        FileStamp { size_bytes, modified_at_ns: size_bytes, changed_at_ns: 0 }
     }
 
     #[test]
     fn a_file_that_grows_is_taken_when_it_has_stopped_and_once() {
-        let (mut settle, start) = (Settle::new(SETTLE), Instant::now());
+        let (mut settle, start) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.png");
         settle.touched(path.clone(), stamp(1), start);
         settle.touched(path.clone(), stamp(2), start + SETTLE / 2);
@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_file_that_ends_early_is_held_until_it_goes_on_or_time_is_up() {
-        let (mut settle, now) = (Settle::new(SETTLE), Instant::now());
+        let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.jpg");
         assert!(settle.closed(&path, stamp(5)));
         settle.hold(path.clone(), stamp(5), now + UNFINISHED);
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_closed_file_is_taken_at_once_unless_it_is_empty() {
-        let (mut settle, now) = (Settle::new(SETTLE), Instant::now());
+        let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.png");
         assert!(!settle.closed(&path, stamp(0)));
         settle.touched(path.clone(), stamp(0), now);

@@ -17,8 +17,8 @@
 //! The latter, and at least a quarter of the margin, counts as if two sites more had said it, so that a few sites that
 //! happen to be alike are not believed.
 
-use super::measure::{Measure, Spread, Value};
-use crate::evidence::{Cell, Pair, Trial};
+use super::measure::{CanaryMeasure, MeasureSpread, MeasureValue};
+use crate::evidence::{BeforeAfter, CanaryTrial, EvidenceCell};
 
 /// A site wanders at least so much, as a share of the margin, as far as no other site says so; a guess.
 const LEAST_WANDER: f64 = 0.25;
@@ -31,7 +31,7 @@ const LEAST_BATCHES: usize = 9;
 
 /// How much better a ring became.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Effect {
+pub(super) struct RingEffect {
     /// The measure in the ring.
     pub canary: f64,
     /// At the others in the same hours, if there are any.
@@ -46,42 +46,47 @@ pub(super) struct Effect {
 
 /// A site's change, or its plain value where it was not seen before.
 #[derive(Debug, Clone, Copy)]
-struct Change {
+struct SiteChange {
     by: f64,
     weight: f64,
     variance: f64,
-    after: Value,
+    after: MeasureValue,
 }
 
 /// Of a trial; in words why not, if there is too little. `margin`: how much worse is too bad, above 0. `waits`: whether
 /// sites outside the ring are waited for that were seen before and have said nothing since.
-pub(super) fn effect(measure: Measure, trial: &Trial, margin: f64, waits: bool) -> Result<Effect, &'static str> {
+pub(super) fn effect(
+    measure: CanaryMeasure,
+    trial: &CanaryTrial,
+    margin: f64,
+    waits: bool,
+) -> Result<RingEffect, &'static str> {
     let stable = trial.others.iter().map(|pair| &pair.after).chain(before(&trial.ring)).chain(before(&trial.others));
-    let stable = Spread::of(measure, stable, margin);
-    let canary = Spread::of(measure, trial.ring.iter().map(|pair| &pair.after), margin);
+    let stable = MeasureSpread::of(measure, stable, margin);
+    let canary = MeasureSpread::of(measure, trial.ring.iter().map(|pair| &pair.after), margin);
     let canary = canary.since(measure, stable, margin);
     let (ring, ring_after) = changes(measure, &trial.ring, stable, canary);
     let (others, others_after) = changes(measure, &trial.others, stable, stable);
     if ring_after.is_empty() {
         return Err(match measure {
-            Measure::Agreement => "no image of the ring that it was sure of has a verdict",
+            CanaryMeasure::Agreement => "no image of the ring that it was sure of has a verdict",
             _ => "the ring has recognized nothing with it",
         });
     }
     let by_hours = by_hours(measure, trial, stable);
-    let wander = |least: f64, others: &[Change]| {
+    let wander = |least: f64, others: &[SiteChange]| {
         let prior = (least * margin).powi(2).max(by_hours);
         let (seen, sites) = between_sites(others);
         let ring = (PRIOR_SITES * prior + sites * seen * trial.longer.max(1.0)) / (PRIOR_SITES + sites);
         let other = (PRIOR_SITES * prior + sites * seen) / (PRIOR_SITES + sites);
         (ring, other)
     };
-    let found = |ring: &[Change], others: &[Change], least: f64| {
+    let found = |ring: &[SiteChange], others: &[SiteChange], least: f64| {
         let (wander, elsewhere) = wander(least, others);
         let (by, variance, canary) = together(ring, wander);
         let (other_by, other_variance, stable) =
             if others.is_empty() { (0.0, 0.0, None) } else { together(others, elsewhere) };
-        Effect {
+        RingEffect {
             canary: canary.unwrap_or(0.0),
             stable,
             better: measure.sign() * (by - other_by),
@@ -104,18 +109,23 @@ pub(super) fn effect(measure: Measure, trial: &Trial, margin: f64, waits: bool) 
     }
 }
 
-fn before(pairs: &[Pair]) -> impl Iterator<Item = &Cell> + Clone {
+fn before(pairs: &[BeforeAfter]) -> impl Iterator<Item = &EvidenceCell> + Clone {
     pairs.iter().flat_map(|pair| &pair.before)
 }
 
 /// Sites that were seen before and since, and all that were seen since, each by itself.
-fn changes(measure: Measure, pairs: &[Pair], stable: Spread, since: Spread) -> (Vec<Change>, Vec<Change>) {
+fn changes(
+    measure: CanaryMeasure,
+    pairs: &[BeforeAfter],
+    stable: MeasureSpread,
+    since: MeasureSpread,
+) -> (Vec<SiteChange>, Vec<SiteChange>) {
     let (mut changes, mut plain) = (Vec::new(), Vec::new());
     for pair in pairs {
         let Some(after) = measure.value(&pair.after, since) else { continue };
-        plain.push(Change { by: after.mean, weight: after.count, variance: after.variance, after });
+        plain.push(SiteChange { by: after.mean, weight: after.count, variance: after.variance, after });
         if let Some(before) = measure.value(&sum(&pair.before), stable) {
-            changes.push(Change {
+            changes.push(SiteChange {
                 by: after.mean - before.mean,
                 weight: 1.0 / (1.0 / before.count + 1.0 / after.count),
                 variance: before.variance + after.variance,
@@ -127,10 +137,11 @@ fn changes(measure: Measure, pairs: &[Pair], stable: Spread, since: Spread) -> (
 }
 
 /// The mean change of sites that wander, its variance, and the mean since.
-fn together(changes: &[Change], wander: f64) -> (f64, f64, Option<f64>) {
+fn together(changes: &[SiteChange], wander: f64) -> (f64, f64, Option<f64>) {
     let all: f64 = changes.iter().map(|change| change.weight).sum();
-    let sum =
-        |of: &dyn Fn(f64, &Change) -> f64| changes.iter().map(|change| of(change.weight / all, change)).sum::<f64>();
+    let sum = |of: &dyn Fn(f64, &SiteChange) -> f64| {
+        changes.iter().map(|change| of(change.weight / all, change)).sum::<f64>()
+    };
     let count: f64 = changes.iter().map(|change| change.after.count).sum();
     let since = changes.iter().map(|change| change.after.mean * change.after.count / count).sum();
     (
@@ -141,7 +152,7 @@ fn together(changes: &[Change], wander: f64) -> (f64, f64, Option<f64>) {
 }
 
 /// By what variance sites differ more than their images explain, by the method of moments, and how many sites say so.
-fn between_sites(changes: &[Change]) -> (f64, f64) {
+fn between_sites(changes: &[SiteChange]) -> (f64, f64) {
     let all: f64 = changes.iter().map(|change| change.weight).sum();
     let shares = || changes.iter().map(|change| (change.weight / all, change));
     let free = 1.0 - shares().map(|(share, _)| share * share).sum::<f64>();
@@ -155,8 +166,9 @@ fn between_sites(changes: &[Change]) -> (f64, f64) {
 }
 
 /// By what variance a site's change wanders, as stretches before tell.
-fn by_hours(measure: Measure, trial: &Trial, stable: Spread) -> f64 {
-    let sites: Vec<&[Cell]> = trial.ring.iter().chain(&trial.others).map(|pair| pair.before.as_slice()).collect();
+fn by_hours(measure: CanaryMeasure, trial: &CanaryTrial, stable: MeasureSpread) -> f64 {
+    let sites: Vec<&[EvidenceCell]> =
+        trial.ring.iter().chain(&trial.others).map(|pair| pair.before.as_slice()).collect();
     let longest = sites.iter().map(|slots| slots.len()).max().unwrap_or(0);
     let one = between_slots(measure, &sites, 1, stable);
     let lengths = std::iter::successors(Some(2), |length| Some(length * 2));
@@ -169,11 +181,11 @@ fn by_hours(measure: Measure, trial: &Trial, stable: Spread) -> f64 {
 }
 
 /// By what variance stretches of a site differ more than their images explain, so many slots put together.
-fn between_slots(measure: Measure, sites: &[&[Cell]], length: usize, stable: Spread) -> f64 {
+fn between_slots(measure: CanaryMeasure, sites: &[&[EvidenceCell]], length: usize, stable: MeasureSpread) -> f64 {
     let (mut squares, mut explained, mut free) = (0.0, 0.0, 0.0);
     for slots in sites {
         let batches = slots.chunks_exact(length).filter_map(|slots| measure.value(&sum(slots), stable));
-        let batches: Vec<Value> = batches.collect();
+        let batches: Vec<MeasureValue> = batches.collect();
         let all: f64 = batches.iter().map(|batch| batch.count).sum();
         let mean = batches.iter().map(|batch| batch.mean * batch.count / all).sum::<f64>();
         for batch in batches {
@@ -187,8 +199,8 @@ fn between_slots(measure: Measure, sites: &[&[Cell]], length: usize, stable: Spr
 }
 
 /// How many stretches a site of the ring was seen before, and since, on average; at least 1 each.
-fn stretches(measure: Measure, ring: &[Pair], stable: Spread) -> (f64, f64) {
-    let counts = |of: &dyn Fn(&Pair) -> Cell| -> f64 {
+fn stretches(measure: CanaryMeasure, ring: &[BeforeAfter], stable: MeasureSpread) -> (f64, f64) {
+    let counts = |of: &dyn Fn(&BeforeAfter) -> EvidenceCell| -> f64 {
         ring.iter().filter_map(|pair| measure.value(&of(pair), stable)).map(|value| value.count).sum()
     };
     let (before, since) = (counts(&|pair| sum(&pair.before)), counts(&|pair| pair.after));
@@ -197,8 +209,8 @@ fn stretches(measure: Measure, ring: &[Pair], stable: Spread) -> (f64, f64) {
     if before > 0.0 { ((slots / sites).max(1.0), (since / sites / (before / slots)).max(1.0)) } else { (1.0, 1.0) }
 }
 
-fn sum(cells: &[Cell]) -> Cell {
-    let mut all = Cell::default();
+fn sum(cells: &[EvidenceCell]) -> EvidenceCell {
+    let mut all = EvidenceCell::default();
     cells.iter().for_each(|cell| all.add(cell));
     all
 }

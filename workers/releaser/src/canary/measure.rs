@@ -1,12 +1,12 @@
 //! What is measured of a release, and how sure one stretch of one site is of it. Pure.
 
-use schemas::swap::{Agreed, Moments};
+use schemas::swap::{AgreementCount, MomentSums};
 
-use crate::evidence::Cell;
+use crate::evidence::EvidenceCell;
 
 /// What is measured of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Measure {
+pub enum CanaryMeasure {
     /// Share of all images on which a verdict says what the release said, 0 to 1.
     Agreement,
     /// Share of the images that the gate is in doubt about, 0 to 1.
@@ -19,7 +19,7 @@ pub enum Measure {
     Faults,
 }
 
-impl Measure {
+impl CanaryMeasure {
     /// Every one.
     pub const ALL: [Self; 5] = [Self::Agreement, Self::SentUp, Self::Confidence, Self::Cost, Self::Faults];
 
@@ -43,10 +43,10 @@ impl Measure {
     }
 
     /// What a cell says, given how much single images differ; `None` where it has too little to say anything.
-    pub(super) fn value(self, cell: &Cell, spread: Spread) -> Option<Value> {
+    pub(super) fn value(self, cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
         let plain = |sum: f64, count: u64| {
             let images = count as f64;
-            (count > 0).then(|| Value { mean: sum / images, count: images, variance: spread.of_one / images })
+            (count > 0).then(|| MeasureValue { mean: sum / images, count: images, variance: spread.of_one / images })
         };
         match self {
             Self::Agreement => agreement(cell, spread),
@@ -60,7 +60,7 @@ impl Measure {
 
 /// A measure in one cell.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Value {
+pub(super) struct MeasureValue {
     /// Its estimate.
     pub mean: f64,
     /// Images, or verdicts on sampled images, that it rests on; above 0.
@@ -72,7 +72,7 @@ pub(super) struct Value {
 /// Variance of one image, or verdict, in cells of one release. Of all cells together, because a few images of one site
 /// say too little about it: three out of three are not certain.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Spread {
+pub(super) struct MeasureSpread {
     /// Of what is measured; of agreement, of sampled images.
     of_one: f64,
     /// Of agreement on doubtful images.
@@ -81,20 +81,22 @@ pub(super) struct Spread {
     shares: [f64; 2],
 }
 
-impl Spread {
+impl MeasureSpread {
     /// Of cells of one release. `margin`: stands for one more value so far off, for a variance is never 0.
-    pub fn of<'a>(measure: Measure, cells: impl Iterator<Item = &'a Cell> + Clone, margin: f64) -> Self {
-        let mut all = Cell::default();
+    pub fn of<'a>(measure: CanaryMeasure, cells: impl Iterator<Item = &'a EvidenceCell> + Clone, margin: f64) -> Self {
+        let mut all = EvidenceCell::default();
         cells.clone().for_each(|cell| all.add(cell));
-        let of_values =
-            |of: fn(&Cell) -> &Moments| Self { of_one: within(cells.clone().map(of), margin), ..Self::default() };
-        let of_agreed = |agreed: Agreed| smoothed(agreed.agreed, agreed.asked);
+        let of_values = |of: fn(&EvidenceCell) -> &MomentSums| Self {
+            of_one: within(cells.clone().map(of), margin),
+            ..Self::default()
+        };
+        let of_agreed = |agreed: AgreementCount| smoothed(agreed.agreed, agreed.asked);
         match measure {
-            Measure::Agreement => Self::of_shares([of_agreed(all.on_sampled), of_agreed(all.on_doubtful)]),
-            Measure::SentUp => Self::of_shares([smoothed(all.doubtful, all.images), 0.0]),
-            Measure::Faults => Self::of_shares([smoothed(all.faults, all.images + all.faults), 0.0]),
-            Measure::Confidence => of_values(|cell| &cell.confidence),
-            Measure::Cost => of_values(|cell| &cell.ln_cost_ms),
+            CanaryMeasure::Agreement => Self::of_shares([of_agreed(all.on_sampled), of_agreed(all.on_doubtful)]),
+            CanaryMeasure::SentUp => Self::of_shares([smoothed(all.doubtful, all.images), 0.0]),
+            CanaryMeasure::Faults => Self::of_shares([smoothed(all.faults, all.images + all.faults), 0.0]),
+            CanaryMeasure::Confidence => of_values(|cell| &cell.confidence),
+            CanaryMeasure::Cost => of_values(|cell| &cell.ln_cost_ms),
         }
     }
 
@@ -107,7 +109,7 @@ impl Spread {
     /// good, and one that fails half of the time would seem to vary too much to be judged. Both hypotheses are about the
     /// stable release, so a share varies as it does between them, half a margin worse than stable: the odds are nearly
     /// those of the exact test then. Where a measure is no plain share, the larger of both is taken.
-    pub fn since(self, measure: Measure, stable: Self, margin: f64) -> Self {
+    pub fn since(self, measure: CanaryMeasure, stable: Self, margin: f64) -> Self {
         let worse = |share: f64| (share - measure.sign() * margin / 2.0).clamp(0.0, 1.0);
         let between = Self::of_shares(stable.shares.map(worse));
         let larger = |other: Self| Self {
@@ -116,9 +118,9 @@ impl Spread {
             ..self
         };
         match measure {
-            Measure::SentUp | Measure::Faults => between,
-            Measure::Agreement => larger(between),
-            Measure::Confidence | Measure::Cost => larger(stable),
+            CanaryMeasure::SentUp | CanaryMeasure::Faults => between,
+            CanaryMeasure::Agreement => larger(between),
+            CanaryMeasure::Confidence | CanaryMeasure::Cost => larger(stable),
         }
     }
 }
@@ -129,7 +131,7 @@ fn smoothed(hit: u64, count: u64) -> f64 {
 }
 
 /// Variance within cells, whatever differs between them.
-fn within<'a>(cells: impl Iterator<Item = &'a Moments>, margin: f64) -> f64 {
+fn within<'a>(cells: impl Iterator<Item = &'a MomentSums>, margin: f64) -> f64 {
     let (mut squares, mut free) = (margin * margin, 1.0);
     for cell in cells.filter(|cell| cell.count > 0) {
         let count = cell.count as f64;
@@ -144,17 +146,17 @@ fn within<'a>(cells: impl Iterator<Item = &'a Moments>, margin: f64) -> f64 {
 /// the verdicts that agree. Its variance is `w_d² v_d / n_d + w_s² v_s / n_s + (p_d - p_s)² w_d w_s / images`: the last,
 /// because the shares are counted too. `None` without verdicts on sampled images: verdicts on doubtful ones alone let
 /// a release pass that is wrong and sure.
-fn agreement(cell: &Cell, spread: Spread) -> Option<Value> {
+fn agreement(cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
     let (images, sampled, doubtful) = (cell.images as f64, cell.on_sampled, cell.on_doubtful);
     if cell.images == 0 || sampled.asked == 0 || (cell.doubtful > 0 && doubtful.asked == 0) {
         return None;
     }
     let in_doubt = (cell.doubtful as f64 / images).min(1.0);
     let sure = 1.0 - in_doubt;
-    let share = |agreed: Agreed| agreed.agreed as f64 / agreed.asked.max(1) as f64;
+    let share = |agreed: AgreementCount| agreed.agreed as f64 / agreed.asked.max(1) as f64;
     let (of_doubtful, of_sampled) = (share(doubtful), share(sampled));
     let between = if in_doubt > 0.0 { (of_doubtful - of_sampled).powi(2) * in_doubt * sure / images } else { 0.0 };
-    Some(Value {
+    Some(MeasureValue {
         mean: in_doubt * of_doubtful + sure * of_sampled,
         count: sampled.asked as f64,
         variance: in_doubt.powi(2) * spread.of_doubtful / doubtful.asked.max(1) as f64

@@ -4,14 +4,14 @@ use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::FaultNote;
-use schemas::swap::{Agreed, Moments};
+use schemas::swap::{AgreementCount, MomentSums};
 
 use super::*;
-use crate::evidence::{Cell, Pair};
+use crate::evidence::{BeforeAfter, EvidenceCell};
 
 /// How a release behaves.
 #[derive(Debug, Clone, Copy)]
-struct Truth {
+struct SimulatedRelease {
     in_doubt: f64,
     agrees_doubtful: f64,
     agrees_sure: f64,
@@ -20,26 +20,32 @@ struct Truth {
     faults: f64,
 }
 
-const STABLE: Truth =
-    Truth { in_doubt: 0.2, agrees_doubtful: 0.65, agrees_sure: 0.95, confidence: 0.9, ln_cost: 2.0, faults: 0.0005 };
+const STABLE: SimulatedRelease = SimulatedRelease {
+    in_doubt: 0.2,
+    agrees_doubtful: 0.65,
+    agrees_sure: 0.95,
+    confidence: 0.9,
+    ln_cost: 2.0,
+    faults: 0.0005,
+};
 
 /// Sites, and how much each wanders in a stretch by itself.
 #[derive(Debug, Clone, Copy)]
-struct Fleet {
+struct SimulatedFleet {
     ring: usize,
     others: usize,
     slow_hours: f64,
     scenes: f64,
 }
 
-const FLEET: Fleet = Fleet { ring: 2, others: 10, slow_hours: 0.3, scenes: 0.01 };
+const FLEET: SimulatedFleet = SimulatedFleet { ring: 2, others: 10, slow_hours: 0.3, scenes: 0.01 };
 /// Images of a stretch.
 const IMAGES: f64 = 600.0;
 const SAMPLED: f64 = 0.04;
 
-struct Chance(StdRng);
+struct CanaryTestRng(StdRng);
 
-impl Chance {
+impl CanaryTestRng {
     fn normal(&mut self) -> f64 {
         let (radius, turn): (f64, f64) = (self.0.random_range(1e-12..1.0), self.0.random_range(0.0..1.0));
         (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * turn).cos()
@@ -53,24 +59,24 @@ impl Chance {
         (0..count as u64).filter(|_| self.0.random_range(0.0..1.0) < share).count() as u64
     }
 
-    fn moments(&mut self, count: u64, mean: f64, deviation: f64) -> Moments {
+    fn moments(&mut self, count: u64, mean: f64, deviation: f64) -> MomentSums {
         let images = count as f64;
         let mean = mean + deviation / images.max(1.0).sqrt() * self.normal();
-        Moments { count, sum: mean * images, squares: images * (mean * mean + deviation * deviation) }
+        MomentSums { count, sum: mean * images, squares: images * (mean * mean + deviation * deviation) }
     }
 
     /// A stretch of a site. `slow`: how slow its machine is in it.
-    fn slot(&mut self, truth: &Truth, site: (f64, f64), slow: f64, scenes: f64) -> Cell {
+    fn slot(&mut self, truth: &SimulatedRelease, site: (f64, f64), slow: f64, scenes: f64) -> EvidenceCell {
         let images = IMAGES as u64;
         let hard = site.0 + scenes * self.normal();
         let share = |share: f64| share.clamp(0.0, 1.0);
         let doubtful = self.of(IMAGES, share(truth.in_doubt + hard));
         let sampled = self.of(IMAGES - doubtful as f64, SAMPLED);
-        let agreed = |chance: &mut Self, asked: u64, agrees: f64| Agreed {
+        let agreed = |chance: &mut Self, asked: u64, agrees: f64| AgreementCount {
             asked,
             agreed: chance.of(asked as f64, share(agrees - hard)),
         };
-        Cell {
+        EvidenceCell {
             images,
             doubtful,
             faults: self.of(IMAGES, truth.faults),
@@ -83,10 +89,10 @@ impl Chance {
 }
 
 /// What becomes of a canary, looked at again and again for a day: its ruling, and when.
-fn play(canary: &Truth, fleet: Fleet, settings: &CanarySettings, seed: u64) -> (Ruling, u64) {
+fn play(canary: &SimulatedRelease, fleet: SimulatedFleet, settings: &CanarySettings, seed: u64) -> (CanaryRuling, u64) {
     const BEFORE: usize = 144;
-    let mut chance = Chance(StdRng::seed_from_u64(seed));
-    let mut trial = Trial { sites: fleet.ring, longer: 1.0, ..Trial::default() };
+    let mut chance = CanaryTestRng(StdRng::seed_from_u64(seed));
+    let mut trial = CanaryTrial { sites: fleet.ring, longer: 1.0, ..CanaryTrial::default() };
     let mut sites = Vec::new();
     for number in 0..fleet.ring + fleet.others {
         let site = (0.03 * chance.normal(), 0.7 * chance.normal());
@@ -98,10 +104,10 @@ fn play(canary: &Truth, fleet: Fleet, settings: &CanarySettings, seed: u64) -> (
             before.push(chance.slot(&STABLE, site, slow, fleet.scenes));
         }
         sites.push((site, slow));
-        let pair = Pair { before, after: Cell::default() };
+        let pair = BeforeAfter { before, after: EvidenceCell::default() };
         if number < fleet.ring { trial.ring.push(pair) } else { trial.others.push(pair) }
     }
-    for look in 1..=settings.longest_s / 600 {
+    for look in 1..=settings.max_duration_s / 600 {
         trial.age_ms = look * 600_000;
         let hour = 0.2 * (look as f64 / 144.0 * std::f64::consts::TAU).sin();
         for (number, (site, slow)) in sites.iter_mut().enumerate() {
@@ -117,31 +123,36 @@ fn play(canary: &Truth, fleet: Fleet, settings: &CanarySettings, seed: u64) -> (
         if look > 12 && look % 3 > 0 {
             continue;
         }
-        match judge(&trial, settings).ruling {
-            Ruling::Wait(_) => {}
+        match judge_canary(&trial, settings).ruling {
+            CanaryRuling::Wait(_) => {}
             ruling => return (ruling, look),
         }
     }
     unreachable!("the last look decides");
 }
 
-fn wander(chance: &mut Chance, slow: f64, deviation: f64) -> f64 {
+fn wander(chance: &mut CanaryTestRng, slow: f64, deviation: f64) -> f64 {
     const KEEPS: f64 = 0.8;
     KEEPS * slow + (1.0 - KEEPS * KEEPS).sqrt() * deviation * chance.normal()
 }
 
 /// Of so many canaries, how many were promoted, withdrawn as worse, and not decided; and the median look.
-fn rates(canary: &Truth, fleet: Fleet, settings: &CanarySettings, runs: u64) -> (f64, f64, f64, u64) {
+fn rates(
+    canary: &SimulatedRelease,
+    fleet: SimulatedFleet,
+    settings: &CanarySettings,
+    runs: u64,
+) -> (f64, f64, f64, u64) {
     let mut counts = [0.0; 3];
     let mut looks = Vec::new();
     for seed in 0..runs {
         let (ruling, look) = play(canary, fleet, settings, seed);
         looks.push(look);
         match ruling {
-            Ruling::Promote => counts[0] += 1.0 / runs as f64,
-            Ruling::Withdraw(why) if why.starts_with("not decided") => counts[2] += 1.0 / runs as f64,
-            Ruling::Withdraw(_) => counts[1] += 1.0 / runs as f64,
-            Ruling::Wait(_) => unreachable!(),
+            CanaryRuling::Promote => counts[0] += 1.0 / runs as f64,
+            CanaryRuling::Withdraw(why) if why.starts_with("not decided") => counts[2] += 1.0 / runs as f64,
+            CanaryRuling::Withdraw(_) => counts[1] += 1.0 / runs as f64,
+            CanaryRuling::Wait(_) => unreachable!(),
         }
     }
     looks.sort_unstable();
@@ -164,11 +175,11 @@ fn a_release_as_good_is_seldom_withdrawn_and_mostly_promoted() {
 #[test]
 fn a_release_worse_by_a_margin_is_seldom_promoted() {
     let worse = [
-        ("agreement", Truth { agrees_sure: 0.93, agrees_doubtful: 0.63, ..STABLE }),
-        ("sent up", Truth { in_doubt: 0.3, agrees_doubtful: 0.75, ..STABLE }),
-        ("confidence", Truth { confidence: 0.8, ..STABLE }),
-        ("cost", Truth { ln_cost: STABLE.ln_cost + 1.5_f64.ln(), ..STABLE }),
-        ("faults", Truth { faults: 0.0105, ..STABLE }),
+        ("agreement", SimulatedRelease { agrees_sure: 0.93, agrees_doubtful: 0.63, ..STABLE }),
+        ("sent up", SimulatedRelease { in_doubt: 0.3, agrees_doubtful: 0.75, ..STABLE }),
+        ("confidence", SimulatedRelease { confidence: 0.8, ..STABLE }),
+        ("cost", SimulatedRelease { ln_cost: STABLE.ln_cost + 1.5_f64.ln(), ..STABLE }),
+        ("faults", SimulatedRelease { faults: 0.0105, ..STABLE }),
     ];
     for (name, truth) in worse {
         let (promoted, withdrawn, open, look) = rates(&truth, FLEET, &CanarySettings::default(), 400);
@@ -181,11 +192,11 @@ fn a_release_worse_by_a_margin_is_seldom_promoted() {
 fn few_sites_err_no_more_often_than_many() {
     let settings = CanarySettings::default();
     for (ring, others) in [(1, 1), (1, 3), (1, 0), (10, 10)] {
-        let fleet = Fleet { ring, others, ..FLEET };
+        let fleet = SimulatedFleet { ring, others, ..FLEET };
         let (promoted, worse, open, look) = rates(&STABLE, fleet, &settings, 60);
         println!("{ring} of {others} equal: promoted {promoted:.3}, worse {worse:.3}, open {open:.3}, look {look}");
         assert!(worse <= 0.05 + noise(60), "{ring} and {others}: {worse} withdrawn");
-        let slow = Truth { ln_cost: STABLE.ln_cost + 1.5_f64.ln(), ..STABLE };
+        let slow = SimulatedRelease { ln_cost: STABLE.ln_cost + 1.5_f64.ln(), ..STABLE };
         let (promoted, worse, open, look) = rates(&slow, fleet, &settings, 60);
         println!("{ring} of {others} slow: promoted {promoted:.3}, worse {worse:.3}, open {open:.3}, look {look}");
         assert!(promoted <= 0.05 + noise(60), "{ring} and {others}: {promoted} promoted");
@@ -194,78 +205,78 @@ fn few_sites_err_no_more_often_than_many() {
 
 #[test]
 fn a_release_that_is_wrong_and_sure_is_withdrawn() {
-    let sure = Truth { in_doubt: 0.02, agrees_sure: 0.7, agrees_doubtful: 0.9, confidence: 0.99, ..STABLE };
+    let sure = SimulatedRelease { in_doubt: 0.02, agrees_sure: 0.7, agrees_doubtful: 0.9, confidence: 0.99, ..STABLE };
     let (promoted, worse, ..) = rates(&sure, FLEET, &CanarySettings::default(), 20);
     assert_eq!((promoted, (worse * 20.0).round()), (0.0, 20.0));
 }
 
 /// A fleet after an hour, all sites alike.
-fn hour(change: impl Fn(&mut Cell)) -> Trial {
-    let agreed = |asked, agreed| Agreed { asked, agreed };
-    let cell = Cell {
+fn hour(change: impl Fn(&mut EvidenceCell)) -> CanaryTrial {
+    let agreed = |asked, agreed| AgreementCount { asked, agreed };
+    let cell = EvidenceCell {
         images: 3600,
         doubtful: 720,
         faults: 2,
-        confidence: Moments { count: 3600, sum: 3240.0, squares: 2997.0 },
-        ln_cost_ms: Moments { count: 3600, sum: 7200.0, squares: 14_544.0 },
+        confidence: MomentSums { count: 3600, sum: 3240.0, squares: 2997.0 },
+        ln_cost_ms: MomentSums { count: 3600, sum: 7200.0, squares: 14_544.0 },
         on_doubtful: agreed(720, 470),
         on_sampled: agreed(1000, 950),
     };
-    let pair = Pair { before: vec![cell; 24], after: cell };
+    let pair = BeforeAfter { before: vec![cell; 24], after: cell };
     let mut ring = vec![pair.clone(); 2];
     ring.iter_mut().for_each(|pair| change(&mut pair.after));
-    Trial { sites: 2, ring, others: vec![pair; 6], longer: 1.0, age_ms: 3_600_000, ..Trial::default() }
+    CanaryTrial { sites: 2, ring, others: vec![pair; 6], longer: 1.0, age_ms: 3_600_000, ..CanaryTrial::default() }
 }
 
-fn withdrawn(trial: &Trial, settings: &CanarySettings) -> Option<String> {
-    match judge(trial, settings).ruling {
-        Ruling::Withdraw(why) => Some(why),
-        Ruling::Promote | Ruling::Wait(_) => None,
+fn withdrawn(trial: &CanaryTrial, settings: &CanarySettings) -> Option<String> {
+    match judge_canary(trial, settings).ruling {
+        CanaryRuling::Withdraw(why) => Some(why),
+        CanaryRuling::Promote | CanaryRuling::Wait(_) => None,
     }
 }
 
 #[test]
 fn a_release_as_good_in_everything_is_promoted() {
-    let judged = judge(&hour(|_| {}), &CanarySettings::default());
-    assert_eq!(judged.ruling, Ruling::Promote, "{judged:?}");
-    assert!(judged.findings.iter().all(|finding| finding.better.abs() < 1e-9 && finding.says == Says::Good));
+    let judged = judge_canary(&hour(|_| {}), &CanarySettings::default());
+    assert_eq!(judged.ruling, CanaryRuling::Promote, "{judged:?}");
+    assert!(judged.findings.iter().all(|finding| finding.better.abs() < 1e-9 && finding.says == FindingOutcome::Good));
 }
 
 #[test]
 fn without_verdicts_on_sampled_images_nothing_is_promoted_unless_somebody_allows_it() {
-    let trial = hour(|cell| cell.on_sampled = Agreed::default());
+    let trial = hour(|cell| cell.on_sampled = AgreementCount::default());
     let settings = CanarySettings::default();
-    let Ruling::Wait(why) = judge(&trial, &settings).ruling else { panic!() };
+    let CanaryRuling::Wait(why) = judge_canary(&trial, &settings).ruling else { panic!() };
     assert!(why.contains("verdict"), "{why}");
-    let old = Trial { age_ms: settings.longest_s * 1000, ..trial.clone() };
+    let old = CanaryTrial { age_ms: settings.max_duration_s * 1000, ..trial.clone() };
     assert!(withdrawn(&old, &settings).unwrap().starts_with("not decided in 24 h: agreement is open"));
     let allowed = CanarySettings { without_verdicts: true, ..settings };
-    assert_eq!(judge(&trial, &allowed).ruling, Ruling::Promote);
+    assert_eq!(judge_canary(&trial, &allowed).ruling, CanaryRuling::Promote);
 }
 
 #[test]
 fn crashes_refusals_and_memory_withdraw_at_once() {
     let settings = CanarySettings::default();
-    let empty = Trial { sites: 2, ..Trial::default() };
-    assert!(matches!(judge(&empty, &settings).ruling, Ruling::Wait(_)));
-    assert!(withdrawn(&Trial { crashes: 1, ..empty.clone() }, &settings).is_none());
-    assert!(withdrawn(&Trial { crashes: 2, ..empty.clone() }, &settings).unwrap().contains("ended 2 workers"));
+    let empty = CanaryTrial { sites: 2, ..CanaryTrial::default() };
+    assert!(matches!(judge_canary(&empty, &settings).ruling, CanaryRuling::Wait(_)));
+    assert!(withdrawn(&CanaryTrial { crashes: 1, ..empty.clone() }, &settings).is_none());
+    assert!(withdrawn(&CanaryTrial { crashes: 2, ..empty.clone() }, &settings).unwrap().contains("ended 2 workers"));
     let fault = FaultNote::new("release_too_new", "its opset is 99", "");
-    let half = Trial { refused: vec![fault.clone()], ..empty.clone() };
+    let half = CanaryTrial { refused: vec![fault.clone()], ..empty.clone() };
     assert!(withdrawn(&half, &settings).is_none());
-    let both = Trial { refused: vec![fault; 2], ..empty };
+    let both = CanaryTrial { refused: vec![fault; 2], ..empty };
     assert!(withdrawn(&both, &settings).unwrap().contains("its opset is 99 (release_too_new)"));
     for (before_mib, after_mib, too_much) in [(100.0, 170.0, true), (20.0, 80.0, false), (1000.0, 1400.0, false)] {
-        let trial = Trial { memory: Some(Memory { before_mib, after_mib }), ..hour(|_| {}) };
+        let trial = CanaryTrial { memory: Some(RingMemory { before_mib, after_mib }), ..hour(|_| {}) };
         assert_eq!(withdrawn(&trial, &settings).is_some(), too_much, "{before_mib} to {after_mib}");
     }
 }
 
 #[test]
 fn a_release_that_fails_on_everything_is_withdrawn_after_a_few_images() {
-    let failing = |faults| hour(move |cell| *cell = Cell { faults, ..Cell::default() });
+    let failing = |faults| hour(move |cell| *cell = EvidenceCell { faults, ..EvidenceCell::default() });
     assert!(withdrawn(&failing(3), &CanarySettings::default()).unwrap().starts_with("faults is worse"));
-    let few = hour(|cell| *cell = Cell { images: 20, ..Cell::default() });
+    let few = hour(|cell| *cell = EvidenceCell { images: 20, ..EvidenceCell::default() });
     assert!(withdrawn(&few, &CanarySettings::default()).is_none());
 }
 
@@ -273,14 +284,14 @@ fn a_release_that_fails_on_everything_is_withdrawn_after_a_few_images() {
 fn a_site_whose_share_of_the_images_changed_is_no_effect() {
     let mut trial = hour(|_| {});
     // One site is slow, and now it has ten times the images of the other; nothing else changed.
-    let slow = |cell: &mut Cell, images: f64| {
-        cell.ln_cost_ms = Moments { count: images as u64, sum: images * 4.0, squares: images * 16.04 };
+    let slow = |cell: &mut EvidenceCell, images: f64| {
+        cell.ln_cost_ms = MomentSums { count: images as u64, sum: images * 4.0, squares: images * 16.04 };
     };
     trial.ring[0].before.iter_mut().for_each(|cell| slow(cell, 3600.0));
     slow(&mut trial.ring[0].after, 36_000.0);
-    let finding = judge(&trial, &CanarySettings::default()).findings;
+    let finding = judge_canary(&trial, &CanarySettings::default()).findings;
     let cost = finding.iter().find(|finding| finding.measure == "cost").unwrap();
-    assert!(cost.better.abs() < 1e-9 && cost.says == Says::Good, "{cost:?}");
+    assert!(cost.better.abs() < 1e-9 && cost.says == FindingOutcome::Good, "{cost:?}");
 }
 
 #[test]
@@ -296,8 +307,8 @@ fn settings_out_of_range_are_refused_by_name() {
     }
 }
 
-fn odds(trial: &Trial, measure: Measure) -> Option<f64> {
-    let findings = judge(trial, &CanarySettings::default()).findings;
+fn odds(trial: &CanaryTrial, measure: CanaryMeasure) -> Option<f64> {
+    let findings = judge_canary(trial, &CanarySettings::default()).findings;
     findings.into_iter().find(|finding| finding.measure == measure.as_str()).map(|finding| finding.odds)
 }
 
@@ -306,15 +317,15 @@ proptest! {
     fn the_more_it_costs_the_higher_the_odds_that_it_is_worse(by in 0.0_f64..2.0, more in 0.01_f64..1.0) {
         let dearer = |by: f64| hour(move |cell| {
             let (images, mean) = (3600.0, 2.0 + by);
-            cell.ln_cost_ms = Moments { count: 3600, sum: images * mean, squares: images * (mean * mean + 0.04) };
+            cell.ln_cost_ms = MomentSums { count: 3600, sum: images * mean, squares: images * (mean * mean + 0.04) };
         });
-        let of = |by| odds(&dearer(by), Measure::Cost).unwrap();
+        let of = |by| odds(&dearer(by), CanaryMeasure::Cost).unwrap();
         prop_assert!(of(by) < of(by + more));
     }
 
     #[test]
     fn the_fewer_verdicts_agree_the_higher_the_odds_that_it_is_worse(agreed in 500_u64..1000, less in 1_u64..100) {
-        let of = |agreed| odds(&hour(move |cell| cell.on_sampled.agreed = agreed), Measure::Agreement).unwrap();
+        let of = |agreed| odds(&hour(move |cell| cell.on_sampled.agreed = agreed), CanaryMeasure::Agreement).unwrap();
         // How much a canary varies is taken from it where that is more, so that only the sign is sure.
         let (more, fewer) = (of(agreed), of(agreed - less));
         prop_assert!(more.signum() <= fewer.signum());
@@ -327,20 +338,20 @@ proptest! {
     ) {
         let cell = |(images, share, cost): (u64, f64, f64)| {
             let hit = (images as f64 * share) as u64;
-            let agreed = Agreed { asked: images, agreed: hit };
+            let agreed = AgreementCount { asked: images, agreed: hit };
             let values = |mean: f64| {
                 let count = images as f64;
-                Moments { count: images, sum: count * mean, squares: count * (mean * mean + 0.01) }
+                MomentSums { count: images, sum: count * mean, squares: count * (mean * mean + 0.01) }
             };
             let (confidence, ln_cost_ms) = (values(share), values(cost));
-            Cell { images, doubtful: hit, faults: hit, confidence, ln_cost_ms, on_doubtful: agreed, on_sampled: agreed }
+            EvidenceCell { images, doubtful: hit, faults: hit, confidence, ln_cost_ms, on_doubtful: agreed, on_sampled: agreed }
         };
-        let cells: Vec<Cell> = numbers.into_iter().map(cell).collect();
-        let pairs: Vec<Pair> = cells.chunks(3).map(|c| Pair { before: vec![c[0], c[1]], after: c[2] }).collect();
+        let cells: Vec<EvidenceCell> = numbers.into_iter().map(cell).collect();
+        let pairs: Vec<BeforeAfter> = cells.chunks(3).map(|c| BeforeAfter { before: vec![c[0], c[1]], after: c[2] }).collect();
         let (ring, others) = (pairs[..2].to_vec(), pairs[2..].to_vec());
-        let one = Trial { sites: 2, longer: 1.0, ring, others, ..Trial::default() };
-        let other = Trial { ring: one.others.clone(), others: one.ring.clone(), ..one.clone() };
-        let of = |trial: &Trial| judge(trial, &CanarySettings::default()).findings;
+        let one = CanaryTrial { sites: 2, longer: 1.0, ring, others, ..CanaryTrial::default() };
+        let other = CanaryTrial { ring: one.others.clone(), others: one.ring.clone(), ..one.clone() };
+        let of = |trial: &CanaryTrial| judge_canary(trial, &CanarySettings::default()).findings;
         for (here, there) in of(&one).iter().zip(of(&other)) {
             prop_assert!((here.better + there.better).abs() < 1e-9, "{here:?} {there:?}");
             prop_assert!(here.error > 0.0 && here.odds.is_finite());

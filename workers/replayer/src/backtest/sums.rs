@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Recorded;
+use super::RecordedTask;
 
 /// What became, or would have become, of a stretch of tasks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Played {
+pub struct BacktestResult {
     /// Whose settings.
     pub name: String,
     /// Tasks.
@@ -53,8 +53,8 @@ pub struct Played {
 
 /// What is summed up while a stretch is played.
 #[derive(Default)]
-pub(super) struct Sums {
-    pub(super) played: Played,
+pub(super) struct BacktestSums {
+    pub(super) played: BacktestResult,
     right: f64,
     agrees: u64,
     first_ms: Vec<f64>,
@@ -62,7 +62,7 @@ pub(super) struct Sums {
 }
 
 /// What became of one task.
-pub(super) struct Outcome {
+pub(super) struct TaskOutcome {
     pub(super) redirected: bool,
     pub(super) held: bool,
     pub(super) doubtful: bool,
@@ -74,18 +74,18 @@ pub(super) struct Outcome {
 }
 
 /// How often the site and the cloud are right, where both is known.
-pub(super) struct Known {
+pub(super) struct AgreementRates {
     edge_ratio: f64,
     cloud_ratio: f64,
 }
 
-impl Known {
-    pub(super) fn of(all: &[Recorded]) -> Self {
-        let share = |right: &dyn Fn(&Recorded) -> Option<bool>| {
+impl AgreementRates {
+    pub(super) fn of(all: &[RecordedTask]) -> Self {
+        let share = |right: &dyn Fn(&RecordedTask) -> Option<bool>| {
             let known: Vec<bool> = all.iter().filter_map(right).collect();
             known.iter().filter(|right| **right).count() as f64 / known.len().max(1) as f64
         };
-        let truth = |task: &Recorded, said: Option<&Arc<str>>| Some(said? == task.truth.as_ref()?);
+        let truth = |task: &RecordedTask, said: Option<&Arc<str>>| Some(said? == task.truth.as_ref()?);
         Self {
             edge_ratio: share(&|task| truth(task, task.edge.as_ref().map(|(label, _)| label))),
             cloud_ratio: share(&|task| truth(task, task.verdict.as_ref())),
@@ -93,8 +93,8 @@ impl Known {
     }
 }
 
-impl Sums {
-    pub(super) fn add(&mut self, task: &Recorded, outcome: &Outcome, known: &Known) {
+impl BacktestSums {
+    pub(super) fn add(&mut self, task: &RecordedTask, outcome: &TaskOutcome, known: &AgreementRates) {
         let Self { played, .. } = self;
         played.tasks += 1;
         played.local += u64::from(!outcome.redirected);
@@ -122,7 +122,7 @@ impl Sums {
         }
     }
 
-    pub(super) fn done(mut self) -> Played {
+    pub(super) fn finish(mut self) -> BacktestResult {
         let at = |values: &mut Vec<f64>, ratio: f64| {
             values.sort_by(f64::total_cmp);
             let place = ((values.len() as f64 * ratio) as usize).min(values.len().saturating_sub(1));

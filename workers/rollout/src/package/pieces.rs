@@ -16,11 +16,11 @@ use bytes::Bytes;
 use schemas::limits::PIECE_BYTES;
 use schemas::{BlobRef, ModelName};
 use sha2::{Digest, Sha256};
-use streams::{Blobs, CarryError, Store};
+use streams::{Blobs, CarryError, ReleaseStore};
 use tempfile::NamedTempFile;
 
-use super::tape::{BLOCK_BYTES, END_BYTES};
-use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, beside, make_folder, parent, settle};
+use super::archive::{BLOCK_BYTES, END_BYTES};
+use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, make_folder, parent, rename_durably, temporary_path};
 
 const WHOLE_BYTES: u64 = PIECE_BYTES as u64;
 /// Largest package, bytes: a file has a block before it and fills its last one.
@@ -51,7 +51,12 @@ pub fn piece(file: &Path, index: usize) -> Result<Vec<u8>, PackageError> {
 
 /// Puts a package's pieces into the release store, each once; what is there stays. Not if a piece is not what the file has
 /// there. By way of a temporary file of one piece.
-pub async fn keep(store: &Store, model: &ModelName, file: &Path, pieces: &[BlobRef]) -> Result<(), PackageError> {
+pub async fn keep(
+    store: &ReleaseStore,
+    model: &ModelName,
+    file: &Path,
+    pieces: &[BlobRef],
+) -> Result<(), PackageError> {
     length(pieces)?;
     for (index, blob) in pieces.iter().enumerate() {
         let file = file.to_owned();
@@ -70,39 +75,49 @@ pub async fn keep(store: &Store, model: &ModelName, file: &Path, pieces: &[BlobR
 
 /// Puts a package's pieces from the release store into a blob bucket, for those who fetch it there; those that are there
 /// are not read. What is in a bucket goes with time: a release that is still wanted is offered again.
-pub async fn offer(store: &Store, model: &ModelName, blobs: &Blobs, pieces: &[BlobRef]) -> Result<(), PackageError> {
+pub async fn offer(
+    store: &ReleaseStore,
+    model: &ModelName,
+    blobs: &Blobs,
+    pieces: &[BlobRef],
+) -> Result<(), PackageError> {
     length(pieces)?;
     for piece in pieces {
-        if !blobs.has(piece).await? {
-            blobs.store(&Source::Store(store, model).get(piece).await?).await?;
+        if !blobs.has_blob(piece).await? {
+            blobs.store_blob(&PieceSource::Store(store, model).get(piece).await?).await?;
         }
     }
     Ok(())
 }
 
 /// Puts a package together from the release store, as [`assemble`] does from a bucket.
-pub async fn fetch(store: &Store, model: &ModelName, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
-    gather(Source::Store(store, model), pieces, into).await
+pub async fn fetch(
+    store: &ReleaseStore,
+    model: &ModelName,
+    pieces: &[BlobRef],
+    into: &Path,
+) -> Result<(), PackageError> {
+    gather(PieceSource::Store(store, model), pieces, into).await
 }
 
 /// Puts a package together from a blob bucket. The file is whole, or not there; one that has these pieces already is left
 /// as it is. What came is kept beside it when the rest does not come, and not fetched again. Pieces that are missing do not
 /// keep others from coming. One at a time may do this for a file.
 pub async fn assemble(blobs: &Blobs, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
-    gather(Source::Bucket(blobs), pieces, into).await
+    gather(PieceSource::Bucket(blobs), pieces, into).await
 }
 
 /// Where pieces come from. Nothing unhashed comes out of either.
 #[derive(Clone, Copy)]
-enum Source<'a> {
-    Store(&'a Store, &'a ModelName),
+enum PieceSource<'a> {
+    Store(&'a ReleaseStore, &'a ModelName),
     Bucket(&'a Blobs),
 }
 
-impl Source<'_> {
+impl PieceSource<'_> {
     async fn get(self, piece: &BlobRef) -> Result<Bytes, CarryError> {
         match self {
-            Self::Bucket(blobs) => blobs.fetch(piece, WHOLE_BYTES).await,
+            Self::Bucket(blobs) => blobs.fetch_blob(piece, WHOLE_BYTES).await,
             Self::Store(store, model) => {
                 let at = |source| CarryError::File { path: std::env::temp_dir(), source };
                 let folder = tempfile::tempdir().map_err(at)?;
@@ -114,12 +129,12 @@ impl Source<'_> {
     }
 }
 
-async fn gather(source: Source<'_>, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
+async fn gather(source: PieceSource<'_>, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
     let size_bytes = length(pieces)?;
     let (wanted, whole) = (pieces.to_vec(), into.to_owned());
     let Some((file, held)) = off(move || open(&wanted, size_bytes, &whole)).await? else { return Ok(()) };
     let file = Arc::new(file);
-    let partial = beside(into, "partial");
+    let partial = temporary_path(into, "partial");
     let (mut missing, mut first) = (0, None);
     for (index, piece) in pieces.iter().enumerate().filter(|(index, _)| !held[*index]) {
         match source.get(piece).await {
@@ -142,7 +157,7 @@ async fn gather(source: Source<'_>, pieces: &[BlobRef], into: &Path) -> Result<(
     off(move || {
         // It may have been begun for a longer package.
         file.set_len(size_bytes).map_err(PackageError::at(&partial))?;
-        settle(&partial, &into)
+        rename_durably(&partial, &into)
     })
     .await
 }
@@ -156,7 +171,7 @@ fn open(pieces: &[BlobRef], size_bytes: u64, into: &Path) -> Result<Option<(File
     {
         return Ok(None);
     }
-    let partial = beside(into, "partial");
+    let partial = temporary_path(into, "partial");
     let options = File::options().read(true).write(true).create(true).truncate(false).open(&partial);
     let file = options.map_err(PackageError::at(&partial))?;
     let held = held(&file, pieces).map_err(PackageError::at(&partial))?;

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use super::*;
 
 /// SplitMix64: the same numbers everywhere.
-struct Chance(u64);
+struct DriftTestRng(u64);
 
-impl Chance {
+impl DriftTestRng {
     /// 0 to 1, without 1.
     fn next(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -56,7 +56,7 @@ fn steady_traffic_raises_no_alarm() {
             1 => DriftSettings { reference_answers: 1000, recent_answers: 500 },
             _ => DriftSettings::default(),
         };
-        let mut chance = Chance(seed);
+        let mut chance = DriftTestRng(seed);
         let [steady, watch, alarm] = looks(&mut monitor(settings), 12_000, || chance.sample(0.0));
         (watched, alarmed, all) = (watched + watch, alarmed + alarm, all + steady + watch + alarm);
     }
@@ -67,7 +67,7 @@ fn steady_traffic_raises_no_alarm() {
 fn pictures_that_come_in_scenes_raise_no_alarm() {
     let (mut watched, mut alarmed) = (0, 0);
     for seed in 0..50 {
-        let (mut chance, mut left, mut hard) = (Chance(1000 + seed), 0, 0.0);
+        let (mut chance, mut left, mut hard) = (DriftTestRng(1000 + seed), 0, 0.0);
         let next = || {
             if left == 0 {
                 // A scene of up to 60 pictures is as hard as it is.
@@ -86,7 +86,7 @@ fn pictures_that_come_in_scenes_raise_no_alarm() {
 #[test]
 fn a_shift_is_an_alarm_in_each_measure_and_a_small_one_is_watched() {
     let after = |hard: f32| {
-        let (mut monitor, mut chance) = (monitor(DriftSettings::default()), Chance(7));
+        let (mut monitor, mut chance) = (monitor(DriftSettings::default()), DriftTestRng(7));
         (0..4000).for_each(|_| monitor.add(chance.sample(0.0)));
         assert_eq!(monitor.report().level(), DriftLevel::Steady);
         (0..500).for_each(|_| monitor.add(chance.sample(hard)));
@@ -102,7 +102,7 @@ fn a_shift_is_an_alarm_in_each_measure_and_a_small_one_is_watched() {
 #[test]
 fn nothing_is_said_before_both_windows_are_full_and_of_what_is_not_measured() {
     let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
-    let (mut monitor, mut chance) = (monitor(settings), Chance(3));
+    let (mut monitor, mut chance) = (monitor(settings), DriftTestRng(3));
     (0..149).for_each(|_| monitor.add(DriftSample { novelty: None, agreement: None, ..chance.sample(0.0) }));
     let report = monitor.report();
     assert_eq!((report.reference_answers, report.recent_answers, report.measures().count()), (100, 49, 0));
@@ -114,7 +114,7 @@ fn nothing_is_said_before_both_windows_are_full_and_of_what_is_not_measured() {
 #[test]
 fn the_largest_reference_fits_a_note_of_the_ledger() {
     let settings = DriftSettings { reference_answers: 1_000_000, recent_answers: 50 };
-    let (mut monitor, mut chance) = (monitor(settings), Chance(3));
+    let (mut monitor, mut chance) = (monitor(settings), DriftTestRng(3));
     (0..1_000_000).for_each(|_| monitor.add(chance.sample(0.0)));
     assert_eq!(monitor.reference().unwrap().stretches.len(), 64);
     let size = serde_json::to_vec(monitor.reference().unwrap()).unwrap().len();

@@ -3,38 +3,38 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use streams::read::{self, Level, Progress};
+use streams::reader::{self, ConsumerProgress, StreamLevel};
 
-use super::Queue;
+use super::QueueConsumer;
 
 /// The server has this long to answer: whoever asks waits for it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a queue stands.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
+pub(super) struct QueueReading {
     pub role: &'static str,
     pub stream: &'static str,
     pub durable: String,
-    pub progress: Progress,
+    pub progress: ConsumerProgress,
 }
 
 /// What the server said. What it did not say is absent: a queue that cannot be seen must not look empty.
 #[derive(Debug, Default)]
-pub(super) struct Queues {
-    pub found: Vec<Found>,
-    pub levels: BTreeMap<&'static str, Level>,
+pub(super) struct QueueReadings {
+    pub found: Vec<QueueReading>,
+    pub levels: BTreeMap<&'static str, StreamLevel>,
 }
 
-pub(super) async fn look(queues: Vec<Queue>) -> Queues {
-    let one = |queue: Queue| async move {
-        let progress = read::progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
-        let level = read::level(&queue.bus, queue.stream).await.ok()?;
-        let Queue { role, stream, durable, .. } = queue;
-        Some((Found { role, stream, durable, progress }, level))
+pub(super) async fn read_queues(queues: Vec<QueueConsumer>) -> QueueReadings {
+    let one = |queue: QueueConsumer| async move {
+        let progress = reader::consumer_progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
+        let level = reader::stream_level(&queue.bus, queue.stream).await.ok()?;
+        let QueueConsumer { role, stream, durable, .. } = queue;
+        Some((QueueReading { role, stream, durable, progress }, level))
     };
     let asked = futures::future::join_all(queues.into_iter().map(|queue| tokio::time::timeout(PATIENCE, one(queue))));
-    let mut all = Queues::default();
+    let mut all = QueueReadings::default();
     for (found, level) in asked.await.into_iter().filter_map(|answered| answered.ok().flatten()) {
         all.levels.insert(found.stream, level);
         all.found.push(found);

@@ -7,24 +7,24 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{Beat, DriftReport, LinkReport, OutcomeReport};
+use schemas::{DriftReport, Heartbeat, LinkReport, OutcomeReport};
 
-use super::queues::Queues;
+use super::queues::QueueReadings;
 use crate::{clock, process};
 
-type Labels = Vec<(&'static str, String)>;
+type MetricLabels = Vec<(&'static str, String)>;
 
-type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
-type Counters = Family<Labels, Counter<f64, AtomicU64>>;
+type MetricGauges = Family<MetricLabels, Gauge<f64, AtomicU64>>;
+type MetricCounters = Family<MetricLabels, Counter<f64, AtomicU64>>;
 
 /// Metrics that are made anew for whoever asks: name, help, values.
 #[derive(Default)]
-struct Sheet {
-    gauges: Vec<(&'static str, &'static str, Gauges)>,
-    counters: Vec<(&'static str, &'static str, Counters)>,
+struct MetricSheet {
+    gauges: Vec<(&'static str, &'static str, MetricGauges)>,
+    counters: Vec<(&'static str, &'static str, MetricCounters)>,
 }
 
-impl Sheet {
+impl MetricSheet {
     fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
         let place = self.gauges.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
             self.gauges.push((name, help, Family::default()));
@@ -53,13 +53,13 @@ impl Sheet {
     }
 }
 
-fn owned(labels: &[(&'static str, &str)]) -> Labels {
+fn owned(labels: &[(&'static str, &str)]) -> MetricLabels {
     labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
 }
 
 /// Everything that is looked up when somebody asks.
-pub(super) fn of(beats: &[Beat], queues: &Queues, expiries: &BTreeMap<String, u64>) -> Registry {
-    let mut sheet = Sheet::default();
+pub(super) fn of(beats: &[Heartbeat], queues: &QueueReadings, expiries: &BTreeMap<String, u64>) -> Registry {
+    let mut sheet = MetricSheet::default();
     for (what, ends_at_ms) in expiries {
         let help = "When a certificate or the like ends, seconds since the epoch";
         sheet.gauge("tributary_expires_timestamp_seconds", help, &[("what", what)], *ends_at_ms as f64 / 1000.0);
@@ -75,13 +75,13 @@ pub(super) fn of(beats: &[Beat], queues: &Queues, expiries: &BTreeMap<String, u6
     if let Some(bytes) = process::resident_bytes() {
         sheet.gauge("tributary_memory_bytes", "Memory that this process has", &[], bytes as f64);
     }
-    if let Some(cpu) = process::cpu(std::process::id()) {
+    if let Some(cpu) = process::cpu_time(std::process::id()) {
         sheet.counter("tributary_cpu_seconds", "Processor time that this process used", &[], cpu.as_secs_f64());
     }
     sheet.registry()
 }
 
-fn outcomes(sheet: &mut Sheet, site: &str, outcomes: &OutcomeReport) {
+fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
     let here = [("site", site)];
     let oldest_s = outcomes.oldest_at_ms.map_or(0.0, |at_ms| clock::now_ms().saturating_sub(at_ms) as f64 / 1000.0);
     let gauges = [
@@ -108,7 +108,7 @@ fn outcomes(sheet: &mut Sheet, site: &str, outcomes: &OutcomeReport) {
     sheet.counter("tributary_images_repeated", "Images published twice", &here, outcomes.duplicates as f64);
 }
 
-fn worker(sheet: &mut Sheet, beat: &Beat) {
+fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
     if beat.replicas > 0 {
@@ -178,7 +178,7 @@ fn worker(sheet: &mut Sheet, beat: &Beat) {
     }
 }
 
-fn drift(sheet: &mut Sheet, who: &[(&'static str, &str)], report: &DriftReport) {
+fn drift(sheet: &mut MetricSheet, who: &[(&'static str, &str)], report: &DriftReport) {
     let help = "How far answers are from what they used to be: 0 steady or not known yet, 1 watch, 2 alarm";
     sheet.gauge("tributary_drift_level", help, who, f64::from(report.level() as u8));
     for (name, measure) in report.measures() {
@@ -189,7 +189,7 @@ fn drift(sheet: &mut Sheet, who: &[(&'static str, &str)], report: &DriftReport) 
     }
 }
 
-fn link(sheet: &mut Sheet, site: &str, link: &LinkReport) {
+fn link(sheet: &mut MetricSheet, site: &str, link: &LinkReport) {
     let labels = [("site", site)];
     let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
     gauge("tributary_link_up", "Whether the cloud answers", f64::from(u8::from(link.up)));
@@ -214,7 +214,7 @@ fn link(sheet: &mut Sheet, site: &str, link: &LinkReport) {
     }
 }
 
-fn queues(sheet: &mut Sheet, beats: &[Beat], queues: &Queues) {
+fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) {
     for queue in &queues.found {
         let name = [("stream", queue.stream), ("consumer", queue.durable.as_str())];
         for (state, count) in [("pending", queue.progress.pending), ("unacked", queue.progress.unacked)] {
@@ -238,10 +238,10 @@ fn queues(sheet: &mut Sheet, beats: &[Beat], queues: &Queues) {
 #[cfg(test)]
 mod tests {
     use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId};
-    use streams::read::{Level, Progress};
+    use streams::reader::{ConsumerProgress, StreamLevel};
 
     use super::*;
-    use crate::metrics::queues::Found;
+    use crate::metrics::queues::QueueReading;
 
     fn drifted() -> DriftReport {
         let level = DriftLevel::Alarm;
@@ -268,17 +268,18 @@ mod tests {
             }))
             .unwrap()
         };
-        let beat = Beat {
+        let beat = Heartbeat {
             cost_ms: Some(20.0),
             replicas: 2,
             decision: Some(decision),
             drift: Some(drifted()),
-            ..Beat::of("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
+            ..Heartbeat::for_worker("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
         };
-        let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
-        let found = Found { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
-        let level = Level { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
-        let queues = Queues { found: vec![found], levels: [("IMAGES", level)].into() };
+        let progress = ConsumerProgress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
+        let found = QueueReading { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
+        let level =
+            StreamLevel { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
+        let queues = QueueReadings { found: vec![found], levels: [("IMAGES", level)].into() };
         let mut text = String::new();
         prometheus_client::encoding::text::encode(
             &mut text,

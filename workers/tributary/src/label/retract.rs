@@ -3,24 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aggregator::descent::{self, TaintedRelease};
-use aggregator::release::{self, Releases};
+use aggregator::release::{self, ModelReleases};
+use aggregator::tainted_release::{self, TaintedRelease};
 use anyhow::{Context, bail};
 use clap::builder::NonEmptyStringValueParser;
-use replayer::moment;
+use replayer::timestamp;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_NOTE_BYTES;
 use schemas::{Answer, CameraName, Label, ModelName, Rollout, TaskId, decode, encode};
 use serde::Serialize;
-use streams::read::{self, Stretch};
-use streams::{Bus, Publication, Publisher, Store, subject, topology};
-use trainer::learned::{self, TracedUpdate, Until};
+use streams::reader::{self, StreamRange};
+use streams::{Bus, Publication, Publisher, ReleaseStore, subject, topology};
+use trainer::learned_images::{self, RetractionTimes, TracedUpdate};
 
-use crate::release::stand;
+use crate::release::standing;
 use crate::settings::Settings;
-use crate::site::Site;
-use crate::{audit, form, out, site};
+use crate::site_target::SiteTarget;
+use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Everything said of these images so far stops counting, the publisher's label and the cloud's
@@ -89,44 +89,44 @@ struct NamedRelease {
 }
 
 /// Takes labels back.
-pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
     let why = args.why.as_deref().unwrap_or_default();
     if why.len() > MAX_NOTE_BYTES {
         bail!("--why has {} bytes; at most {MAX_NOTE_BYTES} are allowed", why.len());
     }
-    let here = site::open(loaded, "label").await?;
-    let standing = Standing::read(&here.bus).await?;
+    let here = site_target::open(loaded, "label").await?;
+    let standing = StandingLabels::read(&here.bus).await?;
     let wanted = wanted(args, &standing)?;
     let (known, unknown) = known(&here, wanted, &standing).await?;
     if !args.dry_run {
         publish(&here, args.by.as_ref(), why, &known).await?;
-        let about = format!("{}: {why}", form::count(known.len() as u64, "task"));
-        audit::note(&here.bus, &here.name, "label retract", about).await;
+        let about = format!("{}: {why}", format::count(known.len() as u64, "task"));
+        audit::record_command(&here.bus, &here.name, "label retract", about).await;
     }
     let retracted: BTreeSet<TaskId> = known.keys().copied().collect();
-    let images: Until = retracted.iter().map(|task| (*task, i128::MAX)).collect();
+    let images: RetractionTimes = retracted.iter().map(|task| (*task, i128::MAX)).collect();
     // After the retraction was said: a trainer writes first and looks for retractions then.
-    let updates = learned::trace(&here.bus, &here.name, &images).await?;
+    let updates = learned_images::trace_updates(&here.bus, &here.name, &images).await?;
     let releases = match here.whole_cloud() {
         Ok(cloud) => releases(loaded, args, cloud, &updates).await,
         Err(error) => Err(error),
     };
     let (releases, releases_unknown) = match releases {
         Ok(releases) => (releases, None),
-        Err(error) => (Vec::new(), Some(out::with_causes(&error, ": "))),
+        Err(error) => (Vec::new(), Some(stdout::with_causes(&error, ": "))),
     };
     let site = here.name.to_string();
     let all = Consequences { site, retracted, unknown, updates, releases, releases_unknown };
     if args.json {
-        out::json(&all)?;
+        stdout::json(&all)?;
     } else {
-        tell(args, &all)?;
+        print_consequences(args, &all)?;
     }
     match &all.unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
             "{} of unknown tasks passed over, the first is {first}: site {} knows no answer and no label of it, and no update learned from it",
-            form::count(all.unknown.len() as u64, "label"),
+            format::count(all.unknown.len() as u64, "label"),
             all.site
         ),
     }
@@ -144,25 +144,29 @@ struct StandingLabel {
 
 /// The labels of a site that count, the latest of each task.
 #[derive(Debug, Default)]
-struct Standing(BTreeMap<TaskId, StandingLabel>);
+struct StandingLabels(BTreeMap<TaskId, StandingLabel>);
 
-impl Standing {
+impl StandingLabels {
     async fn read(bus: &Bus) -> anyhow::Result<Self> {
         let mut standing = Self::default();
-        let last = read::level(bus, topology::LABELS).await?;
+        let last = reader::stream_level(bus, topology::LABELS).await?;
         if last.messages > 0 {
-            read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
-                match decode::<Label>(&record.payload) {
-                    Ok(label) => standing.hear(&label, camera(&record.subject)),
+            reader::read_range(
+                bus,
+                topology::LABELS,
+                StreamRange::default(),
+                last.last_sequence,
+                |record| match decode::<Label>(&record.payload) {
+                    Ok(label) => standing.apply_label(&label, camera(&record.subject)),
                     Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
-                }
-            })
+                },
+            )
             .await?;
         }
         Ok(standing)
     }
 
-    fn hear(&mut self, label: &Label, camera: CameraName) {
+    fn apply_label(&mut self, label: &Label, camera: CameraName) {
         if label.retracted.is_some() {
             self.0.remove(&label.task);
             return;
@@ -192,11 +196,11 @@ fn camera(subject: &str) -> CameraName {
 }
 
 /// The tasks that are meant.
-fn wanted(args: &RetractArgs, standing: &Standing) -> anyhow::Result<BTreeSet<TaskId>> {
+fn wanted(args: &RetractArgs, standing: &StandingLabels) -> anyhow::Result<BTreeSet<TaskId>> {
     if !args.tasks.is_empty() {
         return Ok(args.tasks.iter().copied().collect());
     }
-    let since = args.since.as_deref().map(|text| moment::read(text, Some(clock::now_ms()))).transpose();
+    let since = args.since.as_deref().map(|text| timestamp::parse_timestamp(text, Some(clock::now_ms()))).transpose();
     let since_ms = since.map_err(|why| anyhow::anyhow!("--since: {why}"))?;
     let found = standing.by(args.labelled_by.as_deref(), since_ms.unwrap_or(0));
     if found.is_empty() {
@@ -211,9 +215,9 @@ fn wanted(args: &RetractArgs, standing: &Standing) -> anyhow::Result<BTreeSet<Ta
 
 /// The tasks that the site knows, each with its camera, and those that it does not.
 async fn known(
-    here: &Site,
+    here: &SiteTarget,
     wanted: BTreeSet<TaskId>,
-    standing: &Standing,
+    standing: &StandingLabels,
 ) -> anyhow::Result<(BTreeMap<TaskId, CameraName>, Vec<TaskId>)> {
     let (mut known, mut silent) = (BTreeMap::new(), BTreeSet::new());
     for task in wanted {
@@ -221,14 +225,16 @@ async fn known(
             known.insert(task, label.camera.clone());
             continue;
         }
-        match read::last(&here.bus, topology::ANSWERS, &subject::finality_of_any_camera(&here.name, task)).await? {
+        match reader::last_message(&here.bus, topology::ANSWERS, &subject::final_answer_of_any_camera(&here.name, task))
+            .await?
+        {
             Some(record) => drop(known.insert(task, decode::<Answer>(&record.payload)?.camera)),
             None => silent.extend([task]),
         }
     }
     // Answers go before what was learned from them does.
-    let images: Until = silent.iter().map(|task| (*task, i128::MAX)).collect();
-    for update in learned::trace(&here.bus, &here.name, &images).await? {
+    let images: RetractionTimes = silent.iter().map(|task| (*task, i128::MAX)).collect();
+    for update in learned_images::trace_updates(&here.bus, &here.name, &images).await? {
         known.extend(update.images.into_iter().map(|task| (task, CameraName::unknown())));
     }
     silent.retain(|task| !known.contains_key(task));
@@ -236,7 +242,7 @@ async fn known(
 }
 
 async fn publish(
-    here: &Site,
+    here: &SiteTarget,
     by: Option<&String>,
     why: &str,
     tasks: &BTreeMap<TaskId, CameraName>,
@@ -253,7 +259,7 @@ async fn publish(
 
 /// The releases that learned from these updates, by model.
 async fn releases(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     args: &RetractArgs,
     cloud: &Bus,
     updates: &[TracedUpdate],
@@ -266,7 +272,7 @@ async fn releases(
         return Ok(Vec::new());
     }
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
-    let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
+    let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
     let models = release::models(&store).await.with_context(|| format!("release store {url}"))?;
     let mut found = Vec::new();
     for (model, updates) in of_model {
@@ -275,11 +281,11 @@ async fn releases(
                 "release store {url} has no release of model {model}: name the one of the aggregator with --release-store"
             );
         }
-        let manifests = Releases::new(store.clone(), model.clone()).list().await?;
+        let manifests = ModelReleases::new(store.clone(), model.clone()).list().await?;
         let history = history(cloud, model).await;
-        found.extend(descent::tainted(&manifests, &updates).into_iter().map(|tainted| NamedRelease {
+        found.extend(tainted_release::tainted_releases(&manifests, &updates).into_iter().map(|tainted| NamedRelease {
             model: model.clone(),
-            stands: stand::word(&history, &tainted.release).into(),
+            stands: standing::standing_of(&history, &tainted.release).into(),
             tainted,
         }));
     }
@@ -288,31 +294,31 @@ async fn releases(
 
 /// What was decided about a model's releases; nothing where the cloud cannot be reached, which is said.
 async fn history(cloud: &Bus, model: &ModelName) -> Vec<Rollout> {
-    rollout::log::history(cloud, model).await.unwrap_or_else(|error| {
-        out::note(format_args!("how releases stand is not known: {error}"));
+    rollout::decision_log::history(cloud, model).await.unwrap_or_else(|error| {
+        stdout::print_note(format_args!("how releases stand is not known: {error}"));
         Vec::new()
     })
 }
 
-fn tell(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
-    let count = form::count(all.retracted.len() as u64, "label");
+fn print_consequences(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
+    let count = format::count(all.retracted.len() as u64, "label");
     match args.dry_run {
-        true => out::line(format_args!("{count} would be taken back at site {}", all.site))?,
-        false => out::line(format_args!("{count} taken back at site {}", all.site))?,
+        true => stdout::print_line(format_args!("{count} would be taken back at site {}", all.site))?,
+        false => stdout::print_line(format_args!("{count} taken back at site {}", all.site))?,
     }
     if all.updates.is_empty() {
-        return out::line("No update that this site remembers learned from them.");
+        return stdout::print_line("No update that this site remembers learned from them.");
     }
     let row = |update: &TracedUpdate| {
         let round = if update.round == 0 { "none".to_owned() } else { update.round.to_string() };
         let images = update.images.len().to_string();
-        let trained = form::time(update.trained_at_ms);
+        let trained = format::format_time(update.trained_at_ms);
         vec![update.update.to_string(), update.model.to_string(), round, trained, images]
     };
     let rows: Vec<Vec<String>> = all.updates.iter().map(row).collect();
-    out::line(form::table(&["update", "model", "round", "trained", "learned from"], &rows))?;
+    stdout::print_line(format::table(&["update", "model", "round", "trained", "learned from"], &rows))?;
     if let Some(why) = &all.releases_unknown {
-        return out::line(format_args!(
+        return stdout::print_line(format_args!(
             "Which releases learned from them is not known here: {why}\nAsk again where the release store can be reached (--release-store, --dry-run), or look for these updates in `tributary release show`."
         ));
     }
@@ -321,7 +327,7 @@ fn tell(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
 
 fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
     if releases.is_empty() {
-        return out::line("None of these updates is in a release.");
+        return stdout::print_line("None of these updates is in a release.");
     }
     let row = |named: &NamedRelease| {
         let tainted = &named.tainted;
@@ -333,12 +339,14 @@ fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
         vec![tainted.release.short().to_owned(), named.model.to_string(), round, named.stands.clone(), how]
     };
     let rows: Vec<Vec<String>> = releases.iter().map(row).collect();
-    out::line(form::table(&["release", "model", "round", "stands", ""], &rows))?;
+    stdout::print_line(format::table(&["release", "model", "round", "stands", ""], &rows))?;
     let held = releases.iter().rev().find(|named| !named.tainted.updates.is_empty());
     let Some(NamedRelease { tainted, .. }) = held else { return Ok(()) };
     let updates: Vec<String> = tainted.updates.iter().map(|update| format!(" --without {update}")).collect();
     let (release, updates) = (tainted.release.short(), updates.concat());
-    out::line(format_args!("Where the release store is: `tributary release remake {release}{updates} --why TEXT`"))
+    stdout::print_line(format_args!(
+        "Where the release store is: `tributary release remake {release}{updates} --why TEXT`"
+    ))
 }
 
 #[cfg(test)]
@@ -347,7 +355,7 @@ mod tests {
 
     fn label(task: &str, by: Option<&str>, at_ms: u64) -> Label {
         Label {
-            task: TaskId::derived(task),
+            task: TaskId::from_name(task),
             label: "coat".into(),
             by: by.map(str::to_owned),
             labelled_at_ms: at_ms,
@@ -356,9 +364,9 @@ mod tests {
         }
     }
 
-    fn standing(labels: &[Label]) -> Standing {
-        let mut standing = Standing::default();
-        labels.iter().for_each(|label| standing.hear(label, CameraName::unknown()));
+    fn standing(labels: &[Label]) -> StandingLabels {
+        let mut standing = StandingLabels::default();
+        labels.iter().for_each(|label| standing.apply_label(label, CameraName::unknown()));
         standing
     }
 
@@ -372,10 +380,10 @@ mod tests {
             label("b", Some("anna"), 20),
             label("b", Some("bert"), 30),
             label("c", Some("anna"), 40),
-            Label::retraction(TaskId::derived("c"), None, "mistaken", 45),
+            Label::retraction(TaskId::from_name("c"), None, "mistaken", 45),
             label("d", Some("anna"), 50),
         ]);
-        let tasks = |names: &[&str]| names.iter().map(|name| TaskId::derived(name)).collect::<BTreeSet<_>>();
+        let tasks = |names: &[&str]| names.iter().map(|name| TaskId::from_name(name)).collect::<BTreeSet<_>>();
         assert_eq!(all.by(Some("anna"), 0), tasks(&["a", "d"]));
         assert_eq!(all.by(Some("anna"), 11), tasks(&["d"]));
         assert_eq!(all.by(None, 0), tasks(&["a", "b", "d"]));

@@ -3,31 +3,31 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aggregator::Releases;
+use aggregator::ModelReleases;
 use aggregator::release::Manifest;
-use aggregator::seal;
+use aggregator::release_builder;
 use anyhow::{Context, bail};
 use model_signature::{EcPrivateKey, SignedFolder};
-use rollout::prepare::{self, Origin};
-use rollout::stage::{self, Said};
-use rollout::trial::Trial;
-use rollout::{log, oci, package};
+use rollout::prepare::{self, ReleaseOrigin};
+use rollout::stage::{self, DecisionContext};
+use rollout::trial::TrialRunner;
+use rollout::{decision_log, oci, package};
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
 use serde_json::json;
-use streams::store::Put;
-use streams::{Blobs, Bus, CarryError, Publisher, Store};
+use streams::store::PutOutcome;
+use streams::{Blobs, Bus, CarryError, Publisher, ReleaseStore};
 use vision::Model;
 
 use super::signature;
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, site_target, stdout};
 
 /// Makes a release of a folder; of one that is signed, of the signed files alone.
 pub async fn import(
-    loaded: &Loaded<Settings>,
-    store: Store,
+    loaded: &LoadedSettings<Settings>,
+    store: ReleaseStore,
     name: Option<ModelName>,
     (folder, signed): (&Path, Option<SignedFolder>),
     json: bool,
@@ -37,11 +37,11 @@ pub async fn import(
         Some(signed) => signature::load(signed, folder, &work.path().join("signed")).await?,
         None => Model::load(folder).with_context(|| format!("model {}", folder.display()))?,
     };
-    let name = name.unwrap_or_else(|| ModelName::of(&model.description.name));
-    let cloud = site::cloud(loaded, "release").await?;
+    let name = name.unwrap_or_else(|| ModelName::from_name(&model.description.name));
+    let cloud = site_target::cloud(loaded, "release").await?;
     let blobs = Blobs::open_in_cloud(&cloud).await?;
-    let releases = Releases::new(store, name.clone());
-    let now = log::latest(&cloud, &name).await?;
+    let releases = ModelReleases::new(store, name.clone());
+    let now = decision_log::latest(&cloud, &name).await?;
     let relabelled = match &now {
         Some(now) => {
             if let Some(stage) = stage::stage_of(now, &model.release) {
@@ -54,30 +54,30 @@ pub async fn import(
             None
         }
     };
-    out::note(format_args!("{} is tried in a process of its own …", folder.display()));
+    stdout::print_note(format_args!("{} is tried in a process of its own …", folder.display()));
     let parent = now.as_ref().map(|now| now.stable.release.clone());
-    let origin = Origin { parent: parent.clone(), words: "imported".into(), ..Origin::default() };
-    let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
+    let origin = ReleaseOrigin { parent: parent.clone(), words: "imported".into(), ..ReleaseOrigin::default() };
+    let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&model, origin, &trial, work.path()).await;
     let (release, file) =
         prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.name, fault.remedy))?;
     let (weights, weights_file) = {
         let (model, work) = (model.clone(), work.path().to_owned());
-        tokio::task::spawn_blocking(move || seal::weights_of(&model, &work)).await??
+        tokio::task::spawn_blocking(move || release_builder::weights_of(&model, &work)).await??
     };
     prepare::keep_and_offer(releases.store(), &blobs, &name, &release, &file).await?;
     let manifest = Manifest::first(name.clone(), model.release.clone(), model.labels.clone(), weights);
     let signed_by = signed.map(|signed| signed.fingerprint().to_owned());
     let manifest = Manifest { parent, signed_by, ..manifest.packaged(release.package.clone()) };
-    if releases.put(&manifest, &weights_file).await? == Put::Already {
+    if releases.put(&manifest, &weights_file).await? == PutOutcome::Already {
         let kept = releases.manifest(&model.release).await?;
         if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
-            out::note("The release was in the store before: `release show` says who signed it then.");
+            stdout::print_note("The release was in the store before: `release show` says who signed it then.");
         }
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
-    let decided = log::decide(&cloud, &publisher, &name, |now| {
-        let said = |why| Said::new("hand", why, clock::now_ms());
+    let decided = decision_log::decide(&cloud, &publisher, &name, |now| {
+        let said = |why| DecisionContext::new("hand", why, clock::now_ms());
         Ok::<_, CarryError>(match now {
             None => Some(stage::first(name.clone(), release.clone(), said("imported as the first"))),
             Some(now) => stage::candidate(now, release.clone(), said("imported")).ok(),
@@ -85,32 +85,38 @@ pub async fn import(
     });
     let decided = decided.await?.context("somebody else imported it just now")?;
     let by = manifest.signed_by.as_ref().map_or(String::new(), |key| format!(", signed by key {key}"));
-    audit::note(&cloud, &SiteName::cloud(), "release import", format!("{name} {}{by}", release.release.as_str())).await;
+    audit::record_command(
+        &cloud,
+        &SiteName::cloud(),
+        "release import",
+        format!("{name} {}{by}", release.release.as_str()),
+    )
+    .await;
     let stage = decided.decision.stage.as_str();
     if json {
-        return out::json(&json!({
+        return stdout::json(&json!({
             "release": release.release, "model": name, "stage": stage, "needs": release.needs,
             "package_bytes": release.size_bytes(), "relabelled": relabelled,
             "signed_by": manifest.signed_by,
         }));
     }
-    out::line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
-    signature::tell_signer(manifest.signed_by.as_ref())?;
+    stdout::print_line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
+    signature::print_signer(manifest.signed_by.as_ref())?;
     let needs = &release.needs;
-    out::line(format_args!(
+    stdout::print_line(format_args!(
         "package  {} in {}; operators of version {}, {} MiB, tried with ONNX Runtime {}",
-        form::size(release.size_bytes()),
-        form::count(release.package.len() as u64, "piece"),
+        format::format_size(release.size_bytes()),
+        format::count(release.package.len() as u64, "piece"),
         needs.opset,
         needs.memory_mib,
         needs.runtime
     ))?;
-    relabelled.map_or(Ok(()), |relabelled| out::line(format_args!("labels   {relabelled}")))
+    relabelled.map_or(Ok(()), |relabelled| stdout::print_line(format_args!("labels   {relabelled}")))
 }
 
 /// Of a first release sites must be able to come back to what they run.
 async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> anyhow::Result<()> {
-    let reports = log::reports(cloud).await?;
+    let reports = decision_log::reports(cloud).await?;
     let others = reports.iter().filter(|swap| swap.model == *model && swap.release != *release);
     match others.min_by_key(|swap| (&swap.site, &swap.release)) {
         None => Ok(()),
@@ -122,13 +128,13 @@ async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> any
 }
 
 /// How the labels of a release differ from those of what is stable, in words; an error if it does not know all of them.
-async fn relabelled(releases: &Releases, now: &Rollout, labels: &[String]) -> anyhow::Result<Option<String>> {
+async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) -> anyhow::Result<Option<String>> {
     let Some(stable) = releases.manifest(&now.stable.release).await? else { return Ok(None) };
     let missing: Vec<&String> = stable.labels.iter().filter(|label| !labels.contains(label)).collect();
     if !missing.is_empty() {
         bail!(
             "it does not know {}, which {} does: a release may add labels and put them into another order, but sites, thresholds and what was learned go by their names",
-            form::list(&missing),
+            format::list(&missing),
             now.stable.release.short()
         );
     }
@@ -139,17 +145,17 @@ async fn relabelled(releases: &Releases, now: &Rollout, labels: &[String]) -> an
         moved.filter(|(_, from, to)| from != to).map(|(label, from, to)| format!("{label} {from} to {to}")).collect();
     let mut words = Vec::new();
     if !added.is_empty() {
-        words.push(format!("new: {}", form::list(&added)));
+        words.push(format!("new: {}", format::list(&added)));
     }
     if !moved.is_empty() {
-        words.push(format!("in another place of the output: {}", form::list(&moved)));
+        words.push(format!("in another place of the output: {}", format::list(&moved)));
     }
     Ok((!words.is_empty()).then(|| words.join("; ")))
 }
 
 /// Writes a release's folder, or an image layout with it; the folder with a signature, if a key is named.
 pub async fn export(
-    releases: &Releases,
+    releases: &ModelReleases,
     name: &ModelName,
     release: &str,
     folder: &Path,
@@ -190,6 +196,6 @@ pub async fn export(
         Ok(key)
     };
     let key = tokio::task::spawn_blocking(written).await??;
-    out::line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
-    key_file.zip(key).map_or(Ok(()), |(file, key)| signature::tell_check(folder, file, &key))
+    stdout::print_line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
+    key_file.zip(key).map_or(Ok(()), |(file, key)| signature::print_check(folder, file, &key))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use model_signature::{EcPrivateKey, EcPublicKey, SIGNATURE_FILE, SignedFolder, sign_folder, verify_folder};
 use vision::Model;
 
-use crate::{form, out};
+use crate::{format, stdout};
 
 /// Whose signature a folder has to bear.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -29,7 +29,7 @@ pub async fn verify(args: &SignatureArgs, trusted: &[PathBuf], folder: &Path) ->
             bail!("a signature is checked with its maker's key: name it with --signed-by PUBLIC.pem");
         }
         if beside.exists() {
-            out::note(format_args!(
+            stdout::print_note(format_args!(
                 "{} was not checked: --signed-by PUBLIC.pem names the key of whoever made it",
                 beside.display()
             ));
@@ -92,21 +92,21 @@ pub fn sign(folder: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
 }
 
 /// How whoever gets a signed folder checks it.
-pub fn tell_check(folder: &Path, key_file: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
+pub fn print_check(folder: &Path, key_file: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
     let (folder, signature) = (folder.display(), folder.join(SIGNATURE_FILE));
-    out::line(format_args!(
+    stdout::print_line(format_args!(
         "signed   by key {}; its public half: openssl pkey -in {} -pubout -out PUBLIC.pem",
         key.public().fingerprint(),
         key_file.display()
     ))?;
-    out::line(format_args!(
+    stdout::print_line(format_args!(
         "check    model_signing verify key --public_key PUBLIC.pem --signature {} {folder}",
         signature.display()
     ))?;
-    out::line(format_args!("import   tributary release import {folder} --signed-by PUBLIC.pem"))
+    stdout::print_line(format_args!("import   tributary release import {folder} --signed-by PUBLIC.pem"))
 }
 
 /// Who signed a release, in words.
-pub fn tell_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
-    fingerprint.map_or(Ok(()), |key| out::line(format_args!("signed   by key {}", form::plain(key))))
+pub fn print_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
+    fingerprint.map_or(Ok(()), |key| stdout::print_line(format_args!("signed   by key {}", format::plain_number(key))))
 }

@@ -4,33 +4,33 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use decisions::{InForce, PolicyName};
+use decisions::{EffectiveSettings, PolicyName};
 use replayer::ReplayerSettings;
-use replayer::backtest::{Candidate, Played, as_it_was, in_order, play};
+use replayer::backtest::{BacktestCandidate, BacktestResult, in_order, recorded_result, replay_decisions};
 use replayer::gather::gather_decided;
-use replayer::pace::Pace;
+use replayer::read_limiter::ReadLimiter;
 use serde_json::{Value, json};
 use streams::fleet::Ledger;
 
 use super::ReplayArgs;
-use crate::site::Site;
-use crate::{form, out};
+use crate::site_target::SiteTarget;
+use crate::{format, stdout};
 
 /// What stands beside a file's own name in what it holds.
 const SECTIONS: [&str; 3] = ["policy", "gate", "verify"];
 
 /// The settings that are tried: each policy and each gate that was named.
-pub fn candidates(args: &ReplayArgs) -> anyhow::Result<Vec<Candidate>> {
+pub fn candidates(args: &ReplayArgs) -> anyhow::Result<Vec<BacktestCandidate>> {
     let policies = args.policy.iter().map(|named| candidate(named, "policy"));
     let gates = args.gate.iter().map(|named| candidate(named, "gate"));
     policies.chain(gates).collect()
 }
 
-fn candidate(named: &str, section: &str) -> anyhow::Result<Candidate> {
+fn candidate(named: &str, section: &str) -> anyhow::Result<BacktestCandidate> {
     let path = Path::new(named);
     if section == "policy" && !path.is_file() {
         let name: PolicyName = named.parse().with_context(|| format!("--policy {named} is no file either"))?;
-        return Ok(Candidate { name: named.into(), says: json!({ "policy": { "name": name } }) });
+        return Ok(BacktestCandidate { name: named.into(), says: json!({ "policy": { "name": name } }) });
     }
     ensure!(path.is_file(), "--{section} {named}: there is no such file");
     let mut says = runtime::settings::table(path)?;
@@ -46,18 +46,18 @@ fn candidate(named: &str, section: &str) -> anyhow::Result<Candidate> {
         says.retain(|key, _| SECTIONS.contains(&key.as_str()));
     }
     let name = path.file_stem().map_or_else(|| named.to_owned(), |stem| stem.to_string_lossy().into_owned());
-    Ok(Candidate { name, says })
+    Ok(BacktestCandidate { name, says })
 }
 
 /// Plays what was recorded through each candidate, and shows them side by side.
 pub async fn command(
-    site: &Site,
+    site: &SiteTarget,
     settings: &ReplayerSettings,
     args: &ReplayArgs,
-    candidates: &[Candidate],
+    candidates: &[BacktestCandidate],
 ) -> anyhow::Result<()> {
     let options = args.selection.options(String::new())?;
-    let mut pace = Pace::new(&site.bus, &site.name, settings.beside_mib_per_s, None);
+    let mut pace = ReadLimiter::new(&site.bus, &site.name, settings.busy_mib_per_s, None);
     let (mut all, silent) = gather_decided(&site.bus, &site.name, &options.query, &mut pace).await?;
     if all.is_empty() {
         bail!(
@@ -66,22 +66,22 @@ pub async fn command(
         );
     }
     in_order(&mut all);
-    let in_force = in_force(site, all.iter().map(replayer::backtest::Recorded::settings)).await?;
-    let known = |task: &replayer::backtest::Recorded| in_force.contains_key(task.settings());
+    let in_force = in_force(site, all.iter().map(replayer::backtest::RecordedTask::settings)).await?;
+    let known = |task: &replayer::backtest::RecordedTask| in_force.contains_key(task.settings());
     let unknown = all.iter().filter(|task| !known(task)).count() as u64;
     all.retain(known);
-    let mut rows = vec![as_it_was(&all)];
+    let mut rows = vec![recorded_result(&all)];
     for candidate in candidates {
-        rows.push(play(&all, &in_force, candidate).map_err(|why| anyhow::anyhow!(why))?);
+        rows.push(replay_decisions(&all, &in_force, candidate).map_err(|why| anyhow::anyhow!(why))?);
     }
     if args.json {
-        return out::json(&json!({ "silent": silent, "settings_unknown": unknown, "played": rows }));
+        return stdout::json(&json!({ "silent": silent, "settings_unknown": unknown, "played": rows }));
     }
-    out::line(table(&rows))?;
+    stdout::print_line(table(&rows))?;
     let expected = rows.iter().any(|row| row.expected > 0);
     let mut notes = vec![format!(
         "{} of site {}, each decided again by what it was decided by; the queue is as it was, not as it would have been.",
-        form::count(all.len() as u64, "task"),
+        format::count(all.len() as u64, "task"),
         site.name
     )];
     if expected {
@@ -94,22 +94,25 @@ pub async fn command(
     if silent + unknown > 0 {
         notes.push(format!("{} left out, for it is not recorded how they were decided.", silent + unknown));
     }
-    out::line(notes.join("\n"))
+    stdout::print_line(notes.join("\n"))
 }
 
 /// The settings that were in force, by the names that tasks give them.
-async fn in_force<'a>(site: &Site, names: impl Iterator<Item = &'a str>) -> anyhow::Result<BTreeMap<String, InForce>> {
+async fn in_force<'a>(
+    site: &SiteTarget,
+    names: impl Iterator<Item = &'a str>,
+) -> anyhow::Result<BTreeMap<String, EffectiveSettings>> {
     let ledger = Ledger::open(&site.bus).await?;
     let names: std::collections::BTreeSet<&str> = names.collect();
     let mut found = BTreeMap::new();
     for name in names {
-        let note = ledger.read(&decisions::in_force::note(name)).await?;
+        let note = ledger.read(&decisions::effective_settings::settings_note(name)).await?;
         found.extend(note.and_then(|note| Some((name.to_owned(), serde_json::from_str(&note).ok()?))));
     }
     Ok(found)
 }
 
-fn table(rows: &[Played]) -> String {
+fn table(rows: &[BacktestResult]) -> String {
     let head = [
         "settings",
         "local",
@@ -128,8 +131,8 @@ fn table(rows: &[Played]) -> String {
         "energy",
         "otherwise",
     ];
-    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), form::percent);
-    let cells = |row: &Played| {
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), format::percent);
+    let cells = |row: &BacktestResult| {
         vec![
             row.name.clone(),
             row.local.to_string(),
@@ -137,17 +140,17 @@ fn table(rows: &[Played]) -> String {
             row.doubtful.to_string(),
             row.verified.to_string(),
             row.kept.to_string(),
-            form::size(row.up_bytes),
+            format::format_size(row.up_bytes),
             ratio(row.right_ratio),
             row.expected.to_string(),
             ratio(row.agrees_ratio),
-            form::span(row.first_p50_ms),
-            form::span(row.first_p99_ms),
-            form::span(row.final_p50_ms),
-            form::span(row.final_p99_ms),
+            format::format_span(row.first_p50_ms),
+            format::format_span(row.first_p99_ms),
+            format::format_span(row.final_p50_ms),
+            format::format_span(row.final_p99_ms),
             format!("{:.1} J", row.energy_j),
             row.otherwise.to_string(),
         ]
     };
-    form::table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
+    format::table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
 }

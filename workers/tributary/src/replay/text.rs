@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use replayer::Summary;
+use replayer::ReplaySummary;
 use replayer::compare::Comparison;
 use schemas::SiteName;
 
 use super::{ReplayArgs, images};
-use crate::form;
+use crate::format;
 
 /// Pairs of labels that are listed.
 const LISTED: usize = 10;
 
 /// What came of it.
-pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Option<&Path>) -> String {
+pub fn summary(summary: &ReplaySummary, site: &SiteName, args: &ReplayArgs, place: Option<&Path>) -> String {
     let to = match (&args.pin, place) {
         (Some(set), _) => format!(" into set {set}"),
         (None, Some(place)) => format!(" to {}", place.display()),
@@ -40,8 +40,11 @@ pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Opt
         lines.push(format!("left out  {} without a label", summary.unlabelled));
     }
     if !summary.unknown.is_empty() {
-        let labels =
-            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", form::plain(label)));
+        let labels = summary
+            .unknown
+            .iter()
+            .take(LISTED)
+            .map(|(label, count)| format!("{count} {}", format::plain_number(label)));
         lines.push(format!("left out  labels that the model does not know: {}", labels.collect::<Vec<_>>().join(", ")));
     }
     if summary.comparison.is_none() && summary.through > 0 {
@@ -61,13 +64,13 @@ pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Opt
 
 fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
     let Comparison { images, unreadable, same, labelled, right_before, right_now, mended, broken, .. } = comparison;
-    let share = |part: u64, of: u64| form::percent(part as f32 / of.max(1) as f32);
+    let share = |part: u64, of: u64| format::percent(part as f32 / of.max(1) as f32);
     let mut lines = vec![
         format!("same      {} of {images} ({same})", share(*same, *images)),
         format!(
             "sure      {} before, {} now, on average; an image costs {:.2} ms",
-            form::percent(comparison.confidence_before),
-            form::percent(comparison.confidence_now),
+            format::percent(comparison.confidence_before),
+            format::percent(comparison.confidence_now),
             comparison.cost_ms
         ),
     ];
@@ -88,12 +91,11 @@ fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
         .collect();
     changes.sort_by_key(|(before, now, count)| (std::cmp::Reverse(*count), *before, *now));
     if !changes.is_empty() {
-        let rows = changes
-            .iter()
-            .take(LISTED)
-            .map(|(before, now, count)| vec![form::plain(before), form::plain(now), count.to_string()]);
+        let rows = changes.iter().take(LISTED).map(|(before, now, count)| {
+            vec![format::plain_number(before), format::plain_number(now), count.to_string()]
+        });
         lines.push(String::new());
-        lines.push(form::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
+        lines.push(format::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
         if changes.len() > LISTED {
             let every = match place {
                 Some(table) => format!("every answer is in {}", table.display()),

@@ -1,8 +1,8 @@
 //! Drift: one line for a site on what its answers are like, compared with what they used to be. Pure.
 
-use schemas::{Beat, DriftLevel, DriftMeasure, DriftReport};
+use schemas::{DriftLevel, DriftMeasure, DriftReport, Heartbeat};
 
-use crate::form;
+use crate::format;
 
 /// Each measure, and what is said of it when it fell and when it rose.
 const WORDS: [(&str, &str, &str); 3] = [
@@ -12,7 +12,7 @@ const WORDS: [(&str, &str, &str); 3] = [
 ];
 
 /// The site's drift line; `None` where nobody measures it.
-pub(super) fn line(workers: &[Beat]) -> Option<String> {
+pub(super) fn line(workers: &[Heartbeat]) -> Option<String> {
     let reports: Vec<&DriftReport> = workers.iter().filter_map(|beat| beat.drift.as_ref()).collect();
     let measures = worst(&reports);
     let worst_level = measures.iter().map(|(_, measure)| measure.level).max().unwrap_or_default();
@@ -33,7 +33,7 @@ pub(super) fn line(workers: &[Beat]) -> Option<String> {
 }
 
 /// What to do about an alarm; `None` without one.
-pub(super) fn advice(workers: &[Beat]) -> Option<String> {
+pub(super) fn advice(workers: &[Heartbeat]) -> Option<String> {
     let reports: Vec<&DriftReport> = workers.iter().filter_map(|beat| beat.drift.as_ref()).collect();
     let alarmed: Vec<String> = worst(&reports)
         .iter()
@@ -89,7 +89,7 @@ fn change(name: &str, measure: &DriftMeasure) -> String {
 }
 
 fn ratio(ratio: f64) -> String {
-    form::percent(ratio)
+    format::percent(ratio)
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
         Some(DriftMeasure { reference_ratio: before, recent_ratio: now, distance_ratio, level })
     }
 
-    fn beat(role: &str, change: impl FnOnce(&mut DriftReport)) -> Beat {
+    fn beat(role: &str, change: impl FnOnce(&mut DriftReport)) -> Heartbeat {
         let mut report = DriftReport {
             release: ReleaseId::from_sha256([1; 32]),
             reference_answers: 2000,
@@ -115,7 +115,7 @@ mod tests {
             agreement: None,
         };
         change(&mut report);
-        Beat { drift: Some(report), ..Beat::of(role, "host-1".into(), None, 0) }
+        Heartbeat { drift: Some(report), ..Heartbeat::for_worker(role, "host-1".into(), None, 0) }
     }
 
     #[test]
@@ -147,6 +147,6 @@ mod tests {
         assert!(text.contains("120 of 2000"), "{text}");
         let comparing = beat("recognizer", |report| report.recent_answers = 7);
         assert!(line(&[comparing]).unwrap().ends_with("from 500 more answers on: 7 so far"));
-        assert_eq!(line(&[Beat::of("recognizer", "host-1".into(), None, 0)]), None);
+        assert_eq!(line(&[Heartbeat::for_worker("recognizer", "host-1".into(), None, 0)]), None);
     }
 }

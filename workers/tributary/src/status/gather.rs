@@ -3,36 +3,36 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{Beat, FaultNote, LinkReport, OutcomeReport, SiteName};
+use schemas::{FaultNote, Heartbeat, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
 use streams::fleet;
-use streams::read::{self, Level, Progress};
+use streams::reader::{self, ConsumerProgress, StreamLevel};
 use streams::server::{self, Durability};
 use streams::{Bus, CarryError, topology};
 
 use crate::settings::Settings;
-use crate::site::Site;
+use crate::site_target::SiteTarget;
 
 /// The cloud has this long to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a site does.
 #[derive(Debug, Clone, Serialize)]
-pub struct Status {
+pub struct SiteStatus {
     /// When this was, milliseconds since the epoch.
     pub at_ms: u64,
     /// Its name.
     pub site: SiteName,
     /// Its server.
-    pub server: ServerState,
+    pub server: ServerStatus,
     /// Images that are stored and wait for the recognizers.
-    pub images: Queue,
+    pub images: QueueStatus,
     /// Answers that are stored.
-    pub answers: Level,
+    pub answers: StreamLevel,
     /// Provisional answers without a final one, at the most.
     pub provisional: u64,
     /// What waits for the link.
-    pub outbox: Queue,
+    pub outbox: QueueStatus,
     /// For how long the oldest message in the outbox waits, milliseconds; absent when it is empty.
     pub outbox_oldest_ms: Option<u64>,
     /// Whether the cloud answers the courier; absent without a courier.
@@ -55,14 +55,14 @@ pub struct Status {
     /// Whether the workers' heartbeats could be read.
     pub workers_known: bool,
     /// Workers at the site that gave a sign of life.
-    pub workers: Vec<Beat>,
+    pub workers: Vec<Heartbeat>,
     /// The cloud.
-    pub cloud: Cloud,
+    pub cloud: CloudStatus,
 }
 
 /// A server.
 #[derive(Debug, Clone, Serialize)]
-pub struct ServerState {
+pub struct ServerStatus {
     /// Its address.
     pub url: String,
     /// Its version.
@@ -73,10 +73,10 @@ pub struct ServerState {
 
 /// A stream that somebody works on.
 #[derive(Debug, Clone, Serialize)]
-pub struct Queue {
+pub struct QueueStatus {
     /// What it holds.
     #[serde(flatten)]
-    pub level: Level,
+    pub level: StreamLevel,
     /// Messages that nobody has finished.
     pub waiting: u64,
     /// Those of them that a worker holds.
@@ -88,19 +88,19 @@ pub struct Queue {
 /// The cloud, as seen from the site.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum Cloud {
+pub enum CloudStatus {
     /// It answers.
     Here {
         /// Whether it shares the site's server.
         shared: bool,
         /// What waits for the verifiers.
-        verify: Queue,
+        verify: QueueStatus,
         /// Verdicts that wait for the site's courier.
         verdicts_waiting: u64,
         /// Its dead letters; absent where it shares the site's.
         dead_letters: Option<u64>,
         /// Its workers that gave a sign of life.
-        workers: Vec<Beat>,
+        workers: Vec<Heartbeat>,
     },
     /// It does not answer in time.
     Silent,
@@ -109,33 +109,33 @@ pub enum Cloud {
 }
 
 /// Asks everybody.
-pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
+pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<SiteStatus, CarryError> {
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
     let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms) = tokio::join!(
-        read::level(bus, topology::IMAGES),
-        read::progress(bus, topology::IMAGES, &recognizer),
-        read::level(bus, topology::ANSWERS),
-        read::progress(bus, topology::ANSWERS, &promiser),
-        read::level(bus, topology::OUTBOX),
-        read::level(bus, topology::DEAD),
+        reader::stream_level(bus, topology::IMAGES),
+        reader::consumer_progress(bus, topology::IMAGES, &recognizer),
+        reader::stream_level(bus, topology::ANSWERS),
+        reader::consumer_progress(bus, topology::ANSWERS, &promiser),
+        reader::stream_level(bus, topology::OUTBOX),
+        reader::stream_level(bus, topology::DEAD),
         alive(bus),
         cloud(site),
-        clock::align(bus),
+        clock::align_clock(bus),
     );
     let mut faults = Vec::new();
     // Whatever cannot be read leaves its place empty; the rest of the screen is of use all the same.
-    let mut told = Told { faults: &mut faults };
+    let mut told = StatusFaults { faults: &mut faults };
     let images = told.or_nothing(images, nothing());
-    let recognized = told.or_nothing(recognized, Progress::default());
+    let recognized = told.or_nothing(recognized, ConsumerProgress::default());
     let answers = told.or_nothing(answers, nothing());
-    let promises = told.or_nothing(promises, Progress::default());
+    let promises = told.or_nothing(promises, ConsumerProgress::default());
     let outbox = told.or_nothing(outbox, nothing());
     let dead = told.or_nothing(dead, nothing());
     let workers = match workers {
         Ok(workers) => Some(workers),
         Err(error) => {
-            let why = runtime::fault::chain(&error);
+            let why = runtime::fault::error_chain(&error);
             told.faults.push(format!(
                 "Heartbeats cannot be read ({why}), so nothing is known of the workers: `tributary setup` creates what is missing."
             ));
@@ -144,18 +144,18 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
     };
     let known = workers.is_some();
     let workers = workers.unwrap_or_default();
-    let cloud = told.or_nothing(cloud, Cloud::Silent);
-    let seen = site.look(settings).await;
+    let cloud = told.or_nothing(cloud, CloudStatus::Silent);
+    let seen = site.find_faults(settings).await;
     faults.extend(seen.iter().map(sentence));
     // What a worker found and can only be found from where it is.
     let others = workers.iter().filter(|beat| beat.role != "janitor").flat_map(|beat| &beat.faults);
     faults.extend(others.map(sentence));
     let now_ms = clock::now_ms();
     let courier = workers.iter().find(|beat| beat.role == "courier");
-    Ok(Status {
+    Ok(SiteStatus {
         at_ms: now_ms,
         site: site.name.clone(),
-        server: ServerState {
+        server: ServerStatus {
             url: streams::connect::without_credentials(&site.nats.url),
             version: bus.server_version(),
             durability: site.store(settings).and_then(|store| server::durability(&store)),
@@ -169,7 +169,7 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
         answers,
         provisional: (promises.pending + promises.unacked).min(under_way(&outbox, &cloud)),
         outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await.unwrap_or_default(),
-        outbox: Queue { level: outbox, waiting: outbox.messages, held: 0, queued_s: None },
+        outbox: QueueStatus { level: outbox, waiting: outbox.messages, held: 0, queued_s: None },
         link_up: courier.map(|courier| courier.link_rtt_ms.is_some()),
         link_rtt_ms: courier.and_then(|courier| courier.link_rtt_ms),
         link: courier.and_then(|courier| courier.link),
@@ -180,21 +180,21 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
 }
 
 /// Collects what could not be read.
-struct Told<'a> {
+struct StatusFaults<'a> {
     faults: &'a mut Vec<String>,
 }
 
-impl Told<'_> {
+impl StatusFaults<'_> {
     fn or_nothing<T>(&mut self, read: Result<T, CarryError>, nothing: T) -> T {
         read.unwrap_or_else(|error| {
-            self.faults.push(format!("{}.", runtime::fault::chain(&error)));
+            self.faults.push(format!("{}.", runtime::fault::error_chain(&error)));
             nothing
         })
     }
 }
 
-fn nothing() -> Level {
-    Level { messages: 0, bytes: 0, max_bytes: 0, first_sequence: 0, last_sequence: 0, gaps: 0 }
+fn nothing() -> StreamLevel {
+    StreamLevel { messages: 0, bytes: 0, max_bytes: 0, first_sequence: 0, last_sequence: 0, gaps: 0 }
 }
 
 fn sentence(fault: &FaultNote) -> String {
@@ -204,43 +204,43 @@ fn sentence(fault: &FaultNote) -> String {
 }
 
 /// When the first image above the recognizers' floor was stored.
-async fn oldest_unanswered(bus: &Bus, images: &Level, recognized: &Progress) -> Option<u64> {
+async fn oldest_unanswered(bus: &Bus, images: &StreamLevel, recognized: &ConsumerProgress) -> Option<u64> {
     let sequence = (recognized.floor + 1).max(images.first_sequence);
     if images.messages == 0 || sequence > images.last_sequence {
         return None;
     }
-    let record = read::at(bus, topology::IMAGES, sequence).await.ok()??;
+    let record = reader::message_at(bus, topology::IMAGES, sequence).await.ok()??;
     u64::try_from(record.stored_at_ns / 1_000_000).ok()
 }
 
-async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
-    fleet::alive(bus).await
+async fn alive(bus: &Bus) -> Result<Vec<Heartbeat>, CarryError> {
+    fleet::live_workers(bus).await
 }
 
-async fn oldest_ms(bus: &Bus, outbox: &Level, now_ms: u64) -> Result<Option<u64>, CarryError> {
+async fn oldest_ms(bus: &Bus, outbox: &StreamLevel, now_ms: u64) -> Result<Option<u64>, CarryError> {
     if outbox.messages == 0 {
         return Ok(None);
     }
-    let oldest = read::at(bus, topology::OUTBOX, outbox.first_sequence).await?;
+    let oldest = reader::message_at(bus, topology::OUTBOX, outbox.first_sequence).await?;
     let stored_at_ms = oldest.and_then(|record| u64::try_from(record.stored_at_ns / 1_000_000).ok());
     Ok(stored_at_ms.map(|stored_at_ms| now_ms.saturating_sub(stored_at_ms)))
 }
 
-async fn cloud(site: &Site) -> Result<Cloud, CarryError> {
+async fn cloud(site: &SiteTarget) -> Result<CloudStatus, CarryError> {
     let shared = site.nats.cloud_domain.is_none();
     let durable = topology::verdicts_durable(&site.name);
     // Over its link a site sees how much waits, and not what streams hold.
     let whole = async |stream: &str| match site.is_cloud_whole {
-        true => read::level(&site.cloud, stream).await.map(Some),
+        true => reader::stream_level(&site.cloud, stream).await.map(Some),
         false => Ok(None),
     };
     let asked = async {
         let (level, judged, dead, workers, verdicts) = tokio::join!(
             whole(topology::VERIFY),
-            read::progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
+            reader::consumer_progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
             whole(topology::DEAD),
             alive(&site.cloud),
-            read::progress(&site.cloud, topology::VERDICTS, &durable),
+            reader::consumer_progress(&site.cloud, topology::VERDICTS, &durable),
         );
         let (mut workers, verdicts) = (workers?, verdicts?);
         let verdicts_waiting = verdicts.pending + verdicts.unacked;
@@ -249,33 +249,33 @@ async fn cloud(site: &Site) -> Result<Cloud, CarryError> {
         if shared {
             workers.clear();
         }
-        Ok(Cloud::Here { shared, verify, verdicts_waiting, dead_letters, workers })
+        Ok(CloudStatus::Here { shared, verify, verdicts_waiting, dead_letters, workers })
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Err(_) => Ok(Cloud::Silent),
-        Ok(Err(CarryError::Missing { .. })) => Ok(Cloud::NotSetUp),
+        Err(_) => Ok(CloudStatus::Silent),
+        Ok(Err(CarryError::Missing { .. })) => Ok(CloudStatus::NotSetUp),
         // Another domain that is away is refused by the site's own server at once.
-        Ok(Err(CarryError::Broker { .. })) if !shared => Ok(Cloud::Silent),
+        Ok(Err(CarryError::Broker { .. })) if !shared => Ok(CloudStatus::Silent),
         Ok(other) => other,
     }
 }
 
 /// Doubtful tasks between the site's outbox and their final answer, at the most: the courier looks at a
 /// promise that was kept only after a while, and until then counts it as open. Pure.
-fn under_way(outbox: &Level, cloud: &Cloud) -> u64 {
+fn under_way(outbox: &StreamLevel, cloud: &CloudStatus) -> u64 {
     match cloud {
-        Cloud::Here { verify, verdicts_waiting, .. } => outbox.messages + verify.waiting + verdicts_waiting,
-        Cloud::Silent | Cloud::NotSetUp => u64::MAX,
+        CloudStatus::Here { verify, verdicts_waiting, .. } => outbox.messages + verify.waiting + verdicts_waiting,
+        CloudStatus::Silent | CloudStatus::NotSetUp => u64::MAX,
     }
 }
 
-fn queue(level: Level, progress: Progress, workers: &[Beat], role: &str) -> Queue {
+fn queue(level: StreamLevel, progress: ConsumerProgress, workers: &[Heartbeat], role: &str) -> QueueStatus {
     let waiting = progress.pending + progress.unacked;
-    Queue { level, waiting, held: progress.unacked, queued_s: queued_s(waiting, workers, role) }
+    QueueStatus { level, waiting, held: progress.unacked, queued_s: queued_s(waiting, workers, role) }
 }
 
 /// Seconds until the workers of a role have done so many images; absent without any. Pure.
-fn queued_s(waiting: u64, workers: &[Beat], role: &str) -> Option<f64> {
+fn queued_s(waiting: u64, workers: &[Heartbeat], role: &str) -> Option<f64> {
     let rates = workers.iter().filter(|beat| beat.role == role).filter_map(|beat| {
         let cost_ms = beat.cost_ms.filter(|cost_ms| *cost_ms > 0.0)?;
         Some(f64::from(beat.replicas) * 1000.0 / cost_ms)
@@ -288,8 +288,8 @@ fn queued_s(waiting: u64, workers: &[Beat], role: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Beat {
-        Beat { replicas, cost_ms, ..Beat::of(role, "host-1".into(), None, 0) }
+    fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Heartbeat {
+        Heartbeat { replicas, cost_ms, ..Heartbeat::for_worker(role, "host-1".into(), None, 0) }
     }
 
     #[test]

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Beat, DecisionReport, Measured, OutcomeReport, TrainingReport};
+use schemas::{DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, TrainingReport};
 
 use super::drift;
-use super::gather::{Cloud, Queue, Status};
-use crate::form;
+use super::gather::{CloudStatus, QueueStatus, SiteStatus};
+use crate::format;
 
 /// A stream fuller than this is said.
 const NEARLY_FULL_RATIO: f64 = 0.9;
 
 /// One screen.
-pub fn text(status: &Status) -> String {
+pub fn text(status: &SiteStatus) -> String {
     let mut lines = vec![heading(status), String::new()];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
     row("images", images(&status.images));
@@ -29,8 +29,10 @@ pub fn text(status: &Status) -> String {
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
-    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", form::plain(role), form::plain(why))));
-    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", form::plain(words)));
+    scaled.for_each(|(role, why)| {
+        row("replicas", format!("{}s: {}", format::plain_number(role), format::plain_number(why)))
+    });
+    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_number(words)));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -42,39 +44,39 @@ pub fn text(status: &Status) -> String {
     lines.join("\n")
 }
 
-fn heading(status: &Status) -> String {
+fn heading(status: &SiteStatus) -> String {
     let server = &status.server;
     let durability = match &server.durability {
-        Some(durability) => format!(", {}", form::word(durability)),
+        Some(durability) => format!(", {}", format::wire_word(durability)),
         None => String::new(),
     };
     let (site, url, version) = (&status.site, &server.url, &server.version);
-    format!("site {site} at {url}, nats-server {version}{durability}, {}", form::time(status.at_ms))
+    format!("site {site} at {url}, nats-server {version}{durability}, {}", format::format_time(status.at_ms))
 }
 
-fn room(queue: &Queue) -> String {
+fn room(queue: &QueueStatus) -> String {
     match queue.level.max_bytes {
-        0 => form::size(queue.level.bytes),
-        max_bytes => format!("{} of {}", form::size(queue.level.bytes), form::size(max_bytes)),
+        0 => format::format_size(queue.level.bytes),
+        max_bytes => format!("{} of {}", format::format_size(queue.level.bytes), format::format_size(max_bytes)),
     }
 }
 
-fn work(queue: &Queue) -> String {
+fn work(queue: &QueueStatus) -> String {
     match queue.queued_s {
         Some(queued_s) if queue.waiting > 0 => {
-            format!("{} wait, {} of work", queue.waiting, form::span(queued_s * 1000.0))
+            format!("{} wait, {} of work", queue.waiting, format::format_span(queued_s * 1000.0))
         }
         _ => format!("{} wait", queue.waiting),
     }
 }
 
-fn images(images: &Queue) -> String {
+fn images(images: &QueueStatus) -> String {
     format!("{} stored ({}); {}", images.level.messages, room(images), work(images))
 }
 
 /// The oldest image without a final answer, always.
-fn oldest(status: &Status) -> String {
-    let ago = |at_ms: u64| form::span(status.at_ms.saturating_sub(at_ms) as f64);
+fn oldest(status: &SiteStatus) -> String {
+    let ago = |at_ms: u64| format::format_span(status.at_ms.saturating_sub(at_ms) as f64);
     let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + SEEN_LATELY_MS)
     {
         Some(seen_at_ms) => format!(" (counted {} ago)", ago(seen_at_ms)),
@@ -85,7 +87,7 @@ fn oldest(status: &Status) -> String {
             (Some(sequence), at_ms) => format!(
                 "image {sequence} has no final answer{}; {} have none, {} of them a provisional one{}",
                 at_ms
-                    .map(|at_ms| format!(" for {}", form::span(waits_ms(status, outcomes, at_ms))))
+                    .map(|at_ms| format!(" for {}", format::format_span(waits_ms(status, outcomes, at_ms))))
                     .unwrap_or_default(),
                 outcomes.open,
                 outcomes.provisional,
@@ -99,39 +101,39 @@ fn oldest(status: &Status) -> String {
 }
 
 /// How long an image had no answer when outcomes were counted last, ms.
-fn waits_ms(status: &Status, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64 {
+fn waits_ms(status: &SiteStatus, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64 {
     outcomes.seen_at_ms.unwrap_or(status.at_ms).saturating_sub(stored_at_ms) as f64
 }
 
-fn outbox(status: &Status) -> String {
-    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", form::span(ms as f64)));
+fn outbox(status: &SiteStatus) -> String {
+    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", format::format_span(ms as f64)));
     format!("{} wait ({}){}", status.outbox.level.messages, room(&status.outbox), oldest.unwrap_or_default())
 }
 
-fn link(status: &Status) -> String {
+fn link(status: &SiteStatus) -> String {
     let up = match (status.link_up, status.link_rtt_ms) {
-        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::span(rtt_ms)),
+        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", format::format_span(rtt_ms)),
         (Some(_), _) => return "down".into(),
         (None, _) => return "unknown, for no courier measures it".into(),
     };
     let Some(report) = &status.link else { return up };
-    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", form::size(rate as u64)));
+    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", format::format_size(rate as u64)));
     let slow = if report.available { String::new() } else { ", too slow to redirect work".into() };
-    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", form::size(left)));
+    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", format::format_size(left)));
     let slowdown = format!(", {:.1} times its shortest time", report.slowdown_ratio);
     format!("{up}{}{slowdown}{slow}{}", rate.unwrap_or_default(), budget.unwrap_or_default())
 }
 
 /// What each recognizer decides, and by what.
-fn decisions(status: &Status) -> Vec<String> {
+fn decisions(status: &SiteStatus) -> Vec<String> {
     let row = |report: &DecisionReport| {
         let DecisionReport { policy, state, why, local, redirected, taken_back, held, verified, kept, .. } = report;
-        let mut text = format!("{policy}: {state}; {}", form::plain(why));
+        let mut text = format!("{policy}: {state}; {}", format::plain_number(why));
         text += &format!(
             "\n            {local} here, {redirected} redirected ({taken_back} taken back), {held} held at first; in doubt: {verified} verified, {kept} kept"
         );
         if let Some(belief) = &report.belief {
-            text += &format!("\n            {}", form::plain(belief));
+            text += &format!("\n            {}", format::plain_number(belief));
         }
         text
     };
@@ -139,17 +141,17 @@ fn decisions(status: &Status) -> Vec<String> {
 }
 
 /// What each trainer does, and what came of its last training.
-fn trainings(status: &Status) -> Vec<String> {
+fn trainings(status: &SiteStatus) -> Vec<String> {
     let row = |report: &TrainingReport| {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
             "{}: {}; {} known, {} sent",
-            form::plain(state),
-            form::plain(why),
-            form::count(*labelled, "labelled image"),
-            form::count(*sent, "update")
+            format::plain_number(state),
+            format::plain_number(why),
+            format::count(*labelled, "labelled image"),
+            format::count(*sent, "update")
         );
-        let right = |measured: &Measured| form::percent(measured.accuracy_ratio);
+        let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
         if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
             let now = after.as_ref().map(|after| format!(", {} now", right(after)));
             let held_out =
@@ -157,7 +159,7 @@ fn trainings(status: &Status) -> Vec<String> {
             text += &format!("\n            epoch {epoch} of {epochs}; {held_out}");
         }
         if let Some(last) = last {
-            text += &format!("\n            last: {}", form::plain(last));
+            text += &format!("\n            last: {}", format::plain_number(last));
         }
         text
     };
@@ -165,94 +167,109 @@ fn trainings(status: &Status) -> Vec<String> {
 }
 
 /// What a model's rounds have come to.
-fn rounds(status: &Status) -> Vec<String> {
+fn rounds(status: &SiteStatus) -> Vec<String> {
     let in_cloud = match &status.cloud {
-        Cloud::Here { workers, .. } => &workers[..],
+        CloudStatus::Here { workers, .. } => &workers[..],
         _ => &[],
     };
-    let row = |beat: &Beat| {
+    let row = |beat: &Heartbeat| {
         let report = beat.rounds.as_ref()?;
         let model = beat.model.as_deref().unwrap_or_default();
         let mut text = match report.state.as_str() {
             "open" => format!(
                 "{}: round {} is open, {} of {} updates",
-                form::plain(model),
+                format::plain_number(model),
                 report.round,
                 report.updates,
                 report.quorum
             ),
-            "failed" => format!("{}: failed: {}", form::plain(model), form::plain(&report.why)),
-            state => format!("{}: {} {}", form::plain(model), form::plain(state), form::plain(&report.why)),
+            "failed" => format!("{}: failed: {}", format::plain_number(model), format::plain_number(&report.why)),
+            state => format!(
+                "{}: {} {}",
+                format::plain_number(model),
+                format::plain_number(state),
+                format::plain_number(&report.why)
+            ),
         };
         if report.refused > 0 {
-            text += &format!("; {} refused (`tributary dead list --cloud`)", form::count(report.refused, "update"));
+            text += &format!("; {} refused (`tributary dead list --cloud`)", format::count(report.refused, "update"));
         }
         if let Some(last) = &report.last {
-            text += &format!("\n            last: {}", form::plain(last));
+            text += &format!("\n            last: {}", format::plain_number(last));
         }
         Some(text)
     };
     status.workers.iter().chain(in_cloud).filter_map(row).collect()
 }
 
-fn cloud(cloud: &Cloud) -> String {
+fn cloud(cloud: &CloudStatus) -> String {
     match cloud {
-        Cloud::Here { shared, verify, .. } => {
+        CloudStatus::Here { shared, verify, .. } => {
             let place = if *shared { "on this server" } else { "answers" };
             // Over its link a site does not see what the stream holds.
             let room = if verify.level.max_bytes == 0 { String::new() } else { format!(" ({})", room(verify)) };
             format!("{place}; {} for the verifiers{room}", work(verify))
         }
-        Cloud::Silent => "does not answer".into(),
-        Cloud::NotSetUp => "is not set up".into(),
+        CloudStatus::Silent => "does not answer".into(),
+        CloudStatus::NotSetUp => "is not set up".into(),
     }
 }
 
-fn dead(status: &Status) -> String {
+fn dead(status: &SiteStatus) -> String {
     match &status.cloud {
-        Cloud::Here { dead_letters: Some(in_cloud), .. } => {
+        CloudStatus::Here { dead_letters: Some(in_cloud), .. } => {
             format!("{} at the site, {in_cloud} in the cloud", status.dead_letters)
         }
-        _ => form::count(status.dead_letters, "letter"),
+        _ => format::count(status.dead_letters, "letter"),
     }
 }
 
-fn all_workers(status: &Status) -> impl Iterator<Item = &Beat> {
+fn all_workers(status: &SiteStatus) -> impl Iterator<Item = &Heartbeat> {
     let in_cloud = match &status.cloud {
-        Cloud::Here { workers, .. } => &workers[..],
+        CloudStatus::Here { workers, .. } => &workers[..],
         _ => &[],
     };
     status.workers.iter().chain(in_cloud)
 }
 
 /// The workers, and the step of a swap each is at.
-fn workers(status: &Status) -> String {
+fn workers(status: &SiteStatus) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
-    let row = |beat: &Beat| {
+    let row = |beat: &Heartbeat| {
         let release = beat.release.as_ref().map(|release| release.short());
-        let since = beat.release_since_ms.map(|since_ms| form::span(status.at_ms.saturating_sub(since_ms) as f64));
+        let since =
+            beat.release_since_ms.map(|since_ms| format::format_span(status.at_ms.saturating_sub(since_ms) as f64));
         vec![
             format!("  {}", beat.role),
-            form::plain(&beat.worker),
+            format::plain_number(&beat.worker),
             or_blank((beat.replicas > 0).then(|| beat.replicas.to_string())),
             beat.holding.to_string(),
             beat.finished.to_string(),
-            or_blank(beat.cost_ms.map(form::span)),
-            format!("{} {}", beat.model.as_deref().map(form::plain).unwrap_or_default(), release.unwrap_or_default()),
+            or_blank(beat.cost_ms.map(format::format_span)),
+            format!(
+                "{} {}",
+                beat.model.as_deref().map(format::plain_number).unwrap_or_default(),
+                release.unwrap_or_default()
+            ),
             or_blank(since),
         ]
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
     let steps = all_workers(status).filter_map(|beat| {
         let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
-        Some(format!("\n  {} {}: {}", form::plain(&beat.role), form::plain(&beat.worker), form::plain(step)))
+        Some(format!(
+            "\n  {} {}: {}",
+            format::plain_number(&beat.role),
+            format::plain_number(&beat.worker),
+            format::plain_number(step)
+        ))
     });
     let head = ["  worker", "process", "replicas", "holds", "finished", "an image", "model", "for"];
-    form::table(&head, &rows) + &steps.collect::<String>()
+    format::table(&head, &rows) + &steps.collect::<String>()
 }
 
 /// What is wrong, and what to do about it.
-fn wrong(status: &Status) -> Vec<String> {
+fn wrong(status: &SiteStatus) -> Vec<String> {
     let site = &status.site;
     let has = |role: &str| all_workers(status).any(|beat| beat.role == role);
     let mut wrong = status.faults.clone();
@@ -287,15 +304,20 @@ fn wrong(status: &Status) -> Vec<String> {
     wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
     wrong.extend(all_workers(status).filter_map(|beat| {
         let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
-        Some(format!("{} {} {}.", form::plain(&beat.role), form::plain(&beat.worker), form::plain(swap)))
+        Some(format!(
+            "{} {} {}.",
+            format::plain_number(&beat.role),
+            format::plain_number(&beat.worker),
+            format::plain_number(swap)
+        ))
     }));
     let in_cloud = match &status.cloud {
-        Cloud::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
+        CloudStatus::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
         _ => 0,
     };
     for (count, flag) in [(status.dead_letters, ""), (in_cloud, " --cloud")] {
         if count > 0 {
-            let letters = form::count(count, "dead letter");
+            let letters = format::count(count, "dead letter");
             wrong.push(format!("{letters}: `tributary dead list{flag}` says what was given up and why."));
         }
     }
@@ -309,7 +331,7 @@ const SEEN_LATELY_MS: u64 = 2_000;
 /// Clocks that differ by less are as good as one.
 const CLOCK_MS: i64 = 2_000;
 
-fn wrong_with_outcomes(status: &Status) -> Vec<String> {
+fn wrong_with_outcomes(status: &SiteStatus) -> Vec<String> {
     let Some(outcomes) = &status.outcomes else { return Vec::new() };
     let mut wrong = Vec::new();
     let waits_ms = outcomes.oldest_at_ms.map_or(0.0, |at_ms| waits_ms(status, outcomes, at_ms));
@@ -317,7 +339,7 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
         wrong.push(format!(
             "Image {} was acknowledged and has had no answer for {}: the janitor has it recognized again; if this stays, look at its log.",
             outcomes.oldest_sequence.unwrap_or_default(),
-            form::span(waits_ms)
+            format::format_span(waits_ms)
         ));
     }
     if outcomes.gaps > 0 {
@@ -337,24 +359,28 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
         wrong.push(format!(
             "{} closed lately for a message above {}: cameras that send larger images must refer to a blob (`tributary publish` does).",
             if too_large == 1 { "1 connection was".into() } else { format!("{too_large} connections were") },
-            form::size(schemas::limits::MAX_MESSAGE_BYTES as u64)
+            format::format_size(schemas::limits::MAX_MESSAGE_BYTES as u64)
         ));
     }
     wrong
 }
 
 /// Clocks that are not the server's. Deadlines go by the server's clock all the same; what is read elsewhere does not.
-fn wrong_clocks(status: &Status) -> Vec<String> {
+fn wrong_clocks(status: &SiteStatus) -> Vec<String> {
     let off = |ahead_ms: i64| {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
-        format!("{} {way}", form::span(ahead_ms.unsigned_abs() as f64))
+        format!("{} {way}", format::format_span(ahead_ms.unsigned_abs() as f64))
     };
     // A process has one clock, however many roles it has.
     let processes: BTreeMap<&str, i64> = all_workers(status)
         .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > CLOCK_MS)?)))
         .collect();
     let workers = processes.into_iter().map(|(worker, ahead_ms)| {
-        format!("The clock of {} is {} its server's: set one of them right (NTP).", form::plain(worker), off(ahead_ms))
+        format!(
+            "The clock of {} is {} its server's: set one of them right (NTP).",
+            format::plain_number(worker),
+            off(ahead_ms)
+        )
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
     let here = here.map(|ahead_ms| {
@@ -363,30 +389,30 @@ fn wrong_clocks(status: &Status) -> Vec<String> {
     workers.chain(here).collect()
 }
 
-fn wrong_in_cloud(status: &Status, verifier: bool) -> Option<String> {
+fn wrong_in_cloud(status: &SiteStatus, verifier: bool) -> Option<String> {
     match (&status.cloud, status.link_up) {
-        (Cloud::Silent, _) | (Cloud::Here { .. }, Some(false)) => {
+        (CloudStatus::Silent, _) | (CloudStatus::Here { .. }, Some(false)) => {
             Some("The cloud does not answer: doubtful images wait in the outbox and go up by themselves when it does.".into())
         }
-        (Cloud::NotSetUp, _) if status.outbox.level.messages > 0 => Some(format!(
+        (CloudStatus::NotSetUp, _) if status.outbox.level.messages > 0 => Some(format!(
             "The cloud's streams do not exist, so doubtful images wait: create them with `tributary setup --cloud {}`.",
             status.site
         )),
-        (Cloud::Here { verify, .. }, _) if !verifier && (verify.waiting > 0 || status.provisional > 0) => Some(
+        (CloudStatus::Here { verify, .. }, _) if !verifier && (verify.waiting > 0 || status.provisional > 0) => Some(
             "No verifier gives a sign of life, so doubtful images wait: start one with `tributary verifier --model DIR`.".into(),
         ),
         _ => None,
     }
 }
 
-fn full(name: &str, queue: &Queue, then: &str) -> Option<String> {
+fn full(name: &str, queue: &QueueStatus, then: &str) -> Option<String> {
     let ratio = queue.level.bytes as f64 / queue.level.max_bytes.max(1) as f64;
     let said = queue.level.max_bytes > 0 && ratio > NEARLY_FULL_RATIO;
     said.then(|| format!("The stream of {name} is {:.0} % full; when it is full, {then}.", ratio * 100.0))
 }
 
 /// Workers of one role that run different releases.
-fn mixed(status: &Status, role: &str) -> Option<String> {
+fn mixed(status: &SiteStatus, role: &str) -> Option<String> {
     let mut releases: Vec<&str> = all_workers(status)
         .filter(|beat| beat.role == role)
         .filter_map(|beat| beat.release.as_ref().map(|release| release.short()))
@@ -400,24 +426,24 @@ fn mixed(status: &Status, role: &str) -> Option<String> {
 mod tests {
     use schemas::OutcomeReport;
 
-    use super::super::gather::ServerState;
+    use super::super::gather::ServerStatus;
     use super::*;
-    use streams::read::Level;
+    use streams::reader::StreamLevel;
 
-    fn queue(bytes: u64) -> Queue {
-        let level = Level { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3, gaps: 0 };
-        Queue { level, waiting: 3, held: 1, queued_s: Some(1.5) }
+    fn queue(bytes: u64) -> QueueStatus {
+        let level = StreamLevel { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3, gaps: 0 };
+        QueueStatus { level, waiting: 3, held: 1, queued_s: Some(1.5) }
     }
 
-    fn status(roles: &[&str]) -> Status {
+    fn status(roles: &[&str]) -> SiteStatus {
         let beat = |role: &&str| {
-            let beat = Beat::of(role, "host-1".into(), None, 0);
-            Beat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
+            let beat = Heartbeat::for_worker(role, "host-1".into(), None, 0);
+            Heartbeat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
         };
-        Status {
+        SiteStatus {
             at_ms: 0,
             site: "reef".parse().unwrap(),
-            server: ServerState { url: "nats://127.0.0.1:1".into(), version: "2.15.1".into(), durability: None },
+            server: ServerStatus { url: "nats://127.0.0.1:1".into(), version: "2.15.1".into(), durability: None },
             images: queue(10),
             answers: queue(10).level,
             provisional: 0,
@@ -433,7 +459,7 @@ mod tests {
             faults: Vec::new(),
             workers_known: true,
             workers: roles.iter().map(beat).collect(),
-            cloud: Cloud::Here {
+            cloud: CloudStatus::Here {
                 shared: true,
                 verify: queue(10),
                 verdicts_waiting: 0,
@@ -471,7 +497,7 @@ mod tests {
             too_large: Some(1),
             ..OutcomeReport::default()
         };
-        let mut status = Status { outcomes: Some(outcomes), at_ms: 90_000, ..status(&ALL) };
+        let mut status = SiteStatus { outcomes: Some(outcomes), at_ms: 90_000, ..status(&ALL) };
         status.images.waiting = 0;
         status.workers[0].clock_ahead_ms = Some(7_200_000);
         status.faults = vec!["New images are refused: only 9 MiB are free".into()];
@@ -485,7 +511,8 @@ mod tests {
 
     #[test]
     fn a_silent_cloud_a_full_stream_and_dead_letters_are_said() {
-        let status = Status { cloud: Cloud::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
+        let status =
+            SiteStatus { cloud: CloudStatus::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
         let wrong = wrong(&status).join("\n");
         for part in ["cloud does not answer", "images is 95 % full", "1 dead letter:"] {
             assert!(wrong.contains(part), "{part:?} is not in {wrong}");

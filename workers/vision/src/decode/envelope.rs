@@ -7,7 +7,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use schemas::CaptureTime;
 
-use super::format::Format;
+use super::format::PictureFormat;
 
 /// Bytes before the beginning of a JPEG that are passed over, at the most.
 pub(super) const MAX_JUNK_BYTES: usize = 4096;
@@ -39,7 +39,7 @@ pub(super) struct UnwrappedImage<'a> {
 
 /// What holds a picture; the bytes as they are where nothing is known around them.
 pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
-    if Format::of(bytes).is_some() {
+    if PictureFormat::of(bytes).is_some() {
         return UnwrappedImage { bytes: Cow::Borrowed(bytes), envelope: ImageEnvelope::default() };
     }
     if let Some(at) = find_jpeg_start(bytes).filter(|at| is_skippable(&bytes[..*at])) {
@@ -80,7 +80,7 @@ fn is_skippable(before: &[u8]) -> bool {
 /// A picture in the member `image` of an object; `captured_at`, if it is there, says when it was taken.
 fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, ImageEnvelope)> {
     #[derive(serde::Deserialize)]
-    struct Envelope<'a> {
+    struct JsonImage<'a> {
         #[serde(borrow)]
         image: Cow<'a, str>,
         #[serde(default)]
@@ -89,7 +89,7 @@ fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, ImageEnvelope)> {
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return None;
     }
-    let envelope: Envelope<'_> = serde_json::from_slice(bytes).ok()?;
+    let envelope: JsonImage<'_> = serde_json::from_slice(bytes).ok()?;
     if bytes.len() > envelope.image.len() + MAX_BESIDE_BYTES {
         return None;
     }
@@ -126,9 +126,9 @@ fn decode_base64(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     };
     // The beginning decides, before all of it is read.
     let head: Vec<u8> = strip_whitespace(coded).take(24).collect();
-    let engine = [STANDARD, FOR_URLS]
-        .into_iter()
-        .find(|engine| engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && Format::of(&decoded).is_some()))?;
+    let engine = [STANDARD, FOR_URLS].into_iter().find(|engine| {
+        engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && PictureFormat::of(&decoded).is_some())
+    })?;
     let coded: Vec<u8> = strip_whitespace(coded).collect();
     Some((engine.decode(coded).ok()?, form))
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::format::Format;
-use super::guess::FormatGuess;
+use super::format::PictureFormat;
+use super::format_guess::FormatGuess;
 
 /// Longest explanation taken over from a decoder, in characters.
 const MAX_WHY_CHARS: usize = 200;
@@ -34,7 +34,7 @@ pub enum DecodeError {
     #[error("{format} image is of a kind that is not supported: {why}")]
     Unsupported {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// The kind.
         why: String,
     },
@@ -42,7 +42,7 @@ pub enum DecodeError {
     #[error("{format} image of {width_px}x{height_px} pixels is longer than {limit_px} on a side")]
     SideTooLong {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// As the header says.
         width_px: u32,
         /// As the header says.
@@ -54,7 +54,7 @@ pub enum DecodeError {
     #[error("{format} image of {width_px}x{height_px} pixels has more than {limit} of them")]
     TooManyPixels {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// As the header says.
         width_px: u32,
         /// As the header says.
@@ -69,7 +69,7 @@ pub enum DecodeError {
     )]
     TooMuchMemory {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// As the header says.
         width_px: u32,
         /// As the header says.
@@ -83,7 +83,7 @@ pub enum DecodeError {
     #[error("{format} image is cut off: its end is missing ({why})")]
     Truncated {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// The decoder's words.
         why: String,
     },
@@ -91,7 +91,7 @@ pub enum DecodeError {
     #[error("{format} image is damaged: {why}")]
     Corrupt {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// The decoder's words.
         why: String,
     },
@@ -99,7 +99,7 @@ pub enum DecodeError {
     #[error("{format} decoder failed on this image: {why}")]
     DecoderPanicked {
         /// The format.
-        format: Format,
+        format: PictureFormat,
         /// Its last words.
         why: String,
     },
@@ -150,7 +150,7 @@ impl DecodeError {
         }
     }
 
-    pub(super) fn corrupt(format: Format, why: impl fmt::Display) -> Self {
+    pub(super) fn corrupt(format: PictureFormat, why: impl fmt::Display) -> Self {
         DecodeError::Corrupt { format, why: cut(why) }
     }
 }

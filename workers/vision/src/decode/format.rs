@@ -8,7 +8,7 @@ use serde::Serialize;
 /// The formats read here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub enum PictureFormat {
     /// Baseline or progressive, grey, YCbCr or CMYK.
     Jpeg,
     /// Of an animated one, the default image.
@@ -25,17 +25,17 @@ pub enum Format {
     Pnm,
 }
 
-impl Format {
+impl PictureFormat {
     /// Lower-case, as in file extensions.
     pub fn name(self) -> &'static str {
         match self {
-            Format::Jpeg => "jpeg",
-            Format::Png => "png",
-            Format::WebP => "webp",
-            Format::Tiff => "tiff",
-            Format::Bmp => "bmp",
-            Format::Gif => "gif",
-            Format::Pnm => "pnm",
+            PictureFormat::Jpeg => "jpeg",
+            PictureFormat::Png => "png",
+            PictureFormat::WebP => "webp",
+            PictureFormat::Tiff => "tiff",
+            PictureFormat::Bmp => "bmp",
+            PictureFormat::Gif => "gif",
+            PictureFormat::Pnm => "pnm",
         }
     }
 
@@ -43,35 +43,35 @@ impl Format {
     pub fn of(bytes: &[u8]) -> Option<Self> {
         // 43 instead of 42: offsets of 64 bits.
         if bytes.starts_with(b"II\x2b\0") || bytes.starts_with(b"MM\0\x2b") {
-            return Some(Format::Tiff);
+            return Some(PictureFormat::Tiff);
         }
         match image::guess_format(bytes).ok()? {
-            ImageFormat::Jpeg => Some(Format::Jpeg),
-            ImageFormat::Png => Some(Format::Png),
-            ImageFormat::WebP => Some(Format::WebP),
-            ImageFormat::Tiff => Some(Format::Tiff),
-            ImageFormat::Bmp => Some(Format::Bmp),
-            ImageFormat::Gif => Some(Format::Gif),
+            ImageFormat::Jpeg => Some(PictureFormat::Jpeg),
+            ImageFormat::Png => Some(PictureFormat::Png),
+            ImageFormat::WebP => Some(PictureFormat::WebP),
+            ImageFormat::Tiff => Some(PictureFormat::Tiff),
+            ImageFormat::Bmp => Some(PictureFormat::Bmp),
+            ImageFormat::Gif => Some(PictureFormat::Gif),
             // "P5" is also how a text may begin.
-            ImageFormat::Pnm => bytes.get(2).is_some_and(u8::is_ascii_whitespace).then_some(Format::Pnm),
+            ImageFormat::Pnm => bytes.get(2).is_some_and(u8::is_ascii_whitespace).then_some(PictureFormat::Pnm),
             _ => None,
         }
     }
 
     pub(super) fn outside(self) -> ImageFormat {
         match self {
-            Format::Jpeg => ImageFormat::Jpeg,
-            Format::Png => ImageFormat::Png,
-            Format::WebP => ImageFormat::WebP,
-            Format::Tiff => ImageFormat::Tiff,
-            Format::Bmp => ImageFormat::Bmp,
-            Format::Gif => ImageFormat::Gif,
-            Format::Pnm => ImageFormat::Pnm,
+            PictureFormat::Jpeg => ImageFormat::Jpeg,
+            PictureFormat::Png => ImageFormat::Png,
+            PictureFormat::WebP => ImageFormat::WebP,
+            PictureFormat::Tiff => ImageFormat::Tiff,
+            PictureFormat::Bmp => ImageFormat::Bmp,
+            PictureFormat::Gif => ImageFormat::Gif,
+            PictureFormat::Pnm => ImageFormat::Pnm,
         }
     }
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for PictureFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }

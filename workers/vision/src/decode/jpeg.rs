@@ -21,7 +21,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::error::{DecodeError, cut};
-use super::format::Format;
+use super::format::PictureFormat;
 use super::{DecodeSettings, Pixels, check};
 
 /// The decoder can hold no more than this on a side.
@@ -165,7 +165,7 @@ impl JpegStructure {
     }
 
     /// Whether components come one after the other, in scans of their own.
-    fn apart(&self) -> bool {
+    fn has_separate_components(&self) -> bool {
         self.sequential() && self.scans.first().is_some_and(|scan| scan.components.len() < self.components.len())
     }
 
@@ -247,9 +247,9 @@ impl<'a> JpegHeader<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut decoder = decoder(bytes, ColorSpace::RGB);
         decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;
-        let info = decoder.info().ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "no header"))?;
+        let info = decoder.info().ok_or_else(|| DecodeError::corrupt(PictureFormat::Jpeg, "no header"))?;
         if info.width == 0 || info.height == 0 {
-            return Err(DecodeError::corrupt(Format::Jpeg, "width or height is zero"));
+            return Err(DecodeError::corrupt(PictureFormat::Jpeg, "width or height is zero"));
         }
         let orientation = info.exif_data.as_deref().and_then(Orientation::from_exif_chunk);
         Ok(Self {
@@ -277,23 +277,23 @@ fn decoder(bytes: &[u8], out: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
 pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
     let layout = JpegStructure::of(bytes);
     if let Some(kind) = layout.unsupported() {
-        return Err(DecodeError::Unsupported { format: Format::Jpeg, why: kind.into() });
+        return Err(DecodeError::Unsupported { format: PictureFormat::Jpeg, why: kind.into() });
     }
     let whole = prepare_for_decoder(bytes, &layout);
     let JpegHeader { mut decoder, width_px, height_px, progressive, components, orientation } =
         JpegHeader::read(&whole)?;
     let (width_px, height_px) = (u32::from(width_px), u32::from(height_px));
     let count = u64::from(width_px) * u64::from(height_px);
-    let apart = layout.apart();
+    let apart = layout.has_separate_components();
     if apart && (u32::from(layout.width_px), u32::from(layout.height_px)) != (width_px, height_px) {
-        return Err(DecodeError::corrupt(Format::Jpeg, "it has two sizes"));
+        return Err(DecodeError::corrupt(PictureFormat::Jpeg, "it has two sizes"));
     }
     // A progressive picture's coefficients, two bytes each, are all held until the last scan; planes are held beside
     // the picture, once as they are and once scaled.
     let extra_bytes = if progressive || apart { count * 2 * u64::from(components) } else { 0 };
-    check(Format::Jpeg, width_px, height_px, extra_bytes, orientation, settings)?;
+    check(PictureFormat::Jpeg, width_px, height_px, extra_bytes, orientation, settings)?;
     if progressive && layout.lacks_coefficients() {
-        return Err(DecodeError::Truncated { format: Format::Jpeg, why: "scans are missing".into() });
+        return Err(DecodeError::Truncated { format: PictureFormat::Jpeg, why: "scans are missing".into() });
     }
     if apart {
         decode_planes(bytes, &layout, pixels)?;
@@ -301,7 +301,7 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
         let room = pixels.room(width_px, height_px);
         decoder.decode_into(room).map_err(|error| jpeg_error(bytes, &error))?;
     }
-    pixels.turn(orientation, Format::Jpeg)
+    pixels.turn(orientation, PictureFormat::Jpeg)
 }
 
 /// With the usual tables, where it has none, and with what follows the coded data in place of the end.
@@ -318,7 +318,7 @@ fn prepare_for_decoder<'a>(bytes: &'a [u8], layout: &JpegStructure) -> Cow<'a, [
 
 /// Each component that comes in a scan of its own is a grey picture; they are scaled to one size and put together.
 fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> Result<(), DecodeError> {
-    let unsupported = |why: &str| DecodeError::Unsupported { format: Format::Jpeg, why: why.into() };
+    let unsupported = |why: &str| DecodeError::Unsupported { format: PictureFormat::Jpeg, why: why.into() };
     let [first, second, third] = layout.components[..] else {
         return Err(unsupported("JPEG of other than three components in scans of their own"));
     };
@@ -328,7 +328,7 @@ fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> R
         .iter()
         .fold((1, 1), |(across, down), component| (component.across.max(across), component.down.max(down)));
     let plane = |component: FrameComponent| -> Result<GrayImage, DecodeError> {
-        let missing = || DecodeError::Truncated { format: Format::Jpeg, why: "a scan is missing".into() };
+        let missing = || DecodeError::Truncated { format: PictureFormat::Jpeg, why: "a scan is missing".into() };
         let scan = layout.scans.iter().find(|scan| scan.components.contains(&component.id)).ok_or_else(missing)?;
         if scan.components.len() > 1 {
             return Err(unsupported("JPEG with scans of one and of several components"));
@@ -345,7 +345,7 @@ fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> R
         let mut decoder = decoder(&grey, ColorSpace::Luma);
         let levels = decoder.decode().map_err(|error| jpeg_error(bytes, &error))?;
         let plane = GrayImage::from_raw(across_px.into(), down_px.into(), levels)
-            .ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "pixels are missing"))?;
+            .ok_or_else(|| DecodeError::corrupt(PictureFormat::Jpeg, "pixels are missing"))?;
         Ok(match (plane.width(), plane.height()) == (width_px, height_px) {
             true => plane,
             false => resize(&plane, width_px, height_px, FilterType::Triangle),
@@ -395,7 +395,7 @@ pub(super) fn ycbcr_to_rgb(luma: u8, blue: u8, red: u8) -> [u8; 3] {
 }
 
 fn jpeg_error(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
-    let (format, words) = (Format::Jpeg, format!("{error:?}"));
+    let (format, words) = (PictureFormat::Jpeg, format!("{error:?}"));
     let closed = JpegStructure::of(bytes).closed;
     // The decoder has no kind of error for it.
     let ran_out = ["Exhausted data", "Premature end", "Not enough bytes", "No more bytes", "Bad Huffman Code"];

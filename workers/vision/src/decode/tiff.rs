@@ -12,7 +12,7 @@ use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
 use super::error::{DecodeError, cut};
-use super::format::Format;
+use super::format::PictureFormat;
 use super::levels::{BitDepthHint, SampleScale};
 use super::{DecodeSettings, Pixels, check, jpeg};
 
@@ -24,9 +24,9 @@ const MAX_TAG_BYTES: usize = 16 * 1024 * 1024;
 /// Tag 338: how samples beyond the colours are meant.
 const EXTRA_SAMPLES: Tag = Tag::Unknown(338);
 
-type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
+type TiffReader<'a> = Decoder<Cursor<&'a [u8]>>;
 
-fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, DecodeError> {
+fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<TiffReader<'a>, DecodeError> {
     let most = usize::try_from(settings.max_memory_bytes).unwrap_or(usize::MAX);
     let mut inner = Limits::default();
     (inner.decoding_buffer_size, inner.intermediate_buffer_size) = (most, most);
@@ -35,7 +35,7 @@ fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, De
 }
 
 /// The reader at page `number`, from 1, thumbnails not counted; at the first page if all say they are thumbnails.
-fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> Result<Reader<'a>, DecodeError> {
+fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> Result<TiffReader<'a>, DecodeError> {
     let mut reader = open(bytes, settings)?;
     let mut pages = 0;
     for _ in 0..MAX_PAGES {
@@ -55,7 +55,7 @@ fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> R
     }
     match number {
         1 => open(bytes, settings),
-        _ => Err(DecodeError::corrupt(Format::Tiff, format!("it has no page {number}"))),
+        _ => Err(DecodeError::corrupt(PictureFormat::Tiff, format!("it has no page {number}"))),
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) fn count_pages(bytes: &[u8], settings: &DecodeSettings) -> usize {
 }
 
 /// Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
-fn is_thumbnail(reader: &mut Reader<'_>) -> bool {
+fn is_thumbnail(reader: &mut TiffReader<'_>) -> bool {
     read_number::<u32>(reader, Tag::NewSubfileType).unwrap_or(0) & 0b101 != 0
 }
 
@@ -100,14 +100,14 @@ pub(super) fn decode(
     }
     let (width_px, height_px) = reader.dimensions().map_err(|error| tiff_error(&error))?;
     if width_px == 0 || height_px == 0 {
-        return Err(DecodeError::corrupt(Format::Tiff, "width or height is zero"));
+        return Err(DecodeError::corrupt(PictureFormat::Tiff, "width or height is zero"));
     }
     let kind = reader.colortype().map_err(|error| unsupported_error(&mut reader, &error))?;
     // The decoder turns what is compressed as JPEG into RGB by itself.
     let compressed = read_number::<u16>(&mut reader, Tag::Compression) == Some(7);
     if compressed && !is_every_jpeg_closed(bytes, &mut reader) {
         let why = "a strip or tile compressed as JPEG has no end".to_owned();
-        return Err(DecodeError::Truncated { format: Format::Tiff, why });
+        return Err(DecodeError::Truncated { format: PictureFormat::Tiff, why });
     }
     let colours = match TiffColors::of(kind) {
         Some(TiffColors::YCbCr) if compressed => TiffColors::Rgb,
@@ -122,11 +122,11 @@ pub(super) fn decode(
     let direct = matches!(colours, TiffColors::Rgb) && kind.bit_depth() == 8 && layout.complete_len == rgb_bytes;
     let direct = direct && layout.planes == 1;
     let extra_bytes = if direct { 0 } else { layout.complete_len as u64 };
-    check(Format::Tiff, width_px, height_px, extra_bytes, orientation, settings)?;
+    check(PictureFormat::Tiff, width_px, height_px, extra_bytes, orientation, settings)?;
     if direct {
         let room = pixels.room(width_px, height_px);
         reader.read_image_bytes(room).map_err(|error| unsupported_error(&mut reader, &error))?;
-        return pixels.turn(orientation, Format::Tiff);
+        return pixels.turn(orientation, PictureFormat::Tiff);
     }
     let declared = read_number::<u32>(&mut reader, Tag::MaxSampleValue);
     let premultiplied = read_number::<u16>(&mut reader, EXTRA_SAMPLES) == Some(1);
@@ -159,7 +159,7 @@ pub(super) fn decode(
             TiffColors::YCbCr => jpeg::ycbcr_to_rgb(level(pixel, 0), level(pixel, 1), level(pixel, 2)),
         };
     }
-    pixels.turn(orientation, Format::Tiff)
+    pixels.turn(orientation, PictureFormat::Tiff)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +186,7 @@ impl TiffColors {
 
 /// Whether every strip or tile compressed as JPEG (TIFF Technical Note 2) ends as a JPEG does: one that was filled up with
 /// zeros does not, and would come out with grey in its place. Bytes of zeros and ones may pad the end.
-fn is_every_jpeg_closed(bytes: &[u8], reader: &mut Reader<'_>) -> bool {
+fn is_every_jpeg_closed(bytes: &[u8], reader: &mut TiffReader<'_>) -> bool {
     let mut numbers = |tag| reader.find_tag(tag).ok().flatten().and_then(|value| value.into_u64_vec().ok());
     let tiled = numbers(Tag::TileOffsets).zip(numbers(Tag::TileByteCounts));
     let Some((starts, counts)) = tiled.or_else(|| numbers(Tag::StripOffsets).zip(numbers(Tag::StripByteCounts))) else {
@@ -234,7 +234,7 @@ fn levels(
 }
 
 /// Bytes whose bits begin at the other end (`FillOrder` 2, section 8), turned round; as old fax machines write them.
-fn normalize_fill_order<'a>(bytes: &'a [u8], reader: &mut Reader<'_>) -> Cow<'a, [u8]> {
+fn normalize_fill_order<'a>(bytes: &'a [u8], reader: &mut TiffReader<'_>) -> Cow<'a, [u8]> {
     if read_number::<u16>(reader, Tag::FillOrder) != Some(2) {
         return Cow::Borrowed(bytes);
     }
@@ -256,12 +256,12 @@ fn normalize_fill_order<'a>(bytes: &'a [u8], reader: &mut Reader<'_>) -> Cow<'a,
 }
 
 /// The first number of a tag. One that cannot be read is as good as none: what is needed is read by the decoder, too.
-fn read_number<T: TryFrom<u64>>(reader: &mut Reader<'_>, tag: Tag) -> Option<T> {
+fn read_number<T: TryFrom<u64>>(reader: &mut TiffReader<'_>, tag: Tag) -> Option<T> {
     T::try_from(*reader.find_tag_unsigned_vec::<u64>(tag).ok()??.first()?).ok()
 }
 
 /// What a page is made of, by its tags, where the decoder refuses it.
-fn unsupported_error(reader: &mut Reader<'_>, error: &TiffError) -> DecodeError {
+fn unsupported_error(reader: &mut TiffReader<'_>, error: &TiffError) -> DecodeError {
     if !matches!(error, TiffError::UnsupportedError(_)) {
         return tiff_error(error);
     }
@@ -304,11 +304,11 @@ fn kind_in_words(kind: ColorType) -> String {
 }
 
 fn unsupported(why: String) -> DecodeError {
-    DecodeError::Unsupported { format: Format::Tiff, why }
+    DecodeError::Unsupported { format: PictureFormat::Tiff, why }
 }
 
 fn tiff_error(error: &TiffError) -> DecodeError {
-    let (format, why) = (Format::Tiff, cut(error));
+    let (format, why) = (PictureFormat::Tiff, cut(error));
     match error {
         TiffError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
             DecodeError::Truncated { format, why }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{FILE, MAX_DISTANCES, Novelty, NoveltySource, auroc};
-use crate::infer::{InferError, InferSettings, Replica, Seen};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, Replica};
 use crate::model::{Model, ModelError};
 use crate::scores::{probabilities, top};
-use crate::session::Onnx;
+use crate::session::OnnxRuntime;
 
 /// Fewer pictures say too little of what is usual.
 pub const MIN_PICTURES: usize = 100;
@@ -46,7 +46,7 @@ pub enum FitError {
     Model(#[from] ModelError),
     /// The graph or the runtime.
     #[error(transparent)]
-    Infer(#[from] InferError),
+    Infer(#[from] InferenceError),
     /// The file that cannot be written.
     #[error("novelty score {path} cannot be written: {source}; make the folder writable", path = path.display())]
     Unwritable {
@@ -69,13 +69,13 @@ pub struct FitReport {
     /// Pictures that cannot be read, and why.
     pub unreadable: Vec<String>,
     /// Against pictures of another kind; absent where none were given.
-    pub against: Option<AgainstReport>,
+    pub against: Option<SeparationReport>,
 }
 
 /// How well known pictures (those held out) and pictures of another kind are told apart. The areas are those under the ROC
 /// curve, 0.5 (a coin) to 1 (always right).
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AgainstReport {
+pub struct SeparationReport {
     /// Pictures of the other kind that can be read.
     pub pictures: usize,
     /// By novelty.
@@ -172,7 +172,7 @@ fn evenly<T: Clone>(all: Vec<T>, most: usize) -> Vec<T> {
 }
 
 /// What is kept of a held-out picture or of one of another kind.
-struct SeenScores {
+struct NoveltyScores {
     logits: Vec<f32>,
     features: Option<Vec<f32>>,
     /// The largest probability, 0 to 1.
@@ -181,8 +181,8 @@ struct SeenScores {
     energy: f32,
 }
 
-impl SeenScores {
-    fn of(model: &Model, seen: Seen) -> Self {
+impl NoveltyScores {
+    fn of(model: &Model, seen: InferenceResult) -> Self {
         let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
         let highest = seen.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f32 = seen.logits.iter().map(|logit| (logit - highest).exp()).sum();
@@ -199,14 +199,14 @@ impl SeenScores {
 }
 
 /// Runs the model over pictures, makes its novelty score of them, and measures it against pictures of another kind.
-pub fn fit(
-    onnx: &Onnx,
+pub fn fit_novelty(
+    onnx: &OnnxRuntime,
     model: &Model,
     pictures: &[PathBuf],
     against: &[PathBuf],
 ) -> Result<(Novelty, FitReport), FitError> {
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let mut replica = Replica::open(onnx, model, &InferSettings { threads, ..InferSettings::default() })?;
+    let mut replica = Replica::open(onnx, model, &InferenceSettings { threads, ..InferenceSettings::default() })?;
     let source = match model.description.output.features {
         Some(_) => NoveltySource::Features,
         None => NoveltySource::Logits,
@@ -214,7 +214,7 @@ pub fn fit(
     let (mut made, mut held_out, mut usable, mut unreadable) = (NoveltyFit::new(source), Vec::new(), 0, Vec::new());
     for path in evenly(pictures.iter().collect(), MAX_PICTURES) {
         let Some(seen) = see(&mut replica, path, &mut unreadable)? else { continue };
-        let scores = SeenScores::of(model, seen);
+        let scores = NoveltyScores::of(model, seen);
         match usable % HELD_OUT_EVERY {
             0 => {
                 made.hold_out(scores.numbers(source).to_vec());
@@ -233,7 +233,7 @@ pub fn fit(
     let novelty = made.finish()?;
     let mut others = Vec::new();
     for path in evenly(against.iter().collect(), MAX_PICTURES) {
-        others.extend(see(&mut replica, path, &mut unreadable)?.map(|seen| SeenScores::of(model, seen)));
+        others.extend(see(&mut replica, path, &mut unreadable)?.map(|seen| NoveltyScores::of(model, seen)));
     }
     let against = compare(&novelty, &held_out, &others);
     let (pictures, held_out) = (novelty.pictures, novelty.held_out());
@@ -241,11 +241,15 @@ pub fn fit(
 }
 
 /// Runs one picture; one that cannot be read is noted.
-fn see(replica: &mut Replica, path: &Path, unreadable: &mut Vec<String>) -> Result<Option<Seen>, InferError> {
+fn see(
+    replica: &mut Replica,
+    path: &Path,
+    unreadable: &mut Vec<String>,
+) -> Result<Option<InferenceResult>, InferenceError> {
     let note = |why: String| format!("{}: {why}", path.display());
     match std::fs::read(path) {
         Err(error) => unreadable.push(note(error.to_string())),
-        Ok(bytes) => match replica.see(&bytes) {
+        Ok(bytes) => match replica.predict(&bytes) {
             Ok(seen) => return Ok(Some(seen)),
             Err(error) if error.is_the_images_fault() => unreadable.push(note(error.to_string())),
             Err(error) => return Err(error),
@@ -255,17 +259,18 @@ fn see(replica: &mut Replica, path: &Path, unreadable: &mut Vec<String>) -> Resu
 }
 
 /// The distances that calibrate are those of the known pictures, which changes nothing about the order of the scores.
-fn compare(novelty: &Novelty, known: &[SeenScores], other: &[SeenScores]) -> Option<AgainstReport> {
-    let area = |score: &dyn Fn(&SeenScores) -> f32| {
-        let scores = |all: &[SeenScores]| all.iter().map(score).collect::<Vec<f32>>();
+fn compare(novelty: &Novelty, known: &[NoveltyScores], other: &[NoveltyScores]) -> Option<SeparationReport> {
+    let area = |score: &dyn Fn(&NoveltyScores) -> f32| {
+        let scores = |all: &[NoveltyScores]| all.iter().map(score).collect::<Vec<f32>>();
         auroc(&scores(known), &scores(other))
     };
-    let distance = |seen: &SeenScores| novelty.distance(seen.numbers(novelty.source)).unwrap_or(f32::INFINITY);
+    let distance = |seen: &NoveltyScores| novelty.distance(seen.numbers(novelty.source)).unwrap_or(f32::INFINITY);
     let above = |limit: f32| {
-        let score = |seen: &&SeenScores| novelty.score(seen.features.as_deref(), &seen.logits).unwrap_or(1.0) > limit;
+        let score =
+            |seen: &&NoveltyScores| novelty.score(seen.features.as_deref(), &seen.logits).unwrap_or(1.0) > limit;
         other.iter().filter(score).count() as f64 / other.len().max(1) as f64
     };
-    Some(AgainstReport {
+    Some(SeparationReport {
         pictures: other.len(),
         novelty_auroc: area(&distance)?,
         confidence_auroc: area(&|seen| -seen.confidence)?,
@@ -276,7 +281,7 @@ fn compare(novelty: &Novelty, known: &[SeenScores], other: &[SeenScores]) -> Opt
 }
 
 /// Puts a novelty score into its model's folder, whole or not at all, and reads the folder again: it is another release.
-pub fn save(novelty: &Novelty, model: &Model) -> Result<Model, FitError> {
+pub fn save_novelty(novelty: &Novelty, model: &Model) -> Result<Model, FitError> {
     let path = model.folder.join(FILE);
     let beside = model.folder.join(format!(".{FILE}.unfinished"));
     let text = novelty.write(&model.weights_digest()?);
@@ -340,19 +345,20 @@ mod tests {
         let others = others(others_dir.path());
         for (name, better_by) in [("fashion-light", 0.15), ("fashion-heavy", 0.02)] {
             let (_dir, model) = copied(name);
-            let (novelty, report) = fit(&onnx(), &model, &clothes("site"), &others).unwrap();
+            let (novelty, report) = fit_novelty(&onnx(), &model, &clothes("site"), &others).unwrap();
             assert_eq!((report.source, report.pictures, report.held_out), (NoveltySource::Features, 2000, 667));
             let against = report.against.unwrap();
             assert!(against.novelty_auroc > 0.97, "{name}: {against:?}");
             assert!(against.novelty_auroc > against.confidence_auroc + better_by, "{name}: {against:?}");
             assert!(against.above_95_ratio > 0.9, "{name}: {against:?}");
 
-            let with = save(&novelty, &model).unwrap();
+            let with = save_novelty(&novelty, &model).unwrap();
             assert_ne!(with.release, model.release, "it belongs to what the release is");
             assert_eq!(with.novelty.as_deref(), Some(&novelty));
-            let mut replica = Replica::open(&onnx(), &with, &InferSettings::default()).unwrap();
+            let mut replica = Replica::open(&onnx(), &with, &InferenceSettings::default()).unwrap();
             let unseen = clothes("test");
-            let is_odd = |path: &PathBuf| replica.see(&std::fs::read(path).unwrap()).unwrap().novelty.unwrap() > 0.95;
+            let is_odd =
+                |path: &PathBuf| replica.predict(&std::fs::read(path).unwrap()).unwrap().novelty.unwrap() > 0.95;
             let odd = unseen.iter().map(is_odd).filter(|odd| *odd).count() as f64 / unseen.len() as f64;
             assert!((0.03..0.07).contains(&odd), "{name}: one in twenty was expected, not {odd}");
         }
@@ -361,8 +367,8 @@ mod tests {
     #[test]
     fn a_score_of_other_weights_is_passed_over_and_a_broken_one_is_refused() {
         let (dir, model) = copied("fashion-light");
-        let (novelty, _) = fit(&onnx(), &model, &clothes("site")[..300], &[]).unwrap();
-        save(&novelty, &model).unwrap();
+        let (novelty, _) = fit_novelty(&onnx(), &model, &clothes("site")[..300], &[]).unwrap();
+        save_novelty(&novelty, &model).unwrap();
         std::fs::copy(fixture("fashion-initial").join("graph.onnx"), dir.path().join("graph.onnx")).unwrap();
         let other = Model::load(dir.path()).unwrap();
         assert!(other.novelty.is_none() && other.has_stale_novelty());
@@ -379,7 +385,7 @@ mod tests {
         std::fs::write(dir.path().join("model.toml"), without.join("\n")).unwrap();
         let others_dir = tempfile::tempdir().unwrap();
         let model = Model::load(dir.path()).unwrap();
-        let (_, report) = fit(&onnx(), &model, &clothes("site"), &others(others_dir.path())).unwrap();
+        let (_, report) = fit_novelty(&onnx(), &model, &clothes("site"), &others(others_dir.path())).unwrap();
         assert_eq!(report.source, NoveltySource::Logits);
         assert!(report.against.as_ref().unwrap().novelty_auroc > 0.95, "{report:?}");
     }
@@ -387,9 +393,12 @@ mod tests {
     #[test]
     fn too_few_pictures_and_pictures_of_one_label_are_refused() {
         let (_dir, model) = copied("fashion-light");
-        let few = fit(&onnx(), &model, &clothes("site")[..50], &[]).unwrap_err();
+        let few = fit_novelty(&onnx(), &model, &clothes("site")[..50], &[]).unwrap_err();
         assert!(few.to_string().starts_with("50 of 50 pictures can be used"), "{few}");
         let one = clothes("site")[0].clone();
-        assert!(matches!(fit(&onnx(), &model, &vec![one; 200], &[]), Err(FitError::OneLabel { pictures: 200 })));
+        assert!(matches!(
+            fit_novelty(&onnx(), &model, &vec![one; 200], &[]),
+            Err(FitError::OneLabel { pictures: 200 })
+        ));
     }
 }

@@ -9,11 +9,11 @@ use super::values::{InputBuffer, is_label_scores};
 use crate::model::Model;
 use crate::tensor;
 
-pub(super) struct Checks<'a> {
+pub(super) struct SessionChecks<'a> {
     pub(super) model: &'a Model,
 }
 
-impl Checks<'_> {
+impl SessionChecks<'_> {
     /// Returns the most images the graph takes at once, and in which kind of element.
     pub(super) fn all(&self, session: &OrtSession) -> Result<(Option<usize>, InputBuffer), SessionError> {
         let description = &self.model.description;

@@ -6,27 +6,27 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use ort::environment::Environment;
 
 use super::SessionError;
-use crate::lookup::{Candidate, candidates, version_of};
+use crate::lookup::{LookupCandidate, candidates, version_of};
 
 /// Oldest ONNX Runtime that will do: ort's feature `api-22` asks for it.
 pub const OLDEST_RUNTIME: &str = "1.22";
 
 /// The runtime, loaded. One a process: later calls return the first.
 #[derive(Debug, Clone)]
-pub struct Onnx {
+pub struct OnnxRuntime {
     environment: Environment,
     library: PathBuf,
     version: String,
 }
 
-static LOADED: OnceLock<Onnx> = OnceLock::new();
+static LOADED: OnceLock<OnnxRuntime> = OnceLock::new();
 static LOADING: Mutex<()> = Mutex::new(());
 
-impl Onnx {
+impl OnnxRuntime {
     /// Looks for the library and starts it. Order: `setting`, the variables TRIBUTARY_ONNXRUNTIME
     /// and ORT_DYLIB_PATH, the system's library folders, the cache filled by `make setup`. One
     /// named explicitly must do; one of the system's that will not is passed over with a warning.
-    pub fn find_and_load(setting: Option<&Path>) -> Result<Onnx, SessionError> {
+    pub fn find_and_load(setting: Option<&Path>) -> Result<OnnxRuntime, SessionError> {
         let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = LOADED.get() {
             return Ok(loaded.clone());
@@ -35,9 +35,9 @@ impl Onnx {
         Ok(LOADED.get_or_init(|| onnx).clone())
     }
 
-    fn first_usable(candidates: Vec<Candidate>) -> Result<Onnx, SessionError> {
+    fn first_usable(candidates: Vec<LookupCandidate>) -> Result<OnnxRuntime, SessionError> {
         let mut looked_at = Vec::new();
-        for Candidate { path, given_by, explicit } in candidates {
+        for LookupCandidate { path, given_by, explicit } in candidates {
             if !explicit && !path.exists() {
                 looked_at.push(path);
                 continue;
@@ -57,7 +57,7 @@ impl Onnx {
         Err(SessionError::RuntimeMissing { looked_at })
     }
 
-    fn load(path: &Path, given_by: &'static str) -> Result<Onnx, SessionError> {
+    fn load(path: &Path, given_by: &'static str) -> Result<OnnxRuntime, SessionError> {
         let unusable = |why: String| SessionError::RuntimeUnusable { path: path.to_owned(), given_by, why };
         // A relative path would be looked for beside the executable first.
         let library = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
@@ -68,7 +68,7 @@ impl Onnx {
         let broken = |error: ort::Error| SessionError::RuntimeBroken { path: library.clone(), why: error.to_string() };
         let environment = builder.with_name("tributary").with_telemetry(false).build().map_err(broken)?;
         environment.set_log_level(ort::logging::LogLevel::Error);
-        Ok(Onnx { environment, version: version_of(&library), library })
+        Ok(OnnxRuntime { environment, version: version_of(&library), library })
     }
 
     pub(crate) fn environment(&self) -> &Environment {
@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn a_missing_runtime_names_every_place_and_the_remedy() {
         let none = places(None, &[("TRIBUTARY_CACHE", "/nowhere"), ("LD_LIBRARY_PATH", "/nowhere/else")]);
-        let none: Vec<Candidate> = none.into_iter().filter(|place| place.path.starts_with("/nowhere")).collect();
-        let why = Onnx::first_usable(none).unwrap_err().to_string();
+        let none: Vec<LookupCandidate> = none.into_iter().filter(|place| place.path.starts_with("/nowhere")).collect();
+        let why = OnnxRuntime::first_usable(none).unwrap_err().to_string();
         for part in ["make setup", "/nowhere/onnxruntime-1.31.1/libonnxruntime", "/nowhere/else/libonnxruntime"] {
             assert!(why.contains(part), "{part}: {why}");
         }
@@ -155,8 +155,8 @@ mod tests {
         std::fs::write(&path, "not a library").unwrap();
         assert!(version_inside(&path).is_none());
         assert_eq!(version_inside(good.library()).as_deref(), Some(good.version()));
-        let named = Candidate { path: dir.path().join("absent.so"), given_by: "the setting", explicit: true };
-        let why = Onnx::first_usable(vec![named]).unwrap_err().to_string();
+        let named = LookupCandidate { path: dir.path().join("absent.so"), given_by: "the setting", explicit: true };
+        let why = OnnxRuntime::first_usable(vec![named]).unwrap_err().to_string();
         assert!(why.contains("absent.so") && why.contains("the setting") && why.contains("make setup"), "{why}");
     }
 

@@ -1,0 +1,59 @@
+//! Refusing images while their disk has no room: the stream takes nothing more and says why, before the disk is full.
+//!
+//! A stream that refuses new messages drops nothing when its limit is lowered, so a limit of one byte refuses
+//! everything; what the limit was stands in the stream's metadata, from where it is taken back.
+
+use async_nats::jetstream::stream::Config as StreamConfig;
+
+use crate::connect::Bus;
+use crate::error::{CarryError, missing_or_failed};
+use crate::topology::IMAGES;
+
+/// The stream's limit while it takes images, bytes.
+const KEY_LIMIT: &str = "tributary-max-bytes";
+/// Why it takes none.
+const KEY_REASON: &str = "tributary-refuses";
+
+/// Why images are refused at the moment; absent while they are taken.
+pub async fn refusal_reason(bus: &Bus) -> Result<Option<String>, CarryError> {
+    Ok(reason_in(&config(bus).await?))
+}
+
+pub(crate) fn reason_in(config: &StreamConfig) -> Option<String> {
+    config.metadata.get(KEY_REASON).cloned()
+}
+
+/// The limit of a stream, bytes, also while it refuses everything.
+pub(crate) fn limit_in(config: &StreamConfig) -> i64 {
+    config.metadata.get(KEY_LIMIT).and_then(|limit| limit.parse().ok()).unwrap_or(config.max_bytes)
+}
+
+/// Refuses images from now on.
+pub async fn refuse_images(bus: &Bus, reason: &str) -> Result<(), CarryError> {
+    let mut config = config(bus).await?;
+    let limit = limit_in(&config);
+    config.metadata.insert(KEY_LIMIT.into(), limit.to_string());
+    config.metadata.insert(KEY_REASON.into(), reason.into());
+    config.max_bytes = 1;
+    update(bus, config).await
+}
+
+/// Takes images again.
+pub async fn accept_images(bus: &Bus) -> Result<(), CarryError> {
+    let mut config = config(bus).await?;
+    config.max_bytes = limit_in(&config);
+    config.metadata.remove(KEY_LIMIT);
+    config.metadata.remove(KEY_REASON);
+    update(bus, config).await
+}
+
+async fn config(bus: &Bus) -> Result<StreamConfig, CarryError> {
+    let found =
+        bus.js.get_stream(IMAGES).await.map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
+    Ok(found.cached_info().config.clone())
+}
+
+async fn update(bus: &Bus, config: StreamConfig) -> Result<(), CarryError> {
+    let updated = bus.js.update_stream(config).await;
+    updated.map(|_| ()).map_err(CarryError::broker(format!("changing stream {IMAGES}")))
+}

@@ -1,0 +1,280 @@
+//! A site's weights as they came: a memory-mapped safetensors file, or a row in memory. Read in blocks, so that no
+//! update is ever whole in memory.
+
+use std::fs::File;
+use std::path::Path;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use schemas::WeightFormat;
+
+use crate::parameter_layout::ParameterLayout;
+
+/// Why a file is not a set of weights for a model. Each is the sender's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsFileError {
+    /// It cannot be opened.
+    #[error("{path} cannot be read")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not a safetensors file.
+    #[error("it is not a safetensors file: {0}")]
+    Unreadable(#[from] safetensors::SafeTensorError),
+    /// A tensor that is trained is not in it.
+    #[error("tensor {0:?} is missing")]
+    Missing(String),
+    /// A tensor in it is not trained, or unknown.
+    #[error("tensor {0:?} is none of those that are trained")]
+    Extra(String),
+    /// A tensor has another shape.
+    #[error("tensor {name:?} has shape {found:?}, the model's is {wanted:?}")]
+    Misshaped {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The model's.
+        wanted: Vec<usize>,
+    },
+    /// A tensor is of another type than the update says.
+    #[error("tensor {name:?} is of type {found:?}, the update says {form:?}")]
+    OtherType {
+        /// Its name.
+        name: String,
+        /// Its type.
+        found: Dtype,
+        /// What the update says.
+        form: WeightFormat,
+    },
+}
+
+impl WeightsFileError {
+    /// Its stable name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "weights_unavailable",
+            Self::Unreadable(_) => "weights_unreadable",
+            Self::Missing(_) => "tensor_missing",
+            Self::Extra(_) => "tensor_extra",
+            Self::Misshaped { .. } => "tensor_misshaped",
+            Self::OtherType { .. } => "tensor_of_other_type",
+        }
+    }
+}
+
+/// Weights in a file.
+#[derive(Debug)]
+pub struct WeightsFile {
+    map: Mmap,
+    form: WeightFormat,
+    /// Where each place's bytes begin.
+    starts: Vec<usize>,
+}
+
+impl WeightsFile {
+    /// Opens a file of weights for this layout; its values are not looked at.
+    pub fn open(path: &Path, form: WeightFormat, layout: &ParameterLayout) -> Result<Self, WeightsFileError> {
+        let failed = |source| WeightsFileError::File { path: path.display().to_string(), source };
+        let file = File::open(path).map_err(failed)?;
+        // SAFETY: the file is the aggregator's own copy, in a folder that nobody else writes to, and is written whole
+        // before it gets its name; what is read of it are numbers, of which any bits will do.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let starts = starts(&map, form, layout)?;
+        Ok(Self { map, form, starts })
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+fn starts(bytes: &[u8], form: WeightFormat, layout: &ParameterLayout) -> Result<Vec<usize>, WeightsFileError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let known = |name: &&str| layout.places().binary_search_by(|place| place.name.as_str().cmp(name)).is_ok();
+    if let Some(extra) = file.names().into_iter().find(|name| !known(name)) {
+        return Err(WeightsFileError::Extra(extra.chars().take(200).collect()));
+    }
+    let wanted = if form == WeightFormat::F32 { Dtype::F32 } else { Dtype::F16 };
+    let mut starts = Vec::with_capacity(layout.places().len());
+    for place in layout.places() {
+        let view = file.tensor(&place.name).map_err(|_| WeightsFileError::Missing(place.name.clone()))?;
+        if view.shape() != place.shape {
+            let (name, found) = (place.name.clone(), view.shape().to_vec());
+            return Err(WeightsFileError::Misshaped { name, found, wanted: place.shape.clone() });
+        }
+        if view.dtype() != wanted {
+            return Err(WeightsFileError::OtherType { name: place.name.clone(), found: view.dtype(), form });
+        }
+        // Both point into the same bytes.
+        starts.push(view.data().as_ptr() as usize - bytes.as_ptr() as usize);
+    }
+    Ok(starts)
+}
+
+/// A row of numbers, wherever it is.
+#[derive(Debug, Clone, Copy)]
+pub enum WeightRow<'a> {
+    /// In memory, end to end.
+    Memory(&'a [f32]),
+    /// In a file.
+    File(&'a WeightsFile),
+}
+
+impl WeightRow<'_> {
+    /// Whether they are to be added to a base, and are not the weights themselves.
+    pub fn are_added(&self) -> bool {
+        matches!(self, WeightRow::File(file) if file.form == WeightFormat::DeltaF16)
+    }
+
+    /// A block's bytes, where they are 32-bit floats in a file: what can be added without a copy.
+    pub(crate) fn raw(&self, (place, from, len): (usize, usize, usize)) -> Option<&[u8]> {
+        match self {
+            WeightRow::File(file) if file.form == WeightFormat::F32 => {
+                let start = file.starts[place] + from * 4;
+                Some(&file.map[start..start + len * 4])
+            }
+            _ => None,
+        }
+    }
+
+    /// Gives a block as floats. `place`: its number in the layout; `from`: its first number within the place.
+    /// `room`: for as many halves.
+    pub(crate) fn block<'b>(
+        &'b self,
+        layout: &ParameterLayout,
+        (place, from, len): (usize, usize, usize),
+        room: &'b mut ReadBuffer,
+    ) -> &'b [f32] {
+        match self {
+            WeightRow::Memory(row) => {
+                let start = layout.places()[place].start + from;
+                &row[start..start + len]
+            }
+            WeightRow::File(file) => {
+                let floats = &mut room.floats[..len];
+                let size = if file.form == WeightFormat::F32 { 4 } else { 2 };
+                let start = file.starts[place] + from * size;
+                let bytes = &file.map[start..start + len * size];
+                if file.form == WeightFormat::F32 {
+                    // The machine's own way to load four bytes, wherever they lie.
+                    for (float, four) in floats.iter_mut().zip(bytes.chunks_exact(4)) {
+                        *float = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+                    }
+                } else {
+                    let halves = &mut room.halves[..len];
+                    for (half, two) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *half = f16::from_le_bytes([two[0], two[1]]);
+                    }
+                    halves.convert_to_f32_slice(floats);
+                }
+                floats
+            }
+        }
+    }
+
+    /// The whole row.
+    pub fn row(&self, layout: &ParameterLayout) -> Vec<f32> {
+        let mut row = vec![0.0; layout.len()];
+        let mut room = ReadBuffer::default();
+        each_block(layout, |place, from, at, len| {
+            row[at..at + len].copy_from_slice(self.block(layout, (place, from, len), &mut room));
+        });
+        row
+    }
+}
+
+/// Numbers in a block: as many as leave room for two in the first cache of a core.
+pub const BLOCK: usize = 2048;
+
+/// Room for a block of a file.
+pub struct ReadBuffer {
+    floats: Vec<f32>,
+    halves: Vec<f16>,
+}
+
+impl Default for ReadBuffer {
+    fn default() -> Self {
+        Self { floats: vec![0.0; BLOCK], halves: vec![f16::ZERO; BLOCK] }
+    }
+}
+
+/// Block by block: number of the place, first number in it, first number in the row, length.
+pub fn each_block(layout: &ParameterLayout, mut see: impl FnMut(usize, usize, usize, usize)) {
+    for (number, place) in layout.places().iter().enumerate() {
+        for from in (0..place.len).step_by(BLOCK) {
+            see(number, from, place.start + from, BLOCK.min(place.len - from));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use training::weights::encode;
+
+    use super::*;
+
+    fn layout() -> ParameterLayout {
+        ParameterLayout::new([("a".to_owned(), vec![2, 3]), ("b".to_owned(), vec![5000])].into())
+    }
+
+    fn row(scale: f32) -> Vec<f32> {
+        (0..layout().len()).map(|at| at as f32 * scale).collect()
+    }
+
+    fn written(row: &[f32], layout: &ParameterLayout, base: &[f32], form: WeightFormat) -> tempfile::NamedTempFile {
+        let base = layout.tensors(base).into_iter().map(|(name, (_, values))| (name, values)).collect();
+        let bytes = encode(&layout.tensors(row), &base, form, None).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_of_every_form_is_read_as_it_was_written() {
+        let (layout, base, row) = (layout(), row(0.5), row(0.75));
+        let open = |form| {
+            let file = written(&row, &layout, &base, form);
+            let file = WeightsFile::open(file.path(), form, &layout).unwrap();
+            (WeightRow::File(&file).row(&layout), WeightRow::File(&file).are_added())
+        };
+        assert_eq!(open(WeightFormat::F32), (row.clone(), false));
+        let (halves, added) = open(WeightFormat::F16);
+        assert!(!added && halves.iter().zip(&row).all(|(a, b)| (a - b).abs() <= b.abs() * 1e-3));
+        let (moved, added) = open(WeightFormat::DeltaF16);
+        assert!(added && moved.iter().zip(&row).all(|(moved, row)| (moved - row / 3.0).abs() <= row * 1e-3));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_model_is_refused_by_name() {
+        let wrong = |shapes: &[(&str, Vec<usize>)], form| {
+            let shapes: BTreeMap<String, Vec<usize>> =
+                shapes.iter().map(|(name, shape)| ((*name).to_owned(), shape.clone())).collect();
+            let other = ParameterLayout::new(shapes);
+            let file = written(&vec![0.0; other.len()], &other, &vec![0.0; other.len()], WeightFormat::F32);
+            WeightsFile::open(file.path(), form, &layout()).unwrap_err().name()
+        };
+        let (a, b) = (("a", vec![2, 3]), ("b", vec![5000]));
+        assert_eq!(wrong(std::slice::from_ref(&a), WeightFormat::F32), "tensor_missing");
+        assert_eq!(wrong(&[a.clone(), b.clone(), ("c", vec![1])], WeightFormat::F32), "tensor_extra");
+        assert_eq!(wrong(&[("a", vec![3, 2]), b.clone()], WeightFormat::F32), "tensor_misshaped");
+        assert_eq!(wrong(&[("a", vec![1]), b.clone()], WeightFormat::F32), "tensor_misshaped");
+        assert_eq!(wrong(&[a, b], WeightFormat::F16), "tensor_of_other_type");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for bytes in [&b""[..], b"no tensors", &[0xff; 64]] {
+            std::fs::write(file.path(), bytes).unwrap();
+            let refused = WeightsFile::open(file.path(), WeightFormat::F32, &layout()).unwrap_err();
+            assert!(matches!(refused.name(), "weights_unreadable" | "weights_unavailable"), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The bare loop: decode, resize and infer in this process, a thread a replica, nothing else. What the
+//! pipeline is measured against.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use vision::{InferenceError, InferenceSettings, Model, OnnxRuntime, Replica};
+
+use crate::error::BenchError;
+use crate::measurement_window::{self, CompletionLog, MeasurementWindow, WindowLength};
+use crate::workload::Workload;
+
+/// Name of its process in a report.
+pub const LOOP: &str = "loop";
+
+/// Replicas that are warm, and what they are given.
+pub struct WarmReplicas {
+    replicas: Vec<Replica>,
+    images: Arc<[Bytes]>,
+}
+
+impl WarmReplicas {
+    /// Loads as many replicas as a recognizer with these settings would. Blocks.
+    pub fn open(workload: &Workload, onnx: &OnnxRuntime, settings: &InferenceSettings) -> Result<Self, BenchError> {
+        let model = Model::load(&workload.model)?;
+        let count = settings.replicas.count(settings.threads);
+        let replicas = (0..count).map(|_| Replica::open(onnx, &model, settings)).collect::<Result<_, _>>()?;
+        Ok(Self { replicas, images: workload.images.clone() })
+    }
+
+    /// How many replicas there are.
+    pub fn replicas(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Runs so many of them at once for a while.
+    pub async fn run(&mut self, threads: usize, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
+        let (stop, tape, next) = (CancellationToken::new(), CompletionLog::default(), Arc::new(AtomicUsize::new(0)));
+        // Threads end when this is given up as well.
+        let guard = stop.clone().drop_guard();
+        let idle = self.replicas.split_off(threads.min(self.replicas.len()));
+        let mut running = Vec::new();
+        for replica in std::mem::take(&mut self.replicas) {
+            let (images, tape, next, stop) = (self.images.clone(), tape.clone(), next.clone(), stop.clone());
+            running.push(tokio::task::spawn_blocking(move || {
+                let mut replica = replica;
+                let ended = recognize(&mut replica, &images, &next, &tape, &stop);
+                (replica, ended)
+            }));
+        }
+        let window = measurement_window::measure_window(
+            &tape,
+            &[(LOOP, std::process::id())],
+            length.lead,
+            length.wait_for_end(),
+        )
+        .await;
+        drop(guard);
+        for thread in running {
+            let (replica, ended) = thread.await?;
+            self.replicas.push(replica);
+            ended?;
+        }
+        self.replicas.extend(idle);
+        window
+    }
+}
+
+fn recognize(
+    replica: &mut Replica,
+    images: &[Bytes],
+    next: &AtomicUsize,
+    tape: &CompletionLog,
+    stop: &CancellationToken,
+) -> Result<(), InferenceError> {
+    while !stop.is_cancelled() {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(image) = images.get(number % images.len().max(1)) else { return Ok(()) };
+        let begun = Instant::now();
+        replica.predict(image)?;
+        tape.record_image(begun.elapsed());
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! What came of the pictures: who was right, what went up, how long it took; as text, chart and JSON.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::ensure;
+use bench::chart::{Chart, ChartLine, ChartPoint};
+use bench::curve::{self, PredictionPair};
+use bench::report::BenchMachine;
+use bench::stats::Latency;
+use schemas::Route;
+use serde_json::json;
+use streams::server::Durability;
+
+use super::DemoPicture;
+use super::run::{DemoAnswer, DemoRun, IN_FLIGHT};
+
+/// Points of the curve that are drawn: more cannot be told apart.
+const DRAWN: usize = 200;
+
+/// What came of it.
+pub struct DemoResult {
+    images: usize,
+    /// Final answers by the site, by the cloud, and tombstones.
+    by_site: usize,
+    by_cloud: usize,
+    dead: usize,
+    site_alone: f64,
+    together: f64,
+    cloud_alone: f64,
+    sent_up: u64,
+    bytes_up: u64,
+    image_bytes: usize,
+    images_per_s: f64,
+    durability: Durability,
+    provisionals: usize,
+    provisional: Latency,
+    confident: Latency,
+    verified: Latency,
+    finals: Latency,
+    curve: Vec<(f64, f64)>,
+}
+
+impl DemoResult {
+    /// Holds the answers against the labels; `cloud` is the cloud model's label for every picture.
+    pub fn of(
+        pictures: &[DemoPicture],
+        walked: DemoRun,
+        cloud: &[String],
+        durability: Durability,
+    ) -> anyhow::Result<Self> {
+        let images = pictures.len();
+        let share = |count: usize| count as f64 / images.max(1) as f64;
+        let mut judged = Vec::with_capacity(images);
+        let (mut by_site, mut by_cloud, mut dead, mut right) = (0, 0, 0, 0);
+        let mut times: [Vec<Duration>; 4] = Default::default();
+        let [provisional, confident, verified, finals] = &mut times;
+        for ((picture, answered), cloud) in pictures.iter().zip(&walked.answered).zip(cloud) {
+            let DemoAnswer { answer, final_, .. } = answered;
+            provisional.extend(answered.provisional);
+            finals.push(*final_);
+            let is_right = |label: Option<&str>| label == Some(picture.label.as_str());
+            right += usize::from(is_right(answer.label.as_deref()));
+            match answer.route {
+                Route::Dead => dead += 1,
+                Route::Verified | Route::Redirected => {
+                    by_cloud += 1;
+                    verified.push(*final_);
+                }
+                Route::Edge | Route::Expired => {
+                    by_site += 1;
+                    confident.push(*final_);
+                }
+            }
+            // What the site said, whoever had the last word.
+            let edge = answer.edge.clone().or_else(|| answer.prediction());
+            judged.push(PredictionPair {
+                confidence: edge.as_ref().map_or(0.0, |edge| edge.confidence),
+                site_right: is_right(edge.as_ref().map(|edge| edge.label.as_str())),
+                cloud_right: is_right(Some(cloud)),
+            });
+        }
+        ensure!(judged.len() == images, "{} of {images} pictures were judged", judged.len());
+        let provisionals = provisional.len();
+        let [provisional, confident, verified, finals] = times.map(Latency::of);
+        Ok(Self {
+            images,
+            by_site,
+            by_cloud,
+            dead,
+            site_alone: share(judged.iter().filter(|image| image.site_right).count()),
+            together: share(right),
+            cloud_alone: share(judged.iter().filter(|image| image.cloud_right).count()),
+            sent_up: walked.sent_up,
+            bytes_up: walked.bytes_up,
+            image_bytes: pictures.iter().map(|picture| picture.bytes.len()).sum(),
+            images_per_s: images as f64 / walked.elapsed.as_secs_f64(),
+            durability,
+            provisionals,
+            provisional,
+            confident,
+            verified,
+            finals,
+            curve: curve::by_confidence(&judged),
+        })
+    }
+
+    fn share_verified(&self) -> f64 {
+        self.by_cloud as f64 / self.images.max(1) as f64
+    }
+
+    /// Accuracy against the share sent up, this run marked on it.
+    pub fn chart(&self) -> Chart {
+        let percent = |(share, right): &(f64, f64)| (share * 100.0, right * 100.0);
+        let here = (self.share_verified(), self.together);
+        Chart {
+            title: "Accuracy against what is sent up".into(),
+            x_label: "pictures sent up to the cloud, %".into(),
+            y_label: "right answers, %".into(),
+            lines: vec![
+                ChartLine {
+                    name: "the most doubtful first".into(),
+                    points: curve::thinned(&self.curve, DRAWN).iter().map(percent).collect(),
+                },
+                ChartLine {
+                    name: "as many at random".into(),
+                    points: [(0.0, self.site_alone), (1.0, self.cloud_alone)].iter().map(percent).collect(),
+                },
+            ],
+            marks: vec![ChartPoint { name: "this run".into(), point: percent(&here) }],
+        }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let Self { images, by_site, by_cloud, dead, sent_up, bytes_up, .. } = self;
+        let each = self.bytes_up as f64 / self.sent_up.max(1) as f64;
+        let all_kb = each * self.images as f64 / 1e3;
+        let percent = |share: f64| format!("{:6.2} %", share * 100.0);
+        let time = |what: &str, count: usize, latency: &Latency| {
+            format!("  {what:<46}{count:>7}{:>10.1}{:>10.1}\n", latency.p50_ms, latency.p99_ms)
+        };
+        let mut text = format!(
+            "Right answers\n  site alone                  {}\n  site and cloud together     {}\n  cloud alone                 {}   if every picture had been sent up\n\n",
+            percent(self.site_alone),
+            percent(self.together),
+            percent(self.cloud_alone)
+        );
+        text += &format!(
+            "Sent up for a verdict\n  pictures                    {sent_up} of {images}: {:.1} %\n  bytes                       {:.0} kB, where all pictures would have been {all_kb:.0} kB\n                              (what the requests carry: the picture and the site's answer about it)\n\n",
+            100.0 * *sent_up as f64 / (*images).max(1) as f64,
+            *bytes_up as f64 / 1e3,
+        );
+        text += &format!("{:<48}{:>7}{:>10}{:>10}\n", "Milliseconds from publishing to", "count", "p50", "p99");
+        text += &time("a provisional answer by the site", self.provisionals, &self.provisional);
+        text += &time("a final answer by the site, which was sure", *by_site, &self.confident);
+        text += &time("a final answer by the cloud", *by_cloud, &self.verified);
+        text += &time("any final answer", *images, &self.finals);
+        let kept = match self.durability {
+            Durability::PowerSafe => "each was on the disk before it was acknowledged.",
+            Durability::Fast => "each is on the disk within two minutes (durability fast).",
+        };
+        text += &format!(
+            "\n{:.0} pictures a second, up to {IN_FLIGHT} waiting for their first answer at a time;\n{kept}\n",
+            self.images_per_s
+        );
+        if *dead > 0 {
+            text += &format!("{dead} could not be recognized: see `tributary dead`.\n");
+        }
+        text
+    }
+
+    /// For programs.
+    pub fn json(&self) -> serde_json::Value {
+        json!({
+            "demo": "fashion",
+            "images": self.images,
+            "accuracy_edge_ratio": self.site_alone,
+            "accuracy_collaborative_ratio": self.together,
+            "accuracy_cloud_ratio": self.cloud_alone,
+            "verified_ratio": self.share_verified(),
+            "final_by_site": self.by_site,
+            "final_by_cloud": self.by_cloud,
+            "dead": self.dead,
+            "requests_up": self.sent_up,
+            "bytes_up": self.bytes_up,
+            "bytes_up_counts": "payloads of the verify requests that reached the cloud",
+            "image_bytes": self.image_bytes,
+            "images_per_s": self.images_per_s,
+            "durability": self.durability,
+            "provisional": self.provisional,
+            "final": self.finals,
+            "final_by_site_latency": self.confident,
+            "final_by_cloud_latency": self.verified,
+            "curve": { "x": "share sent up", "y": "accuracy", "points": curve::thinned(&self.curve, DRAWN) },
+            "machine": BenchMachine::here(Path::new(".")),
+        })
+    }
+}

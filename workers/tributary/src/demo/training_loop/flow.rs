@@ -1,0 +1,157 @@
+//! A site's images on their way: published at a steady rate, each waited for until its final answer is there.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bench::answer_listener::AnswerListener;
+use futures::{StreamExt, TryStreamExt};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use runtime::Shutdown;
+use schemas::{Answer, CameraName, SiteName, TaskId};
+use streams::{Bus, Publication, Publisher, reader, subject};
+use tokio::time::MissedTickBehavior;
+
+use super::pictures::LoopPicture;
+use crate::site_target::RunningSite;
+
+/// Images a second at each site: so many that a trial is decided within a minute, and few enough for two cores.
+pub const PER_S: u32 = 80;
+/// Images that are published and not acknowledged yet, at a time.
+const IN_FLIGHT: usize = 32;
+/// Everything is answered within seconds; after this something is wrong.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A picture as a site's camera gives it. Its label stays here.
+#[derive(Clone)]
+struct CameraShot {
+    bytes: bytes::Bytes,
+    label: String,
+}
+
+/// An image that was acknowledged.
+struct SentImage {
+    task: TaskId,
+    label: String,
+}
+
+/// What became of an image.
+pub struct FlowAnswer {
+    /// What it shows.
+    pub label: String,
+    /// Its final answer.
+    pub answer: Answer,
+}
+
+/// A site and what it sees.
+pub struct SiteFlow {
+    /// Its name.
+    pub name: SiteName,
+    bus: Bus,
+    ear: AnswerListener,
+    publisher: Publisher,
+    camera: CameraName,
+    fresh: VecDeque<CameraShot>,
+    seen: Vec<CameraShot>,
+    acknowledged: usize,
+}
+
+impl SiteFlow {
+    /// Opens a site that is to see these pictures, in this order.
+    pub async fn open(site: &RunningSite, cloud: &Bus, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
+        let read = |picture: &LoopPicture| {
+            let bytes = std::fs::read(&picture.path);
+            let bytes = bytes.with_context(|| format!("{} cannot be read", picture.path.display()))?;
+            Ok(CameraShot { bytes: bytes.into(), label: picture.label.clone() })
+        };
+        let fresh = pictures.iter().map(read).collect::<anyhow::Result<_>>()?;
+        let nats = streams::NatsSettings { url: site.url.clone(), ..streams::NatsSettings::default() };
+        let bus = Bus::connect(&nats, "demo").await?;
+        Ok(Self {
+            name: site.site.clone(),
+            ear: AnswerListener::open(&bus, cloud, &site.site).await?,
+            publisher: Publisher::new(bus.clone(), PATIENCE),
+            bus,
+            camera: "demo".parse()?,
+            fresh,
+            seen: Vec::new(),
+            acknowledged: 0,
+        })
+    }
+
+    /// Publishes so many pictures that the site has not seen yet, or what is left of them; what became of them.
+    pub async fn publish_new(&mut self, count: usize) -> anyhow::Result<Vec<FlowAnswer>> {
+        let mut shots: Vec<CameraShot> = self.fresh.drain(..count.min(self.fresh.len())).collect();
+        shots.shuffle(&mut StdRng::seed_from_u64(self.seen.len() as u64));
+        self.seen.extend(shots.iter().cloned());
+        let sent = self.pour(shots.into_iter(), &Shutdown::default()).await?;
+        self.answers(sent).await
+    }
+
+    /// Publishes pictures that the site has seen, again and again, until it is enough; what became of them.
+    pub async fn publish_repeatedly(&mut self, enough: &Shutdown) -> anyhow::Result<Vec<FlowAnswer>> {
+        let mut shots = self.seen.clone();
+        shots.shuffle(&mut StdRng::seed_from_u64(self.acknowledged as u64));
+        let sent = self.pour(shots.into_iter().cycle(), enough).await?;
+        self.answers(sent).await
+    }
+
+    async fn pour(
+        &mut self,
+        shots: impl Iterator<Item = CameraShot>,
+        enough: &Shutdown,
+    ) -> anyhow::Result<Vec<SentImage>> {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_S);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let paced = futures::stream::unfold((shots, ticks), |(mut shots, mut ticks)| async {
+            tokio::select! {
+                biased;
+                () = enough.wait_for_request() => None,
+                _ = ticks.tick() => Some((shots.next()?, (shots, ticks))),
+            }
+        });
+        let sent: Vec<SentImage> =
+            paced.map(|shot| self.publish(shot)).buffer_unordered(IN_FLIGHT).try_collect().await?;
+        self.acknowledged += sent.len();
+        Ok(sent)
+    }
+
+    async fn publish(&self, shot: CameraShot) -> anyhow::Result<SentImage> {
+        let task = TaskId::new_random();
+        // That it is answered is seen by its final answer alone.
+        drop(self.ear.expect_task(task, Instant::now()));
+        let to = subject::image(&self.name, &self.camera);
+        self.publisher.publish(&Publication::with_id(to, shot.bytes, task.to_string())).await?;
+        Ok(SentImage { task, label: shot.label })
+    }
+
+    /// The final answer of each; an error if one was lost.
+    async fn answers(&self, sent: Vec<SentImage>) -> anyhow::Result<Vec<FlowAnswer>> {
+        // What was not heard in time is looked for where it is stored.
+        let _ = tokio::time::timeout(PATIENCE, self.ear.finals_reach(self.acknowledged)).await;
+        let count = sent.len();
+        let (mut answered, mut lost) = (Vec::with_capacity(count), Vec::new());
+        for SentImage { task, label } in sent {
+            let heard = self.ear.take_answers(task).and_then(|heard| heard.last).map(|(_, answer)| answer);
+            let answer = match heard {
+                Some(answer) => Some(answer),
+                None => reader::read_outcome(&self.bus, &subject::final_answer(&self.name, &self.camera, task)).await?,
+            };
+            match answer {
+                Some(answer) => answered.push(FlowAnswer { label, answer }),
+                None => lost.push(task),
+            }
+        }
+        if let Some(first) = lost.first() {
+            bail!("{} of {count} images of {} have no final answer, such as {first}", lost.len(), self.name);
+        }
+        Ok(answered)
+    }
+
+    /// Images that were acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged
+    }
+}
