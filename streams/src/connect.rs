@@ -3,17 +3,19 @@
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::client::FlushErrorKind;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Auth, Client, ConnectOptions, Event};
 use bytes::Bytes;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CarryError;
+use crate::nkey::UserKey;
 use crate::permissions;
 use crate::publish::Publication;
 
@@ -267,7 +269,17 @@ impl Bus {
 fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, CarryError> {
     // The client uses the process's TLS provider, and panics without one.
     let _already_set = rustls::crypto::ring::default_provider().install_default();
-    let mut options = ConnectOptions::new()
+    let options = match &settings.nkey {
+        Some(path) => {
+            let key = Arc::new(read_nkey(path)?);
+            ConnectOptions::with_auth_callback(move |nonce| {
+                let key = key.clone();
+                async move { Ok(sign_nonce(&key, &nonce)) }
+            })
+        }
+        None => ConnectOptions::new(),
+    };
+    let mut options = options
         .name(format!("tributary {name}"))
         .ping_interval(PING_INTERVAL)
         .connection_timeout(REQUEST_TIMEOUT)
@@ -286,8 +298,8 @@ fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, CarryE
     if let Some(inbox) = &settings.inbox {
         options = options.custom_inbox_prefix(inbox);
     }
-    if let Some(path) = &settings.nkey {
-        return Ok(options.nkey(read_seed(path)?));
+    if settings.nkey.is_some() {
+        return Ok(options);
     }
     let password = find_password("nats.password", &settings.password, &settings.password_file)?;
     Ok(match (&settings.user, password) {
@@ -322,8 +334,16 @@ fn find_password(key: &str, set: &Option<Secret>, file: &Option<PathBuf>) -> Res
     }
 }
 
-/// The seed in a file; fails if other users can read it.
-fn read_seed(path: &Path) -> Result<String, CarryError> {
+/// What a server is told by the holder of a key, having asked for its nonce to be signed.
+fn sign_nonce(key: &UserKey, nonce: &[u8]) -> Auth {
+    let mut auth = Auth::new();
+    auth.nkey = Some(key.public_key());
+    auth.signature = Some(key.sign(nonce));
+    auth
+}
+
+/// The key whose seed is in a file that nobody else may read.
+fn read_nkey(path: &Path) -> Result<UserKey, CarryError> {
     let unusable = |why: String| CarryError::Credentials { path: path.into(), why };
     let metadata = std::fs::metadata(path).map_err(|error| unusable(format!("cannot be read: {error}")))?;
     let mode = metadata.permissions().mode() & 0o777;
@@ -331,11 +351,7 @@ fn read_seed(path: &Path) -> Result<String, CarryError> {
         return Err(unusable(format!("has mode {mode:o}, so other users can read it: run `chmod 600` on it")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| unusable(format!("cannot be read: {error}")))?;
-    let seed = text.trim();
-    match seed.len() == 58 && seed.starts_with("SU") {
-        true => Ok(seed.to_owned()),
-        false => Err(unusable("does not hold an NKey seed (58 letters and digits that begin with SU)".into())),
-    }
+    UserKey::from_seed(text.trim()).map_err(|error| unusable(error.to_string()))
 }
 
 /// Whether this process is stopping its own servers.

@@ -16,6 +16,7 @@ pub mod fetch_many;
 pub mod fleet;
 pub mod image_refusal;
 pub mod monitor;
+pub mod nkey;
 pub mod permissions;
 pub mod publish;
 pub mod puller;

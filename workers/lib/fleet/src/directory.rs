@@ -15,12 +15,12 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nkeys::KeyPair;
 use runtime::clock;
 use runtime::site_key::SiteKey;
 use runtime::trust::sign_root;
 use schemas::{ReleaseId, Root, SiteName};
 use serde::{Deserialize, Serialize};
+use streams::nkey::UserKey;
 use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, hub_accounts};
 use streams::server::write_private;
 use streams::subject_table::Role;
@@ -124,9 +124,8 @@ impl FleetFolder {
         write(&folder.join("ca.key"), &authority.key)?;
         let mut roles = BTreeMap::new();
         for role in ROLES {
-            let key = KeyPair::new_user();
-            let seed = key.seed().map_err(|error| FleetError::NotMade { what: "a key", why: error.to_string() })?;
-            write(&private.join(format!("{role}.nk")), &(seed + "\n"))?;
+            let key = UserKey::generate().map_err(|error| not_made("a key", &error))?;
+            write(&private.join(format!("{role}.nk")), &(key.seed() + "\n"))?;
             roles.insert(role.to_owned(), key.public_key());
         }
         let (authority_ends_at_ms, certificate_ends_at_ms) = (authority.ends_at_ms, 0);
@@ -235,9 +234,8 @@ impl FleetFolder {
             }
             std::fs::rename(&new_path, &path).map_err(FleetError::written(&path))?;
         }
-        let pair = KeyPair::new_user();
-        let seed = pair.seed().map_err(|error| not_made("a key", &error))?;
-        write(&self.role_file(role), &(seed + "\n"))?;
+        let pair = UserKey::generate().map_err(|error| not_made("a key", &error))?;
+        write(&self.role_file(role), &(pair.seed() + "\n"))?;
         self.state.roles.insert(role.to_owned(), pair.public_key());
         self.save()
     }
@@ -297,8 +295,7 @@ impl FleetFolder {
     }
 
     fn give_keys(&mut self, site: &SiteName, previous_nkey: Option<String>) -> Result<Membership, FleetError> {
-        let leaf = KeyPair::new_user();
-        let leaf_seed = leaf.seed().map_err(|error| FleetError::NotMade { what: "a key", why: error.to_string() })?;
+        let leaf = UserKey::generate().map_err(|error| not_made("a key", &error))?;
         let update_key = SiteKey::make_secret()
             .map_err(|error| FleetError::NotMade { what: "the key for updates", why: error.to_string() })?;
         let public = SiteKey::of_secret(&update_key).map(|key| key.public());
@@ -314,7 +311,7 @@ impl FleetFolder {
             authority: std::fs::read_to_string(&authority).map_err(FleetError::read(&authority))?,
             authority_ends_at_ms: self.state.authority_ends_at_ms,
             root: self.state.root.clone(),
-            leaf_seed,
+            leaf_seed: leaf.seed(),
             update_key,
         };
         self.state.sites.insert(site.clone(), member);
@@ -462,7 +459,7 @@ mod tests {
         let file = fleet.add_site(&reef).unwrap();
         assert!(fleet.add_site(&reef).is_err() && fleet.add_site(&SiteName::cloud()).is_err());
         let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
-        let public = |file: &Membership| KeyPair::from_seed(&file.leaf_seed).unwrap().public_key();
+        let public = |file: &Membership| UserKey::from_seed(&file.leaf_seed).unwrap().public_key();
         assert!(accounts().contains(&public(&file)));
         let new = FleetFolder::open(folder.path()).unwrap().rotate_site(&reef).unwrap();
         assert!(

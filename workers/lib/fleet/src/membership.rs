@@ -92,7 +92,7 @@ impl Membership {
                 Self::VERSION
             )));
         }
-        if nkeys::KeyPair::from_seed(&read.leaf_seed).is_err() {
+        if streams::nkey::UserKey::from_seed(&read.leaf_seed).is_err() {
             return Err(wrong("its leaf_seed is not a seed".into()));
         }
         if runtime::trust::check_first_root(&read.root).is_err() {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use figment::providers::{Env, Format, Serialized, Toml};
+use figment::providers::{Data, Env, Format, Serialized};
 use figment::{Figment, Metadata, Source};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,10 +71,9 @@ where
     if file.is_none() {
         refuse_programs(Path::new(DEFAULT_FILE))?;
     }
-    let file = file.unwrap_or(Path::new(DEFAULT_FILE));
     let mut figment = Figment::new()
         .merge(Serialized::defaults(S::default()))
-        .merge(Toml::file(file))
+        .merge(read_file(file.unwrap_or(Path::new(DEFAULT_FILE))))
         .merge(Env::prefixed(PREFIX).filter(|key| key.as_str().contains("__") || key == "site").split("__"));
     for (key, value) in flags {
         figment = figment.merge(FlagValue { key, value });
@@ -92,8 +91,8 @@ fn refuse_programs(path: &Path) -> Result<(), SettingsError> {
     if !path.is_file() {
         return Ok(());
     }
-    let file = Figment::new().merge(Toml::file(path));
-    match PROGRAMS.into_iter().find(|key| file.find_value(key).is_ok()) {
+    let found = Figment::new().merge(read_file(path));
+    match PROGRAMS.into_iter().find(|key| found.find_value(key).is_ok()) {
         Some(key) => Err(SettingsError::NamesProgram { key: key.into(), path: path.into() }),
         None => Ok(()),
     }
@@ -107,13 +106,32 @@ pub fn table(path: &Path) -> Result<serde_json::Value, SettingsError> {
     if !path.is_file() {
         return Err(SettingsError::NoFile { path: path.to_owned() });
     }
-    Figment::new().merge(Toml::file(path)).extract().map_err(|error| bad(&error))
+    Figment::new().merge(read_file(path)).extract().map_err(|error| bad(&error))
 }
 
 /// Every setting with its default.
 pub fn defaults<S: Default + Serialize>() -> Vec<ResolvedSetting> {
     let figment = Figment::new().merge(Serialized::defaults(S::default()));
     LoadedSettings { settings: S::default(), figment }.list()
+}
+
+/// Settings files, read by the parser that reads `model.toml`, too: figment's own is an older version of it.
+struct Toml;
+
+impl Format for Toml {
+    type Error = toml::de::Error;
+
+    const NAME: &'static str = "TOML";
+
+    fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Self::Error> {
+        toml::from_str(text)
+    }
+}
+
+/// A file where it is named; nothing if it is not there. Of a relative path figment would look through the folders above,
+/// too, and find files that [`check_found`] never saw.
+fn read_file(path: &Path) -> Data<Toml> {
+    Toml::file(std::path::absolute(path).unwrap_or_else(|_| path.into()))
 }
 
 struct FlagValue<'a> {
@@ -222,6 +240,13 @@ mod tests {
         let wrong = file("[gate]\nmin_confidence_ratio = \"high\"");
         let error = load::<AllSettings>(Some(wrong.path()), &[]).err().unwrap().to_string();
         assert!(error.contains("gate.min_confidence_ratio"), "{error}");
+    }
+
+    #[test]
+    fn a_file_in_a_folder_above_is_none_of_ours() {
+        let above = Path::new("../../rustfmt.toml");
+        assert!(Figment::new().merge(read_file(above)).find_value("max_width").is_ok());
+        assert!(Figment::new().merge(read_file(Path::new("rustfmt.toml"))).find_value("max_width").is_err());
     }
 
     #[test]
