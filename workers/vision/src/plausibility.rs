@@ -114,7 +114,8 @@ pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Resul
 /// The model's prediction, and its entropy as a share of a uniform guess's.
 fn read(model: &Model, seen: &InferenceResult) -> ((String, f32), f32) {
     let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
-    let top = prediction(model, &ratios).map_or_else(Default::default, |prediction| (prediction.label, prediction.confidence));
+    let top = prediction(model, &ratios)
+        .map_or_else(Default::default, |prediction| (prediction.label, prediction.confidence));
     let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
     (top, entropy / (ratios.len().max(2) as f32).ln())
 }
