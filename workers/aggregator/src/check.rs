@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_site_says_of_itself_is_bounded() {
+    fn claims_of_a_site_are_limited() {
         let settings = CheckSettings { samples_max: 100, ..CheckSettings::default() };
         assert!(check_description(&update(&[60, 40], 1000), &settings).is_ok());
         assert_eq!(refused(&update(&[], 1000), &settings), "samples_none");
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worse_at_its_own_site_does_not_count() {
+    fn an_update_worse_on_its_own_holdout_does_not_count() {
         let settings = CheckSettings::default();
         let measured = |accuracy_ratio: f64| ModelAccuracy { images: 100, accuracy_ratio, loss: 1.0 };
         let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn with_keys_only_what_a_site_signed_counts() {
+    fn with_keys_only_signed_updates_count() {
         let folder = tempfile::tempdir().unwrap();
         let key = runtime::site_key::SiteKey::create(&folder.path().join("key")).unwrap();
         let mut settings =
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_no_number_or_too_long_is_refused() {
+    fn a_change_that_is_not_finite_or_too_long_is_refused() {
         let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
         let name = |refused: Result<(), UpdateRefusal>| refused.unwrap_err().fault_note().name;
         assert!(check_update_norm(1.0, true, 1.0, &settings).is_ok());

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn doubt_is_shared_by_the_classes_between_which_it_is() {
+    fn doubt_is_divided_among_the_best_classes() {
         let mut summary = HardSummary::default();
         summary.add(&top(&[("cat", 0.45), ("dog", 0.45)]), Some(&[2.0, 0.0]));
         summary.add(&top(&[("dog", 0.6), ("hen", 0.2)]), Some(&[0.0, 5.0]));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn cases_without_usable_features_count_by_class_and_nothing_is_asked_without_doubt() {
+    fn cases_without_features_count_by_class_and_no_cases_give_no_focus() {
         let mut summary = HardSummary::default();
         for features in [None, Some(vec![f32::NAN]), Some(vec![0.0; 3]), Some(vec![1.0; FEATURES_MAX + 1])] {
             summary.add(&top(&[("cat", 0.5)]), features.as_deref());

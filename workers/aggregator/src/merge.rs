@@ -302,7 +302,7 @@ mod tests {
         }
 
         #[test]
-        fn without_extremes_is_what_sorting_each_column_gives(rows in rows(), left_out in 0_usize..7) {
+        fn without_extremes_equals_sorting_each_column(rows in rows(), left_out in 0_usize..7) {
             let (layout, base) = (layout(rows[0].len()), vec![1.0; rows[0].len()]);
             let left_out = left_out.min((rows.len() - 1) / 2);
             let found = without_extremes(&base, &changes(&rows, &base), &layout, left_out);
@@ -316,7 +316,7 @@ mod tests {
         }
 
         #[test]
-        fn distances_are_symmetric_and_those_of_the_rows(rows in rows()) {
+        fn distances_are_symmetric_and_equal_those_of_the_rows(rows in rows()) {
             let (layout, base) = (layout(rows[0].len()), vec![0.5; rows[0].len()]);
             let found = distances(&changes(&rows, &base), &layout);
             for (one, a) in rows.iter().enumerate() {
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn no_number_but_a_number_is_finite() {
+    fn only_finite_numbers_count_as_finite() {
         let (layout, base) = (layout(9), vec![0.0; 9]);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut row = vec![1.0; 9];

@@ -124,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn at_a_rate_of_one_sgd_goes_all_the_way() {
+    fn at_a_rate_of_one_sgd_equals_plain_merging() {
         assert_eq!(after(ServerOptimizerKind::Sgd, 1.0, &[0.5, 0.25]), 1.75);
         assert_eq!(after(ServerOptimizerKind::Sgd, 0.5, &[0.5]), 1.25);
     }
 
     #[test]
-    fn momentum_goes_on_and_adaptive_steps_do_not_grow_with_the_change() {
+    fn momentum_carries_over_and_adaptive_steps_ignore_the_size_of_a_change() {
         // 0.5, then 0.9 * 0.5 + 0.25.
         assert!((after(ServerOptimizerKind::Momentum, 1.0, &[0.5, 0.25]) - 2.2).abs() < 1e-6);
         for kind in [ServerOptimizerKind::Adam, ServerOptimizerKind::Yogi] {

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_every_form_is_read_as_it_was_written() {
+    fn a_file_of_every_format_is_read_as_it_was_written() {
         let (layout, base, row) = (layout(), row(0.5), row(0.75));
         let open = |form| {
             let file = written(&row, &layout, &base, form);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_the_model_is_refused_by_name() {
+    fn weights_that_do_not_fit_the_model_are_refused_by_name() {
         let wrong = |shapes: &[(&str, Vec<usize>)], form| {
             let shapes: BTreeMap<String, Vec<usize>> =
                 shapes.iter().map(|(name, shape)| ((*name).to_owned(), shape.clone())).collect();

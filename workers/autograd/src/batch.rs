@@ -301,7 +301,7 @@ mod tests {
     use crate::training_step::PreparedModel;
 
     #[test]
-    fn what_does_not_provably_work_image_by_image_is_refused_by_name() {
+    fn operators_that_may_mix_images_are_refused_by_name() {
         let refused = |op: &str, attributes: &[AttributeValue<'_>]| {
             let mut model = Builder::new("images", &[1, 3]);
             model.weight("weight", &[3, 2], &[0.5; 6]);

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_teacher_takes_its_share_of_every_image_and_no_more() {
+    fn a_teacher_gets_exactly_its_share_of_every_image() {
         let mut targets = cross_entropy(&[Some(0), None], 2, &LabelSmoothing::default());
         distill(&mut targets, &[0.25, 0.75, 0.5, 0.5], 2, 0.5);
         assert_eq!(targets.values, [0.625, 0.375, 0.0, 0.0]);

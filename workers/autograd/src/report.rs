@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_without_a_rule_is_named_with_the_most_that_works() {
+    fn an_operator_without_a_rule_is_named_with_the_trainable_layers() {
         let prepared = PreparedModel::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
         let known = known(&prepared);
         let whole = report(&prepared, &known).unwrap();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_trained_is_refused_with_the_reason() {
+    fn models_that_cannot_be_trained_are_refused_with_the_reason() {
         let refused = |change: fn(&mut OnnxDocument)| {
             let mut model = small_cnn();
             change(&mut model);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn trainable_weights_are_chosen_as_asked_for() {
+    fn trainable_weights_are_chosen_as_requested() {
         let prepared = PreparedModel::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
         let chosen = |text: &str| trainable::choose(&prepared.plain, &text.parse().unwrap());
         assert_eq!(chosen("all").unwrap().len(), 8);

@@ -92,7 +92,7 @@ fn run_on(
 }
 
 #[test]
-fn every_gradient_is_that_of_the_reference() {
+fn every_gradient_matches_the_reference() {
     let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut wrong = Vec::new();
     for case in cases() {
@@ -126,7 +126,7 @@ fn every_gradient_is_that_of_the_reference() {
 }
 
 #[test]
-fn a_step_in_two_gives_what_the_whole_gives() {
+fn a_split_step_gives_the_same_as_the_whole() {
     let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut in_two = 0;
     for case in cases() {

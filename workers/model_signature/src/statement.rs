@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_by_name() {
+    fn unknown_methods_are_refused_by_name() {
         let refused = [
             ("method \"shards\"", changed(|value| value["predicate"]["serialization"]["method"] = "shards".into())),
             ("hash \"blake3\"", changed(|value| value["predicate"]["serialization"]["hash_type"] = "blake3".into())),

@@ -79,7 +79,7 @@ fn payload_of(signature: &[u8]) -> Value {
 }
 
 #[test]
-fn a_folder_that_the_tool_signed_is_as_it_was() {
+fn a_folder_signed_by_the_tool_verifies() {
     for signature in ["model.sig", "ignored.sig"] {
         let copied = SignedCopy::with(signature);
         let signed = copied.verify().unwrap();
@@ -195,7 +195,7 @@ fn every_changed_byte_of_a_key_is_refused() {
 }
 
 #[test]
-fn what_is_not_signed_by_the_key_is_refused_by_name() {
+fn a_folder_not_signed_by_the_key_is_refused_by_name() {
     let copied = SignedCopy::with("model.sig");
     let other = verify_folder(copied.folder(), &copied.signature(), &[public("other-public")]).unwrap_err().to_string();
     assert!(
@@ -213,7 +213,7 @@ fn what_is_not_signed_by_the_key_is_refused_by_name() {
 }
 
 #[test]
-fn files_that_came_or_went_are_named() {
+fn added_and_removed_files_are_named() {
     let copied = SignedCopy::with("model.sig");
     fs::write(copied.file("sub/more.bin"), "more").unwrap();
     assert!(copied.refusal().contains("\"sub/more.bin\" is not in the signature"), "{}", copied.refusal());
@@ -230,7 +230,7 @@ fn files_that_came_or_went_are_named() {
 }
 
 #[test]
-fn no_link_is_followed_and_no_pipe_is_waited_for() {
+fn links_are_not_followed_and_pipes_do_not_block() {
     let copied = SignedCopy::with("model.sig");
     let outside = TempDir::new().unwrap();
     fs::rename(copied.file("config.json"), outside.path().join("config.json")).unwrap();
@@ -251,7 +251,7 @@ fn no_link_is_followed_and_no_pipe_is_waited_for() {
 }
 
 #[test]
-fn ways_of_signing_that_are_not_read_are_refused_by_name() {
+fn unsupported_ways_of_signing_are_refused_by_name() {
     for (signature, named) in [
         ("shards.sig", "method \"shards\""),
         ("blake2.sig", "hash \"blake2b\""),
@@ -271,7 +271,7 @@ fn ways_of_signing_that_are_not_read_are_refused_by_name() {
 }
 
 #[test]
-fn nothing_is_read_without_a_bound() {
+fn every_read_is_bounded() {
     let copied = SignedCopy::with("model.sig");
     let sparse = fs::File::create(copied.signature()).unwrap();
     sparse.set_len(1 << 40).unwrap();
@@ -304,7 +304,7 @@ fn only_signed_bytes_are_copied() {
 }
 
 #[test]
-fn what_is_signed_here_verifies_and_lists_what_the_tool_lists() {
+fn our_signatures_verify_and_list_what_the_tool_lists() {
     for (secret, public_key) in [("pkcs8", "public"), ("sec1", "public"), ("p384", "")] {
         let key = EcPrivateKey::from_pem(&key_text(secret)).unwrap();
         let own = EcPublicKey::from_pem(&key.public_pem()).unwrap();

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_for_people_is_legible_and_bounded() {
+    fn a_name_for_people_is_readable_and_bounded() {
         assert_eq!(readable_name("Küche/a\nb.jpg"), "Küche/a?b.jpg");
         let long = readable_name(&format!("{}/ende.jpg", "ü".repeat(400)));
         assert!(long.len() <= MAX_FILE_NAME_BYTES && long.starts_with('…') && long.ends_with("ü/ende.jpg"), "{long}");

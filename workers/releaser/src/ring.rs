@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_a_share_a_list_or_a_label_and_grows() {
+    fn a_ring_is_chosen_by_name_label_or_share_and_grows() {
         let mut swaps = fleet(20);
         swaps[3].site_labels = vec!["harbour".into()];
         let rings = [
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_cannot_run_it_says_so_and_is_not_asked() {
+    fn a_site_that_cannot_run_a_release_is_left_out_with_the_reason() {
         let mut swaps = fleet(2);
         swaps[1].memory_free_mib = Some(3);
         let all = [RingSettings { share_ratio: Some(1.0), ..RingSettings::default() }];
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn sites_are_moved_in_batches_and_one_that_is_away_holds_nobody_up_for_long() {
+    fn sites_move_in_batches_and_absent_ones_delay_nobody_for_long() {
         let swaps = fleet(7);
         let moved = stable(&begun(), release(1), said()).unwrap();
         let mut given = BTreeMap::new();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_refused_is_told_to_forget_it_when_it_is_withdrawn() {
+    fn a_ring_that_refused_is_ordered_back_on_withdrawal() {
         let mut swaps = fleet(3);
         let tried = canary(
             &candidate(&begun(), release(1), said()).unwrap(),

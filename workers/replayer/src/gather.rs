@@ -225,7 +225,7 @@ mod tests {
     use crate::row::tests::row;
 
     #[test]
-    fn what_was_taken_back_is_labelled_again_by_a_person_or_a_replay() {
+    fn a_retracted_task_is_labelled_again_by_a_person_or_a_replay() {
         let label = |source| Label {
             task: row().task,
             label: "eel".into(),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_row_that_speaks_of_something_else_is_none() {
+    fn a_pinned_row_of_another_task_is_rejected() {
         let slot = |row: &TaskRow| format!("pin.set.{}.{}.{}", row.site, row.camera, row.task);
         assert!(is_of(&row(), &slot(&row())));
         for camera in ["../../etc", "a.b", "", "another"] {

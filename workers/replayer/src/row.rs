@@ -249,7 +249,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn hard_is_what_was_wrong_and_then_what_was_unsure() {
+    fn hardness_is_highest_for_wrong_then_for_unsure_answers() {
         let unsure = TaskRow { truth: None, ..row() };
         assert_eq!(row().hardness(), 1.0);
         assert!((unsure.hardness() - 0.4).abs() < 1e-6);

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_tried_by_a_ring_before_all_have_it_and_can_be_come_back_from() {
+    fn a_release_is_tried_by_a_ring_first_and_can_be_rolled_back() {
         let waiting = candidate(&begun(), release(1), said()).unwrap();
         assert_eq!(runs(&waiting, "a"), id(0), "a candidate moves no site");
         let tried = canary(&waiting, &id(1), 0, vec![site("a")], said()).unwrap();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_withdrawn_is_run_nowhere_and_does_not_come_again_by_itself() {
+    fn a_withdrawn_release_runs_nowhere_and_does_not_return() {
         let waiting = candidate(&begun(), release(1), said()).unwrap();
         let tried = canary(&waiting, &id(1), 0, vec![site("a")], said()).unwrap();
         let gone = withdraw(&tried, &id(1), said()).unwrap();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_those_that_wait_is_tried_and_the_older_are_passed_over() {
+    fn the_newest_candidate_is_tried_and_older_ones_are_dropped() {
         let mut now = begun();
         for number in 1..=12 {
             now = candidate(&now, release(number), said()).unwrap();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_site_stays_where_it_is() {
+    fn a_pinned_site_keeps_its_release() {
         let pinned = pin(&begun(), site("a"), release(7), said());
         let all = stable(&pinned, release(1), said()).unwrap();
         assert_eq!((runs(&all, "a"), runs(&all, "b")), (id(7), id(1)));

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_believed_before_the_publisher_and_the_publisher_before_a_verdict() {
+    fn a_person_wins_over_the_publisher_and_the_publisher_over_a_verdict() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.add_answer(&answer(2, Route::Verified, "cat", Some("dog")), true);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_replayed_is_learned_from_again_and_with_the_source_it_had() {
+    fn replayed_labels_count_again_with_their_source() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.mark_trained();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_came_before_the_answer_counts_when_it_is_there() {
+    fn a_label_before_its_answer_counts_once_the_answer_arrives() {
         let mut all = collection(10);
         all.add_label(&label(1, "dog"), None, true);
         assert!(all.images().is_empty());
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_is_not_learned_whoever_said_it_until_it_is_labelled_again() {
+    fn a_retracted_image_is_not_learned_until_it_is_labelled_again() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.add_answer(&answer(2, Route::Verified, "cat", Some("dog")), true);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_back_before_its_answer_came_is_not_learned_when_it_comes() {
+    fn a_retraction_before_the_answer_holds_when_the_answer_arrives() {
         let mut all = collection(10);
         all.add_label(&label(1, "dog"), None, true);
         all.add_label(&retraction(1), None, true);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_calls_otherwise_than_the_model_can_is_not_learned_as_something_else() {
+    fn an_image_with_an_unknown_label_is_not_learned() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.add_label(&label(1, "cow"), None, true);
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_verdicts_dead_letters_and_answers_of_ones_own_teach_nothing() {
+    fn doubtful_verdicts_dead_letters_and_own_answers_are_not_labels() {
         let mut all = collection(10);
         let unsure = Answer { confidence: Some(0.3), ..answer(1, Route::Verified, "cat", None) };
         all.add_answer(&unsure, true);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_most_frequent_label_the_oldest_make_way() {
+    fn the_oldest_images_of_the_most_frequent_label_are_dropped() {
         let mut all = collection(4);
         all.add_answer(&answer(1, Route::Verified, "dog", None), true);
         (2..=9).for_each(|number| all.add_answer(&answer(number, Route::Verified, "cat", None), true));
@@ -397,7 +397,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_labels_and_retractions_the_last_counts(
+        fn the_last_label_or_retraction_counts(
             events in prop::collection::vec((0_u64..20, prop::option::of(prop::bool::ANY)), 0..120),
         ) {
             let (mut all, mut last) = (collection(100), BTreeMap::new());
@@ -416,7 +416,7 @@ mod tests {
         }
 
         #[test]
-        fn never_more_than_allowed_and_each_once(
+        fn the_limit_holds_and_each_image_counts_once(
             events in prop::collection::vec((0_u64..30, 0_usize..4, prop::bool::ANY), 0..120),
             most in 2_u32..10,
         ) {

@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_and_falls_to_nothing() {
+    fn the_rate_rises_and_falls_to_zero() {
         let rates: Vec<f64> =
             (0..=100).map(|step| LearningRateSchedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
         assert!(rates[..6].windows(2).all(|pair| pair[0] < pair[1]), "{rates:?}");
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
+    fn invalid_settings_are_refused_by_name() {
         assert!(TrainSettings::default().check().is_ok());
         let wrong = TrainSettings { batch: 0, ..TrainSettings::default() };
         assert!(wrong.check().unwrap_err().contains("batch"));

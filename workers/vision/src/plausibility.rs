@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_described_rightly_gives_no_cause_for_complaint() {
+    fn a_correct_description_has_no_findings() {
         let model = Model::load(&fixture("fashion-light")).unwrap();
         let mut images = fashion(4);
         images.push(TrialImage { path: fixture("fashion-light").join("labels.txt"), label: Some("cow".into()) });
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn several_labels_are_not_called_uniform_and_colours_are_tried_both_ways() {
+    fn several_labels_are_not_uniform_and_both_colour_orders_are_tried() {
         let model = Model::load(&fixture("../forms/several-labels")).unwrap();
         let folder = fixture("../processors");
         let images: Vec<TrialImage> =

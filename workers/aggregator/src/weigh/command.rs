@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_weight_is_refused_in_words() {
+    fn invalid_weights_are_refused_with_the_reason() {
         let refused = |script: &str| asked(script).unwrap_err();
         assert!(refused("echo no").contains("wrote no valid weights"));
         assert!(refused(r#"echo '{"weights": {"farm": 1}}'"#).contains("site reef has no weight"));

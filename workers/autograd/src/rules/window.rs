@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_window_at_the_rim_covers_less() {
+    fn a_window_at_the_edge_covers_less() {
         assert_eq!(window(3, 1, 1).coverage(&[2, 2], &[2, 2], false), [4.0; 4]);
         assert_eq!(window(3, 2, 1).coverage(&[3, 3], &[2, 2], false), [4.0; 4]);
         assert_eq!(window(2, 1, 0).coverage(&[3, 3], &[2, 2], true), [4.0; 4]);
     }
 
     #[test]
-    fn what_no_window_reaches_is_left_over() {
+    fn pixels_that_no_window_reaches_are_the_remainder() {
         assert_eq!(window(2, 2, 0).remainder(&[5, 4], &[2, 2]), [1, 0]);
         assert_eq!(window(2, 2, 0).remainder(&[5, 5], &[3, 3]), [-1, -1], "rounded up");
     }

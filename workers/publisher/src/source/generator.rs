@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_is_no_schedule_is_refused() {
+    fn an_invalid_rate_is_refused() {
         for rate_per_s in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
             assert!(ArrivalSchedule::new(rate_per_s, true, 0).is_err(), "{rate_per_s} was accepted");
         }

@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_grows_is_taken_when_it_has_stopped_and_once() {
+    fn a_growing_file_is_published_once_when_it_settles() {
         let (mut settle, start) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.png");
         settle.touched(path.clone(), stamp(1), start);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_early_is_held_until_it_goes_on_or_time_is_up() {
+    fn a_truncated_file_is_held_until_it_grows_or_times_out() {
         let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.jpg");
         assert!(settle.closed(&path, stamp(5)));
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_file_is_taken_at_once_unless_it_is_empty() {
+    fn a_closed_file_is_published_at_once_unless_it_is_empty() {
         let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.png");
         assert!(!settle.closed(&path, stamp(0)));

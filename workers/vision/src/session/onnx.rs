@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_refused_if_named_and_passed_over_if_found() {
+    fn a_file_that_is_not_a_library_is_refused_if_named_and_skipped_if_found() {
         // The first library that loads stays for the whole process, so the right one is loaded first.
         let good = onnx();
         let dir = tempfile::tempdir().unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtimes_words_become_the_users() {
+    fn runtime_errors_are_explained_in_plain_words() {
         let ir = "Load model from a.onnx failed:/onnxruntime_src/onnxruntime/core/graph/model.cc:181 onnxruntime::Model::Model(x) \
                   Unsupported model IR version: 14, max supported IR version: 13\n";
         let said = explain(ir, "1.31.1");
