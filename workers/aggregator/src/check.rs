@@ -48,26 +48,29 @@ impl CheckSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.samples_max > 0, "samples_max is 0; it must be at least 1"),
+            (self.samples_max > 0, "samples_max is 0; it must be at least 1".into()),
             (
                 self.max_samples_of_site.values().all(|most| *most > 0),
-                "max_samples_of_site has a 0; every value must be at least 1",
+                "max_samples_of_site has a 0; every value must be at least 1".into(),
             ),
             (
                 (1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib),
-                "weights_max_mib is out of range; it must be 1 to 512",
+                format!("weights_max_mib is {}; it must be 1 to 512", self.weights_max_mib),
             ),
             (
                 self.keys.values().all(|key| is_public_key(key)),
-                "keys has an invalid key; each must have 64 hexadecimal digits, as `tributary key` prints them",
+                "keys has an invalid key; each must have 64 hexadecimal digits, as `tributary key` prints them".into(),
             ),
             (
                 self.norm_over_base_max.is_none_or(|most| most > 0.0),
-                "norm_over_base_max is out of range; it must be above 0",
+                format!("norm_over_base_max is {}; it must be above 0", self.norm_over_base_max.unwrap_or_default()),
             ),
             (
                 self.norm_over_median_max.is_none_or(|most| most >= 1.0),
-                "norm_over_median_max is out of range; it must be at least 1",
+                format!(
+                    "norm_over_median_max is {}; it must be at least 1",
+                    self.norm_over_median_max.unwrap_or_default()
+                ),
             ),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("check.{wanted}")))

@@ -45,13 +45,19 @@ impl FilterSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.clip_over_median > 0.0, "clip_over_median is out of range; it must be above 0"),
-            (self.loss_over_median >= 1.0, "loss_over_median is out of range; it must be at least 1"),
+            (self.clip_over_median > 0.0, format!("clip_over_median is {}; it must be above 0", self.clip_over_median)),
+            (
+                self.loss_over_median >= 1.0,
+                format!("loss_over_median is {}; it must be at least 1", self.loss_over_median),
+            ),
             (
                 (0.0..0.5).contains(&self.suspects_ratio),
-                "suspects_ratio is out of range; it must be at least 0 and below 0.5",
+                format!("suspects_ratio is {}; it must be at least 0 and below 0.5", self.suspects_ratio),
             ),
-            ((0.0..0.5).contains(&self.trim_ratio), "trim_ratio is out of range; it must be at least 0 and below 0.5"),
+            (
+                (0.0..0.5).contains(&self.trim_ratio),
+                format!("trim_ratio is {}; it must be at least 0 and below 0.5", self.trim_ratio),
+            ),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("filter.{wanted}")))
     }

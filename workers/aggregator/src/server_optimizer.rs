@@ -44,16 +44,16 @@ impl ServerOptimizerSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.rate > 0.0 && self.rate.is_finite(), "rate is out of range; it must be above 0"),
+            (self.rate > 0.0 && self.rate.is_finite(), format!("rate is {}; it must be above 0", self.rate)),
             (
                 (0.0..1.0).contains(&self.momentum_ratio),
-                "momentum_ratio is out of range; it must be at least 0 and below 1",
+                format!("momentum_ratio is {}; it must be at least 0 and below 1", self.momentum_ratio),
             ),
             (
                 (0.0..1.0).contains(&self.square_ratio),
-                "square_ratio is out of range; it must be at least 0 and below 1",
+                format!("square_ratio is {}; it must be at least 0 and below 1", self.square_ratio),
             ),
-            (self.adaptivity > 0.0, "adaptivity is out of range; it must be above 0"),
+            (self.adaptivity > 0.0, format!("adaptivity is {}; it must be above 0", self.adaptivity)),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("server_optimizer.{wanted}")))
     }
