@@ -90,8 +90,8 @@ mod tests {
         summary.add(&top(&[("cat", 0.45), ("dog", 0.45)]), Some(&[2.0, 0.0]));
         summary.add(&top(&[("dog", 0.6), ("hen", 0.2)]), Some(&[0.0, 5.0]));
         let focus = summary.focus(0.5).unwrap();
-        let said: Vec<(&str, f32)> = focus.classes.iter().map(|class| (class.label.as_str(), class.ratio)).collect();
-        assert_eq!(said, [("dog", 0.625), ("cat", 0.25), ("hen", 0.125)]);
+        let ratios: Vec<(&str, f32)> = focus.classes.iter().map(|class| (class.label.as_str(), class.ratio)).collect();
+        assert_eq!(ratios, [("dog", 0.625), ("cat", 0.25), ("hen", 0.125)]);
         assert_eq!(focus.classes[1].features, Some(vec![1.0, 0.0]));
         let dog = focus.classes[0].features.as_ref().unwrap();
         assert!((dog[0] / dog[1] - 0.5 / 0.75).abs() < 1e-6, "{dog:?}: by direction, not by length");

@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn the_next_round_starts_from_a_remade_release_unless_it_is_withdrawn() {
         let release = |number: u8| ReleaseId::from_sha256([number; 32]);
-        let said = |at: u64, number, event| {
+        let event_at = |at: u64, number, event| {
             (at, at, Round { model: ModelName::from_name("light"), number, event, said_at_ms: at, signature: None })
         };
         let sealed =
@@ -287,8 +287,12 @@ mod tests {
             weights: BlobRef::new([new; 32], 1),
             updates: 1,
         };
-        let all =
-            vec![said(1, 1, sealed(1)), said(2, 2, sealed(2)), said(3, 2, remade(3, 2)), said(4, 1, remade(4, 1))];
+        let all = vec![
+            event_at(1, 1, sealed(1)),
+            event_at(2, 2, sealed(2)),
+            event_at(3, 2, remade(3, 2)),
+            event_at(4, 1, remade(4, 1)),
+        ];
         let history = RoundHistory { all };
         let base = |withdrawn: &[u8]| {
             let withdrawn: Vec<ReleaseId> = withdrawn.iter().map(|number| release(*number)).collect();

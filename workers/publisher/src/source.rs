@@ -212,11 +212,11 @@ pub(crate) async fn open(
     match source {
         ImageSource::Paths(paths) => {
             let (counted, count_filter) = (paths.clone(), filter.clone());
-            let (tell, told) = oneshot::channel();
+            let (sender, count) = oneshot::channel();
             thread(move || {
-                let _nobody_listens = tell.send(folder::count(&counted, &count_filter));
+                let _nobody_listens = sender.send(folder::count(&counted, &count_filter));
             })?;
-            total = told.await.ok();
+            total = count.await.ok();
             thread(move || folder::run(&paths, builder, &filter, &items))?;
         }
         ImageSource::Watch(path) => watch = Some(watch::open(path, settings, builder, items)?),

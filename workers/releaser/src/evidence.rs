@@ -241,8 +241,11 @@ impl ReleaseEvidence {
             for ((site, _), slot) in reports {
                 // Only verifiers report the accuracy of other sites.
                 let agreements = slot.agreements.iter().filter(|_| *site == SiteName::cloud());
-                agreements.for_each(|said| cell(&said.site, &said.release, slot.length_ms, &|cell| cell.agree(said)));
-                slot.counts.iter().for_each(|said| cell(site, &said.release, slot.length_ms, &|cell| cell.count(said)));
+                agreements
+                    .for_each(|counts| cell(&counts.site, &counts.release, slot.length_ms, &|cell| cell.agree(counts)));
+                slot.counts
+                    .iter()
+                    .for_each(|counts| cell(site, &counts.release, slot.length_ms, &|cell| cell.count(counts)));
             }
         }
         let mut trial = CanaryTrial {
@@ -314,8 +317,9 @@ impl ReleaseEvidence {
             let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
             let refused =
                 self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
-            let said = refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
-            vanished.max(said as u64)
+            let reported =
+                refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
+            vanished.max(reported as u64)
         };
         ring.iter().map(of).sum()
     }
@@ -371,7 +375,7 @@ fn can_be(swap: &Swap) -> bool {
         && swap.counts.len() <= MAX_COUNTS
         && swap.agreements.len() <= MAX_AGREEMENTS
         && swap.counts.iter().all(counted)
-        && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
+        && swap.agreements.iter().all(|agreement| agreed(&agreement.doubtful) && agreed(&agreement.sampled))
 }
 
 fn is_current_report(swap: &Swap, now_ms: u64) -> bool {
@@ -486,10 +490,11 @@ mod tests {
     #[test]
     fn only_verifiers_report_agreement() {
         let agreed = AgreementCount { asked: 10, agreed: 9 };
-        let said = Agreement { site: "a".parse().unwrap(), release: release(2), doubtful: agreed, sampled: agreed };
+        let agreement =
+            Agreement { site: "a".parse().unwrap(), release: release(2), doubtful: agreed, sampled: agreed };
         for (site, asked) in [("cloud", 10), ("a", 0)] {
             let mut report = swap(site, "w", 2, NOW - SLOT_MS, 7);
-            report.agreements = vec![said.clone()];
+            report.agreements = vec![agreement.clone()];
             let trial = seen(vec![report]).trial(&canary(&["a"], NOW - SLOT_MS), &release(1), NOW);
             assert_eq!(trial.ring[0].after.on_sampled.asked, asked);
             assert_eq!(trial.ring[0].after.images, if site == "cloud" { 0 } else { 7 });

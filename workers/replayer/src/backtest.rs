@@ -293,8 +293,8 @@ impl BacktestState {
             left_s: if decided.left_s.is_none() { doubt.left_s + longer_s } else { doubt.left_s },
             lot: hash_fraction(task.task, "sample"),
         };
-        let fate = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
-        let goes = matches!(fate, Escalation::Goes(_) | Escalation::Blocks);
+        let escalation = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
+        let goes = matches!(escalation, Escalation::Goes(_) | Escalation::Blocks);
         let there_ms = finish_s(network, about.bytes).unwrap_or(about.left_s) * 1000.0;
         let final_ms = match (goes, task.route) {
             (false, _) => task.first_ms,
@@ -310,7 +310,7 @@ impl BacktestState {
             final_ms,
             energy_mj: task.busy_s * watts * 1000.0 + if goes { up_mj(about.bytes) } else { 0.0 },
         };
-        (outcome, otherwise || fate.outcome() != doubt.fate)
+        (outcome, otherwise || escalation.outcome() != doubt.fate)
     }
 
     /// The gate's decision. A learning gate is updated from the verdicts of the period; if it is the gate that was in

@@ -169,16 +169,16 @@ fn gather_nd(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGrad
     let Some(numbers) = tape.known().ints(input(node, 1)).filter(|_| (1..=from.len()).contains(&axes)) else {
         return unsupported("its indices are not constant");
     };
-    let (told, rest) = from.split_at(axes);
+    let (indexed, rest) = from.split_at(axes);
     let mut places = Vec::with_capacity(numbers.len() / axes);
     for numbers in numbers.chunks_exact(axes) {
-        let numbers: Vec<i64> = numbers.iter().zip(told).map(|(at, size)| from_front(*at, *size as usize)).collect();
-        if numbers.iter().zip(told).any(|(at, size)| !(0..*size).contains(at)) {
+        let numbers: Vec<i64> = numbers.iter().zip(indexed).map(|(at, size)| from_front(*at, *size as usize)).collect();
+        if numbers.iter().zip(indexed).any(|(at, size)| !(0..*size).contains(at)) {
             return unsupported("its indices are out of range");
         }
-        places.push(numbers.iter().zip(told).fold(0, |place, (at, size)| place * size + at));
+        places.push(numbers.iter().zip(indexed).fold(0, |place, (at, size)| place * size + at));
     }
-    let row = [&[count(told)], rest].concat();
+    let row = [&[count(indexed)], rest].concat();
     let gradient = tape.reshape(&outputs.first, &[&[places.len() as i64], rest].concat());
     let own = put_back(tape, &gradient, &row, 0, &places)?;
     let own = tape.reshape(&own, from);
