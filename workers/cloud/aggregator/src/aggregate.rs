@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn another_candidate_than_the_first_must_be_better_by_more_than_chance() {
+    fn a_later_candidate_must_be_better_by_more_than_chance() {
         let first = tried(&[1.0, 1.0, 1.0, 1.0]);
         // A little better everywhere, against better on average because of one picture.
         let (surely, perhaps) = (tried(&[0.9, 0.9, 0.9, 0.9]), tried(&[0.0, 1.2, 1.2, 1.2]));
@@ -600,14 +600,14 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_learns_until_five_releases_in_a_row_were_not_clearly_better() {
+    fn the_loop_is_learning_until_five_releases_bring_no_clear_gain() {
         assert!(!is_learning(&[]), "a model that came from no round");
         assert!(is_learning(&[true]) && is_learning(&[true, false, false, false, false]));
         assert!(!is_learning(&[true, false, false, false, false, false]));
     }
 
     #[test]
-    fn a_loss_that_is_no_number_is_not_taken() {
+    fn a_candidate_with_a_loss_that_is_not_finite_is_not_taken() {
         let (broken, fine) = (tried(&[f64::NAN]), tried(&[9.0]));
         assert_eq!(choice(&[&broken, &fine]), Some(1));
         assert_eq!(choice(&[&broken]), None);

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_within_chance_is_said_to_be_none() {
+    fn a_change_within_chance_is_reported_as_none() {
         let little = AccuracyChange::of(&scores(89), &scores(90)).unwrap();
         assert_eq!(
             little.to_string(),

@@ -48,26 +48,29 @@ impl CheckSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.samples_max > 0, "samples_max is 0; it must be at least 1"),
+            (self.samples_max > 0, "samples_max is 0; it must be at least 1".into()),
             (
                 self.max_samples_of_site.values().all(|most| *most > 0),
-                "max_samples_of_site has a 0; every value must be at least 1",
+                "max_samples_of_site has a 0; every value must be at least 1".into(),
             ),
             (
                 (1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib),
-                "weights_max_mib is out of range; it must be 1 to 512",
+                format!("weights_max_mib is {}; it must be 1 to 512", self.weights_max_mib),
             ),
             (
                 self.keys.values().all(|key| is_public_key(key)),
-                "keys has an invalid key; each must have 64 hexadecimal digits, as `tributary key` prints them",
+                "keys has an invalid key; each must have 64 hexadecimal digits, as `tributary key` prints them".into(),
             ),
             (
                 self.norm_over_base_max.is_none_or(|most| most > 0.0),
-                "norm_over_base_max is out of range; it must be above 0",
+                format!("norm_over_base_max is {}; it must be above 0", self.norm_over_base_max.unwrap_or_default()),
             ),
             (
                 self.norm_over_median_max.is_none_or(|most| most >= 1.0),
-                "norm_over_median_max is out of range; it must be at least 1",
+                format!(
+                    "norm_over_median_max is {}; it must be at least 1",
+                    self.norm_over_median_max.unwrap_or_default()
+                ),
             ),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("check.{wanted}")))
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_site_says_of_itself_is_bounded() {
+    fn claims_of_a_site_are_limited() {
         let settings = CheckSettings { samples_max: 100, ..CheckSettings::default() };
         assert!(check_description(&update(&[60, 40], 1000), &settings).is_ok());
         assert_eq!(refused(&update(&[], 1000), &settings), "samples_none");
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worse_at_its_own_site_does_not_count() {
+    fn an_update_worse_on_its_own_holdout_does_not_count() {
         let settings = CheckSettings::default();
         let measured = |accuracy_ratio: f64| ModelAccuracy { images: 100, accuracy_ratio, loss: 1.0 };
         let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
@@ -383,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn with_keys_only_what_a_site_signed_counts() {
+    fn with_keys_only_signed_updates_count() {
         let folder = tempfile::tempdir().unwrap();
         let key = runtime::site_key::SiteKey::create(&folder.path().join("key")).unwrap();
         let mut settings =
@@ -402,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_no_number_or_too_long_is_refused() {
+    fn a_change_that_is_not_finite_or_too_long_is_refused() {
         let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
         let name = |refused: Result<(), UpdateRefusal>| refused.unwrap_err().fault_note().name;
         assert!(check_update_norm(1.0, true, 1.0, &settings).is_ok());

@@ -45,13 +45,19 @@ impl FilterSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.clip_over_median > 0.0, "clip_over_median is out of range; it must be above 0"),
-            (self.loss_over_median >= 1.0, "loss_over_median is out of range; it must be at least 1"),
+            (self.clip_over_median > 0.0, format!("clip_over_median is {}; it must be above 0", self.clip_over_median)),
+            (
+                self.loss_over_median >= 1.0,
+                format!("loss_over_median is {}; it must be at least 1", self.loss_over_median),
+            ),
             (
                 (0.0..0.5).contains(&self.suspects_ratio),
-                "suspects_ratio is out of range; it must be at least 0 and below 0.5",
+                format!("suspects_ratio is {}; it must be at least 0 and below 0.5", self.suspects_ratio),
             ),
-            ((0.0..0.5).contains(&self.trim_ratio), "trim_ratio is out of range; it must be at least 0 and below 0.5"),
+            (
+                (0.0..0.5).contains(&self.trim_ratio),
+                format!("trim_ratio is {}; it must be at least 0 and below 0.5", self.trim_ratio),
+            ),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("filter.{wanted}")))
     }
@@ -110,19 +116,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_change_is_shortened_to_what_is_allowed() {
+    fn a_long_change_is_clipped() {
         assert_eq!(clip(&[1.0, 2.0, 1.0, 8.0, 2.0], 2.0), [1.0, 1.0, 1.0, 0.5, 1.0]);
         assert_eq!(clip(&[0.0, 0.0], 2.0), [1.0, 1.0]);
     }
 
     #[test]
-    fn what_is_far_worse_than_the_others_does_not_count() {
+    fn updates_far_worse_than_the_others_do_not_count() {
         assert_eq!(gate(&[1.0, 1.2, 9.0, f64::INFINITY], 3.0), [true, true, false, false]);
         assert_eq!(gate(&[f64::NAN, f64::NAN], 3.0), [true, true]);
     }
 
     #[test]
-    fn krum_leaves_out_what_lies_apart() {
+    fn krum_drops_distant_updates() {
         let at = [0.0, 0.1, 0.2, 0.15, 9.0_f64];
         let squares: Vec<Vec<f64>> = at.iter().map(|a| at.iter().map(|b| (a - b) * (a - b)).collect()).collect();
         assert_eq!(krum(&squares, 0.2), [true, true, true, true, false]);

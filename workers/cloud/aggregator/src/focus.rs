@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn doubt_is_shared_by_the_classes_between_which_it_is() {
+    fn doubt_is_divided_among_the_best_classes() {
         let mut summary = HardSummary::default();
         summary.add(&top(&[("cat", 0.45), ("dog", 0.45)]), Some(&[2.0, 0.0]));
         summary.add(&top(&[("dog", 0.6), ("hen", 0.2)]), Some(&[0.0, 5.0]));
         let focus = summary.focus(0.5).unwrap();
-        let said: Vec<(&str, f32)> = focus.classes.iter().map(|class| (class.label.as_str(), class.ratio)).collect();
-        assert_eq!(said, [("dog", 0.625), ("cat", 0.25), ("hen", 0.125)]);
+        let ratios: Vec<(&str, f32)> = focus.classes.iter().map(|class| (class.label.as_str(), class.ratio)).collect();
+        assert_eq!(ratios, [("dog", 0.625), ("cat", 0.25), ("hen", 0.125)]);
         assert_eq!(focus.classes[1].features, Some(vec![1.0, 0.0]));
         let dog = focus.classes[0].features.as_ref().unwrap();
         assert!((dog[0] / dog[1] - 0.5 / 0.75).abs() < 1e-6, "{dog:?}: by direction, not by length");
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn cases_without_usable_features_count_by_class_and_nothing_is_asked_without_doubt() {
+    fn cases_without_features_count_by_class_and_no_cases_give_no_focus() {
         let mut summary = HardSummary::default();
         for features in [None, Some(vec![f32::NAN]), Some(vec![0.0; 3]), Some(vec![1.0; FEATURES_MAX + 1])] {
             summary.add(&top(&[("cat", 0.5)]), features.as_deref());

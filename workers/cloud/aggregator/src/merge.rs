@@ -24,7 +24,7 @@ pub fn sum(terms: &[WeightedRow<'_>], layout: &ParameterLayout) -> Vec<f32> {
 /// Like [`sum`], added into an existing row.
 pub fn sum_into(terms: &[WeightedRow<'_>], layout: &ParameterLayout, row: &mut [f32]) {
     let terms: Vec<WeightedRow<'_>> = terms.iter().copied().filter(|term| term.times.abs() > 1e-12).collect();
-    let mut room = ReadBuffer::default();
+    let mut buffer = ReadBuffer::default();
     each_block(layout, |place, from, at, len| {
         let sum = &mut row[at..at + len];
         sum.fill(0.0);
@@ -39,7 +39,7 @@ pub fn sum_into(terms: &[WeightedRow<'_>], layout: &ParameterLayout, row: &mut [
                 1 => add::<1>(sum, &raw, left),
                 _ => {
                     let times = first.times as f32;
-                    let values = first.values.block(layout, (place, from, len), &mut room);
+                    let values = first.values.block(layout, (place, from, len), &mut buffer);
                     sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += times * value);
                     left = others;
                     continue;
@@ -83,10 +83,10 @@ impl SiteDelta<'_> {
         &self,
         layout: &ParameterLayout,
         (place, from, at, len): (usize, usize, usize, usize),
-        room: &mut ReadBuffer,
+        buffer: &mut ReadBuffer,
         out: &mut [f32],
     ) {
-        let values = self.values.block(layout, (place, from, len), room);
+        let values = self.values.block(layout, (place, from, len), buffer);
         let times = self.times as f32;
         if self.values.are_added() {
             out.iter_mut().zip(values).for_each(|(out, value)| *out = value * times);
@@ -99,10 +99,10 @@ impl SiteDelta<'_> {
     /// Its norm (root of the sum of squares), and whether every number is finite.
     pub fn norm(&self, layout: &ParameterLayout) -> (f64, bool) {
         let (mut square, mut finite) = (0.0_f64, true);
-        let (mut room, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
+        let (mut buffer, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
         each_block(layout, |place, from, at, len| {
             let out = &mut out[..len];
-            self.block(layout, (place, from, at, len), &mut room, out);
+            self.block(layout, (place, from, at, len), &mut buffer, out);
             // Without an early exit and with separate lanes, the compiler vectorizes this.
             finite &= out.iter().fold(true, |finite, value| finite & value.is_finite());
             square += squares(out);
@@ -114,10 +114,10 @@ impl SiteDelta<'_> {
 impl SiteDelta<'_> {
     /// Dot product with another row: how much a loss with this slope grows along the change.
     pub fn along(&self, slope: &[f32], layout: &ParameterLayout) -> f64 {
-        let (mut room, mut out, mut sum) = (ReadBuffer::default(), vec![0.0; BLOCK], 0.0);
+        let (mut buffer, mut out, mut sum) = (ReadBuffer::default(), vec![0.0; BLOCK], 0.0);
         each_block(layout, |place, from, at, len| {
             let out = &mut out[..len];
-            self.block(layout, (place, from, at, len), &mut room, out);
+            self.block(layout, (place, from, at, len), &mut buffer, out);
             sum += f64::from(out.iter().zip(&slope[at..at + len]).map(|(out, slope)| out * slope).sum::<f32>());
         });
         sum
@@ -141,10 +141,10 @@ fn squares(values: &[f32]) -> f64 {
 pub fn distances(changes: &[SiteDelta<'_>], layout: &ParameterLayout) -> Vec<Vec<f64>> {
     let count = changes.len();
     let mut squares = vec![vec![0.0; count]; count];
-    let (mut room, mut blocks) = (ReadBuffer::default(), vec![0.0; BLOCK * count]);
+    let (mut buffer, mut blocks) = (ReadBuffer::default(), vec![0.0; BLOCK * count]);
     each_block(layout, |place, from, at, len| {
         for (change, out) in changes.iter().zip(blocks.chunks_exact_mut(BLOCK)) {
-            change.block(layout, (place, from, at, len), &mut room, &mut out[..len]);
+            change.block(layout, (place, from, at, len), &mut buffer, &mut out[..len]);
         }
         for one in 0..count {
             for other in 0..one {
@@ -168,7 +168,7 @@ pub fn by_class(
     shares: &[Vec<f64>],
     layout: &ParameterLayout,
 ) {
-    let (mut room, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
+    let (mut buffer, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
     let has_shares: Vec<bool> = shares.iter().map(|shares| shares.iter().any(|share| *share > 0.0)).collect();
     each_block(layout, |place, from, at, len| {
         let class =
@@ -180,7 +180,7 @@ pub fn by_class(
         own.iter().for_each(|offset| row[at + offset] = base[at + offset]);
         for (number, change) in changes.iter().enumerate() {
             let out = &mut out[..len];
-            change.block(layout, (place, from, at, len), &mut room, out);
+            change.block(layout, (place, from, at, len), &mut buffer, out);
             for (offset, value) in out.iter().enumerate() {
                 if let Some(class) = class(offset) {
                     row[at + offset] += shares[class][number] as f32 * value;
@@ -211,10 +211,10 @@ pub fn without_extremes(
     let left_out = left_out.min((count - 1) / 2);
     let swaps = swaps(count, left_out);
     let share = 1.0 / (count - 2 * left_out) as f32;
-    let (mut room, mut blocks) = (ReadBuffer::default(), vec![0.0; BLOCK * count]);
+    let (mut buffer, mut blocks) = (ReadBuffer::default(), vec![0.0; BLOCK * count]);
     each_block(layout, |place, from, at, len| {
         for (change, out) in changes.iter().zip(blocks.chunks_exact_mut(BLOCK)) {
-            change.block(layout, (place, from, at, len), &mut room, &mut out[..len]);
+            change.block(layout, (place, from, at, len), &mut buffer, &mut out[..len]);
         }
         for (low, high) in &swaps {
             let (before, after) = blocks.split_at_mut(high * BLOCK);
@@ -302,7 +302,7 @@ mod tests {
         }
 
         #[test]
-        fn without_extremes_is_what_sorting_each_column_gives(rows in rows(), left_out in 0_usize..7) {
+        fn without_extremes_equals_sorting_each_column(rows in rows(), left_out in 0_usize..7) {
             let (layout, base) = (layout(rows[0].len()), vec![1.0; rows[0].len()]);
             let left_out = left_out.min((rows.len() - 1) / 2);
             let found = without_extremes(&base, &changes(&rows, &base), &layout, left_out);
@@ -316,7 +316,7 @@ mod tests {
         }
 
         #[test]
-        fn distances_are_symmetric_and_those_of_the_rows(rows in rows()) {
+        fn distances_are_symmetric_and_equal_those_of_the_rows(rows in rows()) {
             let (layout, base) = (layout(rows[0].len()), vec![0.5; rows[0].len()]);
             let found = distances(&changes(&rows, &base), &layout);
             for (one, a) in rows.iter().enumerate() {
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn no_number_but_a_number_is_finite() {
+    fn only_finite_numbers_count_as_finite() {
         let (layout, base) = (layout(9), vec![0.0; 9]);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut row = vec![1.0; 9];

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_the_last_layer_belong_to_a_class_whichever_way_it_is_written() {
+    fn numbers_of_the_last_layer_belong_to_a_class_in_either_axis_order() {
         let shapes = [("a", vec![4, 3]), ("b", vec![3, 2]), ("c", vec![3]), ("body", vec![3, 3])];
         let shapes = shapes.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect();
         let names = ["a", "b", "c"].map(str::to_owned);

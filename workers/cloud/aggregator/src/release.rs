@@ -418,7 +418,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_manifest_of_before_releases_were_remade_or_signed_is_read_and_written_as_ever() {
+    fn an_old_manifest_is_read_and_written_unchanged() {
         let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::from_name("a"))])).unwrap();
         assert!(!old.contains("remade") && !old.contains("signed"), "{old}");
         let read: Manifest = serde_json::from_str(&old).unwrap();
@@ -429,7 +429,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_release_is_followed_back_to_the_last_that_was_clearly_better() {
+    async fn is_learning_looks_back_to_the_last_clear_gain() {
         let folder = tempfile::tempdir().unwrap();
         let releases = ModelReleases::new(
             ReleaseStore::open(&folder.path().display().to_string()).unwrap(),

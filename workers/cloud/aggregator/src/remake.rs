@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_it_and_what_leaves_nothing_are_refused_by_name() {
+    fn unknown_exclusions_and_empty_results_are_refused() {
         let of = |sites: &[&str]| RemakeExclusions {
             sites: sites.iter().map(|site| site.parse().unwrap()).collect(),
             ..RemakeExclusions::default()

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_is_over_a_while_after_there_are_enough_or_at_its_deadline() {
+    fn a_round_closes_after_the_grace_period_or_at_its_deadline() {
         let mut rounds = opened(terms());
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
         assert_eq!(rounds.close_reason(50_000), None);
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn when_every_site_that_was_asked_sent_nobody_is_waited_for() {
+    fn a_round_closes_at_once_when_all_selected_sites_have_sent() {
         let mut rounds = opened(RoundTerms { sites: vec!["a".parse().unwrap(), "b".parse().unwrap()], ..terms() });
         assert_eq!(send(&mut rounds, update("c", 1, release(0)), 2000), Err("site_not_asked".into()));
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_belong_is_named() {
+    fn updates_that_do_not_belong_are_refused_by_name() {
         let mut rounds = opened(terms());
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
         assert_eq!(send(&mut rounds, update("a", 1, release(0)), 2001), Err("update_second".into()));
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_is_refused_by_name_or_counts_in_the_next_round() {
+    fn stragglers_are_refused_or_count_in_the_next_round() {
         for (behind_max, expected) in [(0, Err("update_late".into())), (1, Ok(()))] {
             let mut rounds = opened(terms());
             rounds.apply_event(&round(1, RoundEvent::Closed { why: "deadline".into() }), 3000);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_a_site_sends_between_rounds_the_latest_few_wait_and_take_nobody_elses_place() {
+    fn a_site_keeps_only_its_latest_updates_waiting() {
         let mut rounds = RoundTracker::new(release(0));
         assert!(matches!(rounds.add_update(update("b", 0, release(0)), 1, 1), ArrivalAction::Wait));
         for sequence in 2..100 {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_release_the_last_one_stands() {
+    fn a_failed_round_keeps_the_last_release() {
         let mut rounds = opened(terms());
         rounds.apply_event(&round(1, RoundEvent::Failed(FaultNote::new("quorum_missed", "", ""))), 3000);
         assert!(rounds.current().is_none());
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn unsolicited_updates_count_where_that_is_wanted() {
+    fn unsolicited_updates_count_if_accepted() {
         let mut rounds = opened(RoundTerms { unsolicited: true, ..terms() });
         assert!(send(&mut rounds, update("a", 0, release(0)), 2000).is_ok());
         assert!(send(&mut rounds, update("b", 0, release(0)), 2500).is_ok());
@@ -429,7 +429,7 @@ mod tests {
     proptest! {
         /// Whether it is read from the start or again, and whoever closes first: the same updates are in the round.
         #[test]
-        fn the_stream_alone_says_what_counts(
+        fn the_stream_alone_decides_which_updates_count(
             sites in prop::collection::vec((0_u8..6, 0_u64..3), 1..12),
             closes in prop::collection::vec(0_usize..12, 1..3),
         ) {

@@ -255,7 +255,7 @@ mod tests {
     use schemas::FaultNote;
 
     #[test]
-    fn rounds_that_gained_nothing_are_counted_from_the_last_one_that_did() {
+    fn rounds_without_gain_are_counted_since_the_last_gain() {
         let round = |number: u64, event: RoundEvent| {
             (number, 0, Round { model: ModelName::from_name("light"), number, event, said_at_ms: 0, signature: None })
         };
@@ -274,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn the_next_round_starts_from_what_the_last_release_was_remade_as_unless_that_is_withdrawn() {
+    fn the_next_round_starts_from_a_remade_release_unless_it_is_withdrawn() {
         let release = |number: u8| ReleaseId::from_sha256([number; 32]);
-        let said = |at: u64, number, event| {
+        let event_at = |at: u64, number, event| {
             (at, at, Round { model: ModelName::from_name("light"), number, event, said_at_ms: at, signature: None })
         };
         let sealed =
@@ -287,8 +287,12 @@ mod tests {
             weights: BlobRef::new([new; 32], 1),
             updates: 1,
         };
-        let all =
-            vec![said(1, 1, sealed(1)), said(2, 2, sealed(2)), said(3, 2, remade(3, 2)), said(4, 1, remade(4, 1))];
+        let all = vec![
+            event_at(1, 1, sealed(1)),
+            event_at(2, 2, sealed(2)),
+            event_at(3, 2, remade(3, 2)),
+            event_at(4, 1, remade(4, 1)),
+        ];
         let history = RoundHistory { all };
         let base = |withdrawn: &[u8]| {
             let withdrawn: Vec<ReleaseId> = withdrawn.iter().map(|number| release(*number)).collect();
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_sites_are_asked_as_should_be_and_others_next_time() {
+    fn the_configured_number_of_sites_is_selected_and_others_next_time() {
         let names = ["a", "b", "c", "d"].map(|name| name.parse::<SiteName>().unwrap());
         let all = RoundSettings { sites: names.to_vec(), ..RoundSettings::default() };
         assert_eq!(sites(&all, 1, &BTreeMap::new()), names);

@@ -97,13 +97,25 @@ impl MergeSettings {
         }
         let weigh = &self.weigh;
         let wants = [
-            (!self.candidates.is_empty(), "candidates is empty; it needs at least one rule"),
-            ((0.0..=8.0).contains(&weigh.stability), "weigh.stability is out of range; it must be 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.capability), "weigh.capability is out of range; it must be 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.size), "weigh.size is out of range; it must be 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.coverage), "weigh.coverage is out of range; it must be 0 to 8"),
-            ((0.0..=1.0).contains(&weigh.floor_ratio), "weigh.floor_ratio is out of range; it must be 0 to 1"),
-            (self.staleness >= 0.0 && self.staleness.is_finite(), "staleness is out of range; it must be 0 or more"),
+            (!self.candidates.is_empty(), "candidates is empty; it needs at least one rule".into()),
+            (
+                (0.0..=8.0).contains(&weigh.stability),
+                format!("weigh.stability is {}; it must be 0 to 8", weigh.stability),
+            ),
+            (
+                (0.0..=8.0).contains(&weigh.capability),
+                format!("weigh.capability is {}; it must be 0 to 8", weigh.capability),
+            ),
+            ((0.0..=8.0).contains(&weigh.size), format!("weigh.size is {}; it must be 0 to 8", weigh.size)),
+            ((0.0..=8.0).contains(&weigh.coverage), format!("weigh.coverage is {}; it must be 0 to 8", weigh.coverage)),
+            (
+                (0.0..=1.0).contains(&weigh.floor_ratio),
+                format!("weigh.floor_ratio is {}; it must be 0 to 1", weigh.floor_ratio),
+            ),
+            (
+                self.staleness >= 0.0 && self.staleness.is_finite(),
+                format!("staleness is {}; it must be 0 or more", self.staleness),
+            ),
         ];
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("merge.{wanted}"));

@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_only_less_sure_is_no_better() {
+    fn a_model_that_is_only_less_confident_is_not_better() {
         let (sure, unsure) = (tried(4.0, 160), tried(1.0, 160));
         assert_eq!(unsure.holdout().judge(&sure.holdout()), HoldoutComparison::Better, "by its uncalibrated loss");
         assert_eq!(unsure.tempered_holdout().judge(&sure.tempered_holdout()), HoldoutComparison::Level);
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_to_be_impossible_has_a_loss_that_is_a_number() {
+    fn a_probability_of_zero_has_a_finite_loss() {
         let mut tried = tried(1.0, 200);
         tried.probabilities[..2].copy_from_slice(&[0.0, 1.0]);
         assert!(tried.tempered_holdout().measured().loss.is_finite());

@@ -44,16 +44,16 @@ impl ServerOptimizerSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.rate > 0.0 && self.rate.is_finite(), "rate is out of range; it must be above 0"),
+            (self.rate > 0.0 && self.rate.is_finite(), format!("rate is {}; it must be above 0", self.rate)),
             (
                 (0.0..1.0).contains(&self.momentum_ratio),
-                "momentum_ratio is out of range; it must be at least 0 and below 1",
+                format!("momentum_ratio is {}; it must be at least 0 and below 1", self.momentum_ratio),
             ),
             (
                 (0.0..1.0).contains(&self.square_ratio),
-                "square_ratio is out of range; it must be at least 0 and below 1",
+                format!("square_ratio is {}; it must be at least 0 and below 1", self.square_ratio),
             ),
-            (self.adaptivity > 0.0, "adaptivity is out of range; it must be above 0"),
+            (self.adaptivity > 0.0, format!("adaptivity is {}; it must be above 0", self.adaptivity)),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("server_optimizer.{wanted}")))
     }
@@ -124,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn at_a_rate_of_one_sgd_goes_all_the_way() {
+    fn at_a_rate_of_one_sgd_equals_plain_merging() {
         assert_eq!(after(ServerOptimizerKind::Sgd, 1.0, &[0.5, 0.25]), 1.75);
         assert_eq!(after(ServerOptimizerKind::Sgd, 0.5, &[0.5]), 1.25);
     }
 
     #[test]
-    fn momentum_goes_on_and_adaptive_steps_do_not_grow_with_the_change() {
+    fn momentum_carries_over_and_adaptive_steps_ignore_the_size_of_a_change() {
         // 0.5, then 0.9 * 0.5 + 0.25.
         assert!((after(ServerOptimizerKind::Momentum, 1.0, &[0.5, 0.25]) - 2.2).abs() < 1e-6);
         for kind in [ServerOptimizerKind::Adam, ServerOptimizerKind::Yogi] {

@@ -155,23 +155,41 @@ impl AggregatorSettings {
     pub fn check(&self) -> Result<(), String> {
         let round = &self.round;
         let wants = [
-            (self.public_max_per_class >= 2, "public_max_per_class is out of range; it must be at least 2"),
-            (self.public_max_mib > 0, "public_max_mib is 0; it must be at least 1"),
-            (!self.store.is_empty(), "store is empty; it must be a folder or an address such as s3://bucket/prefix"),
-            (round.quorum > 0, "round.quorum is 0; it must be at least 1"),
-            (round.stop_after != Some(0), "round.stop_after is 0; it must be at least 1, or omit it"),
-            (round.hard_cases != Some(0), "round.hard_cases is 0; it must be at least 1, or omit it"),
-            ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus is out of range; it must be 0 to 8"),
-            (round.deadline_s > 0, "round.deadline_s is 0; it must be at least 1"),
+            (
+                self.public_max_per_class >= 2,
+                format!("public_max_per_class is {}; it must be at least 2", self.public_max_per_class),
+            ),
+            (self.public_max_mib > 0, "public_max_mib is 0; it must be at least 1".into()),
+            (
+                !self.store.is_empty(),
+                "store is empty; it must be a folder or an address such as s3://bucket/prefix".into(),
+            ),
+            (round.quorum > 0, "round.quorum is 0; it must be at least 1".into()),
+            (round.stop_after != Some(0), "round.stop_after is 0; it must be at least 1, or omit it".into()),
+            (round.hard_cases != Some(0), "round.hard_cases is 0; it must be at least 1, or omit it".into()),
+            (
+                (0.0..=8.0).contains(&round.hard_focus),
+                format!("round.hard_focus is {}; it must be 0 to 8", round.hard_focus),
+            ),
+            (round.deadline_s > 0, "round.deadline_s is 0; it must be at least 1".into()),
             (
                 round
                     .sites_per_round
                     .is_none_or(|ask| ask >= round.quorum && ask as usize <= round.selectable_sites().len()),
-                "round.sites_per_round is out of range; it must be between round.quorum and the number of sites in round.sites",
+                format!(
+                    "round.sites_per_round is {}; it must be between round.quorum ({}) and the number of sites ({})",
+                    round.sites_per_round.unwrap_or_default(),
+                    round.quorum,
+                    round.selectable_sites().len()
+                ),
             ),
             (
                 round.selectable_sites().is_empty() || round.quorum as usize <= round.selectable_sites().len(),
-                "round.quorum is out of range; it must be at most the number of sites in round.sites",
+                format!(
+                    "round.quorum is {}; it must be at most the number of sites ({})",
+                    round.quorum,
+                    round.selectable_sites().len()
+                ),
             ),
         ];
         if let Some(unknown) = round.ring.as_ref().filter(|ring| !round.rings.contains_key(*ring)) {

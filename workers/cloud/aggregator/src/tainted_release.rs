@@ -57,7 +57,7 @@ mod tests {
     use crate::release::tests::manifest;
 
     #[test]
-    fn a_release_that_starts_from_one_that_learned_it_learned_it_too() {
+    fn descendants_of_a_tainted_release_are_tainted() {
         let [a, b] = ["a", "b"].map(TaskId::from_name);
         let manifests = [
             manifest(3, Some(2), 3, &[]),

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_literal_formula_gives_the_smallest_site_nothing() {
+    fn the_published_formula_gives_the_smallest_site_nothing() {
         let sites = [site(&[0.9, 0.5], 100), site(&[0.8, 0.8], 50), site(&[0.4, 0.6], 10)];
         let literal = WeighSettings { floor_ratio: 0.0, ..plain() };
         // Stability 1 - 0.2, 1, 1 - 0.1: 0, 1, 0.5. Capability 0.9, 0.8, 0.6: 1, 2/3, 0. Size 1, 4/9, 0.
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_to_nothing_counts_by_samples_and_says_so() {
+    fn a_rule_that_gives_all_zeros_falls_back_to_samples() {
         // Each site is the worst in one factor.
         let sites = [site(&[1.0, 0.0], 30), site(&[0.5, 0.5], 10)];
         let literal = WeighSettings { floor_ratio: 0.0, ..plain() };
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn who_learned_from_more_hard_pictures_counts_more_if_asked_for() {
+    fn hard_pictures_raise_the_share_if_coverage_is_set() {
         let mut sites = [site(&[0.5], 10), site(&[0.5], 10)];
         sites[1].hard = 8;
         assert!(near(&weigh("fedavg", &sites, &plain()).unwrap().shares, &[0.5, 0.5]));
@@ -283,7 +283,7 @@ mod tests {
         }
 
         #[test]
-        fn the_method_without_stability_and_capability_by_share_of_samples_is_fedavg(sites in sites()) {
+        fn paper_without_stability_and_capability_equals_fedavg(sites in sites()) {
             let alone = WeighSettings { stability: 0.0, capability: 0.0, size_measure: SizeMeasure::Share, ..plain() };
             let (paper, fedavg) = (weigh("paper", &sites, &alone).unwrap(), weigh("fedavg", &sites, &plain()).unwrap());
             prop_assert!(near(&paper.shares, &fedavg.shares));

@@ -146,13 +146,13 @@ impl WeightRow<'_> {
         }
     }
 
-    /// A block as floats. `place`: index of the tensor in the layout; `from`: first number within it. `room`: buffer
+    /// A block as floats. `place`: index of the tensor in the layout; `from`: first number within it. `buffer`: buffer
     /// for conversion.
     pub(crate) fn block<'b>(
         &'b self,
         layout: &ParameterLayout,
         (place, from, len): (usize, usize, usize),
-        room: &'b mut ReadBuffer,
+        buffer: &'b mut ReadBuffer,
     ) -> &'b [f32] {
         match self {
             WeightRow::Memory(row) => {
@@ -160,7 +160,7 @@ impl WeightRow<'_> {
                 &row[start..start + len]
             }
             WeightRow::File(file) => {
-                let floats = &mut room.floats[..len];
+                let floats = &mut buffer.floats[..len];
                 let size = if file.form == WeightFormat::F32 { 4 } else { 2 };
                 let start = file.starts[place] + from * size;
                 let bytes = &file.map[start..start + len * size];
@@ -170,7 +170,7 @@ impl WeightRow<'_> {
                         *float = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
                     }
                 } else {
-                    let halves = &mut room.halves[..len];
+                    let halves = &mut buffer.halves[..len];
                     for (half, two) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
                         *half = f16::from_le_bytes([two[0], two[1]]);
                     }
@@ -184,9 +184,9 @@ impl WeightRow<'_> {
     /// The whole row in memory.
     pub fn row(&self, layout: &ParameterLayout) -> Vec<f32> {
         let mut row = vec![0.0; layout.len()];
-        let mut room = ReadBuffer::default();
+        let mut buffer = ReadBuffer::default();
         each_block(layout, |place, from, at, len| {
-            row[at..at + len].copy_from_slice(self.block(layout, (place, from, len), &mut room));
+            row[at..at + len].copy_from_slice(self.block(layout, (place, from, len), &mut buffer));
         });
         row
     }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_every_form_is_read_as_it_was_written() {
+    fn a_file_of_every_format_is_read_as_it_was_written() {
         let (layout, base, row) = (layout(), row(0.5), row(0.75));
         let open = |form| {
             let file = written(&row, &layout, &base, form);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_the_model_is_refused_by_name() {
+    fn weights_that_do_not_fit_the_model_are_refused_by_name() {
         let wrong = |shapes: &[(&str, Vec<usize>)], form| {
             let shapes: BTreeMap<String, Vec<usize>> =
                 shapes.iter().map(|(name, shape)| ((*name).to_owned(), shape.clone())).collect();

@@ -108,7 +108,7 @@ fn the_same_updates_in_any_order_give_the_same_bits() {
 }
 
 #[test]
-fn filters_and_medians_leave_a_bad_site_out() {
+fn filters_and_medians_exclude_a_bad_site() {
     let here = here();
     let base = &here.ground.base;
     let mut rows = rows(base, 5);
@@ -138,7 +138,7 @@ fn filters_and_medians_leave_a_bad_site_out() {
 }
 
 #[test]
-fn a_slope_says_how_the_loss_grows() {
+fn the_slope_predicts_how_the_loss_grows() {
     let here = here();
     let mut judge = ModelScorer::new(&here.runtime, &here.ground, 1).unwrap();
     let rows = rows(&here.ground.base, 2);
@@ -176,7 +176,7 @@ fn training_on_public_pictures_lowers_their_loss() {
 }
 
 #[test]
-fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
+fn a_public_set_with_gaps_is_used_and_the_gaps_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let here = here();
     let source = fixtures().join("images/fashion");
@@ -220,7 +220,7 @@ fn public_with(folder: &Path, here: &AggregateFixture, instead: Option<&str>) ->
 }
 
 #[test]
-fn nothing_is_fitted_on_or_chosen_by_what_a_release_is_scored_by() {
+fn nothing_is_fitted_on_or_chosen_by_the_reported_pictures() {
     let mut here = here();
     let rows = rows(&here.ground.base, 5);
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -239,7 +239,7 @@ fn nothing_is_fitted_on_or_chosen_by_what_a_release_is_scored_by() {
 }
 
 #[test]
-fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
+fn a_good_base_stays_unless_a_candidate_is_better_by_more_than_chance() {
     let mut here = here();
     let base = &here.ground.base.clone();
     // Sites that only make it worse.
@@ -270,7 +270,7 @@ fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
 }
 
 #[test]
-fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
+fn a_learning_loop_takes_a_candidate_as_good_as_the_base() {
     let mut here = here();
     let good = here.ground.base.clone();
     // A base that lost a little, and sites that regain it: with so few pictures, within chance.
@@ -291,7 +291,7 @@ fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
 }
 
 #[test]
-fn what_cannot_be_derived_is_refused_by_name() {
+fn impossible_aggregations_are_refused_by_name() {
     let here = here();
     let base = &here.ground.base;
     assert!(matches!(derived(&here, Vec::new(), &rule("fedavg")), Err(AggregateError::NoUpdates)));

@@ -33,13 +33,13 @@ pub fn next_action(
         Ok(next) => ReleaserAction::Decide(Box::new(next)),
         Err(refused) => ReleaserAction::Wait(refused.to_string()),
     };
-    let said = |why: String| DecisionContext::new(BY, why, now_ms);
+    let context = |why: String| DecisionContext::new(BY, why, now_ms);
     let Some(canary) = &rollout.canary else {
         let Some(candidate) = rollout.candidates.last() else {
             return ReleaserAction::Wait(format!("{} is stable", rollout.stable.release.short()));
         };
         if let Some(why) = worse_on_public(candidate, settings) {
-            return decided(stage::withdraw(rollout, &candidate.release, said(why)));
+            return decided(stage::withdraw(rollout, &candidate.release, context(why)));
         }
         let short = candidate.release.short();
         if let Some(window) = paused {
@@ -54,12 +54,12 @@ pub fn next_action(
             return ReleaserAction::Wait(format!("{short} waits: {why}"));
         }
         let why = [format!("tried by {}", listed(&able))].into_iter().chain(cannot).collect::<Vec<_>>().join("; ");
-        return decided(stage::canary(rollout, &candidate.release, 0, able, said(why)));
+        return decided(stage::canary(rollout, &candidate.release, 0, able, context(why)));
     };
     let release = &canary.release;
     let trial = evidence.trial(canary, &rollout.stable.release, now_ms);
     let judged = judge_canary(&trial, &settings.canary);
-    let with = |why: String| DecisionContext { findings: judged.findings.clone(), ..said(why) };
+    let with = |why: String| DecisionContext { findings: judged.findings.clone(), ..context(why) };
     match &judged.ruling {
         CanaryRuling::Withdraw(why) => decided(stage::withdraw(rollout, &release.release, with(why.clone()))),
         CanaryRuling::Wait(why) => ReleaserAction::Wait(format!(

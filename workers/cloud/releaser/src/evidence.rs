@@ -241,8 +241,11 @@ impl ReleaseEvidence {
             for ((site, _), slot) in reports {
                 // Only verifiers report the accuracy of other sites.
                 let agreements = slot.agreements.iter().filter(|_| *site == SiteName::cloud());
-                agreements.for_each(|said| cell(&said.site, &said.release, slot.length_ms, &|cell| cell.agree(said)));
-                slot.counts.iter().for_each(|said| cell(site, &said.release, slot.length_ms, &|cell| cell.count(said)));
+                agreements
+                    .for_each(|counts| cell(&counts.site, &counts.release, slot.length_ms, &|cell| cell.agree(counts)));
+                slot.counts
+                    .iter()
+                    .for_each(|counts| cell(site, &counts.release, slot.length_ms, &|cell| cell.count(counts)));
             }
         }
         let mut trial = CanaryTrial {
@@ -314,8 +317,9 @@ impl ReleaseEvidence {
             let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
             let refused =
                 self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
-            let said = refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
-            vanished.max(said as u64)
+            let reported =
+                refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
+            vanished.max(reported as u64)
         };
         ring.iter().map(of).sum()
     }
@@ -371,7 +375,7 @@ fn can_be(swap: &Swap) -> bool {
         && swap.counts.len() <= MAX_COUNTS
         && swap.agreements.len() <= MAX_AGREEMENTS
         && swap.counts.iter().all(counted)
-        && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
+        && swap.agreements.iter().all(|agreement| agreed(&agreement.doubtful) && agreed(&agreement.sampled))
 }
 
 fn is_current_report(swap: &Swap, now_ms: u64) -> bool {
@@ -443,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_report_about_a_stretch_replaces_an_earlier_one_whatever_their_order() {
+    fn a_later_report_of_a_slot_replaces_an_earlier_one_in_any_order() {
         let (early, late) = (swap("b", "w", 1, NOW - SLOT_MS, 5), swap("b", "w", 1, NOW - SLOT_MS, 9));
         let early = Swap { said_at_ms: late.said_at_ms - 1, ..early };
         for swaps in [vec![early.clone(), late.clone(), late.clone()], vec![late.clone(), early.clone()]] {
@@ -453,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn before_and_since_are_told_by_release_in_the_ring_and_by_time_elsewhere() {
+    fn before_and_after_are_split_by_release_in_the_ring_and_by_time_elsewhere() {
         let since = NOW - 3 * SLOT_MS;
         let ago = |slots: u64| NOW - slots * SLOT_MS;
         let evidence = seen(vec![
@@ -475,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn the_others_time_begins_with_the_stretch_in_which_the_ring_began() {
+    fn the_others_period_begins_with_the_slot_in_which_the_ring_began() {
         let since = NOW - 3 * SLOT_MS - SLOT_MS / 2;
         let ring = Swap { since_ms: NOW - SLOT_MS / 2, ..swap("a", "w", 2, NOW - SLOT_MS, 8) };
         let others = (1..5).map(|ago| swap("b", "w", 1, NOW - ago * SLOT_MS, 10));
@@ -484,12 +488,13 @@ mod tests {
     }
 
     #[test]
-    fn only_verifiers_say_how_right_a_site_is() {
+    fn only_verifiers_report_agreement() {
         let agreed = AgreementCount { asked: 10, agreed: 9 };
-        let said = Agreement { site: "a".parse().unwrap(), release: release(2), doubtful: agreed, sampled: agreed };
+        let agreement =
+            Agreement { site: "a".parse().unwrap(), release: release(2), doubtful: agreed, sampled: agreed };
         for (site, asked) in [("cloud", 10), ("a", 0)] {
             let mut report = swap(site, "w", 2, NOW - SLOT_MS, 7);
-            report.agreements = vec![said.clone()];
+            report.agreements = vec![agreement.clone()];
             let trial = seen(vec![report]).trial(&canary(&["a"], NOW - SLOT_MS), &release(1), NOW);
             assert_eq!(trial.ring[0].after.on_sampled.asked, asked);
             assert_eq!(trial.ring[0].after.images, if site == "cloud" { 0 } else { 7 });
@@ -497,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_passed_over() {
+    fn impossible_reports_are_ignored() {
         let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
         let right = swap("a", "w", 1, NOW, 1);
         let mut not_finite = right.clone();
@@ -530,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_end_are_crashes_unless_as_many_end_elsewhere() {
+    fn vanished_workers_are_crashes_unless_as_many_vanish_elsewhere() {
         let since = NOW - 10 * SLOT_MS;
         let ended = |site: &str, of: u8| {
             vec![swap(site, "w-1", of, NOW - 5 * SLOT_MS, 1), swap(site, "w-2", of, NOW - SLOT_MS, 1)]

@@ -72,7 +72,7 @@ mod tests {
     const HOUR_MS: u64 = 3_600_000;
 
     #[test]
-    fn a_window_may_go_over_midnight() {
+    fn a_window_may_span_midnight() {
         let day: PauseWindow = "08:00-17:30".parse().unwrap();
         let night: PauseWindow = "22:00-06:00".parse().unwrap();
         for (hour, by_day, by_night) in
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_of_the_day_is_refused() {
+    fn invalid_windows_are_refused() {
         for text in ["", "8", "8:00", "25:00-06:00", "08:60-09:00", "08:00-08:00", "a-b"] {
             assert!(text.parse::<PauseWindow>().is_err(), "{text:?}");
         }

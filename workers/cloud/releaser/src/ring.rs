@@ -134,15 +134,15 @@ pub fn due_orders(
         let order = stage::order_for_site(rollout, site);
         let wanted = &order.release.release;
         let there = runs(site, wanted);
-        let (told, given_at_ms) = match given.get(*site) {
+        let (is_ordered, given_at_ms) = match given.get(*site) {
             Some(given) => (given.release == *wanted, given.at_ms),
             None => (false, 0),
         };
         // Orders are valid for a month: a site that returns after weeks finds one that still is.
-        let renewed = told && given_at_ms > 0 && now_ms.saturating_sub(given_at_ms) >= RENEW_AFTER_MS;
+        let renewed = is_ordered && given_at_ms > 0 && now_ms.saturating_sub(given_at_ms) >= RENEW_AFTER_MS;
         let due = if renewed {
             true
-        } else if told {
+        } else if is_ordered {
             // Refused for good: nothing changes until there is another decision.
             let refused = workers.iter().flat_map(|swap| &swap.refused).find(|refused| refused.release == *wanted);
             let for_good = refused.is_some_and(|refused| !PASSING.contains(&refused.fault.name.as_str()));
@@ -153,8 +153,8 @@ pub fn due_orders(
         if !due || site_incompatibility(&order.release, workers).is_some() {
             continue;
         }
-        let taken_back = workers.iter().any(|swap| rollout.withdrawn.contains(&swap.release));
-        let waits = order.stage == schemas::ReleaseStage::Stable && !there && !told && !taken_back;
+        let is_withdrawn = workers.iter().any(|swap| rollout.withdrawn.contains(&swap.release));
+        let waits = order.stage == schemas::ReleaseStage::Stable && !there && !is_ordered && !is_withdrawn;
         if waits && under_way >= batch {
             continue;
         }
@@ -182,7 +182,7 @@ mod tests {
         }
     }
 
-    fn said() -> DecisionContext {
+    fn context() -> DecisionContext {
         DecisionContext::new("hand", "because", 5)
     }
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn begun() -> Rollout {
-        first("fish".parse().unwrap(), release(0), said())
+        first("fish".parse().unwrap(), release(0), context())
     }
 
     fn names(orders: &[(Order, bool)]) -> Vec<String> {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_a_share_a_list_or_a_label_and_grows() {
+    fn a_ring_is_chosen_by_name_label_or_share_and_grows() {
         let mut swaps = fleet(20);
         swaps[3].site_labels = vec!["harbour".into()];
         let rings = [
@@ -249,13 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_cannot_run_it_says_so_and_is_not_asked() {
+    fn a_site_that_cannot_run_a_release_is_left_out_with_the_reason() {
         let mut swaps = fleet(2);
         swaps[1].memory_free_mib = Some(3);
         let all = [RingSettings { share_ratio: Some(1.0), ..RingSettings::default() }];
         let (able, unable) = ring(&all, 0, &begun(), &release(1), &sites(&swaps));
         assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
-        let moved = stable(&begun(), release(1), said()).unwrap();
+        let moved = stable(&begun(), release(1), context()).unwrap();
         assert_eq!(names(&due_orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
         let words = blocked_sites(&moved, &sites(&swaps)).unwrap();
         assert!(words.starts_with("site-01 cannot run 010101010101"), "{words}");
@@ -267,16 +267,16 @@ mod tests {
         let mut swaps = fleet(2);
         swaps.push(Swap { site: SiteName::cloud(), ..swap("x", 9) });
         assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 2);
-        let pinned = stage::pin(&begun(), SiteName::cloud(), release(1), said());
+        let pinned = stage::pin(&begun(), SiteName::cloud(), release(1), context());
         assert_eq!(relevant_sites(sites(&swaps), &pinned).len(), 3);
         swaps[2].release = ReleaseId::from_sha256([0; 32]);
         assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 3, "they run the stable release");
     }
 
     #[test]
-    fn sites_are_moved_in_batches_and_one_that_is_away_holds_nobody_up_for_long() {
+    fn sites_move_in_batches_and_absent_ones_delay_nobody_for_long() {
         let swaps = fleet(7);
-        let moved = stable(&begun(), release(1), said()).unwrap();
+        let moved = stable(&begun(), release(1), context()).unwrap();
         let mut given = BTreeMap::new();
         let give = |given: &mut BTreeMap<SiteName, StandingOrder>, swaps: &[Swap], now_ms: u64| {
             let orders = due_orders(&moved, &sites(swaps), given, 3, now_ms);
@@ -298,14 +298,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_refused_is_told_to_forget_it_when_it_is_withdrawn() {
+    fn a_ring_that_refused_is_ordered_back_on_withdrawal() {
         let mut swaps = fleet(3);
         let tried = canary(
-            &candidate(&begun(), release(1), said()).unwrap(),
+            &candidate(&begun(), release(1), context()).unwrap(),
             &release(1).release,
             0,
             vec!["site-01".parse().unwrap()],
-            said(),
+            context(),
         )
         .unwrap();
         let stay = StandingOrder { release: release(0).release, at_ms: 0 };
@@ -318,7 +318,7 @@ mod tests {
         let fault = FaultNote::new("score_not_finite", "no number", "none");
         swaps[1].refused = vec![RefusedRelease { release: release(1).release, fault }];
         assert!(due_orders(&tried, &sites(&swaps), &given, 10, 10 * REPEAT_AFTER_MS).is_empty(), "refused for good");
-        let back = withdraw(&tried, &release(1).release, said()).unwrap();
+        let back = withdraw(&tried, &release(1).release, context()).unwrap();
         let back = due_orders(&back, &sites(&swaps), &given, 10, 6);
         assert_eq!((names(&back), back[0].1), (vec!["site-01:00".to_owned()], false));
     }

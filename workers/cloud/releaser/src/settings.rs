@@ -63,17 +63,20 @@ impl ReleaserSettings {
     /// Checks the settings and names the first one that is invalid.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (!self.rings.is_empty(), "rings is empty; it needs at least one ring"),
-            (self.batch > 0, "batch is 0; it must be at least 1"),
-            (self.judge_s > 0, "judge_s is 0; it must be at least 1"),
-            ((0.0..=1.0).contains(&self.public_margin_ratio), "public_margin_ratio is out of range; it must be 0 to 1"),
+            (!self.rings.is_empty(), "rings is empty; it needs at least one ring".into()),
+            (self.batch > 0, "batch is 0; it must be at least 1".into()),
+            (self.judge_s > 0, "judge_s is 0; it must be at least 1".into()),
+            (
+                (0.0..=1.0).contains(&self.public_margin_ratio),
+                format!("public_margin_ratio is {}; it must be 0 to 1", self.public_margin_ratio),
+            ),
         ];
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("releaser.{wanted}"));
         }
         for ring in &self.rings {
-            if ring.share_ratio.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
-                return Err("releaser.rings.share_ratio is out of range; it must be above 0 and at most 1".into());
+            if let Some(share) = ring.share_ratio.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+                return Err(format!("releaser.rings.share_ratio is {share}; it must be above 0 and at most 1"));
             }
             if ring.sites.is_empty() && ring.labels.is_empty() && ring.share_ratio.is_none() {
                 return Err("releaser.rings has an empty ring; each needs sites, labels or share_ratio".into());

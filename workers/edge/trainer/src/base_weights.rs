@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stays_at_a_site_is_not_sent_and_is_there_in_the_next_round() {
+    fn local_weights_are_not_sent_and_return_in_the_next_round() {
         let work = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures/models/fashion-initial");
         let root = Model::load(&root).unwrap();

@@ -36,7 +36,7 @@ struct CollectedImage {
     sequence: u64,
     hard: bool,
     /// Statements by person, publisher and verdict, in this order.
-    said: [Option<LabelStatement>; 3],
+    statements: [Option<LabelStatement>; 3],
 }
 
 const SOURCES: [LabelSource; 3] = [LabelSource::Person, LabelSource::Publisher, LabelSource::Verdict];
@@ -48,16 +48,16 @@ impl CollectedImage {
     }
 
     /// Records a source's label, or a retraction of all earlier ones; either ends an earlier retraction.
-    fn set_label(&mut self, place: usize, said: LabelStatement) {
-        if said == LabelStatement::Retracted || self.said[0] == Some(LabelStatement::Retracted) {
-            self.said = [None; 3];
+    fn set_label(&mut self, place: usize, statement: LabelStatement) {
+        if statement == LabelStatement::Retracted || self.statements[0] == Some(LabelStatement::Retracted) {
+            self.statements = [None; 3];
         }
-        self.said[place] = Some(said);
+        self.statements[place] = Some(statement);
     }
 
     /// The label of the most trusted source, and that source.
     fn label(&self) -> Option<(LabelStatement, LabelSource)> {
-        self.said.iter().zip(SOURCES).find_map(|(said, source)| Some(((*said)?, source)))
+        self.statements.iter().zip(SOURCES).find_map(|(statement, source)| Some(((*statement)?, source)))
     }
 }
 
@@ -119,15 +119,15 @@ impl Collection {
         let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
         let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.min_verdict_ratio);
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
-        let said = [
+        let statements = [
             self.early.remove(&answer.task),
             answer.truth.as_deref().map(|label| self.statement(label)),
             verdict.map(|label| self.statement(label)),
         ];
         self.change(answer.task, fresh, |known| {
             known.about(answer);
-            for (known, said) in known.said.iter_mut().zip(said) {
-                *known = said.or(*known);
+            for (known, statement) in known.statements.iter_mut().zip(statements) {
+                *known = statement.or(*known);
             }
         });
     }
@@ -135,23 +135,24 @@ impl Collection {
     /// Adds a person's label or retraction, or a replayed label of any source, which counts as fresh even if it is
     /// known. `about`: the task's final answer, if there is one.
     pub fn add_label(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
-        let said = if label.retracted.is_some() { LabelStatement::Retracted } else { self.statement(&label.label) };
+        let statement =
+            if label.retracted.is_some() { LabelStatement::Retracted } else { self.statement(&label.label) };
         let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
         let known = self.images.get(&label.task).and_then(CollectedImage::label);
         let again = label.source.is_some() && known.is_some_and(|(known, _)| known != LabelStatement::Retracted);
         if let Some(answer) = about {
-            self.add_answer(answer, fresh && said != LabelStatement::Retracted);
+            self.add_answer(answer, fresh && statement != LabelStatement::Retracted);
         }
         if self.images.contains_key(&label.task) || about.is_some_and(|answer| answer.route != Route::Dead) {
             self.change(label.task, fresh, |known| {
                 if let Some(answer) = about {
                     known.about(answer);
                 }
-                known.set_label(place, said);
+                known.set_label(place, statement);
             });
-            self.fresh += u64::from(again && fresh && said.is_class());
+            self.fresh += u64::from(again && fresh && statement.is_class());
         } else if about.is_none() && place == 0 && self.early.len() < MAX_EARLY_LABELS {
-            self.early.insert(label.task, said);
+            self.early.insert(label.task, statement);
         }
     }
 
@@ -162,11 +163,11 @@ impl Collection {
         }
         let mut known = before.clone();
         change(&mut known);
-        let Some((said, _)) = known.label() else { return };
-        if before.label() != known.label() && fresh && said.is_class() {
+        let Some((statement, _)) = known.label() else { return };
+        if before.label() != known.label() && fresh && statement.is_class() {
             self.fresh += 1;
         }
-        if let LabelStatement::Class(class) = said {
+        if let LabelStatement::Class(class) = statement {
             self.of_class[usize::from(class)].insert((known.sequence, task));
         }
         self.images.insert(task, known);
@@ -179,7 +180,9 @@ impl Collection {
     fn drop_surplus(&mut self) {
         let idle = self.images.len() > self.of_class.iter().map(BTreeSet::len).sum();
         let goes = match idle {
-            true => self.images.iter().find(|(_, known)| known.label().is_some_and(|(said, _)| !said.is_class())),
+            true => {
+                self.images.iter().find(|(_, known)| known.label().is_some_and(|(statement, _)| !statement.is_class()))
+            }
             false => None,
         };
         let task = match goes {
@@ -260,7 +263,7 @@ mod tests {
         Collection::new(&labels(), &CollectSettings { max_images: most_images, ..CollectSettings::default() })
     }
 
-    fn answer(number: u64, route: Route, said: &str, truth: Option<&str>) -> Answer {
+    fn answer(number: u64, route: Route, label: &str, truth: Option<&str>) -> Answer {
         let task = TaskId::from_name(&number.to_string());
         let stored = StorageStamp {
             site: "reef".parse().unwrap(),
@@ -270,7 +273,7 @@ mod tests {
         };
         let reason = if route == Route::Verified { Reason::LowConfidence } else { Reason::Confident };
         let mut answer = Answer::for_task(&Task::from_id(&stored, task), AnswerStage::Final, route, reason, 0);
-        (answer.label, answer.confidence) = (Some(said.into()), Some(0.9));
+        (answer.label, answer.confidence) = (Some(label.into()), Some(0.9));
         answer.truth = truth.map(str::to_owned);
         answer
     }
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_believed_before_the_publisher_and_the_publisher_before_a_verdict() {
+    fn a_person_wins_over_the_publisher_and_the_publisher_over_a_verdict() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.add_answer(&answer(2, Route::Verified, "cat", Some("dog")), true);
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_replayed_is_learned_from_again_and_with_the_source_it_had() {
+    fn replayed_labels_count_again_with_their_source() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.mark_trained();
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_came_before_the_answer_counts_when_it_is_there() {
+    fn a_label_before_its_answer_counts_once_the_answer_arrives() {
         let mut all = collection(10);
         all.add_label(&label(1, "dog"), None, true);
         assert!(all.images().is_empty());
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_is_not_learned_whoever_said_it_until_it_is_labelled_again() {
+    fn a_retracted_image_is_not_learned_until_it_is_labelled_again() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.add_answer(&answer(2, Route::Verified, "cat", Some("dog")), true);
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_back_before_its_answer_came_is_not_learned_when_it_comes() {
+    fn a_retraction_before_the_answer_holds_when_the_answer_arrives() {
         let mut all = collection(10);
         all.add_label(&label(1, "dog"), None, true);
         all.add_label(&retraction(1), None, true);
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_calls_otherwise_than_the_model_can_is_not_learned_as_something_else() {
+    fn an_image_with_an_unknown_label_is_not_learned() {
         let mut all = collection(10);
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         all.add_label(&label(1, "cow"), None, true);
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_verdicts_dead_letters_and_answers_of_ones_own_teach_nothing() {
+    fn doubtful_verdicts_dead_letters_and_own_answers_are_not_labels() {
         let mut all = collection(10);
         let unsure = Answer { confidence: Some(0.3), ..answer(1, Route::Verified, "cat", None) };
         all.add_answer(&unsure, true);
@@ -386,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_most_frequent_label_the_oldest_make_way() {
+    fn the_oldest_images_of_the_most_frequent_label_are_dropped() {
         let mut all = collection(4);
         all.add_answer(&answer(1, Route::Verified, "dog", None), true);
         (2..=9).for_each(|number| all.add_answer(&answer(number, Route::Verified, "cat", None), true));
@@ -397,26 +400,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_labels_and_retractions_the_last_counts(
+        fn the_last_label_or_retraction_counts(
             events in prop::collection::vec((0_u64..20, prop::option::of(prop::bool::ANY)), 0..120),
         ) {
             let (mut all, mut last) = (collection(100), BTreeMap::new());
             for (number, cat) in events {
                 let about = answer(number, Route::Verified, "dog", None);
-                let said = cat.map(|cat| if cat { "cat" } else { "dog" });
-                let says = said.map_or_else(|| retraction(number), |said| label(number, said));
+                let word = cat.map(|cat| if cat { "cat" } else { "dog" });
+                let says = word.map_or_else(|| retraction(number), |word| label(number, word));
                 all.add_label(&says, Some(&about), true);
-                last.insert(number, said);
+                last.insert(number, word);
             }
             let expected: Vec<(u64, String, LabelSource)> = last
                 .into_iter()
-                .filter_map(|(number, said)| Some((number, said?.to_owned(), LabelSource::Person)))
+                .filter_map(|(number, word)| Some((number, word?.to_owned(), LabelSource::Person)))
                 .collect();
             prop_assert_eq!(found(&all), expected);
         }
 
         #[test]
-        fn never_more_than_allowed_and_each_once(
+        fn the_limit_holds_and_each_image_counts_once(
             events in prop::collection::vec((0_u64..30, 0_usize..4, prop::bool::ANY), 0..120),
             most in 2_u32..10,
         ) {

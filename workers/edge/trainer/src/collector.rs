@@ -87,7 +87,7 @@ impl Collector {
     pub async fn copy_images(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<TrainingCopy, Fault> {
         let failed = |error: TrainError| Fault::retry("folder_unusable", runtime::fault::error_chain(&error));
         std::fs::create_dir_all(folder).map_err(TrainError::write(folder)).map_err(failed)?;
-        let (mut rows, mut room) = (Vec::new(), u64::from(most_mib) * 1024 * 1024);
+        let (mut rows, mut bytes_left) = (Vec::new(), u64::from(most_mib) * 1024 * 1024);
         for image in self.collection.images().into_iter().rev() {
             let path = folder.join(image.task.to_string());
             let known = std::fs::metadata(&path).map(|found| found.len()).ok();
@@ -102,8 +102,8 @@ impl Collector {
                     None => continue,
                 },
             };
-            let Some(left) = room.checked_sub(size) else { break };
-            room = left;
+            let Some(left) = bytes_left.checked_sub(size) else { break };
+            bytes_left = left;
             rows.push(image);
         }
         remove_unneeded(folder, &rows).map_err(failed)?;

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_learned_after_the_label_was_taken_back_is_not_named() {
+    fn an_update_after_the_retraction_is_not_named() {
         let images = RetractionTimes::from([(task(1), 100)]);
         let mut found = Vec::new();
         add(&mut found, learned(1, &[1, 2]), 99, &images);
@@ -189,7 +189,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_update_is_named_once_with_all_images_meant_however_its_list_is_cut(
+        fn each_update_is_named_once_however_its_list_is_split(
             lists in prop::collection::vec((0_u32..4, prop::collection::vec(0_u32..30, 0..20)), 0..30),
             meant in prop::collection::btree_set(0_u32..30, 0..10),
         ) {

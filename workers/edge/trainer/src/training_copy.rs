@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_copied_is_read_again_with_how_far_labels_were_read() {
+    fn a_training_copy_is_read_back_with_its_positions() {
         let folder = tempfile::tempdir().unwrap();
         let task = TaskId::from_name("a");
         let index = format!("file,label,source,hard\n{task},cat,person,false\n");

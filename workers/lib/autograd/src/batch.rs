@@ -1,5 +1,5 @@
-//! Models exported for one image at a time, made to take several: wherever the size of the batch is written into the graph
-//! as a number, it becomes another. Only where every operator provably works image by image; nothing is guessed.
+//! Widens models that were exported for a single image to several: wherever the batch size is written into the graph as
+//! a number, it is replaced. Only if every operator provably works image by image; nothing is guessed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use crate::rules::{from_front, input};
 use crate::tensor;
 use crate::tensor_facts::TensorFacts;
 
-/// Operators that work on an image for each place of the first axis.
+/// Operators that process each index of the first axis separately.
 const BY_IMAGE: [&str; 11] = [
     "Conv",
     "ConvTranspose",
@@ -28,7 +28,7 @@ const BY_IMAGE: [&str; 11] = [
 ];
 
 impl OnnxDocument {
-    /// How many images the model takes at a time, if it says so.
+    /// The batch size that the model declares; `None` if it is open.
     pub fn declared_batch(&self) -> Option<i64> {
         let name = self.input().ok()?;
         let declared = self.graph().ok()?.input.iter().find(|input| input.name() == name)?;
@@ -40,7 +40,7 @@ impl OnnxDocument {
     }
 }
 
-/// Rewrites a graph for one image as one for so many. `known`: everything, of one image.
+/// Rewrites a graph for one image as one for several. `known`: facts about all tensors, for one image.
 pub(crate) fn widen_batch(
     graph: &mut GraphProto,
     images: &str,
@@ -60,7 +60,7 @@ pub(crate) fn widen_batch(
     for mut node in std::mem::take(&mut graph.node) {
         if depends(&node, &widening.by_images) {
             widening.by_images.extend(node.output.iter().cloned());
-            // Whole numbers describe shapes; whoever uses one as a shape gets a new one.
+            // Integers describe shapes; a node that uses one as a shape gets a new one.
             if node.output.iter().all(|output| known.ints(output).is_none()) {
                 let axis = widening.axis_of(&mut node);
                 let axis = axis.ok_or_else(|| refused(format!("{} cannot take more", named(&node))))?;
@@ -77,8 +77,8 @@ pub(crate) fn widen_batch(
     Ok(())
 }
 
-/// Follows the axis of images through a graph. It may hold something else too, as in `[images · heads, ..]`: then one image's
-/// places lie side by side.
+/// Follows the batch axis through a graph. It may be merged with others, as in `[images · heads, ..]`: the entries of
+/// one image are then adjacent.
 struct BatchAxis<'a> {
     known: &'a TensorFacts,
     count: i64,
@@ -93,8 +93,8 @@ impl BatchAxis<'_> {
         self.known.shape(name).ok()
     }
 
-    /// The axis of images in what a node gives, if it works image by image. Numbers in it that say how many images there
-    /// are become others.
+    /// The batch axis of a node's output, if the node works image by image. Numbers in it that give the batch size are
+    /// replaced.
     fn axis_of(&mut self, node: &mut NodeProto) -> Option<usize> {
         let first = self.axes.get(input(node, 0)).copied();
         let rank = self.shape(input(node, 0))?.len();
@@ -106,7 +106,7 @@ impl BatchAxis<'_> {
                 first.filter(|_| rest_is_constant)
             }
             op if BY_IMAGE.contains(&op) => first.filter(|axis| *axis == 0 && rest_is_constant),
-            // In training mode each image changes the others.
+            // In training mode, each image changes the others.
             "BatchNormalization" if int(node, "training_mode").unwrap_or(0) == 0 => {
                 first.filter(|axis| *axis == 0 && rest_is_constant)
             }
@@ -133,7 +133,7 @@ impl BatchAxis<'_> {
             "MatMul" => {
                 let full = self.shape(&node.output[0])?.len();
                 let are_matrices = (0..2).all(|place| self.shape(input(node, place)).is_some_and(|s| s.len() > 1));
-                // Rows of the first may be images, if the second is a matrix for all of them.
+                // Rows of the first may be images if the second is one matrix for all of them.
                 let rows = rank == full && rest_is_constant && first.is_some_and(|axis| axis + 2 == rank);
                 match are_matrices {
                     true if rows => first,
@@ -220,13 +220,14 @@ impl BatchAxis<'_> {
         }
     }
 
-    /// An axis when others are gone, if it is none of them.
+    /// An axis' index after others are removed; `None` if it is removed itself.
     fn without(&self, axis: usize, rank: usize, gone: &[i64]) -> Option<usize> {
         let gone: Vec<usize> = gone.iter().map(|at| from_front(*at, rank) as usize).collect();
         (!gone.contains(&axis)).then(|| axis - gone.iter().filter(|at| **at < axis).count())
     }
 
-    /// The axis of images of what is broadcast together, if it is the same for all and constants have one row for all images.
+    /// The batch axis of inputs that are broadcast together, if it is the same for all and constants have one row for
+    /// all images.
     fn aligned(&self, node: &NodeProto, rank: usize) -> Option<usize> {
         let mut found: Option<(usize, i64)> = None;
         for name in &node.input {
@@ -248,7 +249,7 @@ impl BatchAxis<'_> {
         fits.then_some(axis)
     }
 
-    /// What stands beside images once, as the token of a class does, is repeated for each.
+    /// Repeats for each image what is concatenated once, such as a class token.
     fn concat(&mut self, node: &mut NodeProto) -> Option<usize> {
         let rank = self.shape(&node.output[0])?.len();
         let along = from_front(int(node, "axis").unwrap_or(0), rank) as usize;
@@ -273,7 +274,7 @@ impl BatchAxis<'_> {
         Some(axis)
     }
 
-    /// Writes the shape that a node is to give, with all images along an axis.
+    /// Writes the output shape of a node, with all images along an axis.
     fn resize(&mut self, node: &mut NodeProto, place: usize, axis: usize) -> Option<()> {
         let mut shape = self.shape(&node.output[0])?.to_vec();
         if shape.contains(&0) {
@@ -300,7 +301,7 @@ mod tests {
     use crate::training_step::PreparedModel;
 
     #[test]
-    fn what_does_not_provably_work_image_by_image_is_refused_by_name() {
+    fn operators_that_may_mix_images_are_refused_by_name() {
         let refused = |op: &str, attributes: &[AttributeValue<'_>]| {
             let mut model = Builder::new("images", &[1, 3]);
             model.weight("weight", &[3, 2], &[0.5; 6]);

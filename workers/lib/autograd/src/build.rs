@@ -1,4 +1,4 @@
-//! Writes classifiers from nothing: what measurements and tests are made with.
+//! Builds classifiers from scratch, for measurements and tests.
 
 use crate::gradient_tape::AttributeValue;
 use crate::onnx::{OnnxDocument, declared};
@@ -6,14 +6,14 @@ use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSe
 use crate::tensor;
 use crate::upgrade::STEP_OPSET;
 
-/// A classifier that is being written.
+/// Builder of a classifier.
 #[derive(Debug, Default)]
 pub struct Builder {
     graph: GraphProto,
 }
 
 impl Builder {
-    /// With an input of images of this shape.
+    /// A builder with an image input of this shape.
     pub fn new(images: &str, shape: &[i64]) -> Self {
         let graph = GraphProto {
             name: Some("built".into()),
@@ -23,12 +23,12 @@ impl Builder {
         Self { graph }
     }
 
-    /// Writes a weight.
+    /// Adds a weight.
     pub fn weight(&mut self, name: &str, shape: &[i64], values: &[f32]) {
         self.graph.initializer.push(tensor::floats(name, shape, values));
     }
 
-    /// Writes an operator with one output.
+    /// Adds an operator with one output.
     pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[AttributeValue<'_>]) {
         self.graph.node.push(NodeProto {
             op_type: Some(op.into()),
@@ -40,7 +40,7 @@ impl Builder {
         });
     }
 
-    /// The finished classifier.
+    /// Returns the finished classifier.
     pub fn finish(mut self, scores: &str, shape: &[i64]) -> OnnxDocument {
         self.graph.output.push(declared(scores, Some(shape)));
         OnnxDocument::of(ModelProto {

@@ -1,6 +1,6 @@
-//! Operators that are several in one, written out inside the step as those several, which have rules: the activations and
-//! normalizations of later versions of the standard, attention, and what ONNX Runtime saves as one after it optimized a
-//! model (operators of the domain `com.microsoft`). Only what is differentiated is written out.
+//! Writes compound operators out as several that have gradient rules: activations and normalizations of later opsets,
+//! attention, and operators that ONNX Runtime fuses when it optimizes a model (domain `com.microsoft`). Only those that
+//! are differentiated are written out.
 
 use std::collections::{HashMap, HashSet};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
@@ -16,20 +16,20 @@ use crate::tensor_facts::TensorFacts;
 use crate::upgrade::is_standard;
 use crate::writer::Writer;
 
-/// Numbers in the mask of causal attention, at the most: 16 MiB.
+/// Most numbers in the mask of causal attention: 16 MiB.
 const MOST_IN_MASK: i64 = 4 * 1024 * 1024;
-/// What is added to a score so that it counts nothing.
+/// Added to a score to exclude it.
 const NEVER: f32 = f32::MIN;
 
 type CompositeRule = fn(&mut Writer<'_>) -> Result<(), GradientRefusal>;
 
-/// How an operator is written out, if it is one of several.
+/// How a compound operator is written out; `None` for other operators.
 fn way(node: &NodeProto, by_images: &HashSet<String>) -> Option<CompositeRule> {
     match node.op_type() {
         "Mish" if is_standard(node) => Some(mish),
         "GroupNormalization" if is_standard(node) => Some(group_normalization),
         "Attention" if is_standard(node) => Some(attention),
-        // Statistics of pictures are those of one batch, which no rule should take for granted.
+        // Statistics of pictures belong to one batch, which no rule should assume.
         "BatchNormalization" => {
             let of_weights = int(node, "training_mode").unwrap_or(0) != 0 && !by_images.contains(input(node, 0));
             of_weights.then_some(weight_standardization as CompositeRule)
@@ -46,8 +46,8 @@ fn way(node: &NodeProto, by_images: &HashSet<String>) -> Option<CompositeRule> {
     }
 }
 
-/// Writes out every such operator that is differentiated. What it writes becomes known. `by_images`: what depends on the
-/// images. Leaves: why an operator was left as it is, by its first output.
+/// Writes out every compound operator that is differentiated and adds facts about the new tensors. `by_images`: tensors
+/// that depend on the images. Returns why operators were left as they are, by their first output.
 pub(crate) fn write_out(
     graph: &mut GraphProto,
     needed: &HashSet<String>,
@@ -74,7 +74,7 @@ pub(crate) fn write_out(
                 .output
                 .iter()
                 .find(|name| read.contains(*name) && !is_new(name))
-                .map(|name| format!("its output {name} is read, and only the first is written out")),
+                .map(|name| format!("its output {name} is used, but only the first is supported")),
         };
         match refused {
             Some(why) => {
@@ -100,13 +100,13 @@ fn mish(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     Ok(())
 }
 
-/// The first input, and its shape.
+/// The first input and its shape.
 fn first(writer: &Writer<'_>) -> Result<(String, Vec<i64>), AutogradError> {
     let name = input(writer.node, 0);
     Ok((name.to_owned(), writer.known.shape(name)?.to_vec()))
 }
 
-/// Each group of channels by itself. Scale and bias have one number a group (version 18) or a channel (21).
+/// Normalizes each group of channels. Scale and bias have one number per group (opset 18) or per channel (21).
 fn group_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (x, from) = first(writer)?;
@@ -138,14 +138,14 @@ fn group_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     Ok(())
 }
 
-/// A normalization by the statistics of what it takes, which are weights here: convolutions with standardized kernels
-/// (Qiao et al., arXiv 1903.10520). With a single row the statistics of a channel are those of that row.
+/// A normalization by the statistics of its input, which is a weight here: convolutions with standardized kernels (Qiao
+/// et al., arXiv 1903.10520). With a single row, the statistics of a channel are those of that row.
 fn weight_standardization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (x, from) = first(writer)?;
     if from.len() < 3 || from[0] != 1 {
         return unsupported(
-            "it is in training mode, over weights of more than one row: export the model for inference",
+            "it is in training mode, over weights with more than one row; export the model for inference",
         );
     }
     let epsilon = [AttributeValue::Float("epsilon", float(node, "epsilon").unwrap_or(EPSILON))];
@@ -158,10 +158,10 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (query, key, value, mask) = (input(node, 0), input(node, 1), input(node, 2), input(node, 3));
     if node.input.iter().skip(4).any(|name| !name.is_empty()) {
-        return unsupported("it goes on from earlier keys and values: export the model without a cache");
+        return unsupported("it continues from earlier keys and values; export the model without a cache");
     }
     if float(node, "softcap").unwrap_or(0.0) != 0.0 {
-        return unsupported("it bounds its scores (softcap)");
+        return unsupported("it limits its scores (softcap)");
     }
     let heads = |what: &str| int(node, what).unwrap_or(0);
     let (query, [images, many, from, width]) = by_heads(writer, "query", query, heads("q_num_heads"))?;
@@ -179,7 +179,7 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let mut scores = writer.op("Mul", "scores", &[&scores, &scale], &[], &square);
     if int(node, "is_causal").unwrap_or(0) != 0 {
         if from.saturating_mul(to) > MOST_IN_MASK {
-            return unsupported(format!("it is causal over {from} times {to} places, too many for a mask"));
+            return unsupported(format!("it is causal over {from} times {to} positions, too many for a mask"));
         }
         let later = |row: i64| (0..to).map(move |column| if column > row { NEVER } else { 0.0 });
         let values: Vec<f32> = (0..from).flat_map(later).collect();
@@ -230,11 +230,11 @@ fn by_heads(
             let order = [AttributeValue::Ints("perm", &[0, 2, 1, 3])];
             Ok((writer.op("Transpose", &format!("{what}_by_heads"), &[&parts], &order, &turned), turned))
         }
-        ref other => unsupported(format!("its {what} of shape {other:?} does not part into {heads} heads")),
+        ref other => unsupported(format!("its {what} of shape {other:?} does not divide into {heads} heads")),
     }
 }
 
-/// A convolution, something added to it, and an activation.
+/// A convolution, an addition, and an activation.
 fn fused_conv(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let shape = writer.known.shape(&node.output[0])?.to_vec();
@@ -257,7 +257,7 @@ fn fused_gemm(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     activate(writer, &result, &params, &shape)
 }
 
-/// The operator that an activation was fused with, without the attributes of that.
+/// The operator that an activation was fused with, without the attributes of the activation.
 fn plain(writer: &mut Writer<'_>, op: &str, less: &[&str], shape: &[i64]) -> String {
     let mut node = writer.node.clone();
     (node.op_type, node.domain) = (Some(op.into()), None);
@@ -285,12 +285,14 @@ fn activate(writer: &mut Writer<'_>, from: &str, params: &[f32], shape: &[i64]) 
             writer.finish("Clip", &[from, &least, &most], &[], shape);
         }
         ("", _) => writer.finish("Identity", &[from], &[], shape),
-        (other, _) => return unsupported(format!("its activation {other} with numbers {params:?} is not known")),
+        (other, _) => {
+            return unsupported(format!("its activation {other} with parameters {params:?} is not supported"));
+        }
     }
     Ok(())
 }
 
-/// `alpha · a' b'`, where `'` swaps the last two axes if asked for.
+/// `alpha · a' b'`, where `'` swaps the last two axes if requested.
 fn fused_matmul(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     if ["transBatchA", "transBatchB"].iter().any(|name| int(node, name).unwrap_or(0) != 0) {
@@ -317,7 +319,7 @@ fn fused_matmul(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     Ok(())
 }
 
-/// The first input, the second added if there is one, and its shape.
+/// The first input, plus the second if there is one, and its shape.
 fn with_bias(writer: &mut Writer<'_>) -> Result<(String, Vec<i64>), AutogradError> {
     let (x, shape) = first(writer)?;
     match input(writer.node, 1) {
@@ -368,7 +370,7 @@ fn quick_gelu(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     Ok(())
 }
 
-/// A sum, which is an output too, and its normalization.
+/// A sum, which is also an output, and its normalization.
 fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
     let node = writer.node;
     let (x, shape) = first(writer)?;

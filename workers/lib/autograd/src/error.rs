@@ -2,72 +2,72 @@
 
 use std::path::PathBuf;
 
-/// Why a model cannot be read, changed or trained. Each says what to do.
+/// Why a model cannot be read, changed or trained. Each error says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum AutogradError {
     /// A file cannot be read.
-    #[error("{} cannot be read", path.display())]
+    #[error("could not read {}", path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// The bytes are no ONNX model.
-    #[error("the file is not an ONNX model, or cut off")]
+    /// The bytes are not an ONNX model.
+    #[error("the file is not an ONNX model, or it is cut off")]
     NotOnnx(#[source] prost::DecodeError),
-    /// Something that every model has is missing.
+    /// A required part is missing.
     #[error("the model has no {what}")]
     Missing {
-        /// For example `graph`.
+        /// The part, such as `graph`.
         what: String,
     },
-    /// Weights in files beside the model cannot be used.
-    #[error("weights of {tensor} are outside the model, in {location}, and {why}")]
+    /// Weights in external files cannot be used.
+    #[error("the weights of {tensor} are in the external file {location}, and {why}")]
     External {
         /// Name of the tensor.
         tensor: String,
-        /// Where it should be.
+        /// Path that the model names.
         location: String,
         /// What is wrong.
         why: String,
     },
-    /// The graph uses another set of operators than can be handled.
+    /// The model's opset is too old.
     #[error(
-        "the model uses version {found} of the ONNX operators, and training takes {least} and later: export it anew"
+        "the model uses version {found} of the ONNX operators, but training needs {least} or later; export it again"
     )]
     Opset {
-        /// The model's.
+        /// The model's opset.
         found: i64,
-        /// The least.
+        /// The oldest supported opset.
         least: i64,
     },
-    /// The number of images is written into the graph.
-    #[error("the model is made for batches of {found}, and {why}: export it with a dynamic batch")]
+    /// The batch size is fixed in the graph.
+    #[error("the model is made for batches of {found}, and {why}; export it with a dynamic batch")]
     FixedBatch {
-        /// So many.
+        /// The fixed batch size.
         found: i64,
-        /// Why it cannot take another number.
+        /// Why it cannot be changed.
         why: String,
     },
-    /// A quantized or half-precision model.
+    /// The model is quantized or half-precision.
     #[error(
-        "the model computes in {kind} ({at}), and training needs 32-bit floats: train the model it was made from, then convert it again"
+        "the model computes in {kind} ({at}), but training needs 32-bit floats; train the model it was converted from, then convert it again"
     )]
     Precision {
-        /// For example `float16`.
+        /// The element type, such as `float16`.
         kind: &'static str,
-        /// Name of a tensor or node where that shows.
+        /// Name of a tensor or node of that type.
         at: String,
     },
-    /// Nothing can be trained as asked for.
+    /// No requested weight can be trained.
     #[error("{why}")]
     NothingTrainable {
-        /// What was asked for and what there is.
+        /// What was requested and what exists.
         why: String,
     },
-    /// Operators on the way from the trainable weights to the output have no rule.
+    /// Operators between the trainable weights and the output have no gradient rule.
     #[error(
         "no gradient is known for {}; {remedy}",
         unsupported.join(", ")
@@ -78,13 +78,13 @@ pub enum AutogradError {
         /// What would work.
         remedy: String,
     },
-    /// A tensor's shape is not known.
-    #[error("nothing is known of tensor {tensor}: it was not seen when the model was probed")]
+    /// A tensor was not probed.
+    #[error("nothing is known about tensor {tensor}, because it was not seen when the model was probed; report it")]
     Unknown {
         /// Its name.
         tensor: String,
     },
-    /// A tensor is not what it must be.
+    /// A tensor does not fit.
     #[error("tensor {tensor}: {why}")]
     Tensor {
         /// Its name.
@@ -92,16 +92,16 @@ pub enum AutogradError {
         /// What is wrong.
         why: String,
     },
-    /// A choice of trainable weights that cannot be read.
-    #[error("`{text}` chooses no weights: write all, head, last N, or patterns of names as in `classifier.*`")]
+    /// A choice of trainable weights is invalid.
+    #[error("`{text}` is not a choice of weights; write all, head, last N, or name patterns such as `classifier.*`")]
     Choice {
-        /// What was written.
+        /// The text that was given.
         text: String,
     },
 }
 
 impl AutogradError {
-    /// Its name, for programs.
+    /// A stable name for programs.
     pub fn name(&self) -> &'static str {
         match self {
             AutogradError::File { .. } => "model_unreadable",

@@ -1,6 +1,6 @@
-//! Frozen normalization folded into the convolution before it, inside the step: the kernel is multiplied by
-//! `gamma / sqrt(variance + epsilon)` before the convolution instead of every pixel after it, which is the same
-//! function with the same gradients, and cheaper wherever the kernel has fewer values than what comes out.
+//! Folds a frozen normalization into the preceding convolution: the kernel is multiplied by `gamma / sqrt(variance +
+//! epsilon)` before the convolution instead of every pixel after it. That is the same function with the same gradients,
+//! and cheaper if the kernel has fewer values than the output.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,11 @@ use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::tensor;
 use crate::tensor_facts::{TensorConstants, TensorFacts};
 
-/// What `epsilon` is if it is not given.
+/// Default of `epsilon`.
 pub(crate) const EPSILON: f32 = 1e-5;
 
-/// Folds every `BatchNormalization` whose input is a convolution that nobody else reads, where it pays. What it writes
-/// becomes known.
+/// Folds every `BatchNormalization` whose input is a convolution without other readers, where it is cheaper. Adds facts
+/// about the new tensors.
 pub(crate) fn fold(graph: &mut GraphProto, known: &mut TensorFacts) {
     let mut readers: HashMap<String, usize> = HashMap::new();
     for name in graph.node.iter().flat_map(|node| &node.input) {
@@ -39,7 +39,7 @@ pub(crate) fn fold(graph: &mut GraphProto, known: &mut TensorFacts) {
                     known.add(&name, shape, TensorConstants::Floats(Vec::new()));
                 }
                 let output = node.output[0].clone();
-                // The convolution moves to where the normalization was: what it reads is there by then.
+                // The convolution moves to the place of the normalization, where everything it reads is available.
                 nodes[place] = NodeProto { op_type: Some("Identity".into()), ..NodeProto::default() };
                 nodes.extend(parts.nodes);
                 makers.insert(output, nodes.len() - 1);
@@ -57,7 +57,7 @@ pub(crate) fn fold(graph: &mut GraphProto, known: &mut TensorFacts) {
 struct NormalizationParts {
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
-    /// Of every tensor that is new.
+    /// Shapes of all new tensors.
     shapes: Vec<(String, Vec<i64>)>,
 }
 
@@ -70,7 +70,7 @@ fn pays(conv: &NodeProto, known: &TensorFacts) -> bool {
     }
 }
 
-/// `Conv(x, kernel, bias)` and then a normalization, as one convolution of a scaled kernel.
+/// `Conv(x, kernel, bias)` followed by a normalization, as one convolution with a scaled kernel.
 fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorProto>) -> Option<NormalizationParts> {
     if norm.op_type() != "BatchNormalization" || int(norm, "training_mode").unwrap_or(0) != 0 {
         return None;

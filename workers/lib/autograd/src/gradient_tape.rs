@@ -1,4 +1,4 @@
-//! What is written down while gradients are derived: new operators, constants, and which tensor holds whose
+//! Records what is written while gradients are derived: new operators, constants, and which tensor holds whose
 //! gradient.
 
 use std::collections::{HashMap, HashSet};
@@ -10,10 +10,10 @@ use crate::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::tensor;
 use crate::tensor_facts::TensorFacts;
 
-/// Why an operator's gradient cannot be given.
+/// Why an operator's gradient cannot be derived.
 #[derive(Debug)]
 pub enum GradientRefusal {
-    /// No rule, or not for how it is used here.
+    /// There is no rule, or not for this use.
     Unsupported(String),
     /// The model contradicts itself.
     Broken(AutogradError),
@@ -25,7 +25,7 @@ impl From<AutogradError> for GradientRefusal {
     }
 }
 
-/// A refusal in words.
+/// A refusal with this reason.
 pub(crate) fn unsupported<T>(why: impl Into<String>) -> Result<T, GradientRefusal> {
     Err(GradientRefusal::Unsupported(why.into()))
 }
@@ -42,13 +42,13 @@ pub struct GradientTape<'a> {
 
 /// An attribute to write.
 pub enum AttributeValue<'a> {
-    /// A whole number.
+    /// An integer.
     Int(&'a str, i64),
     /// A float.
     Float(&'a str, f32),
-    /// Whole numbers.
+    /// Integers.
     Ints(&'a str, &'a [i64]),
-    /// A word.
+    /// A string.
     Text(&'a str, &'a str),
 }
 
@@ -75,13 +75,13 @@ impl From<&AttributeValue<'_>> for AttributeProto {
 }
 
 impl<'a> GradientTape<'a> {
-    /// An empty one.
+    /// An empty tape.
     pub fn new(known: &'a TensorFacts, needed: &'a HashSet<String>) -> Self {
         let (nodes, constants, gradients) = (Vec::new(), Vec::new(), HashMap::new());
         Self { known, needed, nodes, constants, gradients, written: 0 }
     }
 
-    /// What is known of the model's own tensors.
+    /// Facts about the model's own tensors.
     pub fn known(&self) -> &'a TensorFacts {
         self.known
     }
@@ -91,12 +91,12 @@ impl<'a> GradientTape<'a> {
         self.known.shape(name)
     }
 
-    /// Whether a tensor's gradient is wanted.
+    /// Whether a tensor's gradient is needed.
     pub fn needs(&self, name: &str) -> bool {
         self.needed.contains(name)
     }
 
-    /// Whether a node reads a tensor whose gradient is wanted.
+    /// Whether a node reads a tensor whose gradient is needed.
     pub(crate) fn depends(&self, node: &NodeProto) -> bool {
         onnx::depends(node, self.needed)
     }
@@ -106,14 +106,14 @@ impl<'a> GradientTape<'a> {
         format!("gradient/{what}_{}", self.written)
     }
 
-    /// Writes an operator with one output; its name.
+    /// Writes an operator with one output and returns the output's name.
     pub fn op(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>]) -> String {
         let output = self.fresh(op);
         self.op_into(op, inputs, attributes, &output);
         output
     }
 
-    /// Writes an operator with several outputs; their names.
+    /// Writes an operator with several outputs and returns their names.
     pub fn ops(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], outputs: usize) -> Vec<String> {
         let outputs: Vec<String> = (0..outputs).map(|_| self.fresh(op)).collect();
         self.node(op, inputs, attributes, outputs.clone());
@@ -136,27 +136,26 @@ impl<'a> GradientTape<'a> {
         });
     }
 
-    /// Writes a constant of floats; its name.
+    /// Writes a float constant and returns its name.
     pub fn floats(&mut self, shape: &[i64], values: &[f32]) -> String {
         let name = self.fresh("constant");
         self.constants.push(tensor::floats(&name, shape, values));
         name
     }
 
-    /// Writes a single number; its name.
+    /// Writes a single number and returns its name.
     pub fn number(&mut self, value: f32) -> String {
         self.floats(&[], &[value])
     }
 
-    /// Writes a row of whole numbers; its name.
+    /// Writes a row of integers and returns its name.
     pub fn ints(&mut self, values: &[i64]) -> String {
         let name = self.fresh("constant");
         self.constants.push(tensor::ints(&name, &[values.len() as i64], values));
         name
     }
 
-    /// Notes that a tensor's gradient is this, besides what it is already; passes over tensors whose gradient is
-    /// not wanted.
+    /// Adds to a tensor's gradient; ignored if its gradient is not needed.
     pub fn add_gradient(&mut self, name: &str, gradient: String) {
         if !self.needs(name) {
             return;
@@ -168,13 +167,12 @@ impl<'a> GradientTape<'a> {
         self.gradients.insert(name.to_owned(), sum);
     }
 
-    /// Where a tensor's gradient is.
+    /// The tensor with another tensor's gradient.
     pub fn gradient(&self, name: &str) -> Option<&str> {
         self.gradients.get(name).map(String::as_str)
     }
 
-    /// Gives a tensor that was written here another name, what came before a last change of its shape if that was all;
-    /// false if somebody else reads it.
+    /// Renames a tensor written here, or its input if it only changes the shape; false if another node reads it.
     pub fn rename(&mut self, tensor: &str, name: &str) -> bool {
         let reads = |nodes: &[NodeProto], tensor: &str| nodes.iter().any(|node| node.input.iter().any(|i| i == tensor));
         let made =
@@ -204,9 +202,9 @@ impl<'a> GradientTape<'a> {
         true
     }
 
-    // Steps that many rules take.
+    // Steps that many rules share.
 
-    /// Another shape, the same values.
+    /// The same values in another shape.
     pub fn reshape(&mut self, tensor: &str, shape: &[i64]) -> String {
         let shape = self.ints(shape);
         self.op("Reshape", &[tensor, &shape], &[])
@@ -217,7 +215,7 @@ impl<'a> GradientTape<'a> {
         self.op("Transpose", &[tensor], &[AttributeValue::Ints("perm", order)])
     }
 
-    /// Zeros of the shape of one of the model's own tensors.
+    /// Zeros in the shape of one of the model's own tensors.
     pub fn zeros(&mut self, name: &str) -> Result<String, AutogradError> {
         let shape = self.ints(self.shape(name)?);
         Ok(self.op("ConstantOfShape", &[&shape], &[]))
@@ -229,7 +227,7 @@ impl<'a> GradientTape<'a> {
         self.op("ReduceSum", &[tensor, &axes], &[AttributeValue::Int("keepdims", keep.into())])
     }
 
-    /// The product of two.
+    /// The product of two tensors.
     pub fn mul(&mut self, a: &str, b: &str) -> String {
         self.op("Mul", &[a, b], &[])
     }
@@ -240,7 +238,7 @@ impl<'a> GradientTape<'a> {
         self.mul(tensor, &by)
     }
 
-    /// Zeros added at both ends of every axis, or taken away where less than 0: first all begins, then all ends.
+    /// Adds zeros at both ends of every axis, or removes values where negative: first all begins, then all ends.
     pub fn pad(&mut self, tensor: &str, pads: &[i64]) -> String {
         if pads.iter().all(|pad| *pad == 0) {
             return tensor.to_owned();
@@ -249,13 +247,13 @@ impl<'a> GradientTape<'a> {
         self.op("Pad", &[tensor, &pads], &[])
     }
 
-    /// A stretch of some axes, in steps.
+    /// A range of some axes, with steps.
     pub fn slice(&mut self, tensor: &str, starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) -> String {
         let (starts, ends, axes, steps) = (self.ints(starts), self.ints(ends), self.ints(axes), self.ints(steps));
         self.op("Slice", &[tensor, &starts, &ends, &axes, &steps], &[])
     }
 
-    /// The gradient of a tensor that was broadcast: summed over the axes along which it was repeated.
+    /// The gradient of a broadcast tensor: summed over the axes along which it was repeated.
     pub fn unbroadcast(&mut self, gradient: &str, from: &[i64], to: &[i64]) -> String {
         if from == to {
             return gradient.to_owned();

@@ -1,6 +1,6 @@
-//! Training without a training framework: from an ONNX classifier to a *training step*, a graph of ordinary
-//! ONNX operators that takes a batch, its targets and the weights, and gives the loss and one gradient a
-//! weight. Whatever runs the classifier runs the step.
+//! Training without a training framework: derives from an ONNX classifier a *training step*, a graph of ordinary ONNX
+//! operators that takes a batch, its targets and the weights, and gives the loss and one gradient per weight. Whatever
+//! runs the classifier runs the step.
 //!
 //! ```text
 //! model.onnx ─▶ onnx: read ─▶ probe (run once elsewhere) ─▶ known ─▶ trainable ─▶ fold ─▶ composite ─▶ unfold ─▶ step ─▶ step.onnx
@@ -8,9 +8,8 @@
 //! weights ─▶ onnx: patch ─▶ a new model.onnx
 //! ```
 //!
-//! [`step`] reads as that path; each operator's rule is a function in [`rules`]. Everything is pure: nothing is
-//! run here, and no file is read but by [`onnx::read`]. Deliberately absent: a runtime, a training loop, an
-//! optimizer.
+//! [`training_step`] shows that path; each operator's rule is a function in [`rules`]. Everything is pure: nothing is
+//! run here, and only [`onnx::read`] reads files. Deliberately absent: a runtime, a training loop, an optimizer.
 
 mod proto;
 

@@ -1,14 +1,14 @@
 //! The loss, and its gradient by the scores.
 //!
-//! One form for all: `loss = -scale · Σ_b Σ_c target[b, c] · log softmax(scores)[b, c]`. With targets made here it is
-//! cross-entropy with label smoothing and class weights (as PyTorch defines it, `torch.nn.CrossEntropyLoss`), or
-//! distillation against a teacher's probabilities, or a mixture; a row of zeros is no image at all, which fills
-//! up a batch. Its gradient is `scale · (softmax(scores) · Σ_c target - target)`.
+//! One form for all: `loss = -scale · Σ_b Σ_c target[b, c] · log softmax(scores)[b, c]`. Depending on the targets it is
+//! cross-entropy with label smoothing and class weights (as in `torch.nn.CrossEntropyLoss`), distillation from a
+//! teacher's probabilities, or a mixture; a row of zeros is padding of the batch. Its gradient is `scale ·
+//! (softmax(scores) · Σ_c target - target)`.
 
 use crate::gradient_tape::{AttributeValue, GradientTape};
 
-/// Writes loss and gradient; the gradient of the scores. `scores` and `target`: `[batch, classes]`, `scale`: one
-/// number, `loss`: what the loss is to be called.
+/// Writes loss and gradient; returns the gradient of the scores. `scores` and `target`: `[batch, classes]`, `scale`:
+/// one number, `loss`: name of the loss output.
 pub(crate) fn write(tape: &mut GradientTape<'_>, scores: &str, target: &str, scale: &str, loss: &str) -> String {
     let log = tape.op("LogSoftmax", &[scores], &[AttributeValue::Int("axis", -1)]);
     let weighted = tape.mul(&log, target);
@@ -27,20 +27,20 @@ pub(crate) fn write(tape: &mut GradientTape<'_>, scores: &str, target: &str, sca
 pub struct Targets {
     /// `[batch, classes]`, last axis first.
     pub values: Vec<f32>,
-    /// What the sum is multiplied by.
+    /// Factor of the sum.
     pub scale: f32,
 }
 
 /// How labels become targets.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LabelSmoothing {
-    /// What is taken from the label and given to all classes equally, 0 to 1.
+    /// Share of the label's weight that is spread over all classes, 0 to 1.
     pub label_smoothing: f32,
-    /// What an image of each class counts; empty: all the same.
+    /// Weight of an image of each class; empty: all equal.
     pub class_weights: Vec<f32>,
 }
 
-/// Targets of cross-entropy. `labels`: the class of each image, `None` for what only fills the batch up.
+/// Targets of cross-entropy. `labels`: the class of each image; `None` for padding.
 pub fn cross_entropy(labels: &[Option<usize>], classes: usize, smoothing: &LabelSmoothing) -> Targets {
     let weight = |class: usize| smoothing.class_weights.get(class).copied().unwrap_or(1.0);
     let mut values = vec![0.0; labels.len() * classes];
@@ -56,7 +56,7 @@ pub fn cross_entropy(labels: &[Option<usize>], classes: usize, smoothing: &Label
     Targets { values, scale: if mass > 0.0 { 1.0 / mass } else { 0.0 } }
 }
 
-/// Mixes in a teacher's probabilities: `share` of the target is what it says, 0 to 1. Rows of nobody stay so.
+/// Mixes in a teacher's probabilities: they make up `share` of the target, 0 to 1. Padding rows stay zero.
 pub fn distill(targets: &mut Targets, teacher: &[f32], classes: usize, share: f32) {
     for (row, said) in targets.values.chunks_exact_mut(classes.max(1)).zip(teacher.chunks_exact(classes.max(1))) {
         let mass: f32 = row.iter().sum();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_teacher_takes_its_share_of_every_image_and_no_more() {
+    fn a_teacher_gets_exactly_its_share_of_every_image() {
         let mut targets = cross_entropy(&[Some(0), None], 2, &LabelSmoothing::default());
         distill(&mut targets, &[0.25, 0.75, 0.5, 0.5], 2, 0.5);
         assert_eq!(targets.values, [0.625, 0.375, 0.0, 0.0]);

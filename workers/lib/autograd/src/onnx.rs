@@ -1,4 +1,4 @@
-//! An ONNX model: read, write, look into, patch, cut, fingerprint.
+//! Reads, writes, inspects, patches, cuts and fingerprints ONNX models.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -16,8 +16,7 @@ use crate::proto::{
 };
 use crate::tensor;
 
-/// The oldest set of operators that can be trained: from 13 on `ReduceSum` and `Squeeze` take their axes as
-/// inputs.
+/// The oldest opset that can be trained: from 13 on, `ReduceSum` and `Squeeze` take their axes as inputs.
 pub const LEAST_OPSET: i64 = 13;
 
 /// From this version of the file format on, weights need not be inputs of the graph.
@@ -27,11 +26,11 @@ const LEAST_IR_OF_WEIGHTS: i64 = 4;
 #[derive(Debug, Clone, PartialEq)]
 pub struct OnnxDocument {
     pub(crate) model: ModelProto,
-    /// Files beside the model that its weights were in.
+    /// External files that its weights were in.
     outside: BTreeSet<String>,
 }
 
-/// Reads a model, and the weights it keeps in files beside it.
+/// Reads a model, including weights in external files.
 pub fn read(path: &Path) -> Result<OnnxDocument, AutogradError> {
     let file = |path: &Path| {
         let path = path.to_owned();
@@ -53,7 +52,7 @@ pub fn read(path: &Path) -> Result<OnnxDocument, AutogradError> {
             location: location.clone(),
             why: why.into(),
         };
-        // A model is not trusted to name files elsewhere.
+        // A model is not trusted to name files outside its folder.
         let inside = Path::new(&location).components().all(|part| matches!(part, std::path::Component::Normal(_)));
         if location.is_empty() || !inside {
             return Err(wrong("that is not a file beside the model"));
@@ -79,7 +78,7 @@ pub fn read(path: &Path) -> Result<OnnxDocument, AutogradError> {
 }
 
 impl OnnxDocument {
-    /// Reads a model whose weights are all inside.
+    /// Decodes a model that contains all of its weights.
     pub fn decode(bytes: &[u8]) -> Result<Self, AutogradError> {
         let mut model = ModelProto::decode(bytes).map_err(AutogradError::NotOnnx)?;
         let ir_version = model.ir_version();
@@ -98,7 +97,7 @@ impl OnnxDocument {
         Self { model, outside: BTreeSet::new() }
     }
 
-    /// The model as a file.
+    /// Encodes the model as a file.
     pub fn encode(&self) -> Vec<u8> {
         self.model.encode_to_vec()
     }
@@ -111,7 +110,7 @@ impl OnnxDocument {
         graph_mut(&mut self.model)
     }
 
-    /// Whether weights were in this file beside the model; they are inside now.
+    /// Whether weights were in this external file; they are inside the model now.
     pub fn was_external(&self, file: &str) -> bool {
         self.outside.contains(file)
     }
@@ -122,7 +121,7 @@ impl OnnxDocument {
         standard.map_or(1, |opset| opset.version())
     }
 
-    /// Name of the input that takes the images: the first that is no weight.
+    /// Name of the image input: the first that is not a weight.
     pub fn input(&self) -> Result<&str, AutogradError> {
         let graph = self.graph()?;
         let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
@@ -135,7 +134,7 @@ impl OnnxDocument {
         Ok(self.graph()?.input.iter().map(|input| input.name().to_owned()).collect())
     }
 
-    /// Names and shapes of all weights that are 32-bit floats.
+    /// Names and shapes of all 32-bit float weights.
     pub fn floats(&self) -> Result<Vec<(String, Vec<usize>)>, AutogradError> {
         let floats = self.graph()?.initializer.iter().filter(|tensor| tensor.data_type() == tensor::FLOAT);
         let shape = |dims: &[i64]| dims.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
@@ -154,15 +153,15 @@ impl OnnxDocument {
         tensor::read_floats(tensor.ok_or_else(|| AutogradError::Unknown { tensor: name.into() })?)
     }
 
-    /// Puts other values into weights: the only way of swapping weights that every runtime takes at its word
-    /// (a session's overridden initializers may be passed over by its optimizations).
+    /// Replaces the values of weights. This is the only way of swapping weights that every runtime honours
+    /// (optimizations may ignore a session's overridden initializers).
     pub fn patch(&mut self, weights: &BTreeMap<String, Vec<f32>>) -> Result<(), AutogradError> {
         let graph = self.graph_mut()?;
         for (name, values) in weights {
             let found = graph.initializer.iter_mut().find(|tensor| tensor.name() == name);
             let found = found.ok_or_else(|| AutogradError::Unknown { tensor: name.clone() })?;
             if tensor::count(&found.dims) != values.len() as i64 || found.data_type() != tensor::FLOAT {
-                let why = format!("it has shape {:?} and got {} values", found.dims, values.len());
+                let why = format!("it has shape {:?} but got {} values", found.dims, values.len());
                 return Err(AutogradError::Tensor { tensor: name.clone(), why });
             }
             let patched = tensor::floats(name, &found.dims, values);
@@ -172,8 +171,8 @@ impl OnnxDocument {
         Ok(())
     }
 
-    /// The part of the model up to one tensor, which becomes its only output: what stands before the trainable
-    /// part, for example, or a model without its softmax.
+    /// The part of the model up to one tensor, which becomes its only output: the frozen part, for example, or a model
+    /// without its softmax.
     pub fn cut(&self, output: &str) -> Result<OnnxDocument, AutogradError> {
         let mut cut = self.clone();
         let graph = cut.graph_mut()?;
@@ -198,8 +197,8 @@ impl OnnxDocument {
         Ok(cut)
     }
 
-    /// Whether two models differ in nothing but the values of their weights: a digest of the operators and of
-    /// the weights' names, kinds and shapes.
+    /// A digest of the operators and of the weights' names, types and shapes: equal for two models that only differ in
+    /// the values of their weights.
     pub fn fingerprint(&self) -> Result<[u8; 32], AutogradError> {
         let mut bare = self.model.clone();
         bare.producer_name = None;
@@ -211,7 +210,7 @@ impl OnnxDocument {
                 name: tensor.name.clone(),
                 dims: tensor.dims.clone(),
                 data_type: tensor.data_type,
-                // Whole numbers are shapes and axes: part of the architecture.
+                // Integers are shapes and axes: part of the architecture.
                 raw_data: tensor.raw_data.clone().filter(|_| tensor.data_type == Some(tensor::INT64)),
                 int64_data: tensor.int64_data.clone(),
                 ..TensorProto::default()
@@ -220,7 +219,7 @@ impl OnnxDocument {
         Ok(Sha256::digest(bare.encode_to_vec()).into())
     }
 
-    /// Refuses what cannot be trained whatever its operators are.
+    /// Refuses models that cannot be trained whatever their operators are.
     pub fn check(&self) -> Result<(), AutogradError> {
         if self.opset() < LEAST_OPSET {
             return Err(AutogradError::Opset { found: self.opset(), least: LEAST_OPSET });
@@ -255,8 +254,8 @@ impl OnnxDocument {
     }
 }
 
-/// Makes weights of the floats that constants hold, in a model that keeps all of its weights so (Paddle2ONNX writes them
-/// as operators): there they could be neither found nor patched. Beside weights, constants belong to the architecture.
+/// Turns float constants into weights if a model keeps all of its weights as constants (Paddle2ONNX does): otherwise
+/// they could be neither found nor patched. If there are weights, constants belong to the architecture.
 fn take_out_constants(graph: &mut GraphProto) {
     let is_weight = |tensor: &TensorProto| tensor.data_type() == tensor::FLOAT && tensor::count(&tensor.dims) > 1;
     if graph.initializer.iter().any(is_weight) {
@@ -284,7 +283,7 @@ fn graph_mut(model: &mut ModelProto) -> Result<&mut GraphProto, AutogradError> {
     model.graph.as_mut().ok_or_else(|| AutogradError::Missing { what: "graph".into() })
 }
 
-/// Every tensor a node reads, those of graphs inside it included.
+/// Every tensor a node reads, including those of nested graphs.
 pub(crate) fn reads(node: &NodeProto) -> Vec<String> {
     let mut names = node.input.clone();
     for attribute in &node.attribute {
@@ -296,7 +295,7 @@ pub(crate) fn reads(node: &NodeProto) -> Vec<String> {
     names
 }
 
-/// Whether a node reads one of these tensors, itself or by a graph inside it.
+/// Whether a node, or a graph nested in it, reads one of these tensors.
 pub(crate) fn depends(node: &NodeProto, on: &HashSet<String>) -> bool {
     let mut inside = node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
     node.input.iter().any(|name| on.contains(name))
@@ -306,7 +305,7 @@ pub(crate) fn depends(node: &NodeProto, on: &HashSet<String>) -> bool {
         })
 }
 
-/// What to call a node.
+/// Description of a node, for messages.
 pub(crate) fn named(node: &NodeProto) -> String {
     let output = node.output.first().map(String::as_str).unwrap_or_default();
     let name = if node.name().is_empty() { output } else { node.name() };
@@ -333,8 +332,7 @@ pub(crate) fn text(node: &NodeProto, name: &str) -> Option<String> {
     attribute(node, name).map(|attribute| String::from_utf8_lossy(attribute.s()).into_owned())
 }
 
-/// The declaration of an input or output of floats; an unknown shape if absent. A size below 0 may be
-/// any.
+/// Declaration of a float input or output; unknown shape if absent. A negative size is open.
 pub(crate) fn declared(name: &str, shape: Option<&[i64]>) -> ValueInfoProto {
     let sizes = |shape: &[i64]| TensorShapeProto {
         dim: shape

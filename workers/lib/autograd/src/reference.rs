@@ -1,5 +1,5 @@
-//! What somebody else says gradients are: a folder with a model and, computed in 64-bit floats, its loss, its scores and
-//! the gradient of every weight. `fixtures/make_gradients.py` makes such folders.
+//! Reference gradients: a folder with a model and, computed in 64-bit floats, its loss, its scores and the gradient of
+//! every weight. `fixtures/make_gradients.py` creates such folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::error::AutogradError;
 use crate::onnx::{self, OnnxDocument};
 use crate::training_step::LOSS;
 
-/// A model and what its gradients are.
+/// A model and its reference gradients.
 #[derive(Debug, Clone)]
 pub struct Reference {
     /// The model.
@@ -19,7 +19,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Reads `model.onnx` and `reference.safetensors` in a folder. The latter holds `images`, `target` (`[batch,
+    /// Reads `model.onnx` and `reference.safetensors` in a folder. The latter has `images`, `target` (`[batch,
     /// classes]`), `scale`, `loss`, `scores` and `gradient of <weight>` for each weight.
     pub fn read(folder: &Path) -> Result<Self, AutogradError> {
         let path = folder.join("reference.safetensors");
@@ -31,7 +31,7 @@ impl Reference {
             let values = match view.dtype() {
                 Dtype::F32 => view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect(),
                 Dtype::F64 => view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
-                other => return Err(unreadable(format!("{name} is {other:?}, floats are needed"))),
+                other => return Err(unreadable(format!("{name} is {other:?} instead of floats"))),
             };
             tensors.insert(name.to_owned(), (view.shape().iter().map(|size| *size as i64).collect(), values));
         }
@@ -44,22 +44,22 @@ impl Reference {
         self.tensors.get(name).ok_or_else(|| AutogradError::Unknown { tensor: name.into() })
     }
 
-    /// A tensor's shape; empty if it is not there.
+    /// A tensor's shape; empty if it is missing.
     pub fn shape(&self, name: &str) -> &[i64] {
         self.tensors.get(name).map_or(&[], |(shape, _)| shape)
     }
 
-    /// A tensor's values in 32-bit floats; empty if it is not there.
+    /// A tensor's values in 32-bit floats; empty if it is missing.
     pub fn floats(&self, name: &str) -> Vec<f32> {
         self.tensors.get(name).into_iter().flat_map(|(_, values)| values).map(|value| *value as f32).collect()
     }
 
-    /// Weights whose gradient is known.
+    /// Weights with a reference gradient.
     pub fn weights(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().filter_map(|name| name.strip_prefix("gradient of "))
     }
 
-    /// How wrong an output of a step is: the largest difference as a share of the largest value.
+    /// Error of a step's output: the largest difference as a share of the largest value.
     pub fn error_of(&self, output: &str, came: &[f32]) -> Result<f64, AutogradError> {
         let name = match output {
             LOSS => "loss",
@@ -68,7 +68,7 @@ impl Reference {
         };
         let (_, expected) = self.get(name)?;
         if expected.len() != came.len() {
-            let why = format!("{} values came, {} were expected", came.len(), expected.len());
+            let why = format!("it has {} values instead of {}", came.len(), expected.len());
             return Err(AutogradError::Tensor { tensor: name.into(), why });
         }
         let largest = expected.iter().fold(1e-12_f64, |largest, value| largest.max(value.abs()));

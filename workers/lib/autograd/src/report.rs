@@ -1,26 +1,26 @@
-//! What could be trained of a model, before anything is trained.
+//! How much of a model can be trained, before training it.
 
 use crate::error::AutogradError;
 use crate::tensor_facts::TensorFacts;
 use crate::trainable::{self, TrainableSelection};
 use crate::training_step::PreparedModel;
 
-/// What could be trained.
+/// How much of a model can be trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainabilityReport {
-    /// Operators with a matrix or a kernel.
+    /// Number of layers: operators with a matrix or a kernel.
     pub layers: usize,
-    /// How many of them, from the last one on, can be trained; all of them if nothing is in the way.
+    /// How many of them, from the last one on, can be trained; all if nothing prevents it.
     pub trainable_layers: usize,
-    /// Weights in those, tensors.
+    /// Number of weight tensors in those layers.
     pub weights: usize,
-    /// Numbers in those weights.
+    /// Number of parameters in those weights.
     pub parameters: u64,
-    /// Operators that are in the way of training all layers, each with its node and the reason.
+    /// Operators that prevent training all layers, each with its node and the reason.
     pub unsupported: Vec<String>,
 }
 
-/// Looks how much of a model can be trained. `known`: with everything the probe gave.
+/// Finds out how much of a model can be trained. `known`: with all results of the probe.
 pub fn report(prepared: &PreparedModel, known: &TensorFacts) -> Result<TrainabilityReport, AutogradError> {
     let layers = trainable::layers(&prepared.plain);
     let unsupported = match prepared.step(known, &TrainableSelection::All) {
@@ -29,7 +29,7 @@ pub fn report(prepared: &PreparedModel, known: &TensorFacts) -> Result<Trainabil
         Err(error) => return Err(error),
     };
     let works = |count: usize| prepared.step(known, &TrainableSelection::Last(count)).ok();
-    // What works for so many layers works for fewer: only what is behind the first of them matters.
+    // What works for this many layers works for fewer: only operators after the first of them matter.
     let (mut least, mut most) = (0, layers);
     while least < most {
         let middle = (least + most).div_ceil(2);
@@ -80,12 +80,12 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_without_a_rule_is_named_with_the_most_that_works() {
+    fn an_operator_without_a_rule_is_named_with_the_trainable_layers() {
         let prepared = PreparedModel::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
         let known = known(&prepared);
         let whole = report(&prepared, &known).unwrap();
         assert_eq!((whole.layers, whole.trainable_layers, whole.weights, whole.parameters), (4, 4, 8, 4273));
-        // The second activation gets an operator that nobody differentiates.
+        // The second activation gets an operator without a rule.
         let mut odd = prepared.clone();
         let nodes = &mut odd.onnx.graph_mut().unwrap().node;
         let relus = nodes.iter_mut().filter(|node| node.op_type() == "Relu");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_trained_is_refused_with_the_reason() {
+    fn models_that_cannot_be_trained_are_refused_with_the_reason() {
         let refused = |change: fn(&mut OnnxDocument)| {
             let mut model = small_cnn();
             change(&mut model);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn trainable_weights_are_chosen_as_asked_for() {
+    fn trainable_weights_are_chosen_as_requested() {
         let prepared = PreparedModel::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
         let chosen = |text: &str| trainable::choose(&prepared.plain, &text.parse().unwrap());
         assert_eq!(chosen("all").unwrap().len(), 8);

@@ -1,5 +1,5 @@
-//! Cuts a step where training begins: what stands before the first trained weight gives the same for a picture
-//! every time, so it needs to be computed once.
+//! Splits a step where training begins: the part before the first trained weight always gives the same for a picture,
+//! so it needs to be computed only once.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::proto::NodeProto;
 use crate::tensor_facts::TensorFacts;
 use crate::training_step::{SCALE, TARGET, TrainingStep};
 
-/// A step in two.
+/// A step in two parts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepSplit {
     /// From images to features, without any trained weight.
@@ -19,8 +19,8 @@ pub struct StepSplit {
 }
 
 impl TrainingStep {
-    /// The step in two, if one tensor with a row for each image is all that passes from the part that is not
-    /// trained to the part that is; `None` where training begins at the images, or several tensors pass.
+    /// The step in two parts, if a single tensor with a row per image passes from the frozen to the trained part; `None`
+    /// if training begins at the images, or several tensors pass.
     pub fn split(&self, known: &TensorFacts) -> Result<Option<StepSplit>, AutogradError> {
         let graph = self.graph.graph()?;
         let starts = self.weights.iter().map(|weight| weight.name.as_str()).chain([TARGET, SCALE]);
@@ -38,7 +38,7 @@ impl TrainingStep {
                 .flat_map(|(node, _)| reads(node))
                 .filter(|name| by_images.contains(name.as_str()) && !made_late(name))
                 .collect();
-            // What a step writes beside the model's own tensors has no row for each image: it stays behind the cut.
+            // Tensors that a step writes itself have no row per image, so they stay after the cut.
             match passing.iter().find(|name| !known.is_initializer(name)) {
                 Some(own) => {
                     let made = graph.node.iter().position(|node| node.output.contains(own));
@@ -56,7 +56,7 @@ impl TrainingStep {
         let frozen = self.graph.cut(&features)?;
         let mut tail = TrainingStep { images: features.clone(), images_shape: shape.clone(), ..self.clone() };
         let graph = tail.graph.graph_mut()?;
-        // What depends on neither images nor weights makes constants, which the trained part may read.
+        // Nodes that depend on neither images nor weights make constants, which the trained part may read.
         let is_frozen = |node: &NodeProto| node.output.iter().any(|name| by_images.contains(name.as_str()));
         let kept = graph.node.iter().zip(&late).filter(|(node, late)| **late || !is_frozen(node));
         let kept: Vec<NodeProto> = kept.map(|(node, _)| node.clone()).collect();
@@ -70,7 +70,7 @@ impl TrainingStep {
     }
 }
 
-/// Every tensor that depends on one of these, themselves included.
+/// Every tensor that depends on one of these, including themselves.
 fn after<'a>(nodes: &'a [NodeProto], starts: impl IntoIterator<Item = &'a str>) -> HashSet<&'a str> {
     let mut found: HashSet<&str> = starts.into_iter().collect();
     for node in nodes {

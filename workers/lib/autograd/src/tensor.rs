@@ -1,14 +1,15 @@
-//! Tensors as ONNX files hold them: in and out.
+//! Reads and writes tensors in ONNX files.
 
 use crate::error::AutogradError;
 use crate::proto::TensorProto;
 use crate::proto::tensor_proto::DataType;
 
-/// The kinds of element that occur in what we write.
+/// Element types that we write.
 pub(crate) const FLOAT: i32 = DataType::Float as i32;
 pub(crate) const INT64: i32 = DataType::Int64 as i32;
 
-/// Elements of a shape; the most there is of one that no memory holds, whose product must not pass for a small number.
+/// Number of elements of a shape; the maximum for a shape that no memory holds, so that an overflow does not look like
+/// a small number.
 pub fn count(shape: &[i64]) -> i64 {
     match shape.contains(&0) {
         true => 0,
@@ -16,7 +17,7 @@ pub fn count(shape: &[i64]) -> i64 {
     }
 }
 
-/// A tensor of floats in the order of its last axis first.
+/// A float tensor, last axis first.
 pub(crate) fn floats(name: &str, shape: &[i64], values: &[f32]) -> TensorProto {
     let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     TensorProto {
@@ -28,7 +29,7 @@ pub(crate) fn floats(name: &str, shape: &[i64], values: &[f32]) -> TensorProto {
     }
 }
 
-/// A row of whole numbers; a scalar if `shape` is empty.
+/// A row of integers; a scalar if `shape` is empty.
 pub(crate) fn ints(name: &str, shape: &[i64], values: &[i64]) -> TensorProto {
     let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     TensorProto {
@@ -40,11 +41,11 @@ pub(crate) fn ints(name: &str, shape: &[i64], values: &[i64]) -> TensorProto {
     }
 }
 
-/// The values of a tensor of 32-bit floats.
+/// The values of a 32-bit float tensor.
 pub(crate) fn read_floats(tensor: &TensorProto) -> Result<Vec<f32>, AutogradError> {
     let wrong = |why: String| AutogradError::Tensor { tensor: tensor.name().into(), why };
     if tensor.data_type() != FLOAT {
-        return Err(wrong(format!("it holds {}, and 32-bit floats are needed", kind_name(tensor.data_type()))));
+        return Err(wrong(format!("it has type {} instead of 32-bit floats", kind_name(tensor.data_type()))));
     }
     let values = match &tensor.raw_data {
         Some(raw) => raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
@@ -56,7 +57,7 @@ pub(crate) fn read_floats(tensor: &TensorProto) -> Result<Vec<f32>, AutogradErro
     }
 }
 
-/// The values of a tensor of 64-bit whole numbers.
+/// The values of a 64-bit integer tensor.
 pub(crate) fn read_ints(tensor: &TensorProto) -> Option<Vec<i64>> {
     if tensor.data_type() != INT64 {
         return None;
@@ -68,7 +69,7 @@ pub(crate) fn read_ints(tensor: &TensorProto) -> Option<Vec<i64>> {
     (values.len() as i64 == count(&tensor.dims)).then_some(values)
 }
 
-/// What people call a kind of element.
+/// Common name of an element type.
 pub(crate) fn kind_name(kind: i32) -> &'static str {
     match DataType::try_from(kind) {
         Ok(DataType::Float) => "float32",
@@ -80,7 +81,7 @@ pub(crate) fn kind_name(kind: i32) -> &'static str {
         Ok(DataType::Int32) => "int32",
         Ok(DataType::Int64) => "int64",
         Ok(DataType::Bool) => "bool",
-        _ => "another kind of element",
+        _ => "another type",
     }
 }
 
@@ -91,7 +92,7 @@ mod tests {
     #[test]
     fn a_shape_that_no_memory_holds_has_no_small_count() {
         assert_eq!((count(&[]), count(&[2, 3]), count(&[7, 0, i64::MAX, 2])), (1, 6, 0));
-        // 2^32 times 2^32 is 0 where numbers run over.
+        // 2^32 times 2^32 overflows to 0.
         assert_eq!(count(&[1 << 32, 1 << 32]), i64::MAX);
         let tensor = floats("a", &[1 << 32, 1 << 32], &[]);
         assert!(read_floats(&tensor).is_err() && read_ints(&ints("b", &[1 << 32, 1 << 32], &[])).is_none());

@@ -1,6 +1,6 @@
-//! What is known of every tensor of a model for one size of batch: its shape, and the values of those that only
-//! describe shapes. Nobody infers shapes here: the model is run once with every tensor as an output, by the
-//! runtime that knows all operators.
+//! Facts about every tensor of a model for one batch size: its shape, and the values of those that only describe
+//! shapes. Shapes are not inferred here: the model is run once with every tensor as an output, by the runtime that
+//! knows all operators.
 
 use std::collections::HashMap;
 
@@ -9,10 +9,10 @@ use crate::onnx::{OnnxDocument, declared};
 use crate::proto::ValueInfoProto;
 use crate::tensor;
 
-/// Values of tensors larger than this are not kept: they describe no shape.
+/// Values of larger tensors are not kept, as they do not describe shapes.
 const MOST_VALUES: usize = 4096;
 
-/// A tensor as it was seen.
+/// Facts about a tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorFact {
     /// Its shape.
@@ -26,20 +26,20 @@ pub struct TensorFact {
 pub enum TensorConstants {
     /// 32-bit floats.
     Floats(Vec<f32>),
-    /// 64-bit whole numbers.
+    /// 64-bit integers.
     Ints(Vec<i64>),
-    /// Something that no gradient flows through.
+    /// Another type, which no gradient flows through.
     Other,
 }
 
-/// What is known of every tensor.
+/// Facts about every tensor.
 #[derive(Debug, Clone, Default)]
 pub struct TensorFacts {
     tensors: HashMap<String, TensorFact>,
 }
 
-/// The model with every tensor as an output, for exactly so many images of so many rows and columns. Run it
-/// once, and give [`Known::add`] every output.
+/// The model with every tensor as an output, for images of exactly this shape. Run it once, and pass every output to
+/// [`TensorFacts::add`].
 pub fn probe_tensors(onnx: &OnnxDocument, image_shape: &[i64]) -> Result<OnnxDocument, AutogradError> {
     let mut probe = onnx.clone();
     let input = onnx.input()?.to_owned();
@@ -48,7 +48,7 @@ pub fn probe_tensors(onnx: &OnnxDocument, image_shape: &[i64]) -> Result<OnnxDoc
         *value = declared(&input, Some(image_shape));
     });
     let outputs: Vec<String> = graph.output.iter().map(|output| output.name().to_owned()).collect();
-    // Outputs keep their declarations apart from the size of the batch, which is another one now.
+    // Outputs keep their declarations except for the batch size, which differs.
     for output in &mut graph.output {
         output.r#type = None;
     }
@@ -60,7 +60,7 @@ pub fn probe_tensors(onnx: &OnnxDocument, image_shape: &[i64]) -> Result<OnnxDoc
 }
 
 impl TensorFacts {
-    /// What is known before anything is run: the weights and the input.
+    /// Facts known without running the model: its weights and input.
     pub fn new(onnx: &OnnxDocument, image_shape: &[i64]) -> Result<Self, AutogradError> {
         let mut known = TensorFacts::default();
         for found in &onnx.graph()?.initializer {
@@ -75,7 +75,7 @@ impl TensorFacts {
         Ok(known)
     }
 
-    /// A tensor was seen.
+    /// Adds a tensor that was seen.
     pub fn add(&mut self, name: &str, shape: Vec<i64>, values: TensorConstants) {
         let values = match values {
             TensorConstants::Floats(values) if values.len() > MOST_VALUES => TensorConstants::Floats(Vec::new()),
@@ -94,7 +94,7 @@ impl TensorFacts {
         self.get(name).map(|seen| seen.shape.as_slice())
     }
 
-    /// Bytes of a tensor of floats; 0 of anything else.
+    /// Size of a float tensor in bytes; 0 for other types.
     pub(crate) fn float_bytes(&self, name: &str) -> u64 {
         let floats = self.tensors.get(name).filter(|seen| matches!(seen.values, TensorConstants::Floats(_)));
         let count = floats.and_then(|seen| u64::try_from(crate::tensor::count(&seen.shape)).ok());
@@ -111,7 +111,7 @@ impl TensorFacts {
         self.tensors.get(name).is_some_and(|seen| matches!(seen.values, TensorConstants::Floats(_)))
     }
 
-    /// The values of a small tensor of whole numbers.
+    /// The values of a small integer tensor.
     pub fn ints(&self, name: &str) -> Option<&[i64]> {
         match &self.tensors.get(name)?.values {
             TensorConstants::Ints(values) => Some(values),
@@ -119,7 +119,7 @@ impl TensorFacts {
         }
     }
 
-    /// The values of a small tensor of floats.
+    /// The values of a small float tensor.
     pub fn floats(&self, name: &str) -> Option<&[f32]> {
         match &self.tensors.get(name)?.values {
             TensorConstants::Floats(values) if !values.is_empty() => Some(values),

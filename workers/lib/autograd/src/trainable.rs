@@ -11,7 +11,7 @@ use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
 use crate::tensor_facts::TensorFacts;
 
-/// The word for all weights, of which whoever trains may leave those of the first layers as they are.
+/// The word for all weights, from which the trainer may exclude the first layers.
 pub const AUTO: &str = "auto";
 
 /// Which weights are trained.
@@ -19,7 +19,7 @@ pub const AUTO: &str = "auto";
 pub enum TrainableSelection {
     /// All that can be.
     All,
-    /// Those of the last so many layers: operators with a matrix or a kernel, and what comes after them.
+    /// Those of the last layers (operators with a matrix or a kernel), and everything after them.
     Last(usize),
     /// Those whose names match one of the patterns (`*`: anything, `?`: one character).
     Named(Vec<String>),
@@ -33,8 +33,8 @@ impl TrainableSelection {
 impl FromStr for TrainableSelection {
     type Err = AutogradError;
 
-    /// `all`, `auto` (whoever trains may leave the first layers as they are), `head`, `last 3`, or patterns of names with
-    /// commas between them.
+    /// Parses `all`, `auto` (the trainer may exclude the first layers), `head`, `last 3`, or comma-separated name
+    /// patterns.
     fn from_str(text: &str) -> Result<Self, AutogradError> {
         let unreadable = || AutogradError::Choice { text: text.into() };
         match text.trim() {
@@ -57,7 +57,7 @@ pub fn is_named(name: &str, patterns: &[String]) -> bool {
     patterns.iter().any(|pattern| WildMatch::new(pattern).matches(name))
 }
 
-/// A layer: an operator with a matrix or a kernel.
+/// Whether it is a layer: an operator with a matrix or a kernel.
 fn is_layer(node: &NodeProto) -> bool {
     matches!(
         node.op_type(),
@@ -65,11 +65,11 @@ fn is_layer(node: &NodeProto) -> bool {
     )
 }
 
-/// Which inputs of an operator are weights that can be trained, if they are initializers. Not those of `Sub` and
-/// `Div`: they take the mean and the deviation of the pictures, which belong to the input.
+/// Which inputs of an operator are trainable weights, if they are initializers. Not those of `Sub` and `Div`, which are
+/// the mean and deviation of the pictures and belong to the input.
 fn slots(node: &NodeProto) -> &'static [usize] {
     match node.op_type() {
-        // In training mode it standardizes weights; what it adds is no part of that.
+        // In training mode it standardizes weights, and its addend is not part of that.
         "BatchNormalization" if int(node, "training_mode").unwrap_or(0) != 0 => &[0, 1],
         "Conv"
         | "ConvTranspose"
@@ -100,15 +100,15 @@ fn candidates<'a>(graph: &'a GraphProto, node: &'a NodeProto) -> impl Iterator<I
     slots.iter().filter_map(|slot| node.input.get(*slot)).filter_map(move |name| weight(name))
 }
 
-/// Whether an operator does no more than shape what `Sub` or `Div` takes.
+/// Whether an operator only shapes an input of `Sub` or `Div`.
 fn is_passed_to_difference(graph: &GraphProto, node: &NodeProto) -> bool {
     let takes = |other: &&NodeProto| node.output.first().is_some_and(|output| other.input.contains(output));
     matches!(node.op_type(), "Unsqueeze" | "Reshape")
         && graph.node.iter().filter(takes).any(|other| matches!(other.op_type(), "Sub" | "Div"))
 }
 
-/// Weights that operators take by way of others which shape or standardize them, by what they take: of each tensor that
-/// does not depend on the images, the weights it is made of.
+/// For each tensor that does not depend on the images, the weights it is made of: weights that operators take through
+/// others which shape or standardize them.
 fn made_of(graph: &GraphProto) -> HashMap<&str, Vec<&str>> {
     let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
     let inputs = graph.input.iter().map(|input| input.name().to_owned()).filter(|name| !is_weight(name));
@@ -127,24 +127,24 @@ fn made_of(graph: &GraphProto) -> HashMap<&str, Vec<&str>> {
     made
 }
 
-/// Weights that an operator takes by way of others.
+/// Weights that an operator takes through others.
 fn taken<'a>(made: &HashMap<&str, Vec<&'a str>>, node: &NodeProto) -> impl Iterator<Item = &'a str> {
     node.input.iter().filter_map(|name| made.get(name.as_str())).flatten().copied()
 }
 
-/// Places of the layers that have weights.
+/// Indices of the layers that have weights.
 fn places(graph: &GraphProto, made: &HashMap<&str, Vec<&str>>) -> Vec<usize> {
     let has_weights = |node: &NodeProto| taken(made, node).chain(candidates(graph, node)).next().is_some();
     let nodes = graph.node.iter().enumerate();
     nodes.filter(|(_, node)| is_layer(node) && has_weights(node)).map(|(place, _)| place).collect()
 }
 
-/// How many layers there are.
+/// Number of layers.
 pub(crate) fn layers(graph: &GraphProto) -> usize {
     places(graph, &made_of(graph)).len()
 }
 
-/// Names of the weights that are trained, in the order of the graph.
+/// Names of the trained weights, in the order of the graph.
 pub(crate) fn choose(graph: &GraphProto, trainable: &TrainableSelection) -> Result<Vec<String>, AutogradError> {
     let made = made_of(graph);
     let first = match trainable {
@@ -174,7 +174,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &TrainableSelection) -> Resu
             (_, true) => "the model has no weights that can be trained".to_owned(),
             (TrainableSelection::Named(patterns), _) => {
                 format!(
-                    "no weight is named {}; there are {some} and so on, {} in all",
+                    "no weight matches {}; the model has {some} and others, {} in total",
                     patterns.join(" or "),
                     all.len()
                 )
@@ -186,7 +186,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &TrainableSelection) -> Resu
     Ok(chosen)
 }
 
-/// Every tensor that depends on a trained weight, the weights included: what must be differentiated.
+/// Every tensor that depends on a trained weight, including the weights: what must be differentiated.
 pub(crate) fn dependent_tensors(nodes: &[NodeProto], weights: &[String], known: &TensorFacts) -> HashSet<String> {
     let mut needed: HashSet<String> = weights.iter().cloned().collect();
     for node in nodes {

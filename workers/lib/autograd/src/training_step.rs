@@ -16,45 +16,45 @@ use crate::trainable::{self, TrainableSelection};
 use crate::unfold;
 use crate::upgrade::{self, STEP_OPSET};
 
-/// Name of the step's input of targets, `[batch, classes]`.
+/// Name of the step's target input, `[batch, classes]`.
 pub const TARGET: &str = "tributary/target";
-/// Name of the step's input that the loss is multiplied by, one number.
+/// Name of the step's input with the factor of the loss, one number.
 pub const SCALE: &str = "tributary/scale";
-/// Name of the step's output of the loss, one number.
+/// Name of the step's loss output, one number.
 pub const LOSS: &str = "tributary/loss";
 
-/// A weight that is trained.
+/// A trained weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weight {
     /// Its name in the model, which is an input of the step.
     pub name: String,
     /// Its shape.
     pub shape: Vec<i64>,
-    /// Name of the step's output of its gradient.
+    /// Name of the step's output with its gradient.
     pub gradient: String,
 }
 
 /// A training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainingStep {
-    /// The graph. Inputs: the images, [`TARGET`], [`SCALE`] and every weight; outputs: [`LOSS`], the scores and
-    /// every gradient.
+    /// The graph. Inputs: the images, [`TARGET`], [`SCALE`] and every weight; outputs: [`LOSS`], the scores and every
+    /// gradient.
     pub graph: OnnxDocument,
-    /// Name of the input of images.
+    /// Name of the image input.
     pub images: String,
-    /// Shape of it, with the size of the batch.
+    /// Shape of the image input, including the batch size.
     pub images_shape: Vec<i64>,
-    /// Name of the output of scores, `[batch, classes]`, before any softmax.
+    /// Name of the score output, `[batch, classes]`, before any softmax.
     pub scores: String,
-    /// Classes.
+    /// Number of classes.
     pub classes: usize,
-    /// The weights that are trained.
+    /// The trained weights.
     pub weights: Vec<Weight>,
 }
 
 impl TrainingStep {
-    /// The least memory a step takes, bytes: what the forward pass computed and a gradient is made from must be there
-    /// at the same time. Without weights and gradients.
+    /// Least memory of a step in bytes: results of the forward pass that a gradient needs must exist at the same time.
+    /// Without weights and gradients.
     pub fn kept_bytes(&self, known: &TensorFacts) -> Result<u64, AutogradError> {
         let gradients =
             self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.is_initializer(name)));
@@ -74,18 +74,19 @@ impl TrainingStep {
     }
 }
 
-/// A model made ready: of a version that steps can be written in, its softmax cut off.
+/// A model prepared for training: upgraded to the step's opset, without its softmax.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreparedModel {
     pub(crate) onnx: OnnxDocument,
-    /// The graph before it was rewritten, without the values of its weights: what people choose from.
+    /// The graph before it was rewritten, without weight values: what weights are chosen from.
     pub(crate) plain: GraphProto,
     pub(crate) scores: String,
     images_shape: Vec<i64>,
 }
 
 impl PreparedModel {
-    /// Of a model, its output of scores, and the shape of a batch of images. Refuses what cannot be trained.
+    /// Prepares a model, given its score output and the shape of a batch of images. Refuses models that cannot be
+    /// trained.
     pub fn new(onnx: &OnnxDocument, output: &str, images_shape: &[i64]) -> Result<Self, AutogradError> {
         onnx.check()?;
         let before_softmax = onnx
@@ -110,8 +111,8 @@ impl PreparedModel {
         Ok(Self { onnx: ready, plain, scores, images_shape: images_shape.to_vec() })
     }
 
-    /// The model for so many images, from one that was made ready for a single image. `known`: with everything the probe of
-    /// that gave. Refuses where it does not provably work image by image.
+    /// The model for several images, from one prepared for a single image. `known`: with all results of its probe.
+    /// Refuses models that do not provably work image by image.
     pub fn widened(&self, known: &TensorFacts, images: i64) -> Result<Self, AutogradError> {
         let mut wide = self.clone();
         let input = self.onnx.input()?.to_owned();
@@ -120,22 +121,22 @@ impl PreparedModel {
         Ok(wide)
     }
 
-    /// Name of the output of scores: the model's own, or what goes into its softmax.
+    /// Name of the score output: the model's own, or the input of its softmax.
     pub fn scores(&self) -> &str {
         &self.scores
     }
 
-    /// The model with every tensor as an output: to be run once, on anything.
+    /// The model with every tensor as an output, to be run once on any input.
     pub fn probe(&self) -> Result<OnnxDocument, AutogradError> {
         tensor_facts::probe_tensors(&self.onnx, &self.images_shape)
     }
 
-    /// What is known before the probe was run.
+    /// Facts known before the probe is run.
     pub fn known(&self) -> Result<TensorFacts, AutogradError> {
         TensorFacts::new(&self.onnx, &self.images_shape)
     }
 
-    /// The training step. `known`: with everything the probe gave.
+    /// The training step. `known`: with all results of the probe.
     pub fn step(&self, known: &TensorFacts, trainable: &TrainableSelection) -> Result<TrainingStep, AutogradError> {
         let weights = trainable::choose(&self.plain, trainable)?;
         let (mut rewritten, mut known) = (self.onnx.clone(), known.clone());
@@ -150,7 +151,7 @@ impl PreparedModel {
         let needed = trainable::dependent_tensors(&graph.node, &weights, known);
         let shape = known.shape(&self.scores)?;
         let [rows, classes] = shape else {
-            let why = format!("the scores have shape {shape:?}, and [images, classes] is needed");
+            let why = format!("the scores have shape {shape:?} instead of [images, classes]");
             return Err(AutogradError::Tensor { tensor: self.scores.clone(), why });
         };
         let images = self.images_shape.first().copied().unwrap_or(1);
@@ -165,7 +166,7 @@ impl PreparedModel {
         if !refused.is_empty() {
             return Err(AutogradError::Unsupported {
                 unsupported: refused,
-                remedy: "train fewer layers (`head`, or `last N`), of which `model check` names the most".into(),
+                remedy: "train fewer layers (`head`, or `last N`); `model check` names the largest N".into(),
             });
         }
         let weights = outputs(&mut tape, &weights)?;
@@ -218,8 +219,8 @@ fn without_values(graph: &GraphProto) -> GraphProto {
     GraphProto { node: graph.node.clone(), input: graph.input.clone(), initializer, ..GraphProto::default() }
 }
 
-/// Goes through the operators from the last to the first; those that have no rule, in words. `left`: why some could not
-/// be written out as others.
+/// Differentiates the operators from last to first; returns those without a rule, in words. `left`: why some compound
+/// operators were not written out.
 fn differentiate(
     tape: &mut GradientTape<'_>,
     nodes: &[NodeProto],
@@ -240,7 +241,7 @@ fn differentiate(
         let given = match rule {
             Some(rule) => rule(tape, node, &OutputGradients { first, others }),
             None => Err(GradientRefusal::Unsupported(match node.op_type() {
-                "If" | "Loop" | "Scan" => "export the model without branches and loops: traced, not scripted".into(),
+                "If" | "Loop" | "Scan" => "export the model without branches and loops (traced, not scripted)".into(),
                 _ => left.get(&node.output[0]).cloned().unwrap_or_else(|| "no rule".into()),
             })),
         };
@@ -254,8 +255,8 @@ fn differentiate(
     Ok(refused)
 }
 
-/// Gives every gradient the name its output has. Its values are what counts: a last change of shape, which would copy
-/// them, is left out.
+/// Names every gradient like its output. Only its values matter, so a final change of shape, which would copy them, is
+/// dropped.
 fn outputs(tape: &mut GradientTape<'_>, weights: &[String]) -> Result<Vec<Weight>, AutogradError> {
     let mut outputs = Vec::new();
     for name in weights {
@@ -265,7 +266,7 @@ fn outputs(tape: &mut GradientTape<'_>, weights: &[String]) -> Result<Vec<Weight
         };
         let (shape, output) = (tape.shape(name)?.to_vec(), format!("gradient of {name}"));
         if !tape.rename(&gradient, &output) {
-            // Somebody else reads it too, or it is one of the model's own tensors.
+            // Another node reads it too, or it is one of the model's own tensors.
             tape.op_into("Identity", &[&gradient], &[] as &[AttributeValue<'_>], &output);
         }
         outputs.push(Weight { name: name.clone(), shape, gradient: output });
@@ -273,7 +274,7 @@ fn outputs(tape: &mut GradientTape<'_>, weights: &[String]) -> Result<Vec<Weight
     Ok(outputs)
 }
 
-/// A MaxPool that is differentiated says where each maximum came from.
+/// Makes a differentiated MaxPool output the position of each maximum.
 fn remember_places(node: &mut NodeProto, needed: &HashSet<String>) {
     let wanted = node.op_type() == "MaxPool" && node.input.first().is_some_and(|name| needed.contains(name));
     if wanted && node.output.len() == 1 {

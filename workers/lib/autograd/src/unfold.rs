@@ -1,9 +1,9 @@
-//! Convolutions of few pixels as products of matrices, inside the step. A runtime convolves image by image, and a depthwise
-//! one channel by channel, which is slow where there are few pixels. Which pixel goes where is a matrix of zeros and ones:
-//! with few pixels a product with it is faster than any copying, and its gradient comes free.
+//! Rewrites convolutions of few pixels as matrix products. A runtime convolves image by image, and a depthwise
+//! convolution channel by channel, which is slow for few pixels. Which pixel goes where is a matrix of zeros and ones:
+//! for few pixels a product with it is faster than any copying, and its gradient comes for free.
 //!
-//! With many channels, what each place of the kernel sees becomes a row, for all images together: one product with the
-//! kernel. Depthwise, each channel's kernel becomes a matrix from pixels to pixels: one product a channel.
+//! With many channels, what each kernel position sees becomes a row for all images together: one product with the
+//! kernel. Depthwise, each channel's kernel becomes a matrix from pixels to pixels: one product per channel.
 
 use std::collections::HashSet;
 
@@ -15,12 +15,12 @@ use crate::tensor;
 use crate::tensor_facts::TensorFacts;
 use crate::writer::Writer;
 
-/// Numbers in the matrix of places, at the most.
+/// Most numbers in the position matrix.
 const MOST_PLACES: i64 = 1 << 16;
-/// Numbers in the matrices of all channels together, depthwise, at the most: what fits beside the pictures into a cache.
+/// Most numbers in the matrices of all channels together, depthwise: what fits into a cache beside the pictures.
 const MOST_DEPTHWISE: i64 = 1 << 20;
 
-/// Unfolds every convolution that is differentiated and that it pays for. What it writes becomes known.
+/// Unfolds every differentiated convolution that gets cheaper. Adds facts about the new tensors.
 pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &mut TensorFacts) {
     let mut nodes = Vec::with_capacity(graph.node.len());
     for node in std::mem::take(&mut graph.node) {
@@ -43,7 +43,7 @@ pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &m
     graph.node = nodes;
 }
 
-/// What a convolution goes from and to.
+/// Geometry of a convolution.
 struct Geometry {
     window: PoolWindow,
     group: i64,
@@ -67,12 +67,12 @@ impl Geometry {
         Some(Self { window, group, from: from.to_vec(), to: to.to_vec() })
     }
 
-    /// Pixels of all images that come out.
+    /// Output pixels of all images.
     fn columns(&self) -> i64 {
         self.from[0] * tensor::count(&self.to[2..])
     }
 
-    /// Each channel has one kernel of its own.
+    /// Whether each channel has one kernel of its own.
     fn is_depthwise(&self) -> bool {
         self.group > 1 && self.from[1] == self.group && self.to[1] == self.group
     }
@@ -86,7 +86,7 @@ impl Geometry {
         }
     }
 
-    /// Tells which pixel each place of the kernel sees for each pixel that comes out: pixel of the picture, place, pixel.
+    /// Calls `see` with input pixel, kernel position and output pixel for everything that is seen.
     fn each_seen(&self, mut see: impl FnMut(usize, usize, usize)) {
         let Self { window, from, to, .. } = self;
         let (into, out) = (&from[2..], &to[2..]);
@@ -109,7 +109,7 @@ impl Geometry {
     }
 }
 
-/// The picture with channels first, a row of pixels for each channel and image, of this shape.
+/// The picture with channels first, as one row of pixels per channel and image, in this shape.
 fn pixel_rows(writer: &mut Writer<'_>, geometry: &Geometry, shape: &[i64]) -> String {
     let from = &geometry.from;
     let turned = [&[from[1], from[0]], &from[2..]].concat();
@@ -119,7 +119,7 @@ fn pixel_rows(writer: &mut Writer<'_>, geometry: &Geometry, shape: &[i64]) -> St
     writer.reshape("pixel_rows", &rows, shape)
 }
 
-/// What was computed, channels first, with images first again and under the convolution's own name.
+/// Moves images first again and gives the result the convolution's own name.
 fn finish(writer: &mut Writer<'_>, product: &str, to: &[i64]) {
     let apart = writer.reshape("product_apart", product, &[&[to[1], to[0]], &to[2..]].concat());
     writer.finish("Transpose", &[&apart], &[AttributeValue::Ints("perm", &swapped(to.len()))], to);
@@ -174,7 +174,7 @@ fn by_rows(writer: &mut Writer<'_>, geometry: &Geometry) {
     finish(writer, &product, to);
 }
 
-/// Images and channels having changed places.
+/// The order of axes with images and channels swapped.
 fn swapped(rank: usize) -> Vec<i64> {
     [1, 0].into_iter().chain(2..rank as i64).collect()
 }

@@ -1,19 +1,19 @@
-//! Operators as later versions of the standard write them: gradients need some that version 13 does not have
-//! (`ScatterElements` that adds), and a graph has one version for all of its operators.
+//! Rewrites operators to a later opset: gradients need some that version 13 does not have (`ScatterElements` with
+//! addition), and a graph has one version for all of its operators.
 
 use crate::onnx::{attribute, ints};
 use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
 
-/// The version that steps are written in, if the model's is older.
+/// The opset of steps, if the model's is older.
 pub const STEP_OPSET: i64 = 18;
 
-/// Rewrites a graph of version 13 to 17 as one of version 18.
+/// Rewrites a graph of opset 13 to 17 as opset 18.
 pub(crate) fn upgrade(graph: &mut GraphProto) {
     let mut constants = Vec::new();
     for (place, node) in graph.node.iter_mut().enumerate() {
         match node.op_type() {
-            // Axes became an input in 18; that of ReduceSum did in 13.
+            // Axes became an input in 18; those of ReduceSum did in 13.
             "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceL1" | "ReduceL2" | "ReduceLogSum"
             | "ReduceLogSumExp" | "ReduceSumSquare" => {
                 if let Some(axes) = ints(node, "axes") {
@@ -23,7 +23,7 @@ pub(crate) fn upgrade(graph: &mut GraphProto) {
                     node.input.push(name);
                 }
             }
-            // Equal parts are asked for by their number since 18.
+            // Since 18, equal parts are requested by their number.
             "Split" if node.input.len() < 2 && attribute(node, "num_outputs").is_none() => {
                 let parts = crate::gradient_tape::AttributeValue::Int("num_outputs", node.output.len() as i64);
                 node.attribute.push((&parts).into());
@@ -34,7 +34,7 @@ pub(crate) fn upgrade(graph: &mut GraphProto) {
     graph.initializer.extend(constants);
 }
 
-/// Whether something of a newer version than 18 must be kept as it is.
+/// Whether an operator is of the standard domain.
 pub(crate) fn is_standard(node: &NodeProto) -> bool {
     matches!(node.domain(), "" | "ai.onnx")
 }

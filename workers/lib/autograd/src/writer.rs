@@ -1,13 +1,13 @@
-//! What is written in place of an operator: others that do the same, constants, and what is known of both.
+//! Writes replacements of an operator: others that do the same, constants, and facts about both.
 
 use crate::gradient_tape::AttributeValue;
 use crate::proto::{NodeProto, TensorProto};
 use crate::tensor;
 use crate::tensor_facts::{TensorConstants, TensorFacts};
 
-/// Operators in place of one. Their tensors are called after its first output.
+/// Replacements of an operator. Their tensors are named after its first output.
 pub(crate) struct Writer<'a> {
-    /// What is replaced.
+    /// The operator being replaced.
     pub node: &'a NodeProto,
     pub nodes: Vec<NodeProto>,
     pub constants: Vec<TensorProto>,
@@ -19,7 +19,7 @@ impl<'a> Writer<'a> {
         Self { node, nodes: Vec::new(), constants: Vec::new(), known }
     }
 
-    /// What a new tensor is called.
+    /// Name of a new tensor.
     pub fn name(&self, what: &str) -> String {
         let output = self.node.output.first().map(String::as_str).unwrap_or_default();
         format!("{output}/{what}")
@@ -62,13 +62,13 @@ impl<'a> Writer<'a> {
         output
     }
 
-    /// The last one, under the name of what is replaced.
+    /// Writes the last one, under the name of the replaced operator's output.
     pub fn finish(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], shape: &[i64]) {
         let output = self.node.output.first().cloned().unwrap_or_default();
         self.op_into(op, &output, inputs, attributes, shape);
     }
 
-    /// Under any name.
+    /// Writes one under any name.
     pub fn op_into(
         &mut self,
         op: &str,
@@ -87,7 +87,7 @@ impl<'a> Writer<'a> {
         self.push(node, output, shape);
     }
 
-    /// An operator that is there already, with another output.
+    /// Adds an existing operator with another output.
     pub fn push(&mut self, node: NodeProto, output: &str, shape: &[i64]) {
         self.nodes.push(NodeProto { output: vec![output.into()], ..node });
         self.known.add(output, shape.to_vec(), TensorConstants::Floats(Vec::new()));

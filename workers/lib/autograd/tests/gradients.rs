@@ -1,4 +1,4 @@
-//! Gradients against references made by PyTorch in 64-bit floats (fixtures/gradients, fixtures/make_gradients.py),
+//! Compares gradients with references by PyTorch in 64-bit floats (fixtures/gradients, fixtures/make_gradients.py),
 //! computed by the real runtime in 32-bit floats.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -13,7 +13,7 @@ use autograd::{TensorFacts, TrainableSelection, TrainingStep};
 use vision::OnnxRuntime;
 use vision::graph::{Graph, GraphInput, GraphOutput, TensorNumbers};
 
-/// The largest difference to the reference that is allowed, as a share of the largest value of the gradient.
+/// Largest allowed difference from the reference, as a share of the gradient's largest value.
 const MOST_WRONG: f64 = 1e-4;
 
 fn cases() -> Vec<PathBuf> {
@@ -24,7 +24,7 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-/// A reference's model made ready for its images, and everything a probe shows.
+/// A reference's model prepared for its images, and all results of its probe.
 fn ready(runtime: &OnnxRuntime, reference: &Reference) -> (PreparedModel, TensorFacts) {
     let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
     let mut prepared = PreparedModel::new(&reference.model, "scores", &shape).unwrap();
@@ -38,7 +38,7 @@ fn ready(runtime: &OnnxRuntime, reference: &Reference) -> (PreparedModel, Tensor
     (prepared, known)
 }
 
-/// Everything a probe shows.
+/// All results of a probe.
 fn probe(runtime: &OnnxRuntime, prepared: &PreparedModel, images: &[f32], shape: &[i64]) -> TensorFacts {
     let mut known = prepared.known().unwrap();
     let probe = prepared.probe().unwrap();
@@ -56,7 +56,7 @@ fn probe(runtime: &OnnxRuntime, prepared: &PreparedModel, images: &[f32], shape:
     known
 }
 
-/// Runs a step; every output by name.
+/// Runs a step; returns every output by name.
 fn run(runtime: &OnnxRuntime, step: &TrainingStep, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
     run_on(runtime, step, reference, &reference.floats("images"))
 }
@@ -92,7 +92,7 @@ fn run_on(
 }
 
 #[test]
-fn every_gradient_is_that_of_the_reference() {
+fn every_gradient_matches_the_reference() {
     let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut wrong = Vec::new();
     for case in cases() {
@@ -126,7 +126,7 @@ fn every_gradient_is_that_of_the_reference() {
 }
 
 #[test]
-fn a_step_in_two_gives_what_the_whole_gives() {
+fn a_split_step_gives_the_same_as_the_whole() {
     let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut in_two = 0;
     for case in cases() {

@@ -1,4 +1,4 @@
-//! The outer layers: a Sigstore bundle around a DSSE envelope around signed bytes.
+//! The outer layers of a signature: a Sigstore bundle around a DSSE envelope around the signed bytes.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -23,14 +23,14 @@ struct SigstoreBundle {
 struct VerificationMaterial {
     #[serde(default)]
     public_key: Option<KeyHint>,
-    /// Always empty for a key: nothing is in a log.
+    /// Always empty for a key: nothing is logged.
     #[serde(default)]
     tlog_entries: Option<Vec<serde_json::Value>>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct KeyHint {
-    /// Fingerprint of the key; absent before version 1.1 of the tool, which put the key itself here.
+    /// Fingerprint of the key; absent before version 1.1 of the tool, which stored the key itself here.
     #[serde(default)]
     hint: Option<String>,
 }
@@ -51,7 +51,7 @@ struct DsseSignature {
     keyid: Option<String>,
 }
 
-/// The bytes that were signed, and which of these keys signed them. Nothing inside them was looked at. Pure.
+/// The signed bytes, and which of these keys signed them. The bytes themselves are not examined. Pure.
 pub(crate) fn read_bundle<'a>(
     bytes: &[u8],
     keys: &'a [EcPublicKey],
@@ -69,7 +69,7 @@ pub(crate) fn read_bundle<'a>(
         return Err(SignatureError::UnknownMethod { part: "payload type", value: envelope.payload_type });
     }
     let [DsseSignature { sig, .. }] = &envelope.signatures[..] else {
-        return Err(no_bundle(format!("it holds {} signatures instead of one", envelope.signatures.len())));
+        return Err(no_bundle(format!("it has {} signatures instead of one", envelope.signatures.len())));
     };
     let decode = |what: &str, text: &str| STANDARD.decode(text).map_err(|error| no_bundle(format!("{what}: {error}")));
     let (payload, signature) = (decode("its payload", &envelope.payload)?, decode("its signature", sig)?);
@@ -89,7 +89,7 @@ pub(crate) fn read_bundle<'a>(
     }
 }
 
-/// The file of a signature of these bytes.
+/// The signature file of these bytes.
 pub(crate) fn write_bundle(payload: &[u8], key: &EcPrivateKey) -> Result<Vec<u8>, SignatureError> {
     let signature = key.sign(&authenticated(payload))?;
     let bundle = SigstoreBundle {
@@ -107,7 +107,8 @@ pub(crate) fn write_bundle(payload: &[u8], key: &EcPrivateKey) -> Result<Vec<u8>
     serde_json::to_vec(&bundle).map_err(|error| SignatureError::NotMade { why: error.to_string() })
 }
 
-/// DSSE's pre-authentication encoding: type and payload, each with its length in front, so that neither passes for the other.
+/// DSSE's pre-authentication encoding: type and payload, each preceded by its length, so that neither can pass for the
+/// other.
 fn authenticated(payload: &[u8]) -> Vec<u8> {
     let mut message = format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len()).into_bytes();
     message.extend_from_slice(payload);

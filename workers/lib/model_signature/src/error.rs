@@ -1,165 +1,168 @@
-//! Why a folder counts as not signed, or cannot be signed.
+//! Why a folder counts as unsigned, or cannot be signed.
 
 use std::path::PathBuf;
 
 use crate::{MAX_FILES, MAX_SIGNATURE_BYTES};
 
-/// Why a folder counts as not signed, or cannot be signed. Names of files are quoted, for whoever made the folder chose them.
+/// Why a folder counts as unsigned, or cannot be signed. File names are quoted, because whoever made the folder chose
+/// them.
 #[derive(Debug, thiserror::Error)]
 pub enum SignatureError {
-    /// A file or folder that cannot be read or written.
-    #[error("{path} cannot be read or written", path = path.display())]
+    /// A file or folder cannot be read or written.
+    #[error("could not read or write {path}", path = path.display())]
     Unreadable {
-        /// Which.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// More bytes than a signature has.
+    /// The file is larger than a signature can be.
     #[error(
-        "{path} is no signature: it has {size_bytes} bytes or more, at most {MAX_SIGNATURE_BYTES} are accepted; sign fewer files",
+        "{path} is not a signature: it has at least {size_bytes} bytes, at most {MAX_SIGNATURE_BYTES} are accepted; sign fewer files",
         path = path.display()
     )]
     TooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its size, bytes; at least this.
+        /// Its size in bytes, at least.
         size_bytes: u64,
     },
-    /// Something else than a signature.
-    #[error("it is no signature of a model ({why}): name the file that `model_signing sign key` wrote")]
+    /// The file is not a signature.
+    #[error("it is not a signature of a model ({why}); name the file that `model_signing sign key` wrote")]
     NoBundle {
         /// What is wrong with it.
         why: String,
     },
-    /// A signature of another kind than by a key.
+    /// The signature was not made by a key.
     #[error(
-        "it was signed by {scheme}, which is not read here: ask the signer for one by an elliptic-curve key (`model_signing sign key`)"
+        "it was signed by {scheme}, which is not supported; ask the signer for a signature by an elliptic-curve key (`model_signing sign key`)"
     )]
     OtherScheme {
-        /// Which.
+        /// The signing scheme.
         scheme: &'static str,
     },
-    /// A key that none of the given ones is.
+    /// The signature names another key.
     #[error(
-        "it was not signed by this key: it names key {named}, and given was {given}; get the signer's public key from the signer, not from where the model came from"
+        "it was not signed by this key: it names key {named}, but {given} was given; get the signer's public key from the signer, not from where the model came from"
     )]
     OtherKey {
-        /// As the signature says, quoted.
+        /// The key named in the signature, quoted.
         named: String,
-        /// Those that would do.
+        /// The given keys.
         given: String,
     },
-    /// Bytes that the key did not sign.
+    /// The key did not sign these bytes.
     #[error(
         "it was not signed by this key ({given}): the signature is of other bytes or by another key; fetch the model and its signature again"
     )]
     NotSigned {
-        /// Those that would do.
+        /// The given keys.
         given: String,
     },
-    /// A way of reading the folder that is not known here.
+    /// The signature uses an unknown method.
     #[error(
-        "the signature uses {part} {value:?}, which is not read here: sign the model again with `model_signing sign key` 1.0 or later and its defaults"
+        "the signature uses {part} {value:?}, which is not supported; sign the model again with `model_signing sign key` 1.0 or later and its defaults"
     )]
     UnknownMethod {
-        /// Of what.
+        /// Which part of the signature.
         part: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
     },
-    /// A signature of one file.
-    #[error("the signature is of a single file: sign the folder that it lies in")]
+    /// The signature is of a single file.
+    #[error("the signature is of a single file; sign its folder instead")]
     SingleFile,
-    /// A list that contradicts itself.
-    #[error("the signature contradicts itself ({why}): ask the signer for another one")]
+    /// The signature contradicts itself.
+    #[error("the signature contradicts itself ({why}); ask the signer for another one")]
     Inconsistent {
-        /// How.
+        /// The contradiction.
         why: String,
     },
-    /// More files than a signed folder has.
-    #[error("more than {MAX_FILES} files and folders: sign the model's files alone")]
+    /// The folder has too many files.
+    #[error("the folder has more than {MAX_FILES} files and folders; sign the model's files alone")]
     TooMany,
-    /// A file that is not as it was signed.
-    #[error("file {file:?} was changed: it is not what was signed; fetch it again")]
+    /// A file was changed after it was signed.
+    #[error("file {file:?} was changed after it was signed; fetch it again")]
     Changed {
-        /// Relative to the folder.
+        /// Its path relative to the folder.
         file: String,
     },
-    /// A file that nobody signed.
-    #[error("file {file:?} is not in the signature: remove it, or ask the signer to sign it too")]
+    /// A file is not in the signature.
+    #[error("file {file:?} is not in the signature; remove it, or ask the signer to sign it too")]
     Unlisted {
-        /// Relative to the folder.
+        /// Its path relative to the folder.
         file: String,
     },
-    /// A signed file that is not there.
-    #[error("file {file:?} is missing: it was signed and is not in the folder; fetch it again")]
+    /// A signed file is missing.
+    #[error("file {file:?} is missing: it was signed but is not in the folder; fetch it again")]
     Missing {
-        /// Relative to the folder.
+        /// Its path relative to the folder.
         file: String,
     },
-    /// Something that may not lie in a signed folder.
-    #[error("{file:?} in the folder is {kind}: a signed folder holds regular files and folders with names in UTF-8")]
+    /// An entry that a signed folder may not have.
+    #[error(
+        "{file:?} in the folder is {kind}; a signed folder may only have regular files and folders with UTF-8 names"
+    )]
     Special {
-        /// Relative to the folder.
+        /// Its path relative to the folder.
         file: String,
         /// What it is.
         kind: &'static str,
     },
-    /// A key that cannot be used.
-    #[error("key {path} cannot be used: {fault}", path = path.display())]
+    /// A key is not usable.
+    #[error("could not use key {path}: {fault}", path = path.display())]
     Key {
-        /// Its file.
+        /// Path of its file.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         fault: KeyFault,
     },
-    /// The system's chance, or what a signature is made of, failed.
-    #[error("no signature was made ({why}): try again")]
+    /// Signing failed.
+    #[error("could not sign ({why}); try again")]
     NotMade {
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
-/// What is wrong with a key's text.
+/// What is wrong with a key file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFault {
-    /// No key in it.
-    #[error("it holds no {wanted} key in PEM: `openssl {remedy}` writes one")]
+    /// It has no key.
+    #[error("it has no {wanted} key in PEM; `openssl {remedy}` writes one")]
     Absent {
-        /// `public` or `private`.
+        /// The wanted half: `public` or `private`.
         wanted: &'static str,
-        /// How one is made.
+        /// Arguments of openssl that create one.
         remedy: &'static str,
     },
-    /// A secret where everybody's half is wanted.
+    /// It is a private key where a public one is needed.
     #[error(
-        "it is a private key: `openssl pkey -in KEY -pubout -out PUBLIC.pem` writes its public half, and the private one stays with the signer"
+        "it is a private key; `openssl pkey -in KEY -pubout -out PUBLIC.pem` writes its public half, and the private key stays with the signer"
     )]
     Private,
-    /// Under a password.
-    #[error("it is encrypted: `openssl pkey -in KEY -out PLAIN.pem` writes it without a password")]
+    /// It is encrypted.
+    #[error("it is encrypted; `openssl pkey -in KEY -out PLAIN.pem` writes it without a password")]
     Encrypted,
-    /// Base64 or DER that is none.
-    #[error("it is damaged ({why}): write it again")]
+    /// Its base64 or DER is invalid.
+    #[error("it is damaged ({why}); write it again")]
     Damaged {
-        /// What is wrong.
+        /// What is wrong with it.
         why: &'static str,
     },
-    /// RSA, Ed25519, another curve, or a curve written out.
+    /// It is RSA, Ed25519, on another curve, or on a curve given by its parameters.
     #[error(
-        "it is of the wrong kind: keys on the curve P-256 or P-384, by name and uncompressed, are accepted (`openssl ecparam -name prime256v1 -genkey -noout`)"
+        "it is of the wrong kind; only keys on the named curve P-256 or P-384, uncompressed, are accepted (`openssl ecparam -name prime256v1 -genkey -noout`)"
     )]
     WrongKind,
-    /// A private key without the public one.
-    #[error("its public half is missing: `openssl ec -in KEY -out WHOLE.pem` writes both")]
+    /// It is a private key without its public half.
+    #[error("its public half is missing; `openssl ec -in KEY -out WHOLE.pem` writes both")]
     Half,
-    /// Others may read it.
-    #[error("it has mode {mode:o}, so others can use it: run `chmod 600` on it")]
+    /// Other users may read it.
+    #[error("it has mode {mode:o}, so others can use it; run `chmod 600` on it")]
     Open {
-        /// Its permissions.
+        /// Its file permissions.
         mode: u32,
     },
 }

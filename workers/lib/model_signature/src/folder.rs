@@ -1,4 +1,4 @@
-//! A folder's files: found without following a link, digested, and handed on as they were signed.
+//! Lists, digests and copies a folder's files without following links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -17,7 +17,7 @@ pub(crate) type FileDigest = [u8; digest::SHA256_OUTPUT_LEN];
 
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// A folder that was as its signature says when it was looked at.
+/// A folder that matched its signature when it was verified.
 #[derive(Debug, Clone)]
 pub struct SignedFolder {
     folder: PathBuf,
@@ -30,7 +30,7 @@ impl SignedFolder {
         Self { folder: folder.to_owned(), fingerprint, files }
     }
 
-    /// Of the key that signed it ([`crate::EcPublicKey::fingerprint`]).
+    /// Fingerprint of the key that signed it ([`crate::EcPublicKey::fingerprint`]).
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -40,11 +40,11 @@ impl SignedFolder {
         self.files.keys().map(String::as_str)
     }
 
-    /// Copies some of its files and holds the very bytes that are written against the signature: whoever works on the copy
-    /// works on what was signed, whatever becomes of the folder meanwhile.
+    /// Copies some of its files and checks the very bytes that are written against the signature: whoever uses the copy
+    /// uses what was signed, even if the folder changes meanwhile.
     ///
     /// # Errors
-    /// A file that nobody signed, or that was changed, or that cannot be copied.
+    /// A file is not in the signature, was changed, or cannot be copied.
     pub fn copy_files(&self, files: &[String], into: &Path) -> Result<(), SignatureError> {
         for file in files {
             let unlisted = || SignatureError::Unlisted { file: file.clone() };
@@ -61,7 +61,7 @@ impl SignedFolder {
     }
 }
 
-/// Holds a folder's files against a list.
+/// Checks a folder's files against a list.
 pub(crate) fn check(folder: &Path, signature: &Path, list: &FileList) -> Result<(), SignatureError> {
     let mut left_out: Vec<String> = OF_GIT.into_iter().map(str::to_owned).chain(list.ignored.iter().cloned()).collect();
     left_out.extend(place_in(folder, signature));
@@ -84,32 +84,32 @@ pub(crate) fn check(folder: &Path, signature: &Path, list: &FileList) -> Result<
     Ok(())
 }
 
-/// The digest of every file that a signature made here is of.
+/// The digest of every file that a signature made here covers.
 pub(crate) fn digest_files(folder: &Path) -> Result<BTreeMap<String, FileDigest>, SignatureError> {
     let left_out: BTreeSet<&str> = OF_GIT.into_iter().chain([SIGNATURE_FILE]).collect();
     let found = list_files(folder, &|path| left_out.contains(path))?;
     found.into_iter().map(|file| Ok((file.clone(), digest_file(folder, &file, &mut io::sink())?))).collect()
 }
 
-/// The last part of a folder's path, in words; it is written into signatures for people alone.
+/// The last component of a folder's path, as text; it is written into signatures for people only.
 pub(crate) fn name_of(folder: &Path) -> String {
     let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Digits of bytes.
+/// Hexadecimal digits of bytes.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a link may lead to a file.
+/// Whether a link to a file may be followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkPolicy {
     Followed,
     Refused,
 }
 
-/// Opens what is a regular file; a pipe is not waited for.
+/// Opens a regular file; a pipe does not block.
 pub(crate) fn open_regular(path: &Path, links: LinkPolicy) -> io::Result<File> {
     let flags = if links == LinkPolicy::Refused { libc::O_NOFOLLOW } else { 0 };
     let file = OpenOptions::new().read(true).custom_flags(flags | libc::O_NONBLOCK).open(path)?;
@@ -119,7 +119,7 @@ pub(crate) fn open_regular(path: &Path, links: LinkPolicy) -> io::Result<File> {
     }
 }
 
-/// Every file of a folder but those left out, as paths in it.
+/// Every file of a folder except ignored ones, as relative paths.
 fn list_files(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTreeSet<String>, SignatureError> {
     let (mut files, mut folders, mut seen) = (BTreeSet::new(), vec![String::new()], 0);
     while let Some(inside) = folders.pop() {
@@ -134,7 +134,7 @@ fn list_files(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTree
             let join = |name: &str| if inside.is_empty() { name.to_owned() } else { format!("{inside}/{name}") };
             let name = entry.file_name();
             let special = |kind| SignatureError::Special { file: join(&name.to_string_lossy()), kind };
-            let path = join(name.to_str().ok_or_else(|| special("named in something else than UTF-8"))?);
+            let path = join(name.to_str().ok_or_else(|| special("named in something other than UTF-8"))?);
             if is_left_out(&path) {
                 continue;
             }
@@ -150,7 +150,7 @@ fn list_files(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTree
     Ok(files)
 }
 
-/// The digest of a file's bytes, each of them also written to `to`.
+/// The digest of a file; its bytes are also written to `to`.
 fn digest_file(folder: &Path, file: &str, to: &mut dyn Write) -> Result<FileDigest, SignatureError> {
     let path = folder.join(file);
     let unreadable = |source| SignatureError::Unreadable { path: path.clone(), source };
@@ -172,7 +172,7 @@ fn digest_file(folder: &Path, file: &str, to: &mut dyn Write) -> Result<FileDige
     Ok(whole)
 }
 
-/// Where a file lies in a folder, if it does.
+/// A file's path relative to a folder; `None` if it is not inside.
 fn place_in(folder: &Path, file: &Path) -> Option<String> {
     let (folder, file) = (folder.canonicalize().ok()?, file.canonicalize().ok()?);
     file.strip_prefix(folder).ok()?.to_str().map(str::to_owned)

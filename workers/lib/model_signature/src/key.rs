@@ -14,19 +14,19 @@ use crate::error::{KeyFault, SignatureError};
 use crate::pem::{self, BIT_STRING, DerReader, INTEGER, OBJECT, OCTET_STRING, SEQUENCE};
 use crate::{folder, read_bounded};
 
-/// Largest file of a key, bytes; openssl can write an explanation in front of it.
+/// Largest key file in bytes; openssl may write a description before the key.
 const MAX_KEY_BYTES: u64 = 64 << 10;
 const PUBLIC: &str = "PUBLIC KEY";
-/// 1.2.840.10045.2.1, a key on an elliptic curve.
+/// 1.2.840.10045.2.1, an elliptic-curve key.
 const EC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-/// First byte of a point that is written in full.
+/// First byte of an uncompressed point.
 const UNCOMPRESSED: u8 = 4;
 
-/// A curve, and the hash that signatures on it are made with.
+/// A curve, and the hash for signatures on it.
 #[derive(Debug)]
 struct Curve {
     object: &'static [u8],
-    /// Everything of a SubjectPublicKeyInfo before the point.
+    /// The part of a SubjectPublicKeyInfo before the point.
     prefix: &'static [u8],
     point_bytes: usize,
     verifying: &'static EcdsaVerificationAlgorithm,
@@ -71,17 +71,17 @@ pub struct EcPublicKey {
 }
 
 impl EcPublicKey {
-    /// From a file in PEM.
+    /// Reads a PEM file.
     ///
     /// # Errors
-    /// A file that cannot be read or holds something else.
+    /// The file cannot be read, or is not such a key.
     pub fn read(path: &Path) -> Result<Self, SignatureError> {
         let text = read_bounded(path, MAX_KEY_BYTES)?;
         let key = Self::from_pem(&String::from_utf8_lossy(&text));
         key.map_err(|fault| SignatureError::Key { path: path.to_owned(), fault })
     }
 
-    /// From PEM.
+    /// Parses PEM.
     ///
     /// # Errors
     /// What is wrong with the text.
@@ -108,42 +108,42 @@ impl EcPublicKey {
         Some(Self { curve, point: point.to_owned(), fingerprint })
     }
 
-    /// SHA-256 of its PEM in 64 hexadecimal digits, by which a signature names it: what `sha256sum PUBLIC.pem` says of a
-    /// file that openssl wrote.
+    /// SHA-256 of its PEM in 64 hexadecimal digits, by which a signature names it: the output of `sha256sum PUBLIC.pem`
+    /// for a file that openssl wrote.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Whether it signed this.
+    /// Whether this key signed the message.
     pub(crate) fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(self.curve.verifying, &self.point).verify(message, signature).is_ok()
     }
 }
 
-/// A private key with its public half. Its file is the only place that keeps it.
+/// A private key with its public half. It is only stored in its file.
 pub struct EcPrivateKey {
     pair: EcdsaKeyPair,
     public: EcPublicKey,
 }
 
 impl EcPrivateKey {
-    /// From a file in PEM that nobody else may read.
+    /// Reads a PEM file that only its owner may read.
     ///
     /// # Errors
-    /// A file that cannot be read, that others may read, or that holds something else.
+    /// The file cannot be read, may be read by others, or is not such a key.
     pub fn read(path: &Path) -> Result<Self, SignatureError> {
         let refused = |fault| SignatureError::Key { path: path.to_owned(), fault };
         let text = read_bounded(path, MAX_KEY_BYTES)?;
         let key = Self::from_pem(&String::from_utf8_lossy(&text)).map_err(refused)?;
         let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode()).unwrap_or(0);
-        // A group may read it: that is how clusters hand secrets to a process that is not root.
+        // Its group may read it: clusters hand secrets that way to processes that are not root.
         match mode & 0o027 {
             0 => Ok(key),
             _ => Err(refused(KeyFault::Open { mode: mode & 0o777 })),
         }
     }
 
-    /// From PEM: PKCS#8 (`PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
+    /// Parses PEM: PKCS#8 (`PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
     ///
     /// # Errors
     /// What is wrong with the text.
@@ -163,7 +163,7 @@ impl EcPrivateKey {
         })
     }
 
-    /// From RFC 5915's ECPrivateKey. PKCS#8 names the curve around it, SEC1 in it.
+    /// From RFC 5915's ECPrivateKey. PKCS#8 names the curve around it, SEC1 inside it.
     fn from_sec1(der: &[u8], curve: Option<&'static Curve>) -> Result<Self, KeyFault> {
         let damaged = || KeyFault::Damaged { why: "DER" };
         let mut key = DerReader(der).enter(SEQUENCE).ok_or_else(damaged)?;
@@ -177,12 +177,12 @@ impl EcPrivateKey {
         };
         let curve = curve.or(named).ok_or(KeyFault::WrongKind)?;
         let point = key.enter(pem::context(1)).and_then(|mut half| half.take(BIT_STRING)).ok_or(KeyFault::Half)?;
-        // A bit string says first how many bits of its last byte are unused.
+        // A bit string begins with the number of unused bits in its last byte.
         let point = point.strip_prefix(&[0]).ok_or_else(damaged)?;
         let public = EcPublicKey::of_point(curve, point).ok_or(KeyFault::WrongKind)?;
         let pair = EcdsaKeyPair::from_private_key_and_public_key(curve.signing, secret, point, &SystemRandom::new());
         pair.map(|pair| Self { pair, public })
-            .map_err(|_| KeyFault::Damaged { why: "its halves do not belong together" })
+            .map_err(|_| KeyFault::Damaged { why: "its private and public half do not match" })
     }
 
     /// Its public half.
@@ -190,15 +190,14 @@ impl EcPrivateKey {
         &self.public
     }
 
-    /// Its public half in PEM, for who verifies.
+    /// Its public half in PEM, for verifiers.
     pub fn public_pem(&self) -> String {
         pem::write(PUBLIC, &[self.public.curve.prefix, self.pair.public_key().as_ref()].concat())
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
         let signed = self.pair.sign(&SystemRandom::new(), message);
-        let signed =
-            signed.map_err(|_| SignatureError::NotMade { why: "the system gives no random numbers".into() })?;
+        let signed = signed.map_err(|_| SignatureError::NotMade { why: "the system has no random numbers".into() })?;
         Ok(signed.as_ref().to_vec())
     }
 }

@@ -13,10 +13,10 @@
 //! <https://github.com/secure-systems-lab/dsse/blob/v1.0.0/protocol.md>,
 //! <https://github.com/in-toto/attestation/tree/main/spec/v1>. Keys: RFC 5280 and 5480 (public), RFC 5958 and 5915 (private).
 //!
-//! Stricter than the tool on purpose: no symbolic link is followed, whatever the signature allows; a file that the signer
-//! had left out is never handed on as a signed one ([`SignedFolder::copy_files`]); there is one signature, over SHA-256
-//! digests of whole files. Digests of shards, BLAKE2 and BLAKE3, single files, certificates, Sigstore identities and the
-//! format of before 1.0 are refused by name.
+//! Deliberately stricter than the tool: no symbolic link is followed, whatever the signature allows; a file that the
+//! signer ignored is never copied as a signed one ([`SignedFolder::copy_files`]); there must be exactly one signature,
+//! over SHA-256 digests of whole files. Digests of shards, BLAKE2 and BLAKE3, single files, certificates, Sigstore
+//! identities and formats before 1.0 are refused by name.
 
 mod bundle;
 mod error;
@@ -32,18 +32,18 @@ pub use error::{KeyFault, SignatureError};
 pub use folder::SignedFolder;
 pub use key::{EcPrivateKey, EcPublicKey};
 
-/// Where a signature lies in the folder that it is of.
+/// Path of a signature in the folder it covers.
 pub const SIGNATURE_FILE: &str = "model.sig";
-/// Most files and folders that a signed folder holds.
+/// Most files and folders in a signed folder.
 pub const MAX_FILES: usize = 10_000;
-/// Largest file of a signature, bytes: room for [`MAX_FILES`] names of ordinary length.
+/// Largest signature file in bytes: enough for [`MAX_FILES`] names of ordinary length.
 pub const MAX_SIGNATURE_BYTES: u64 = 4 << 20;
 
-/// Holds a folder against the signature in a file, which one of these keys must have made: every file in it is signed, every
-/// signed file is in it, and none was changed.
+/// Verifies a folder against a signature file, which one of these keys must have made: every file in the folder is
+/// signed, every signed file is present, and none was changed.
 ///
 /// # Errors
-/// What is wrong with the signature, or the first file that is not as it was signed.
+/// What is wrong with the signature, or the first file that does not match it.
 pub fn verify_folder(folder: &Path, signature: &Path, keys: &[EcPublicKey]) -> Result<SignedFolder, SignatureError> {
     let bytes = read_bounded(signature, MAX_SIGNATURE_BYTES)?;
     let (payload, key) = bundle::read_bundle(&bytes, keys)?;
@@ -52,11 +52,11 @@ pub fn verify_folder(folder: &Path, signature: &Path, keys: &[EcPublicKey]) -> R
     Ok(SignedFolder::new(folder, key.fingerprint().to_owned(), list.files))
 }
 
-/// Signs every file of a folder but those of git and an earlier signature; the bytes belong in a file
-/// [`SIGNATURE_FILE`] there.
+/// Signs every file of a folder except git's and an earlier signature; the result belongs in a file [`SIGNATURE_FILE`]
+/// there.
 ///
 /// # Errors
-/// What may not be in a signed folder, or cannot be read.
+/// The folder has something that cannot be signed or read.
 pub fn sign_folder(folder: &Path, key: &EcPrivateKey) -> Result<Vec<u8>, SignatureError> {
     let files = folder::digest_files(folder)?;
     let payload = statement::write(&folder::name_of(folder), &files)?;

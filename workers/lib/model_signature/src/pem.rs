@@ -1,11 +1,11 @@
-//! Text to DER, and DER to its parts: as much of both as keys need.
+//! Reads PEM and DER, as far as keys need them.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::error::KeyFault;
 
-/// What stands between the lines of this label in a PEM text; absent if there is no such label.
+/// The content of the block with this label in a PEM text; `None` if there is none.
 pub(crate) fn block(text: &str, label: &str) -> Option<Result<Vec<u8>, KeyFault>> {
     let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
     let mut lines = text.lines().map(str::trim).skip_while(|line| *line != begin);
@@ -15,16 +15,16 @@ pub(crate) fn block(text: &str, label: &str) -> Option<Result<Vec<u8>, KeyFault>
         if line == end {
             return Some(STANDARD.decode(body).map_err(|_| KeyFault::Damaged { why: "base64" }));
         }
-        // A header of RFC 1421; openssl writes them to old-style encrypted keys alone.
+        // A header of RFC 1421; openssl only writes them to old-style encrypted keys.
         if line.contains(':') {
             return Some(Err(KeyFault::Encrypted));
         }
         body.push_str(line);
     }
-    Some(Err(KeyFault::Damaged { why: "it has no end" }))
+    Some(Err(KeyFault::Damaged { why: "its end is missing" }))
 }
 
-/// As openssl and Python's cryptography write it, to the byte: 64 characters a line.
+/// Writes PEM exactly as openssl and Python's cryptography do: 64 characters per line.
 pub(crate) fn write(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
@@ -49,12 +49,12 @@ pub(crate) const fn context(number: u8) -> u8 {
     0xa0 | number
 }
 
-/// What is left to read of a DER value.
+/// The unread rest of a DER value.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DerReader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> DerReader<'a> {
-    /// The contents of the next value, if it has this tag; what is left stays as it was otherwise.
+    /// The content of the next value, if it has this tag; otherwise nothing is consumed.
     pub(crate) fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (&found, rest) = self.0.split_first()?;
         let (&first, rest) = rest.split_first()?;
@@ -73,7 +73,7 @@ impl<'a> DerReader<'a> {
         Some(contents)
     }
 
-    /// A reader of the contents of the next value.
+    /// A reader of the content of the next value.
     pub(crate) fn enter(&mut self, tag: u8) -> Option<DerReader<'a>> {
         self.take(tag).map(DerReader)
     }
@@ -97,7 +97,7 @@ mod tests {
     fn a_block_that_is_cut_or_altered_is_refused() {
         let text = write("THING", &[1, 2, 3]);
         let cut = text.split("-----END").next().unwrap();
-        assert_eq!(block(cut, "THING"), Some(Err(KeyFault::Damaged { why: "it has no end" })));
+        assert_eq!(block(cut, "THING"), Some(Err(KeyFault::Damaged { why: "its end is missing" })));
         assert_eq!(block(&text.replace("AQID", "A*ID"), "THING"), Some(Err(KeyFault::Damaged { why: "base64" })));
     }
 

@@ -1,4 +1,4 @@
-//! The inner layers: an in-toto statement with the digest of every file.
+//! The inner layers of a signature: an in-toto statement with the digest of every file.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,9 @@ const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 const SHA256: &str = "sha256";
 const WHOLE_FILES: &str = "files";
-/// How the tool calls the one file, where the model is no folder.
+/// The tool's name for the file if the model is a single file.
 const ITSELF: &str = ".";
-/// What the tool leaves out of every folder.
+/// Entries that the tool ignores in every folder.
 pub(crate) const OF_GIT: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
 /// What a signature says about a folder.
@@ -24,7 +24,7 @@ pub(crate) const OF_GIT: [&str; 4] = [".git", ".gitattributes", ".github", ".git
 pub(crate) struct FileList {
     /// Digest of each file, by its path in the folder.
     pub(crate) files: BTreeMap<String, FileDigest>,
-    /// What the signer did not look at: files, or folders with all that is in them.
+    /// What the signer ignored: files, or folders with everything in them.
     pub(crate) ignored: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ struct FolderPredicate {
     resources: Vec<SignedResource>,
 }
 
-/// How the signer read the folder. Whether links were allowed makes no difference to what a file without them is.
+/// How the signer read the folder. Whether links were allowed does not matter for files without links.
 #[derive(Deserialize)]
 struct FolderReading {
     method: String,
@@ -69,7 +69,7 @@ struct SignedResource {
     digest: String,
 }
 
-/// Reads signed bytes. Pure.
+/// Parses signed bytes. Pure.
 pub(crate) fn read(payload: &[u8]) -> Result<FileList, SignatureError> {
     let unknown = |part, value: &str| Err(SignatureError::UnknownMethod { part, value: value.to_owned() });
     let contradicts = |why: String| SignatureError::Inconsistent { why };
@@ -101,9 +101,9 @@ pub(crate) fn read(payload: &[u8]) -> Result<FileList, SignatureError> {
             return Err(SignatureError::SingleFile);
         }
         if !is_inside(&name) {
-            return Err(contradicts(format!("{name:?} is no path in a folder")));
+            return Err(contradicts(format!("{name:?} is not a path in a folder")));
         }
-        let digest = of_hex(&digest).ok_or_else(|| contradicts(format!("the digest of {name:?} is none")))?;
+        let digest = of_hex(&digest).ok_or_else(|| contradicts(format!("the digest of {name:?} is invalid")))?;
         all.update(&digest);
         if files.insert(name.clone(), digest).is_some() {
             return Err(contradicts(format!("{name:?} is listed twice")));
@@ -113,14 +113,14 @@ pub(crate) fn read(payload: &[u8]) -> Result<FileList, SignatureError> {
         return Err(contradicts(format!("it has {} subjects instead of one", statement.subject.len())));
     };
     if subject.digest.get(SHA256).map(String::as_str) != Some(hex(all.finish().as_ref()).as_str()) {
-        return Err(contradicts("the digest of all files is not that of those listed".into()));
+        return Err(contradicts("the digest of all files does not match the listed ones".into()));
     }
     Ok(FileList { files, ignored: serialization.ignore_paths.into_iter().filter(|path| is_inside(path)).collect() })
 }
 
-/// What is to be signed of a folder, by name and by its files' digests. Pure.
+/// The bytes to sign for a folder with these file digests. Pure.
 pub(crate) fn write(name: &str, files: &BTreeMap<String, FileDigest>) -> Result<Vec<u8>, SignatureError> {
-    // The tool sorts paths part by part: `sub/x` is before `sub-a/x`.
+    // The tool sorts paths component by component: `sub/x` is before `sub-a/x`.
     let mut sorted: Vec<(&String, &FileDigest)> = files.iter().collect();
     sorted.sort_by(|(one, _), (other, _)| one.split('/').cmp(other.split('/')));
     let mut all = digest::Context::new(&digest::SHA256);
@@ -144,12 +144,12 @@ pub(crate) fn write(name: &str, files: &BTreeMap<String, FileDigest>) -> Result<
     serde_json::to_vec(&statement).map_err(|error| SignatureError::NotMade { why: error.to_string() })
 }
 
-/// Whether a path names something in a folder, in one way only.
+/// Whether a path names something in a folder unambiguously.
 fn is_inside(path: &str) -> bool {
     !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
-/// Of 64 hexadecimal digits.
+/// From 64 hexadecimal digits.
 fn of_hex(text: &str) -> Option<FileDigest> {
     let text = text.as_bytes();
     let mut digest = FileDigest::default();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_by_name() {
+    fn unknown_methods_are_refused_by_name() {
         let refused = [
             ("method \"shards\"", changed(|value| value["predicate"]["serialization"]["method"] = "shards".into())),
             ("hash \"blake3\"", changed(|value| value["predicate"]["serialization"]["hash_type"] = "blake3".into())),
@@ -228,7 +228,7 @@ mod tests {
         }
         for name in ["/etc/passwd", "../a", "b/../../a", "b//c", "./a", "b/", "", "a\0b"] {
             let said = changed(|value| value["predicate"]["resources"][0]["name"] = name.into());
-            assert!(said.contains("is no path in a folder"), "{name:?}: {said}");
+            assert!(said.contains("is not a path in a folder"), "{name:?}: {said}");
         }
     }
 
@@ -239,7 +239,7 @@ mod tests {
         assert!(matches!(read(&write("fish", &files).unwrap()), Err(SignatureError::TooMany)));
     }
 
-    /// A signer who means harm can have anything signed: what is inside is read as strictly as what is around it.
+    /// A malicious signer can sign anything: the inside is parsed as strictly as the outside.
     #[test]
     fn whatever_was_signed_is_refused_or_names_files_of_the_folder() {
         let payload = write("fish", &list(&["a", "b/c"])).unwrap();

@@ -1,5 +1,5 @@
-//! Signatures that OpenSSF's own tool made (fixtures/model_signature) are read, and whatever was changed about them is
-//! refused by name. That the tool reads ours is a walk (tests/walks/interop.rs), for it needs Python.
+//! Signatures made by OpenSSF's own tool (fixtures/model_signature) are accepted, and any change to them is refused by
+//! name. That the tool accepts ours is an end-to-end test (tests/walks/interop.rs), because it needs Python.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 use std::fs;
@@ -79,7 +79,7 @@ fn payload_of(signature: &[u8]) -> Value {
 }
 
 #[test]
-fn a_folder_that_the_tool_signed_is_as_it_was() {
+fn a_folder_signed_by_the_tool_verifies() {
     for signature in ["model.sig", "ignored.sig"] {
         let copied = SignedCopy::with(signature);
         let signed = copied.verify().unwrap();
@@ -88,12 +88,12 @@ fn a_folder_that_the_tool_signed_is_as_it_was() {
         assert_eq!(signed.files().collect::<Vec<_>>(), wanted);
         assert_eq!(signed.fingerprint(), public("public").fingerprint());
     }
-    // Beside the folder, too, and with another key that is trusted as well.
+    // Beside the folder as well, and with another trusted key.
     let keys = [public("other-public"), public("public")];
     verify_folder(&fixture("model"), &fixture("model.sig"), &keys).unwrap();
 }
 
-/// The vectors of the tool's own repository: its key is on P-384, and versions before 1.1 named it otherwise.
+/// Test vectors of the tool's own repository: its key is on P-384, and versions before 1.1 named it differently.
 #[test]
 fn signatures_of_the_tools_own_tests_are_read() {
     let key = [EcPublicKey::read(&fixture("official/public.pem")).unwrap()];
@@ -103,7 +103,7 @@ fn signatures_of_the_tools_own_tests_are_read() {
         copy(&fixture("official").join(version), &copied);
         let verify = || verify_folder(&copied, &copied.join(SIGNATURE_FILE), &key);
         if version == "v1.0.1" {
-            // It does not say what it left out: the tool is told by an option.
+            // It does not list what it ignored: the tool takes that as an option.
             let said = verify().unwrap_err().to_string();
             assert!(said.contains("\"ignore-me\" is not in the signature"), "{said}");
             fs::remove_file(copied.join("ignore-me")).unwrap();
@@ -150,7 +150,7 @@ fn every_changed_byte_of_a_signature_is_refused() {
     let copied = SignedCopy::with("model.sig");
     let bytes = fs::read(copied.signature()).unwrap();
     let text = String::from_utf8(bytes.clone()).unwrap();
-    // What nobody signs and nobody reads; and a signature without a hint is held against every key.
+    // Fields that are neither signed nor read; and a signature without a hint is checked against every key.
     let unread = ["\"tlogEntries\":[]", "\"keyid\":\"\"", "\"hint\":"];
     let unread: Vec<_> = unread.iter().map(|part| text.find(part).map(|at| at..at + part.len()).unwrap()).collect();
     let mut refused = 0;
@@ -189,36 +189,36 @@ fn every_changed_byte_of_a_key_is_refused() {
         changed[at] ^= 1;
         let said = signed(&String::from_utf8(changed).unwrap()).unwrap_err();
         let known =
-            ["it holds no public key", "it is damaged", "it is of the wrong kind", "it was not signed by this key"];
+            ["it has no public key", "it is damaged", "it is of the wrong kind", "it was not signed by this key"];
         assert!(known.iter().any(|known| said.starts_with(known)), "byte {at}: {said}");
     }
 }
 
 #[test]
-fn what_is_not_signed_by_the_key_is_refused_by_name() {
+fn a_folder_not_signed_by_the_key_is_refused_by_name() {
     let copied = SignedCopy::with("model.sig");
     let other = verify_folder(copied.folder(), &copied.signature(), &[public("other-public")]).unwrap_err().to_string();
     assert!(
         other.contains(public("public").fingerprint()) && other.contains(public("other-public").fingerprint()),
         "{other}"
     );
-    // Another's signature under the key's name: a signer's name is a claim.
+    // Another key's signature under this key's name: a signer's name is only a claim.
     let mut stolen: Value = serde_json::from_slice(&fs::read(copied.signature()).unwrap()).unwrap();
     stolen["verificationMaterial"]["publicKey"]["hint"] = public("other-public").fingerprint().into();
     fs::write(copied.signature(), stolen.to_string()).unwrap();
     let refused = verify_folder(copied.folder(), &copied.signature(), &[public("other-public")]).unwrap_err();
     assert!(matches!(refused, SignatureError::NotSigned { .. }), "{refused}");
-    // None at all.
+    // No keys at all.
     assert!(matches!(verify_folder(copied.folder(), &fixture("model.sig"), &[]), Err(SignatureError::OtherKey { .. })));
 }
 
 #[test]
-fn files_that_came_or_went_are_named() {
+fn added_and_removed_files_are_named() {
     let copied = SignedCopy::with("model.sig");
     fs::write(copied.file("sub/more.bin"), "more").unwrap();
     assert!(copied.refusal().contains("\"sub/more.bin\" is not in the signature"), "{}", copied.refusal());
     fs::remove_file(copied.file("sub/more.bin")).unwrap();
-    // What belongs to git is nobody's model; but a name that begins like it is.
+    // Git's files are not part of the model; a name that only begins like them is.
     fs::create_dir_all(copied.file(".git/objects")).unwrap();
     fs::write(copied.file(".git/objects/pack"), "git's").unwrap();
     copied.verify().unwrap();
@@ -230,7 +230,7 @@ fn files_that_came_or_went_are_named() {
 }
 
 #[test]
-fn no_link_is_followed_and_no_pipe_is_waited_for() {
+fn links_are_not_followed_and_pipes_do_not_block() {
     let copied = SignedCopy::with("model.sig");
     let outside = TempDir::new().unwrap();
     fs::rename(copied.file("config.json"), outside.path().join("config.json")).unwrap();
@@ -251,7 +251,7 @@ fn no_link_is_followed_and_no_pipe_is_waited_for() {
 }
 
 #[test]
-fn ways_of_signing_that_are_not_read_are_refused_by_name() {
+fn unsupported_ways_of_signing_are_refused_by_name() {
     for (signature, named) in [
         ("shards.sig", "method \"shards\""),
         ("blake2.sig", "hash \"blake2b\""),
@@ -264,14 +264,14 @@ fn ways_of_signing_that_are_not_read_are_refused_by_name() {
     let copied = SignedCopy::with("model.sig");
     for none in ["", "no JSON", "[]", "{}", "{\"mediaType\": 7}"] {
         fs::write(copied.signature(), none).unwrap();
-        assert!(copied.refusal().contains("it is no signature of a model"), "{none:?}: {}", copied.refusal());
+        assert!(copied.refusal().contains("it is not a signature of a model"), "{none:?}: {}", copied.refusal());
     }
     fs::write(copied.signature(), "[".repeat(1 << 20)).unwrap();
-    assert!(copied.refusal().contains("it is no signature of a model"), "{}", copied.refusal());
+    assert!(copied.refusal().contains("it is not a signature of a model"), "{}", copied.refusal());
 }
 
 #[test]
-fn nothing_is_read_without_a_bound() {
+fn every_read_is_bounded() {
     let copied = SignedCopy::with("model.sig");
     let sparse = fs::File::create(copied.signature()).unwrap();
     sparse.set_len(1 << 40).unwrap();
@@ -291,7 +291,7 @@ fn only_signed_bytes_are_copied() {
     let signed = copied.verify().unwrap();
     let into = TempDir::new().unwrap();
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    // Left out by the signer, so nothing is known of it.
+    // Ignored by the signer, so nothing is known about it.
     let refused = signed.copy_files(&names(&["config.json", "sub/weights.bin"]), into.path());
     assert!(matches!(refused, Err(SignatureError::Unlisted { file }) if file == "sub/weights.bin"));
     let into = TempDir::new().unwrap();
@@ -304,7 +304,7 @@ fn only_signed_bytes_are_copied() {
 }
 
 #[test]
-fn what_is_signed_here_verifies_and_lists_what_the_tool_lists() {
+fn our_signatures_verify_and_list_what_the_tool_lists() {
     for (secret, public_key) in [("pkcs8", "public"), ("sec1", "public"), ("p384", "")] {
         let key = EcPrivateKey::from_pem(&key_text(secret)).unwrap();
         let own = EcPublicKey::from_pem(&key.public_pem()).unwrap();
@@ -312,7 +312,7 @@ fn what_is_signed_here_verifies_and_lists_what_the_tool_lists() {
         if !public_key.is_empty() {
             assert_eq!(key.public_pem(), key_text(public_key), "{secret}");
         }
-        // An earlier signature and git's files are not part of it.
+        // An earlier signature and git's files are not included.
         let copied = SignedCopy::with("model.sig");
         fs::create_dir(copied.file(".git")).unwrap();
         fs::write(copied.file(".git/HEAD"), "git's").unwrap();
@@ -352,7 +352,7 @@ fn keys_of_the_wrong_kind_are_refused_by_name() {
     }
     assert!(matches!(secret(&key_text("public")), KeyFault::Absent { wanted: "private", .. }));
     assert!(matches!(everybodys("a certificate"), KeyFault::Absent { wanted: "public", .. }));
-    // The halves of two keys: the public one is the last of a private key's DER.
+    // The halves of two keys: the public one is at the end of a private key's DER.
     let mut der =
         STANDARD.decode(key_text("pkcs8").lines().filter(|line| !line.starts_with('-')).collect::<String>()).unwrap();
     *der.last_mut().unwrap() ^= 1;
@@ -394,7 +394,7 @@ fn no_byte_of_a_private_key_can_be_another() {
             for bit in 0..8 {
                 let mut bent = der.clone();
                 bent[at] ^= 1 << bit;
-                // PKCS#8 of version 1 is read as that of version 0 is; nothing else may differ.
+                // PKCS#8 of version 1 is read like version 0; nothing else may differ.
                 if let Ok(key) = read(&bent) {
                     assert_eq!((name, at), ("pkcs8", 5), "bit {bit}");
                     assert_eq!(key.public().fingerprint(), whole.public().fingerprint());

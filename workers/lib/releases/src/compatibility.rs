@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_requirements_are_named() {
         let needs = MachineRequirements { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 100 };
         assert_eq!(why(needs.clone(), "1.22.0", Some(501)), None);
         assert_eq!(why(needs.clone(), "1.22.0", None), None);

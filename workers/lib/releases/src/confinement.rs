@@ -133,7 +133,7 @@ mod tests {
 
     /// Run by the test below in a process of its own, because confinement is permanent.
     #[test]
-    fn in_a_process_that_is_confined() {
+    fn inside_a_confined_process() {
         let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
         let outside = folder.with_file_name("outside");
         let confinement = confine(&folder, Path::new("/nowhere/libonnxruntime.so"), true);
@@ -173,7 +173,7 @@ mod tests {
         std::os::unix::fs::symlink(root.path().join("elsewhere"), folder.join("deep/link")).unwrap();
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "confinement::tests::in_a_process_that_is_confined", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "confinement::tests::inside_a_confined_process", "--nocapture", "--test-threads=1"])
             .env(FOLDER, &folder)
             .env("CONFINED_FROM", server.local_addr().unwrap().to_string())
             .output()

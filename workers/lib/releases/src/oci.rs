@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn every_descriptor_fits_its_blob_and_the_layer_holds_the_models_files() {
+    fn descriptors_match_their_blobs_and_the_layer_has_the_models_files() {
         let root = tempfile::tempdir().unwrap();
         for model in [light(), spread(&root.path().join("spread"))] {
             let into = root.path().join(format!("{}-layout", model.release));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_laid_out_the_same_twice() {
+    fn exporting_is_deterministic() {
         let root = tempfile::tempdir().unwrap();
         let [one, two] = ["one", "two"].map(|name| {
             export(&light(), &root.path().join(name), "v1").unwrap();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_something_is_in_is_refused() {
+    fn a_folder_that_is_not_empty_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let into = root.path().join("layout");
         fs::create_dir(&into).unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_those_of_the_specification() {
+    fn references_follow_the_specification() {
         for good in ["v1", "1.2.3", "fashion-light:3", "stable--1", "registry/models/a_b@c+d"] {
             assert!(is_reference(good), "{good:?} was refused");
         }

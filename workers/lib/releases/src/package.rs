@@ -392,7 +392,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_folder_makes_the_same_package_twice_and_comes_back_as_it_was() {
+    fn packing_is_deterministic_and_unpacking_restores_the_folder() {
         let place = PackagePlace::new();
         let again = place.root.path().join("b.tar");
         for model in [light(), spread(&place.root.path().join("spread"))] {
@@ -415,7 +415,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_package_holds_names_sizes_and_contents_and_nothing_of_where_it_was_made() {
+    fn a_package_has_names_sizes_and_contents_but_no_origin() {
         let (place, model) = PackagePlace::packed();
         let mut archive = tar::Archive::new(File::open(&place.file).unwrap());
         let mut names = Vec::new();
@@ -432,7 +432,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_there_already_stays_and_what_was_cut_off_is_made_again() {
+    fn an_existing_release_stays_and_an_interrupted_one_is_replaced() {
         let (place, model) = PackagePlace::packed();
         let into = place.root.path().join(model.release.as_str());
         let unfinished = temporary_path(&into, "unfinished");
@@ -447,7 +447,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn many_who_unpack_at_once_come_to_one_folder() {
+    fn concurrent_unpacks_give_one_folder() {
         let (place, model) = PackagePlace::packed();
         let into = place.root.path().join(model.release.as_str());
         std::thread::scope(|scope| {
@@ -459,7 +459,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_folder_of_somebody_elses_is_not_touched() {
+    fn a_foreign_folder_is_not_touched() {
         let (place, model) = PackagePlace::packed();
         std::fs::create_dir(&place.into).unwrap();
         unpack(&place.file, &model.release, &place.into).unwrap();
@@ -472,7 +472,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_package_that_was_cut_is_refused_wherever_it_was_cut() {
+    fn a_truncated_package_is_refused_wherever_it_ends() {
         let (place, _) = PackagePlace::packed();
         let whole = std::fs::read(&place.file).unwrap();
         for bytes in [0, 1, 512, 1000, whole.len() / 2, whole.len() - 1024, whole.len() - 1] {
@@ -504,7 +504,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_package_of_another_release_is_refused_with_what_was_found() {
+    fn the_package_of_another_release_is_refused_with_both_digests() {
         let place = PackagePlace::new();
         let other = spread(&place.root.path().join("spread"));
         pack(&other, &[], &place.file).unwrap();
@@ -514,7 +514,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn whatever_is_no_plain_file_is_refused_by_name() {
+    fn entries_that_are_not_plain_files_are_refused_by_name() {
         let place = PackagePlace::new();
         for (name, kind) in [
             ("../graph.onnx", EntryType::Regular),
@@ -562,7 +562,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_could_not_be_unpacked_is_not_packed() {
+    fn a_package_that_could_not_be_unpacked_is_not_written() {
         let (place, mut model) = (PackagePlace::new(), light());
         let refusal = |model: &Model, extra: &[(&str, &[u8])]| {
             let error = pack(model, extra, &place.file).unwrap_err();

@@ -67,12 +67,12 @@ pub enum StageRefusal {
 }
 
 /// The first decision: the baseline becomes stable.
-pub fn first(model: ModelName, release: Release, said: DecisionContext) -> Rollout {
-    let decision = decision(ReleaseStage::Stable, &release.release, said.clone(), None);
+pub fn first(model: ModelName, release: Release, context: DecisionContext) -> Rollout {
+    let decision = decision(ReleaseStage::Stable, &release.release, context.clone(), None);
     Rollout {
         model,
         number: 1,
-        said_at_ms: said.at_ms,
+        said_at_ms: context.at_ms,
         decision,
         stable: release,
         previous: Vec::new(),
@@ -86,16 +86,16 @@ pub fn first(model: ModelName, release: Release, said: DecisionContext) -> Rollo
 fn decision(
     stage: ReleaseStage,
     release: &ReleaseId,
-    said: DecisionContext,
+    context: DecisionContext,
     site: Option<SiteName>,
 ) -> ReleaseDecision {
     ReleaseDecision {
         stage,
         release: release.clone(),
-        by: said.by.into(),
-        why: said.why,
+        by: context.by.into(),
+        why: context.why,
         site,
-        findings: said.findings,
+        findings: context.findings,
     }
 }
 
@@ -103,13 +103,13 @@ fn after(
     now: &Rollout,
     stage: ReleaseStage,
     release: &ReleaseId,
-    said: DecisionContext,
+    context: DecisionContext,
     site: Option<SiteName>,
 ) -> Rollout {
     Rollout {
         number: now.number.saturating_add(1),
-        said_at_ms: said.at_ms,
-        decision: decision(stage, release, said, site),
+        said_at_ms: context.at_ms,
+        decision: decision(stage, release, context, site),
         ..now.clone()
     }
 }
@@ -129,11 +129,11 @@ pub fn stage_of(now: &Rollout, release: &ReleaseId) -> Option<ReleaseStage> {
 }
 
 /// Adds a release as a candidate.
-pub fn candidate(now: &Rollout, release: Release, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+pub fn candidate(now: &Rollout, release: Release, context: DecisionContext) -> Result<Rollout, StageRefusal> {
     if let Some(stage) = stage_of(now, &release.release).filter(|stage| *stage != ReleaseStage::Pinned) {
         return Err(StageRefusal::Known { release: release.release.short().into(), stage: stage.as_str() });
     }
-    let mut next = after(now, ReleaseStage::Candidate, &release.release, said, None);
+    let mut next = after(now, ReleaseStage::Candidate, &release.release, context, None);
     next.candidates.push(release);
     let surplus = next.candidates.len().saturating_sub(MOST_CANDIDATES);
     next.candidates.drain(..surplus);
@@ -147,13 +147,13 @@ pub fn canary(
     release: &ReleaseId,
     step: u32,
     ring: Vec<SiteName>,
-    said: DecisionContext,
+    context: DecisionContext,
 ) -> Result<Rollout, StageRefusal> {
     let short = || release.short().to_owned();
     if ring.is_empty() {
         return Err(StageRefusal::NoRing(short()));
     }
-    let mut next = after(now, ReleaseStage::Canary, release, said, None);
+    let mut next = after(now, ReleaseStage::Canary, release, context, None);
     match &mut next.canary {
         Some(canary) if canary.release.release == *release => {
             (canary.step, canary.ring, canary.since_ms) = (step, ring, next.said_at_ms);
@@ -170,11 +170,11 @@ pub fn canary(
 }
 
 /// Makes a release stable, so that every site runs it.
-pub fn stable(now: &Rollout, release: Release, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+pub fn stable(now: &Rollout, release: Release, context: DecisionContext) -> Result<Rollout, StageRefusal> {
     if now.stable.release == release.release {
         return Err(StageRefusal::Stable(release.release.short().into()));
     }
-    let mut next = after(now, ReleaseStage::Stable, &release.release, said, None);
+    let mut next = after(now, ReleaseStage::Stable, &release.release, context, None);
     next.candidates.retain(|candidate| candidate.release != release.release);
     // Another canary would now be compared with a new stable release, so it becomes a candidate again.
     if let Some(canary) = next.canary.take().filter(|canary| canary.release.release != release.release) {
@@ -189,13 +189,13 @@ pub fn stable(now: &Rollout, release: Release, said: DecisionContext) -> Result<
 }
 
 /// Withdraws a canary or candidate.
-pub fn withdraw(now: &Rollout, release: &ReleaseId, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+pub fn withdraw(now: &Rollout, release: &ReleaseId, context: DecisionContext) -> Result<Rollout, StageRefusal> {
     match stage_of(now, release) {
         Some(ReleaseStage::Canary | ReleaseStage::Candidate) => {}
         Some(ReleaseStage::Stable) => return Err(StageRefusal::RollBack(release.short().into())),
         _ => return Err(StageRefusal::NotTried(release.short().into())),
     }
-    let mut next = after(now, ReleaseStage::Withdrawn, release, said, None);
+    let mut next = after(now, ReleaseStage::Withdrawn, release, context, None);
     next.canary = next.canary.filter(|canary| canary.release.release != *release);
     next.candidates.retain(|candidate| candidate.release != *release);
     forget(&mut next, release);
@@ -209,26 +209,26 @@ fn forget(next: &mut Rollout, release: &ReleaseId) {
 }
 
 /// Makes the previous stable release stable again and withdraws the current one.
-pub fn roll_back(now: &Rollout, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+pub fn roll_back(now: &Rollout, context: DecisionContext) -> Result<Rollout, StageRefusal> {
     let bad = now.stable.release.clone();
     let before = now.previous.last().cloned().ok_or_else(|| StageRefusal::NothingBefore(bad.short().into()))?;
-    let mut next = stable(now, before, said)?;
+    let mut next = stable(now, before, context)?;
     next.previous.retain(|previous| previous.release != bad);
     forget(&mut next, &bad);
     Ok(next)
 }
 
 /// Pins a site to a release, overriding the rollout.
-pub fn pin(now: &Rollout, site: SiteName, release: Release, said: DecisionContext) -> Rollout {
-    let mut next = after(now, ReleaseStage::Pinned, &release.release, said, Some(site.clone()));
+pub fn pin(now: &Rollout, site: SiteName, release: Release, context: DecisionContext) -> Rollout {
+    let mut next = after(now, ReleaseStage::Pinned, &release.release, context, Some(site.clone()));
     next.pins.insert(site, release);
     next
 }
 
 /// Unpins a site, so that it follows the rollout again.
-pub fn unpin(now: &Rollout, site: SiteName, said: DecisionContext) -> Result<Rollout, StageRefusal> {
+pub fn unpin(now: &Rollout, site: SiteName, context: DecisionContext) -> Result<Rollout, StageRefusal> {
     let pinned = now.pins.get(&site).ok_or_else(|| StageRefusal::NotPinned(site.clone()))?;
-    let mut next = after(now, ReleaseStage::Unpinned, &pinned.release, said, Some(site.clone()));
+    let mut next = after(now, ReleaseStage::Unpinned, &pinned.release, context, Some(site.clone()));
     next.pins.remove(&site);
     Ok(next)
 }
@@ -272,7 +272,7 @@ mod tests {
         }
     }
 
-    fn said() -> DecisionContext {
+    fn context() -> DecisionContext {
         DecisionContext::new("hand", "because", 5)
     }
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     fn begun() -> Rollout {
-        first("fish".parse().unwrap(), release(0), said())
+        first("fish".parse().unwrap(), release(0), context())
     }
 
     fn runs(now: &Rollout, name: &str) -> ReleaseId {
@@ -289,53 +289,53 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_tried_by_a_ring_before_all_have_it_and_can_be_come_back_from() {
-        let waiting = candidate(&begun(), release(1), said()).unwrap();
+    fn a_release_is_tried_by_a_ring_first_and_can_be_rolled_back() {
+        let waiting = candidate(&begun(), release(1), context()).unwrap();
         assert_eq!(runs(&waiting, "a"), id(0), "a candidate moves no site");
-        let tried = canary(&waiting, &id(1), 0, vec![site("a")], said()).unwrap();
+        let tried = canary(&waiting, &id(1), 0, vec![site("a")], context()).unwrap();
         assert_eq!((runs(&tried, "a"), runs(&tried, "b")), (id(1), id(0)));
-        let wider = canary(&tried, &id(1), 1, vec![site("a"), site("b")], said()).unwrap();
+        let wider = canary(&tried, &id(1), 1, vec![site("a"), site("b")], context()).unwrap();
         assert_eq!((runs(&wider, "b"), wider.canary.as_ref().unwrap().since_ms), (id(1), 5));
-        let all = stable(&wider, wider.canary.clone().unwrap().release, said()).unwrap();
+        let all = stable(&wider, wider.canary.clone().unwrap().release, context()).unwrap();
         assert_eq!((runs(&all, "c"), all.canary.is_none(), all.candidates.len()), (id(1), true, 0));
-        let back = roll_back(&all, said()).unwrap();
+        let back = roll_back(&all, context()).unwrap();
         assert_eq!((runs(&back, "a"), stage_of(&back, &id(1))), (id(0), Some(ReleaseStage::Withdrawn)));
-        assert_eq!(roll_back(&back, said()), Err(StageRefusal::NothingBefore(id(0).short().into())));
+        assert_eq!(roll_back(&back, context()), Err(StageRefusal::NothingBefore(id(0).short().into())));
         assert_eq!(back.number, 6);
     }
 
     #[test]
-    fn what_is_withdrawn_is_run_nowhere_and_does_not_come_again_by_itself() {
-        let waiting = candidate(&begun(), release(1), said()).unwrap();
-        let tried = canary(&waiting, &id(1), 0, vec![site("a")], said()).unwrap();
-        let gone = withdraw(&tried, &id(1), said()).unwrap();
+    fn a_withdrawn_release_runs_nowhere_and_does_not_return() {
+        let waiting = candidate(&begun(), release(1), context()).unwrap();
+        let tried = canary(&waiting, &id(1), 0, vec![site("a")], context()).unwrap();
+        let gone = withdraw(&tried, &id(1), context()).unwrap();
         assert_eq!(runs(&gone, "a"), id(0));
-        assert!(matches!(candidate(&gone, release(1), said()), Err(StageRefusal::Known { stage: "withdrawn", .. })));
-        assert!(matches!(withdraw(&gone, &id(0), said()), Err(StageRefusal::RollBack(_))));
-        assert!(matches!(withdraw(&gone, &id(9), said()), Err(StageRefusal::NotTried(_))));
+        assert!(matches!(candidate(&gone, release(1), context()), Err(StageRefusal::Known { stage: "withdrawn", .. })));
+        assert!(matches!(withdraw(&gone, &id(0), context()), Err(StageRefusal::RollBack(_))));
+        assert!(matches!(withdraw(&gone, &id(9), context()), Err(StageRefusal::NotTried(_))));
     }
 
     #[test]
-    fn the_newest_of_those_that_wait_is_tried_and_the_older_are_passed_over() {
+    fn the_newest_candidate_is_tried_and_older_ones_are_dropped() {
         let mut now = begun();
         for number in 1..=12 {
-            now = candidate(&now, release(number), said()).unwrap();
+            now = candidate(&now, release(number), context()).unwrap();
         }
         assert_eq!(now.candidates.len(), MOST_CANDIDATES);
-        let tried = canary(&now, &id(11), 0, vec![site("a")], said()).unwrap();
+        let tried = canary(&now, &id(11), 0, vec![site("a")], context()).unwrap();
         assert_eq!(tried.candidates.iter().map(|left| left.release.clone()).collect::<Vec<_>>(), [id(12)]);
-        assert!(matches!(canary(&tried, &id(12), 0, vec![site("a")], said()), Err(StageRefusal::Busy(_))));
-        assert!(matches!(canary(&now, &id(12), 0, Vec::new(), said()), Err(StageRefusal::NoRing(_))));
+        assert!(matches!(canary(&tried, &id(12), 0, vec![site("a")], context()), Err(StageRefusal::Busy(_))));
+        assert!(matches!(canary(&now, &id(12), 0, Vec::new(), context()), Err(StageRefusal::NoRing(_))));
     }
 
     #[test]
-    fn a_pinned_site_stays_where_it_is() {
-        let pinned = pin(&begun(), site("a"), release(7), said());
-        let all = stable(&pinned, release(1), said()).unwrap();
+    fn a_pinned_site_keeps_its_release() {
+        let pinned = pin(&begun(), site("a"), release(7), context());
+        let all = stable(&pinned, release(1), context()).unwrap();
         assert_eq!((runs(&all, "a"), runs(&all, "b")), (id(7), id(1)));
-        let free = unpin(&all, site("a"), said()).unwrap();
+        let free = unpin(&all, site("a"), context()).unwrap();
         assert_eq!(runs(&free, "a"), id(1));
-        assert_eq!(unpin(&free, site("a"), said()), Err(StageRefusal::NotPinned(site("a"))));
+        assert_eq!(unpin(&free, site("a"), context()), Err(StageRefusal::NotPinned(site("a"))));
     }
 
     proptest! {
@@ -346,12 +346,12 @@ mod tests {
             let mut now = begun();
             for (what, which) in steps {
                 let next = match what {
-                    0 => candidate(&now, release(which), said()),
-                    1 => canary(&now, &id(which), 0, vec![site("a")], said()),
-                    2 => stable(&now, release(which), said()),
-                    3 => withdraw(&now, &id(which), said()),
-                    4 => roll_back(&now, said()),
-                    _ => Ok(pin(&now, site("b"), release(which), said())),
+                    0 => candidate(&now, release(which), context()),
+                    1 => canary(&now, &id(which), 0, vec![site("a")], context()),
+                    2 => stable(&now, release(which), context()),
+                    3 => withdraw(&now, &id(which), context()),
+                    4 => roll_back(&now, context()),
+                    _ => Ok(pin(&now, site("b"), release(which), context())),
                 };
                 let Ok(next) = next else { continue };
                 prop_assert_eq!(next.number, now.number + 1);

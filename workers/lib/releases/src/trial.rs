@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_known_by_what_it_sees() {
+    fn a_release_is_recognized_by_its_scores() {
         let (light, initial) = (tried("fashion-light"), tried("fashion-initial"));
         let probe = ReleaseProbe { runtime: light.runtime.clone(), logits: light.logits.clone() };
         assert_eq!(compare(&light.logits, &probe), Ok(()));
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_dies_says_how() {
+    async fn the_fault_says_how_a_process_died() {
         let trial = |program: &str| TrialRunner { program: program.into(), onnxruntime: None };
         let fault =
             trial("/bin/false").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_starts_with_what_served_last_unless_it_died_of_it_twice() {
+    fn a_worker_starts_with_the_last_release_unless_it_crashed_twice() {
         let work = tempfile::tempdir().unwrap();
         let root = fixture("fashion-light");
         let opened = || {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_that_was_damaged_is_not_begun_with() {
+    fn a_damaged_release_is_not_started() {
         let work = tempfile::tempdir().unwrap();
         let root = fixture("fashion-light");
         let cache = ReleaseCache::open(work.path()).unwrap();

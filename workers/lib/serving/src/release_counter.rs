@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stretch_is_told_whole_whenever_something_was_added() {
+    fn a_slot_is_reported_completely_whenever_it_changed() {
         let counter = ReleaseCounter::new(600);
         counter.count_image(&id(1), true, 0.5, 2.0, 10);
         counter.count_failure(&id(2), 10);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_kept_until_it_was_told() {
+    fn a_finished_slot_is_kept_until_it_is_reported() {
         let counter = ReleaseCounter::new(600);
         let site: SiteName = "reef".parse().unwrap();
         counter.count_verdict(&site, &id(1), false, true, 10);

@@ -203,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn balanced_every_class_is_seen_as_often(classes in prop::collection::vec(0_usize..5, 1..80), seed in any::<u64>()) {
+        fn balanced_every_class_is_seen_equally_often(classes in prop::collection::vec(0_usize..5, 1..80), seed in any::<u64>()) {
             let seen = order(&classes, true, &mut StdRng::seed_from_u64(seed));
             prop_assert_eq!(seen.len(), classes.len());
             let counts = |class: usize| seen.iter().filter(|place| classes[**place] == class).count();

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_says_what_is_for_what() {
+    fn an_index_assigns_splits() {
         let index = "path,class_name,split\na.png,cat,train\nb.png,dog,site\nc.png,cat,val\nd.png,dog,test\n";
         let examples = Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap();
         let splits: Vec<ExampleSplit> = examples.all.iter().map(|example| example.split).collect();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_index_folders_are_labels_and_some_are_held_out() {
+    fn without_an_index_folders_are_labels_and_a_holdout_is_chosen() {
         let files: Vec<String> = (0..100).flat_map(|at| [format!("cat/{at}.png"), format!("dog/{at}.png")]).collect();
         let files: Vec<&str> = files.iter().map(String::as_str).collect();
         let examples = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_learned_from_is_refused_by_name() {
+    fn unusable_examples_are_refused_by_name() {
         let refused =
             |index: &str| Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap_err().to_string();
         assert!(refused("file,label\na.png,cow\nb.png,cat\n").contains("cow"));

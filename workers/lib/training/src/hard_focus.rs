@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_a_hard_class_are_seen_oftener_and_those_near_its_hard_cases_most() {
+    fn pictures_of_a_hard_class_are_seen_more_often_and_those_near_its_hard_cases_most() {
         let classes = [0, 1, 1, 1, 1];
         let none = vec![None; 5];
         // A quarter of the doubt is average for four classes.
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_passed_over() {
+    fn parts_of_a_focus_that_do_not_fit_are_ignored() {
         let (classes, features) = ([1, 1], [Some(vec![1.0, 0.0]), Some(vec![0.0, 1.0])]);
         let seen = |focus: HardFocus| times(&focus, &labels(), &classes, &features);
         assert_eq!(seen(hard("ox", 1.0, None)), [1.0, 1.0], "a label of another model");

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn accuracy_and_loss_are_those_of_the_scores() {
+    fn accuracy_and_loss_match_the_scores() {
         let mut scores = HoldoutScores::default();
         scores.add(&[2.0, 0.0], 0);
         scores.add(&[2.0, 0.0], 1);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn more_right_counts_though_the_loss_is_higher_and_chance_counts_nothing() {
+    fn higher_accuracy_wins_over_a_higher_loss_and_chance_does_not_count() {
         // 86.7 to 90 % of 300, with every mistake made more confidently.
         assert_eq!(scores(300, 270, 3.0).judge(&scores(300, 260, 2.0)), HoldoutComparison::Better);
         assert_eq!(scores(300, 260, 2.0).judge(&scores(300, 270, 3.0)), HoldoutComparison::Worse);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_loss_with_fewer_right_is_not_better() {
+    fn a_lower_loss_with_lower_accuracy_is_not_better() {
         // Far less confident in its mistakes, and one mistake more.
         let (sure, unsure) = (scores(300, 260, 6.0), scores(300, 259, 1.5));
         assert!(unsure.measured().loss < sure.measured().loss);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_are_those_of_their_sources() {
+    fn intervals_match_their_sources() {
         // Wilson's interval for 81 of 263, as R's binom.confint gives it.
         let (low, high) = scores(263, 81, 1.0).accuracy_interval();
         assert!((low - 0.2553).abs() < 2e-4 && (high - 0.3662).abs() < 2e-4, "{low} to {high}");
@@ -222,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_better_than_himself_and_two_are_never_better_than_each_other(
+        fn the_comparison_is_irreflexive_and_asymmetric(
             a in prop::collection::vec((-5f32..5.0, -5f32..5.0), 2..60),
             shift in -3f32..3.0,
         ) {

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn decay_and_the_proximal_term_pull_where_they_should() {
+    fn decay_pulls_to_zero_and_the_proximal_term_to_the_start() {
         let still = OptimizerSettings { momentum_ratio: 0.0, ..OptimizerSettings::default() };
         assert_eq!(after(&still, &[0.0]), 1.0);
         assert!((after(&OptimizerSettings { weight_decay: 0.5, ..still.clone() }, &[0.0]) - 0.95).abs() < 1e-6);

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_memory_than_allowed_is_refused_with_what_would_help() {
+    fn too_much_memory_is_refused_with_a_remedy() {
         let limits = LimitSettings { memory_max_mib: Some(10), ..LimitSettings::default() };
         let pace = TrainingPace::unlimited(&limits);
         assert!(pace.check_memory(10 << 20).is_ok());
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_a_quarter_rests_three_times_as_long_as_it_works() {
+    fn a_quarter_share_rests_three_times_as_long_as_it_works() {
         let limits = LimitSettings { cpu_ratio: 0.25, ..LimitSettings::default() };
         let work = std::thread::spawn(move || {
             let mut pace = TrainingPace { cpu_ratio: limits.cpu_ratio, ..TrainingPace::unlimited(&limits) };
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods)]
-    fn it_stands_still_while_it_yields_and_hears_a_stop() {
+    fn training_pauses_while_it_yields_and_notices_a_stop() {
         let yields = Arc::new(AtomicBool::new(true));
         let stop = CancellationToken::new();
         let (later, told) = (yields.clone(), stop.clone());

@@ -216,48 +216,63 @@ impl TrainSettings {
         let LimitSettings { memory_max_mib, cpu_ratio, yield_queue_s, checkpoint_every_s } = self.limits;
         let collect = &self.collect;
         let wants = [
-            ((1..=10_000).contains(&self.epochs), "epochs is out of range; it must be 1 to 10000"),
-            ((1..=1024).contains(&self.batch), "batch is out of range; it must be 1 to 1024"),
-            (self.threads >= 1, "threads is 0; it must be at least 1"),
+            ((1..=10_000).contains(&self.epochs), format!("epochs is {}; it must be 1 to 10000", self.epochs)),
+            ((1..=1024).contains(&self.batch), format!("batch is {}; it must be 1 to 1024", self.batch)),
+            (self.threads >= 1, "threads is 0; it must be at least 1".into()),
             (
                 learning_rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()),
-                "optimizer.learning_rate is out of range; it must be above 0",
+                format!("optimizer.learning_rate is {}; it must be above 0", learning_rate.unwrap_or_default()),
             ),
             (
                 (0.0..1.0).contains(&momentum_ratio),
-                "optimizer.momentum_ratio is out of range; it must be at least 0 and below 1",
+                format!("optimizer.momentum_ratio is {momentum_ratio}; it must be at least 0 and below 1"),
             ),
-            (weight_decay >= 0.0, "optimizer.weight_decay is out of range; it must be 0 or more"),
-            (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm is out of range; it must be above 0"),
+            (weight_decay >= 0.0, format!("optimizer.weight_decay is {weight_decay}; it must be 0 or more")),
+            (
+                clip_norm.is_none_or(|norm| norm > 0.0),
+                format!("optimizer.clip_norm is {}; it must be above 0", clip_norm.unwrap_or_default()),
+            ),
             (
                 proximal.is_none_or(|proximal| proximal >= 0.0),
-                "optimizer.proximal is out of range; it must be 0 or more",
+                format!("optimizer.proximal is {}; it must be 0 or more", proximal.unwrap_or_default()),
             ),
             (
                 (0.0..1.0).contains(&self.label_smoothing_ratio),
-                "label_smoothing_ratio is out of range; it must be at least 0 and below 1",
+                format!("label_smoothing_ratio is {}; it must be at least 0 and below 1", self.label_smoothing_ratio),
             ),
             (
                 self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0,
-                "holdout_ratio is out of range; it must be above 0 and below 1",
+                format!("holdout_ratio is {}; it must be above 0 and below 1", self.holdout_ratio),
             ),
-            ((0.0..=0.5).contains(&shift_ratio), "augment.shift_ratio is out of range; it must be 0 to 0.5"),
-            ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio is out of range; it must be 0 to 1"),
-            ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees is out of range; it must be 0 to 180"),
-            ((0.0..=1.0).contains(&brightness_ratio), "augment.brightness_ratio is out of range; it must be 0 to 1"),
-            (memory_max_mib != Some(0), "limits.memory_max_mib is 0; it must be at least 1, or omit it"),
-            (cpu_ratio > 0.0 && cpu_ratio <= 1.0, "limits.cpu_ratio is out of range; it must be above 0 and at most 1"),
-            (yield_queue_s > 0.0, "limits.yield_queue_s is out of range; it must be above 0"),
-            (checkpoint_every_s > 0, "limits.checkpoint_every_s is 0; it must be at least 1"),
-            (collect.every_s > 0, "collect.every_s is 0; it must be at least 1"),
-            (collect.min_new_images > 0, "collect.min_new_images is 0; it must be at least 1"),
-            (collect.max_images > 1, "collect.max_images is out of range; it must be at least 2"),
-            (collect.max_mib > 0, "collect.max_mib is 0; it must be at least 1"),
+            ((0.0..=0.5).contains(&shift_ratio), format!("augment.shift_ratio is {shift_ratio}; it must be 0 to 0.5")),
+            ((0.0..=1.0).contains(&zoom_ratio), format!("augment.zoom_ratio is {zoom_ratio}; it must be 0 to 1")),
+            (
+                (0.0..=180.0).contains(&turn_degrees),
+                format!("augment.turn_degrees is {turn_degrees}; it must be 0 to 180"),
+            ),
+            (
+                (0.0..=1.0).contains(&brightness_ratio),
+                format!("augment.brightness_ratio is {brightness_ratio}; it must be 0 to 1"),
+            ),
+            (memory_max_mib != Some(0), "limits.memory_max_mib is 0; it must be at least 1, or omit it".into()),
+            (
+                cpu_ratio > 0.0 && cpu_ratio <= 1.0,
+                format!("limits.cpu_ratio is {cpu_ratio}; it must be above 0 and at most 1"),
+            ),
+            (yield_queue_s > 0.0, format!("limits.yield_queue_s is {yield_queue_s}; it must be above 0")),
+            (checkpoint_every_s > 0, "limits.checkpoint_every_s is 0; it must be at least 1".into()),
+            (collect.every_s > 0, "collect.every_s is 0; it must be at least 1".into()),
+            (collect.min_new_images > 0, "collect.min_new_images is 0; it must be at least 1".into()),
+            (collect.max_images > 1, format!("collect.max_images is {}; it must be at least 2", collect.max_images)),
+            (collect.max_mib > 0, "collect.max_mib is 0; it must be at least 1".into()),
             (
                 (0.0..=1.0).contains(&collect.min_verdict_ratio),
-                "collect.min_verdict_ratio is out of range; it must be 0 to 1",
+                format!("collect.min_verdict_ratio is {}; it must be 0 to 1", collect.min_verdict_ratio),
             ),
-            ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats is out of range; it must be 1 to 100"),
+            (
+                (1..=100).contains(&collect.hard_repeats),
+                format!("collect.hard_repeats is {}; it must be 1 to 100", collect.hard_repeats),
+            ),
         ];
         match wants.iter().find(|(is, _)| !is) {
             Some((_, wanted)) => Err(format!("trainer.{wanted}")),
@@ -274,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_and_falls_to_nothing() {
+    fn the_rate_rises_and_falls_to_zero() {
         let rates: Vec<f64> =
             (0..=100).map(|step| LearningRateSchedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
         assert!(rates[..6].windows(2).all(|pair| pair[0] < pair[1]), "{rates:?}");
@@ -283,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
+    fn invalid_settings_are_refused_by_name() {
         assert!(TrainSettings::default().check().is_ok());
         let wrong = TrainSettings { batch: 0, ..TrainSettings::default() };
         assert!(wrong.check().unwrap_err().contains("batch"));

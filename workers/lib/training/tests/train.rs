@@ -69,7 +69,7 @@ fn trained(model: &Model, settings: &TrainSettings) -> Result<TrainedModel, Trai
 }
 
 #[test]
-fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
+fn a_random_model_learns_the_same_from_the_same_seed() {
     let place = tempfile::tempdir().unwrap();
     let model = ignorant(&place.path().join("start"));
     let first = trained(&model, &settings()).unwrap();
@@ -84,7 +84,7 @@ fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
 }
 
 #[test]
-fn the_new_folder_says_what_the_trained_weights_say() {
+fn the_new_folder_predicts_like_the_trained_weights() {
     let place = tempfile::tempdir().unwrap();
     let model = ignorant(&place.path().join("start"));
     let result = trained(&model, &TrainSettings { epochs: 2, ..settings() }).unwrap();
@@ -108,7 +108,7 @@ fn the_new_folder_says_what_the_trained_weights_say() {
 }
 
 #[test]
-fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
+fn a_good_model_is_not_made_worse_by_the_defaults() {
     let place = tempfile::tempdir().unwrap();
     // The old defaults, and the current ones.
     let mut old = TrainSettings { epochs: 3, ..TrainSettings::default() };
@@ -133,14 +133,14 @@ fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
 }
 
 #[test]
-fn only_the_weights_asked_for_change() {
+fn only_the_selected_weights_change() {
     let result = trained(&light(), &TrainSettings { trainable: "head".into(), epochs: 1, ..settings() }).unwrap();
     assert_eq!(result.weights.len(), 2);
     assert_eq!(result.parameters, 330, "a matrix of 32 by 10 and 10 biases");
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_training_by_name() {
+fn a_loss_that_is_not_finite_ends_the_training_by_name() {
     let mut wild = settings();
     wild.optimizer.learning_rate = Some(1e12);
     let error = trained(&light(), &wild).unwrap_err();
@@ -149,7 +149,7 @@ fn a_loss_that_is_no_number_ends_the_training_by_name() {
 }
 
 #[test]
-fn broken_pictures_among_good_ones_are_passed_over_and_told() {
+fn broken_pictures_among_good_ones_are_skipped_and_reported() {
     let place = tempfile::tempdir().unwrap();
     let (model, from) = (light(), fixtures().join("images/fashion"));
     let examples = Examples::read(&from, &model.labels, 0.1).unwrap();
@@ -175,7 +175,7 @@ fn broken_pictures_among_good_ones_are_passed_over_and_told() {
 }
 
 #[test]
-fn it_stops_when_told_to() {
+fn training_stops_on_request() {
     let stop = CancellationToken::new();
     stop.cancel();
     let model = light();
@@ -186,7 +186,7 @@ fn it_stops_when_told_to() {
 }
 
 #[test]
-fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
+fn an_interrupted_training_resumes_to_the_same_weights() {
     let place = tempfile::tempdir().unwrap();
     let model = ignorant(&place.path().join("start"));
     let mut settings = settings();
@@ -226,7 +226,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
 }
 
 #[test]
-fn what_is_not_trained_is_computed_once_and_gives_the_same() {
+fn the_frozen_part_is_computed_once_with_the_same_result() {
     let model = light();
     let mut head = TrainSettings { trainable: "head".into(), epochs: 2, ..settings() };
     let cached = trained(&model, &head).unwrap();
@@ -256,7 +256,7 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
 }
 
 #[test]
-fn with_few_images_a_good_model_learns_in_its_last_layers_alone_and_sends_the_rest_as_it_was() {
+fn with_few_images_a_good_model_trains_only_its_last_layers() {
     let examples = |model: &Model, of_class: usize| {
         let mut examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
         let mut taken = BTreeMap::<(ExampleSplit, usize), usize>::new();

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_a_shift_and_a_turn_move_pixels_where_they_should() {
+    fn mirroring_shifting_and_rotating_move_pixels_correctly() {
         let original = picture(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 3);
         let with = |change: PictureAugmentation| first_channel(&augment_picture(&original, &change));
         assert_eq!(

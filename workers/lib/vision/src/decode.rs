@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn every_format_comes_out_as_it_went_in() {
+    fn every_format_is_decoded_correctly() {
         for format in [PictureFormat::Png, PictureFormat::Tiff, PictureFormat::Bmp, PictureFormat::WebP] {
             let pixels = decode(&encoded(&upright(), format.outside()), &limits()).unwrap();
             assert_close(&pixels, &upright(), 0, format.name());
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_refused_with_a_guess_what_it_is() {
+    fn an_unknown_format_is_refused_with_a_guess() {
         let long = [b"hello, this is only text ".as_slice(), &[b'x'; 64]].concat();
         for (bytes, guess) in [
             (long.as_slice(), "text"),
@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_frame_in_a_jpeg_does_not_get_round_the_limits() {
+    fn a_second_frame_in_a_jpeg_does_not_bypass_the_limits() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let bytes = std::fs::read(path.join("../../../fixtures/images/field/jpeg-scans-apart-420.jpg")).unwrap();
         let at = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
@@ -638,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_told_from_the_header_alone() {
+    fn sizes_are_read_from_the_header_alone() {
         assert_eq!(dimensions(&jpeg_claiming(60_000, 50_000)).unwrap(), (PictureFormat::Jpeg, 60_000, 50_000));
         assert_eq!(dimensions(&encoded(&upright(), ImageFormat::WebP)).unwrap(), (PictureFormat::WebP, 48, 32));
     }
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_buffer_is_given_back() {
+    fn a_huge_buffer_is_released() {
         let mut pixels = Pixels { rgb: Vec::with_capacity(KEEP_BYTES + 1), ..Pixels::default() };
         decode_into(&encoded(&upright(), ImageFormat::Png), &limits(), &mut pixels).unwrap();
         assert!(pixels.rgb.capacity() < KEEP_BYTES);

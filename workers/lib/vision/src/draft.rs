@@ -197,13 +197,14 @@ impl Drafter<'_> {
         };
         let is_gray = channels == Some(1);
         let timm = self.timm_config()?;
-        let told = self.metadata("imgsz").map(numbers).or_else(|| timm_numbers(timm.as_ref(), "input_size"));
-        let told: Option<Vec<u32>> = told.map(|sides| sides.iter().rev().take(2).map(|side| *side as u32).collect());
+        let declared = self.metadata("imgsz").map(numbers).or_else(|| timm_numbers(timm.as_ref(), "input_size"));
+        let declared: Option<Vec<u32>> =
+            declared.map(|sides| sides.iter().rev().take(2).map(|side| *side as u32).collect());
         let side = |size: Option<u32>, place: usize| {
-            size.or_else(|| told.as_ref()?.get(place).copied()).unwrap_or(USUAL_SIDE_PX)
+            size.or_else(|| declared.as_ref()?.get(place).copied()).unwrap_or(USUAL_SIDE_PX)
         };
         let (width_px, height_px) = (side(width, 0), side(height, 1));
-        match (width.is_some() && height.is_some(), told.is_some()) {
+        match (width.is_some() && height.is_some(), declared.is_some()) {
             (true, _) => self.know("input.width_px", "the graph"),
             (false, true) => self.know("input.width_px", "the model's metadata; the graph takes any size"),
             (false, false) => {

@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vision_transformer_is_read_as_it_is() {
+    fn a_vision_transformer_is_read_unchanged() {
         let dir = folder(&config(), &vit(), "onnx/model.onnx");
         let model = Model::load(dir.path()).unwrap();
         assert_eq!(model.description.name, "vit-base-16");
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_said_is_refused_with_file_line_and_key() {
+    fn unsupported_values_are_refused_with_file_line_and_key() {
         for (changes, parts) in [
             (json!({"size": {"shortest_edge": 256}}), &["size", "shortest_edge"][..]),
             (json!({"size": null}), &["size", "is missing"]),

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_at_once_are_all_answered_with_what_one_alone_gets() {
+    async fn concurrent_pictures_get_the_same_results_as_single_ones() {
         let expected = Replica::open(&onnx(), &light(), &settings(1)).unwrap().predict(&sample()).unwrap();
         let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let asked = (0..100).map(|_| {
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_is_finished_before_a_stop() {
+    async fn waiting_pictures_are_finished_before_a_stop() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
         let mut asked = Box::pin(infer.predict(sample()));
         // Polled once: it is in the mailbox now, unless the replica was so fast that it is done.
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn while_models_are_swapped_every_image_is_answered_by_one_of_them_as_that_one_does_alone() {
+    async fn during_swaps_every_image_is_answered_by_exactly_one_model() {
         let models = [light(), Model::load(&fixture("fashion-initial")).unwrap()];
         let expected = models.each_ref().map(|model| (model.release.clone(), rebuilt(model)));
         assert!(!close(&expected[0].1, &expected[1].1));

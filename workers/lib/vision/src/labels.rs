@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_stands_twice_is_told_apart_by_its_class() {
+    fn a_repeated_label_gets_its_class_appended() {
         let labels = distinct(["crane", "heron", "crane"].into_iter());
         assert_eq!(labels, ["crane", "heron", "crane (2)"]);
     }

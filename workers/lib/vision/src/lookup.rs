@@ -108,7 +108,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_setting_goes_before_the_variables_and_these_before_the_system() {
+    fn a_setting_wins_over_variables_and_these_over_the_system() {
         let variables = [("TRIBUTARY_ONNXRUNTIME", "/b.so"), ("ORT_DYLIB_PATH", "/c.so"), ("HOME", "/home/x")];
         let first = |setting, variables| places(setting, variables).swap_remove(0);
         assert_eq!(first(Some("/a.so"), &variables).path, Path::new("/a.so"));

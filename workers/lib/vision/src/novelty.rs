@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn known_pictures_are_familiar_and_others_are_strange() {
+    fn known_pictures_have_low_novelty_and_others_high() {
         let novelty = fitted();
         assert!(novelty.score(Some(&[0.1, 0.05, 1.6]), &[]).unwrap() < 1.0);
         assert_eq!(novelty.score(Some(&[-3.0, -3.0, -3.0]), &[]), Some(1.0));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_of_held_out_pictures_that_are_stranger_is_what_is_said() {
+    fn the_score_is_the_share_of_closer_held_out_pictures() {
         let novelty = fitted();
         let highest = novelty.distances.last().copied().unwrap();
         let below = novelty.distances.partition_point(|distance| *distance < highest);

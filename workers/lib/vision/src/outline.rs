@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixture_tells_its_ends_and_its_operators() {
+    fn the_outline_of_a_fixture_has_its_ends_and_operators() {
         let bytes = std::fs::read(fixture("bench-cnn").join("graph.onnx")).unwrap();
         let outline = Outline::read(&bytes).unwrap();
         assert_eq!((outline.inputs.len(), outline.operators["ai.onnx"]), (1, 17));
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_longer_than_any_exporter_writes_is_not_walked_to_its_end() {
+    fn an_overlong_chain_is_not_followed_to_its_end() {
         let node = |number: usize| OnnxNode {
             inputs: vec![(number + 1).to_string()],
             outputs: vec![number.to_string()],
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_that_runs_in_circles_makes_nothing() {
+    fn a_cyclic_graph_has_no_producer() {
         let node = |from: &str, to: &str| OnnxNode {
             inputs: vec![from.into()],
             outputs: vec![to.into()],
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn graphs_that_were_bent_are_looked_at_or_refused() {
+    fn graphs_that_were_bent_are_read_or_refused() {
         let mut graphs = bend::corpus("fixtures/forms", &[".onnx"], 10_000);
         graphs.extend(bend::corpus("fixtures/gradients", &[".onnx"], 10_000));
         bend::bend_all("outlines of graphs", &graphs, bend::turns(), |bytes| {

@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn every_page_that_is_no_thumbnail_comes_out() {
+    fn every_page_that_is_not_a_thumbnail_is_extracted() {
         let (bytes, limits) = (document(&[10, 20, 30, 40], &[0, 2]), DecodeSettings::default());
         assert_eq!(count_pages(&bytes, &limits), 2);
         for (number, level) in [(1, 20), (2, 40)] {
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_has_one_page() {
+    fn other_formats_have_one_page() {
         let limits = DecodeSettings::default();
         for bytes in [&b"\xff\xd8\xff\xe0"[..], b"", b"II\x2a\0", &document(&[1], &[])] {
             assert_eq!(count_pages(bytes, &limits), 1);

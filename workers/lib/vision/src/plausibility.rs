@@ -83,9 +83,9 @@ pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Resul
         };
         match replica.predict(&bytes) {
             Ok(seen) => {
-                let (said, entropy) = read(model, &seen);
+                let (top, entropy) = read(model, &seen);
                 entropies.push(entropy);
-                rows.push(row(Some(said.0), Some(said.1), None));
+                rows.push(row(Some(top.0), Some(top.1), None));
             }
             Err(error) if error.is_the_images_fault() => rows.push(row(None, None, Some(error.to_string()))),
             Err(error) => return Err(error),
@@ -122,16 +122,17 @@ fn read(model: &Model, seen: &InferenceResult) -> ((String, f32), f32) {
 
 fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<String> {
     let mut findings = Vec::new();
-    let said: Vec<&str> = rows.iter().filter_map(|row| row.label.as_deref()).collect();
+    let predicted: Vec<&str> = rows.iter().filter_map(|row| row.label.as_deref()).collect();
     let expected: BTreeSet<&str> = rows.iter().filter_map(|row| row.expected.as_deref()).collect();
-    if let Some(first) =
-        said.first().filter(|first| said.len() >= MIN_PICTURES && said.iter().all(|label| label == *first))
+    if let Some(first) = predicted
+        .first()
+        .filter(|first| predicted.len() >= MIN_PICTURES && predicted.iter().all(|label| label == *first))
         && expected.len() != 1
     {
         findings.push(format!(
             "it predicts {first:?} for all {} pictures; if they show different things, its input numbers are probably in \
              the wrong range (input.scale, mean, std)",
-            said.len()
+            predicted.len()
         ));
     }
     let mean = entropies.iter().sum::<f32>() / entropies.len().max(1) as f32;
@@ -147,7 +148,7 @@ fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<Strin
 /// Other descriptions that are clearly more accurate, best first.
 fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage, bool)]) -> Vec<String> {
     let mut better = Vec::new();
-    for (said, input) in variants(&model.description.input) {
+    for (variant, input) in variants(&model.description.input) {
         let mut varied = model.clone();
         varied.description.input = input;
         let Ok(mut replica) = Replica::open(onnx, &varied, &InferenceSettings::default()) else { continue };
@@ -160,15 +161,15 @@ fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage
             lost += usize::from(!is_right && *was_right);
         }
         if is_clearly_more(gained, lost) {
-            better.push((gained - lost, said));
+            better.push((gained - lost, variant));
         }
     }
     better.sort_by_key(|(more, _)| std::cmp::Reverse(*more));
     let was = judged.iter().filter(|(_, is_right)| *is_right).count();
     let all = judged.len();
-    let say = |(more, said): (usize, String)| {
+    let say = |(more, variant): (usize, String)| {
         format!(
-            "with {said}, {} of {all} pictures are right instead of {was}; correct model.toml if that is how it was \
+            "with {variant}, {} of {all} pictures are right instead of {was}; correct model.toml if that is how it was \
                  trained",
             was + more
         )
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_described_rightly_gives_no_cause_for_complaint() {
+    fn a_correct_description_has_no_findings() {
         let model = Model::load(&fixture("fashion-light")).unwrap();
         let mut images = fashion(4);
         images.push(TrialImage { path: fixture("fashion-light").join("labels.txt"), label: Some("cow".into()) });
@@ -257,14 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn several_labels_are_not_called_uniform_and_colours_are_tried_both_ways() {
+    fn several_labels_are_not_uniform_and_both_colour_orders_are_tried() {
         let model = Model::load(&fixture("../forms/several-labels")).unwrap();
         let folder = fixture("../processors");
         let images: Vec<TrialImage> =
             ["landscape.png", "portrait.png"].map(|name| TrialImage { path: folder.join(name), label: None }).into();
         assert_eq!(try_on(&onnx(), &model, &images).unwrap().findings, [""; 0]);
-        let said: Vec<String> = variants(&model.description.input).into_iter().map(|(said, _)| said).collect();
-        assert!(said.contains(&"channels = \"bgr\"".to_owned()) && said.len() == 4, "{said:?}");
+        let names: Vec<String> = variants(&model.description.input).into_iter().map(|(name, _)| name).collect();
+        assert!(names.contains(&"channels = \"bgr\"".to_owned()) && names.len() == 4, "{names:?}");
     }
 
     #[test]

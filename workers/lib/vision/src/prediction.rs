@@ -23,14 +23,14 @@ pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
         held.truncate(MAX_HELD_LABELS);
         held.into_iter().map(ranked).collect::<Vec<_>>()
     });
-    let said = match labels.as_deref() {
+    let top = match labels.as_deref() {
         None => best,
         Some([first, ..]) => first.clone(),
         Some([]) => RankedClass { label: NO_LABEL.to_owned(), confidence: 1.0 - best.confidence },
     };
     Some(Prediction {
-        label: said.label,
-        confidence: said.confidence,
+        label: top.label,
+        confidence: top.confidence,
         top: top_ranked,
         labels,
         release: model.release.clone(),

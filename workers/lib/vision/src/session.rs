@@ -276,7 +276,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn numbers_that_are_not_what_they_are_said_to_be_are_refused_at_the_first_run() {
+    fn numbers_that_contradict_their_kind_are_refused_at_the_first_run() {
         let (_dir, model) = edited("fashion-light", "model.toml", "kind = \"logits\"", "kind = \"probabilities\"");
         let mut session = Session::open(&onnx(), &model, 1).unwrap();
         let why = session.run(&vec![0.3; session.input_len], 1).unwrap_err().to_string();
@@ -316,7 +316,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_score_that_is_no_number_names_its_row() {
+    fn a_score_that_is_not_finite_is_refused_with_its_row() {
         let model = Model::load(&fixture("fashion-light")).unwrap();
         let mut session = Session::open(&onnx(), &model, 1).unwrap();
         let len = tensor::len(&model.description.input);

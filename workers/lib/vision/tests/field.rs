@@ -54,7 +54,7 @@ fn wrong(folder: &Path, case: &[String]) -> Option<String> {
 }
 
 #[test]
-fn every_file_of_the_field_is_the_right_picture_or_refused_by_its_name() {
+fn every_field_file_is_decoded_correctly_or_refused_by_name() {
     let folder = folder();
     let cases = fs::read_to_string(folder.join("cases.csv")).unwrap();
     let cases: Vec<Vec<String>> = cases.lines().skip(1).map(fields).collect();

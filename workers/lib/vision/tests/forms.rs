@@ -86,7 +86,7 @@ fn compare(
 }
 
 #[test]
-fn every_form_of_model_gives_the_scores_of_its_maker() {
+fn every_model_form_gives_the_scores_of_its_maker() {
     let forms = fixtures().join("forms");
     let mut names: Vec<String> =
         forms.read_dir().unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
@@ -144,7 +144,7 @@ fn of_several_labels_those_above_their_thresholds_hold() {
 }
 
 #[test]
-fn what_a_graph_ends_in_is_held_against_what_is_said_of_it() {
+fn the_end_of_a_graph_is_checked_against_its_description() {
     for (form, from, to, parts) in [
         (
             "one-sigmoid",
@@ -174,7 +174,7 @@ fn what_a_graph_ends_in_is_held_against_what_is_said_of_it() {
 }
 
 #[test]
-fn a_graph_that_takes_bytes_is_not_given_scaled_numbers_and_one_number_is_no_ten_labels() {
+fn byte_inputs_refuse_scaling_and_one_output_refuses_ten_labels() {
     for (form, file, from, to, parts) in [
         ("bytes", "model.toml", "scale = 1.0", "scale = 0.5", &["takes bytes", "scale = 1.0"][..]),
         ("one-logit", "labels.txt", "dog\n", "dog\nemu\n", &["is one number", "two labels"]),

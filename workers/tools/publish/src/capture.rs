@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn a_time_without_a_zone_is_of_this_machines() {
+    fn a_time_without_a_zone_is_in_this_machines_zone() {
         let time = NaiveDate::from_ymd_opt(2024, 7, 14).unwrap().and_hms_opt(12, 0, 0).unwrap();
         let here = Local.from_local_datetime(&time).unwrap().timestamp_millis() as u64;
         assert_eq!(read_capture_time(&picture(&[(Tag::DateTimeOriginal, "2024:07:14 12:00:00")]), NOW_MS), Some(here));
     }
 
     #[test]
-    fn a_clock_that_was_never_set_says_nothing() {
+    fn an_unset_clock_gives_no_capture_time() {
         for time in
             ["1980:01:01 00:00:12", "1970:01:01 00:00:00", "0000:00:00 00:00:00", "2099:01:01 00:00:00", "    :  :  "]
         {

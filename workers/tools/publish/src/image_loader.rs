@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_name_and_content_make_the_same_task_and_anything_else_another() {
+    fn the_same_name_and_content_make_the_same_task() {
         let made = |again, camera: &str, name, bytes: &[u8]| load(again).id(&camera.parse().unwrap(), name, bytes);
         let id = made(None, "cam1", "day1/a.png", b"x");
         assert_eq!(id, made(None, "cam1", "day1/a.png", b"x"));

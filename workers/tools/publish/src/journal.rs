@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_was_cut_off_keeps_its_whole_lines() {
+    fn a_truncated_journal_keeps_its_complete_lines() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/a.done");
         let (mut file, known) = load(&path).unwrap();

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_passed_over_is_counted_by_kind_and_kinds_are_bounded() {
+    fn skipped_files_are_counted_by_kind_and_kinds_are_bounded() {
         let mut summary = PublishSummary::default();
         for kind in [".heic", "hidden", ".heic"] {
             summary.count_skipped(kind.into());

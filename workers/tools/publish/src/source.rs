@@ -212,11 +212,11 @@ pub(crate) async fn open(
     match source {
         ImageSource::Paths(paths) => {
             let (counted, count_filter) = (paths.clone(), filter.clone());
-            let (tell, told) = oneshot::channel();
+            let (sender, count) = oneshot::channel();
             thread(move || {
-                let _nobody_listens = tell.send(folder::count(&counted, &count_filter));
+                let _nobody_listens = sender.send(folder::count(&counted, &count_filter));
             })?;
-            total = told.await.ok();
+            total = count.await.ok();
             thread(move || folder::run(&paths, builder, &filter, &items))?;
         }
         ImageSource::Watch(path) => watch = Some(watch::open(path, settings, builder, items)?),
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_for_people_is_legible_and_bounded() {
+    fn a_name_for_people_is_readable_and_bounded() {
         assert_eq!(readable_name("Küche/a\nb.jpg"), "Küche/a?b.jpg");
         let long = readable_name(&format!("{}/ende.jpg", "ü".repeat(400)));
         assert!(long.len() <= MAX_FILE_NAME_BYTES && long.starts_with('…') && long.ends_with("ü/ende.jpg"), "{long}");

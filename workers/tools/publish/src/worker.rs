@@ -358,7 +358,7 @@ impl ImageWorker {
             Err(error) => return Err(ImageEnd::Stopped(error)),
         };
         if let Some(acknowledged) = &self.acknowledged {
-            let told = AcknowledgedTask {
+            let task = AcknowledgedTask {
                 task: message.id,
                 placed,
                 path: from.item.path.clone(),
@@ -368,7 +368,7 @@ impl ImageWorker {
                 size_bytes: message.payload.len() as u64,
                 elapsed: from.begun.elapsed(),
             };
-            let _nobody_listens = acknowledged.send(told).await;
+            let _nobody_listens = acknowledged.send(task).await;
         }
         Ok(placed)
     }

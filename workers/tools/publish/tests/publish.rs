@@ -147,7 +147,7 @@ fn bitmap(width_px: u32, height_px: u32) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
+async fn publishing_a_folder_again_adds_nothing() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(60);
     world.write("index.csv", b"file,label\n00/0000.png,ankle boot\n");
@@ -174,7 +174,7 @@ async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_file_is_a_new_task_and_the_others_are_passed_over() {
+async fn a_changed_file_is_a_new_task_and_the_others_are_skipped() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(5);
     world.publish(world.source(), world.journalled()).await.unwrap();
@@ -184,7 +184,7 @@ async fn a_changed_file_is_a_new_task_and_the_others_are_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_run_goes_on_where_it_stopped() {
+async fn an_interrupted_run_resumes() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(200);
     let (acknowledged, mut told) = mpsc::channel(1);
@@ -272,7 +272,7 @@ fn field(name: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
+async fn an_interrupted_upload_is_one_complete_task() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     let (acknowledged, mut told) = mpsc::channel(1);
     let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
@@ -304,7 +304,7 @@ async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_is_polled_is_seen_without_the_systems_events() {
+async fn a_polled_folder_needs_no_system_events() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     let (acknowledged, mut told) = mpsc::channel(1);
     let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
@@ -348,7 +348,7 @@ async fn a_linked_folder_of_a_watched_one_is_watched_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
+async fn folders_name_cameras_and_other_files_are_counted() {
     let world =
         PublishWorld { cameras: CameraNaming::FromFolders, ..PublishWorld::new(StreamSettings::default()).await };
     for name in ["door/a.jpg", "Küche/2026-11-29/b", "Küche/@eaDir/b.jpg", "door/.c.jpg", "door/lastsnap.jpg"] {
@@ -378,7 +378,7 @@ async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_page_of_a_document_is_a_task_that_says_which() {
+async fn every_page_of_a_document_is_a_numbered_task() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write("fax.tif", &field("tiff-three-pages.tif"));
     world.write("photo.jpg", &picture());
@@ -443,7 +443,7 @@ async fn a_watched_folder_that_is_removed_ends_the_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_it_and_their_place() {
+async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_their_place() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     const SIZE: (u32, u32) = (301, 203);
     world.write("scan.bmp", &bitmap(SIZE.0, SIZE.1));
@@ -490,7 +490,7 @@ async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_it_and_their_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_was_replaced_by_one_alike_and_names_that_are_no_text_are_tasks_of_their_own() {
+async fn replaced_files_and_non_utf8_names_are_tasks_of_their_own() {
     use std::os::unix::ffi::OsStrExt;
     let world = PublishWorld::new(StreamSettings::default()).await;
     let path = world.images().join("snapshot.bmp");
@@ -529,7 +529,7 @@ async fn a_scan_that_is_damaged_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_over_the_inline_limit_goes_by_reference_and_can_be_fetched_back() {
+async fn an_image_over_the_inline_limit_is_sent_by_reference() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     let bytes: Vec<u8> = (0..MAX_EMBEDDED_BYTES + 1).map(|n| (n % 251) as u8).collect();
     world.write("just-fits.png", &bytes[1..]);
@@ -546,7 +546,7 @@ async fn an_image_over_the_inline_limit_goes_by_reference_and_can_be_fetched_bac
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_stream_is_an_error_and_nothing_more() {
+async fn a_full_stream_is_an_error_and_the_run_can_resume() {
     let streams = StreamSettings { images_max_mib: 1, ..StreamSettings::default() };
     let world = PublishWorld::new(streams.clone()).await;
     for number in 0..8 {
@@ -561,7 +561,7 @@ async fn a_full_stream_is_an_error_and_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn empty_and_oversize_files_are_refused_by_name_and_the_others_go_on() {
+async fn empty_and_oversize_files_are_refused_and_the_others_published() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     let (empty, large) = (world.write("empty.png", b""), world.write("large.png", b""));
     fs::File::options().write(true).open(&large).unwrap().set_len(MAX_IMAGE_BYTES + 1).unwrap();
@@ -582,7 +582,7 @@ async fn empty_and_oversize_files_are_refused_by_name_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_without_images_is_an_error_that_says_what_was_looked_for() {
+async fn a_folder_without_images_is_an_error_that_names_the_extensions() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write("notes.txt", b"no picture");
     let error = world.publish(world.source(), PublishOptions::default()).await.unwrap_err();
@@ -616,7 +616,7 @@ async fn a_generator_makes_a_new_task_each_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_generator_that_is_held_up_says_how_late_it_was() {
+async fn a_delayed_generator_reports_how_late_it_was() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(1);
     // Nobody reads the single slot until the schedule is over.
@@ -648,7 +648,7 @@ async fn a_generator_that_is_held_up_says_how_late_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_killed_on_the_way_gets_every_image_as_one_task() {
+async fn a_killed_server_gets_every_image_as_one_task() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(300);
     let (acknowledged, mut told) = mpsc::channel(1);

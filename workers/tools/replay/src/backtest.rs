@@ -293,8 +293,8 @@ impl BacktestState {
             left_s: if decided.left_s.is_none() { doubt.left_s + longer_s } else { doubt.left_s },
             lot: hash_fraction(task.task, "sample"),
         };
-        let fate = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
-        let goes = matches!(fate, Escalation::Goes(_) | Escalation::Blocks);
+        let escalation = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
+        let goes = matches!(escalation, Escalation::Goes(_) | Escalation::Blocks);
         let there_ms = finish_s(network, about.bytes).unwrap_or(about.left_s) * 1000.0;
         let final_ms = match (goes, task.route) {
             (false, _) => task.first_ms,
@@ -310,7 +310,7 @@ impl BacktestState {
             final_ms,
             energy_mj: task.busy_s * watts * 1000.0 + if goes { up_mj(about.bytes) } else { 0.0 },
         };
-        (outcome, otherwise || fate.outcome() != doubt.fate)
+        (outcome, otherwise || escalation.outcome() != doubt.fate)
     }
 
     /// The gate's decision. A learning gate is updated from the verdicts of the period; if it is the gate that was in
@@ -452,14 +452,14 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_in_force_decide_what_they_decided() {
+    fn the_original_settings_reproduce_their_decisions() {
         let played = play_one(json!({}));
         assert_eq!((played.otherwise, played.verified, played.up_bytes), (0, 1, 10_000));
         assert_eq!(played.right_ratio, Some(1.0 / 3.0), "the cloud is right about one, the site about none");
     }
 
     #[test]
-    fn a_stricter_gate_sends_more_up_and_what_nobody_said_is_expected() {
+    fn a_stricter_gate_sends_more_up_and_unknown_answers_are_expected_values() {
         let played = play_one(json!({"gate": {"min_confidence_ratio": 0.92}}));
         assert_eq!((played.otherwise, played.verified, played.expected), (1, 2, 1));
         assert_eq!(played.right_ratio, Some(2.0 / 3.0), "the cloud was right in every verdict");
@@ -468,13 +468,13 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_that_asks_how_strange_pictures_are_sends_those_up() {
+    fn a_candidate_with_a_novelty_threshold_sends_novel_pictures_up() {
         let strange = play_one(json!({"gate": {"max_novelty": 0.99}}));
         assert_eq!((strange.otherwise, strange.verified), (1, 2));
     }
 
     #[test]
-    fn another_policy_is_played_with_its_own_mind() {
+    fn another_policy_is_replayed_with_its_own_state() {
         let alone = play_one(json!({"policy": {"name": "edge-only"}}));
         assert_eq!((alone.verified, alone.redirected, alone.up_bytes), (0, 0, 0));
         let away = play_one(json!({"policy": {"name": "cloud-only"}}));
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_that_is_none_is_refused_by_name() {
+    fn an_invalid_candidate_is_refused_by_name() {
         let refused = |says: Value| {
             let candidate = BacktestCandidate { name: "bad.toml".into(), says };
             replay_decisions(&[recorded(1, 0.6, None)], &live(), &candidate).unwrap_err()

@@ -126,7 +126,7 @@ mod tests {
     use crate::row::tests::row;
 
     #[test]
-    fn what_changed_is_counted_and_a_written_comparison_counts_alike() {
+    fn changes_are_counted_equally_from_memory_and_from_a_file() {
         let mut comparison = Comparison::default();
         let prediction = |label: &str| ComparedPrediction { label: label.into(), confidence: 0.8, cost_ms: 2.0 };
         let right = TaskRow { answer: Some("crab".into()), ..row() };

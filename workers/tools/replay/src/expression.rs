@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_condition_is_understood() {
+    fn each_kind_of_condition_is_parsed() {
         for text in [
             "label = fish",
             "label == \"fish\" and confidence < 0.7",
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_makes_no_comparison_true() {
+    fn an_absent_value_makes_every_comparison_false() {
         assert!(!holds("person = fish") && !holds("person != fish"));
         assert!(holds("not person = fish"));
     }
@@ -450,7 +450,7 @@ mod tests {
         }
 
         #[test]
-        fn not_turns_a_condition_round(confidence in 0f32..1.0) {
+        fn not_inverts_a_condition(confidence in 0f32..1.0) {
             let row = TaskRow { confidence: Some(confidence), ..row() };
             let at = |text: &str| Expression::parse(text).unwrap().matches(&row);
             prop_assert_ne!(at("confidence < 0.5"), at("not confidence < 0.5"));

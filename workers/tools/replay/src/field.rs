@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_field_can_hold_is_what_answers_say() {
+    fn field_values_match_those_of_answers() {
         fn known<T: DeserializeOwned>(values: &[&str]) {
             for value in values {
                 assert!(serde_json::from_value::<T>((*value).into()).is_ok(), "{value} is not a word in answers");

@@ -168,7 +168,7 @@ fn is_of(row: &TaskRow, slot: &str) -> bool {
 /// The latest label by a person for each task; `None` where it was retracted.
 #[derive(Default)]
 struct PersonLabels {
-    said: HashMap<TaskId, Option<Arc<str>>>,
+    labels: HashMap<TaskId, Option<Arc<str>>>,
     texts: TextPool,
 }
 
@@ -191,17 +191,17 @@ impl PersonLabels {
 
     fn apply_label(&mut self, label: &Label) {
         match (&label.retracted, label.source) {
-            (Some(_), _) => drop(self.said.insert(label.task, None)),
-            (None, None) => drop(self.said.insert(label.task, Some(self.texts.shared(&label.label)))),
+            (Some(_), _) => drop(self.labels.insert(label.task, None)),
+            (None, None) => drop(self.labels.insert(label.task, Some(self.texts.shared(&label.label)))),
             // A replayed label does not revoke an earlier retraction.
-            (None, Some(_)) if self.said.get(&label.task) == Some(&None) => drop(self.said.remove(&label.task)),
+            (None, Some(_)) if self.labels.get(&label.task) == Some(&None) => drop(self.labels.remove(&label.task)),
             (None, Some(_)) => {}
         }
     }
 
     /// Applies later retractions to an older row.
     fn without_retracted(&self, mut row: TaskRow) -> TaskRow {
-        if self.said.get(&row.task) == Some(&None) {
+        if self.labels.get(&row.task) == Some(&None) {
             row.retract();
         }
         row
@@ -209,7 +209,7 @@ impl PersonLabels {
 
     /// Adds a person's label or retraction to a row.
     fn label_rows(&self, row: &mut TaskRow) {
-        match self.said.get(&row.task) {
+        match self.labels.get(&row.task) {
             Some(Some(person)) => row.person = Some(person.clone()),
             Some(None) => row.retract(),
             None => {}
@@ -225,7 +225,7 @@ mod tests {
     use crate::row::tests::row;
 
     #[test]
-    fn what_was_taken_back_is_labelled_again_by_a_person_or_a_replay() {
+    fn a_retracted_task_is_labelled_again_by_a_person_or_a_replay() {
         let label = |source| Label {
             task: row().task,
             label: "eel".into(),
@@ -234,7 +234,7 @@ mod tests {
             source,
             retracted: None,
         };
-        let told = |labels: &[Label]| {
+        let resulting_label = |labels: &[Label]| {
             let (mut persons, mut row) = (PersonLabels::default(), row());
             labels.iter().for_each(|label| persons.apply_label(label));
             persons.label_rows(&mut row);
@@ -242,13 +242,13 @@ mod tests {
         };
         let (person, replay) = (label(None), label(Some(LabelSource::Publisher)));
         let retraction = Label::retraction(row().task, None, "mistaken", 0);
-        assert_eq!(told(&[person.clone(), retraction.clone()]), None);
-        assert_eq!(told(&[retraction.clone(), person]).as_deref(), Some("eel"));
-        assert_eq!(told(&[retraction, replay]).as_deref(), Some("crab"));
+        assert_eq!(resulting_label(&[person.clone(), retraction.clone()]), None);
+        assert_eq!(resulting_label(&[retraction.clone(), person]).as_deref(), Some("eel"));
+        assert_eq!(resulting_label(&[retraction, replay]).as_deref(), Some("crab"));
     }
 
     #[test]
-    fn a_pinned_row_that_speaks_of_something_else_is_none() {
+    fn a_pinned_row_of_another_task_is_rejected() {
         let slot = |row: &TaskRow| format!("pin.set.{}.{}.{}", row.site, row.camera, row.task);
         assert!(is_of(&row(), &slot(&row())));
         for camera in ["../../etc", "a.b", "", "another"] {

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_was_cut_off_goes_on_with_what_is_whole() {
+    fn a_truncated_index_resumes_after_its_complete_rows() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.csv");
         let (mut index, known) = open(&path);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_other_columns_is_left_alone() {
+    fn a_file_with_other_columns_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.csv");
         std::fs::write(&path, "file,label\na,b\n").unwrap();

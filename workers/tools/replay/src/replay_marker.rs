@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_begun_goes_on_and_something_else_is_refused() {
+    fn a_started_replay_resumes_and_another_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replay.json");
         assert_eq!(ReplayMarker::read_previous(&path, "a").unwrap(), None);

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_replayed_is_another_task_that_says_which_one_it_was() {
+    fn a_republished_image_is_a_new_task_that_names_its_original() {
         let run = TaskId::from_name("run");
         let sent = republication("image.lab.{camera}", &row(), &image(), run);
         assert_eq!(sent.subject, "image.lab.cam-1");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_stands_for_subjects_of_images() {
+    fn templates_are_limited_to_image_subjects() {
         for template in ["image.lab.{camera}", "replay.{site}.{camera}", "x"] {
             check_template(template).unwrap();
         }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_image_says_what_was_known_of_it() {
+    fn a_pinned_image_carries_its_row() {
         let pinned = pin(&"set".parse().unwrap(), &row(), &image()).unwrap();
         assert!(pinned.first_only && pinned.subject == format!("pin.set.reef.cam-1.{}", row().task));
         let known: TaskRow = serde_json::from_str(value(&pinned, HEADER_ROW).unwrap()).unwrap();

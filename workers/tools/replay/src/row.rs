@@ -138,12 +138,12 @@ impl TaskRow {
         }
         let verdict =
             matches!(self.route, Route::Verified | Route::Redirected).then_some(self.answer.as_ref()).flatten();
-        let said = [
+        let labels = [
             (self.person.as_ref(), LabelSource::Person),
             (self.truth.as_ref(), LabelSource::Publisher),
             (verdict, LabelSource::Verdict),
         ];
-        said.into_iter().find_map(|(label, source)| Some((label?, source)))
+        labels.into_iter().find_map(|(label, source)| Some((label?, source)))
     }
 
     /// Whether the site found it doubtful.
@@ -160,7 +160,10 @@ impl TaskRow {
 
     /// Whether the answer differs from the label of a person or the publisher.
     pub fn is_wrong(&self) -> bool {
-        self.answer.as_ref().zip(self.person.as_ref().or(self.truth.as_ref())).is_some_and(|(said, is)| said != is)
+        self.answer
+            .as_ref()
+            .zip(self.person.as_ref().or(self.truth.as_ref()))
+            .is_some_and(|(answer, label)| answer != label)
     }
 
     /// Value of a field.
@@ -249,7 +252,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn hard_is_what_was_wrong_and_then_what_was_unsure() {
+    fn hardness_is_highest_for_wrong_then_for_unsure_answers() {
         let unsure = TaskRow { truth: None, ..row() };
         assert_eq!(row().hardness(), 1.0);
         assert!((unsure.hardness() - 0.4).abs() < 1e-6);

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_takes_what_it_says() {
+    fn a_query_selects_what_it_says() {
         let takes = |query: TaskQuery| query.takes(&row());
         assert!(takes(TaskQuery::default()));
         assert!(!takes(TaskQuery { at: TaskStage::Provisional, ..TaskQuery::default() }));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sample_is_what_it_is_called() {
+    fn each_sampling_does_what_its_name_says() {
         let labels = [0, 0, 0, 0, 0, 0, 0, 0, 1, 2];
         let taken = |how, limit| -> Vec<u64> {
             sample(rows(&labels), how, Some(limit), 1).iter().map(|row| row.sequence).collect()
@@ -208,7 +208,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_sample_is_part_of_the_whole_in_order_and_of_the_size_asked_for(
+        fn a_sample_is_an_ordered_subset_of_the_requested_size(
             labels in prop::collection::vec(0usize..4, 0..40), limit in 0usize..50, seed in 0u64..9, how in 0usize..5,
         ) {
             let taken = sample(rows(&labels), SAMPLES[how].1, Some(limit), seed);

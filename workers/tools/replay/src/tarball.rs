@@ -135,7 +135,7 @@ mod tests {
     use crate::row::tests::row;
 
     #[test]
-    fn an_archive_that_was_cut_off_goes_on_with_what_is_whole() {
+    fn a_truncated_archive_resumes_after_its_complete_images() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("set.tar");
         // One that fills its blocks exactly and needs no padding, among them.

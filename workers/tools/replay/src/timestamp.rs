@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_times_and_spans_are_understood() {
+    fn dates_times_and_spans_are_parsed() {
         let now_ms = Some(1_000_000_000_000);
         assert_eq!(parse_timestamp("2001-09-09", None), Ok(999_993_600_000));
         assert_eq!(parse_timestamp("2001-09-09T01:46:40Z", None), Ok(1_000_000_000_000));

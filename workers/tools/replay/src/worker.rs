@@ -192,7 +192,7 @@ pub async fn replay(
         from: &options.from,
         beside_mib_per_s: settings.busy_mib_per_s,
         most_mib_per_s: options.most_mib_per_s,
-        room: Arc::new(Semaphore::new(settings.in_flight_mib as usize * 1024)),
+        permits: Arc::new(Semaphore::new(settings.in_flight_mib as usize * 1024)),
         summary: ReplaySummary { meant, ..summary },
         on: &mut on,
         shutdown,
@@ -295,7 +295,7 @@ struct ReplayRun<'a> {
     beside_mib_per_s: f64,
     most_mib_per_s: Option<f64>,
     /// KiB of images that are read and not yet done.
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     summary: ReplaySummary,
     on: &'a mut dyn FnMut(ReplayProgress),
     shutdown: &'a Shutdown,
@@ -361,8 +361,8 @@ impl ReplayRun<'_> {
         rows: &'r [TaskRow],
         mut each: impl AsyncFnMut(&mut Self, &'r TaskRow, ArchivedImage, OwnedSemaphorePermit) -> Result<(), ReplayError>,
     ) -> Result<(), ReplayError> {
-        let (bus, from, room, shutdown) = (self.bus, self.from, self.room.clone(), self.shutdown);
-        let most = self.room.available_permits().max(1);
+        let (bus, from, permits, shutdown) = (self.bus, self.from, self.permits.clone(), self.shutdown);
+        let most = self.permits.available_permits().max(1);
         let mut pace = ReadLimiter::new(bus, self.site, self.beside_mib_per_s, self.most_mib_per_s);
         fetch(bus, from, rows, &mut pace, async |row, image| {
             if shutdown.is_requested() {
@@ -374,8 +374,8 @@ impl ReplayRun<'_> {
                 return Ok(());
             };
             let kib = u32::try_from((image.bytes.len() / 1024 + 1).min(most)).unwrap_or(u32::MAX);
-            let room = room.clone().acquire_many_owned(kib).await.map_err(|_| ReplayError::Interrupted)?;
-            each(self, row, image, room).await
+            let permit = permits.clone().acquire_many_owned(kib).await.map_err(|_| ReplayError::Interrupted)?;
+            each(self, row, image, permit).await
         })
         .await
     }

@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_the_other_way_counts_nothing_and_who_goes_along_counts_fully() {
+    fn opposing_updates_count_nothing_and_agreeing_ones_fully() {
         let found = of(&[vec![1.0, 0.0], vec![2.0, 0.0], vec![-9.0, 0.0]], &[10, 10, 10]);
         assert!(found[0] < 1e-9, "one along, one against: {found:?}");
         let found = of(&[vec![1.0, 0.0], vec![2.0, 0.1], vec![3.0, -0.1], vec![-9.0, 0.0]], &[10; 4]);
@@ -57,7 +57,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lengths_of_others_and_the_order_change_nothing(
+        fn norms_of_others_and_the_order_change_nothing(
             changes in prop::collection::vec(prop::collection::vec(-1.0_f64..1.0, 4), 2..6), times in 0.1_f64..100.0,
         ) {
             let samples = vec![10; changes.len()];

@@ -70,14 +70,14 @@ pub enum RuleCommandError {
         program: PathBuf,
     },
     /// It failed.
-    #[error("{program} ended with {status}: {said}", program = program.display())]
+    #[error("{program} ended with {status}: {stderr_line}", program = program.display())]
     Failed {
         /// Path of the program.
         program: PathBuf,
         /// Its exit status.
         status: std::process::ExitStatus,
         /// Last line of its standard error.
-        said: String,
+        stderr_line: String,
     },
     /// Its output is not valid.
     #[error("{program} wrote no valid weights: {why}", program = program.display())]
@@ -133,9 +133,10 @@ pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Res
         return Err(unusable(format!("more than {} MiB", ANSWER_MAX_BYTES >> 20)));
     }
     if !status.success() {
-        let said = String::from_utf8_lossy(&err);
-        let said = said.trim().lines().last().unwrap_or("no output on standard error").chars().take(300).collect();
-        return Err(RuleCommandError::Failed { program: program.to_owned(), status, said });
+        let stderr_line = String::from_utf8_lossy(&err);
+        let stderr_line =
+            stderr_line.trim().lines().last().unwrap_or("no output on standard error").chars().take(300).collect();
+        return Err(RuleCommandError::Failed { program: program.to_owned(), status, stderr_line });
     }
     let RuleCommandOutput { weights } = serde_json::from_slice(&out)
         .map_err(|error| unusable(format!("{error}; it should write {{\"weights\": {{\"SITE\": NUMBER}}}}")))?;
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_weight_is_refused_in_words() {
+    fn invalid_weights_are_refused_with_the_reason() {
         let refused = |script: &str| asked(script).unwrap_err();
         assert!(refused("echo no").contains("wrote no valid weights"));
         assert!(refused(r#"echo '{"weights": {"farm": 1}}'"#).contains("site reef has no weight"));

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_go_where_the_loss_is_least() {
+    fn shares_minimize_the_loss() {
         // The model is the shares themselves; the target is 0.7, 0.2, 0.1.
         let aim = [0.7, 0.2, 0.1];
         let slope = |shares: &[f64]| -> Result<_, ()> {
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_no_number_leaves_the_start() {
+    fn a_loss_that_is_not_finite_keeps_the_start() {
         let found =
             learn_shares(&[0.25, 0.75], ShareLearning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
         assert_eq!(found, [0.25, 0.75]);

@@ -204,7 +204,7 @@ fn few_sites_err_no_more_often_than_many() {
 }
 
 #[test]
-fn a_release_that_is_wrong_and_sure_is_withdrawn() {
+fn a_release_that_is_wrong_and_confident_is_withdrawn() {
     let sure = SimulatedRelease { in_doubt: 0.02, agrees_sure: 0.7, agrees_doubtful: 0.9, confidence: 0.99, ..STABLE };
     let (promoted, worse, ..) = rates(&sure, FLEET, &CanarySettings::default(), 20);
     assert_eq!((promoted, (worse * 20.0).round()), (0.0, 20.0));
@@ -243,7 +243,7 @@ fn a_release_as_good_in_everything_is_promoted() {
 }
 
 #[test]
-fn without_verdicts_on_sampled_images_nothing_is_promoted_unless_somebody_allows_it() {
+fn without_sampled_verdicts_nothing_is_promoted_unless_allowed() {
     let trial = hour(|cell| cell.on_sampled = AgreementCount::default());
     let settings = CanarySettings::default();
     let CanaryRuling::Wait(why) = judge_canary(&trial, &settings).ruling else { panic!() };
@@ -281,7 +281,7 @@ fn a_release_that_fails_on_everything_is_withdrawn_after_a_few_images() {
 }
 
 #[test]
-fn a_site_whose_share_of_the_images_changed_is_no_effect() {
+fn a_changed_share_of_the_images_is_not_an_effect() {
     let mut trial = hour(|_| {});
     // One site is slow and now has ten times the images of the other; nothing else changed.
     let slow = |cell: &mut EvidenceCell, images: f64| {

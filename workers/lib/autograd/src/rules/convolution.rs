@@ -1,6 +1,6 @@
-//! Conv and ConvTranspose. Rules as in Dumoulin & Visin, "A guide to convolution arithmetic for deep learning"
-//! (arXiv 1603.07285): the gradient by the picture is the transposed convolution, the gradient by the kernel a
-//! convolution of the picture with the gradient. Which operators compute those fastest was measured.
+//! Conv and ConvTranspose. Rules as in Dumoulin & Visin, "A guide to convolution arithmetic for deep learning" (arXiv
+//! 1603.07285): the gradient by the picture is the transposed convolution, the gradient by the kernel a convolution of
+//! the picture with the gradient. Which operators compute them fastest was measured.
 
 use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints};
@@ -12,19 +12,19 @@ use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
 
-/// Products of matrices with fewer rows than this are slow; a guess.
+/// Matrix products with fewer rows than this are slow; an estimate.
 const LEAST_ROWS: i64 = 16;
 
-/// Kernels with as many places, 5 x 5, are large.
+/// Kernels with this many positions, 5 x 5, are large.
 const MANY_PLACES: usize = 25;
 
 /// A convolution: from a picture `[images, ins, ...]` with a kernel `[outs, ins / group, ...]` to `[images, outs, ...]`.
 struct Convolution<'a> {
     window: PoolWindow,
     group: i64,
-    /// Shape of the picture.
+    /// Shape of the input picture.
     from: &'a [i64],
-    /// Shape of what comes out.
+    /// Shape of the output.
     to: &'a [i64],
 }
 
@@ -41,7 +41,7 @@ impl Convolution<'_> {
         self.to[1] / self.group
     }
 
-    /// Each channel has kernels of its own.
+    /// Whether each channel has kernels of its own.
     fn is_depthwise(&self) -> bool {
         self.ins() == 1 && self.group > 1
     }
@@ -81,7 +81,7 @@ fn conv(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients
     Ok(())
 }
 
-/// `y = ConvTranspose(x, w)` is the gradient by the picture of the convolution from y to x: its own gradients are
+/// `y = ConvTranspose(x, w)` is the gradient by the picture of the convolution from y to x, so its own gradients are
 /// that convolution, and that convolution's gradient by the kernel.
 fn conv_transpose(
     tape: &mut GradientTape<'_>,
@@ -92,7 +92,7 @@ fn conv_transpose(
     let shape = tape.shape(kernel)?;
     let (small, large) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
     if ints(node, "output_shape").is_some() {
-        return unsupported("it has an output_shape, and pads are needed");
+        return unsupported("it has an output_shape instead of pads");
     }
     let convolution = geometry(node, shape, large, small)?;
     by_bias(tape, bias, gradient, large.len());
@@ -122,7 +122,7 @@ fn by_bias(tape: &mut GradientTape<'_>, bias: &str, gradient: &str, rank: usize)
     }
 }
 
-/// The gradient by the kernel, of the kernel's `shape`.
+/// The gradient by the kernel, in the kernel's `shape`.
 fn by_kernel(
     tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
@@ -130,7 +130,7 @@ fn by_kernel(
     gradient: &str,
     shape: &[i64],
 ) -> String {
-    // Of many places that see few channels each, rows would be put together for a thin product.
+    // With many positions that see few channels each, rows would be concatenated for a thin product.
     let thin = convolution.from[1] < LEAST_ROWS && convolution.window.places().len() >= MANY_PLACES;
     if convolution.group == 1 && !thin {
         by_kernel_as_matrix(tape, convolution, picture, gradient, shape)
@@ -141,7 +141,7 @@ fn by_kernel(
     }
 }
 
-/// What each place of the kernel sees is a row; products of matrices give all.
+/// Makes a row of what each kernel position sees; matrix products give the rest.
 fn by_kernel_as_matrix(
     tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
@@ -160,7 +160,7 @@ fn by_kernel_as_matrix(
         return tape.reshape(&product, shape);
     }
     let seen = seen_by_places(tape, convolution, &picture);
-    // Either everything that is seen is put together, or every product: whichever is less.
+    // Concatenates either all inputs or all products, whichever is less.
     let product = if to[1] < columns && from[1] >= LEAST_ROWS {
         let each = |part: &String| {
             let part = tape.reshape(part, &[from[1], columns]);
@@ -180,18 +180,18 @@ fn by_kernel_as_matrix(
     tape.reshape(&product, shape)
 }
 
-/// Images and channels having changed places.
+/// The order of axes with images and channels swapped.
 fn swapped(rank: usize) -> Vec<i64> {
     [1, 0].into_iter().chain(2..rank as i64).collect()
 }
 
-/// A row a channel, with every pixel of every image in it.
+/// One row per channel, with every pixel of every image.
 fn channels_first(tape: &mut GradientTape<'_>, tensor: &str, shape: &[i64]) -> String {
     let turned = tape.transpose(tensor, &swapped(shape.len()));
     tape.reshape(&turned, &[shape[1], tensor::count(shape) / shape[1]])
 }
 
-/// What each place of the kernel sees of a picture, in the order of the kernel's values.
+/// What each kernel position sees of a picture, in the order of the kernel's values.
 fn seen_by_places(tape: &mut GradientTape<'_>, convolution: &Convolution<'_>, picture: &str) -> Vec<String> {
     let Convolution { window, to, .. } = convolution;
     let padded = tape.pad(picture, &window.pads_of_all());
@@ -202,14 +202,14 @@ fn seen_by_places(tape: &mut GradientTape<'_>, convolution: &Convolution<'_>, pi
     window.places().iter().map(stretch).collect()
 }
 
-/// Whether the sums for each place are faster than a convolution: they read whole rows of the picture, which must be
-/// of some length and without gaps. Measured.
+/// Whether sums per position are faster than a convolution: they read whole rows of the picture, which must be long
+/// enough and contiguous. Measured.
 fn by_places_pays(convolution: &Convolution<'_>) -> bool {
     const LEAST_PIXELS: i64 = 16;
     convolution.window.strides.iter().all(|stride| *stride == 1) && convolution.pixels() >= LEAST_PIXELS
 }
 
-/// One kernel a channel: for each of its places the sum of what it sees times the gradient.
+/// One kernel per channel: for each position, the sum of what it sees times the gradient.
 fn by_kernel_depthwise(
     tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
@@ -230,8 +230,8 @@ fn by_kernel_depthwise(
     tape.reshape(&all, shape)
 }
 
-/// Any group: a convolution of the picture by the gradient, images and channels having changed places, strides
-/// and dilations too.
+/// For any group: a convolution of the picture by the gradient, with images and channels swapped, and strides and
+/// dilations too.
 fn by_kernel_as_convolution(
     tape: &mut GradientTape<'_>,
     convolution: &Convolution<'_>,
@@ -276,7 +276,7 @@ fn by_picture(tape: &mut GradientTape<'_>, convolution: &Convolution<'_>, gradie
     });
     let one_each = convolution.is_depthwise() && convolution.outs() == 1;
     if window.is_plain() && fits && (*group == 1 || one_each) {
-        // A convolution with the kernel turned round is faster than a transposed one.
+        // A convolution with the rotated kernel is faster than a transposed one.
         let back = vec![-1; window.rank()];
         let flipped = tape.slice(kernel, &back, &vec![i64::MIN; window.rank()], &window.axes(), &back);
         let turned = if *group == 1 { tape.transpose(&flipped, &order) } else { flipped };

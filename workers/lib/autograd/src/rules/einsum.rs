@@ -1,4 +1,4 @@
-//! Einsum: the gradient of each input is again an Einsum, of the output's gradient with the other inputs.
+//! Einsum: the gradient of each input is an Einsum of the output's gradient with the other inputs.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ fn einsum(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
         }
         let others = || (0..ins.len()).filter(|other| *other != place);
         let factors: Vec<&str> = [out.as_str()].into_iter().chain(others().map(|other| ins[other].as_str())).collect();
-        // An axis that only this input has was summed: all its places get the same.
+        // An axis that only this input has was summed: all its entries get the same.
         let is_shared = |letter: &char| factors.iter().any(|factor| factor.contains(*letter));
         let shared: String = own.chars().filter(is_shared).collect();
         let equation = format!("{}->{shared}", factors.join(","));
@@ -51,7 +51,7 @@ fn terms(equation: &str, shapes: &[&[i64]]) -> Result<(Vec<String>, String), Gra
     let mut free = ('a'..='z').chain('A'..='Z').filter(|letter| !plain.contains(*letter));
     let ins: Vec<&str> = left.split(',').collect();
     if ins.len() != shapes.len() {
-        return refused("its equation has another number of inputs");
+        return refused("its equation has a different number of inputs");
     }
     let hidden = ins.iter().zip(shapes).filter(|(term, _)| term.contains("..."));
     let hidden = hidden.map(|(term, shape)| (shape.len() + 3).saturating_sub(term.len())).max().unwrap_or(0);
@@ -60,7 +60,7 @@ fn terms(equation: &str, shapes: &[&[i64]]) -> Result<(Vec<String>, String), Gra
     let mut sizes = HashMap::new();
     for (term, shape) in ins.iter().zip(shapes) {
         if term.chars().count() != shape.len() {
-            return refused("its inputs have other axes than its equation, or an ellipsis that broadcasts");
+            return refused("its inputs and its equation have different axes, or an ellipsis broadcasts");
         }
         for ((place, letter), size) in term.char_indices().zip(*shape) {
             if term[..place].contains(letter) {

@@ -9,7 +9,7 @@ use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[("Gemm", gemm), ("MatMul", matmul)];
 
-/// `y = alpha · a' b' + beta · c`, where `'` transposes if asked for.
+/// `y = alpha · a' b' + beta · c`, where `'` transposes if requested.
 fn gemm(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (a, b, c, gradient) = (input(node, 0), input(node, 1), input(node, 2), outputs.first.as_str());
     let (alpha, beta) = (float(node, "alpha").unwrap_or(1.0), float(node, "beta").unwrap_or(1.0));
@@ -93,7 +93,7 @@ fn matmul(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
     Ok(())
 }
 
-/// The order of axes in which the last two change places.
+/// The order of axes with the last two swapped.
 fn swapped(rank: usize) -> Vec<i64> {
     let mut order: Vec<i64> = (0..rank as i64).collect();
     order.swap(rank - 2, rank - 1);

@@ -1,5 +1,5 @@
-//! BatchNormalization with frozen statistics, LayerNormalization, and InstanceNormalization, which is also how group
-//! normalization is exported.
+//! BatchNormalization with frozen statistics, LayerNormalization, and InstanceNormalization, which group normalization
+//! is also exported as.
 
 use crate::fold::EPSILON;
 use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
@@ -15,15 +15,15 @@ pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("InstanceNormalization", instance_normalization),
 ];
 
-/// `y = (x - mean) / sqrt(variance + epsilon) · gamma + beta`: mean and variance are numbers here, as small batches
-/// of one site would only spoil them.
+/// `y = (x - mean) / sqrt(variance + epsilon) · gamma + beta`, where mean and variance are constants: small batches of
+/// one site would only spoil them.
 fn batch_normalization(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,
     outputs: &OutputGradients,
 ) -> Result<(), GradientRefusal> {
     if int(node, "training_mode").unwrap_or(0) != 0 {
-        return unsupported("it is in training mode: export the model for inference");
+        return unsupported("it is in training mode; export the model for inference");
     }
     let (picture, gamma, beta) = (input(node, 0), input(node, 1), input(node, 2));
     let from = tape.shape(picture)?;
@@ -72,7 +72,7 @@ fn layer_normalization(
     normalize(tape, node, outputs, axis, (&shape, &bias_shape))
 }
 
-/// Each channel of each picture by itself; scale and bias have one number a channel.
+/// Normalizes each channel of each picture; scale and bias have one number per channel.
 fn instance_normalization(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,
@@ -84,9 +84,9 @@ fn instance_normalization(
     normalize(tape, node, outputs, 2, (&column, &column))
 }
 
-/// With `n = (x - mean) / deviation` and `d = dy · scale`: `dx = (d - mean(d) - n · mean(d · n)) / deviation`
-/// (Ba, Kiros & Hinton, arXiv 1607.06450; means over the axes from `axis` on). The shapes are those in which scale and bias go
-/// with the picture.
+/// With `n = (x - mean) / deviation` and `d = dy · scale`: `dx = (d - mean(d) - n · mean(d · n)) / deviation` (Ba,
+/// Kiros & Hinton, arXiv 1607.06450; means over the axes from `axis` on). The shapes are those in which scale and bias
+/// broadcast with the picture.
 fn normalize(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,

@@ -98,7 +98,7 @@ fn div(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients)
 fn pow(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (base, exponent) = (input(node, 0), input(node, 1));
     if tape.needs(exponent) || !tape.known().is_float(exponent) {
-        return unsupported("its exponent is trained, or no float");
+        return unsupported("its exponent is trained, or is not a float");
     }
     let one = tape.number(1.0);
     let less = tape.op("Sub", &[exponent, &one], &[]);
@@ -167,8 +167,8 @@ fn choose(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
     Ok(())
 }
 
-/// 1 where a value is above 0, 0 elsewhere. A steep HardSigmoid: the runtime works on whole vectors of it, and not of
-/// `Sign` or of a comparison.
+/// 1 where a value is above 0, otherwise 0. A steep HardSigmoid, because the runtime vectorizes it, unlike `Sign` or a
+/// comparison.
 fn is_positive(tape: &mut GradientTape<'_>, tensor: &str) -> String {
     tape.op("HardSigmoid", &[tensor], &[AttributeValue::Float("alpha", 1e38), AttributeValue::Float("beta", 0.0)])
 }
@@ -187,7 +187,7 @@ fn leaky_relu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGra
     Ok(())
 }
 
-/// Flows where the value was between the bounds.
+/// Passes the gradient where the value was between the bounds.
 fn clip(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let clipped = node.output[0].as_str();
     let bound = |place: usize| node.input.get(place).filter(|name| !name.is_empty());
@@ -255,7 +255,7 @@ fn softplus(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradi
     times(tape, node, outputs, &slope)
 }
 
-/// `above` where the input is above 0, and `below` elsewhere.
+/// `above` where the input is above 0, otherwise `below`.
 fn by_sign(tape: &mut GradientTape<'_>, node: &NodeProto, above: &str, below: &str) -> String {
     let nothing = tape.number(0.0);
     let positive = tape.op("Greater", &[input(node, 0), &nothing], &[]);
@@ -316,7 +316,7 @@ fn cos(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients)
     times(tape, node, outputs, &slope)
 }
 
-/// The gradient goes to the input that was taken, in equal shares where several were equal.
+/// The gradient goes to the input that was taken, in equal shares if several were equal.
 fn extreme(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (one, nothing) = (tape.number(1.0), tape.number(0.0));
     let mut taken = Vec::new();
@@ -382,7 +382,7 @@ fn gelu(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients
             let rising = tape.mul(&half, &steep);
             tape.op("Add", &[&share, &rising], &[])
         }
-        Some(other) => return unsupported(format!("approximation {other} is not known")),
+        Some(other) => return unsupported(format!("approximation {other} is not supported")),
     };
     times(tape, node, outputs, &slope)
 }

@@ -1,4 +1,4 @@
-//! MaxPool, AveragePool and their global kin.
+//! MaxPool, AveragePool and their global variants.
 
 use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::int;
@@ -11,17 +11,17 @@ use super::{GradientRule, OutputGradients, input};
 pub(super) const RULES: &[(&str, GradientRule)] =
     &[("MaxPool", max_pool), ("AveragePool", average_pool), ("GlobalAveragePool", global_average_pool)];
 
-/// What a MaxPool's second output is called in a step; it says where each maximum came from.
+/// Name of a MaxPool's second output in a step, which has the position of each maximum.
 pub(crate) fn places_of(node: &NodeProto) -> String {
     format!("{}/places", node.output.first().map(String::as_str).unwrap_or_default())
 }
 
-/// Each gradient goes to the place its maximum came from.
+/// Each gradient goes to the position of its maximum.
 fn max_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let picture = input(node, 0);
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
     if int(node, "storage_order").unwrap_or(0) != 0 {
-        return unsupported("it counts places column by column");
+        return unsupported("it counts positions column by column");
     }
     let window = PoolWindow::of_pooling(node, from, to)?;
     let places = match node.output.get(1).filter(|name| !name.is_empty()) {
@@ -32,7 +32,7 @@ fn max_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradi
     let nothing = tape.op("ConstantOfShape", &[&size], &[]);
     let places = tape.reshape(&places, &[count(to)]);
     let gradient = tape.reshape(&outputs.first, &[count(to)]);
-    // Where windows overlap a place may be the maximum of several.
+    // Where windows overlap, a position may be the maximum of several.
     let apart = window.dilations.iter().all(|step| *step == 1)
         && window.kernel.iter().zip(&window.strides).all(|(size, stride)| size <= stride);
     let how = AttributeValue::Text("reduction", if apart { "none" } else { "add" });
@@ -59,7 +59,7 @@ fn average_pool(
         false => tape.floats(&[&[1, 1], &to[2..]].concat(), &shares),
     };
     let share = tape.mul(&outputs.first, &shares);
-    // Windows that stand out beyond the picture, because sizes were rounded up, stand out into padding.
+    // Windows that extend beyond the picture, because sizes were rounded up, extend into padding.
     let mut rest = window.remainder(&from[2..], &to[2..]);
     for (end, rest) in window.ends.iter_mut().zip(&mut rest).filter(|(_, rest)| **rest < 0) {
         *end -= *rest;

@@ -1,4 +1,4 @@
-//! Operators that put the values of some axes together.
+//! Operators that reduce axes.
 
 use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints};
@@ -36,7 +36,7 @@ fn reduced(tape: &GradientTape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i
     let axes = match (node.input.get(1).filter(|name| !name.is_empty()), ints(node, "axes")) {
         (Some(name), _) => match tape.known().ints(name) {
             Some(axes) => axes.to_vec(),
-            None => return unsupported("its axes are not known beforehand"),
+            None => return unsupported("its axes are not constant"),
         },
         (None, axes) => axes.unwrap_or_default(),
     };
@@ -50,7 +50,7 @@ fn reduced(tape: &GradientTape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i
     Ok((axes, kept))
 }
 
-/// Every value that went into a sum gets its gradient, and a share of it if it was a mean.
+/// Every value of a sum gets its gradient, or a share of it for a mean.
 fn spread(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,
@@ -68,7 +68,7 @@ fn spread(
     Ok(())
 }
 
-/// Result and gradient with the reduced axes kept, so that both go with the input.
+/// Result and gradient with the reduced axes kept, so that both broadcast with the input.
 fn kept(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,
@@ -78,7 +78,7 @@ fn kept(
     Ok((tape.reshape(&node.output[0], &kept), tape.reshape(&outputs.first, &kept)))
 }
 
-/// The gradient goes to the value that was taken, in equal shares where several were equal.
+/// The gradient goes to the value that was taken, in equal shares if several were equal.
 fn reduce_extreme(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,
@@ -96,7 +96,7 @@ fn reduce_extreme(
     Ok(())
 }
 
-/// Each value's gradient is the product of the others: `y / x` where none of those is zero, and nothing elsewhere.
+/// Each value's gradient is the product of the others: `y / x` if none of them is zero, otherwise zero.
 fn reduce_prod(
     tape: &mut GradientTape<'_>,
     node: &NodeProto,
@@ -142,7 +142,7 @@ fn reduce_l1(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGrad
     Ok(())
 }
 
-/// `x dy / y`; nothing where all are zero, as PyTorch has it.
+/// `x dy / y`; zero if all are zero, as in PyTorch.
 fn reduce_l2(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (result, gradient) = kept(tape, node, outputs)?;
     let least = tape.number(f32::MIN_POSITIVE);

@@ -1,5 +1,5 @@
-//! Resize, nearest, linear and cubic: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix is
-//! that of the ONNX operator's definition (onnx.ai, Resize).
+//! Resize, nearest, linear and cubic: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix
+//! follows the definition of the ONNX operator (onnx.ai, Resize).
 
 use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int, text};
@@ -13,7 +13,7 @@ fn resize(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
     let picture = input(node, 0);
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
     if from.len() != 4 || from[..2] != to[..2] {
-        return unsupported("it changes something other than rows and columns");
+        return unsupported("it resizes axes other than rows and columns");
     }
     if int(node, "antialias").unwrap_or(0) != 0 {
         return unsupported("it smooths while it shrinks (antialias)");
@@ -33,7 +33,7 @@ fn resize(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
     Ok(())
 }
 
-/// How much each pixel of an axis counts in each pixel of the resized one: `[to, from]`, last axis first.
+/// The weight of each pixel of an axis in each pixel of the resized one: `[to, from]`, last axis first.
 fn matrix(node: &NodeProto, from: i64, to: i64, scale: f32) -> Result<Vec<f32>, GradientRefusal> {
     let mode = text(node, "coordinate_transformation_mode").unwrap_or_else(|| "half_pixel".into());
     let place = |at: i64| -> Option<f64> {
@@ -96,7 +96,7 @@ fn matrix(node: &NodeProto, from: i64, to: i64, scale: f32) -> Result<Vec<f32>, 
     Ok(matrix)
 }
 
-/// How much a pixel counts at a distance (Keys, "Cubic convolution interpolation for digital image processing", 1981).
+/// Weight of a pixel at a distance (Keys, "Cubic convolution interpolation for digital image processing", 1981).
 fn cubic(distance: f64, a: f64) -> f64 {
     let d = distance;
     match d {

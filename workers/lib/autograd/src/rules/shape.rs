@@ -28,9 +28,9 @@ pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("SpaceToDepth", space_to_depth),
 ];
 
-/// Takes of one place that are put back one by one; more go through a matrix.
+/// Most occurrences of one index that are added back one by one; more use a matrix.
 const MOST_GATHERED: usize = 4;
-/// Numbers in that matrix, at the most: 16 MiB.
+/// Most numbers in that matrix: 16 MiB.
 const MOST_IN_MATRIX: i64 = 4 * 1024 * 1024;
 
 fn pass(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
@@ -93,20 +93,20 @@ fn split(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradient
     Ok(())
 }
 
-/// Zeros around what was taken, and between its values where it was taken in steps.
+/// Zeros around the slice, and between its values if it has steps.
 fn slice(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
     let known = |place: usize| tape.known().ints(input(node, place));
-    let Some(starts) = known(1) else { return unsupported("where it starts is not known beforehand") };
+    let Some(starts) = known(1) else { return unsupported("its starts are not constant") };
     let axes = match (input(node, 3).is_empty(), known(3)) {
         (true, _) => (0..starts.len() as i64).collect(),
         (false, Some(axes)) => axes.to_vec(),
-        (false, None) => return unsupported("its axes are not known beforehand"),
+        (false, None) => return unsupported("its axes are not constant"),
     };
     let steps = match (input(node, 4).is_empty(), known(4)) {
         (true, _) => vec![1; starts.len()],
         (false, Some(steps)) => steps.to_vec(),
-        (false, None) => return unsupported("its steps are not known beforehand"),
+        (false, None) => return unsupported("its steps are not constant"),
     };
     if steps.contains(&0) {
         return unsupported("a step is 0");
@@ -119,13 +119,13 @@ fn slice(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradient
         let last = if *step < 0 { from[axis] - 1 } else { from[axis] };
         let mut start = if *start < 0 { (start + from[axis]).max(0) } else { (*start).min(last) };
         if *step < 0 {
-            // Backwards is forwards from the other end, turned round.
+            // A backward slice is a forward one from the other end, reversed.
             start += (shape[axis] - 1) * step;
             gradient = tape.slice(&gradient, &[-1], &[i64::MIN], &[axis as i64], &[-1]);
         }
         let step = step.abs();
         if step > 1 {
-            // [.., n, ..] becomes [.., n, step, ..] with zeros behind each, and that [.., n · step, ..].
+            // [.., n, ..] becomes [.., n, step, ..] with zeros after each value, and that [.., n · step, ..].
             let (head, tail) = (&shape[..axis], &shape[axis + 1..]);
             let apart = [head, &[shape[axis], 1], tail].concat();
             let single = tape.reshape(&gradient, &apart);
@@ -136,7 +136,7 @@ fn slice(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradient
             gradient = tape.reshape(&spread, &shape);
         }
         pads[axis] = start;
-        // Less than 0 where the last zeros stand out.
+        // Negative where the last zeros extend beyond the axis.
         pads[from.len() + axis] = from[axis] - start - shape[axis];
     }
     let own = tape.pad(&gradient, &pads);
@@ -144,12 +144,12 @@ fn slice(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradient
     Ok(())
 }
 
-/// Places of an axis.
+/// Entries of an axis.
 fn gather(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let axis = from_front(int(node, "axis").unwrap_or(0), from.len()) as usize;
     let Some(places) = tape.known().ints(input(node, 1)) else {
-        return unsupported("the places it takes are not known beforehand");
+        return unsupported("its indices are not constant");
     };
     let places: Vec<i64> = places.iter().map(|at| from_front(*at, from[axis] as usize)).collect();
     let flat = [&from[..axis], &[places.len() as i64], &from[axis + 1..]].concat();
@@ -159,26 +159,26 @@ fn gather(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
     Ok(())
 }
 
-/// Places that are told by a number for each of the first axes: places of those axes in a row.
+/// Entries given by an index for each of the first axes: entries of those axes as one.
 fn gather_nd(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     if int(node, "batch_dims").unwrap_or(0) != 0 {
-        return unsupported("it takes other places of each image (batch_dims)");
+        return unsupported("it has different indices per image (batch_dims)");
     }
     let from = tape.shape(input(node, 0))?;
     let axes = tape.shape(input(node, 1))?.last().map_or(0, |axes| *axes as usize);
     let Some(numbers) = tape.known().ints(input(node, 1)).filter(|_| (1..=from.len()).contains(&axes)) else {
-        return unsupported("the places it takes are not known beforehand");
+        return unsupported("its indices are not constant");
     };
-    let (told, rest) = from.split_at(axes);
+    let (indexed, rest) = from.split_at(axes);
     let mut places = Vec::with_capacity(numbers.len() / axes);
     for numbers in numbers.chunks_exact(axes) {
-        let numbers: Vec<i64> = numbers.iter().zip(told).map(|(at, size)| from_front(*at, *size as usize)).collect();
-        if numbers.iter().zip(told).any(|(at, size)| !(0..*size).contains(at)) {
-            return unsupported("it takes places that are not there");
+        let numbers: Vec<i64> = numbers.iter().zip(indexed).map(|(at, size)| from_front(*at, *size as usize)).collect();
+        if numbers.iter().zip(indexed).any(|(at, size)| !(0..*size).contains(at)) {
+            return unsupported("its indices are out of range");
         }
-        places.push(numbers.iter().zip(told).fold(0, |place, (at, size)| place * size + at));
+        places.push(numbers.iter().zip(indexed).fold(0, |place, (at, size)| place * size + at));
     }
-    let row = [&[count(told)], rest].concat();
+    let row = [&[count(indexed)], rest].concat();
     let gradient = tape.reshape(&outputs.first, &[&[places.len() as i64], rest].concat());
     let own = put_back(tape, &gradient, &row, 0, &places)?;
     let own = tape.reshape(&own, from);
@@ -186,8 +186,9 @@ fn gather_nd(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGrad
     Ok(())
 }
 
-/// The gradient of what places were taken from along an axis. Each place gets back what was taken from it: from where it
-/// went, or from a zero behind the gradient. Places that were taken often get a sum, by a matrix that says what went where.
+/// The gradient of the tensor that entries of an axis were taken from. Each entry gets back what was taken from it: the
+/// gradient at its output position, or a zero appended to the gradient. Entries taken often get a sum, by a matrix from
+/// outputs to entries.
 fn put_back(
     tape: &mut GradientTape<'_>,
     gradient: &str,
@@ -197,9 +198,9 @@ fn put_back(
 ) -> Result<String, GradientRefusal> {
     let (size, count) = (from[axis], places.len() as i64);
     if places.iter().any(|at| !(0..size).contains(at)) {
-        return unsupported("it takes places that are not there");
+        return unsupported("its indices are out of range");
     }
-    // Where each place went, the first time it was taken, the second time, and so on.
+    // Where each entry went, the first time it was taken, the second time, and so on.
     let mut went: Vec<Vec<i64>> = vec![Vec::new(); size as usize];
     for (to, at) in places.iter().enumerate() {
         went[*at as usize].push(to as i64);
@@ -230,7 +231,7 @@ fn put_back(
         let summed = tape.op("MatMul", &[&matrix, &rows], &[]);
         Ok(tape.reshape(&summed, from))
     } else {
-        unsupported(format!("it takes {count} places of {size}, and some of them {most} times"))
+        unsupported(format!("it takes {count} entries of {size}, and some of them {most} times"))
     }
 }
 
@@ -238,7 +239,7 @@ fn put_back(
 fn tile(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let Some(repeats) = tape.known().ints(input(node, 1)).filter(|repeats| repeats.len() == from.len()) else {
-        return unsupported("how often it repeats is not known beforehand");
+        return unsupported("its repeats are not constant");
     };
     let apart: Vec<i64> = repeats.iter().zip(from).flat_map(|(times, size)| [*times, *size]).collect();
     let copies: Vec<i64> = (0..from.len() as i64).map(|axis| 2 * axis).collect();
@@ -261,7 +262,7 @@ fn depth_to_space(
         return Ok(());
     }
     let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
-    let [images, channels, height, width] = to[..] else { return unsupported("its picture has not four axes") };
+    let [images, channels, height, width] = to[..] else { return unsupported("its picture does not have four axes") };
     // [n, c, h, block, w, block] to [n, c, block, block, h, w].
     let apart = [images, channels, height / block, block, width / block, block];
     let apart = tape.reshape(&outputs.first, &apart);
@@ -283,11 +284,11 @@ fn space_to_depth(
     Ok(())
 }
 
-/// What was added is taken away, and the other way round; pixels that were repeated get back what their copies got.
+/// Removes what was added, and the reverse; repeated pixels get the gradients of their copies.
 fn pad(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
     let rank = from.len();
-    let Some(pads) = tape.known().ints(input(node, 1)) else { return unsupported("its pads are not known beforehand") };
+    let Some(pads) = tape.known().ints(input(node, 1)) else { return unsupported("its pads are not constant") };
     let axes: Vec<i64> = match tape.known().ints(input(node, 3)) {
         Some(axes) => axes.iter().map(|axis| from_front(*axis, rank)).collect(),
         None => (0..rank as i64).collect(),
@@ -295,7 +296,7 @@ fn pad(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients)
     if pads.len() != 2 * axes.len() {
         return unsupported("its pads do not fit its axes");
     }
-    // Which pixel each one behind the padding is, counted from the first before it.
+    // The original of each padded pixel, counted from the first one.
     let repeated: fn(i64, i64) -> i64 = match text(node, "mode").as_deref() {
         None | Some("constant") => {
             let mut back = vec![0; 2 * rank];
@@ -309,7 +310,7 @@ fn pad(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients)
         }
         Some("edge") => |at, size| at.clamp(0, size - 1),
         Some("wrap") => |at, size| at.rem_euclid(size),
-        // There and back again, without the ends twice.
+        // Back and forth, without repeating the ends.
         Some("reflect") => |at, size| {
             let at = at.rem_euclid((2 * size - 2).max(1));
             at.min(2 * size - 2 - at)

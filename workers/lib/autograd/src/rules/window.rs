@@ -1,33 +1,33 @@
-//! The geometry of operators that move a window over a picture.
+//! Geometry of operators that move a window over a picture.
 
 use crate::gradient_tape::{GradientRefusal, unsupported};
 use crate::onnx::{ints, text};
 use crate::proto::NodeProto;
 
-/// A window: one number for each axis of the picture.
+/// A window; each field has one number per axis of the picture.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PoolWindow {
     /// Its size.
     pub kernel: Vec<i64>,
-    /// From one place to the next.
+    /// Distance between positions.
     pub strides: Vec<i64>,
-    /// Between its own rows.
+    /// Distance between its own rows.
     pub dilations: Vec<i64>,
-    /// Added before the first.
+    /// Padding before the first pixel.
     pub begins: Vec<i64>,
-    /// Added after the last.
+    /// Padding after the last pixel.
     pub ends: Vec<i64>,
 }
 
 impl PoolWindow {
-    /// Of a convolution or pooling from pictures of one size to pictures of another.
+    /// For a convolution or pooling from pictures of one size to pictures of another.
     pub fn of(node: &NodeProto, kernel: &[i64], from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
         let rank = kernel.len();
         let strides = ints(node, "strides").unwrap_or(vec![1; rank]);
         let dilations = ints(node, "dilations").unwrap_or(vec![1; rank]);
         let pads = ints(node, "pads").unwrap_or(vec![0; 2 * rank]);
         if [strides.len(), dilations.len(), from.len(), to.len()] != [rank; 4] || pads.len() != 2 * rank {
-            return unsupported("its window has another number of axes than its picture");
+            return unsupported("its window and its picture have different numbers of axes");
         }
         let (begins, ends) = match text(node, "auto_pad").as_deref() {
             None | Some("" | "NOTSET") => (pads[..rank].to_vec(), pads[rank..].to_vec()),
@@ -37,16 +37,16 @@ impl PoolWindow {
                     let reach = (kernel[axis] - 1) * dilations[axis] + 1;
                     ((to[axis] - 1) * strides[axis] + reach - from[axis]).max(0)
                 };
-                // The odd one goes after the picture with UPPER, before it with LOWER.
+                // With UPPER, the odd pixel of padding goes after the picture, with LOWER before it.
                 let before = |axis: usize| if same == "SAME_UPPER" { total(axis) / 2 } else { (total(axis) + 1) / 2 };
                 ((0..rank).map(before).collect(), (0..rank).map(|axis| total(axis) - before(axis)).collect())
             }
-            Some(other) => return unsupported(format!("auto_pad {other} is not known")),
+            Some(other) => return unsupported(format!("auto_pad {other} is not supported")),
         };
         Ok(Self { kernel: kernel.to_vec(), strides, dilations, begins, ends })
     }
 
-    /// Of a pooling, which names its kernel.
+    /// For a pooling, which names its kernel.
     pub fn of_pooling(node: &NodeProto, from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
         let kernel = ints(node, "kernel_shape").unwrap_or_default();
         if kernel.is_empty() || from.len() != kernel.len() + 2 || to.len() != from.len() {
@@ -59,7 +59,7 @@ impl PoolWindow {
         self.kernel.len()
     }
 
-    /// Both pads, as attributes want them.
+    /// Both pads, as attributes need them.
     pub fn pads(&self) -> Vec<i64> {
         self.begins.iter().chain(&self.ends).copied().collect()
     }
@@ -77,17 +77,17 @@ impl PoolWindow {
         self.strides.iter().chain(&self.dilations).all(|step| *step == 1)
     }
 
-    /// A window of one pixel that moves pixel by pixel.
+    /// Whether it is one pixel that moves pixel by pixel.
     pub fn is_point(&self) -> bool {
         self.kernel.iter().all(|size| *size == 1) && self.is_plain() && !self.is_padded()
     }
 
-    /// How far it reaches along an axis.
+    /// Its extent along an axis.
     fn reach(&self, axis: usize) -> i64 {
         (self.kernel[axis] - 1) * self.dilations[axis] + 1
     }
 
-    /// What is left of the picture behind the last place; less than 0 where windows stand out beyond it.
+    /// What is left of the picture after the last position; negative if windows extend beyond it.
     pub fn remainder(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
         let rest = |axis: usize| {
             let covered = (to[axis] - 1) * self.strides[axis] + self.reach(axis);
@@ -96,7 +96,7 @@ impl PoolWindow {
         (0..self.rank()).map(rest).collect()
     }
 
-    /// Each place in the kernel, in the order of its values.
+    /// Each position in the kernel, in the order of its values.
     pub fn places(&self) -> Vec<Vec<i64>> {
         let mut places = vec![Vec::new()];
         for size in &self.kernel {
@@ -108,19 +108,19 @@ impl PoolWindow {
         places
     }
 
-    /// Which stretch of a padded picture one place of the kernel sees: starts and ends, in steps of the strides.
+    /// The range of a padded picture that one kernel position sees: starts and ends, in steps of the strides.
     pub fn seen_by(&self, place: &[i64], to: &[i64]) -> (Vec<i64>, Vec<i64>) {
         let starts: Vec<i64> = place.iter().zip(&self.dilations).map(|(at, dilation)| at * dilation).collect();
         let ends = (0..self.rank()).map(|axis| starts[axis] + (to[axis] - 1) * self.strides[axis] + 1).collect();
         (starts, ends)
     }
 
-    /// The axes of the picture in a tensor of images.
+    /// The picture's axes in a tensor of images.
     pub fn axes(&self) -> Vec<i64> {
         (2..self.rank() as i64 + 2).collect()
     }
 
-    /// How many pixels of the picture each place's window covers, of its axes multiplied; `all`: pads count too.
+    /// How many pixels of the picture the window covers at each position; `all`: also count pads.
     pub fn coverage(&self, from: &[i64], to: &[i64], all: bool) -> Vec<f32> {
         let along = |axis: usize| -> Vec<i64> {
             let covered = |place: i64| {
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_window_at_the_rim_covers_less() {
+    fn a_window_at_the_edge_covers_less() {
         assert_eq!(window(3, 1, 1).coverage(&[2, 2], &[2, 2], false), [4.0; 4]);
         assert_eq!(window(3, 2, 1).coverage(&[3, 3], &[2, 2], false), [4.0; 4]);
         assert_eq!(window(2, 1, 0).coverage(&[3, 3], &[2, 2], true), [4.0; 4]);
     }
 
     #[test]
-    fn what_no_window_reaches_is_left_over() {
+    fn pixels_that_no_window_reaches_are_the_remainder() {
         assert_eq!(window(2, 2, 0).remainder(&[5, 4], &[2, 2]), [1, 0]);
         assert_eq!(window(2, 2, 0).remainder(&[5, 5], &[3, 3]), [-1, -1], "rounded up");
     }

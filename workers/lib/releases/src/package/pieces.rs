@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_file_has_the_pieces_that_are_whole_and_in_their_places() {
+    fn a_partial_file_has_only_pieces_that_are_whole_and_in_place() {
         let (_folder, file, bytes) = three();
         let pieces = split(&file).unwrap();
         let held_by = |bytes: &[u8]| {
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_whole_is_not_begun_again() {
+    fn a_complete_file_is_not_fetched_again() {
         let (folder, file, bytes) = three();
         let pieces = split(&file).unwrap();
         assert!(open(&pieces, bytes.len() as u64, &file).unwrap().is_none());
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_no_file_has_are_refused() {
+    fn impossible_lists_of_pieces_are_refused() {
         let of = |sizes: &[u64]| length(&sizes.iter().map(|size| BlobRef::new([1; 32], *size)).collect::<Vec<_>>());
         for sizes in [&[][..], &[0], &[WHOLE_BYTES + 1], &[1, 1], &[WHOLE_BYTES, 0], &[u64::MAX, 1]] {
             let error = of(sizes).unwrap_err();

@@ -146,7 +146,7 @@ mod tests {
     const PICTURE: &[u8] = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0 and more";
 
     #[test]
-    fn a_picture_is_found_in_what_clients_put_around_it() {
+    fn a_picture_is_unwrapped_from_what_clients_put_around_it() {
         let coded = general_purpose::STANDARD.encode(PICTURE);
         let lines = coded.as_bytes().chunks(19).collect::<Vec<_>>().join(&b"\r\n"[..]);
         let url_safe = general_purpose::URL_SAFE_NO_PAD.encode(PICTURE);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn json_around_a_picture_says_when_it_was_taken() {
+    fn json_around_a_picture_gives_its_capture_time() {
         let coded = general_purpose::STANDARD.encode(PICTURE);
         let read = |at: &str| {
             let json = format!("{{\"image\": \"{coded}\", \"captured_at\": {at}}}");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_picture_stays_as_it_is() {
+    fn bytes_without_a_picture_stay_unchanged() {
         for bytes in [
             &b"a log line\n\xff\xd8\xff\xe0"[..],
             b"{\"image\": 1}",

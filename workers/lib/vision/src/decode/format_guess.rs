@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_mistakes_have_names() {
+    fn common_mistakes_are_named() {
         let page = "\u{feff}\r\n<!DOCTYPE html><html><head><title>401\n Unauthorized</title>";
         for (bytes, what) in [
             (page.as_bytes(), "HTML with the title \"401 Unauthorized\""),

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn twelve_bits_in_sixteen_are_as_bright_as_they_were_meant() {
+    fn twelve_bits_in_sixteen_keep_their_brightness() {
         let values = [0, 2048, 4095];
         assert_eq!(SampleScale::from_samples(&values, BitDepthHint::default()).to_eight(values), [0, 128, 255]);
         let dark = [0, 100, 1000];

@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_score_of_other_weights_is_passed_over_and_a_broken_one_is_refused() {
+    fn a_score_of_other_weights_is_ignored_and_a_broken_one_is_refused() {
         let (dir, model) = copied("fashion-light");
         let (novelty, _) = fit_novelty(&onnx(), &model, &clothes("site")[..300], &[]).unwrap();
         save_novelty(&novelty, &model).unwrap();

@@ -70,7 +70,7 @@ mod tests {
     use crate::scores::{sigmoid, softmax};
 
     #[test]
-    fn numbers_that_cannot_be_what_they_are_said_to_be_are_told() {
+    fn numbers_that_contradict_their_kind_are_detected() {
         let right = |kind, numbers: &[f32], width| check(kind, numbers, width).err().map(|(_, right)| right);
         assert_eq!(right(OutputKind::Probabilities, &[0.9, 0.8, 0.1], 3), Some(OutputKind::Sigmoid));
         assert_eq!(right(OutputKind::Probabilities, &[0.5, 0.48, 0.0], 3), None);

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_refused_if_named_and_passed_over_if_found() {
+    fn a_file_that_is_not_a_library_is_refused_if_named_and_skipped_if_found() {
         // The first library that loads stays for the whole process, so the right one is loaded first.
         let good = onnx();
         let dir = tempfile::tempdir().unwrap();
@@ -163,18 +163,21 @@ mod tests {
     }
 
     #[test]
-    fn the_runtimes_words_become_the_users() {
+    fn runtime_errors_are_explained_in_plain_words() {
         let ir = "Load model from a.onnx failed:/onnxruntime_src/onnxruntime/core/graph/model.cc:181 onnxruntime::Model::Model(x) \
                   Unsupported model IR version: 14, max supported IR version: 13\n";
-        let said = explain(ir, "1.31.1");
-        assert!(said.contains("IR 14") && said.contains("(13)") && said.contains("1.31.1"), "{said}");
+        let explained = explain(ir, "1.31.1");
+        assert!(
+            explained.contains("IR 14") && explained.contains("(13)") && explained.contains("1.31.1"),
+            "{explained}"
+        );
         let opset = "Load model from a.onnx failed:/onnxruntime_src/x.cc:149 void F() ONNX Runtime only *guarantees* support for \
                      models stamped with official released onnx opset versions. Opset 28 is under development and support for this \
                      is limited. The operator schemas and or other functionality may change before next ONNX release and in this \
                      case ONNX Runtime will not guarantee backward compatibility. Current official support for domain ai.onnx is \
                      till opset 26.";
-        let said = explain(opset, "1.31.1");
-        assert!(said.contains("opset_version=26") && !said.contains("src"), "{said}");
+        let explained = explain(opset, "1.31.1");
+        assert!(explained.contains("opset_version=26") && !explained.contains("src"), "{explained}");
         let operator = "Load model from a.onnx failed:Fatal error: ai.onnx.contrib:GaussianBlur(-1) is not a registered function/op";
         assert!(explain(operator, "1.31.1").contains("the operator ai.onnx.contrib:GaussianBlur(-1)"));
         assert_eq!(explain("Load model from a.onnx failed:Protobuf parsing failed.", "1"), "Protobuf parsing failed.");

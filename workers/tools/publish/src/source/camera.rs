@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn one_camera_is_that_of_every_image() {
+    fn a_given_camera_applies_to_every_image() {
         let camera: CameraName = "cam-1".parse().unwrap();
         let mut namer = CameraNamer::new(CameraNaming::One(camera.clone()));
         assert_eq!(namer.name(Path::new("a.jpg")), Ok((camera, None)));

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_devices_keep_beside_their_pictures_is_excluded() {
+    fn device_files_beside_pictures_are_excluded() {
         for name in ["a/.hidden", "@eaDir", "a/lastsnap.jpg", "x.jpg.part", "MVI_01.THM", "Thumbnails"] {
             assert!(filter(&[]).find_exclusion(Path::new(name)).is_some(), "{name}");
         }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tell_and_where_they_do_not_the_bytes_do() {
+    fn files_are_judged_by_name_and_otherwise_by_content() {
         let folder = tempfile::tempdir().unwrap();
         let jpeg = b"\xff\xd8\xff\xe0\0\x10JFIF";
         let mismatch = |filter: &FileFilter, name: &str, bytes: &[u8]| {

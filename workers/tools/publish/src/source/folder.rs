@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn image_files_come_in_order_and_the_rest_is_named_by_kind() {
+    fn image_files_come_in_order_and_the_rest_is_counted_by_kind() {
         let folder = tempfile::tempdir().unwrap();
         make(
             folder.path(),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_a_file_outside_the_folder_is_passed_over() {
+    fn a_link_to_a_file_outside_the_folder_is_skipped() {
         let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         make(folder.path(), &["a.jpg"]);
         make(elsewhere.path(), &["secret.jpg"]);

@@ -100,12 +100,12 @@ pub(crate) async fn run(
 /// The images, and other events of their source.
 fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Vec<SourceItem>, Vec<SourceEvent>) {
     let (mut images, mut others) = (Vec::new(), Vec::new());
-    let mut room = PRELOAD_BYTES;
+    let mut bytes_left = PRELOAD_BYTES;
     for path in paths {
         let root = SourceRoot::of(path);
         let _all = FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
             let bytes = match &seen {
-                PathEntry::File(path) => match read(path, &mut room) {
+                PathEntry::File(path) => match read(path, &mut bytes_left) {
                     Ok(bytes) => bytes.map(bytes::Bytes::from),
                     Err(reason) => {
                         others.push(SourceEvent::Refused(RefusedFile::new(path, reason)));
@@ -128,7 +128,7 @@ fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Ve
 
 /// The bytes of a file, as long as they fit into memory. Files that would be refused in every round are refused once
 /// here.
-fn read(path: &PathBuf, room: &mut u64) -> Result<Option<Vec<u8>>, String> {
+fn read(path: &PathBuf, bytes_left: &mut u64) -> Result<Option<Vec<u8>>, String> {
     let unreadable = |error| format!("it could not be read: {error}");
     let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
     match size_bytes {
@@ -136,9 +136,9 @@ fn read(path: &PathBuf, room: &mut u64) -> Result<Option<Vec<u8>>, String> {
         _ if size_bytes > MAX_IMAGE_BYTES => {
             Err(format!("it has {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted"))
         }
-        _ if size_bytes > *room => Ok(None),
+        _ if size_bytes > *bytes_left => Ok(None),
         _ => {
-            *room -= size_bytes;
+            *bytes_left -= size_bytes;
             fs::read(path).map(Some).map_err(unreadable)
         }
     }
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_is_no_schedule_is_refused() {
+    fn an_invalid_rate_is_refused() {
         for rate_per_s in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
             assert!(ArrivalSchedule::new(rate_per_s, true, 0).is_err(), "{rate_per_s} was accepted");
         }

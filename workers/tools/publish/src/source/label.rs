@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_index_wins_and_the_folder_is_the_last_resort() {
+    fn the_nearest_index_wins_and_the_folder_name_comes_last() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         fs::create_dir_all(root.join("boot")).unwrap();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_of_something_else_is_passed_over_with_a_word() {
+    fn a_foreign_index_is_skipped_with_a_note() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(INDEX_FILE), "name;class\n1.png;boot\n").unwrap();
         let mut index = LabelIndex::new(LabelOrigin::Index);

@@ -78,7 +78,7 @@ pub(crate) fn open(
     };
     let watch = WatchState {
         root: SourceRoot::of(&folder),
-        walk: FolderWalk::new(&folder, FileFilter::of_watched(settings)),
+        folder_walk: FolderWalk::new(&folder, FileFilter::of_watched(settings)),
         folder,
         builder,
         items,
@@ -105,7 +105,7 @@ fn find_share(folder: &Path) -> Option<&'static str> {
 struct WatchState {
     folder: PathBuf,
     root: SourceRoot,
-    walk: FolderWalk,
+    folder_walk: FolderWalk,
     builder: ItemBuilder,
     items: Sender<SourceEvent>,
     settle: SettleTracker,
@@ -168,19 +168,19 @@ impl WatchState {
             EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => true,
             EventKind::Create(_) | EventKind::Modify(_) => false,
             EventKind::Remove(_) => {
-                event.paths.into_iter().for_each(|path| self.settle.forget(&self.walk.spell_through_link(path)));
+                event.paths.into_iter().for_each(|path| self.settle.forget(&self.folder_walk.spell_through_link(path)));
                 return ControlFlow::Continue(());
             }
             EventKind::Access(_) | EventKind::Any | EventKind::Other => return ControlFlow::Continue(()),
         };
         for path in event.paths {
-            self.changed(self.walk.spell_through_link(path), done)?;
+            self.changed(self.folder_walk.spell_through_link(path), done)?;
         }
         ControlFlow::Continue(())
     }
 
     fn changed(&mut self, path: PathBuf, done: bool) -> ControlFlow<()> {
-        if self.walk.find_exclusion(&path).is_some() || self.builder.index.forget(&path) {
+        if self.folder_walk.find_exclusion(&path).is_some() || self.builder.index.forget(&path) {
             return ControlFlow::Continue(());
         }
         if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
@@ -195,7 +195,7 @@ impl WatchState {
             self.settle.forget(&path);
             return ControlFlow::Continue(());
         };
-        if self.walk.find_mismatch(&path).is_some() {
+        if self.folder_walk.find_mismatch(&path).is_some() {
             self.settle.forget(&path);
             return ControlFlow::Continue(());
         }
@@ -234,7 +234,7 @@ impl WatchState {
             return ControlFlow::Continue(());
         }
         let mut all_seen = Vec::new();
-        let _all = self.walk.visit(folder, &mut |seen| {
+        let _all = self.folder_walk.visit(folder, &mut |seen| {
             all_seen.push(seen);
             ControlFlow::Continue(())
         });
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_grows_is_taken_when_it_has_stopped_and_once() {
+    fn a_growing_file_is_published_once_when_it_settles() {
         let (mut settle, start) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.png");
         settle.touched(path.clone(), stamp(1), start);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_early_is_held_until_it_goes_on_or_time_is_up() {
+    fn a_truncated_file_is_held_until_it_grows_or_times_out() {
         let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.jpg");
         assert!(settle.closed(&path, stamp(5)));
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_file_is_taken_at_once_unless_it_is_empty() {
+    fn a_closed_file_is_published_at_once_unless_it_is_empty() {
         let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.png");
         assert!(!settle.closed(&path, stamp(0)));

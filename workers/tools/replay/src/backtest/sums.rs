@@ -85,7 +85,7 @@ impl AgreementRates {
             let known: Vec<bool> = all.iter().filter_map(right).collect();
             known.iter().filter(|right| **right).count() as f64 / known.len().max(1) as f64
         };
-        let truth = |task: &RecordedTask, said: Option<&Arc<str>>| Some(said? == task.truth.as_ref()?);
+        let truth = |task: &RecordedTask, answer: Option<&Arc<str>>| Some(answer? == task.truth.as_ref()?);
         Self {
             edge_ratio: share(&|task| truth(task, task.edge.as_ref().map(|(label, _)| label))),
             cloud_ratio: share(&|task| truth(task, task.verdict.as_ref())),
@@ -110,11 +110,11 @@ impl BacktestSums {
         self.final_ms.push(outcome.final_ms);
         let edge = task.edge.as_ref().map(|(label, _)| label);
         if let Some(truth) = &task.truth {
-            let said = if went { task.verdict.as_ref() } else { edge };
+            let answer = if went { task.verdict.as_ref() } else { edge };
             played.labelled += 1;
-            played.expected += u64::from(said.is_none());
+            played.expected += u64::from(answer.is_none());
             let expected = if went { known.cloud_ratio } else { known.edge_ratio };
-            self.right += said.map_or(expected, |said| f64::from(u8::from(said == truth)));
+            self.right += answer.map_or(expected, |answer| f64::from(u8::from(answer == truth)));
         }
         if let (Some(edge), Some(verdict)) = (edge, &task.verdict) {
             played.judged += 1;

@@ -54,7 +54,7 @@ impl ReplayRun<'_> {
         };
         let shutdown = self.shutdown;
         let fetched = self
-            .fetch(&rows, async |run_, row, image, room| {
+            .fetch(&rows, async |run_, row, image, permit| {
                 tokio::select! {
                     () = tokio::time::sleep_until(due_at(row)) => {}
                     () = shutdown.wait_for_request() => return Err(ReplayError::Interrupted),
@@ -71,7 +71,7 @@ impl ReplayRun<'_> {
                 let publication = republish::republication(template, row, &image, run);
                 let (publisher, blobs, bus, row) = (publisher.clone(), blobs.clone(), bus.clone(), row.clone());
                 sent.push_back(spawn_abortable(async move {
-                    let _room = room;
+                    let _permit = permit;
                     if publication.payload.is_empty() {
                         // It may come from a pinned set, which keeps images the site has purged.
                         blobs.store_blob(&image.bytes).await?;
@@ -114,12 +114,12 @@ impl ReplayRun<'_> {
             Err(error) => Some(Err(error)),
         });
         let labels: Vec<_> = labels.collect::<Result<_, _>>()?;
-        let said = labels.into_iter().map(|(row, label)| {
+        let publications = labels.into_iter().map(|(row, label)| {
             let publisher = publisher.clone();
             async move { publisher.publish(&label).await.map(|_| row) }
         });
-        let mut said = futures::stream::iter(said).buffered(MAX_IN_FLIGHT);
-        while let Some(row) = said.next().await {
+        let mut publishing = futures::stream::iter(publications).buffered(MAX_IN_FLIGHT);
+        while let Some(row) = publishing.next().await {
             if self.shutdown.is_requested() {
                 return Err(ReplayError::Interrupted);
             }
@@ -134,7 +134,7 @@ impl ReplayRun<'_> {
         let blobs = Blobs::open_pinned(self.bus).await?;
         let mut sent = FuturesOrdered::new();
         let fetched = self
-            .fetch(&rows, async |run, row, image, room| {
+            .fetch(&rows, async |run, row, image, permit| {
                 while sent.len() >= MAX_IN_FLIGHT {
                     if let Some(ended) = sent.next().await {
                         run.pinned(ended)?;
@@ -143,7 +143,7 @@ impl ReplayRun<'_> {
                 let publication = republish::pin(set, row, &image)?;
                 let (publisher, blobs, row) = (publisher.clone(), blobs.clone(), row.clone());
                 sent.push_back(spawn_abortable(async move {
-                    let _room = room;
+                    let _permit = permit;
                     if publication.payload.is_empty() {
                         blobs.store_blob(&image.bytes).await?;
                     }
