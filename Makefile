@@ -26,7 +26,7 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test hostile -- --nocapture --test-threads 1
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --workspace --lib --bins bent -- --nocapture
-	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test walks -- --ignored --nocapture --test-threads 1 --skip wire_golden
+	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test e2e -- --ignored --nocapture --test-threads 1 --skip wire_golden
 
 supply: setup ## Check licences, origins and known weaknesses of all dependencies; list what the program is made of (docs/security.md).
 	deploy/supply.sh

@@ -214,7 +214,7 @@ mod tests {
         assert!(refused(&of(&["reef", "farm", "lake"])).contains("nothing would be left"));
         let foreign =
             RemakeExclusions { updates: BTreeSet::from([TaskId::from_name("moon")]), ..RemakeExclusions::default() };
-        assert!(refused(&foreign).contains("no update of those"));
+        assert!(refused(&foreign).contains("has no update of"));
     }
 
     proptest! {

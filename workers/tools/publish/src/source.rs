@@ -370,7 +370,7 @@ mod tests {
     fn a_file_of_the_working_folder_has_the_folder_in_its_name() {
         let path = Path::new("Cargo.toml");
         let item = built(path, path, crate::LabelOrigin::Folder);
-        assert_eq!((item.name.as_str(), item.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
+        assert_eq!((item.name.as_str(), item.label.as_deref()), ("publish/Cargo.toml", Some("publish")));
     }
 
     #[test]

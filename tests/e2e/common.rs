@@ -1,4 +1,4 @@
-//! What several walks need.
+//! What several end-to-end tests need.
 
 use std::time::Duration;
 

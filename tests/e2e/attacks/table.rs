@@ -140,7 +140,7 @@ fn shown(bytes: &[u8]) -> String {
 /// The table of all actions, as Markdown.
 pub fn markdown(sections: &[(&str, &[Action])], summary: &str) -> String {
     let mut text = format!(
-        "# What a hostile camera and a hostile site can do\n\nMade by `tests/walks/foes.rs` (with `TRIBUTARY_FOES_TABLE=1`), which does all of it \
+        "# What a hostile camera and a hostile site can do\n\nMade by `tests/e2e/attacks.rs` (with `TRIBUTARY_FOES_TABLE=1`), which does all of it \
          while an honest site works, and fails where a row is not so.\n\n{summary}\n"
     );
     for (title, actions) in sections {

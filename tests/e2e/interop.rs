@@ -21,7 +21,7 @@ use crate::common::PATIENCE;
 use crate::up::{found, up};
 
 /// What the clients and the tool need, with versions.
-const REQUIREMENTS: &str = "tests/walks/interop/requirements.txt";
+const REQUIREMENTS: &str = "tests/e2e/interop/requirements.txt";
 
 /// A Python with the clients' libraries and the tool; made once for all tests and later runs.
 fn python() -> PathBuf {
@@ -59,7 +59,7 @@ fn succeed(what: &str, command: &mut Command) -> Output {
 /// What a client of this kind is answered about a picture.
 async fn ask(kind: &'static str, address: String, site: String, picture: &TestPicture, more: &[String]) -> Value {
     let file = fixture("images/fashion").join(&picture.file);
-    let (client, more) = (root().join("tests/walks/interop/client.py"), more.to_vec());
+    let (client, more) = (root().join("tests/e2e/interop/client.py"), more.to_vec());
     let asking = move || {
         let mut command = Command::new(python());
         succeed(kind, command.arg(client).args([kind, &address, &site]).arg(file).args(more)).stdout
