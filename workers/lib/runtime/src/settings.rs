@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_file_in_a_folder_above_is_none_of_ours() {
-        let above = Path::new("../../rustfmt.toml");
+        let above = Path::new("../../../rustfmt.toml");
         assert!(Figment::new().merge(read_file(above)).find_value("max_width").is_ok());
         assert!(Figment::new().merge(read_file(Path::new("rustfmt.toml"))).find_value("max_width").is_err());
     }

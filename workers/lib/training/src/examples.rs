@@ -134,7 +134,7 @@ mod tests {
         assert!(refused("file,label\na.png,cow\nb.png,cat\n").contains("cow"));
         assert!(refused("file,label,split\na.png,cat,train\nb.png,cat,val\n").contains("a single class"));
         assert!(refused("file,label\n").contains("no labelled images"));
-        assert!(refused("file,kind\na.png,cat\n").contains("no column `label`"));
+        assert!(refused("file,kind\na.png,cat\n").contains("no column label or class_name"));
         assert!(refused("file,label\na.png,\n").contains("no labelled images"), "unlabelled");
     }
 }
