@@ -702,7 +702,7 @@ async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
         let beats = streams::fleet::live_workers(&bus).await?;
         Ok(beats.into_iter().flat_map(|beat| beat.faults).find(|fault| fault.name == "site_name_taken"))
     });
-    assert!(found.await.unwrap().reason.contains("another site is called site-1"));
+    assert!(found.await.unwrap().reason.contains("another site is also named site-1"));
     let domain = format!("nats.cloud_domain={}", world.site(0).name);
     let options = ["status", "--set", &domain, "--nats", &world.site(0).server.url()].map(str::to_owned);
     let status = run(world.folder(), &options).await.unwrap();
@@ -710,7 +710,7 @@ async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
     let options =
         ["status", "--set", "nats.cloud_domain=clowd", "--nats", &world.site(0).server.url()].map(str::to_owned);
     let status = run(world.folder(), &options).await.unwrap();
-    assert!(status.out.contains("answers as domain clowd"), "{}{}", status.out, status.err);
+    assert!(status.out.contains("responds as domain clowd"), "{}{}", status.out, status.err);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

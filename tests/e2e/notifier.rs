@@ -104,7 +104,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     let monitor = format!("janitor.monitor={}", site.monitor_url);
     let options = ["--nats", &site.url, "--set", "nats.cloud_domain=cloud", "--set", &monitor];
     let with = |words: &[&'static str]| -> Vec<&str> { words.iter().copied().chain(options).collect() };
-    let refused = format!("hub at 127.0.0.1:{leaf} answers, and the leaf link to it is not joined");
+    let refused = format!("hub at 127.0.0.1:{leaf} is reachable but the leaf link is not up");
     let said = until_said(folder.path(), &with(&["status"]), &refused).await;
     assert!(!said.contains("what-it-was"), "{said}");
     let doctor = run_notifier_command(folder.path(), &with(&["doctor"])).await;
@@ -139,7 +139,7 @@ async fn an_account_without_room_for_consumers_is_told() {
     let server = BareServer::start(folder.path(), "site", None, account).await.unwrap();
     let setup = run_notifier_command(folder.path(), &["setup", "--both", "--nats", &server.url]).await;
     assert!(setup.success, "{}{}", setup.out, setup.err);
-    let said = until_said(folder.path(), &["status", "--nats", &server.url], "a stream may have 20 consumers").await;
+    let said = until_said(folder.path(), &["status", "--nats", &server.url], "the account allows 20 consumers").await;
     assert!(said.to_lowercase().contains("raise max_consumers"), "{said}");
     let doctor = run_notifier_command(folder.path(), &["doctor", "--nats", &server.url]).await;
     assert!(!doctor.success && doctor.out.contains("account limit"), "{}", doctor.out);
