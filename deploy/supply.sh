@@ -62,7 +62,7 @@ fi
 
 # The same source gives the same list: its date is that of the last commit.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) "$tools/bin/cargo-cyclonedx" cyclonedx --quiet --format json --spec-version 1.5 \
-    --describe binaries --manifest-path workers/tributary/Cargo.toml
-mv workers/tributary/tributary_bin.cdx.json "$work/crates.json"
+    --describe binaries --manifest-path workers/tools/tributary/Cargo.toml
+mv workers/tools/tributary/tributary_bin.cdx.json "$work/crates.json"
 "$here/fetch-runtime.sh" --list >"$work/parts"
 "$out/venv/bin/python" "$here/sbom.py" "$root" "$work/crates.json" "$work/parts" "$out/tributary.cdx.json" "$@"
