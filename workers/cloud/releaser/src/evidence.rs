@@ -9,9 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use releases::PASSING;
 use schemas::swap::{Agreement, AgreementCount, MomentSums, ReleaseCounts, Swap};
 use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
-use serving::swap::PASSING;
 
 /// Default length of a time slot, milliseconds.
 pub const SLOT_MS: u64 = 600_000;

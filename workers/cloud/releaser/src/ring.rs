@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use releases::PASSING;
 use releases::compatibility::{self, MachineProfile};
 use releases::stage;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
-use serving::swap::PASSING;
 
 use crate::settings::RingSettings;
 

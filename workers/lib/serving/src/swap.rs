@@ -14,6 +14,7 @@ use vision::{InferenceError, InferencePool, Model};
 
 use crate::release_cache::ReleaseCache;
 use crate::serving_model::ServingModel;
+use releases::PASSING;
 use releases::compatibility::{MachineProfile, incompatibility};
 use releases::package::{self, PackageError};
 use releases::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
@@ -27,10 +28,6 @@ const SETTLED_AFTER: Duration = Duration::from_secs(10);
 const TRUSTED_AFTER: Duration = Duration::from_secs(600);
 /// Most refusals reported.
 const MAX_REFUSED: usize = 8;
-/// Faults worth retrying: the package is on its way, or memory is short at the moment.
-pub const PASSING: [&str; 5] =
-    ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
-
 /// A worker's model, which follows orders.
 pub struct ModelSwapper {
     /// The baseline model.
