@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::audit::{self, AuditOutcome, OutcomeAudit};
 use crate::disk;
-use crate::outcomes::outrun;
+use crate::outcomes::acknowledged_without_answer;
 use crate::purge::purge_before;
 use crate::refused;
 use crate::settings::JanitorSettings;

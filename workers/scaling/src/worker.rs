@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use vision::{InferenceError, InferencePool};
 
 use crate::decide::{QueueObservation, ScaleState, decide_replicas};
-use crate::replica_request::{MOST_REPLICAS, ReplicaRequest};
+use crate::replica_request::{MAX_REPLICAS, ReplicaRequest};
 use crate::settings::ScaleSettings;
 
 /// Interval of observing the queue.
