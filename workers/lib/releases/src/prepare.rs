@@ -35,7 +35,7 @@ pub async fn prepare(
     let infer = InferenceSettings { replicas: Replicas::Count(1), ..InferenceSettings::default() };
     let tried = trial.run_trial(&model.folder, &infer).await?;
     let needs = needs(model, &tried).map_err(|error| {
-        FaultNote::new(error.name(), runtime::fault::error_chain(&error), "correct the model's folder")
+        FaultNote::new(error.name(), streams::error::error_chain(&error), "correct the model's folder")
     })?;
     let probe = ReleaseProbe { runtime: tried.runtime.clone(), logits: tried.logits };
     let (model, file) = (model.clone(), work.join(format!("{}.tar", model.release.short())));
@@ -68,5 +68,5 @@ pub async fn keep_and_offer(
 }
 
 fn unpacked(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), runtime::fault::error_chain(&error), "free disk space, or use a smaller model")
+    FaultNote::new(error.name(), streams::error::error_chain(&error), "free disk space, or use a smaller model")
 }

@@ -262,7 +262,7 @@ fn memory_limit_bytes(folder: &Path) -> u64 {
 pub fn answer_trial(request: &TrialRequest) -> Result<TrialResult, FaultNote> {
     let remedy = "check the model with `tributary model check`";
     let of_model =
-        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::error_chain(error), remedy);
+        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, streams::error::error_chain(error), remedy);
     let limit = setrlimit(Resource::RLIMIT_CPU, MAX_CPU_S, MAX_CPU_S + 5);
     let most_bytes = memory_limit_bytes(&request.folder);
     // A graph of a few bytes may request all memory, and the kernel would kill the whole container.

@@ -1,12 +1,12 @@
 //! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
 //! [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`].
 //!
-//! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
-//! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
-//! happened in a stretch of time), [`process`] (what the kernel says about processes), [`stats`],
-//! `games` (many of one kind, on all cores), [`camera`] (the same scenes shown otherwise), [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bars`]. For policies: [`field`]
-//! (a site and a cloud), [`shape`] (the link between them), [`paced`] (a cloud with a pace of its own),
-//! [`labelled`] (images with true labels), [`ear`] (what is answered, and when), [`worker`].
+//! Shared: [`workload`] (what is recognized), [`warm_replicas`] (the same work without the pipeline), [`bench_site`] (a
+//! server and a recognizer in processes of their own), [`load_generator`] (images in, answers out), [`measurement_window`] (what
+//! happened in a stretch of time), [`os::process`] (what the kernel says about processes), [`stats`],
+//! `games` (many of one kind, on all cores), [`camera`] (the same scenes shown otherwise), [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bar_chart`]. For policies: [`testbed`]
+//! (a site and a cloud), [`link_shaper`] (the link between them), [`fake_cloud`] (a cloud with a pace of its own),
+//! [`labelled_images`] (images with true labels), [`answer_listener`] (what is answered, and when), [`worker`].
 //!
 //! Deliberately absent: the logic of any role. A recognizer that is measured is the binary itself.
 

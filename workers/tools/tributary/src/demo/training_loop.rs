@@ -2,8 +2,8 @@
 //!
 //! Everything that runs is what `tributary up --sites 2 --train --merge` runs, and a round is opened as `tributary round
 //! open` does; only the labels, by which is measured what was right, would be missing in real life. [`pictures`] says who
-//! sees what, [`start`] makes the models it begins with, [`quick`] holds the settings, [`flow`] is a site's images, [`round`]
-//! one turn of the loop, [`stands`] reads how rounds and releases stand, [`found`] what came of it.
+//! sees what, [`setup`] makes the models it begins with, [`quick_settings`] holds the settings, [`flow`] is a site's images, [`round`]
+//! one turn of the loop, [`model_standing`] reads how rounds and releases stand, [`results`] what came of it.
 
 mod flow;
 mod label_accuracy;
