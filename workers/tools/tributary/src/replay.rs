@@ -163,7 +163,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "MODEL_DIR", help_heading = "Where to")]
     with: Option<PathBuf>,
     /// What another policy would have decided: a name such as paper, or a TOML file with keys of recognizer.policy (or with
-    /// \[policy\], \[gate\] and \[verify\]); may be repeated.
+    /// tables policy, gate and verify); may be repeated.
     #[arg(long, value_name = "NAME|FILE", help_heading = "Other settings", conflicts_with_all = ["to", "with", "pin", "pinned"])]
     policy: Vec<String>,
     /// What another gate would have decided: a TOML file with keys of recognizer.gate; may be repeated.
