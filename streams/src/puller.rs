@@ -1,5 +1,5 @@
-//! Pulling from a durable consumer: no more is asked for than the caller has room for, and every
-//! failure of the pull itself is mended here.
+//! Pulling from a durable consumer: asks for no more than the caller can hold, and recovers from every
+//! failure of the pull itself.
 
 use std::time::Duration;
 
@@ -17,21 +17,21 @@ use crate::error::{CarryError, missing_or_failed};
 use crate::memory::{MemoryDelivery, MemoryPull};
 use crate::reader::{StoredMessage, headers_of};
 
-/// An idle pull request is renewed this often.
+/// How long a pull request is open before it is renewed.
 const EXPIRES: Duration = Duration::from_secs(30);
 /// A pull request that was lost on the way is noticed after two of these.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Over a link: when the hub reads its accounts anew, for a site that was added or revoked, it forgets who waits behind the
-/// requests of the others, and what it sends to nobody comes again after the wait for an acknowledgement. So none is old.
+/// The same over a link. When the hub reloads its accounts, because a site was added or revoked, it forgets the pull
+/// requests of the others, and a message sent to a forgotten one comes again only after the ack wait. So none is old.
 const EXPIRES_AFAR: Duration = Duration::from_secs(10);
 const HEARTBEAT_AFAR: Duration = Duration::from_secs(5);
 const REOPEN_DELAY: Duration = Duration::from_millis(250);
-const LONGEST_REOPEN_DELAY: Duration = Duration::from_secs(5);
+const MAX_REOPEN_DELAY: Duration = Duration::from_secs(5);
 
-/// Bytes asked for at a time: twice the largest message, so that a batch of large ones stays small.
+/// Bytes per pull request: twice the largest message, so that a batch of large ones stays small.
 const BATCH_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 
-/// Pulls the messages of one durable consumer, which all pullers of that name share.
+/// Pulls messages of one durable consumer, which all pullers of that name share.
 pub struct Puller {
     bus: Bus,
     stream: String,
@@ -44,8 +44,8 @@ pub struct Puller {
 }
 
 impl Puller {
-    /// A puller that looks its consumer up when it is first asked; it creates nothing. `batch`:
-    /// messages asked for at a time; up to one and a half times as many may wait here unhandled.
+    /// A puller that looks its consumer up on first use and creates nothing. `batch`:
+    /// messages per request; up to one and a half times as many may wait here unhandled.
     pub fn new(bus: &Bus, stream: &str, durable: &str, batch: usize) -> Self {
         let batch = batch.max(1);
         #[cfg(feature = "memory")]
@@ -56,7 +56,7 @@ impl Puller {
             durable: durable.into(),
             batch,
             open: None,
-            backoff: Backoff::new(REOPEN_DELAY, LONGEST_REOPEN_DELAY),
+            backoff: Backoff::new(REOPEN_DELAY, MAX_REOPEN_DELAY),
             #[cfg(feature = "memory")]
             memory,
         }
@@ -82,7 +82,7 @@ impl Puller {
             .map_err(CarryError::broker(format!("pulling from {}", self.stream)))
     }
 
-    /// The next message; waits as long as it takes. Safe to drop while it waits.
+    /// The next message; waits as long as it takes. Cancel-safe.
     pub async fn next(&mut self) -> Delivery {
         loop {
             #[cfg(feature = "memory")]
@@ -100,7 +100,7 @@ impl Puller {
                         self.backoff.reset();
                     }
                     Err(error) => {
-                        tracing::warn!(stream = self.stream, durable = self.durable, %error, "cannot pull, trying again");
+                        tracing::warn!(stream = self.stream, durable = self.durable, %error, "pull failed; retrying");
                         self.backoff.pause().await;
                     }
                 }
@@ -109,10 +109,10 @@ impl Puller {
             match open.next().await {
                 Some(Ok(message)) => match Delivery::read(message) {
                     Some(delivery) => return delivery,
-                    None => tracing::warn!(stream = self.stream, "message without delivery details passed over"),
+                    None => tracing::warn!(stream = self.stream, "message without delivery metadata skipped"),
                 },
                 Some(Err(error)) => {
-                    tracing::debug!(stream = self.stream, durable = self.durable, %error, "pulling again");
+                    tracing::debug!(stream = self.stream, durable = self.durable, %error, "pull interrupted; retrying");
                     self.open = None;
                     wait_about(REOPEN_DELAY).await;
                 }
@@ -122,16 +122,16 @@ impl Puller {
     }
 }
 
-/// A message that waits for an acknowledgement.
+/// A message that awaits its acknowledgement.
 pub struct Delivery {
     message: DeliveredMessage,
     /// Sequence in its stream, from 1.
     pub sequence: u64,
-    /// Which delivery this is, from 1.
+    /// Number of this delivery, from 1.
     pub attempts: u64,
     /// When the stream stored it, nanoseconds since the epoch.
     pub stored_at_ns: i128,
-    /// Messages of its consumer that nobody had taken when it was delivered.
+    /// Messages of its consumer that were not yet delivered at that time.
     pub pending: u64,
 }
 
@@ -158,7 +158,7 @@ impl Delivery {
         Some(Self { sequence, attempts, stored_at_ns, pending, message: DeliveredMessage::Nats(message) })
     }
 
-    /// Its subject.
+    /// Subject of the message.
     pub fn subject(&self) -> &str {
         match &self.message {
             DeliveredMessage::Nats(message) => &message.subject,
@@ -167,7 +167,7 @@ impl Delivery {
         }
     }
 
-    /// Its bytes, shared and not copied.
+    /// Payload, shared and not copied.
     pub fn payload(&self) -> &Bytes {
         match &self.message {
             DeliveredMessage::Nats(message) => &message.payload,
@@ -185,7 +185,7 @@ impl Delivery {
         }
     }
 
-    /// The message as a reader of the stream has it.
+    /// The message as a reader of the stream sees it.
     pub fn record(&self) -> StoredMessage {
         match &self.message {
             DeliveredMessage::Nats(message) => StoredMessage {
@@ -200,19 +200,19 @@ impl Delivery {
         }
     }
 
-    /// Done: never deliver it again. May be lost on the way, which delivers it again.
+    /// Acknowledges the message: it is never delivered again. A lost acknowledgement causes another delivery.
     pub async fn ack(&self) -> Result<(), CarryError> {
         self.tell(AckKind::Ack).await.map_err(CarryError::broker("acknowledging"))
     }
 
-    /// Still working: start the wait for the acknowledgement anew.
+    /// Reports progress: the ack wait starts anew.
     pub async fn progress(&self) -> Result<(), CarryError> {
         self.tell(AckKind::Progress).await.map_err(CarryError::broker("reporting progress"))
     }
 
-    /// Not now: deliver it again after the delay, to whoever pulls then.
+    /// Has the message delivered again after the delay, to any worker.
     pub async fn retry(&self, delay: Duration) -> Result<(), CarryError> {
-        self.tell(AckKind::Nak(Some(delay))).await.map_err(CarryError::broker("handing back"))
+        self.tell(AckKind::Nak(Some(delay))).await.map_err(CarryError::broker("returning a message"))
     }
 
     async fn tell(&self, word: AckKind) -> Result<(), async_nats::Error> {

@@ -70,21 +70,21 @@ impl PublishFailure {
         self == Self::Refused(StoreRefusal::WrongLast)
     }
 
-    /// What it says about trying again.
-    pub(crate) fn outlook(self, publication: &Publication, patience: Duration) -> PublishRetry {
+    /// Whether it is worth a retry.
+    pub(crate) fn classify(self, publication: &Publication, timeout: Duration) -> PublishRetry {
         let subject = publication.subject.clone();
         match self {
             Self::Refused(StoreRefusal::Full(why)) => {
-                PublishRetry::Hopeless(CarryError::Full { subject, why: why.into() })
+                PublishRetry::Permanent(CarryError::Full { subject, why: why.into() })
             }
             Self::Refused(StoreRefusal::TooLarge) => {
-                PublishRetry::Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
+                PublishRetry::Permanent(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
             }
             Self::Refused(StoreRefusal::NoStream) | Self::Request(RequestFailure::NoResponders) => {
-                PublishRetry::Passing(CarryError::NoStream { subject })
+                PublishRetry::Transient(CarryError::NoStream { subject })
             }
             Self::Refused(StoreRefusal::WrongLast) | Self::Request(RequestFailure::NoAnswer) => {
-                PublishRetry::Passing(CarryError::NoAck { subject, patience })
+                PublishRetry::Transient(CarryError::NoAck { subject, timeout })
             }
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use rand::RngExt;
 use releaser::settings::{ReleaserSettings, RingSettings};
-use rollout::decision_log;
-use rollout::stage::{self, DecisionContext};
+use releases::decision_log;
+use releases::stage::{self, DecisionContext};
 use runtime::Shutdown;
 use schemas::{
     MachineRequirements, MomentSums, Order, Release, ReleaseCounts, ReleaseId, ReleaseStage, Rollout, SiteName, Swap,

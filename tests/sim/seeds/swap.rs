@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
-use rollout::swap::SwapState;
-use rollout::swap::flow::{ReleaseHost, follow_orders};
 use schemas::{FaultNote, MachineRequirements, Order, Release, ReleaseId, ReleaseStage};
+use serving::swap::SwapState;
+use serving::swap::flow::{ReleaseHost, follow_orders};
 use streams::memory::{MemoryCluster, simulated_now_ns};
 use tokio::sync::watch;
 
