@@ -28,7 +28,7 @@ pub(crate) async fn request_messages(
     question: &Value,
     max_messages: usize,
 ) -> Result<Vec<StoredMessage>, CarryError> {
-    in_memory!(bus, link => link.request_messages(stream, question, most).await);
+    in_memory!(bus, link => link.request_messages(stream, question, max_messages).await);
     let what = || format!("reading {stream}");
     let client = &bus.nats()?.client;
     let inbox = client.new_inbox();
