@@ -5,34 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
+use crate::fault::FaultNote;
 use crate::id::{SiteName, TaskId};
-use crate::limits::MAX_NOTE_BYTES;
-
-/// What went wrong, in words for people and a name for programs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FaultNote {
-    /// A stable name in snake case, for example `image_truncated`.
-    pub name: String,
-    /// What happened and why.
-    pub reason: String,
-    /// What a person can do about it.
-    pub remedy: String,
-}
-
-impl FaultNote {
-    /// A note; over-long texts are cut to [`MAX_NOTE_BYTES`].
-    pub fn new(name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name: name.into(), reason: cut(reason.into()), remedy: cut(remedy.into()) }
-    }
-}
-
-fn cut(mut text: String) -> String {
-    if text.len() > MAX_NOTE_BYTES {
-        let end = (0..=MAX_NOTE_BYTES).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-        text.truncate(end);
-    }
-    text
-}
+use crate::role::Role;
+use crate::vocabulary::WireWord;
 
 /// What a dead letter leaves out of a message that is too large to be kept twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +29,7 @@ pub struct DeadLetter {
     /// The site it concerned.
     pub site: SiteName,
     /// The role that gave it up.
-    pub role: String,
+    pub role: WireWord<Role>,
     /// The stream it was taken from.
     pub stream: String,
     /// Its subject there.

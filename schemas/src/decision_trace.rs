@@ -91,27 +91,18 @@ pub enum EscalationOutcome {
     Blocks,
 }
 
-/// Where tasks go at a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RoutingMode {
-    /// They are recognized at the site.
-    #[default]
-    Local,
-    /// The excess goes to the cloud.
-    Redirect,
-    /// The excess is held.
-    Listen,
-}
-
-impl RoutingMode {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            RoutingMode::Local => "local",
-            RoutingMode::Redirect => "redirect",
-            RoutingMode::Listen => "listen",
-        }
+crate::vocabulary! {
+    /// Where tasks go at a moment.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum RoutingMode {
+        /// They are recognized at the site.
+        #[default]
+        Local = "local",
+        /// The excess goes to the cloud.
+        Redirect = "redirect",
+        /// The excess is held.
+        Listen = "listen",
     }
 }
 

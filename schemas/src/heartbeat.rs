@@ -4,16 +4,20 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
-use crate::dead::FaultNote;
+use crate::decision_trace::RoutingMode;
 use crate::drift::DriftReport;
+use crate::fault::FaultNote;
 use crate::id::{ReleaseId, SiteName};
+use crate::role::Role;
+use crate::swap::RefusedRelease;
 use crate::update::ModelAccuracy;
+use crate::vocabulary::WireWord;
 
 /// A worker's sign of life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Its role, such as `recognizer` or `courier`.
-    pub role: String,
+    pub role: WireWord<Role>,
     /// The process: name and number.
     pub worker: String,
     /// The site it works at; absent in the cloud.
@@ -53,7 +57,8 @@ pub struct Heartbeat {
     /// Since when it runs it, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_since_ms: Option<u64>,
-    /// The step of a swap it is at, or the release it does not run and why, in words for people.
+    /// The step of a swap it is at, or the release it does not run and why, in words for people: [`Heartbeat::swap_step`]
+    /// and [`Heartbeat::release_refusal`] tell which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<String>,
     /// Round trip to the cloud in milliseconds; absent when the cloud does not answer or is not asked.
@@ -81,7 +86,7 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// A sign of life of which only the sender is known.
-    pub fn for_worker(role: &str, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
+    pub fn for_worker(role: Role, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
         Self {
             role: role.into(),
             worker,
@@ -118,7 +123,26 @@ const MOST: f64 = 1e15;
 /// More owner threads than a machine has.
 const MOST_REPLICAS: u32 = 10_000;
 
+/// Begins the sentence about a release that is not run; older workers write it, too.
+const NOT_RUN: &str = "does not run ";
+
 impl Heartbeat {
+    /// Says which release is not run, and why.
+    pub fn set_release_refusal(&mut self, refused: &RefusedRelease) {
+        let RefusedRelease { release, fault } = refused;
+        self.swap = Some(format!("{NOT_RUN}{}: {} ({})", release.short(), fault.reason, fault.kind));
+    }
+
+    /// Why a release is not run, in words for people; absent where none is refused or a swap goes on.
+    pub fn release_refusal(&self) -> Option<&str> {
+        self.swap.as_deref().filter(|swap| swap.starts_with(NOT_RUN))
+    }
+
+    /// The step of a swap it is at, in words for people.
+    pub fn swap_step(&self) -> Option<&str> {
+        self.swap.as_deref().filter(|swap| !swap.starts_with(NOT_RUN))
+    }
+
     /// Whether its numbers and texts are such as a worker says: whoever may write to the bucket of beats can write anything.
     ///
     /// # Errors
@@ -146,15 +170,16 @@ impl Heartbeat {
             return Err("replicas");
         }
         let name = |text: &str| !text.is_empty() && text.chars().count() <= NAME_CHARS;
-        if !name(&self.role) || !name(&self.worker) || self.model.as_deref().is_some_and(|model| !name(model)) {
+        if !name(self.role.as_str()) || !name(&self.worker) || self.model.as_deref().is_some_and(|model| !name(model)) {
             return Err("role, worker or model");
         }
-        let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases);
+        let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases).map(String::as_str);
         let sentences =
-            sentences.chain(self.faults.iter().flat_map(|fault| [&fault.name, &fault.reason, &fault.remedy]));
-        let decision = self.decision.iter().flat_map(|decision| [&decision.policy, &decision.state, &decision.why]);
-        let training = self.training.iter().flat_map(|training| [&training.state, &training.why]);
-        let rounds = self.rounds.iter().flat_map(|rounds| [&rounds.state, &rounds.why]);
+            sentences.chain(self.faults.iter().flat_map(|fault| [fault.kind.as_str(), &fault.reason, &fault.remedy]));
+        let decision =
+            self.decision.iter().flat_map(|decision| [&decision.policy, decision.state.as_str(), &decision.why]);
+        let training = self.training.iter().flat_map(|training| [training.state.as_str(), &training.why]);
+        let rounds = self.rounds.iter().flat_map(|rounds| [rounds.state.as_str(), &rounds.why]);
         let mut all = sentences.chain(decision).chain(training).chain(rounds);
         if all.any(|text| text.chars().count() > SENTENCE_CHARS) {
             return Err("a sentence");
@@ -251,8 +276,8 @@ fn is_zero(value: &f64) -> bool {
 pub struct DecisionReport {
     /// Name of the policy.
     pub policy: String,
-    /// Where tasks go at this moment: `local`, `redirect` or `listen`.
-    pub state: String,
+    /// Where tasks go at this moment.
+    pub state: WireWord<RoutingMode>,
     /// Why, in words for people.
     pub why: String,
     /// Share of the processors in use, 0 to 1; absent where the system does not say.
@@ -280,11 +305,31 @@ pub struct DecisionReport {
     pub belief: Option<String>,
 }
 
+crate::vocabulary! {
+    /// What an aggregator does about its model's rounds.
+    #[derive(Default)]
+    pub enum RoundState {
+        /// It has begun and did not look yet.
+        #[default]
+        Starting = "",
+        /// It waits for a reason to open a round.
+        Waiting = "waiting",
+        /// A round takes updates.
+        Open = "open",
+        /// Updates are merged and the result is measured.
+        Merging = "merging",
+        /// It opens no rounds by itself any more.
+        Stopped = "stopped",
+        /// Something failed and is tried again.
+        Failed = "failed",
+    }
+}
+
 /// What a model's rounds have come to.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct RoundReport {
-    /// `waiting`, `open`, `merging` or `failed`.
-    pub state: String,
+    /// What the aggregator does about them.
+    pub state: WireWord<RoundState>,
     /// Why, in words for people.
     pub why: String,
     /// Number of the last round, 0 before the first.
@@ -300,11 +345,31 @@ pub struct RoundReport {
     pub last: Option<String>,
 }
 
+crate::vocabulary! {
+    /// What a trainer does.
+    #[derive(Default)]
+    pub enum TrainerState {
+        /// It has begun and did not look yet.
+        #[default]
+        Starting = "",
+        /// It waits until it knows enough labelled images.
+        Collecting = "collecting",
+        /// It copies the images to train on.
+        Copying = "copying",
+        /// It trains.
+        Training = "training",
+        /// It trains and waits, because recognizers need the machine.
+        Yielding = "yielding",
+        /// Something failed and is tried again.
+        Failed = "failed",
+    }
+}
+
 /// What a trainer does, and what came of the last training.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrainingReport {
-    /// What it does: `collecting`, `copying`, `training`, `yielding` or `failed`.
-    pub state: String,
+    /// What it does.
+    pub state: WireWord<TrainerState>,
     /// Why, or what is missing, in words for people.
     pub why: String,
     /// Labelled images it knows.
@@ -331,4 +396,21 @@ pub struct TrainingReport {
 impl Message for Heartbeat {
     const KIND: &'static str = "beat";
     const VERSION: u16 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_a_swap_is_told_from_a_refused_release() {
+        let mut beat = Heartbeat::for_worker(Role::Recognizer, "host-1".into(), None, 0);
+        assert_eq!((beat.swap_step(), beat.release_refusal()), (None, None));
+        beat.swap = Some("trying 010101010101".into());
+        assert_eq!((beat.swap_step(), beat.release_refusal()), (Some("trying 010101010101"), None));
+        let fault = FaultNote::new("runtime_too_old", "it needs 9.9.9", "");
+        beat.set_release_refusal(&RefusedRelease { release: ReleaseId::from_sha256([1; 32]), fault });
+        let sentence = "does not run 010101010101: it needs 9.9.9 (runtime_too_old)";
+        assert_eq!((beat.swap_step(), beat.release_refusal()), (None, Some(sentence)));
+    }
 }

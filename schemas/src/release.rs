@@ -12,6 +12,7 @@ use crate::codec::Message;
 use crate::id::{ModelName, ReleaseId, SiteName};
 use crate::root::Signature;
 use crate::update::ModelAccuracy;
+use crate::vocabulary::WireWord;
 
 /// How a model's releases stand after a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,8 +112,9 @@ pub struct ReleaseDecision {
     pub stage: ReleaseStage,
     /// About which release.
     pub release: ReleaseId,
-    /// Who: `releaser`, `aggregator`, or `hand`.
-    pub by: String,
+    /// Who decided it.
+    #[serde(rename = "by")]
+    pub origin: WireWord<DecisionOrigin>,
     /// Why, in words for people.
     pub why: String,
     /// Of a pin: which site.
@@ -121,6 +123,18 @@ pub struct ReleaseDecision {
     /// The numbers it rests on.
     #[serde(default)]
     pub findings: Vec<CanaryFinding>,
+}
+
+crate::vocabulary! {
+    /// Who decides about releases.
+    pub enum DecisionOrigin {
+        /// The releaser, by what it measured.
+        Releaser = "releaser",
+        /// The aggregator, which made the release.
+        Aggregator = "aggregator",
+        /// A person, with a command.
+        Hand = "hand",
+    }
 }
 
 /// What can be decided about a release.
@@ -155,11 +169,27 @@ impl ReleaseStage {
     }
 }
 
+crate::vocabulary! {
+    /// What is measured of a canary.
+    pub enum CanaryMeasure {
+        /// Share of all images on which a verdict says what the release said, 0 to 1.
+        Agreement = "agreement",
+        /// Share of the images that the gate is in doubt about, 0 to 1.
+        SentUp = "sent up",
+        /// Mean confidence, 0 to 1.
+        Confidence = "confidence",
+        /// Mean natural logarithm of what an image costs, milliseconds.
+        Cost = "cost",
+        /// Share of the images that it fails on, 0 to 1.
+        Faults = "faults",
+    }
+}
+
 /// One measure of a canary against what was stable in the same hours.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CanaryFinding {
     /// What is measured.
-    pub measure: String,
+    pub measure: WireWord<CanaryMeasure>,
     /// In the ring.
     pub canary: f64,
     /// At the sites still on stable; absent without any.

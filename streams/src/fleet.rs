@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use schemas::{Heartbeat, Message, decode, encode};
+use schemas::{Heartbeat, Message, Role, decode, encode};
 use serde_json::json;
 
 use crate::connect::Bus;
@@ -42,7 +42,7 @@ impl HeartbeatBucket {
 
     /// What the workers of a role say, as they say it, the latest of each first. Ends when the connection
     /// of the watch breaks.
-    pub async fn follow_heartbeats(&self, role: &str) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {
+    pub async fn follow_heartbeats(&self, role: Role) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {
         let watch = self.store.watch_with_history(format!("{role}.*")).await;
         let entries = watch.map_err(CarryError::broker(format!("listening to the {role}s")))?;
         let put = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {

@@ -33,4 +33,5 @@ pub use connect::{Bus, NatsSettings};
 pub use error::CarryError;
 pub use publish::{Publication, PublishOutcome, Publisher};
 pub use puller::{Delivery, Puller};
+pub use schemas::Role;
 pub use store::{PutOutcome, ReleaseStore};

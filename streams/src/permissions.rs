@@ -1,9 +1,9 @@
 //! Who may do what on a server: what a user may publish and hear, as the server's own permissions say it. Made of the
 //! subjects and names of this crate, so that a right never speaks of something that does not exist.
 
-use schemas::{CameraName, SiteName};
+use schemas::{CameraName, Role, SiteName};
 
-use crate::subject_table::{Role, published_by};
+use crate::subject_table::published_by;
 use crate::topology::{
     ADVISORIES, ANSWERS, BLOBS, CLOUD_BLOBS, FLEET, HARDCASES, IMAGES, LABELS, LEARNED, LEDGER, ORDERS, OUTBOX,
     RELEASES, ROUNDS, SWAPS, UPDATES, VERDICTS, VERIFIER, VERIFY, learner_durable, orders_durable, promises_durable,

@@ -1,68 +1,12 @@
 //! The one table of subjects: what each carries, which stream stores it and where, who may publish it, and whether it may
 //! leave its site. Rights, help and the checks of the deployed configurations are made of it or compared with it.
 
-use schemas::SiteName;
+use schemas::{Role, SiteName};
 
 use crate::topology::{
     ANSWERS, AUDIT, DEAD, HARDCASES, IMAGES, LABELS, LEARNED, ORDERS, OUTBOX, PINNED, RELEASES, SWAPS, UPDATES,
     VERDICTS, VERIFY,
 };
-
-/// Who connects to a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// A camera or a scanner: publishes images under its own name.
-    Camera,
-    /// Recognizes images at a site.
-    Recognizer,
-    /// Carries between a site and the cloud.
-    Courier,
-    /// Trains at a site.
-    Trainer,
-    /// Makes room at a site.
-    Janitor,
-    /// Tells answers in JSON at a site.
-    Notifier,
-    /// A site's courier at the cloud's end of the link.
-    Site,
-    /// Verifies in the cloud.
-    Verifier,
-    /// Merges updates in the cloud.
-    Aggregator,
-    /// Lets releases out in the cloud.
-    Releaser,
-    /// A person, who may do everything at the place.
-    Operator,
-}
-
-impl Role {
-    /// Workers of a site that connect to its server.
-    pub const AT_SITE: [Self; 5] = [Self::Recognizer, Self::Courier, Self::Trainer, Self::Janitor, Self::Notifier];
-    /// Workers of the cloud that connect to its server.
-    pub const IN_CLOUD: [Self; 3] = [Self::Verifier, Self::Aggregator, Self::Releaser];
-
-    /// The worker of this name, at a site or in the cloud.
-    pub fn of_worker(name: &str) -> Option<Self> {
-        Self::AT_SITE.into_iter().chain(Self::IN_CLOUD).find(|role| role.as_str() == name)
-    }
-
-    /// Its name, as in commands and heartbeats.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Camera => "camera",
-            Self::Recognizer => "recognizer",
-            Self::Courier => "courier",
-            Self::Trainer => "trainer",
-            Self::Janitor => "janitor",
-            Self::Notifier => "notifier",
-            Self::Site => "site",
-            Self::Verifier => "verifier",
-            Self::Aggregator => "aggregator",
-            Self::Releaser => "releaser",
-            Self::Operator => "operator",
-        }
-    }
-}
 
 /// Where a subject is at home, and whether it crosses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

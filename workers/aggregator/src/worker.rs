@@ -17,7 +17,10 @@ use rollout::trial::TrialRunner;
 use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
-use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
+use schemas::{
+    DecisionOrigin, FaultKind, FaultNote, ModelName, Release, Role, Round, RoundEvent, RoundReport, RoundState,
+    SiteName,
+};
 use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Blobs, Bus, Publisher, ReleaseStore, subject, topology};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -32,7 +35,7 @@ use crate::round_open::{self, RoundHistory, publish_round_event, stored_at_ms};
 use crate::settings::{AggregatorSettings, ClientSelection};
 use crate::verify::{ReleaseVerifyError, ReleaseWorkspace, make_folder, spawn_blocking};
 
-const ROLE: &str = "aggregator";
+const ROLE: Role = Role::Aggregator;
 /// How long a publication is retried.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks whether a round should be closed or opened.
@@ -93,7 +96,7 @@ pub async fn run(
         (beat.model, beat.release) = (Some(model.to_string()), Some(first.clone()));
         beat.rounds = Some(report);
     });
-    tracing::info!(role = ROLE, "started");
+    tracing::info!(role = ROLE.as_str(), "started");
     let walk = async {
         tokio::select! {
             ended = aggregator.run_worker(from_sequence) => ended,
@@ -106,7 +109,7 @@ pub async fn run(
         ended
     };
     let (ended, ()) = tokio::join!(stopping, life);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     ended
 }
 
@@ -127,11 +130,11 @@ async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Ar
     let read = move || Ok(PublicSet::read(&folder, &root, most, room)?);
     let public = spawn_blocking(read).await.map_err(|error| stop("public_set_unusable", &error))?;
     for unreadable in public.unreadable.iter().take(5) {
-        tracing::warn!(role = ROLE, unreadable, "a picture of the public set is left out");
+        tracing::warn!(role = ROLE.as_str(), unreadable, "a picture of the public set is left out");
     }
     let missing = public.missing();
     if !missing.is_empty() {
-        tracing::warn!(role = ROLE, classes = ?missing, "the public set has no picture of some classes: they do not count");
+        tracing::warn!(role = ROLE.as_str(), classes = ?missing, "the public set has no picture of some classes: they do not count");
     }
     Ok(Some(Arc::new(public)))
 }
@@ -155,7 +158,7 @@ fn before(history: &RoundHistory, root: &Model) -> (RoundTracker, u64) {
 /// What it does, for `status`.
 type AggregatorStatus = heartbeat::WorkerReport<RoundReport>;
 
-fn set_status(state: &AggregatorStatus, what: &str, why: impl Into<String>) {
+fn set_status(state: &AggregatorStatus, what: RoundState, why: impl Into<String>) {
     state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
@@ -193,7 +196,7 @@ impl Aggregator {
         while let Err(fault) = self.first_release().await {
             self.later(fault).await?;
         }
-        set_status(&self.state, "waiting", "for a round: `tributary round open`");
+        set_status(&self.state, RoundState::Waiting, "for a round: `tributary round open`");
         while let Err(fault) = self.pushed_out(from_sequence).await {
             self.later(fault).await?;
         }
@@ -221,8 +224,13 @@ impl Aggregator {
         match fault {
             Fault::Stop(_) => Err(fault),
             Fault::Reject(note) | Fault::Retry { note, .. } => {
-                tracing::warn!(role = ROLE, fault = note.name, reason = note.reason, "tried again later");
-                set_status(&self.state, "failed", format!("{} ({}): tried again", note.reason, note.name));
+                tracing::warn!(
+                    role = ROLE.as_str(),
+                    fault = note.kind.as_str(),
+                    reason = note.reason,
+                    "tried again later"
+                );
+                set_status(&self.state, RoundState::Failed, format!("{} ({}): tried again", note.reason, note.kind));
                 tokio::time::sleep(AGAIN).await;
                 Ok(())
             }
@@ -246,7 +254,7 @@ impl Aggregator {
         if sealed.is_none() {
             self.seal_first(&release).await?;
         }
-        let said = DecisionContext::new(ROLE, "sites were set up with it", clock::now_ms());
+        let said = DecisionContext::new(DecisionOrigin::Aggregator, "sites were set up with it", clock::now_ms());
         // Whoever was faster said the same.
         decision_log::publish_decision(&self.publisher, &stage::first(self.model.clone(), release, said)).await?;
         Ok(())
@@ -268,7 +276,7 @@ impl Aggregator {
         make_folder(Some(&work)).map_err(|error| unverified(error.into()))?;
         let (release, file) = prepare::prepare(model, origin, &self.trial, &work).await.map_err(Fault::Reject)?;
         let kept = prepare::keep_and_offer(self.releases.store(), &self.blobs, &self.model, &release, &file).await;
-        kept.map_err(|error| Fault::retry(error.name(), runtime::fault::error_chain(&error)))?;
+        kept.map_err(|error| Fault::retry(error.kind(), runtime::fault::error_chain(&error)))?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
             tracing::debug!(%error, "a package is left where it is");
         }
@@ -331,7 +339,7 @@ impl Aggregator {
         };
         let number = current.number;
         let Some(why) = self.rounds.close_reason(clock::now_ms()) else { return Ok(()) };
-        tracing::info!(role = ROLE, round = number, why, "closes a round");
+        tracing::info!(role = ROLE.as_str(), round = number, why, "closes a round");
         publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why })
             .await?;
         Ok(())
@@ -340,11 +348,11 @@ impl Aggregator {
     /// Whether no round opens by the clock any more, for the last ones gained nothing and no site learned anything new.
     fn is_stopped(&self) -> bool {
         let stopped = self.settings.round.stop_after.is_some_and(|after| self.without_gain >= after);
-        if stopped && self.state.current_beat().state != "stopped" {
+        if stopped && self.state.current_beat().state != RoundState::Stopped {
             let gained_nothing = format!("{} rounds in a row gained nothing", self.without_gain);
             set_status(
                 &self.state,
-                "stopped",
+                RoundState::Stopped,
                 format!("{gained_nothing}: until sites learn from new labels, or `tributary round open`"),
             );
         }
@@ -397,7 +405,7 @@ impl Aggregator {
         let rollout = decision_log::latest(&self.bus, &self.model).await?;
         if let Some(release) = round_open::read_undecided(&self.bus, rollout.as_ref()).await? {
             let why = format!("release {} is tried: the next round starts when that is decided", release.short());
-            set_status(&self.state, "waiting", why);
+            set_status(&self.state, RoundState::Waiting, why);
             self.undecided_until = Instant::now() + COUNT_EVERY;
             return Ok(());
         }
@@ -465,7 +473,7 @@ impl Aggregator {
                 Some(format!("round {number}: release {} of {updates} updates", release.short()))
             }
             RoundEvent::Failed(note) => {
-                Some(format!("round {number}: {} ({}); {}", note.reason, note.name, note.remedy))
+                Some(format!("round {number}: {} ({}); {}", note.reason, note.kind, note.remedy))
             }
             RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         };
@@ -474,7 +482,7 @@ impl Aggregator {
         if !self.is_past(number) {
             match &round.event {
                 RoundEvent::Sealed { .. } => self.without_gain = 0,
-                RoundEvent::Failed(note) if note.name == round_open::NOTHING_GAINED => self.without_gain += 1,
+                RoundEvent::Failed(note) if note.kind == FaultKind::NothingGained => self.without_gain += 1,
                 _ => {}
             }
         }
@@ -521,7 +529,7 @@ impl Aggregator {
                 }
                 let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
                 if let Err(error) = removed {
-                    tracing::debug!(role = ROLE, path = %path.display(), %error, "left for the next time");
+                    tracing::debug!(role = ROLE.as_str(), path = %path.display(), %error, "left for the next time");
                 }
             }
         }
@@ -532,14 +540,14 @@ impl Aggregator {
         self.held.clear();
         self.refused.clear();
         self.state.update_report(|report| {
-            (report.state, report.why) = ("waiting".into(), "for a round".into());
+            (report.state, report.why) = (RoundState::Waiting.into(), "for a round".into());
         });
     }
 
     fn publish_status(&self) {
         let Some(current) = self.rounds.current() else { return };
         self.state.update_report(|report| {
-            (report.state, report.why) = ("open".into(), String::new());
+            (report.state, report.why) = (RoundState::Open.into(), String::new());
             report.round = current.number;
             report.updates = u32::try_from(current.accepted.len()).unwrap_or(u32::MAX);
             report.quorum = current.terms.quorum;
@@ -568,7 +576,12 @@ impl Aggregator {
                     self.offer(weights, &self.place.weights(&terms.base)).await?;
                 }
                 self.base = Some(Arc::new(base));
-                tracing::info!(role = ROLE, round = round.number, base = terms.base.short(), "a round is open");
+                tracing::info!(
+                    role = ROLE.as_str(),
+                    round = round.number,
+                    base = terms.base.short(),
+                    "a round is open"
+                );
                 Ok(())
             }
             Err(ReleaseVerifyError::Store(error)) if error.is_transient() => Err(error.into()),

@@ -7,7 +7,7 @@ use runtime::trust::TrustError;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages};
 use schemas::limits::{MAX_WEIGHTS_BYTES, PIECE_BYTES};
 use schemas::task::HEADER_BLOB;
-use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
+use schemas::{BlobRef, FaultNote, Order, Role, Round, RoundEvent, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
 use streams::{Blobs, Delivery, Publication, subject, topology};
@@ -59,12 +59,12 @@ impl NoteCarrier {
                 Ok(()) => {}
                 // It is over, most likely: the site cannot take part, and others can. Or it is not offered again yet.
                 Err(Fault::Reject(note)) if delivery.attempts < TRIES => {
-                    return Err(Fault::retry(&note.name, note.reason));
+                    return Err(Fault::retry(note.kind, note.reason));
                 }
                 Err(Fault::Reject(note)) => {
-                    let (fault, reason) = (note.name, note.reason);
+                    let (fault, reason) = (note.kind.as_str(), note.reason);
                     tracing::warn!(
-                        role = ROLE,
+                        role = ROLE.as_str(),
                         subject = delivery.subject(),
                         fault,
                         reason,
@@ -101,13 +101,13 @@ impl NoteCarrier {
     }
 }
 
-const ROLE: &str = "courier";
+const ROLE: Role = Role::Courier;
 
 /// Rounds that are opened.
 pub struct RoundNotes(pub NoteCarrier);
 
 impl Handler for RoundNotes {
-    const ROLE: &'static str = ROLE;
+    const ROLE: Role = ROLE;
     const STREAM: &'static str = topology::UPDATES;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
@@ -135,7 +135,7 @@ impl Handler for RoundNotes {
 pub struct OrderNotes(pub NoteCarrier);
 
 impl Handler for OrderNotes {
-    const ROLE: &'static str = ROLE;
+    const ROLE: Role = ROLE;
     const STREAM: &'static str = topology::ORDERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

@@ -30,6 +30,7 @@ use crate::deadline_keeper;
 use crate::outbox_index::{OutboxEntry, OutboxIndex, UrgencyClass};
 use crate::probe::LinkHandle;
 use crate::settings::CourierSettings;
+use crate::worker::ROLE;
 
 /// How long the cloud may take to store what reached it, before it counts as failing.
 const CLOUD_PATIENCE: Duration = Duration::from_secs(5);
@@ -117,7 +118,7 @@ impl OutboxCarrier {
         finder.spawn(find(self.here.clone(), tell));
         let mut uploads = JoinSet::new();
         let mut rounds = tokio::time::interval(ROUND);
-        tracing::info!(role = "courier", stream = topology::OUTBOX, uploads = self.settings.uploads, "started");
+        tracing::info!(role = ROLE.as_str(), stream = topology::OUTBOX, uploads = self.settings.uploads, "started");
         let mut was_up = false;
         loop {
             let up = self.link.report().up;
@@ -139,7 +140,7 @@ impl OutboxCarrier {
             }
         }
         self.write_down().await;
-        tracing::info!(role = "courier", stream = topology::OUTBOX, "stopped");
+        tracing::info!(role = ROLE.as_str(), stream = topology::OUTBOX, "stopped");
         Ok(())
     }
 
@@ -305,8 +306,14 @@ impl OutboxCarrier {
             let answer = deadline_keeper::refused(answer, note.clone(), clock::now_ms());
             self.publisher().publish(&crate::verdict_carrier::publication(&answer)?).await?;
         }
-        tracing::warn!(role = "courier", subject = record.subject, fault = note.name, reason = note.reason, "given up");
-        let letter = dead_letter::from_stored_message("courier", topology::OUTBOX, &self.site, task, record, 1, note);
+        tracing::warn!(
+            role = ROLE.as_str(),
+            subject = record.subject,
+            fault = note.kind.as_str(),
+            reason = note.reason,
+            "given up"
+        );
+        let letter = dead_letter::from_stored_message(ROLE, topology::OUTBOX, &self.site, task, record, 1, note);
         let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
         self.publisher().publish(&Publication::first_on_subject(slot, encode(&letter)?)).await?;
         reader::delete_message(&self.here, topology::OUTBOX, record.sequence).await?;

@@ -19,11 +19,10 @@ use nkeys::KeyPair;
 use runtime::clock;
 use runtime::site_key::SiteKey;
 use runtime::trust::sign_root;
-use schemas::{ReleaseId, Root, SiteName};
+use schemas::{ReleaseId, Role, Root, SiteName, Vocabulary as _};
 use serde::{Deserialize, Serialize};
 use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, hub_accounts};
 use streams::server::write_private;
-use streams::subject_table::Role;
 
 use crate::certificate::{IssuedCertificate, issue_hub, make_authority};
 use crate::error::FleetError;
@@ -33,12 +32,24 @@ const FLEET: &str = "fleet.json";
 
 /// Who works in the cloud, each with a key of its own. `operator` may do everything in the account of the fleet, `system`
 /// reloads the server and ends connections.
-pub const ROLES: [&str; 5] = ["verifier", "aggregator", "releaser", "operator", "system"];
+pub const ROLES: [Role; 5] = [Role::Verifier, Role::Aggregator, Role::Releaser, Role::Operator, Role::System];
 
 /// Roles that sign what sites are told.
-const SIGNERS: [&str; 2] = ["releaser", "aggregator"];
+const SIGNERS: [Role; 2] = [Role::Releaser, Role::Aggregator];
 /// How long a root is good: a year.
 const ROOT_HOLDS_MS: u64 = 365 * 24 * 3_600_000;
+
+/// The role of this name that has a key of its own at the hub.
+///
+/// # Errors
+/// There is none.
+pub fn hub_role(name: &str) -> Result<Role, FleetError> {
+    ROLES.into_iter().find(|role| role.as_str() == name).ok_or_else(|| no_role_of_hub(name))
+}
+
+fn no_role_of_hub(name: &str) -> FleetError {
+    FleetError::Site(format!("{name} is no role of the hub: choose {}", ROLES.map(Role::as_str).join(", ")))
+}
 
 /// Where sites and operators find the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +135,7 @@ impl FleetFolder {
             let key = KeyPair::new_user();
             let seed = key.seed().map_err(|error| FleetError::NotMade { what: "a key", why: error.to_string() })?;
             write(&private.join(format!("{role}.nk")), &(seed + "\n"))?;
-            roles.insert(role.to_owned(), key.public_key());
+            roles.insert(role.to_string(), key.public_key());
         }
         let (authority_ends_at_ms, certificate_ends_at_ms) = (authority.ends_at_ms, 0);
         let sites = BTreeMap::new();
@@ -207,10 +218,10 @@ impl FleetFolder {
     /// counts no more; otherwise it counts until the next change.
     ///
     /// # Errors
-    /// A role that is none, or an offline key that is not there or is another.
-    pub fn rotate_role(&mut self, role: &str, key: Option<&Path>, is_stolen: bool) -> Result<(), FleetError> {
+    /// A role that has no key at the hub, or an offline key that is not there or is another.
+    pub fn rotate_role(&mut self, role: Role, key: Option<&Path>, is_stolen: bool) -> Result<(), FleetError> {
         if !ROLES.contains(&role) {
-            return Err(FleetError::Site(format!("{role} is no role of the hub: choose {}", ROLES.join(", "))));
+            return Err(no_role_of_hub(role.as_str()));
         }
         if SIGNERS.contains(&role) {
             let path = self.signing_file(role);
@@ -220,7 +231,7 @@ impl FleetFolder {
             let _absent = std::fs::remove_file(&beside);
             let new = make_key(&beside)?.public();
             let keys = match role {
-                "releaser" => &mut self.state.root.releaser,
+                Role::Releaser => &mut self.state.root.releaser,
                 _ => &mut self.state.root.aggregator,
             };
             keys.truncate(usize::from(!is_stolen));
@@ -235,7 +246,7 @@ impl FleetFolder {
         let pair = KeyPair::new_user();
         let seed = pair.seed().map_err(|error| not_made("a key", &error))?;
         write(&self.role_file(role), &(seed + "\n"))?;
-        self.state.roles.insert(role.to_owned(), pair.public_key());
+        self.state.roles.insert(role.to_string(), pair.public_key());
         self.save()
     }
 
@@ -245,7 +256,7 @@ impl FleetFolder {
     }
 
     /// The key that a role signs with: `releaser` orders, `aggregator` rounds.
-    pub fn signing_file(&self, role: &str) -> PathBuf {
+    pub fn signing_file(&self, role: Role) -> PathBuf {
         self.folder.join(format!("hub/{role}.sign"))
     }
 
@@ -352,7 +363,7 @@ impl FleetFolder {
     }
 
     /// The seed of a role's NKey.
-    pub fn role_file(&self, role: &str) -> PathBuf {
+    pub fn role_file(&self, role: Role) -> PathBuf {
         self.folder.join(format!("hub/{role}.nk"))
     }
 
@@ -404,8 +415,8 @@ impl FleetFolder {
 
     fn accounts(&self) -> String {
         let mut users = Vec::new();
-        for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != "system") {
-            let rights = match Role::of_worker(role).and_then(SubjectPermissions::of_role_in_cloud) {
+        for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != Role::System.as_str()) {
+            let rights = match Role::from_word(role).and_then(SubjectPermissions::of_role_in_cloud) {
                 Some(rights) => format!(", permissions: {}", rights.configuration()),
                 None => String::new(),
             };
@@ -417,7 +428,7 @@ impl FleetFolder {
             (site.clone(), users.collect())
         };
         let sites: Vec<(SiteName, Vec<String>)> = self.state.sites.iter().map(site).collect();
-        let system = self.state.roles.get("system").map(String::as_str).unwrap_or_default();
+        let system = self.state.roles.get(Role::System.as_str()).map(String::as_str).unwrap_or_default();
         format!(
             "# Made by tributary; changes are lost.\naccounts {{\n{}  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
             hub_accounts(&users, &sites, CLOUD_DOMAIN)
@@ -479,24 +490,24 @@ mod tests {
     fn a_role_gets_new_keys_and_the_root_names_them_beside_the_old_one_or_alone() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
-        let signed_by = |fleet: &FleetFolder| SiteKey::read(&fleet.signing_file("releaser")).unwrap().public();
+        let signed_by = |fleet: &FleetFolder| SiteKey::read(&fleet.signing_file(Role::Releaser)).unwrap().public();
         let (first, root) = (signed_by(&fleet), fleet.root().clone());
-        fleet.rotate_role("releaser", None, false).unwrap();
+        fleet.rotate_role(Role::Releaser, None, false).unwrap();
         let second = signed_by(&fleet);
         assert_eq!(fleet.root().releaser, [second.clone(), first.clone()]);
         assert_eq!(runtime::trust::check_root(fleet.root(), &root, clock::now_ms()), Ok(()));
-        fleet.rotate_role("releaser", None, true).unwrap();
+        fleet.rotate_role(Role::Releaser, None, true).unwrap();
         assert_eq!(fleet.root().releaser, [signed_by(&fleet)], "a stolen key signs nothing more");
         let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
         let before = accounts();
-        fleet.rotate_role("verifier", None, true).unwrap();
+        fleet.rotate_role(Role::Verifier, None, true).unwrap();
         assert_ne!(accounts(), before);
         // Without the offline key nothing changes.
         std::fs::rename(folder.path().join("root.key"), folder.path().join("away")).unwrap();
         let (root, key, before) = (fleet.root().clone(), signed_by(&fleet), accounts());
-        fleet.rotate_role("releaser", None, true).unwrap_err();
+        fleet.rotate_role(Role::Releaser, None, true).unwrap_err();
         assert_eq!((fleet.root(), signed_by(&fleet), accounts()), (&root, key, before));
-        fleet.rotate_role("camera", None, false).unwrap_err();
+        fleet.rotate_role(Role::Camera, None, false).unwrap_err();
     }
 
     #[test]

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
 use runtime::consumer::WorkerStats;
 use runtime::{Fault, Shutdown, heartbeat};
-use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
+use schemas::{Answer, FaultNote, Role, SiteName, TaskId, codec, decode};
 use streams::fleet::Ledger;
 use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, CarryError, Publication, subject, topology};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, interval};
 
 use crate::settings::{NotifierSettings, split_address};
 
-const ROLE: &str = "notifier";
+const ROLE: Role = Role::Notifier;
 /// Answers under way to the MQTT listener; a guess.
 const WINDOW: usize = 32;
 /// How often the place in the stream is noted.
@@ -63,7 +63,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
         },
     );
     let notifier = Notifier { bus: &bus, site: &site, listener, tally: &tally, fault: &fault, shutdown: &shutdown };
-    tracing::info!(role = ROLE, mqtt = settings.mqtt, "started");
+    tracing::info!(role = ROLE.as_str(), mqtt = settings.mqtt, "started");
     let telling = async {
         while !shutdown.is_requested() {
             if bus.is_gone().await {
@@ -81,7 +81,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
         Ok(())
     };
     let (ended, ()) = tokio::join!(telling, life);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     ended
 }
 

@@ -10,7 +10,7 @@ use decisions::gate::Gate;
 use decisions::policy::{Policy, PolicyName};
 use futures::StreamExt;
 use runtime::Shutdown;
-use schemas::{LinkReport, ReleaseId, SiteName};
+use schemas::{LinkReport, ReleaseId, Role, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::fleet::{HeartbeatBucket, Ledger};
 use streams::{Bus, CarryError, reader, topology};
@@ -180,7 +180,7 @@ impl Signals {
     }
 
     async fn follow_courier(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
-        let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats("courier").await?;
+        let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats(Role::Courier).await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
             // By our own clock, for the courier's may be another machine's. What was said before we listened is

@@ -30,7 +30,7 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, Route, SiteName, Task, TaskId};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
@@ -329,7 +329,7 @@ impl Recognizer {
 }
 
 impl Handler for Recognizer {
-    const ROLE: &'static str = "recognizer";
+    const ROLE: Role = Role::Recognizer;
     const STREAM: &'static str = topology::IMAGES;
 
     async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

@@ -1,15 +1,12 @@
 //! What is decided next about a model's releases, if anything. Pure.
 
 use rollout::stage::{self, DecisionContext};
-use schemas::{Release, Rollout};
+use schemas::{DecisionOrigin, Release, Rollout};
 
 use crate::canary::{CanaryRuling, judge_canary};
 use crate::evidence::ReleaseEvidence;
 use crate::ring::{SiteWorkers, ring};
 use crate::settings::ReleaserSettings;
-
-/// Who decides.
-pub const BY: &str = "releaser";
 
 /// What follows from what is known.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +30,7 @@ pub fn next_action(
         Ok(next) => ReleaserAction::Decide(Box::new(next)),
         Err(refused) => ReleaserAction::Wait(refused.to_string()),
     };
-    let said = |why: String| DecisionContext::new(BY, why, now_ms);
+    let said = |why: String| DecisionContext::new(DecisionOrigin::Releaser, why, now_ms);
     let Some(canary) = &rollout.canary else {
         let Some(candidate) = rollout.candidates.last() else {
             return ReleaserAction::Wait(format!("{} is stable", rollout.stable.release.short()));

@@ -68,5 +68,5 @@ pub async fn keep_and_offer(
 }
 
 fn unpacked(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), runtime::fault::error_chain(&error), "make room, or use a smaller model")
+    FaultNote::new(error.kind(), runtime::fault::error_chain(&error), "make room, or use a smaller model")
 }

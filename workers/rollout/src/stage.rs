@@ -2,7 +2,8 @@
 //! decision returns how they stand after it, or says why it cannot be.
 
 use schemas::{
-    Canary, CanaryFinding, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage, Rollout, SiteName,
+    Canary, CanaryFinding, DecisionOrigin, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage,
+    Rollout, SiteName,
 };
 
 /// So many releases that were stable can be come back to.
@@ -15,8 +16,8 @@ const MOST_WITHDRAWN: usize = 64;
 /// Who decides, why, on what numbers and when.
 #[derive(Debug, Clone)]
 pub struct DecisionContext {
-    /// `releaser`, `aggregator` or `hand`.
-    pub by: &'static str,
+    /// Who.
+    pub origin: DecisionOrigin,
     /// In words for people.
     pub why: String,
     /// The numbers it rests on.
@@ -27,8 +28,8 @@ pub struct DecisionContext {
 
 impl DecisionContext {
     /// Without numbers.
-    pub fn new(by: &'static str, why: impl Into<String>, at_ms: u64) -> Self {
-        Self { by, why: why.into(), findings: Vec::new(), at_ms }
+    pub fn new(origin: DecisionOrigin, why: impl Into<String>, at_ms: u64) -> Self {
+        Self { origin, why: why.into(), findings: Vec::new(), at_ms }
     }
 }
 
@@ -92,7 +93,7 @@ fn decision(
     ReleaseDecision {
         stage,
         release: release.clone(),
-        by: said.by.into(),
+        origin: said.origin.into(),
         why: said.why,
         site,
         findings: said.findings,
@@ -273,7 +274,7 @@ mod tests {
     }
 
     fn said() -> DecisionContext {
-        DecisionContext::new("hand", "because", 5)
+        DecisionContext::new(DecisionOrigin::Hand, "because", 5)
     }
 
     fn site(name: &str) -> SiteName {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::{clock, process};
-use schemas::{FaultNote, Heartbeat, Order, RefusedRelease, ReleaseId};
+use schemas::{FaultKind, FaultNote, Heartbeat, Order, RefusedRelease, ReleaseId};
 use streams::Blobs;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -25,9 +25,6 @@ const SETTLED_AFTER: Duration = Duration::from_secs(10);
 const TRUSTED_AFTER: Duration = Duration::from_secs(600);
 /// So many refusals are told.
 const MOST_REFUSED: usize = 8;
-/// Failures that may pass: the package is on its way, or memory is short just now.
-pub const PASSING: [&str; 5] =
-    ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
 /// A worker whose model follows orders.
 pub struct ModelSwapper {
@@ -94,8 +91,13 @@ impl ModelSwapper {
                     Ok(false) => {}
                     Err(fault) => {
                         let release = order.release.release.short();
-                        tracing::warn!(release, fault = fault.name, reason = fault.reason, "a release is not run");
-                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + AGAIN);
+                        tracing::warn!(
+                            release,
+                            fault = fault.kind.as_str(),
+                            reason = fault.reason,
+                            "a release is not run"
+                        );
+                        again = fault.is_passing().then(|| Instant::now() + AGAIN);
                         self.refuse(order, fault);
                     }
                 }
@@ -152,7 +154,9 @@ impl ModelSwapper {
             return Ok(false);
         }
         let died_of_it = |refused: &&RefusedRelease| {
-            refused.release == *wanted && refused.fault.name == "release_crashed" && self.state.borrow().order == 0
+            refused.release == *wanted
+                && refused.fault.kind == FaultKind::ReleaseCrashed
+                && self.state.borrow().order == 0
         };
         // What the process died of is tried again only when somebody orders it again.
         if let Some(refused) = self.state().refused.iter().find(died_of_it) {
@@ -253,10 +257,10 @@ impl ModelSwapper {
         beat.model = Some(self.root.description.name.clone());
         beat.release = Some(model.release.clone());
         beat.release_since_ms = Some(state.since_ms);
-        let refused = state.refused.last().map(|refused| {
-            format!("does not run {}: {} ({})", refused.release.short(), refused.fault.reason, refused.fault.name)
-        });
-        beat.swap = state.step.or(refused);
+        match (state.step, state.refused.last()) {
+            (None, Some(refused)) => beat.set_release_refusal(refused),
+            (step, _) => beat.swap = step,
+        }
     }
 
     /// What this machine has for a release.
@@ -291,7 +295,7 @@ fn note(error: InferenceError) -> FaultNote {
 
 fn unfetched(error: PackageError) -> FaultNote {
     FaultNote::new(
-        error.name(),
+        error.kind(),
         runtime::fault::error_chain(&error),
         "nothing: it is fetched again; or import the release again",
     )

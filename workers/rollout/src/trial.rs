@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 use runtime::process;
-use schemas::{FaultNote, MachineRequirements};
+use schemas::{FaultKind, FaultNote, MachineRequirements};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vision::batch_cost::measure_batches;
@@ -175,7 +175,11 @@ impl TrialRunner {
     async fn ask(&self, asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
         let untried = |what: &str, error: std::io::Error| {
             let reason = format!("{what}: {error}; without a process of its own it is not tried");
-            FaultNote::new("trial_impossible", reason, "let the program start processes, and give it memory for one")
+            FaultNote::new(
+                FaultKind::TrialImpossible,
+                reason,
+                "let the program start processes, and give it memory for one",
+            )
         };
         let mut child = tokio::process::Command::new(&self.program)
             .arg(COMMAND)
@@ -238,7 +242,11 @@ fn crashed(ended: ExitStatus, words: &str) -> FaultNote {
     let last = words.lines().rev().find(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim()));
     let reason =
         format!("the process that tried it was ended by {how}{}; nothing else was harmed", last.unwrap_or_default());
-    FaultNote::new("release_crashed", reason, "try the model with `tributary model check`, with the same ONNX Runtime")
+    FaultNote::new(
+        FaultKind::ReleaseCrashed,
+        reason,
+        "try the model with `tributary model check`, with the same ONNX Runtime",
+    )
 }
 
 /// Address space that a trial may take: the program with its libraries, and sixteen times what the model's files hold, for
@@ -359,11 +367,11 @@ mod tests {
         let (light, initial) = (tried("fashion-light"), tried("fashion-initial"));
         let probe = ReleaseProbe { runtime: light.runtime.clone(), logits: light.logits.clone() };
         assert_eq!(compare(&light.logits, &probe), Ok(()));
-        assert_eq!(compare(&initial.logits, &probe).unwrap_err().name, "probe_differs");
-        assert_eq!(compare(&light.logits[1..], &probe).unwrap_err().name, "probe_differs");
+        assert_eq!(compare(&initial.logits, &probe).unwrap_err().kind.as_str(), "probe_differs");
+        assert_eq!(compare(&light.logits[1..], &probe).unwrap_err().kind.as_str(), "probe_differs");
         let mut broken = light.logits.clone();
         broken[3][0] = f32::NAN;
-        assert_eq!(compare(&broken, &probe).unwrap_err().name, "probe_differs");
+        assert_eq!(compare(&broken, &probe).unwrap_err().kind.as_str(), "probe_differs");
     }
 
     #[tokio::test]
@@ -371,11 +379,12 @@ mod tests {
         let trial = |program: &str| TrialRunner { program: program.into(), onnxruntime: None };
         let fault =
             trial("/bin/false").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
-        assert_eq!(fault.name, "release_crashed");
+        assert_eq!(fault.kind, FaultKind::ReleaseCrashed);
         let fault =
             trial("/nowhere").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
         assert!(
-            fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
+            fault.kind == FaultKind::TrialImpossible && fault.reason.contains("/nowhere")
+                || fault.reason.contains("start")
         );
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("dies");

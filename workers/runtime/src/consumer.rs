@@ -77,7 +77,7 @@ pub async fn consume<S: Handler>(
     let hand =
         Arc::new(InFlight { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
     metrics::register_queue(S::ROLE, from, S::STREAM, &drive.durable);
-    tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
+    tracing::info!(role = S::ROLE.as_str(), stream = S::STREAM, credits = drive.credits, "started");
     let watch = tokio::spawn({
         let (hand, durable, stop) = (hand.clone(), drive.durable.clone(), stop.clone());
         async move { hand.watch(&durable, &stop).await }
@@ -108,11 +108,11 @@ pub async fn consume<S: Handler>(
     watch.abort();
     tracker.close();
     if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
-        tracing::warn!(role = S::ROLE, left = tracker.len(), "messages in hand are left for redelivery");
+        tracing::warn!(role = S::ROLE.as_str(), left = tracker.len(), "messages in hand are left for redelivery");
     }
     // Acknowledgements leave without an answer: the process must not end before they did.
     from.flush_published().await;
-    tracing::info!(role = S::ROLE, "stopped");
+    tracing::info!(role = S::ROLE.as_str(), "stopped");
     ended
 }
 
@@ -176,9 +176,9 @@ impl<S: Handler> InFlight<S> {
         let after = match fault {
             Fault::Stop(note) => {
                 tracing::error!(
-                    role = S::ROLE,
+                    role = S::ROLE.as_str(),
                     subject,
-                    fault = note.name,
+                    fault = note.kind.as_str(),
                     reason = note.reason,
                     remedy = note.remedy,
                     "must stop"
@@ -187,10 +187,10 @@ impl<S: Handler> InFlight<S> {
             }
             Fault::Retry { after, note } => {
                 tracing::warn!(
-                    role = S::ROLE,
+                    role = S::ROLE.as_str(),
                     subject,
                     attempts,
-                    fault = note.name,
+                    fault = note.kind.as_str(),
                     reason = note.reason,
                     "tried again later"
                 );
@@ -247,7 +247,11 @@ impl<S: Handler> InFlight<S> {
                 continue;
             }
             if let Err(fault) = self.bury_unread(durable).await {
-                tracing::debug!(role = S::ROLE, ?fault, "messages that reached nobody are looked for again later");
+                tracing::debug!(
+                    role = S::ROLE.as_str(),
+                    ?fault,
+                    "messages that reached nobody are looked for again later"
+                );
             }
         }
     }
@@ -320,7 +324,13 @@ impl<S: Handler> InFlight<S> {
                 return Ok(());
             }
         }
-        tracing::warn!(role = S::ROLE, subject = message.subject, fault = note.name, reason = note.reason, "given up");
+        tracing::warn!(
+            role = S::ROLE.as_str(),
+            subject = message.subject,
+            fault = note.kind.as_str(),
+            reason = note.reason,
+            "given up"
+        );
         metrics::count_message(S::ROLE, "given_up");
         let letter =
             dead_letter::from_stored_message(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);

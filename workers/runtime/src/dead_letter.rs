@@ -1,7 +1,7 @@
 //! A dead letter: what was given up, whole unless it is large, with where it came from and why.
 
 use schemas::limits::{CUT_LETTER_BYTES, MAX_LETTER_BYTES};
-use schemas::{BlobRef, DeadLetter, FaultNote, SiteName, TaskId, TruncatedPayload};
+use schemas::{BlobRef, DeadLetter, FaultNote, Role, SiteName, TaskId, TruncatedPayload};
 use sha2::{Digest, Sha256};
 use streams::reader::StoredMessage;
 
@@ -19,7 +19,7 @@ fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<TruncatedPayload>) {
 
 /// Of a message that was read from a stream.
 pub fn from_stored_message(
-    role: &str,
+    role: Role,
     stream: &str,
     site: &SiteName,
     task: Option<TaskId>,

@@ -11,4 +11,4 @@ pub mod worker;
 
 pub use replica_request::{ReplicaRequest, ReplicaRequestError};
 pub use settings::ScaleSettings;
-pub use worker::{Scaler, replica_note};
+pub use worker::{Scaler, falls_short, replica_note};

@@ -1,6 +1,7 @@
 //! What an operator may choose about the number of replicas.
 
 use serde::{Deserialize, Serialize};
+use streams::Role;
 
 /// What an operator may choose about the number of replicas of a worker that follows its queue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +36,7 @@ impl Default for ScaleSettings {
 
 impl ScaleSettings {
     /// What is wrong with the settings, if something is. `role`: whose they are.
-    pub fn check(&self, role: &str) -> Result<(), String> {
+    pub fn check(&self, role: Role) -> Result<(), String> {
         let Self { min_replicas: least, max_replicas: most, .. } = self;
         if *least == 0 {
             return Err(format!("{role}.scale.min_replicas is 0, use at least 1"));

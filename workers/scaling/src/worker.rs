@@ -9,7 +9,7 @@ use futures::StreamExt;
 use runtime::consumer::WorkerStats;
 use runtime::{Shutdown, process};
 use streams::fleet::{self, Ledger};
-use streams::{Bus, CarryError, reader};
+use streams::{Bus, CarryError, Role, reader};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use vision::{InferenceError, InferencePool};
@@ -27,14 +27,22 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// A session takes about so many times the bytes of its graph, until it was measured; a guess on the safe side.
 const TIMES_GRAPH: u64 = 4;
 
+/// In the sentence of a worker that could not start or end a replica, before what was wanted.
+const SHORT_OF: &str = ", though ";
+
+/// Whether a worker's sentence about its replicas says that it cannot run as many as it should.
+pub fn falls_short(why: &str) -> bool {
+    why.contains(SHORT_OF)
+}
+
 /// The note of a place that says how many replicas each worker of a role runs.
-pub fn replica_note(role: &str) -> String {
+pub fn replica_note(role: Role) -> String {
     format!("scale-{role}")
 }
 
 /// Scales the replicas of one worker.
 pub struct Scaler {
-    role: &'static str,
+    role: Role,
     infer: InferencePool,
     settings: ScaleSettings,
     /// As many as it began with, which is what it comes back to.
@@ -47,7 +55,7 @@ pub struct Scaler {
 
 impl Scaler {
     /// Of a worker whose model is loaded.
-    pub fn new(role: &'static str, infer: InferencePool, settings: ScaleSettings) -> Self {
+    pub fn new(role: Role, infer: InferencePool, settings: ScaleSettings) -> Self {
         let begun_with = infer.replicas();
         Self { role, infer, settings, begun_with, each_bytes: Mutex::default(), why: Mutex::default() }
     }
@@ -184,10 +192,10 @@ impl Scaler {
         }
         let now = self.infer.replicas();
         if now != before {
-            tracing::info!(role = self.role, before, replicas = now, why, "scaled");
+            tracing::info!(role = self.role.as_str(), before, replicas = now, why, "scaled");
         }
         self.log_scaling(Some(match missing {
-            Some(reason) => format!("{now} run, though {why}: {reason}"),
+            Some(reason) => format!("{now} run{SHORT_OF}{why}: {reason}"),
             None => format!("{now} run: {why}"),
         }));
     }

@@ -13,7 +13,10 @@ use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, RoundTerms, SiteName, TrainingReport};
+use schemas::{
+    FaultNote, HardFocus, ModelName, ReleaseId, Role, Round, RoundEvent, RoundTerms, SiteName, TrainerState,
+    TrainingReport,
+};
 use streams::fleet::{HeartbeatBucket, Ledger};
 use streams::{Blobs, Bus, Publisher, reader, subject, topology};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +37,7 @@ use training::train::{TrainContext, TrainedModel, train_model};
 
 use self::send::TrainingOutcome;
 
-const ROLE: &str = "trainer";
+const ROLE: Role = Role::Trainer;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After a failure of the moment.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -95,16 +98,16 @@ pub async fn run(
             (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
             beat.training = Some(report);
         });
-    tracing::info!(role = ROLE, "started");
+    tracing::info!(role = ROLE.as_str(), "started");
     tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_retractions(&bus, &shutdown), life);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     Ok(())
 }
 
 /// What it does, for `status`.
 type TrainerStatus = heartbeat::WorkerReport<TrainingReport>;
 
-fn set_status(state: &TrainerStatus, what: &str, why: impl Into<String>) {
+fn set_status(state: &TrainerStatus, what: TrainerState, why: impl Into<String>) {
     state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
@@ -131,8 +134,8 @@ impl Trainer {
                 let pause = match self.turn(&mut collector).await {
                     Ok(()) => Duration::from_secs(self.settings.collect.every_s.into()),
                     Err(fault) => {
-                        tracing::warn!(role = ROLE, ?fault, "tried again later");
-                        set_status(&self.state, "failed", words(&fault));
+                        tracing::warn!(role = ROLE.as_str(), ?fault, "tried again later");
+                        set_status(&self.state, TrainerState::Failed, words(&fault));
                         AGAIN
                     }
                 };
@@ -208,12 +211,12 @@ impl Trainer {
         let unfinished = self.unfinished(collector).await?;
         let is_unfinished = unfinished.is_some();
         if !is_unfinished && asked.is_none() && fresh < u64::from(least) {
-            set_status(&self.state, "collecting", format!("{fresh} of {least} fresh labels"));
+            set_status(&self.state, TrainerState::Collecting, format!("{fresh} of {least} fresh labels"));
             return Ok(());
         }
         if let Some(missing) = collection.missing().filter(|_| !is_unfinished) {
             let round = asked.map(|asked| format!("round {} asks for an update; ", asked.round)).unwrap_or_default();
-            set_status(&self.state, "collecting", format!("{round}{missing}"));
+            set_status(&self.state, TrainerState::Collecting, format!("{round}{missing}"));
             return Ok(());
         }
         let marks = collector.marks();
@@ -225,7 +228,7 @@ impl Trainer {
         let copied = match unfinished {
             Some(copied) => copied,
             None => {
-                set_status(&self.state, "copying", format!("{labelled} images"));
+                set_status(&self.state, TrainerState::Copying, format!("{labelled} images"));
                 collector.copy_images(&self.blobs, &self.settings.work, self.settings.collect.max_mib).await?
             }
         };
@@ -240,7 +243,7 @@ impl Trainer {
             CheckpointFolder::remove(&self.settings.work);
             collector.collection.mark_trained();
         }
-        set_status(&self.state, "collecting", "a training is over");
+        set_status(&self.state, TrainerState::Collecting, "a training is over");
         Ok(())
     }
 
@@ -251,7 +254,7 @@ impl Trainer {
         }
         let copied = TrainingCopy::read(&self.settings.work)?;
         if collector.is_outdated(&copied).await? {
-            tracing::info!(role = ROLE, "labels were taken back: the unfinished training begins anew");
+            tracing::info!(role = ROLE.as_str(), "labels were taken back: the unfinished training begins anew");
             CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
         }
@@ -268,7 +271,7 @@ impl Trainer {
     ) -> Result<Option<String>, Fault> {
         let settings = asked.map_or_else(|| self.settings.clone(), |asked| asked.settings(&self.settings));
         self.state.update_report(|report| {
-            (report.state, report.why) = ("training".into(), format!("on {} images", copied.images.len()));
+            (report.state, report.why) = (TrainerState::Training.into(), format!("on {} images", copied.images.len()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
             (report.before, report.after) = (None, None);
         });
@@ -276,7 +279,7 @@ impl Trainer {
         let focus = asked.and_then(|asked| asked.terms.focus.clone());
         let work = self.work(base.clone(), settings.clone(), focus);
         // A thread of its own: how it is scheduled must not stay with one that others use later.
-        let thread = std::thread::Builder::new().name(ROLE.into()).spawn(move || {
+        let thread = std::thread::Builder::new().name(ROLE.to_string()).spawn(move || {
             let _nobody_waits = ended.send(work());
         });
         thread.map_err(|error| Fault::retry("thread_missing", error))?;
@@ -286,14 +289,14 @@ impl Trainer {
             Err(TrainError::Stopped) => return Ok(None),
             Err(error) => {
                 let why = format!("nothing was sent: {}", runtime::fault::error_chain(&error));
-                tracing::warn!(role = ROLE, why, "a training failed");
+                tracing::warn!(role = ROLE.as_str(), why, "a training failed");
                 return Ok(Some(why));
             }
         };
         // What a round asked for is judged where it is merged, on more than the few images held out here.
         if let Some(why) = trained.has_no_gain().filter(|_| asked.is_none()) {
             let why = format!("nothing was sent: {why}");
-            tracing::info!(role = ROLE, why, "training did not improve the model on the holdout");
+            tracing::info!(role = ROLE.as_str(), why, "training did not improve the model on the holdout");
             return Ok(Some(why));
         }
         let local = asked.map(|asked| &asked.terms.local[..]).unwrap_or_default();
@@ -313,7 +316,7 @@ impl Trainer {
             right(update.before),
             update.after.images
         );
-        tracing::info!(role = ROLE, update = %update.id(), size_bytes = update.weights.size_bytes, "sent");
+        tracing::info!(role = ROLE.as_str(), update = %update.id(), size_bytes = update.weights.size_bytes, "sent");
         self.state.update_report(|report| report.sent += 1);
         Ok(Some(said))
     }
@@ -356,15 +359,17 @@ impl Trainer {
         let watch = async {
             loop {
                 if let Ok(fleet) = HeartbeatBucket::open(bus).await
-                    && let Ok(mut beats) = fleet.follow_heartbeats("recognizer").await
+                    && let Ok(mut beats) = fleet.follow_heartbeats(Role::Recognizer).await
                 {
                     while let Some(beat) = beats.next().await {
                         let waits_s = beat.decision.map_or(0.0, |decision| decision.queue_s);
                         let yields = waits_s > self.settings.limits.yield_queue_s;
                         let before = self.yields.swap(yields, Ordering::Relaxed);
                         let doing = self.state.current_beat().state;
-                        if before != yields && matches!(doing.as_str(), "training" | "yielding") {
-                            let state = if yields { "yielding" } else { "training" };
+                        if before != yields
+                            && matches!(doing.known(), Some(TrainerState::Training | TrainerState::Yielding))
+                        {
+                            let state = if yields { TrainerState::Yielding } else { TrainerState::Training };
                             set_status(&self.state, state, format!("{waits_s:.1} s of work wait for the recognizers"));
                         }
                     }
@@ -402,7 +407,7 @@ fn base_folder(work: &Path, release: &ReleaseId) -> PathBuf {
 fn words(fault: &Fault) -> String {
     match fault {
         Fault::Reject(note) | Fault::Stop(note) | Fault::Retry { note, .. } => {
-            format!("{} ({}): {}", note.reason, note.name, note.remedy)
+            format!("{} ({}): {}", note.reason, note.kind, note.remedy)
         }
         Fault::Wait { .. } => "later".into(),
     }

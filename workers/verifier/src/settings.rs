@@ -1,5 +1,6 @@
 //! What an operator may choose about verifying.
 
+use schemas::Role;
 use std::path::PathBuf;
 
 use scaling::ScaleSettings;
@@ -52,7 +53,7 @@ impl Default for VerifierSettings {
 impl VerifierSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check("verifier")?;
+        self.scale.check(Role::Verifier)?;
         self.infer.decode.check().map_err(|why| format!("verifier.{why}"))?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("verifier.temperature is {temperature}, it must be above 0"));

@@ -6,7 +6,7 @@ use rollout::decision_log;
 use rollout::prepare::ReleaseOrigin;
 use rollout::stage::{self, DecisionContext};
 use runtime::{Fault, clock};
-use schemas::{BlobRef, FaultNote, Release, RoundEvent};
+use schemas::{BlobRef, DecisionOrigin, FaultKind, FaultNote, Release, RoundEvent, RoundState};
 use streams::CarryError;
 use training::TrainError;
 use vision::Model;
@@ -16,7 +16,7 @@ use crate::audit::AggregateAudit;
 use crate::check;
 use crate::release::{DERIVATION, Manifest, MergedUpdate, ReleaseRound, RoundRelease};
 use crate::release_builder::{self, ReleaseBuildError};
-use crate::round_open::{NOTHING_GAINED, publish_round_event};
+use crate::round_open::publish_round_event;
 use crate::rule::PREVIOUS;
 use crate::verify::{ReleaseVerifyError, make_folder, spawn_blocking};
 
@@ -26,7 +26,7 @@ impl Aggregator {
         let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
         let Some(base) = self.base.clone() else { return Ok(()) };
         let number = current.number;
-        set_status(&self.state, "merging", format!("{} updates", self.held.len()));
+        set_status(&self.state, RoundState::Merging, format!("{} updates", self.held.len()));
         let (count, quorum) = (self.held.len(), current.terms.quorum as usize);
         if count < quorum {
             let refused = self.refused.len();
@@ -127,12 +127,12 @@ impl Aggregator {
         };
         match self.package(model, origin).await {
             Ok(release) => Ok(Some(release)),
-            Err(Fault::Reject(note)) if note.name != "trial_impossible" => {
-                let (release, fault, reason) = (manifest.release.short(), note.name, note.reason);
-                tracing::warn!(role = ROLE, release, fault, reason, "a release is not offered to sites");
+            Err(Fault::Reject(note)) if note.kind != FaultKind::TrialImpossible => {
+                let (release, fault, reason) = (manifest.release.short(), note.kind.as_str(), note.reason);
+                tracing::warn!(role = ROLE.as_str(), release, fault, reason, "a release is not offered to sites");
                 Ok(None)
             }
-            Err(Fault::Reject(note)) => Err(Fault::retry(&note.name, note.reason)),
+            Err(Fault::Reject(note)) => Err(Fault::retry(note.kind, note.reason)),
             Err(fault) => Err(fault),
         }
     }
@@ -142,7 +142,7 @@ impl Aggregator {
     async fn propose(&self, release: Release, updates: u32) -> Result<(), Fault> {
         let why = format!("{} of {updates} updates", release.origin);
         let said = decision_log::decide(&self.bus, &self.publisher, &self.model, |now| {
-            let said = DecisionContext::new(ROLE, why.clone(), clock::now_ms());
+            let said = DecisionContext::new(DecisionOrigin::Aggregator, why.clone(), clock::now_ms());
             // One that is known was offered before, by this worker or by another.
             let next = now.map(|now| stage::candidate(now, release.clone(), said));
             Ok::<_, CarryError>(next.and_then(Result::ok))
@@ -158,7 +158,12 @@ impl Aggregator {
             (own.weights.clone(), file.to_owned(), count(own))
         } else {
             // Another aggregator with other settings was faster; what it sealed stands.
-            tracing::warn!(role = ROLE, round, release = release.short(), "another aggregator sealed another release");
+            tracing::warn!(
+                role = ROLE.as_str(),
+                round,
+                release = release.short(),
+                "another aggregator sealed another release"
+            );
             let manifest = self.releases.manifest(&release).await.map_err(unreleased)?;
             let manifest = manifest.ok_or_else(|| Fault::retry("release_missing", "its manifest is not there yet"))?;
             let path = self.place.weights(&release);
@@ -167,7 +172,7 @@ impl Aggregator {
             (manifest.weights.clone(), path, count(&manifest))
         };
         self.offer(&weights, &path).await?;
-        tracing::info!(role = ROLE, round, release = release.short(), updates, "sealed");
+        tracing::info!(role = ROLE.as_str(), round, release = release.short(), updates, "sealed");
         let event = RoundEvent::Sealed { release, weights, updates };
         publish_round_event(&self.publisher, self.key.as_ref(), &self.model, round, event).await?;
         Ok(())
@@ -201,10 +206,14 @@ impl Aggregator {
     }
 
     pub(super) async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
-        let (fault, reason) = (&note.name, &note.reason);
-        match note.name == NOTHING_GAINED {
-            true => tracing::info!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
-            false => tracing::warn!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
+        let (fault, reason) = (note.kind.as_str(), &note.reason);
+        match note.kind == FaultKind::NothingGained {
+            true => {
+                tracing::info!(role = ROLE.as_str(), round = number, fault, reason, "no release: the last one stands")
+            }
+            false => {
+                tracing::warn!(role = ROLE.as_str(), round = number, fault, reason, "no release: the last one stands")
+            }
         }
         publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
@@ -222,7 +231,7 @@ fn nothing_gained(record: &AggregateAudit, labels: &[String]) -> FaultNote {
         "label more {more}; train fewer layers (round.trainable = \"head\") or more slowly \
          (trainer.optimizer.learning_rate); or name more public pictures, for a small gain shows in many alone"
     );
-    FaultNote::new(NOTHING_GAINED, reason, remedy)
+    FaultNote::new(FaultKind::NothingGained, reason, remedy)
 }
 
 fn count(manifest: &Manifest) -> u32 {

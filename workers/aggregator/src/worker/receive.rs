@@ -69,7 +69,7 @@ impl Aggregator {
                 format!("the note of the sites' keys cannot be read: {why}"),
             ));
         }
-        tracing::warn!(role = ROLE, why, "the sites' keys are those known before");
+        tracing::warn!(role = ROLE.as_str(), why, "the sites' keys are those known before");
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl Aggregator {
         let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
         let site: SiteName = site.unwrap_or_else(SiteName::unknown);
         let note = refused.fault_note();
-        tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
+        tracing::warn!(role = ROLE.as_str(), %site, fault = note.kind.as_str(), reason = note.reason, "an update is refused");
         let letter = dead_letter::from_stored_message(ROLE, topology::UPDATES, &site, None, record, 1, note.clone());
         let slot = subject::dead(topology::UPDATES, &site, letter.id);
         let letter = Publication::first_on_subject(slot, encode(&letter)?);

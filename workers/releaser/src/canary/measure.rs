@@ -1,60 +1,30 @@
 //! What is measured of a release, and how sure one stretch of one site is of it. Pure.
 
+use schemas::CanaryMeasure;
 use schemas::swap::{AgreementCount, MomentSums};
 
 use crate::evidence::EvidenceCell;
 
-/// What is measured of a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CanaryMeasure {
-    /// Share of all images on which a verdict says what the release said, 0 to 1.
-    Agreement,
-    /// Share of the images that the gate is in doubt about, 0 to 1.
-    SentUp,
-    /// Mean confidence, 0 to 1.
-    Confidence,
-    /// Mean natural logarithm of what an image costs, milliseconds.
-    Cost,
-    /// Share of the images that it fails on, 0 to 1.
-    Faults,
+/// 1 where more is better, -1 where less is.
+pub(super) fn sign(measure: CanaryMeasure) -> f64 {
+    match measure {
+        CanaryMeasure::Agreement | CanaryMeasure::Confidence => 1.0,
+        CanaryMeasure::SentUp | CanaryMeasure::Cost | CanaryMeasure::Faults => -1.0,
+    }
 }
 
-impl CanaryMeasure {
-    /// Every one.
-    pub const ALL: [Self; 5] = [Self::Agreement, Self::SentUp, Self::Confidence, Self::Cost, Self::Faults];
-
-    /// Its name in a finding.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Agreement => "agreement",
-            Self::SentUp => "sent up",
-            Self::Confidence => "confidence",
-            Self::Cost => "cost",
-            Self::Faults => "faults",
-        }
-    }
-
-    /// 1 where more is better, -1 where less is.
-    pub(super) fn sign(self) -> f64 {
-        match self {
-            Self::Agreement | Self::Confidence => 1.0,
-            Self::SentUp | Self::Cost | Self::Faults => -1.0,
-        }
-    }
-
-    /// What a cell says, given how much single images differ; `None` where it has too little to say anything.
-    pub(super) fn value(self, cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
-        let plain = |sum: f64, count: u64| {
-            let images = count as f64;
-            (count > 0).then(|| MeasureValue { mean: sum / images, count: images, variance: spread.of_one / images })
-        };
-        match self {
-            Self::Agreement => agreement(cell, spread),
-            Self::SentUp => plain(cell.doubtful as f64, cell.images),
-            Self::Confidence => plain(cell.confidence.sum, cell.confidence.count),
-            Self::Cost => plain(cell.ln_cost_ms.sum, cell.ln_cost_ms.count),
-            Self::Faults => plain(cell.faults as f64, cell.images + cell.faults),
-        }
+/// What a cell says, given how much single images differ; `None` where it has too little to say anything.
+pub(super) fn read_value(measure: CanaryMeasure, cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
+    let plain = |sum: f64, count: u64| {
+        let images = count as f64;
+        (count > 0).then(|| MeasureValue { mean: sum / images, count: images, variance: spread.of_one / images })
+    };
+    match measure {
+        CanaryMeasure::Agreement => agreement(cell, spread),
+        CanaryMeasure::SentUp => plain(cell.doubtful as f64, cell.images),
+        CanaryMeasure::Confidence => plain(cell.confidence.sum, cell.confidence.count),
+        CanaryMeasure::Cost => plain(cell.ln_cost_ms.sum, cell.ln_cost_ms.count),
+        CanaryMeasure::Faults => plain(cell.faults as f64, cell.images + cell.faults),
     }
 }
 
@@ -110,7 +80,7 @@ impl MeasureSpread {
     /// stable release, so a share varies as it does between them, half a margin worse than stable: the odds are nearly
     /// those of the exact test then. Where a measure is no plain share, the larger of both is taken.
     pub fn since(self, measure: CanaryMeasure, stable: Self, margin: f64) -> Self {
-        let worse = |share: f64| (share - measure.sign() * margin / 2.0).clamp(0.0, 1.0);
+        let worse = |share: f64| (share - sign(measure) * margin / 2.0).clamp(0.0, 1.0);
         let between = Self::of_shares(stable.shares.map(worse));
         let larger = |other: Self| Self {
             of_one: self.of_one.max(other.of_one),

@@ -238,7 +238,7 @@ async fn live() -> (StatusCode, String) {
 /// Whether it takes work: its roles have begun, and the server is there.
 async fn ready() -> (StatusCode, String) {
     let not = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
-    let begun: Vec<String> = beats().into_iter().map(|(beat, _)| beat.role).collect();
+    let begun: Vec<String> = beats().into_iter().map(|(beat, _)| beat.role.to_string()).collect();
     let away = KEPT
         .queues
         .lock()

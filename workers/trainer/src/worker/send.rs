@@ -58,7 +58,10 @@ impl Trainer {
         let update = prepared.await?;
         let kept = learned_images::record_images(&self.publisher, &update, &copied.images).await?;
         if collector.is_outdated(&copied).await? {
-            tracing::info!(role = ROLE, "labels were taken back while it trained: nothing is sent, it trains again");
+            tracing::info!(
+                role = ROLE.as_str(),
+                "labels were taken back while it trained: nothing is sent, it trains again"
+            );
             collector.forget(&kept).await?;
             CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
