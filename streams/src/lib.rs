@@ -17,6 +17,8 @@ pub mod fleet;
 pub mod image_refusal;
 pub mod monitor;
 pub mod permissions;
+#[cfg(test)]
+mod pinned_server;
 pub mod publish;
 pub mod puller;
 pub mod reader;

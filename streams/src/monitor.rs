@@ -51,11 +51,15 @@ pub fn parse_health(answer: &str) -> Health {
         }
         Err(_) => body.chars().take(500).collect(),
     };
-    // The server has no code for it; its words are held against the pinned version by the soak of full disks.
-    match words.contains("write error") {
+    match names_write_error(&words) {
         true => Health::CannotWrite(words),
         false => Health::Unwell(words),
     }
+}
+
+/// Whether a stream cannot write any more. The server has no code for it.
+fn names_write_error(words: &str) -> bool {
+    words.contains("write error")
 }
 
 /// What the server at a monitoring address says of its health; absent when it does not answer.

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, is_full, is_taken, server_code};
+use crate::error::{CarryError, is_full, is_taken, server_error};
 
 /// Images awaiting their acknowledgement may hold this much memory. Above about 128 MB the server
 /// answers 429; 32 MiB keeps it busy at every image size measured.
@@ -165,8 +165,9 @@ use PublishRetry::{Hopeless, Passing};
 
 fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> PublishRetry {
     let subject = publication.subject.clone();
-    if let Some((code, why)) = server_code(error) {
-        if is_full(code, &why) {
+    if let Some(refused) = server_error(error) {
+        let (code, why) = (refused.error_code(), refused.to_string());
+        if is_full(&refused) {
             return Hopeless(CarryError::Full { subject, why });
         }
         if code == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM {

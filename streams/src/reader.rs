@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{DeleteStatus, DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::{DeleteStatus, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use bytes::Bytes;
 use futures::{Stream as FuturesStream, StreamExt};
 use schemas::limits::MAX_MESSAGE_BYTES;
@@ -16,7 +15,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, missing_or_failed};
+use crate::error::{CarryError, is_message_gone, missing_or_failed};
 use crate::topology::{ADVISORIES, ANSWERS, FLEET, IMAGES, PINNED};
 
 /// The note of images that we deleted ourselves.
@@ -229,7 +228,7 @@ pub async fn last_message(bus: &Bus, stream: &str, subject: &str) -> Result<Opti
     let message = if subject.contains('*') {
         match found.get_last_raw_message_by_subject(subject).await {
             Ok(message) => Ok(message),
-            Err(error) if error.to_string().contains("no message found") => return Ok(None),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
             Err(error) => Err(CarryError::broker(format!("reading {subject}"))(error)),
         }
     } else {
@@ -338,8 +337,7 @@ pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<()
     match asked.map_err(CarryError::broker(what()))? {
         Response::Ok(DeleteStatus { .. }) => Ok(()),
         // Somebody else was faster, or it was sent twice.
-        Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(()),
-        Response::Err { error } if error.to_string().contains("no message found") => Ok(()),
+        Response::Err { error } if is_message_gone(&error) => Ok(()),
         Response::Err { error } => Err(CarryError::broker(what())(error)),
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::TopologyPlan;
 use crate::connect::Bus;
-use crate::error::{CarryError, error_chain};
+use crate::error::{CarryError, error_chain, is_missing};
 
 /// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -116,7 +116,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: RepairMode) -> Result<Se
             config.max_bytes = crate::image_refusal::limit_in(&config);
             config
         }
-        Err(error) if is_absent(&error) => {
+        Err(error) if is_missing(&error) => {
             if mend == RepairMode::Nothing {
                 return Ok(SetupStatus::Missing);
             }
@@ -219,7 +219,7 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: RepairMo
             return Ok(SetupStatus::Updated(vec![difference]));
         }
         Ok(info) => info.config,
-        Err(error) if error.to_string().contains("not found") => {
+        Err(error) if is_missing(&error) => {
             if mend == RepairMode::Nothing {
                 return Ok(SetupStatus::Missing);
             }
@@ -238,11 +238,6 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: RepairMo
     }
     on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
     Ok(SetupStatus::Updated(differences))
-}
-
-fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
-    use async_nats::jetstream::context::GetStreamErrorKind;
-    matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Limits by which a server forgets or refuses messages, or stops delivering them: where the plan wants none, there
