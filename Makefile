@@ -1,5 +1,5 @@
 # One line each, no logic: what a target does is in the script or the crate it calls.
-.PHONY: setup demo test lint bench soak supply
+.PHONY: setup demo check test bench soak supply
 
 setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when they are there.
 	deploy/fetch-runtime.sh
@@ -7,11 +7,11 @@ setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when t
 demo: setup ## Build, publish 2,000 labelled images through a site, print what happened.
 	cargo run --release --locked --package tributary -- demo
 
+check: setup ## Formatting, scripts, spelling, dependencies, clippy, rustdoc and unit tests.
+	deploy/check.sh
+
 test: ## Build everything and run every test against real servers, an S3 server among them.
 	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --locked
-
-lint: ## Formatting, clippy and the shell scripts' syntax.
-	cargo fmt --check && cargo clippy --workspace --all-targets --locked -- -D warnings && for script in deploy/*.sh .ci/run; do bash -n $$script || exit 1; done
 
 bench: setup ## Measure the pipeline, policies, training, merging, replaying and scaling (docs/benchmarks.md).
 	cargo run --release --locked --package tributary -- bench recognize
@@ -26,7 +26,7 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test hostile -- --nocapture --test-threads 1
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --workspace --lib --bins bent -- --nocapture
-	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test walks -- --ignored --nocapture --test-threads 1 --skip wire_golden
+	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test e2e -- --ignored --nocapture --test-threads 1 --skip wire_golden
 
 supply: setup ## Check licences, origins and known weaknesses of all dependencies; list what the program is made of (docs/security.md).
 	deploy/supply.sh

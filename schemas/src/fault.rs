@@ -53,22 +53,22 @@ impl FaultKind {
     }
 }
 
-/// What went wrong, in words for people and a kind for programs.
+/// A fault: a kind for programs, and a reason and remedy for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultNote {
-    /// A stable word in snake case, for example `image_truncated`.
+    /// Stable word in snake case, such as `image_truncated`.
     #[serde(rename = "name")]
     pub kind: WireWord<FaultKind>,
-    /// What happened and why.
+    /// What failed and why.
     pub reason: String,
     /// What a person can do about it.
     pub remedy: String,
 }
 
 impl FaultNote {
-    /// A note; over-long texts are cut to [`MAX_NOTE_BYTES`].
+    /// A note; `reason` and `remedy` are cut to [`MAX_NOTE_BYTES`].
     pub fn new(kind: impl Into<WireWord<FaultKind>>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { kind: kind.into(), reason: cut(reason.into()), remedy: cut(remedy.into()) }
+        Self { kind: kind.into(), reason: truncate(reason.into()), remedy: truncate(remedy.into()) }
     }
 
     /// Whether a release that is not run for it is tried again; not for a kind that is only shown.
@@ -77,7 +77,7 @@ impl FaultNote {
     }
 }
 
-fn cut(mut text: String) -> String {
+fn truncate(mut text: String) -> String {
     if text.len() > MAX_NOTE_BYTES {
         let end = (0..=MAX_NOTE_BYTES).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
         text.truncate(end);

@@ -1,7 +1,7 @@
-//! Who takes part: workers, and who else connects to a server.
+//! Roles: workers, and the other clients of a server.
 
 crate::vocabulary! {
-    /// Who connects to a server. Workers write it into heartbeats and dead letters.
+    /// A kind of client that connects to a server. Workers write it into heartbeats and dead letters.
     pub enum Role {
         /// A camera or a scanner: publishes images under its own name.
         Camera = "camera",
@@ -9,21 +9,21 @@ crate::vocabulary! {
         Recognizer = "recognizer",
         /// Carries between a site and the cloud.
         Courier = "courier",
-        /// Trains at a site.
+        /// Trains on a site's labelled images.
         Trainer = "trainer",
-        /// Makes room at a site.
+        /// Frees space at a site.
         Janitor = "janitor",
-        /// Tells answers in JSON at a site.
+        /// Publishes final answers in JSON at a site.
         Notifier = "notifier",
-        /// A site's courier at the cloud's end of the link.
+        /// A site's courier as the hub knows it, at the other end of the link.
         Site = "site",
         /// Verifies in the cloud.
         Verifier = "verifier",
         /// Merges updates in the cloud.
         Aggregator = "aggregator",
-        /// Lets releases out in the cloud.
+        /// Decides about releases in the cloud.
         Releaser = "releaser",
-        /// A person, who may do everything at the place.
+        /// A person, with all rights at a site or in the cloud.
         Operator = "operator",
         /// An operator of the server itself: reloads it and ends connections.
         System = "system",
@@ -31,8 +31,8 @@ crate::vocabulary! {
 }
 
 impl Role {
-    /// Workers of a site that connect to its server.
+    /// Workers that connect to a site's server.
     pub const AT_SITE: [Self; 5] = [Self::Recognizer, Self::Courier, Self::Trainer, Self::Janitor, Self::Notifier];
-    /// Workers of the cloud that connect to its server.
+    /// Workers that connect to the cloud's server.
     pub const IN_CLOUD: [Self; 3] = [Self::Verifier, Self::Aggregator, Self::Releaser];
 }

@@ -1,8 +1,8 @@
-//! How it is carried: the one crate that names the clients of the broker and of object stores.
+//! Transport: the one crate that names the clients of the broker and of object stores.
 //!
-//! Reading order: [`table`], [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
-//! [`pull`] and [`blobs`] move things, [`store`] keeps what must outlive every stream, [`server`] runs a
-//! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
+//! Reading order: [`subject_table`], [`subject`] and [`topology`] say what exists, [`connect`] connects to a server,
+//! [`publish`], [`puller`] and [`blobs`] move data, [`store`] keeps what must outlive every stream, [`server`] runs a
+//! nats-server of our own, [`scheduling`] sets how the kernel schedules it. Knows no worker.
 
 pub mod admin;
 pub mod blob_sweep;
@@ -16,13 +16,13 @@ pub mod fetch_many;
 pub mod fleet;
 pub mod image_refusal;
 pub mod monitor;
+pub mod nkey;
 pub mod permissions;
 #[cfg(test)]
 mod pinned_server;
 pub mod publish;
 pub mod puller;
 pub mod reader;
-pub mod scheduling;
 pub mod server;
 pub mod store;
 pub mod subject;
@@ -35,5 +35,4 @@ pub use connect::{Bus, NatsSettings};
 pub use error::CarryError;
 pub use publish::{Publication, PublishOutcome, Publisher};
 pub use puller::{Delivery, Puller};
-pub use schemas::Role;
 pub use store::{PutOutcome, ReleaseStore};
