@@ -139,7 +139,8 @@ async fn an_account_without_room_for_consumers_is_told() {
     let server = BareServer::start(folder.path(), "site", None, account).await.unwrap();
     let setup = run_notifier_command(folder.path(), &["setup", "--both", "--nats", &server.url]).await;
     assert!(setup.success, "{}{}", setup.out, setup.err);
-    let said = until_said(folder.path(), &["status", "--nats", &server.url], "the account allows 20 consumers").await;
+    let said =
+        until_said(folder.path(), &["status", "--nats", &server.url], "account allows 20 consumers per stream").await;
     assert!(said.to_lowercase().contains("raise max_consumers"), "{said}");
     let doctor = run_notifier_command(folder.path(), &["doctor", "--nats", &server.url]).await;
     assert!(!doctor.success && doctor.out.contains("account limit"), "{}", doctor.out);

@@ -1,25 +1,25 @@
-//! Which columns of an index mean what.
+//! The columns of an index.
 
 use csv::StringRecord;
 
-/// Positions of the columns that are read of an `index.csv`.
+/// Positions of the columns of an `index.csv` that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexColumns {
     /// `file` or `path`: the picture, relative to the index's folder.
     pub file: usize,
     /// `label` or `class_name`.
     pub label: usize,
-    /// `split`, if it is there.
+    /// `split`; absent if there is no such column.
     pub split: Option<usize>,
-    /// `hard`, if it is there: `true` where the site was in doubt.
+    /// `hard`: `true` where the site found the picture doubtful; absent if there is no such column.
     pub hard: Option<usize>,
 }
 
 impl IndexColumns {
-    /// Finds them in the first line of an index.
+    /// Finds the columns in the first line of an index.
     ///
     /// # Errors
-    /// The names of a column that is missing, for people.
+    /// The names of the missing column, for people.
     pub fn find(heads: &StringRecord) -> Result<Self, &'static str> {
         let position = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
         Ok(Self {

@@ -1,22 +1,22 @@
-//! Why a folder cannot be used.
+//! Why a folder of labelled pictures cannot be used.
 
 use std::path::PathBuf;
 
 /// Why a folder of labelled pictures cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    /// The folder, or a folder in it.
-    #[error("{} cannot be read", path.display())]
+    /// The folder, or a folder in it, cannot be read.
+    #[error("could not read {}", path.display())]
     Folder {
-        /// Which.
+        /// Path of the folder.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The index.
-    #[error("{} cannot be read", path.display())]
+    /// The index cannot be read.
+    #[error("could not read {}", path.display())]
     Index {
-        /// Which.
+        /// Path of the index.
         path: PathBuf,
         /// What is wrong with it.
         source: csv::Error,
@@ -24,28 +24,28 @@ pub enum DatasetError {
     /// The index lacks a column.
     #[error("{} has no column {column}", path.display())]
     MissingColumn {
-        /// The index.
+        /// Path of the index.
         path: PathBuf,
-        /// Its name, or the names it may have.
+        /// Name of the column, or the names it may have.
         column: String,
     },
-    /// The index names something that is not a file of its folder.
+    /// The index names something that is not a file in its folder.
     #[error("{} names {file}, which {why}; an index names files of its own folder", path.display())]
     BadFile {
-        /// The index.
+        /// Path of the index.
         path: PathBuf,
-        /// What it names.
+        /// The name in the index.
         file: String,
-        /// What is wrong with that.
+        /// What is wrong with it.
         why: &'static str,
     },
-    /// There is nothing with a label.
+    /// Nothing has a label.
     #[error(
-        "{} has no labelled images; it needs an index.csv (columns file, label, split), or a folder for each label",
+        "{} has no labelled images; it needs an index.csv (columns file, label, split), or one folder per label",
         folder.display()
     )]
     Empty {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
     },
 }

@@ -1,4 +1,4 @@
-//! Reading a folder.
+//! Reads a folder of labelled pictures.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,50 +6,50 @@ use crate::INDEX_FILE;
 use crate::columns::IndexColumns;
 use crate::error::DatasetError;
 
-/// What a picture is for.
+/// What a picture is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExampleSplit {
-    /// To learn from.
+    /// For training.
     Train,
-    /// To measure by while learning: `val` in an index.
+    /// For measuring during training: `val` in an index.
     Holdout,
-    /// To measure by at the end; nothing is chosen by it: `test` in an index.
+    /// For measuring at the end; nothing is chosen by it: `test` in an index.
     Test,
 }
 
 /// A labelled picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetRow {
-    /// Its file, relative to the folder, as the index spells it.
+    /// Path relative to the folder, as spelled in the index.
     pub file: String,
-    /// What it shows; not empty.
+    /// Its label; never empty.
     pub label: String,
-    /// What it is for; without an index or a column `split`, to learn from.
+    /// What it is used for; for training if there is no index or no column `split`.
     pub split: ExampleSplit,
-    /// Whether the site was in doubt about it.
+    /// Whether the site found it doubtful.
     pub hard: bool,
-    /// What it belongs together with, from the column that was asked for; absent where the index has no such column.
+    /// Its group, from the requested column; absent if the index has no such column.
     pub group: Option<String>,
 }
 
 /// The labelled pictures of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
-    /// The folder.
+    /// Path of the folder.
     pub folder: PathBuf,
     /// In the order of the index, or sorted by label and name. Never empty.
     pub rows: Vec<DatasetRow>,
-    /// Whether an index says of each picture what it is for.
+    /// Whether the index assigns a split to each picture.
     pub has_splits: bool,
 }
 
 impl Dataset {
-    /// Where a picture is.
+    /// Path of a picture.
     pub fn path(&self, row: &DatasetRow) -> PathBuf {
         self.folder.join(&row.file)
     }
 
-    /// Keeps the pictures of split `test`, if any is; otherwise all.
+    /// Keeps the pictures of split `test` if there are any, otherwise all.
     pub fn keep_test_split(&mut self) {
         if self.rows.iter().any(|row| row.split == ExampleSplit::Test) {
             self.rows.retain(|row| row.split == ExampleSplit::Test);
@@ -63,13 +63,13 @@ impl Dataset {
     }
 }
 
-/// Reads a folder of labelled pictures. With an [`INDEX_FILE`]: columns `file` or `path`, `label` or `class_name`, and if
-/// they are there `split` (`val`, `test`; anything else is to learn from), `hard`, and `group_column`. Rows without a label
-/// are left out. Without an index: each folder's name is the label of the files in it; names that begin with a dot are left
-/// out.
+/// Reads a folder of labelled pictures. An [`INDEX_FILE`] has the columns `file` or `path`, `label` or `class_name`,
+/// and optionally `split` (`val`, `test`; anything else is for training), `hard`, and `group_column`. Rows without a
+/// label are skipped. Without an index, each folder's name is the label of the files in it; names that begin with a dot
+/// are skipped.
 ///
 /// # Errors
-/// [`DatasetError`]; also for an index that names what is not a regular file inside the folder.
+/// [`DatasetError`]; also if an index names something that is not a regular file inside the folder.
 pub fn read_dataset(folder: &Path, group_column: Option<&str>) -> Result<Dataset, DatasetError> {
     let index = folder.join(INDEX_FILE);
     let (rows, has_splits) =
@@ -118,15 +118,15 @@ fn read_index(
     Ok((rows, columns.split.is_some()))
 }
 
-/// An index may come from somebody else: it names files of its own folder, and no pipe that never ends. A file that is
-/// missing is told when it is opened.
+/// An index may be written by somebody else, so it may only name regular files in its own folder. A missing file is
+/// reported when it is opened.
 fn check_file(folder: &Path, file: &str) -> Result<(), &'static str> {
     let named = Path::new(file);
     if !named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return Err("lies outside the folder");
+        return Err("is outside the folder");
     }
     match folder.join(named).metadata() {
-        Ok(metadata) if !metadata.is_file() => Err("is no file"),
+        Ok(metadata) if !metadata.is_file() => Err("is not a file"),
         _ => Ok(()),
     }
 }
@@ -220,8 +220,8 @@ mod tests {
         let tell = |files: &[(&str, &str)]| read_dataset(folder_with(files).path(), None).unwrap_err().to_string();
         assert!(tell(&[("index.csv", "name;class\n")]).ends_with("has no column file or path"));
         assert!(tell(&[("index.csv", "file\n")]).ends_with("has no column label or class_name"));
-        assert!(tell(&[("index.csv", "file,label\n../secret,boot\n")]).contains("names ../secret, which lies outside"));
-        assert!(tell(&[("index.csv", "file,label\nsub,boot\n"), ("sub/x", "")]).contains("which is no file"));
+        assert!(tell(&[("index.csv", "file,label\n../secret,boot\n")]).contains("names ../secret, which is outside"));
+        assert!(tell(&[("index.csv", "file,label\nsub,boot\n"), ("sub/x", "")]).contains("which is not a file"));
         assert!(tell(&[("index.csv", "file,label\n")]).contains("has no labelled images"));
         assert!(tell(&[("readme", "")]).contains("has no labelled images"));
         let missing = read_dataset(Path::new("nowhere"), None).unwrap_err();

@@ -1,10 +1,10 @@
-//! What a release is, and how a model's releases stand.
+//! Releases, and a model's rollout state.
 //!
-//! [`package`] makes one file of a folder and a folder of it, [`oci`] lays it out as registries take it, [`prepare`] makes a
-//! release of a folder. [`stage`] is how a model's releases stand and what may be decided next (pure), [`decision_log`]
-//! where decisions are written. [`compatibility`] says whether a machine can run a release at all (pure), [`trial`] tries it
-//! in a process of its own, kept to its files by [`confinement`]. Deliberately absent: which release is better, and what a
-//! worker does to serve one.
+//! [`package`] packs a folder into one file and unpacks it, [`oci`] writes it as an OCI image layout, [`prepare`] makes
+//! a release of a folder. [`stage`] holds a model's rollout state and the decisions that may follow (pure),
+//! [`decision_log`] writes decisions. [`compatibility`] says whether a machine can run a release (pure), [`trial`]
+//! tries it in a process of its own that [`confinement`] restricts to its files. Deliberately absent: which release is
+//! better, and what a worker does to serve one.
 
 pub mod compatibility;
 pub mod confinement;

@@ -1,9 +1,9 @@
 //! How many replicas a worker runs.
 //!
-//! [`scaler`] follows what was asked for (a note of the site or the cloud, or the settings), reads the queue, and lets
-//! [`vision::InferencePool`] start or drain replicas; [`decide`] says how many, and why, and is pure. Deliberately absent:
-//! processes, which whoever starts them counts (`tributary status` shows them; Kubernetes scales them by the metric of
-//! queued work).
+//! [`scaler`] follows the requested number (a note of the site or the cloud, or the settings), reads the queue, and has
+//! [`vision::InferencePool`] start or drain replicas; [`decide`] says how many and why, and is pure. Deliberately
+//! absent: processes, which are counted by whoever starts them (`tributary status` shows them; Kubernetes scales them
+//! by the metric of queued work).
 
 pub mod decide;
 pub mod replica_request;
