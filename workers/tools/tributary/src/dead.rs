@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_FILE;
-use schemas::{DeadLetter, Role, SiteName};
+use schemas::{DeadLetter, SiteName};
 use streams::{Bus, Publisher};
 
 use crate::roles::into_anyhow;
@@ -242,7 +242,7 @@ async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::{FaultNote, TaskId};
+    use schemas::{FaultNote, Role, TaskId};
 
     fn letter(name: &str) -> DeadLetterRow {
         let id = TaskId::from_name(name);

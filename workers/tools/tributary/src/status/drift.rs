@@ -1,6 +1,6 @@
 //! Drift: one line for a site on what its answers are like, compared with what they used to be. Pure.
 
-use schemas::{DriftLevel, DriftMeasure, DriftReport, Heartbeat, Role};
+use schemas::{DriftLevel, DriftMeasure, DriftReport, Heartbeat};
 
 use crate::format;
 
@@ -94,7 +94,7 @@ fn ratio(ratio: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use schemas::ReleaseId;
+    use schemas::{ReleaseId, Role};
 
     use super::*;
 
