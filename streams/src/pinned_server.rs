@@ -42,7 +42,7 @@ impl PinnedServer {
     async fn urls(&self) -> (String, String) {
         let file = self.folder.path().join(format!("nats-server_{}.ports", self.child.id()));
         let read = || serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&file).ok()?).ok();
-        let ports = wait_for("the server listens", || read()).await;
+        let ports = wait_for("the server listens", read).await;
         let first = |of: &str| ports[of][0].as_str().unwrap().to_owned();
         (first("nats"), first("monitoring"))
     }
