@@ -177,7 +177,7 @@ fn line(answer: &Answer) -> String {
 fn what(answer: &Answer) -> String {
     match (&answer.label, &answer.fault) {
         (Some(label), _) => format::plain_number(label),
-        (None, Some(fault)) => format!("({})", format::plain_number(&fault.name)),
+        (None, Some(fault)) => format!("({})", format::plain_number(fault.kind.as_str())),
         (None, None) => "(nothing)".into(),
     }
 }
@@ -265,10 +265,9 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     row("release", answer.release.as_ref().map(ToString::to_string));
     row(
         "fault",
-        answer
-            .fault
-            .as_ref()
-            .map(|fault| format!("{}: {}", format::plain_number(&fault.name), format::plain_number(&fault.reason))),
+        answer.fault.as_ref().map(|fault| {
+            format!("{}: {}", format::plain_number(fault.kind.as_str()), format::plain_number(&fault.reason))
+        }),
     );
     row("remedy", answer.fault.as_ref().map(|fault| format::plain_number(&fault.remedy)));
     row("file", answer.file.as_deref().map(format::plain_number));

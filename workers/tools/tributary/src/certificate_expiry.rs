@@ -119,7 +119,7 @@ pub fn report_expiries(all: &[Expiry]) {
         metrics::note_expiry(&expiry.what, expiry.ends_at_ms);
     }
     for fault in faults(all, clock::now_ms()) {
-        tracing::warn!(name = fault.name, reason = fault.reason, remedy = fault.remedy, "something ends");
+        tracing::warn!(name = fault.kind.as_str(), reason = fault.reason, remedy = fault.remedy, "something ends");
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
             |days: u64| Expiry { what: format!("thing {days}"), ends_at_ms: days * DAY_MS, remedy: "renew it".into() };
         let all = [ends(1), ends(99), ends(129), ends(131)];
         let told = faults(&all, 100 * DAY_MS);
-        let told: Vec<(&str, &str)> = told.iter().map(|fault| (fault.name.as_str(), fault.reason.as_str())).collect();
+        let told: Vec<(&str, &str)> = told.iter().map(|fault| (fault.kind.as_str(), fault.reason.as_str())).collect();
         assert_eq!(
             told,
             [

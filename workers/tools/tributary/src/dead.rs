@@ -123,7 +123,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyho
 type DeadLetterRow = (u64, DeadLetter);
 
 fn of_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
-    letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.name == fault)).collect()
+    letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.kind.as_str() == fault)).collect()
 }
 
 /// The file that its image came from, if the publisher said so.
@@ -176,10 +176,10 @@ fn list(letters: &[DeadLetterRow], json: bool, place: &str) -> anyhow::Result<()
         vec![
             letter.id.to_string().chars().take(SHORT_ID).collect(),
             format::format_time(letter.died_at_ms),
-            letter.role.clone(),
+            letter.role.to_string(),
             letter.stream.clone(),
             format::plain_number(&letter.subject),
-            format::plain_number(&letter.fault.name),
+            format::plain_number(letter.fault.kind.as_str()),
             file_of(letter).map(format::plain_number).unwrap_or_default(),
             format::plain_number(&letter.fault.reason),
         ]
@@ -210,7 +210,7 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         format!("given up  {} by the {} of site {}", format::format_time(letter.died_at_ms), letter.role, letter.site),
         format!("message   {} of {}, on {}", letter.sequence, letter.stream, format::plain_number(&letter.subject)),
         format!("attempts  {}", letter.attempts),
-        format!("fault     {}", format::plain_number(&letter.fault.name)),
+        format!("fault     {}", format::plain_number(letter.fault.kind.as_str())),
         format!("reason    {}", format::plain_number(&letter.fault.reason)),
         format!("remedy    {}", format::plain_number(&letter.fault.remedy)),
         format!("payload   {payload}{kind} (--save FILE writes it)"),
@@ -242,7 +242,7 @@ async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::{FaultNote, TaskId};
+    use schemas::{FaultNote, Role, TaskId};
 
     fn letter(name: &str) -> DeadLetterRow {
         let id = TaskId::from_name(name);
@@ -250,7 +250,7 @@ mod tests {
             id,
             task: Some(id.child("task")),
             site: "reef".parse().unwrap(),
-            role: "recognizer".into(),
+            role: Role::Recognizer.into(),
             stream: "IMAGES".into(),
             subject: "image.reef.cam-1".into(),
             sequence: 1,

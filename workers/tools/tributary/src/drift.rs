@@ -66,7 +66,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> any
 
 /// A row a measure; one that says how far the windows are where there is none yet.
 fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
-    let worker = format!("{} {}", format::plain_number(&beat.role), format::plain_number(&beat.worker));
+    let worker = format!("{} {}", format::plain_number(beat.role.as_str()), format::plain_number(&beat.worker));
     let mut rows: Vec<Vec<String>> = report
         .measures()
         .map(|(name, measure)| {

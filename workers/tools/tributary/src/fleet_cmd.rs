@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use fleet::{FleetError, FleetFolder, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
 use runtime::clock;
-use schemas::{ReleaseId, SiteName};
+use schemas::{ReleaseId, Role, SiteName};
 use streams::fleet::Ledger;
 use streams::topology::{self, PlanScope, RepairMode, SetupStatus};
 use streams::{Bus, NatsSettings, admin, permissions};
@@ -197,7 +197,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                 root.number,
                 format::format_time(root.expires_at_ms)
             ))?;
-            match reach(&fleet, "operator").await {
+            match reach(&fleet, Role::Operator).await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
                     let about = format!("number {}, {} never run", fleet.root().number, fleet.root().never.len());
@@ -208,9 +208,9 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
-            let mut fleet = FleetFolder::open(folder)?;
+            let (mut fleet, role) = (FleetFolder::open(folder)?, fleet::hub_role(role)?);
             // With the keys that the hub still knows.
-            let (system, operator) = (reach(&fleet, "system").await, reach(&fleet, "operator").await);
+            let (system, operator) = (reach(&fleet, Role::System).await, reach(&fleet, Role::Operator).await);
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
                 note_fleet(&fleet, &operator).await?;
@@ -284,7 +284,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             stdout::print_line(format_args!(
                 "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
             ))?;
-            if let Some(operator) = reach(&fleet, "operator").await {
+            if let Some(operator) = reach(&fleet, Role::Operator).await {
                 note_fleet(&fleet, &operator).await?;
                 audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
@@ -294,7 +294,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             fleet.revoke_site(name)?;
             stdout::print_line(format_args!("Site {name} does not belong to the fleet any more."))?;
             tell_hub(&fleet, true).await?;
-            if let Some(operator) = reach(&fleet, "operator").await {
+            if let Some(operator) = reach(&fleet, Role::Operator).await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
                 audit::record_command(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
@@ -321,7 +321,7 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
 
 /// The hub takes what was changed. `ends`: keys ended, so connections do.
 async fn tell_hub(fleet: &FleetFolder, ends: bool) -> anyhow::Result<()> {
-    let Some(system) = reach(fleet, "system").await else {
+    let Some(system) = reach(fleet, Role::System).await else {
         return stdout::print_line(
             "The hub does not answer here: it takes the change when it is started, or at the next change.",
         );
@@ -352,7 +352,7 @@ pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<(
 
 /// The hub's streams and consumers of a site.
 async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> anyhow::Result<()> {
-    let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
+    let Some(operator) = reach(fleet, Role::Operator).await else { return Ok(()) };
     note_fleet(fleet, &operator).await?;
     let plan = topology::plan_topology(&PlanScope::Cloud(vec![site.clone()]), &settings.streams);
     for finding in topology::apply_plan(&operator, &plan, RepairMode::Everything).await? {
@@ -365,27 +365,27 @@ async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> an
 }
 
 /// The hub as one of its roles; absent where it does not answer. What is wrong with our own files is logged.
-async fn reach(fleet: &FleetFolder, role: &str) -> Option<Bus> {
-    Bus::connect(&role_settings(fleet, role), role)
+async fn reach(fleet: &FleetFolder, role: Role) -> Option<Bus> {
+    Bus::connect(&role_settings(fleet, role), role.as_str())
         .await
-        .inspect_err(|error| tracing::debug!(%error, role, "the hub is not reached"))
+        .inspect_err(|error| tracing::debug!(%error, role = role.as_str(), "the hub is not reached"))
         .ok()
 }
 
 /// How a role reaches the hub.
-pub fn role_settings(fleet: &FleetFolder, role: &str) -> NatsSettings {
+pub fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(role)),
-        inbox: Some(permissions::role_inbox(role)),
+        inbox: Some(permissions::role_inbox(role.as_str())),
         ..NatsSettings::default()
     }
 }
 
 async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
-    let joined = match reach(fleet, "system").await {
+    let joined = match reach(fleet, Role::System).await {
         Some(system) => Some(admin::joined_leaves(&system).await?),
         None => None,
     };

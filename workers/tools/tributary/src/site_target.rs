@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use runtime::clock;
-use runtime::settings::LoadedSettings;
+use runtime::settings::{LoadedSettings, SettingOrigin};
 use schemas::{FaultNote, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::checkup::Checkup;
@@ -258,7 +258,7 @@ impl SiteTarget {
 
 /// Whether somebody chose a setting.
 pub fn is_set(loaded: &LoadedSettings<Settings>, key: &str) -> bool {
-    loaded.list().iter().any(|setting| setting.key == key && setting.origin != "default")
+    loaded.list().iter().any(|setting| setting.key == key && setting.origin != SettingOrigin::Default)
 }
 
 /// Where a command goes.

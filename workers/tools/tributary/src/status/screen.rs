@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, TrainingReport};
+use schemas::{
+    DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, Role, RoundState, TrainerState, TrainingReport,
+};
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
@@ -30,7 +32,7 @@ pub fn text(status: &SiteStatus) -> String {
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
     scaled.for_each(|(role, why)| {
-        row("replicas", format!("{}s: {}", format::plain_number(role), format::plain_number(why)))
+        row("replicas", format!("{}s: {}", format::plain_number(role.as_str()), format::plain_number(why)))
     });
     all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_number(words)));
     row("dead", dead(status));
@@ -146,13 +148,13 @@ fn trainings(status: &SiteStatus) -> Vec<String> {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
             "{}: {}; {} known, {} sent",
-            format::plain_number(state),
+            format::plain_number(state.as_str()),
             format::plain_number(why),
             format::count(*labelled, "labelled image"),
             format::count(*sent, "update")
         );
         let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
-        if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
+        if let Some(before) = before.as_ref().filter(|_| *state != TrainerState::Collecting) {
             let now = after.as_ref().map(|after| format!(", {} now", right(after)));
             let held_out =
                 format!("of {} held out {} right before{}", before.images, right(before), now.unwrap_or_default());
@@ -175,19 +177,21 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
     let row = |beat: &Heartbeat| {
         let report = beat.rounds.as_ref()?;
         let model = beat.model.as_deref().unwrap_or_default();
-        let mut text = match report.state.as_str() {
-            "open" => format!(
+        let mut text = match report.state.known() {
+            Some(RoundState::Open) => format!(
                 "{}: round {} is open, {} of {} updates",
                 format::plain_number(model),
                 report.round,
                 report.updates,
                 report.quorum
             ),
-            "failed" => format!("{}: failed: {}", format::plain_number(model), format::plain_number(&report.why)),
-            state => format!(
+            Some(RoundState::Failed) => {
+                format!("{}: failed: {}", format::plain_number(model), format::plain_number(&report.why))
+            }
+            _ => format!(
                 "{}: {} {}",
                 format::plain_number(model),
-                format::plain_number(state),
+                format::plain_number(report.state.as_str()),
                 format::plain_number(&report.why)
             ),
         };
@@ -256,10 +260,10 @@ fn workers(status: &SiteStatus) -> String {
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
     let steps = all_workers(status).filter_map(|beat| {
-        let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
+        let step = beat.swap_step()?;
         Some(format!(
             "\n  {} {}: {}",
-            format::plain_number(&beat.role),
+            format::plain_number(beat.role.as_str()),
             format::plain_number(&beat.worker),
             format::plain_number(step)
         ))
@@ -271,7 +275,7 @@ fn workers(status: &SiteStatus) -> String {
 /// What is wrong, and what to do about it.
 fn wrong(status: &SiteStatus) -> Vec<String> {
     let site = &status.site;
-    let has = |role: &str| all_workers(status).any(|beat| beat.role == role);
+    let has = |role: Role| all_workers(status).any(|beat| beat.role == role);
     let mut wrong = status.faults.clone();
     wrong.extend(wrong_with_outcomes(status));
     wrong.extend(wrong_clocks(status));
@@ -279,34 +283,34 @@ fn wrong(status: &SiteStatus) -> Vec<String> {
     if !status.workers_known {
         return wrong;
     }
-    if !has("recognizer") {
+    if !has(Role::Recognizer) {
         wrong.push(format!(
             "No recognizer gives a sign of life, so images wait: start one with `tributary recognizer --model DIR --site {site}`."
         ));
     }
-    if !has("courier") {
+    if !has(Role::Courier) {
         wrong.push(format!(
             "No courier gives a sign of life, so doubtful images are not verified: start one with `tributary courier --site {site}`."
         ));
     }
-    if !has("janitor") {
+    if !has(Role::Janitor) {
         wrong.push(format!(
             "No janitor gives a sign of life, so answered images are not cleared away: start one with `tributary janitor --site {site}`."
         ));
     }
-    wrong.extend(wrong_in_cloud(status, has("verifier")));
+    wrong.extend(wrong_in_cloud(status, has(Role::Verifier)));
     wrong.extend(full(
         "images",
         &status.images,
         "publishers will get errors: start more recognizers, or raise streams.images_max_mib",
     ));
     wrong.extend(full("outbox", &status.outbox, "doubtful answers will become final as they are: is the link alive?"));
-    wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
+    wrong.extend(mixed(status, Role::Recognizer).into_iter().chain(mixed(status, Role::Verifier)));
     wrong.extend(all_workers(status).filter_map(|beat| {
-        let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
+        let swap = beat.release_refusal()?;
         Some(format!(
             "{} {} {}.",
-            format::plain_number(&beat.role),
+            format::plain_number(beat.role.as_str()),
             format::plain_number(&beat.worker),
             format::plain_number(swap)
         ))
@@ -412,7 +416,7 @@ fn full(name: &str, queue: &QueueStatus, then: &str) -> Option<String> {
 }
 
 /// Workers of one role that run different releases.
-fn mixed(status: &SiteStatus, role: &str) -> Option<String> {
+fn mixed(status: &SiteStatus, role: Role) -> Option<String> {
     let mut releases: Vec<&str> = all_workers(status)
         .filter(|beat| beat.role == role)
         .filter_map(|beat| beat.release.as_ref().map(|release| release.short()))
@@ -435,9 +439,9 @@ mod tests {
         QueueStatus { level, waiting: 3, held: 1, queued_s: Some(1.5) }
     }
 
-    fn status(roles: &[&str]) -> SiteStatus {
-        let beat = |role: &&str| {
-            let beat = Heartbeat::for_worker(role, "host-1".into(), None, 0);
+    fn status(roles: &[Role]) -> SiteStatus {
+        let beat = |role: &Role| {
+            let beat = Heartbeat::for_worker(*role, "host-1".into(), None, 0);
             Heartbeat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
         };
         SiteStatus {
@@ -469,7 +473,7 @@ mod tests {
         }
     }
 
-    const ALL: [&str; 4] = ["courier", "janitor", "recognizer", "verifier"];
+    const ALL: [Role; 4] = [Role::Courier, Role::Janitor, Role::Recognizer, Role::Verifier];
 
     #[test]
     fn a_site_that_does_well_says_so() {
@@ -480,7 +484,7 @@ mod tests {
     #[test]
     fn each_role_that_is_missing_is_named_with_its_command() {
         for missing in ALL {
-            let roles: Vec<&str> = ALL.into_iter().filter(|role| *role != missing).collect();
+            let roles: Vec<Role> = ALL.into_iter().filter(|role| *role != missing).collect();
             let wrong = wrong(&status(&roles));
             assert!(wrong.len() == 1 && wrong[0].contains(&format!("`tributary {missing}")), "{missing}: {wrong:?}");
         }
