@@ -1,8 +1,8 @@
 # One line each, no logic: what a target does is in the script or the crate it calls.
 .PHONY: setup demo check test sim bench soak supply
 
-setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when they are there.
-	deploy/fetch-runtime.sh
+setup: ## Fetch nats-server and ONNX Runtime into the cache, unpack the pictures; does nothing when they are there.
+	deploy/fetch-runtime.sh && deploy/unpack-fixtures.sh
 
 demo: setup ## Build, publish 2,000 labelled images through a site, print what happened.
 	cargo run --release --locked --package tributary -- demo
@@ -10,7 +10,7 @@ demo: setup ## Build, publish 2,000 labelled images through a site, print what h
 check: setup ## Formatting, scripts, spelling, dependencies, clippy, rustdoc and unit tests.
 	deploy/check.sh
 
-test: ## Build everything and run every test against real servers, an S3 server among them.
+test: setup ## Build everything and run every test against real servers, an S3 server among them.
 	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --exclude sim --locked
 	# By themselves: what they turn on must not be in the binary that the others test.
 	cargo test --package streams --package sim --locked

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`world`] starts servers and workers ([`program`]), [`proxy`] is the link between
 //! them, [`pictures`] knows what each model says about each picture, [`oracle`] publishes them and
-//! judges what came of it, [`fault`] does harm meanwhile; [`seaweed`] is an object store, [`bare`] a server of the test's
+//! judges what came of it, [`fault`] does harm meanwhile; [`seaweed`] is an object store, [`bare_server`] a server of the test's
 //! own configuration, [`shifted`] a wrong clock. Deliberately absent: assertions; everything here returns an error or a
 //! list of violations, and the test decides.
 

@@ -83,7 +83,7 @@ impl WorkerProcess {
         Ok(())
     }
 
-    /// Starts it again, after [`Worker::kill`] or its own end.
+    /// Starts it again, after [`Self::kill`] or its own end.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.kill()?;
         self.child = spawn(&self.name, &self.folder, &self.arguments, &self.environment)?;

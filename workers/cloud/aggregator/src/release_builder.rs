@@ -94,7 +94,7 @@ impl FetchedUpdate {
 }
 
 /// Merges the fetched updates into the next weights. `round`, `is_learning`: as in
-/// [`AggregateContext`](crate::aggregate::AggregateContext).
+/// [`AggregateContext`].
 pub fn merge(
     runtime: &vision::OnnxRuntime,
     base: &RoundBase,

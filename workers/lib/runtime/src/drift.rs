@@ -2,7 +2,7 @@
 //!
 //! Takes a few numbers about each answer and yields one distance and one level for each measure, shown in heartbeats.
 //! The reference is the first answers of a release at a site, saved in the ledger so that a restart starts no new one
-//! ([`watch`]); the recent window slides. Both are limited in size.
+//! ([`DriftWatch`]); the recent window slides. Both are limited in size.
 //!
 //! The distance of confidence and of novelty is the largest difference between the two cumulative distributions
 //! (Kolmogorov-Smirnov); Rabanser et al., "Failing Loudly" (arXiv 1810.11953) found it the best of the detectors they

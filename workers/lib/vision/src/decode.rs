@@ -8,7 +8,7 @@
 //! Transparency is dropped and the colour beneath kept, as in Pillow's `convert("RGB")`, unless a background is set;
 //! 16-bit channels become 8-bit by the bits that are used.
 //!
-//! A picture may be wrapped in base64, a data URL or JSON, or follow a few bytes of junk ([`envelope`]); this is noted.
+//! A picture may be wrapped in base64, a data URL or JSON, or follow a few bytes of junk (`envelope`); this is noted.
 
 mod envelope;
 mod error;

@@ -2,7 +2,7 @@
 //!
 //! In: bytes, from any number of tasks. Out: the model's result. A caller waits for space instead of piling up; an
 //! owner takes what is already waiting, up to the best batch, and never waits for more. Refuses only what
-//! [`crate::decode`] and [`crate::session`] refuse; a picture that fails, fails alone.
+//! [`mod@crate::decode`] and [`crate::session`] refuse; a picture that fails, fails alone.
 //!
 //! Another model is loaded beside the serving one ([`InferencePool::preload`]) and given to the owners
 //! ([`InferencePool::swap`]); each takes its replica between two batches, so a batch runs entirely in one release, and

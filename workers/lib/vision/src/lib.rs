@@ -1,6 +1,6 @@
 //! From image bytes to class scores.
 //!
-//! In: bytes as published, and a model folder. Out: one row of logits per image. The steps: [`decode`] (bytes to
+//! In: bytes as published, and a model folder. Out: one row of logits per image. The steps: [`mod@decode`] (bytes to
 //! pixels) → [`tensor`] (pixels to the model's input) → [`session`] (input to scores), each independent of the next;
 //! [`inference`] owns the threads that run them and groups images into batches, whose best size [`batch_cost`]
 //! measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into

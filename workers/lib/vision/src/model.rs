@@ -2,7 +2,7 @@
 //!
 //! Two kinds of folder: our own (`model.toml`, one ONNX file, labels) and an unchanged Hugging Face export, beside
 //! which a `model.toml` may override values. Contradictions are refused with file, line and key, and what to write
-//! instead. [`crate::session`] checks whether the graph fits; [`crate::draft`] drafts a `model.toml`.
+//! instead. [`crate::session`] checks whether the graph fits; [`mod@crate::draft`] drafts a `model.toml`.
 
 use std::fs::File;
 use std::io::Read;

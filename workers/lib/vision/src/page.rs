@@ -1,6 +1,6 @@
 //! Extracts one picture per page from a file with several pages.
 //!
-//! Only TIFF: its thumbnails and masks are not pages ([`crate::decode`]). Pages are upright and lossless, as PNG.
+//! Only TIFF: its thumbnails and masks are not pages ([`mod@crate::decode`]). Pages are upright and lossless, as PNG.
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};

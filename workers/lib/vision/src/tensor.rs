@@ -14,7 +14,7 @@ use crate::decode::Pixels;
 /// of it. An estimate.
 const MAX_ENLARGED_PX: u64 = 4_000_000;
 
-/// Why pixels could not become a tensor. Always a bug: pixels from [`crate::decode`] and a description from
+/// Why pixels could not become a tensor. Always a bug: pixels from [`mod@crate::decode`] and a description from
 /// [`crate::model`] never cause it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorError {

@@ -2,7 +2,7 @@
 //!
 //! Every pixel of the scan is in at least one tile. All tiles have the requested size: the last of a row or column
 //! moves back until it fits, and only a scan smaller than a tile gives a smaller one. A lossless scan gives lossless
-//! tiles (PNG), a lossy one JPEGs of quality 95. One tile is encoded at a time. Refuses what [`crate::decode`] refuses,
+//! tiles (PNG), a lossy one JPEGs of quality 95. One tile is encoded at a time. Refuses what [`mod@crate::decode`] refuses,
 //! and impossible grids.
 
 use image::codecs::jpeg::JpegEncoder;
