@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`subject_table`], [`subject`] and [`topology`] say what exists, [`connect`] connects to a server,
 //! [`publish`], [`puller`] and [`blobs`] move data, [`store`] keeps what must outlive every stream, [`server`] runs a
-//! nats-server of our own, [`scheduling`] sets how the kernel schedules it. Knows no worker.
+//! nats-server of our own. Knows no worker.
 
 /// The same verb on a server in memory, where the connection leads to one.
 macro_rules! in_memory {

@@ -1,7 +1,7 @@
 //! Judges a canary from the evidence. Pure.
 //!
 //! Each measure is a sequential test (Wald, Sequential Analysis, 1947) of how much better the ring became than the
-//! other sites did ([`mod@effect`]). With an effect `d`, its variance `v` and a margin `m`, the log odds that the release
+//! other sites did (`effect`). With an effect `d`, its variance `v` and a margin `m`, the log odds that the release
 //! is worse by the margin, against being as good, are `-m (d + m/2) / v`. Estimates of a fixed effect from more and
 //! more images have independent increments in `1 / v` (Jennison and Turnbull, Group Sequential Methods, chapters 3 and
 //! 11), and such odds exceed `1 / a` with a chance of at most `a` however often they are checked (Ville). So the

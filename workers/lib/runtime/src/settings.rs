@@ -163,7 +163,7 @@ impl Format for Toml {
 }
 
 /// A file where it is named; nothing if it is not there. Of a relative path figment would look through the folders above,
-/// too, and find files that `check_found` never saw.
+/// too, and find files that nobody named.
 fn read_file(path: &Path) -> Data<Toml> {
     Toml::file(std::path::absolute(path).unwrap_or_else(|_| path.into()))
 }
