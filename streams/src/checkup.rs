@@ -224,7 +224,7 @@ fn refused(store: &Path) -> Option<FaultNote> {
         FaultNote::new(
             "publish_refused",
             format!("within the last hour the server refused what a client published on {subject}, which its login does not allow; over MQTT the client was not told"),
-            "publish under the camera's own name (`tributary camera show NAME` prints its subject and topic), or add a login that may (`tributary camera add NAME --also CAMERA`)",
+            "publish under the camera's own name (`tributary camera show NAME` prints its subject and topic), or add a login that may (`tributary camera add NAME --also-camera CAMERA`)",
         )
     })
 }

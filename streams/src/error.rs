@@ -11,7 +11,7 @@ use async_nats::jetstream::{self, ErrorCode};
 pub enum CarryError {
     /// Others decided first, again and again.
     #[error(
-        "nothing was decided about {what}: others were faster each time; `tributary release history` shows who decides"
+        "nothing was decided about {what}: others were faster each time; `tributary audit --cloud` shows who decides"
     )]
     Outrun {
         /// What was to be decided about.

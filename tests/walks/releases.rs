@@ -158,7 +158,7 @@ async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() 
     // No round starts beside it: what came of it would start from what may be withdrawn.
     let (url, model) = (world.cloud_url(), fixture(LIGHT).display().to_string());
     let refused = run(world.folder(), &["round", "open", "--nats", &url, "--model", &model]).await.unwrap();
-    assert!(!refused.success && refused.err.contains("is tried, and a round would start"), "{}", refused.err);
+    assert!(!refused.success && refused.err.contains("is in its canary, and a round"), "{}", refused.err);
     let stable = becomes(&world, &second, ReleaseStage::Stable).await;
     let measures: Vec<&str> = stable.decision.findings.iter().map(|finding| finding.measure.as_str()).collect();
     assert_eq!(measures, ["agreement", "sent up", "confidence", "cost", "faults"]);

@@ -169,7 +169,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     for pair in ["trainer.epochs=20", "trainer.optimizer.learning_rate=0.01", "trainer.holdout_ratio=0.3"] {
         again.extend(["--set".into(), pair.into()]);
     }
-    again.extend(["--json".into(), "--anyway".into()]);
+    again.extend(["--json".into(), "--keep-without-gain".into()]);
     let again = run(world.folder(), &again).await.unwrap();
     assert!(again.success, "{}", again.err);
     let again: serde_json::Value = serde_json::from_str(&again.out).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
     /// A folder that holds something already.
-    #[error("{path} holds a fleet already: nothing was changed; `tributary site list {path}` shows it", path = path.display())]
+    #[error("{path} holds a fleet already: nothing was changed; `tributary site list --fleet {path}` shows its sites", path = path.display())]
     Exists {
         /// The folder.
         path: PathBuf,

@@ -124,7 +124,7 @@ pub async fn listen_for_refusals(
 /// The letter of an image that was refused.
 fn of(site: &SiteName, heard: TapMessage) -> DeadLetter {
     let reason = "the stream of images took nothing more, and its publisher could not be told: over MQTT, and without a reply subject, an acknowledgement is not the stream's";
-    let remedy = "make room (`tributary status` says what is full), then `tributary dead redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
+    let remedy = "make room (`tributary status` says what is full), then `tributary dead-letters redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
     let fault = FaultNote::new("stream_refused", reason, remedy);
     let stored_at_ns = i128::from(clock::now_ms()) * 1_000_000;
     let record = StoredMessage {

@@ -32,13 +32,12 @@ pub use settings::{LabelOrigin, PageSelection, PublisherSettings, TileSettings};
 pub use source::{CameraNaming, ImageSource, SourceError, list_images};
 pub use worker::{AcknowledgedTask, PublishOptions, publish_images};
 
-/// How publishing twice and going on after an interruption work, for `--help`.
+/// How publishing twice and resuming after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\
-Publishing the same files again makes no new tasks. A file's task id follows from the site, the camera,
-the name of its folder, its path inside it and its content, so the stream recognizes it, and whatever is
-stored twice is answered once. Files that were acknowledged are noted in a journal,
-${XDG_STATE_HOME:-~/.local/state}/tributary/publish/<id>.done, one for each server, site, camera and set
-of paths; a file in it that has not changed is passed over without being read, however long ago that was.
-After an interruption run the same command again: it goes on where it stopped. A journal that belongs to
-another stream (the server's store was made anew) is not used. Delete it, or give --again NAME, to
-publish everything once more as new tasks; the same NAME makes the same tasks.";
+Publishing the same files again creates no new tasks: the task id follows from the site, the camera, the folder's name, the \
+file's path in it and its content, so the stream recognizes duplicates, and an image stored twice is answered once.
+
+Acknowledged files are recorded in a journal, ${XDG_STATE_HOME:-~/.local/state}/tributary/publish/<id>.done, one per server, \
+site, camera and set of paths; an unchanged file in it is skipped without being read. After an interruption, run the same \
+command again; it continues where it stopped. A journal of another stream (the server's store was recreated) is ignored. To \
+publish everything again as new tasks, use --run-id NAME; the same NAME gives the same tasks.";

@@ -179,8 +179,8 @@ pub fn replay_decisions(
         let (were_at, are_at) = (were.gate().temperature, are.gate().temperature);
         if were_at != are_at {
             return Err(format!(
-                "{}: the scores were recorded at temperature {were_at}, and another one, {are_at}, needs the scores of all \
-                 classes: show the images to a model once more with --with",
+                "{}: scores were recorded at temperature {were_at}; another temperature, {are_at}, needs the scores of all \
+                 classes: run the images through the model again with `tributary evaluate`",
                 candidate.name
             ));
         }
@@ -489,6 +489,6 @@ mod tests {
         };
         assert!(refused(json!({"gate": {"min_confidense_ratio": 0.5}})).contains("min_confidense_ratio"));
         assert!(refused(json!({"gate": {"min_confidence_ratio": 2.0}})).contains("between 0 and 1"));
-        assert!(refused(json!({"gate": {"temperature": 2.0}})).contains("--with"));
+        assert!(refused(json!({"gate": {"temperature": 2.0}})).contains("`tributary evaluate`"));
     }
 }

@@ -262,7 +262,7 @@ impl<S: Handler> InFlight<S> {
                     "delivered {} times and never taken: no worker could read it, or each that did died at once",
                     notice.deliveries
                 );
-                let remedy = "look at its headers (`tributary dead show`) and at what the workers logged; publish it again without what is odd";
+                let remedy = "look at its headers (`tributary dead-letters show`) and at what the workers logged; publish it again without what is odd";
                 let note = FaultNote::new("client_unreadable", reason, remedy);
                 self.give_up(&record, notice.deliveries, note).await?;
                 // Nobody acknowledges it any more, and the durable would wait for that.
@@ -281,7 +281,7 @@ impl<S: Handler> InFlight<S> {
                 "delivered {} times and never finished, so whoever took it died or gave it back",
                 delivery.attempts
             );
-            let remedy = "look for what the workers logged about it; then `tributary dead redrive`";
+            let remedy = "look for what the workers logged about it; then `tributary dead-letters redrive`";
             return Err(Fault::reject("tries_used_up", reason, remedy));
         }
         self.step.handle(delivery, credit).await

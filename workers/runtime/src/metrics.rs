@@ -176,17 +176,17 @@ fn hanging() -> Vec<String> {
 
 fn counted() -> Registry {
     let mut registry = Registry::default();
-    registry.register("tributary_messages", "Messages that came to an end", KEPT.messages.clone());
-    registry.register("tributary_stage_seconds", "How long a step of an image took", KEPT.stages.clone());
+    registry.register("tributary_messages", "Messages by role and outcome: finished, retried or given up", KEPT.messages.clone());
+    registry.register("tributary_stage_seconds", "Time of each stage of an image", KEPT.stages.clone());
     registry.register(
         "tributary_batch_images",
-        "Images in the run of the model that an image was recognized in",
+        "Size of the batch that an image was recognized in",
         KEPT.batches.clone(),
     );
-    registry.register("tributary_answers", "Final answers made", KEPT.answers.clone());
+    registry.register("tributary_answers", "Final answers by route and reason", KEPT.answers.clone());
     registry.register(
         "tributary_image_notes",
-        "Headers left out and bytes skipped of images that were recognized nevertheless; their answers say which",
+        "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",
         KEPT.notes.clone(),
     );
     registry

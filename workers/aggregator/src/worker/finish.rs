@@ -31,7 +31,7 @@ impl Aggregator {
         if count < quorum {
             let refused = self.refused.len();
             let reason = format!("{count} updates count and {quorum} are needed; {refused} were refused");
-            let remedy = "open another round; look at the sites' trainers, at `tributary dead list`, or ask for fewer (round.quorum)";
+            let remedy = "open another round; look at the sites' trainers, at `tributary dead-letters list`, or ask for fewer (round.quorum)";
             return self.fail(number, FaultNote::new("quorum_missed", reason, remedy)).await;
         }
         let parent = self.releases.manifest(&current.terms.base).await.map_err(unreleased)?;
