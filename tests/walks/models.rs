@@ -73,7 +73,7 @@ async fn a_description_that_most_pictures_contradict_is_called_doubtful_and_the_
     let (folder, images) = (folder.path().display().to_string(), images.path().display().to_string());
     let checked = tributary(&["model", "check", &folder, "--images", &images, "--labels-from-folders"]).await;
     assert!(checked.success, "{}", checked.err);
-    for said in ["cannot be read", "of label cow", "Its description is doubtful", "pictures are right instead of"] {
+    for said in ["cannot be read", "with label cow", "The description is doubtful", "pictures are right instead of"] {
         assert!(checked.out.contains(said), "{said}: {}", checked.out);
     }
 }

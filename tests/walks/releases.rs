@@ -520,7 +520,7 @@ async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
         (&model, false, &own[..2], "is not signed"),
         (&model, false, &own[2..], "--signed-by PUBLIC.pem"),
         (&model, true, &[], "is not signed"),
-        (&model, true, &others, "none of releaser.trusted_keys"),
+        (&model, true, &others, "not one of releaser.trusted_keys"),
         (&changed, true, &own[2..], "\"model.toml\" was changed"),
     ];
     for (folder, is_demanded, words, why) in cases {

@@ -423,7 +423,8 @@ async fn the_settings_in_force_decide_in_a_back_test_what_they_decided_and_other
         std::fs::write(world.folder().join("strict.toml"), "min_confidence_ratio = 0.95\n").unwrap();
         std::fs::write(world.folder().join("none.toml"), "min_confidense_ratio = 0.95\n").unwrap();
         let played =
-            done_json(&world, &["backtest", "--policy", policy, "--policy", "edge-only", "--gate", "strict.toml"]).await;
+            done_json(&world, &["backtest", "--policy", policy, "--policy", "edge-only", "--gate", "strict.toml"])
+                .await;
         let rows = played["played"].as_array().unwrap();
         let row = |number: usize, field: &str| rows[number][field].as_f64().unwrap();
         assert_eq!((row(0, "tasks"), row(1, "tasks")), (count as f64, count as f64), "{played}");

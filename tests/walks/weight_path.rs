@@ -112,7 +112,7 @@ async fn take_back(world: &TestWorld, task: TaskId) -> bool {
     let mut words = ["label", "retract", &task.to_string(), "--why", "mistaken"].map(str::to_owned).to_vec();
     words.extend(world.at(0));
     let said = run(world.folder(), &words).await.unwrap();
-    assert!(said.success && said.out.contains("1 label taken back"), "{}{}", said.out, said.err);
+    assert!(said.success && said.out.contains("1 label retracted"), "{}{}", said.out, said.err);
     said.out.contains("No update")
 }
 

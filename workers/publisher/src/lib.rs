@@ -34,10 +34,12 @@ pub use worker::{AcknowledgedTask, PublishOptions, publish_images};
 
 /// How publishing twice and resuming after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\
-Publishing the same files again creates no new tasks: the task id follows from the site, the camera, the folder's name, the \
-file's path in it and its content, so the stream recognizes duplicates, and an image stored twice is answered once.
+Publishing the same files again creates no new tasks: the task id follows from the site, the camera, the folder's \
+name, the file's path in it and its content, so the stream recognizes duplicates, and an image stored twice is \
+answered once.
 
-Acknowledged files are recorded in a journal, ${XDG_STATE_HOME:-~/.local/state}/tributary/publish/<id>.done, one per server, \
-site, camera and set of paths; an unchanged file in it is skipped without being read. After an interruption, run the same \
-command again; it continues where it stopped. A journal of another stream (the server's store was recreated) is ignored. To \
-publish everything again as new tasks, use --run-id NAME; the same NAME gives the same tasks.";
+Acknowledged files are recorded in a journal, ${XDG_STATE_HOME:-~/.local/state}/tributary/publish/<id>.done, one per \
+server, site, camera and set of paths; an unchanged file in it is skipped without being read. After an interruption, \
+run the same command again; it continues where it stopped. A journal of another stream (the server's store was \
+recreated) is ignored. To publish everything again as new tasks, use --run-id NAME; the same NAME gives the same \
+tasks.";

@@ -176,7 +176,11 @@ fn hanging() -> Vec<String> {
 
 fn counted() -> Registry {
     let mut registry = Registry::default();
-    registry.register("tributary_messages", "Messages by role and outcome: finished, retried or given up", KEPT.messages.clone());
+    registry.register(
+        "tributary_messages",
+        "Messages by role and outcome: finished, retried or given up",
+        KEPT.messages.clone(),
+    );
     registry.register("tributary_stage_seconds", "Time of each stage of an image", KEPT.stages.clone());
     registry.register(
         "tributary_batch_images",

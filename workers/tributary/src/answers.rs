@@ -22,9 +22,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const LOOKUP_EVERY: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
-Every image gets exactly one final answer. A provisional answer is the site's own answer to a doubtful image while the cloud \
-verifies it. A line shows the time of the answer (UTC), camera, label, confidence, route, reason, the time from storing to \
-answering, and the task.
+Every image gets exactly one final answer. A provisional answer is the site's own answer to a doubtful image while the \
+cloud verifies it. A line shows the time of the answer (UTC), camera, label, confidence, route, reason, the time from \
+storing to answering, and the task.
 
 Examples:
   tributary answers                               the newest 20, one per line
@@ -252,7 +252,10 @@ fn report(answer: &Answer, now_ms: u64) -> String {
             .map(|ranked| format!("{} {}", format::plain_text(&ranked.label), format::percent(ranked.confidence)));
         ranked.collect::<Vec<_>>().join(", ")
     });
-    row("labels", labels.map(|labels| if labels.is_empty() { "none of the model's labels".to_owned() } else { labels }));
+    row(
+        "labels",
+        labels.map(|labels| if labels.is_empty() { "none of the model's labels".to_owned() } else { labels }),
+    );
     row("top", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site",
@@ -304,10 +307,7 @@ fn stage(answer: &Answer, now_ms: u64) -> String {
         AnswerStage::Final => format!("final, by route {}: {reason}", answer.route),
         AnswerStage::Provisional => {
             let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
-            format!(
-                "provisional ({reason}): waits for a verdict, {} left",
-                format::format_span(left_ms as f64)
-            )
+            format!("provisional ({reason}): waits for a verdict, {} left", format::format_span(left_ms as f64))
         }
     }
 }

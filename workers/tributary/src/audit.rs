@@ -10,8 +10,8 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-Every command that changes something records who ran it, when and what changed, at the site or in the cloud, in a stream that \
-takes no deletions. Each note holds the digest of the one before.
+Every command that changes something records who ran it, when and what changed, at the site or in the cloud, in a \
+stream that takes no deletions. Each note holds the digest of the one before.
 
 Examples:
   tributary audit

@@ -21,12 +21,13 @@ use crate::{format, stdout};
 const SECTIONS: [&str; 3] = ["policy", "gate", "verify"];
 
 const ABOUT: &str = "\
-Every answer records the figures it was decided by. Each policy and gate you name decides the same tasks again from those \
-figures, in one row of a table: where images are recognized, what goes up, how right and how fast the answers are. No image is \
-read and no model runs. The load stays as recorded: a candidate that sends less up does not shorten the queue.
+Every answer records the figures it was decided by. Each policy and gate you name decides the same tasks again from \
+those figures, in one row of a table: where images are recognized, what goes up, how right and how fast the answers \
+are. No image is read and no model runs. The load stays as recorded: a candidate that sends less up does not shorten \
+the queue.
 
-A FILE is TOML: keys of recognizer.policy or recognizer.gate, the sections [policy], [gate] and [verify], or a whole settings \
-file. Keys it omits keep the value that was in force.";
+A FILE is TOML: keys of recognizer.policy or recognizer.gate, the sections [policy], [gate] and [verify], or a whole \
+settings file. Keys it omits keep the value that was in force.";
 
 const COMMANDS: &str = "\
 Examples:
@@ -38,7 +39,7 @@ fn help() -> String {
     [ABOUT, FILTER_HELP, COMMANDS].join("\n\n")
 }
 
-/// Show what other policies and gates would have decided on recorded tasks, side by side.
+/// Show what other policies and gates would have decided on recorded tasks.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help(), group(clap::ArgGroup::new("candidates").args(["policy", "gate"]).multiple(true).required(true)))]
 pub struct BacktestArgs {

@@ -26,9 +26,9 @@ enum BenchCommand {
     ///
     /// A hub and a leaf with a shaped link between them: completion time, latency, accuracy, uploads, CPU and energy.
     Policy(PolicyBenchArgs),
-    /// Measure training: step time against the forward pass, gradients, learning curves (some minutes).
+    /// Measure training: step time, gradients and learning curves (some minutes).
     ///
-    /// Three networks; compared with PyTorch where it is installed.
+    /// Three networks, against the forward pass alone, and against PyTorch where it is installed.
     Train(TrainBenchArgs),
     /// Compare merge rules by accuracy over ten rounds of ten sites (an hour or more).
     ///
@@ -46,15 +46,15 @@ enum BenchCommand {
     ///
     /// Simulated releases of known quality: good ones should be promoted, bad ones withdrawn.
     Canary(CanaryBenchArgs),
-    /// Measure what swapping releases under load costs: lost images, added latency, memory (4 minutes).
+    /// Measure what swapping releases under load costs (4 minutes).
     ///
-    /// The site works at 80 % of its capacity.
+    /// Lost images, added latency and memory, at 80 % of the site's capacity.
     Swap(SwapBenchArgs),
-    /// Measure export and evaluate against a raw pull of the stream, and their cost for live work (5 minutes).
+    /// Measure export and evaluate against a raw pull, and their cost for live work (5 minutes).
     ///
     /// Exports to a folder and to an archive, and evaluates a model.
     Replay(ReplayBenchArgs),
-    /// Measure scaling: replicas, workers, a sudden backlog, many sites on one cloud (8 minutes).
+    /// Measure replicas, workers, a sudden backlog, and many sites on one cloud (8 minutes).
     ///
     /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
@@ -144,7 +144,8 @@ struct FederatedBenchArgs {
     /// holdout); repeatable [default: fixtures/images/fashion].
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
-    /// Column of the index.csv that groups images, such as a video track: scheme "natural" gives whole groups to a site.
+    /// Column of the index.csv that groups images, such as a video track: scheme "natural" gives whole groups to a
+    /// site.
     #[arg(long, value_name = "COLUMN", default_value = "track")]
     groups: String,
     /// Run this rule only, for example fedavg or "paper literal"; repeatable [default: all].
@@ -187,8 +188,8 @@ struct TrainBenchArgs {
     /// Python with PyTorch [default: python3].
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// Another folder of labelled images with an index.csv (columns file or path, label or class_name, split: train, val
-    /// or test); repeatable.
+    /// Another folder of labelled images with an index.csv (columns file or path, label or class_name, split: train,
+    /// val or test); repeatable.
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
     /// Folder of models with reference gradients, from fixtures/make_gradients.py [default: fixtures/gradients].

@@ -12,8 +12,8 @@ use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
 use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
-Where other machines reach the site's server (up.listen, up.mqtt_listen), every camera needs a login. It may publish images \
-under its own name and read their acknowledgements, nothing else. Clients on this machine need none.
+Where other machines reach the site's server (up.listen, up.mqtt_listen), every camera needs a login. It may publish \
+images under its own name and read their acknowledgements, nothing else. Clients on this machine need none.
 
 Examples:
   tributary up --model DIR --set up.listen=0.0.0.0 --set up.port=4222
@@ -146,10 +146,15 @@ fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: boo
         stdout::print_line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
     }
     if let Some(authority) = authority {
-        stdout::print_line(format_args!("authority  {}: the certificate that the camera must trust", authority.display()))?;
+        stdout::print_line(format_args!(
+            "authority  {}: the certificate that the camera must trust",
+            authority.display()
+        ))?;
     }
     if !is_open_to_others {
-        stdout::print_line("Only this machine reaches the server; set up.listen or up.mqtt_listen to open it to others.")?;
+        stdout::print_line(
+            "Only this machine reaches the server; set up.listen or up.mqtt_listen to open it to others.",
+        )?;
     }
     Ok(())
 }

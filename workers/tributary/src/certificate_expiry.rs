@@ -20,8 +20,8 @@ pub struct Expiry {
     pub remedy: String,
 }
 
-/// Everything here that expires. `root`: the root that the site trusts now, where known. Unreadable certificates are left out:
-/// whoever uses one reports it.
+/// Everything here that expires. `root`: the root that the site trusts now, where known. Unreadable certificates are
+/// left out: whoever uses one reports it.
 pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
     let up = &settings.up;
     let mut all = Vec::new();
@@ -54,12 +54,7 @@ pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
         );
     }
     if let Some(path) = &settings.metrics.certificate {
-        add_certificate(
-            &mut add,
-            "certificate of the metrics",
-            path,
-            "replace the file; it is reloaded at once",
-        );
+        add_certificate(&mut add, "certificate of the metrics", path, "replace the file; it is reloaded at once");
     }
     if let Ok(Some(member)) = Membership::find(&up.store) {
         add(

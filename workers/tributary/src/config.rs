@@ -8,9 +8,11 @@ use crate::settings::{Settings, load};
 use crate::{CommonArgs, format, stdout};
 
 const EXAMPLES: &str = "\
-Settings come from, in rising order of precedence: defaults, the settings file (tributary.toml), the environment, flags. For \
-example, recognizer.gate.min_confidence_ratio is TRIBUTARY_RECOGNIZER__GATE__MIN_CONFIDENCE_RATIO in the environment and \
-`--set recognizer.gate.min_confidence_ratio=0.8` as a flag. Passwords are never shown.
+Settings come from, in rising order of precedence: defaults, the settings file, the environment, flags. One setting, in each:
+  recognizer.gate.min_confidence_ratio                in tributary.toml
+  TRIBUTARY_RECOGNIZER__GATE__MIN_CONFIDENCE_RATIO    in the environment
+  --set recognizer.gate.min_confidence_ratio=0.8      as a flag
+Passwords are never shown.
 
 Examples:
   tributary config --show

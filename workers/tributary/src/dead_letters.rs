@@ -19,9 +19,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORT_ID: usize = 8;
 
 const EXAMPLES: &str = "\
-A message becomes a dead letter when it can never be processed (a file that is no image) or when no worker finished it in many \
-attempts. Payload and fault are kept until the stream is full; then the oldest go. `redrive` publishes the message again as the \
-same task, removes the dead letter, and the new outcome replaces the old one.
+A message becomes a dead letter when it can never be processed (a file that is no image) or when no worker finished it \
+in many attempts. Payload and fault are kept until the stream is full; then the oldest go. `redrive` publishes the \
+message again as the same task, removes the dead letter, and the new outcome replaces the old one.
 
 Examples:
   tributary dead-letters list --fault image_truncated
@@ -114,7 +114,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -
         DeadLettersCommand::Redrive { ids, all, fault } => {
             let chosen = if all { with_fault(letters, fault.as_deref()) } else { select_all(&letters, &ids)? };
             let ended = redrive(&bus, &chosen, &place).await;
-            audit::record_command(&bus, &at, "dead-letters redrive", format::count(chosen.len() as u64, "dead letter")).await;
+            audit::record_command(&bus, &at, "dead-letters redrive", format::count(chosen.len() as u64, "dead letter"))
+                .await;
             ended
         }
     }
@@ -269,7 +270,10 @@ mod tests {
         let letters = [letter("a"), letter("b")];
         let begin = |id: TaskId| id.to_string()[..8].to_owned();
         assert_eq!(select_dead_letter(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
-        assert_eq!(select_dead_letter(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
+        assert_eq!(
+            select_dead_letter(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(),
+            &letters[0]
+        );
     }
 
     #[test]

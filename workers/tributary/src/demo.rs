@@ -1,7 +1,7 @@
 //! `tributary demo`: labelled images through a site and a cloud on this machine, with a report.
 //!
-//! Servers, roles and path are those of `tributary up --sites 1`; only the labels, by which accuracy is measured, would be
-//! missing in production.
+//! Servers, roles and path are those of `tributary up --sites 1`; only the labels, by which accuracy is measured, would
+//! be missing in production.
 
 mod results;
 mod run;
@@ -27,14 +27,14 @@ const SPLIT: &str = "test";
 const EXAMPLES: &str = "\
 Without --loop, labelled images go once through a site and a cloud, both on this machine.
 
-With --loop, two sites start with a model that has never seen some classes. The cloud verifies what they doubt; their trainers \
-learn from the verdicts; rounds merge the updates into releases, which are canaried and swapped in without losing an image. If \
-it goes well, each round sends less up and gets more right. The demo fails if an image is lost or if the sites do not all end on \
-the stable release.
+With --loop, two sites start with a model that has never seen some classes. The cloud verifies what they doubt; their \
+trainers learn from the verdicts; rounds merge the updates into releases, which are canaried and swapped in without \
+losing an image. If it goes well, each round sends less up and gets more right. The demo fails if an image is lost, or \
+if the sites do not end on the same stable release.
 
-With your own images (--data), split test, or else a fifth, is never learned from. Models that you do not name are made: the \
-cloud's from half of the other images (at most 200 per class), the sites' from 30 images per class without the rarest third of \
-the classes.
+With your own images (--data), split test, or else a fifth, is never learned from. Models that you do not name are \
+made: the cloud's from half of the other images (at most 200 per class), the sites' from 30 images per class without \
+the rarest third of the classes.
 
 Examples:
   tributary demo
@@ -46,7 +46,7 @@ Examples:
                                                   keeps images of a track together
   tributary demo --loop --data ./photos --model ./site --cloud-model ./cloud";
 
-/// Run labelled images through sites and a cloud on this machine, and report accuracy, traffic and latency.
+/// Run labelled images through sites and a cloud on this machine, with a report.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArgs {

@@ -11,8 +11,8 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-Each check is `ok`, `warn` (works, but worth knowing) or `bad` (does not work, or breaks a guarantee, which is named). Fails if \
-one is bad. Changes nothing.
+Each check is `ok`, `warn` (works, but worth knowing) or `bad` (does not work, or breaks a guarantee, which is named). \
+Fails if one is bad. Changes nothing.
 
 Examples:
   tributary doctor                                this machine and the running `tributary up`

@@ -10,9 +10,10 @@ use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 The first answers of a release at a site are the reference (recognizer.drift.reference_answers); the latest ones \
-(recognizer.drift.recent_answers) are compared with it. The distance runs from 0 (the same) to 1: for confidence and novelty, \
-the largest difference between the two distributions; for agreement with sampled verdicts, how far it fell. The level is watch \
-from about 0.1 and alarm from about 0.2, and only where chance and the reference's own variation do not explain the distance.
+(recognizer.drift.recent_answers) are compared with it. The distance runs from 0 (the same) to 1: for confidence and \
+novelty, the largest difference between the two distributions; for agreement with sampled verdicts, how far it fell. \
+The level is watch from about 0.1 and alarm from about 0.2, and only where chance and the reference's own variation do \
+not explain the distance.
 
 Novelty needs a score (`tributary model novelty`); agreement needs verdicts on sampled answers (recognizer.verify.sample_ratio).
 
@@ -57,9 +58,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> any
         return stdout::json(&reports.collect::<Vec<_>>());
     }
     if reports.is_empty() {
-        return stdout::print_line(
-            "No worker measures drift: no recognizer and no courier with verdicts is running.",
-        );
+        return stdout::print_line("No worker measures drift: no recognizer and no courier with verdicts is running.");
     }
     let rows: Vec<Vec<String>> = reports.iter().flat_map(|(beat, report)| rows(beat, report)).collect();
     stdout::print_line(format::table(&["worker", "measure", "reference", "recent", "distance", "level"], &rows))

@@ -15,8 +15,8 @@ use crate::settings::Settings;
 use crate::site_target;
 
 const ABOUT: &str = "\
-Runs on idle processor time only. Prints how many answers stay the same, accuracy before and after where the true label is \
-known, the label pairs that change most, and the cost of an image.";
+Runs on idle processor time only. Prints how many answers stay the same, accuracy before and after where the true \
+label is known, the label pairs that change most, and the cost of an image.";
 
 const COMMANDS: &str = "\
 Examples:
@@ -28,7 +28,7 @@ fn help() -> String {
     [ABOUT, READ_HELP, FILTER_HELP, COMMANDS].join("\n\n")
 }
 
-/// Run answered images through another model and compare its answers with the recorded ones.
+/// Run answered images through another model, and compare the answers.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help())]
 pub struct EvaluateArgs {

@@ -14,8 +14,8 @@ use crate::settings::Settings;
 use crate::site_target;
 
 const EXAMPLES: &str = "\
-A folder gets the images as they were published and an index.csv with label, answer, confidence, route and release of each: \
-`tributary train` reads it. A .tar is a WebDataset archive.";
+A folder gets the images as they were published and an index.csv with label, answer, confidence, route and release of \
+each: `tributary train` reads it. A .tar is a WebDataset archive.";
 
 const COMMANDS: &str = "\
 Examples:
@@ -29,7 +29,7 @@ fn help() -> String {
     [EXAMPLES, READ_HELP, FILTER_HELP, COMMANDS].join("\n\n")
 }
 
-/// Export answered images with their labels and answers to a folder or a WebDataset archive.
+/// Export answered images to a folder or a WebDataset archive, with labels and answers.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help())]
 pub struct ExportArgs {

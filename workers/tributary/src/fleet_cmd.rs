@@ -19,8 +19,9 @@ use crate::{audit, format, stdout};
 const FOLDER: &str = "tributary-fleet";
 
 const FLEET_EXAMPLES: &str = "\
-The operator's folder holds a certificate authority, the hub's certificate and the keys of the roles in the cloud; of the sites \
-it holds public keys only. Keep ca.key and root.key elsewhere until `renew` needs ca.key, or `root` and `rotate` need root.key.
+The operator's folder holds a certificate authority, the hub's certificate and the keys of the roles in the cloud; of \
+the sites it holds public keys only. Keep ca.key and root.key elsewhere until `renew` needs ca.key, or `root` and \
+`rotate` need root.key.
 
 Examples:
   tributary fleet init tributary-fleet --hub hub.example
@@ -39,7 +40,7 @@ pub struct FleetArgs {
 
 #[derive(clap::Subcommand)]
 enum FleetCommand {
-    /// Create a fleet: certificate authority, hub certificate, and a key for each role in the cloud.
+    /// Create a fleet: certificate authority, hub certificate, and keys for the cloud's roles.
     Init {
         /// Folder to create.
         #[arg(value_name = "DIR", default_value = FOLDER)]
@@ -76,7 +77,7 @@ enum FleetCommand {
     },
     /// Replace the keys of a role in the cloud.
     ///
-    /// The signing keys of releaser and aggregator are named in the root, so these two need the offline key.
+    /// Releaser and aggregator need the offline key, because the root names their signing keys.
     Rotate {
         /// verifier, aggregator, releaser, operator or system.
         #[arg(value_name = "ROLE")]
@@ -103,8 +104,8 @@ enum FleetCommand {
 }
 
 const SITE_EXAMPLES: &str = "\
-A site gets one file with its keys. Whoever has the file can act as the site: treat it like a password, and delete it after \
-`tributary join`. At the hub, a site reaches only what is its own.
+A site gets one file with its keys. Whoever has the file can act as the site: treat it like a password, and delete it \
+after `tributary join`. At the hub, a site reaches only what is its own.
 
 Examples:
   tributary site add reef
@@ -133,7 +134,7 @@ enum SiteCommand {
         /// File to write [default: NAME.site].
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Encrypt the file with a code and print it; send the code separately from the file.
+        /// Encrypt the file with a code, which is printed: send it separately.
         #[arg(long)]
         sealed: bool,
     },
@@ -150,7 +151,7 @@ enum SiteCommand {
         /// File to write [default: NAME.site].
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Encrypt the file with a code and print it; send the code separately from the file.
+        /// Encrypt the file with a code, which is printed: send it separately.
         #[arg(long)]
         sealed: bool,
         /// Disable the old keys, once the site has joined with the new ones.
@@ -204,7 +205,8 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             match reach(&fleet, "operator").await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
-                    let about = format!("number {}, {} releases forbidden", fleet.root().number, fleet.root().never.len());
+                    let about =
+                        format!("number {}, {} releases forbidden", fleet.root().number, fleet.root().never.len());
                     audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
@@ -227,9 +229,9 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                         "The {role} has new keys, and the hub refuses the old ones. Restart `tributary up --fleet`: roles read their keys at the start."
                     ))
                 }
-                None => {
-                    stdout::print_line(format_args!("The {role} has new keys; the hub accepts them once it is started."))
-                }
+                None => stdout::print_line(format_args!(
+                    "The {role} has new keys; the hub accepts them once it is started."
+                )),
             }
         }
         FleetCommand::Calendar { folder, json } => {
@@ -341,8 +343,8 @@ async fn reload_hub(fleet: &FleetFolder, close_links: bool) -> anyhow::Result<()
     Ok(())
 }
 
-/// Publishes the root for the sites, and the sites' update keys for the aggregator. An empty list of keys would accept every
-/// update, so none is written before the first site.
+/// Publishes the root for the sites, and the sites' update keys for the aggregator. An empty list of keys would accept
+/// every update, so none is written before the first site.
 pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
     ledger.write(permissions::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
@@ -429,8 +431,8 @@ async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
 }
 
 const JOIN_EXAMPLES: &str = "\
-Unpacks the file into the store (--store), readable by its owner only, and starts the site. From then on `tributary up` with \
-the same store starts it; the file can be deleted.
+Unpacks the file into the store (--store), readable by its owner only, and starts the site. From then on `tributary \
+up` with the same store starts it; the file can be deleted.
 
 Examples:
   tributary join reef.site --model DIR
@@ -466,7 +468,9 @@ pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
         "--sites, --cloud-model, --fleet and --merge are for the hub: omit them at a site of a fleet"
     );
     let store = &settings.up.store;
-    membership.install(store).with_context(|| format!("the site's keys cannot be written to the store {}", store.display()))?;
+    membership
+        .install(store)
+        .with_context(|| format!("the site's keys cannot be written to the store {}", store.display()))?;
     stdout::print_line(format_args!(
         "This machine is now site {} of the fleet at {}. Delete {}; it is no longer needed.",
         membership.site,

@@ -84,8 +84,8 @@ pub fn list(names: &[impl ToString]) -> String {
 /// Most characters of a cell.
 const MOST_CELL: usize = 200;
 
-/// Rows under a head, in columns as wide as their widest cell. Cells may hold untrusted text: control characters are replaced
-/// and long cells cut.
+/// Rows under a head, in columns as wide as their widest cell. Cells may hold untrusted text: control characters are
+/// replaced and long cells cut.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let shown = |cell: &String| match cell.chars().nth(MOST_CELL) {
         Some(_) => plain_text(&cell.chars().take(MOST_CELL - 1).chain(['\u{2026}']).collect::<String>()),

@@ -9,12 +9,12 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-The cloud keeps the scores of every doubtful task and, where the model has them, its features; never its pixels. The oldest go \
-first (streams.hardcases_max_mib). Run this at the cloud's server.
+The cloud keeps the scores of every doubtful task and, where the model has them, its features; never its pixels. The \
+oldest go first (streams.hardcases_max_mib). Run this at the cloud's server.
 
 Two settings use them, both off by default: aggregator.round.hard_cases opens a round after that many, and \
-aggregator.round.hard_focus above 0 lets sites train more often on images of hard classes and on images whose features are \
-close to a hard case.
+aggregator.round.hard_focus above 0 lets sites train more often on images of hard classes and on images whose features \
+are close to a hard case.
 
 Examples:
   tributary hardcases                             the newest of this site
@@ -57,22 +57,18 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &HardCasesArgs) ->
     let readable = |record: &reader::StoredMessage| {
         decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case) && own(record, &case))
     };
-    let found =
-        reader::newest_messages(&cloud, topology::HARDCASES, look, args.limit as usize, readable).await?;
+    let found = reader::newest_messages(&cloud, topology::HARDCASES, look, args.limit as usize, readable).await?;
     let cases: Vec<HardCase> = found.iter().filter_map(|record| decode(&record.payload).ok()).collect();
     if args.json {
         return cases.iter().try_for_each(stdout::json_line);
     }
     if cases.is_empty() {
-        return stdout::print_line(
-            "No hard cases yet: doubtful tasks appear here once the courier has sent them up.",
-        );
+        return stdout::print_line("No hard cases yet: doubtful tasks appear here once the courier has sent them up.");
     }
     let row = |case: &HardCase| {
         let best = |place: usize| {
             let ranked = case.top.get(place);
-            ranked
-                .map(|ranked| format!("{} {}", format::plain_text(&ranked.label), format::percent(ranked.confidence)))
+            ranked.map(|ranked| format!("{} {}", format::plain_text(&ranked.label), format::percent(ranked.confidence)))
         };
         vec![
             format::format_time(case.published_at_ms),

@@ -7,8 +7,9 @@ use runtime::site_key::SiteKey;
 use crate::stdout;
 
 const EXAMPLES: &str = "\
-The file stays at the site, as trainer.key. The printed public key goes to the cloud, into aggregator.check.keys: with any key \
-there, updates count only if their site signed them. A fleet made with `tributary fleet init` does this by itself.
+The file stays at the site, as trainer.key. The printed public key goes to the cloud, into aggregator.check.keys: with \
+any key there, updates count only if their site signed them. A fleet made with `tributary fleet init` does this by \
+itself.
 
 Examples:
   tributary key /var/lib/tributary/site.key

@@ -17,8 +17,8 @@ use crate::settings::Settings;
 use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-A person's label overrides the publisher's label and the cloud's verdict when the site's trainer learns; the latest one counts. \
-`tributary answers` shows the tasks, and `tributary label retract` takes labels back.
+A person's label overrides the publisher's label and the cloud's verdict when the site's trainer learns; the latest \
+one counts. `tributary answers` shows the tasks, and `tributary label retract` takes labels back.
 
 Examples:
   tributary label 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 coat
@@ -105,8 +105,9 @@ fn from(file: &PathBuf) -> anyhow::Result<Vec<(TaskId, String)>> {
     }
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let columns = reader.headers().with_context(|| format!("{what} cannot be read"))?.clone();
-    let column =
-        |name: &str| columns.iter().position(|column| column == name).with_context(|| format!("{what} has no column {name}"));
+    let column = |name: &str| {
+        columns.iter().position(|column| column == name).with_context(|| format!("{what} has no column {name}"))
+    };
     let (task, label) = (column("task")?, column("label")?);
     let mut labels = Vec::new();
     for (number, row) in reader.records().enumerate() {

@@ -75,10 +75,10 @@ pub(crate) struct CommonArgs {
     /// Settings file [default: `tributary.toml` in this folder, if it exists].
     #[arg(long, global = true, value_name = "FILE", help_heading = COMMON)]
     settings: Option<PathBuf>,
-    /// Override one setting, as in `--set recognizer.gate.min_confidence_ratio=0.8`; repeatable.
+    /// Override a setting, for example recognizer.gate.min_confidence_ratio=0.8; repeatable.
     #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = COMMON)]
     set: Vec<String>,
-    /// Address of the nats-server [default: that of the running `tributary up` of this folder].
+    /// Address of the nats-server [default: that of a running `tributary up`].
     #[arg(long, global = true, value_name = "URL", help_heading = COMMON)]
     nats: Option<String>,
     /// Name of the site.
@@ -132,21 +132,21 @@ enum Command {
     Release(release::ReleaseArgs),
     Demo(demo::DemoArgs),
     Bench(bench_cmd::BenchArgs),
-    /// Run a site's recognizer, on an existing nats-server.
+    /// Run a site's recognizer on an existing nats-server.
     Recognizer(roles::ModelArgs),
-    /// Run a site's courier, which carries between site and cloud, on an existing nats-server.
+    /// Run a site's courier, which carries messages between site and cloud.
     Courier,
-    /// Run a verifier in the cloud, on an existing nats-server.
+    /// Run a verifier in the cloud, which answers what sites send up.
     Verifier(roles::ModelArgs),
-    /// Run a site's trainer, which learns from labelled images and sends weights, on an existing nats-server.
+    /// Run a site's trainer, which learns from labelled images and sends weights.
     Trainer(roles::ModelArgs),
-    /// Run a model's rounds in the cloud: check, weigh and merge the sites' updates into releases.
+    /// Run a model's aggregator, which merges the sites' updates into releases.
     Aggregator(roles::AggregatorArgs),
     /// Run the rollout controller: canary each release on a few sites, then promote or withdraw it.
     Releaser,
-    /// Run a site's janitor, which purges answered images and audits outcomes, on an existing nats-server.
+    /// Run a site's janitor, which purges answered images and audits outcomes.
     Janitor,
-    /// Publish a site's final answers as JSON, over NATS and MQTT, on an existing nats-server.
+    /// Run a site's notifier, which publishes final answers as JSON over NATS and MQTT.
     Notifier,
     /// Try a release in this process; for tributary's own use.
     #[command(name = rollout::trial::COMMAND, hide = true)]

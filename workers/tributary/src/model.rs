@@ -15,11 +15,11 @@ use crate::{format, stdout};
 
 const CHECK_EXAMPLES: &str = "\
 A model folder holds model.toml, one ONNX file and labels.txt or labels.json, or a Hugging Face export (config.json, \
-preprocessor_config.json, model.onnx), whose model.toml is optional and needs only what differs. Errors name file, line and \
-key. `tributary model init` drafts a model.toml.
+preprocessor_config.json, model.onnx), whose model.toml is optional and needs only what differs. Errors name file, \
+line and key. `tributary model init` drafts a model.toml.
 
-With --images the model also runs under descriptions that are often confused (red and blue swapped, other value ranges); if one \
-of them gives clearly more correct answers, it is named.
+With --images the model also runs under descriptions that are often confused (red and blue swapped, other value \
+ranges); if one of them gives clearly more correct answers, it is named.
 
 Examples:
   tributary model check fixtures/models/fashion-light
@@ -28,9 +28,9 @@ Examples:
   tributary model check ./model --json";
 
 const INIT_EXAMPLES: &str = "\
-Reads the graph (sizes, names, last operator), the files beside it (config.json of Hugging Face and timm, labels, texts with \
-one class per line) and the metadata of exporters (ultralytics, Custom Vision). Whatever is not known is guessed and marked as a \
-guess. Existing files are not changed.
+Reads the graph (sizes, names, last operator), the files beside it (config.json of Hugging Face and timm, labels, \
+texts with one class per line) and the metadata of exporters (ultralytics, Custom Vision). Whatever is not known is \
+guessed and marked as a guess. Existing files are not changed.
 
 Examples:
   tributary model init best.onnx
@@ -39,13 +39,13 @@ Examples:
                                                   then: are the answers right?";
 
 const NOVELTY_EXAMPLES: &str = "\
-The novelty score is the distance of an image's features from the nearest class mean, as the share of known images that are \
-closer: 0.99 is further away than 99 of 100. Use images as the site's cameras take them; they need no labels. Then \
-recognizer.gate.max_novelty = 0.99 escalates stranger images to the cloud.
+The novelty score is the distance of an image's features from the nearest class mean, as the share of known images \
+that are closer: 0.99 is further away than 99 of 100. Use images as the site's cameras take them; they need no labels. \
+Then recognizer.gate.max_novelty = 0.99 escalates stranger images to the cloud.
 
-The score is written to novelty.json in the model's folder. That makes it another release: give the same folder to the sites \
-and to the cloud. It holds for these weights only; run the command again on a release that training made. A model without a \
-features output is measured by its logits.
+The score is written to novelty.json in the model's folder. That makes it another release: give the same folder to the \
+sites and to the cloud. It holds for these weights only; run the command again on a release that training made. A \
+model without a features output is measured by its logits.
 
 Examples:
   tributary model novelty ./model --images ./photos
@@ -299,7 +299,10 @@ fn novelty_text(model: &Model, report: &FitReport) -> String {
             percent(against.above_99_ratio)
         ));
     }
-    lines.push("Use it with recognizer.gate.max_novelty = 0.99 in the settings, or max_novelty under [gate] in model.toml.".into());
+    lines.push(
+        "Use it with recognizer.gate.max_novelty = 0.99 in the settings, or max_novelty under [gate] in model.toml."
+            .into(),
+    );
     lines.join("\n")
 }
 

@@ -12,8 +12,8 @@ use crate::settings::Settings;
 use crate::site_target;
 
 const ABOUT: &str = "\
-A pinned set is a copy at the site of images, answers and labels. It stays until `tributary retention --unpin NAME`; all sets \
-together hold at most streams.pinned_max_mib. Pinning again adds what is missing.";
+A pinned set is a copy at the site of images, answers and labels. It stays until `tributary retention --unpin NAME`; \
+all sets together hold at most streams.pinned_max_mib. Pinning again adds what is missing.";
 
 const COMMANDS: &str = "\
 Examples:

@@ -21,8 +21,8 @@ Policies:
   random            send a random share of the images up
   oracle            send up what the site gets wrong; needs true labels, for benches only
 
-The choice is stored at the site's server and applies to all its recognizers, at once and after restarts. Without one, the \
-settings of each recognizer apply (recognizer.policy.name).
+The choice is stored at the site's server and applies to all its recognizers, at once and after restarts. Without one, \
+the settings of each recognizer apply (recognizer.policy.name).
 
 Examples:
   tributary policy                                the current policy, and its last decisions
@@ -65,7 +65,10 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
     if args.clear {
         ledger.write(POLICY_NOTE, serde_json::to_string(&None::<PolicyOverride>)?).await?;
         audit::record_command(&site.bus, &site.name, "policy clear", "").await;
-        return stdout::print_line(format_args!("site {}: override cleared; the settings of each recognizer apply", site.name));
+        return stdout::print_line(format_args!(
+            "site {}: override cleared; the settings of each recognizer apply",
+            site.name
+        ));
     }
     let note = ledger.read(POLICY_NOTE).await?;
     let chosen: Option<PolicyOverride> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();

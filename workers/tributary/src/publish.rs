@@ -24,8 +24,8 @@ use crate::{format, stdout};
 const PRINT_AHEAD: usize = 1024;
 
 const EXAMPLES: &str = "\
-Labels are for measuring and training only; answers do not depend on them. An index.csv with the columns file and label, beside \
-the images, is read by itself.
+Labels are for measuring and training only; answers do not depend on them. An index.csv with the columns file and \
+label, beside the images, is read by itself.
 
 Examples:
   tributary publish ./photos --camera cam-1       a folder and its subfolders
@@ -38,8 +38,8 @@ Examples:
 
 /// Publish images to a site.
 ///
-/// Returns when the site's server has stored every image; each stored image gets exactly one final answer. Fails if one was
-/// not stored.
+/// Returns when the site's server has stored every image; each stored image gets exactly one final answer. Fails if one
+/// was not stored.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{RESUME_HELP}"))]
 pub struct PublishArgs {
@@ -65,8 +65,8 @@ pub struct PublishArgs {
 
     /// Publish only files that match PATTERN, with any extension; repeatable.
     ///
-    /// `*` matches any text and `?` one character. A pattern with a slash matches the path below the folder, one without it
-    /// the file's name.
+    /// `*` matches any text and `?` one character. A pattern with a slash matches the path below the folder, one
+    /// without it the file's name.
     #[arg(long, help_heading = "Source", value_name = "PATTERN")]
     include: Vec<String>,
     /// Skip files and folders that match PATTERN, besides those of publisher.exclude; repeatable.
@@ -266,7 +266,9 @@ fn report(ended: Result<PublishSummary, PublishFailure>, args: &PublishArgs) -> 
     }
     let summary = ended?;
     match summary.refused_files {
-        0 if summary.interrupted => bail!("interrupted before everything was published: run the same command again to continue"),
+        0 if summary.interrupted => {
+            bail!("interrupted before everything was published: run the same command again to continue")
+        }
         0 => Ok(()),
         refused => bail!("{} refused (reasons above); the others are published", format::count(refused, "file")),
     }

@@ -24,9 +24,9 @@ use crate::settings::Settings;
 use crate::{format, roles, round, stdout};
 
 const EXAMPLES: &str = "\
-A release is named by its digest, of which the first digits suffice. It starts as a candidate; `tributary releaser` lets a few \
-sites try it (canary), compares them with the others, and then promotes it for all sites (stable) or withdraws it. Decisions by \
-hand take effect at once.
+A release is named by its digest, of which the first digits suffice. It starts as a candidate; `tributary releaser` \
+lets a few sites try it (canary), compares them with the others, and then promotes it for all sites (stable) or \
+withdraws it. Decisions by hand take effect at once.
 
 Releases are kept in aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, with \
 credentials from the environment as for the provider's own tools (AWS_ACCESS_KEY_ID, …).
@@ -46,18 +46,21 @@ Examples:
   tributary release verify 3fa71d --model ./model --public ./public
   tributary release remake 3fa71d --exclude reef --why 'its camera was mislabelled'";
 
+/// Heading of the options that every `tributary release` command takes.
+const ALL_COMMANDS: &str = "Options of every release command";
+
 /// List, inspect, import and export releases, and decide their rollout by hand.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReleaseArgs {
     /// Release store [default: aggregator.store].
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", help_heading = ALL_COMMANDS)]
     release_store: Option<String>,
     /// Name of the model; required if the store has several.
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = ALL_COMMANDS)]
     name: Option<ModelName>,
     /// Print JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = ALL_COMMANDS)]
     json: bool,
     #[command(subcommand)]
     what: ReleaseCommand,
@@ -105,7 +108,8 @@ enum ReleaseCommand {
         release: String,
         /// Folder to write; it must be empty or not exist.
         folder: PathBuf,
-        /// Write an OCI image layout under this reference, such as fish:3fa71d, for registries and Kubernetes image volumes.
+        /// Write an OCI image layout under this reference, such as fish:3fa71d, for registries and Kubernetes image
+        /// volumes.
         #[arg(long, value_name = "REFERENCE")]
         oci: Option<String>,
         /// Sign the folder with this private key (PEM, P-256 or P-384): writes model.sig in the format of OpenSSF Model

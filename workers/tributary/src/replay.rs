@@ -1,5 +1,5 @@
-//! What `export`, `evaluate`, `pin`, `republish` and `retrain` share: one run over selected images, with its progress on
-//! standard error and its summary on standard output.
+//! What `export`, `evaluate`, `pin`, `republish` and `retrain` share: one run over selected images, with its progress
+//! on standard error and its summary on standard output.
 
 use anyhow::ensure;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};

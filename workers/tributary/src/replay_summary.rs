@@ -59,11 +59,8 @@ pub fn text(summary: &ReplaySummary, site: &SiteName, context: &SummaryContext) 
         lines.push(format!("omitted   {} without a label", summary.unlabelled));
     }
     if !summary.unknown.is_empty() {
-        let labels = summary
-            .unknown
-            .iter()
-            .take(LISTED)
-            .map(|(label, count)| format!("{count} {}", format::plain_text(label)));
+        let labels =
+            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", format::plain_text(label)));
         lines.push(format!("omitted   labels unknown to the model: {}", labels.collect::<Vec<_>>().join(", ")));
     }
     if summary.comparison.is_none() && summary.through > 0 {
@@ -108,9 +105,10 @@ fn compared(comparison: &Comparison, table: Option<&Path>) -> String {
         .collect();
     changes.sort_by_key(|(before, now, count)| (std::cmp::Reverse(*count), *before, *now));
     if !changes.is_empty() {
-        let rows = changes.iter().take(LISTED).map(|(before, now, count)| {
-            vec![format::plain_text(before), format::plain_text(now), count.to_string()]
-        });
+        let rows = changes
+            .iter()
+            .take(LISTED)
+            .map(|(before, now, count)| vec![format::plain_text(before), format::plain_text(now), count.to_string()]);
         lines.push(String::new());
         lines.push(format::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
         if changes.len() > LISTED {

@@ -11,8 +11,8 @@ use crate::settings::Settings;
 use crate::site_target;
 
 const ABOUT: &str = "\
-Republished images are marked: they are recognized again under new tasks, never sent to the cloud and never learned from. \
-{site} and {camera} in SUBJECT stand for where each image came from.";
+Republished images are marked: they are recognized again under new tasks, never sent to the cloud and never learned \
+from. {site} and {camera} in SUBJECT stand for where each image came from.";
 
 const COMMANDS: &str = "\
 Examples:
@@ -28,7 +28,7 @@ fn help() -> String {
 #[derive(clap::Args, Debug)]
 #[command(after_help = help(), group(clap::ArgGroup::new("destination").args(["to", "to_trainer"]).required(true)))]
 pub struct RepublishArgs {
-    /// Subject to publish on; {site} and {camera} stand for where an image came from.
+    /// Subject to publish on; may contain {site} and {camera}.
     #[arg(long, value_name = "SUBJECT")]
     to: Option<String>,
     /// Publish the labels only, for the site's trainer to learn from again.
@@ -61,10 +61,9 @@ pub async fn command(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let (destination, to) = match &args.to {
-        Some(template) => (
-            ReplayDestination::Subject { template: template.clone(), spacing: args.pace },
-            format!("--to {template}"),
-        ),
+        Some(template) => {
+            (ReplayDestination::Subject { template: template.clone(), spacing: args.pace }, format!("--to {template}"))
+        }
         None => (ReplayDestination::Trainer, "--to-trainer".to_owned()),
     };
     args.selection.options("")?;

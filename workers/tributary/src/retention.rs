@@ -17,8 +17,8 @@ use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
 When the stream of images is fuller than janitor.high_ratio, the janitor purges the oldest answered images down to \
-janitor.low_ratio. Unanswered images are never purged. A pinned set is a separate copy with the answers, kept until it is \
-unpinned; all sets together hold at most streams.pinned_max_mib.
+janitor.low_ratio; unanswered images are never purged. A pinned set is a separate copy with the answers, kept until it \
+is unpinned; streams.pinned_max_mib limits all sets together.
 
 Examples:
   tributary retention

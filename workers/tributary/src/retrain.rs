@@ -16,9 +16,9 @@ use crate::train::{self, TrainingArgs};
 use crate::{format, release, site_target, stdout};
 
 const ABOUT: &str = "\
-Exports the selected images that a person, the publisher or the cloud labelled into --data, trains a copy of the model on them \
-and writes it to --out. A model that does not improve on the holdout by more than chance is neither written nor imported. \
---import makes the new model a candidate, which the releaser canaries.";
+Exports the selected images that a person, the publisher or the cloud labelled into --data, trains a copy of the model \
+on them and writes it to --out. A model that does not improve on the holdout by more than chance is neither written \
+nor imported. --import makes the new model a candidate, which the releaser canaries.";
 
 const COMMANDS: &str = "\
 Examples:
@@ -73,7 +73,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shut
     let of_up = site.up.as_ref().filter(|_| !is_chosen).map(|up| up.model.clone());
     let of_up = of_up.filter(|folder| !folder.as_os_str().is_empty());
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
-    let model = Model::load(&folder).context("the model to start from cannot be loaded (name another one with --model)")?;
+    let model =
+        Model::load(&folder).context("the model to start from cannot be loaded (name another one with --model)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
     let mut options = args.selection.options(&format!("retrain --site {}", site.name))?;
     options.only = Some(model.labels.clone());

@@ -35,7 +35,8 @@ impl ModelArgs {
 pub struct AggregatorArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Weigh updates with this program, which reads facts on each update as JSON and writes {"weights": {"SITE": NUMBER}}.
+    /// Weigh updates with this program, which reads facts on each update as JSON and writes {"weights": {"SITE":
+    /// NUMBER}}.
     #[arg(long, value_name = "PROGRAM")]
     rule_command: Option<PathBuf>,
 }
@@ -159,7 +160,8 @@ pub async fn recognizer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -
 pub async fn verifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.verifier;
-    let model = chosen.model.clone().context("the verifier has no model: name its folder with --model or verifier.model")?;
+    let model =
+        chosen.model.clone().context("the verifier has no model: name its folder with --model or verifier.model")?;
     let started = start(settings.onnxruntime.clone(), model, chosen.infer.clone(), chosen.work.clone()).await?;
     let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
     let (bus, _) = connect(loaded, "verifier").await?;

@@ -19,9 +19,9 @@ use crate::settings::Settings;
 use crate::{audit, format, roles, site_target, stdout};
 
 const EXAMPLES: &str = "\
-A round asks sites to train from one release; `tributary aggregator` checks, weighs and merges their updates into the next. It \
-closes a grace period after the quorum is reached, or at its deadline. Defaults are the settings in [aggregator.round]; with \
-aggregator.round.every_s, rounds open by themselves.
+A round asks sites to train from one release; `tributary aggregator` checks, weighs and merges their updates into the \
+next. It closes a grace period after the quorum is reached, or at its deadline. Defaults come from [aggregator.round], \
+where every_s lets rounds open by themselves.
 
 Examples:
   tributary round open
@@ -118,7 +118,10 @@ async fn model_and_baseline(
             [only] => return Ok(only.clone()),
             several => {
                 let names: Vec<String> = several.iter().map(|(name, _)| name.to_string()).collect();
-                bail!("aggregators of several models are running ({}): name the folder of one with --model", format::list(&names))
+                bail!(
+                    "aggregators of several models are running ({}): name the folder of one with --model",
+                    format::list(&names)
+                )
             }
         }
     }
@@ -240,13 +243,7 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
         };
         let took =
             ended.map_or(String::new(), |(_, at_ms, _)| format::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
-        rows.push(vec![
-            number.to_string(),
-            format::format_time(opened_at_ms),
-            took,
-            terms.base.short().into(),
-            result,
-        ]);
+        rows.push(vec![number.to_string(), format::format_time(opened_at_ms), took, terms.base.short().into(), result]);
     }
     stdout::print_line(format::table(&["round", "opened", "took", "base", "result"], &rows))
 }

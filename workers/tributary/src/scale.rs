@@ -19,10 +19,10 @@ const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
-A replica is a copy of the model with a thread of its own; all replicas of a role share one queue. The number applies to each \
-worker of the role, at once and after restarts. A range follows the backlog in seconds of work, within the cooldowns and gains \
-of [recognizer.scale] and [verifier.scale]. A replica finishes its batch before it stops; one that does not fit in memory is \
-not started.
+A replica is a copy of the model with a thread of its own; all replicas of a role share one queue. The number applies \
+to each worker of the role, at once and after restarts. A range follows the backlog in seconds of work, within the \
+cooldowns and gains of [recognizer.scale] and [verifier.scale]. A replica finishes its batch before it stops; one that \
+does not fit in memory is not started.
 
 For more processes, start `tributary recognizer` or `tributary verifier` again; on Kubernetes, verifiers scale by \
 tributary_queue_work_seconds (deploy/k8s).
@@ -99,7 +99,10 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> any
         ([], Some(_)) => bail!("no {} is running: the number applies once one starts", args.role),
         ([], None) => stdout::print_line(format_args!("No {} is running.", args.role)),
         (workers, Some(asked)) if workers.iter().any(|beat| !follows(beat, asked)) => {
-            bail!("not every {} reached the requested number, for the reasons above: free what is missing, or request fewer", args.role)
+            bail!(
+                "not every {} reached the requested number, for the reasons above: free what is missing, or request fewer",
+                args.role
+            )
         }
         _ => Ok(()),
     }

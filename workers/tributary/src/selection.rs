@@ -22,8 +22,9 @@ pub const FILTER_HELP: &str = "\
 
 /// Help on how a run behaves beside live work and after an interruption, for every command that reads images.
 pub const READ_HELP: &str = "\
-Nothing is removed from the site, and live work goes first: while the recognizers are busy, at most replayer.busy_mib_per_s \
-is read. After an interruption or a full disk, run the same command again; it continues where it stopped.";
+Nothing is removed from the site, and live work goes first: while the recognizers are busy, at most \
+replayer.busy_mib_per_s is read. After an interruption or a full disk, run the same command again; it continues where \
+it stopped.";
 
 /// Which tasks, by what is known of each.
 #[derive(clap::Args, Clone, Debug)]
@@ -57,8 +58,8 @@ pub struct SampleArgs {
     /// Take at most N images.
     #[arg(long, value_name = "N", help_heading = "Selection")]
     limit: Option<usize>,
-    /// How --limit chooses: first, last, random, per-class, or hard (first what the site got wrong, then what it was least
-    /// sure of).
+    /// How --limit chooses: first, last, random, per-class, or hard (first what the site got wrong, then what it was
+    /// least sure of).
     #[arg(long, value_name = "METHOD", help_heading = "Selection", default_value = "first", requires = "limit",
           value_parser = <TaskSampling as FromStr>::from_str)]
     sample: TaskSampling,

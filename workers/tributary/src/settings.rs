@@ -96,7 +96,8 @@ pub struct UpSettings {
     pub nats_server: Option<PathBuf>,
     /// When an acknowledged image is on disk: `power-safe`, before the acknowledgement; `fast`, within two minutes.
     pub durability: Durability,
-    /// File of the key that encrypts the servers' stores; created if it does not exist. Without it no store can be read.
+    /// File of the key that encrypts the servers' stores; created if it does not exist. Without it no store can be
+    /// read.
     pub encryption_key: Option<PathBuf>,
     /// Port for clients; 0 takes a free one. With several sites, the first site's; the others follow.
     pub port: u16,
@@ -104,12 +105,13 @@ pub struct UpSettings {
     pub cloud_port: u16,
     /// Port for MQTT clients; 0 takes a free one; absent, MQTT is off.
     pub mqtt_port: Option<u16>,
-    /// Listen address for NATS clients, for example `0.0.0.0` where cameras are other machines. Beyond loopback, connections
-    /// are encrypted and every client needs a login (`tributary camera add`).
+    /// Listen address for NATS clients, for example `0.0.0.0` where cameras are other machines. Beyond loopback,
+    /// connections are encrypted and every client needs a login (`tributary camera add`).
     pub listen: IpAddr,
     /// Listen address for MQTT clients, likewise.
     pub mqtt_listen: IpAddr,
-    /// Host name or address by which cameras reach this machine, named in its certificate; the machine's own name if absent.
+    /// Host name or address by which cameras reach this machine, named in its certificate; the machine's own name if
+    /// absent.
     pub host: Option<String>,
     /// File of the server certificate, PEM; if absent, the site's own authority issues one into the store.
     pub certificate: Option<PathBuf>,
@@ -117,10 +119,11 @@ pub struct UpSettings {
     pub certificate_key: Option<PathBuf>,
     /// File of the certificate's authority, PEM; absent if the system trusts it.
     pub authority: Option<PathBuf>,
-    /// Listen beyond loopback without encryption and logins: anybody who reaches this machine may publish and read images.
+    /// Listen beyond loopback without encryption and logins: anybody who reaches this machine may publish and read
+    /// images.
     pub insecure: bool,
-    /// Topics of other programs whose messages are images, with the camera's name: `"frigate/+/+/snapshot" = "$1"` takes the
-    /// part that matches the first wildcard.
+    /// Topics of other programs whose messages are images, with the camera's name: `"frigate/+/+/snapshot" = "$1"`
+    /// takes the part that matches the first wildcard.
     pub camera_topics: BTreeMap<String, String>,
     /// Also publish final answers as JSON, on `answer-json.<site>.<camera>`.
     pub answers_json: bool,
@@ -163,7 +166,9 @@ impl UpSettings {
 
     fn check(&self) -> Result<(), String> {
         match (&self.certificate, &self.certificate_key, &self.authority) {
-            (Some(_), None, _) => Err("up.certificate is set, but up.certificate_key is not: name the file of its key".into()),
+            (Some(_), None, _) => {
+                Err("up.certificate is set, but up.certificate_key is not: name the file of its key".into())
+            }
             (None, Some(_), _) | (None, _, Some(_)) => {
                 Err("up.certificate_key or up.authority is set, but up.certificate is not: name the certificate".into())
             }

@@ -10,8 +10,8 @@ use crate::site_target;
 use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
-`tributary up` does this by itself. On your own server, run it once, and again after an upgrade or a change of limits; running it \
-twice does no harm.
+`tributary up` does this by itself. On your own server, run it once, and again after an upgrade or a change of limits; \
+running it twice does no harm.
 
 Examples:
   tributary setup --nats nats://127.0.0.1:4222 --site reef
@@ -20,7 +20,7 @@ Examples:
                                                   the cloud's server, for two sites
   tributary setup --apply                         also change what differs";
 
-/// Create missing streams, consumers and buckets, and report what differs from the settings.
+/// Create missing streams, consumers and buckets, and report differences.
 ///
 /// Workers wait for what this command creates.
 #[derive(clap::Args)]
@@ -104,9 +104,7 @@ fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Res
             "Higher limits were kept; `tributary setup{flag} --apply --shrink` lowers them."
         ))?;
     } else if differs {
-        stdout::print_line(format_args!(
-            "Differences were kept; `tributary setup{flag} --apply` changes them."
-        ))?;
+        stdout::print_line(format_args!("Differences were kept; `tributary setup{flag} --apply` changes them."))?;
     }
     Ok(())
 }

@@ -195,8 +195,8 @@ pub struct SiteTarget {
     pub name: SiteName,
     /// Connection to its server.
     pub bus: Bus,
-    /// Connection to the cloud: to its own server if that belongs to the same `up`, else over the site's link, with the site's
-    /// rights.
+    /// Connection to the cloud: to its own server if that belongs to the same `up`, else over the site's link, with the
+    /// site's rights.
     pub cloud: Bus,
     /// Connection to the cloud over the site's link.
     pub link: Bus,
@@ -301,7 +301,8 @@ pub async fn open(loaded: &LoadedSettings<Settings>, name: &str) -> anyhow::Resu
     Ok(SiteTarget { name: site, bus, cloud, link, is_cloud_whole, nats, up })
 }
 
-/// The name of the site that a command is about, without a connection: as configured, or the only site of a running `up`.
+/// The name of the site that a command is about, without a connection: as configured, or the only site of a running
+/// `up`.
 pub fn site_name(loaded: &LoadedSettings<Settings>) -> SiteName {
     let up = RunningUp::find_running(&loaded.settings.up.store).filter(|_| !is_set(loaded, "nats.url"));
     match up.as_ref().map(|up| &up.sites[..]) {

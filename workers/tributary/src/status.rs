@@ -19,8 +19,8 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 const EXAMPLES: &str = "\
-Problems come last, each with what to do. Seconds of work are the waiting images times the cost of one, divided by the running \
-replicas.
+Problems come last, each with what to do. Seconds of work are the waiting images times the cost of one, divided by the \
+running replicas.
 
 Examples:
   tributary status

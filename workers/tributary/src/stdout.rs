@@ -1,5 +1,5 @@
-//! Standard output: the only place that writes to it. A reader that closes it (`| head`) ends the command quietly, without an
-//! error.
+//! Standard output: the only place that writes to it. A reader that closes it (`| head`) ends the command quietly,
+//! without an error.
 
 use std::fmt;
 use std::io::{ErrorKind, Write};

@@ -18,8 +18,8 @@ const MAX_TEXT_BYTES: usize = 1000;
 const WIDE_PATTERNS: [&str; 3] = ["*", ">", "$JS"];
 
 const EXAMPLES: &str = "\
-Images and answers never leave the site's server, so --cloud shows none of them. The server's own messages are omitted unless \
-the subject begins with $ or _.
+Images and answers never leave the site's server, so --cloud shows none of them. The server's own messages are omitted \
+unless the subject begins with $ or _.
 
 Examples:
   tributary tap 'answer.>'                        every answer of this site
@@ -36,7 +36,8 @@ fn help() -> String {
 
 /// Watch messages as they pass, decoded.
 ///
-/// Shows messages from now on, without consuming or delaying them. For stored messages, use `answers` and `dead-letters`.
+/// Shows messages from now on, without consuming or delaying them. For stored messages, use `answers` and
+/// `dead-letters`.
 #[derive(clap::Args)]
 #[command(after_help = help())]
 pub struct TapArgs {
@@ -68,7 +69,8 @@ struct TapLine {
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
-    let is_known = SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDE_PATTERNS.contains(&first);
+    let is_known =
+        SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDE_PATTERNS.contains(&first);
     if !is_known && !first.starts_with(['$', '_']) {
         stdout::print_note(format_args!(
             "no Tributary message has a subject like {}: `tributary tap --help` lists the subjects",

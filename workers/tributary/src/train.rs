@@ -15,13 +15,14 @@ use crate::settings::Settings;
 use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
-Trains any ONNX classifier that `tributary model check` reports as trainable; needs no Python. The data folder holds an \
-index.csv (columns file or path, label or class_name, split) or one folder per label. Split val is the holdout that decides \
-whether the model improved, split test is measured once at the end; without splits, a tenth is the holdout. Other settings are \
-in [trainer].
+Trains any ONNX classifier that `tributary model check` reports as trainable; needs no Python. The data folder holds \
+an index.csv (columns file or path, label or class_name, split) or one folder per label. Split val is the holdout that \
+decides whether the model improved, split test is measured once at the end; without splits, a tenth is the holdout. \
+Other settings are in [trainer].
 
 Examples:
-  tributary train --model fixtures/models/fashion-light --data fixtures/images/fashion --out ./better
+  tributary train --model fixtures/models/fashion-light --data fixtures/images/fashion \\
+      --out ./better
   tributary train --model ./model --data ./photos --out ./better --trainable head --epochs 20
   tributary train --model ./model --data ./photos --out ./better --set trainer.augment.mirror=true \\
       --set trainer.optimizer.kind=adam --learning-rate 0.001";
@@ -46,8 +47,8 @@ pub struct TrainArgs {
 /// Training options of `train` and `retrain`.
 #[derive(clap::Args)]
 pub struct TrainingArgs {
-    /// Weights to train: auto (the last layers only, if the model is good and images are few), all, head, `last N` layers, or
-    /// comma-separated name patterns.
+    /// Weights to train: auto (the last layers only, if the model is good and images are few), all, head, `last N`
+    /// layers, or comma-separated name patterns.
     #[arg(long, value_name = "WHICH", help_heading = "Training")]
     pub trainable: Option<String>,
     /// Number of passes over the images.
@@ -152,7 +153,9 @@ pub async fn train_folder(
         stdout::print_line(text(&trained, written.as_ref()))?;
     }
     if let Some(why) = trained.has_no_gain().filter(|_| written.is_none()) {
-        stdout::print_note(format_args!("{why}; nothing was written (write the best epoch anyway with --keep-without-gain)"));
+        stdout::print_note(format_args!(
+            "{why}; nothing was written (write the best epoch anyway with --keep-without-gain)"
+        ));
     }
     Ok(written.is_some())
 }
@@ -197,8 +200,9 @@ fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
     let mut lines = vec![format!("trained  {} parameters", trained.parameters)];
     if let Some(layers) = trained.layers {
         let layers = if layers == 1 { "layer".into() } else { format!("{layers} layers") };
-        lines
-            .push(format!("         the last {layers} only, because images are few (--trainable all trains every layer)"));
+        lines.push(format!(
+            "         the last {layers} only, because images are few (--trainable all trains every layer)"
+        ));
     }
     let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
     let (before, after) = trained.held_out();

@@ -33,8 +33,8 @@ const CLOUD: &str = "cloud";
 const MOST_SITES: usize = 1000;
 
 const EXAMPLES: &str = "\
-Starts a nats-server on a free loopback port with its store in --store, and all roles of a site and of the cloud in one process; \
-other commands in this folder find it. Ctrl-C stops it; nothing that was acknowledged is lost.
+Starts a nats-server on a free loopback port with its store in --store, and all roles of a site and of the cloud in \
+one process; other commands in this folder find it. Ctrl-C stops it; nothing that was acknowledged is lost.
 
 Examples:
   tributary up --model ./model                    one site; doubtful answers stay as they are
@@ -185,7 +185,8 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     Ok(LocalSystem { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
 }
 
-/// Starts the hub of a fleet: its server, encrypted on every address, and the roles of the cloud, each with its own key.
+/// Starts the hub of a fleet: its server, encrypted on every address, and the roles of the cloud, each with its own
+/// key.
 pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -> anyhow::Result<LocalSystem> {
     runtime::metrics::expect_roles(usize::MAX);
     let fleet = FleetFolder::open(folder)?;
@@ -375,7 +376,8 @@ async fn start_site(
     Ok(())
 }
 
-/// The notifier's settings. It publishes over MQTT, which alone can retain answers, where the listener is not encrypted.
+/// The notifier's settings. It publishes over MQTT, which alone can retain answers, where the listener is not
+/// encrypted.
 fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -> anyhow::Result<NotifierSettings> {
     let up = &settings.up;
     let mut chosen = settings.notifier.clone();

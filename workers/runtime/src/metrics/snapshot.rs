@@ -85,10 +85,18 @@ fn this_process(sheet: &mut MetricSheet) {
         sheet.counter("process_cpu_seconds", help, &[], cpu.as_secs_f64());
     }
     let gauges = [
-        ("process_resident_memory_bytes", "Resident memory size in bytes", process::resident_bytes().map(|bytes| bytes as f64)),
+        (
+            "process_resident_memory_bytes",
+            "Resident memory size in bytes",
+            process::resident_bytes().map(|bytes| bytes as f64),
+        ),
         ("process_start_time_seconds", "Start time of the process since the epoch in seconds", process::start_time_s()),
         ("process_open_fds", "Number of open file descriptors", process::open_files().map(|count| count as f64)),
-        ("process_max_fds", "Maximum number of open file descriptors", process::max_open_files().map(|count| count as f64)),
+        (
+            "process_max_fds",
+            "Maximum number of open file descriptors",
+            process::max_open_files().map(|count| count as f64),
+        ),
     ];
     for (name, help, value) in gauges {
         value.into_iter().for_each(|value| sheet.gauge(name, help, &[], value));
@@ -120,17 +128,32 @@ fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
     sheet.counter("tributary_images_reprocessed", help, &here, outcomes.redone as f64);
     let help = "Images refused near the stream's limit without notice to their publishers";
     sheet.counter("tributary_images_refused_unnotified", help, &here, outcomes.refused as f64);
-    sheet.counter("tributary_images_repeated", "Images published again under the same id", &here, outcomes.duplicates as f64);
+    sheet.counter(
+        "tributary_images_repeated",
+        "Images published again under the same id",
+        &here,
+        outcomes.duplicates as f64,
+    );
 }
 
 fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
     if beat.replicas > 0 {
-        sheet.gauge("tributary_replicas", "Copies of the model, each with a thread of its own", &who, beat.replicas.into());
+        sheet.gauge(
+            "tributary_replicas",
+            "Copies of the model, each with a thread of its own",
+            &who,
+            beat.replicas.into(),
+        );
     }
     if let Some(cost_ms) = beat.cost_ms {
-        sheet.gauge("tributary_image_cost_seconds", "Time of one replica per image, as measured", &who, cost_ms / 1000.0);
+        sheet.gauge(
+            "tributary_image_cost_seconds",
+            "Time of one replica per image, as measured",
+            &who,
+            cost_ms / 1000.0,
+        );
     }
     if let (Some(model), Some(release)) = (&beat.model, &beat.release) {
         let labels = [who[0], who[1], ("model", model), ("release", release.short())];
@@ -160,12 +183,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
         ];
         for (name, count) in decisions {
             let labels = [("site", site), ("decision", name)];
-            sheet.counter(
-                "tributary_admissions",
-                "Decisions where a task is recognized",
-                &labels,
-                count as f64,
-            );
+            sheet.counter("tributary_admissions", "Decisions where a task is recognized", &labels, count as f64);
         }
         for (outcome, count) in [("verified", decision.verified), ("kept", decision.kept)] {
             let labels = [("site", site), ("outcome", outcome)];
@@ -214,11 +232,7 @@ fn link(sheet: &mut MetricSheet, site: &str, link: &LinkReport) {
         f64::from(u8::from(link.available)),
     );
     gauge("tributary_link_round_trip_seconds", "Shortest recent round trip", link.rtt_min_ms / 1000.0);
-    gauge(
-        "tributary_link_slowdown_ratio",
-        "Transmission time over the best possible one",
-        link.slowdown_ratio,
-    );
+    gauge("tributary_link_slowdown_ratio", "Transmission time over the best possible one", link.slowdown_ratio);
     gauge("tributary_link_waiting_messages", "Messages waiting for the link", link.waiting as f64);
     gauge("tributary_link_waiting_bytes", "Bytes waiting for the link", link.waiting_bytes as f64);
     if let Some(rate) = link.rate_max_bytes_per_s {
@@ -234,7 +248,12 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
         let name = [("stream", queue.stream), ("consumer", queue.durable.as_str())];
         for (state, count) in [("pending", queue.progress.pending), ("unacked", queue.progress.unacked)] {
             let labels = [name[0], name[1], ("state", state)];
-            sheet.gauge("tributary_queue_messages", "Unfinished messages: pending, or unacknowledged by a worker", &labels, count as f64);
+            sheet.gauge(
+                "tributary_queue_messages",
+                "Unfinished messages: pending, or unacknowledged by a worker",
+                &labels,
+                count as f64,
+            );
         }
         let cost_ms = beats.iter().find(|beat| beat.role == queue.role).and_then(|beat| beat.cost_ms);
         if let Some(cost_ms) = cost_ms {

@@ -1,9 +1,9 @@
 //! `tributary demo --loop`: infer → learn → release → infer, by itself, on this machine.
 //!
-//! Runs what `tributary up --sites 2 --train --merge` runs, and opens rounds as `tributary round open` does; only the labels, by
-//! which accuracy is measured, would be missing in production. [`pictures`] divides the images, [`setup`] makes the first
-//! models, [`quick_settings`] holds the settings, [`flow`] publishes a site's images, [`round`] is one turn of the loop,
-//! [`model_standing`] reads rounds and releases, [`results`] reports.
+//! Runs what `tributary up --sites 2 --train --merge` runs, and opens rounds as `tributary round open` does; only the
+//! labels, by which accuracy is measured, would be missing in production. [`pictures`] divides the images, [`setup`]
+//! makes the first models, [`quick_settings`] holds the settings, [`flow`] publishes a site's images, [`round`] is one
+//! turn of the loop, [`model_standing`] reads rounds and releases, [`results`] reports.
 
 mod flow;
 mod label_accuracy;
@@ -121,7 +121,10 @@ pub async fn command(
     let widened = quick_settings::widened(&settings.releaser.canary);
     let per_turn = made.divided.sites.iter().map(Vec::len).min().unwrap_or(0) / (rounds as usize + 1);
     let of_site = IMAGES_PER_SITE.min(per_turn);
-    ensure!(of_site >= MIN_IMAGES_PER_SITE, "{per_turn} new images per site and round are too few (at least {MIN_IMAGES_PER_SITE}): use fewer --rounds");
+    ensure!(
+        of_site >= MIN_IMAGES_PER_SITE,
+        "{per_turn} new images per site and round are too few (at least {MIN_IMAGES_PER_SITE}): use fewer --rounds"
+    );
     stdout::print_line(intro(&made.divided, &widened, &settings, of_site))?;
 
     let turned = through(&settings, rounds, of_site, &made, &shutdown).await?;
@@ -178,7 +181,10 @@ async fn begin(
     let stopper = stop.clone();
     let work = tokio::task::spawn_blocking(move || -> anyhow::Result<LoopSetup> {
         let pictures = pictures::read(&data, groups.as_deref()).with_context(|| {
-            format!("images in {}: run the demo in a checkout of the project, or name a folder with --data", data.display())
+            format!(
+                "images in {}: run the demo in a checkout of the project, or name a folder with --data",
+                data.display()
+            )
         })?;
         let labels: std::collections::BTreeSet<&str> = pictures.iter().map(|picture| picture.label.as_str()).collect();
         let unseen = match (&given.start, own) {

@@ -11,8 +11,13 @@ use crate::settings::Settings;
 
 /// All checks of this machine; blocks.
 pub fn checks(settings: &Settings) -> Vec<DoctorCheck> {
-    let mut checks =
-        vec![checked_settings(settings), listening(settings), nats_server(settings), onnxruntime(settings), window(settings)];
+    let mut checks = vec![
+        checked_settings(settings),
+        listening(settings),
+        nats_server(settings),
+        onnxruntime(settings),
+        window(settings),
+    ];
     checks.push(model("recognizer", Some(&settings.recognizer.model)));
     checks.push(model("verifier", settings.verifier.model.as_deref()));
     checks
@@ -91,8 +96,7 @@ fn window(settings: &Settings) -> DoctorCheck {
 fn model(role: &str, folder: Option<&Path>) -> DoctorCheck {
     let what = format!("model of a {role}");
     let setting = format!("{role}.model");
-    let unset =
-        || DoctorCheck::ok(&what, format!("not set ({setting}); needed only where a {role} runs"));
+    let unset = || DoctorCheck::ok(&what, format!("not set ({setting}); needed only where a {role} runs"));
     let Some(folder) = folder else { return unset() };
     if !folder.exists() && folder == RecognizerSettings::default().model {
         return unset();

@@ -148,7 +148,9 @@ fn durability(site: &SiteTarget, settings: &Settings) -> DoctorCheck {
         .breaks(GUARANTEE),
         None => DoctorCheck::warn(
             WHAT,
-            format!("unknown: this server was not started by `tributary up` here; without sync_interval: always, it is not guaranteed that {GUARANTEE}"),
+            format!(
+                "unknown: this server was not started by `tributary up` here; without sync_interval: always, it is not guaranteed that {GUARANTEE}"
+            ),
             "make sure that its configuration has `jetstream { sync_interval: always }`, as in deploy/nats/site.conf",
         ),
     }
@@ -208,10 +210,9 @@ async fn wait(bus: &Bus, settings: &Settings) -> DoctorCheck {
             format!("{ack_wait_s} s, and an image takes {}", format::format_span(cost_ms)),
             "raise streams.ack_wait_s and run `tributary setup --apply`: images that take longer are recognized twice",
         ),
-        Some(cost_ms) => DoctorCheck::ok(
-            WHAT,
-            format!("{ack_wait_s} s; an image takes at most {}", format::format_span(cost_ms)),
-        ),
+        Some(cost_ms) => {
+            DoctorCheck::ok(WHAT, format!("{ack_wait_s} s; an image takes at most {}", format::format_span(cost_ms)))
+        }
     }
 }
 
@@ -247,7 +248,9 @@ async fn streams(what: &str, bus: &Bus, place: &PlanScope, settings: &StreamSett
     };
     let wrong: Vec<DoctorCheck> = findings.iter().flat_map(|finding| differences(finding, flag)).collect();
     match wrong.is_empty() {
-        true => vec![DoctorCheck::ok(format!("{what}'s streams"), format!("all {} as in the settings", findings.len()))],
+        true => {
+            vec![DoctorCheck::ok(format!("{what}'s streams"), format!("all {} as in the settings", findings.len()))]
+        }
         false => wrong,
     }
 }

@@ -23,12 +23,12 @@ use crate::site_target::SiteTarget;
 use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-No label of these images counts any more, not even the publisher's or the cloud's verdict: the site's next training omits them \
-until they are labelled again.
+No label of these images counts any more, not even the publisher's or the cloud's verdict: the site's next training \
+omits them until they are labelled again.
 
-Updates that learned from them are found in the site's own record, which never leaves the site (streams.learned_max_mib), and \
-the releases with these updates in the release store, if it can be reached from here. `tributary release remake` derives a \
-release again without them.
+Updates that learned from them are found in the site's own record, which never leaves the site \
+(streams.learned_max_mib), and the releases with these updates in the release store, if it can be reached from here. \
+`tributary release remake` derives a release again without them.
 
 Examples:
   tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'

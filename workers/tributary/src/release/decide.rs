@@ -133,9 +133,7 @@ enum DecisionFailure {
         "model {0} has no rollout yet: start an aggregator, or import the model that sites were set up with (`tributary release import`)"
     )]
     Nothing(ModelName),
-    #[error(
-        "release {0} has no package that sites could fetch: its trial failed, or an older version made it"
-    )]
+    #[error("release {0} has no package that sites could fetch: its trial failed, or an older version made it")]
     Unpackaged(String),
 }
 
@@ -175,7 +173,5 @@ fn print_decision(decided: &Rollout, json: bool) -> anyhow::Result<()> {
     if decided.stable.release != decision.release {
         stdout::print_line(format_args!("stable is {}", decided.stable.release.short()))?;
     }
-    stdout::print_line(
-        "A running `tributary releaser` sends the orders; `tributary status` shows what each site runs.",
-    )
+    stdout::print_line("A running `tributary releaser` sends the orders; `tributary status` shows what each site runs.")
 }

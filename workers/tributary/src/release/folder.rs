@@ -72,7 +72,9 @@ pub async fn import(
     if releases.put(&manifest, &weights_file).await? == PutOutcome::Already {
         let kept = releases.manifest(&model.release).await?;
         if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
-            stdout::print_note("The release was already in the store: `tributary release show` names who signed it then.");
+            stdout::print_note(
+                "The release was already in the store: `tributary release show` names who signed it then.",
+            );
         }
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
@@ -164,10 +166,7 @@ pub async fn export(
     let key = key_file.map(EcPrivateKey::read).transpose()?;
     let manifest = releases.find(release).await?;
     if manifest.package.is_empty() {
-        bail!(
-            "release {} has no package: its trial failed, or an older version made it",
-            manifest.release.short()
-        );
+        bail!("release {} has no package: its trial failed, or an older version made it", manifest.release.short());
     }
     if folder.exists() && std::fs::read_dir(folder).map_or(true, |mut found| found.next().is_some()) {
         bail!("{} is not empty: name a folder that is empty or does not exist", folder.display());

@@ -37,9 +37,9 @@ pub struct RemakeArgs {
     release: String,
     /// Exclude a site, an update, a task or `labels`; repeatable.
     ///
-    /// A site excludes all its updates; an update is named by `tributary label retract`; a task whose label was retracted at
-    /// this site (--site) excludes the updates that learned from it; `labels` excludes those that learned from any label
-    /// retracted there.
+    /// A site excludes all its updates; an update is named by `tributary label retract`; a task whose label was
+    /// retracted at this site (--site) excludes the updates that learned from it; `labels` excludes those that learned
+    /// from any label retracted there.
     #[arg(long, value_name = "SITE|UPDATE|TASK|labels", required = true)]
     exclude: Vec<ExclusionArg>,
     /// Reason, kept in the release and in the audit log.
@@ -144,7 +144,12 @@ async fn exclusions(
 }
 
 /// The retracted labels that were named. Pure.
-fn select_retracted(site: &SiteName, retracted: RetractionTimes, tasks: &[TaskId], all: bool) -> anyhow::Result<RetractionTimes> {
+fn select_retracted(
+    site: &SiteName,
+    retracted: RetractionTimes,
+    tasks: &[TaskId],
+    all: bool,
+) -> anyhow::Result<RetractionTimes> {
     if let Some(task) = tasks.iter().find(|task| !retracted.contains_key(task)) {
         bail!(
             "{task} is neither an update of this release nor a task whose label was retracted at site {site}: retract it with `tributary label retract {task} --why TEXT`"
@@ -156,8 +161,8 @@ fn select_retracted(site: &SiteName, retracted: RetractionTimes, tasks: &[TaskId
     Ok(retracted.into_iter().filter(|(task, _)| all || tasks.contains(task)).collect())
 }
 
-/// Tries the release in a separate process, and adds it to the store: files first, its manifest last. Package and weights go
-/// where couriers fetch them.
+/// Tries the release in a separate process, and adds it to the store: files first, its manifest last. Package and
+/// weights go where couriers fetch them.
 async fn keep(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
@@ -192,8 +197,8 @@ struct RemakeOffer {
     is_new: bool,
 }
 
-/// Offers the release as a candidate, and announces that rounds start from it. Idempotent: the same command completes an
-/// interrupted one.
+/// Offers the release as a candidate, and announces that rounds start from it. Idempotent: the same command completes
+/// an interrupted one.
 async fn offer(
     cloud: &Bus,
     name: &ModelName,

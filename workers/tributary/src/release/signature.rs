@@ -11,7 +11,7 @@ use crate::{format, stdout};
 /// The signature that a folder must have.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SignatureArgs {
-    /// Import only if the folder is signed by this public key (PEM, P-256 or P-384) and unchanged.
+    /// Import only what this public key signed (PEM, P-256 or P-384).
     ///
     /// The format is that of OpenSSF Model Signing (`model_signing sign key`).
     #[arg(long, value_name = "PUBLIC.pem")]
@@ -60,7 +60,10 @@ fn accepted(args: &SignatureArgs, trusted: &[PathBuf]) -> anyhow::Result<Vec<EcP
     let Some(path) = &args.signed_by else { return Ok(trusted) };
     let key = EcPublicKey::read(path)?;
     if !trusted.is_empty() && !trusted.iter().any(|trusted| trusted.fingerprint() == key.fingerprint()) {
-        bail!("{} is not one of releaser.trusted_keys: add it there, or import a folder signed by one of those", path.display());
+        bail!(
+            "{} is not one of releaser.trusted_keys: add it there, or import a folder signed by one of those",
+            path.display()
+        );
     }
     Ok(vec![key])
 }
@@ -75,10 +78,7 @@ pub async fn load(signed: &SignedFolder, folder: &Path, copy: &Path) -> anyhow::
             .with_context(|| format!("{} cannot be imported as it was signed", folder.display()))?;
         let model = Model::load(&copy).with_context(|| format!("signed files of {}", folder.display()))?;
         if model.release != named.release {
-            bail!(
-                "unsigned files in {} change the model: remove them",
-                folder.display()
-            );
+            bail!("unsigned files in {} change the model: remove them", folder.display());
         }
         Ok(model)
     };

@@ -66,9 +66,7 @@ fn filling(report: &DriftReport) -> String {
     let DriftReport { reference_answers, reference_full, recent_answers, recent_full, .. } = report;
     match reference_answers < reference_full {
         true => format!("collecting the reference: {reference_answers} of {reference_full} answers of this release"),
-        false => format!(
-            "reference complete; collecting recent answers: {recent_answers} of {recent_full}"
-        ),
+        false => format!("reference complete; collecting recent answers: {recent_answers} of {recent_full}"),
     }
 }
 

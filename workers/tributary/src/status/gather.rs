@@ -43,7 +43,8 @@ pub struct SiteStatus {
     pub link: Option<LinkReport>,
     /// Stored images and their outcomes as counted by the janitor; absent without one.
     pub outcomes: Option<OutcomeReport>,
-    /// When the oldest image not acknowledged by a recognizer was stored, milliseconds since the epoch; absent without one.
+    /// When the oldest image not acknowledged by a recognizer was stored, milliseconds since the epoch; absent without
+    /// one.
     pub oldest_unanswered_at_ms: Option<u64>,
     /// This machine's clock minus the server's, milliseconds; absent if the server does not tell.
     pub clock_ahead_ms: Option<i64>,
@@ -259,8 +260,8 @@ async fn cloud(site: &SiteTarget) -> Result<CloudStatus, CarryError> {
     }
 }
 
-/// Upper bound of the doubtful tasks between the outbox and their final answer: the courier notices an answered task only
-/// after a while. Pure.
+/// Upper bound of the doubtful tasks between the outbox and their final answer: the courier notices an answered task
+/// only after a while. Pure.
 fn under_way(outbox: &StreamLevel, cloud: &CloudStatus) -> u64 {
     match cloud {
         CloudStatus::Here { verify, verdicts_waiting, .. } => outbox.messages + verify.waiting + verdicts_waiting,

@@ -29,9 +29,8 @@ pub fn text(status: &SiteStatus) -> String {
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
-    scaled.for_each(|(role, why)| {
-        row("replicas", format!("{}s: {}", format::plain_text(role), format::plain_text(why)))
-    });
+    scaled
+        .for_each(|(role, why)| row("replicas", format!("{}s: {}", format::plain_text(role), format::plain_text(why))));
     all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_text(words)));
     row("dead", dead_letters(status));
     lines.push(String::new());
@@ -196,7 +195,10 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
             ),
         };
         if report.refused > 0 {
-            text += &format!("; {} refused (`tributary dead-letters list --cloud`)", format::count(report.refused, "update"));
+            text += &format!(
+                "; {} refused (`tributary dead-letters list --cloud`)",
+                format::count(report.refused, "update")
+            );
         }
         if let Some(last) = &report.last {
             text += &format!("\n            last: {}", format::plain_text(last));
@@ -369,7 +371,8 @@ fn outcome_problems(status: &SiteStatus) -> Vec<String> {
     problems
 }
 
-/// Clocks that differ from the server's. Deadlines are safe, because they go by the server's clock; times shown here are not.
+/// Clocks that differ from the server's. Deadlines are safe, because they go by the server's clock; times shown here
+/// are not.
 fn clock_problems(status: &SiteStatus) -> Vec<String> {
     let off = |ahead_ms: i64| {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
@@ -377,7 +380,9 @@ fn clock_problems(status: &SiteStatus) -> Vec<String> {
     };
     // A process has one clock, however many roles it has.
     let processes: BTreeMap<&str, i64> = all_workers(status)
-        .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > MAX_CLOCK_OFFSET_MS)?)))
+        .filter_map(|beat| {
+            Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > MAX_CLOCK_OFFSET_MS)?))
+        })
         .collect();
     let workers = processes.into_iter().map(|(worker, ahead_ms)| {
         format!(
@@ -387,9 +392,8 @@ fn clock_problems(status: &SiteStatus) -> Vec<String> {
         )
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > MAX_CLOCK_OFFSET_MS);
-    let here = here.map(|ahead_ms| {
-        format!("This machine's clock is {} the server's: synchronize them (NTP).", off(ahead_ms))
-    });
+    let here =
+        here.map(|ahead_ms| format!("This machine's clock is {} the server's: synchronize them (NTP).", off(ahead_ms)));
     workers.chain(here).collect()
 }
 

@@ -9,7 +9,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-/// Most images of a class for the sites, for making models, and for the test set each; the rest of a frequent class is unused.
+/// Most images of a class for the sites, for making models, and for the test set each; the rest of a frequent class is
+/// unused.
 const MOST_OF_CLASS: usize = 200;
 /// Most images of a class in the public set. A third of them selects releases; with fewer, gains would often be chance.
 const PUBLIC_OF_CLASS: usize = 40;
@@ -58,8 +59,8 @@ pub struct PictureDivision {
 }
 
 impl PictureDivision {
-    /// Replaces the images of the sites, the public set and the test set by what these cameras, one after the other, make of
-    /// them, as new files.
+    /// Replaces the images of the sites, the public set and the test set by what these cameras, one after the other,
+    /// make of them, as new files.
     pub fn show(&mut self, cameras: &[CameraStyle], into: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(into).with_context(|| format!("{} cannot be created", into.display()))?;
         let sites = self.sites.iter_mut().flatten();
@@ -129,8 +130,8 @@ fn by_folder(folder: &Path) -> anyhow::Result<Vec<LoopPicture>> {
     Ok(pictures)
 }
 
-/// Divides images among the sites, keeping groups together. The `unseen` rarest labels are unknown to the start model. The
-/// division is random with a fixed seed.
+/// Divides images among the sites, keeping groups together. The `unseen` rarest labels are unknown to the start model.
+/// The division is random with a fixed seed.
 pub fn divide(
     pictures: Vec<LoopPicture>,
     makers: &PictureProvenance,

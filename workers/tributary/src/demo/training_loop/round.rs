@@ -1,4 +1,5 @@
-//! One turn of the loop: images are answered, sites learn from the verdicts, the updates are merged, canaried and released.
+//! One turn of the loop: images are answered, sites learn from the verdicts, the updates are merged, canaried and
+//! released.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
