@@ -290,3 +290,43 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         _ => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// An argument of a command whose id is that of a common option silently takes its place.
+    #[test]
+    fn every_command_takes_the_common_options() {
+        fn check(command: &clap::Command, common: &[clap::Id]) {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                for id in common {
+                    // `round open --site` asks several sites.
+                    let is_replaced = (sub.get_name(), id.as_str()) == ("open", "site");
+                    let found = sub.get_arguments().find(|argument| argument.get_id() == id);
+                    let is_common = found.is_some_and(|argument| argument.is_global_set());
+                    assert!(is_common || is_replaced, "{} has another {id}", sub.get_name());
+                }
+                check(sub, common);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        let common: Vec<clap::Id> = command
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(|argument| argument.get_id().clone())
+            .collect();
+        assert!(common.len() >= 7, "{common:?}");
+        check(&command, &common);
+    }
+
+    #[test]
+    fn round_open_takes_several_sites() {
+        let cli = Cli::try_parse_from(["tributary", "round", "open", "--site", "a", "--site", "b"]).unwrap();
+        assert!(matches!(cli.command, Command::Round(_)));
+        assert_eq!(cli.common.site.as_deref(), Some("a"));
+    }
+}

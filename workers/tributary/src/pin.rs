@@ -32,7 +32,7 @@ fn help() -> String {
 pub struct PinSetArgs {
     /// Name of the set: letters, digits, - and _.
     #[arg(value_name = "NAME")]
-    set: SetName,
+    name: SetName,
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
@@ -45,8 +45,8 @@ pub struct PinSetArgs {
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &PinSetArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     args.filter.query()?;
     let site = site_target::open(loaded, "pin").await?;
-    let request = format!("pin {} --site {}", args.set, site.name);
+    let request = format!("pin {} --site {}", args.name, site.name);
     let options = selection::archive_options(&args.filter, &args.sample, &request)?;
-    let (destination, context) = (ReplayDestination::Pin(args.set.clone()), SummaryContext::Pinned(args.set.clone()));
+    let (destination, context) = (ReplayDestination::Pin(args.name.clone()), SummaryContext::Pinned(args.name.clone()));
     replay::run_and_report(&site, &loaded.settings, &args.read, options, destination, context, &shutdown).await
 }

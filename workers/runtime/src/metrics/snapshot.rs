@@ -1,4 +1,4 @@
-//! What signs of life and queues say, as gauges. Pure.
+//! What heartbeats and queues report, as metrics. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
