@@ -70,5 +70,5 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
     let mut words = vec!["drift".to_owned(), "--accept".into()];
     words.extend(world.at(0));
     assert!(run(world.folder(), &words).await.unwrap().success);
-    says(&world, "learning what is usual").await;
+    says(&world, "collecting the reference").await;
 }

@@ -29,8 +29,8 @@ Without --loop, labelled images go once through a site and a cloud, both on this
 
 With --loop, two sites start with a model that has never seen some classes. The cloud verifies what they doubt; their \
 trainers learn from the verdicts; rounds merge the updates into releases, which are canaried and swapped in without \
-losing an image. If it goes well, each round sends less up and gets more right. It fails if an image is lost or the sites end on different \
-releases.
+losing an image. If it goes well, each round sends less up and gets more right. It fails if an image is lost or the \
+sites end on different releases.
 
 With your own images (--data), split test, or else a fifth, is never learned from. Models that you do not name are \
 made: the cloud's from half of the other images (at most 200 per class), the sites' from 30 images per class without \
