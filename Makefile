@@ -1,5 +1,5 @@
 # One line each, no logic: what a target does is in the script or the crate it calls.
-.PHONY: setup demo test lint bench soak supply
+.PHONY: setup demo check test sim bench soak supply
 
 setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when they are there.
 	deploy/fetch-runtime.sh
@@ -7,11 +7,16 @@ setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when t
 demo: setup ## Build, publish 2,000 labelled images through a site, print what happened.
 	cargo run --release --locked --package tributary -- demo
 
-test: ## Build everything and run every test against real servers, an S3 server among them.
-	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --locked
+check: setup ## Formatting, scripts, spelling, dependencies, clippy, rustdoc and unit tests.
+	deploy/check.sh
 
-lint: ## Formatting, clippy and the shell scripts' syntax.
-	cargo fmt --check && cargo clippy --workspace --all-targets --locked -- -D warnings && for script in deploy/*.sh .ci/run; do bash -n $$script || exit 1; done
+test: ## Build everything and run every test against real servers, an S3 server among them.
+	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --exclude sim --locked
+	# By themselves: what they turn on must not be in the binary that the others test.
+	cargo test --package streams --package sim --locked
+
+sim: setup ## Thousands of seeds of simulated faults for each scenario; TRIBUTARY_SEED=N runs one alone.
+	TRIBUTARY_SEEDS=5000 cargo test --locked --package sim -- --nocapture
 
 bench: setup ## Measure the pipeline, policies, training, merging, replaying and scaling (docs/benchmarks.md).
 	cargo run --release --locked --package tributary -- bench recognize
@@ -26,7 +31,7 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test hostile -- --nocapture --test-threads 1
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --workspace --lib --bins bent -- --nocapture
-	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test walks -- --ignored --nocapture --test-threads 1 --skip wire_golden
+	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test e2e -- --ignored --nocapture --test-threads 1 --skip wire_golden
 
 supply: setup ## Check licences, origins and known weaknesses of all dependencies; list what the program is made of (docs/security.md).
 	deploy/supply.sh

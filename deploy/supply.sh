@@ -3,7 +3,7 @@
 #   deploy/supply.sh [--offline] [BINARY]
 # 1. cargo-deny holds every dependency against deny.toml: licence, origin, known weaknesses. The weaknesses come from the
 #    RustSec database, over the network; --offline leaves them out, and says so.
-# 2. vendor/ is the published crate with its patch, and nothing else.
+# 2. vendor/ is the published crate with its patches, and nothing else.
 # 3. target/supply/tributary.cdx.json is a bill of materials (CycloneDX): every crate in the program with licence and
 #    SHA-256, nats-server and ONNX Runtime as deploy/fetch-runtime.sh fetches them, and the BINARY if one is named.
 # Both tools are compiled once, into the cache (some minutes). Needs python3 with venv, and patch.
@@ -50,8 +50,8 @@ for folder in vendor/*/; do
     for change in "$folder"*.patch; do
         patch --quiet --strip 1 --directory "$work/$crate-$version" <"$change" || fail "$change does not fit $crate $version"
     done
-    diff -r "$work/$crate-$version/src" "${folder}src" || fail "${folder}src is more than $crate $version and its patch"
-    printf '%s is %s %s and its patch\n' "$folder" "$crate" "$version"
+    diff -r "$work/$crate-$version/src" "${folder}src" || fail "${folder}src is more than $crate $version and its patches"
+    printf '%s is %s %s and its patches\n' "$folder" "$crate" "$version"
 done
 
 if [ ! -x "$out/venv/bin/python" ] || [ "$(cat "$out/venv/made-of" 2>/dev/null)" != "$validator" ]; then
@@ -62,7 +62,7 @@ fi
 
 # The same source gives the same list: its date is that of the last commit.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) "$tools/bin/cargo-cyclonedx" cyclonedx --quiet --format json --spec-version 1.5 \
-    --describe binaries --manifest-path workers/tributary/Cargo.toml
-mv workers/tributary/tributary_bin.cdx.json "$work/crates.json"
+    --describe binaries --manifest-path workers/tools/tributary/Cargo.toml
+mv workers/tools/tributary/tributary_bin.cdx.json "$work/crates.json"
 "$here/fetch-runtime.sh" --list >"$work/parts"
 "$out/venv/bin/python" "$here/sbom.py" "$root" "$work/crates.json" "$work/parts" "$out/tributary.cdx.json" "$@"

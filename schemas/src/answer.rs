@@ -1,6 +1,5 @@
-//! What is said about a task. Version history: 1, first; later with more reasons
-//! and the optional energy, with the task that was replayed, with what was decided by, with notes, with several labels, and
-//! with novelty.
+//! The answer to a task. Version history: 1, first; later with more reasons
+//! and the optional energy, the task that was replayed, the decision trace, notes, several labels, and novelty.
 
 use std::fmt;
 
@@ -12,51 +11,51 @@ use crate::decision_trace::DecisionTrace;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 use crate::task::{Task, Tile};
 
-/// The label of an image in which none of a model's labels holds.
+/// The label of an image to which none of a model's labels applies.
 pub const NO_LABEL: &str = "none";
 
-/// Most labels that an answer names as holding.
+/// Most labels that an answer lists as applying.
 pub const MAX_HELD_LABELS: usize = 64;
 
-/// What is said about a task: provisional while a verdict is awaited, final once and for all.
+/// The answer to a task: provisional while a verdict is awaited; a final answer never changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The task.
+    /// Task it answers.
     pub task: TaskId,
-    /// The site it was published at.
+    /// Site that the image was published at.
     pub site: SiteName,
-    /// The camera it came from.
+    /// Camera that the image came from.
     pub camera: CameraName,
     /// Whether another answer may follow.
     pub stage: AnswerStage,
-    /// The best class; absent only when the image could not be recognized (route `dead`). Of a model for several labels
-    /// at once: the most probable label that holds, or [`NO_LABEL`].
+    /// The best class; absent only when the image could not be recognized (route `dead`). For a multi-label model: the
+    /// most probable label that applies, or [`NO_LABEL`].
     pub label: Option<String>,
-    /// Its calibrated probability, 0 to 1.
+    /// Calibrated probability of `label`, 0 to 1.
     pub confidence: Option<f32>,
-    /// The best classes, best first.
+    /// The best classes, best first; at most [`MAX_TOP`](crate::limits::MAX_TOP).
     #[serde(default)]
     pub top: Vec<RankedClass>,
-    /// Of a model for several labels at once: those that hold, most probable first, at most [`MAX_HELD_LABELS`]. Absent
-    /// of other models.
+    /// For a multi-label model: the labels that apply, most probable first, at most [`MAX_HELD_LABELS`]. Absent for
+    /// other models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<RankedClass>>,
-    /// Who decided.
+    /// Who gave the answer.
     pub route: Route,
-    /// Why it went that way.
+    /// Why the answer took its route.
     pub reason: Reason,
-    /// The release that decided.
+    /// Release of the model that gave the answer; absent for route `dead`.
     pub release: Option<ReleaseId>,
-    /// What its logits were divided by, if that is not what its description says.
+    /// Divisor of the logits, where it is not the one in the release's own description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
-    /// How unlike the pictures of its calibration the deciding model finds it, as in [`Opinion::novelty`].
+    /// Novelty of the image to the model that answered, as in [`Prediction::novelty`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub novelty: Option<f32>,
-    /// What the edge had said, when somebody else decided.
+    /// The site's own prediction, where somebody else gave the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge: Option<Prediction>,
-    /// What was wrong with the image (route `dead`) or with its verification (route `expired`).
+    /// Why the image could not be recognized (route `dead`) or verified (route `expired`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultNote>,
     /// Sequence of the image in the stream IMAGES, from 1.
@@ -66,33 +65,33 @@ pub struct Answer {
     pub captured_at_ms: Option<u64>,
     /// When the image was stored at the site, milliseconds since the epoch.
     pub published_at_ms: u64,
-    /// When this answer was made, milliseconds since the epoch.
+    /// When this answer was made, milliseconds since the epoch by the server's clock.
     pub answered_at_ms: u64,
-    /// Until when a provisional answer waits for a verdict, milliseconds since the epoch.
+    /// When a provisional answer stops waiting for a verdict, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_at_ms: Option<u64>,
-    /// How long each step took.
+    /// Duration of each step.
     pub timings: Timings,
-    /// What recognizing it took at the site and on the link, millijoules; an estimate unless the machine
-    /// counts it.
+    /// Energy spent on it at the site and on the link, millijoules; an estimate unless the machine has a counter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_mj: Option<f32>,
     /// The true label, if the publisher knew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truth: Option<String>,
-    /// The file the image came from, if the publisher said so.
+    /// File the image came from, if the publisher named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// Which part of which scan it is, if it is one.
+    /// Position in the scan it was cut from; absent for an image that is not a tile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile: Option<Tile>,
-    /// What was decided about it, and by what; absent where nobody decided.
+    /// Figures behind the routing decision; absent where none was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided: Option<Box<DecisionTrace>>,
-    /// The task its image was answered as before, when it was replayed from a stream.
+    /// Task that answered the same image before, if it was replayed from a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<TaskId>,
-    /// What was odd about the image and was passed over, in words, at most [`MAX_NOTES`](crate::task::MAX_NOTES).
+    /// Oddities of the image that did not stop its recognition, in words, at most
+    /// [`MAX_NOTES`](crate::task::MAX_NOTES).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -103,7 +102,7 @@ impl Message for Answer {
 }
 
 impl Answer {
-    /// An answer about `task` that says nothing yet; the caller fills in what was found.
+    /// An answer about `task` without a prediction; the caller fills that in.
     pub fn for_task(task: &Task, stage: AnswerStage, route: Route, reason: Reason, answered_at_ms: u64) -> Self {
         Self {
             task: task.id,
@@ -137,19 +136,19 @@ impl Answer {
         }
     }
 
-    /// The same opinion with `opinion` as what was decided.
-    pub fn with_prediction(mut self, opinion: Prediction) -> Self {
-        self.label = Some(opinion.label);
-        self.confidence = Some(opinion.confidence);
-        self.top = opinion.top;
-        self.labels = opinion.labels;
-        self.release = Some(opinion.release);
-        self.temperature = opinion.temperature;
-        self.novelty = opinion.novelty;
+    /// This answer with `prediction` as its result.
+    pub fn with_prediction(mut self, prediction: Prediction) -> Self {
+        self.label = Some(prediction.label);
+        self.confidence = Some(prediction.confidence);
+        self.top = prediction.top;
+        self.labels = prediction.labels;
+        self.release = Some(prediction.release);
+        self.temperature = prediction.temperature;
+        self.novelty = prediction.novelty;
         self
     }
 
-    /// What this answer says, if it says something.
+    /// The prediction in this answer; `None` for route `dead`.
     pub fn prediction(&self) -> Option<Prediction> {
         Some(Prediction {
             label: self.label.clone()?,
@@ -163,62 +162,62 @@ impl Answer {
     }
 }
 
-/// One model's view of an image.
+/// What one model says of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// The best class.
     pub label: String,
-    /// Its calibrated probability, 0 to 1.
+    /// Calibrated probability of `label`, 0 to 1.
     pub confidence: f32,
-    /// The best classes, best first.
+    /// The best classes, best first; at most [`MAX_TOP`](crate::limits::MAX_TOP).
     #[serde(default)]
     pub top: Vec<RankedClass>,
-    /// Of a model for several labels at once: those that hold, as in [`Answer::labels`].
+    /// For a multi-label model: the labels that apply, as in [`Answer::labels`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<RankedClass>>,
-    /// The release that says so.
+    /// Release of the model.
     pub release: ReleaseId,
-    /// What the logits were divided by; absent: what the release's own description says.
+    /// Divisor of the logits; absent: the one in the release's own description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
-    /// Share of the pictures of the model's calibration that are more like what it knows than this one, 0 (as familiar as
-    /// the most familiar) to 1 (stranger than all of them); absent of a model without a novelty score.
+    /// Fraction of the model's calibration pictures that it finds more familiar than this one, 0 (as familiar as the
+    /// most familiar) to 1 (stranger than all of them); absent for a model without a novelty score.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub novelty: Option<f32>,
 }
 
-/// One class among the best.
+/// One of the best classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankedClass {
-    /// The class.
+    /// Label of the class.
     pub label: String,
     /// Its calibrated probability, 0 to 1.
     pub confidence: f32,
 }
 
-/// Whether another answer may follow.
+/// Whether another answer to the task may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerStage {
-    /// A final one follows.
+    /// A final answer follows.
     Provisional,
-    /// Nothing follows.
+    /// No other answer follows.
     Final,
 }
 
-/// Who decided.
+/// Who gave an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Route {
     /// The site itself.
     Edge,
-    /// The cloud, without an opinion of the edge.
+    /// The cloud, for an image that the site offloaded without a prediction of its own.
     Redirected,
-    /// The cloud, about a doubtful answer of the edge.
+    /// The cloud, for a doubtful answer of the site.
     Verified,
     /// The site itself, because no verdict came in time.
     Expired,
-    /// Nobody: the image could not be recognized and is a dead letter.
+    /// Nobody: the image could not be recognized; a dead letter says why.
     Dead,
 }
 
@@ -226,31 +225,31 @@ pub enum Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Every test of the gate was passed.
+    /// The answer passed every test of the gate.
     Confident,
     /// The best class is not probable enough.
     LowConfidence,
-    /// The best two classes are too close.
+    /// The two best classes are too close.
     LowMargin,
     /// The probabilities are spread too evenly.
     HighEntropy,
-    /// The best class is not probable enough for this label.
+    /// The best class is below the threshold of its label.
     LabelThreshold,
-    /// The picture is too unlike those that the model's novelty was calibrated on.
+    /// The picture is too unlike those that the novelty score was calibrated on.
     HighNovelty,
-    /// It passed every test, and was drawn to be checked by the cloud.
+    /// The answer passed every test and was sampled for a check by the cloud.
     Sampled,
-    /// The site had too much to do, or the policy sends everything up.
+    /// The site was overloaded, or the policy sends everything up.
     Overload,
-    /// The site does not verify (setting or policy), though the answer is doubtful.
+    /// Doubtful, but a setting or the policy says not to verify.
     NotVerified,
-    /// Doubtful, and nothing more may go up: the budget of bytes or the share is used up.
+    /// Doubtful, but the byte budget or the cap on the share of images sent up is used up.
     BudgetSpent,
-    /// Doubtful, and no verdict could come before the deadline.
+    /// Doubtful, but no verdict could arrive before the deadline.
     VerdictTooLate,
-    /// The outbox was full, so the doubtful answer stands.
+    /// Doubtful, but the outbox was full.
     OutboxFull,
-    /// The deadline passed before a verdict came.
+    /// No verdict arrived before the deadline.
     DeadlinePassed,
     /// The verifier could not judge the image; its fault note says why.
     VerifierRefused,
@@ -259,7 +258,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Its word on the wire.
+    /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Confident => "confident",
@@ -281,11 +280,11 @@ impl Reason {
     }
 }
 
-/// How long each step took, in microseconds; a step that did not happen is 0.
+/// Duration of each step, in microseconds; 0 for a step that did not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Timings {
-    /// From stored in the stream to taken by a recognizer.
+    /// From storage in the stream to receipt by a recognizer.
     pub queue_us: u64,
     /// Fetching the bytes of an image sent by reference.
     pub fetch_us: u64,
@@ -293,16 +292,16 @@ pub struct Timings {
     pub wait_us: u64,
     /// Decoding and resizing.
     pub decode_us: u64,
-    /// The model.
+    /// Running the model.
     pub infer_us: u64,
     /// From the provisional answer to the final one.
     pub verify_us: u64,
-    /// Images in the batch it was recognized in.
+    /// Images in its batch.
     pub batch_size: u32,
 }
 
 impl Route {
-    /// Its word on the wire.
+    /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Route::Edge => "edge",

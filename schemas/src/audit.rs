@@ -1,22 +1,23 @@
-//! What somebody did by hand: one message an act, each with the digest of the one before. Version history: 1, first.
+//! A record of what a person did by hand: one message per act, chained by digest to the one before. Version history: 1,
+//! first.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::id::SiteName;
 
-/// Something that somebody did by hand.
+/// One act of a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditNote {
-    /// Where: the site, or `cloud`.
+    /// The site, or `cloud`.
     pub place: SiteName,
-    /// When, milliseconds since the epoch, by the clock of whoever did it.
+    /// When it happened, milliseconds since the epoch by the clock of the person's machine.
     pub at_ms: u64,
-    /// Who, as the system knows them: `name@host`.
+    /// Who did it, as the system knows them: `name@host`.
     pub actor: String,
-    /// What, as the command is called: `policy set`, `release promote`.
+    /// The command: `policy set`, `release promote`.
     pub action: String,
-    /// To what, in words for people.
+    /// What it was done to, in words for people.
     pub about: String,
     /// SHA-256 of the note before it at this place, 32 bytes; zeros for the first.
     #[serde(with = "serde_bytes")]

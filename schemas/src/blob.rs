@@ -5,35 +5,35 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the bytes are and what they must hash to. Nothing is used before its hash was checked
+/// Name and digest of bytes kept in a bucket. Nothing uses the bytes before their digest was checked
 /// (invariant 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawBlobRef")]
 pub struct BlobRef {
-    /// Name in the blob bucket: the digest itself, so that storing twice is storing once.
+    /// Name in the blob bucket. It is the digest, so storing the same bytes twice stores them once.
     pub key: String,
     /// SHA-256 of the bytes, 64 hexadecimal digits.
     pub sha256: String,
-    /// Length in bytes.
+    /// Length of the bytes.
     pub size_bytes: u64,
 }
 
-/// Why a text is not a reference.
+/// A text that is not a blob reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("blob reference {text:?} is not <sha256 in hexadecimal>:<size in bytes>")]
+#[error("blob reference {text:?} is invalid; expected <sha256 in hexadecimal>:<size in bytes>")]
 pub struct BlobRefError {
     text: String,
 }
 
 impl BlobRef {
-    /// The reference of bytes with this SHA-256.
+    /// A reference to the bytes with this SHA-256.
     pub fn new(sha256: [u8; 32], size_bytes: u64) -> Self {
         let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
         Self { key: sha256.clone(), sha256, size_bytes }
     }
 }
 
-/// As it comes: a digest becomes the name of a file and of an object, and is nothing else.
+/// As received, before checks: the key becomes the name of a file and of an object, so only a digest may pass.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawBlobRef {
@@ -45,8 +45,8 @@ struct RawBlobRef {
 impl TryFrom<RawBlobRef> for BlobRef {
     type Error = BlobRefError;
 
-    fn try_from(said: RawBlobRef) -> Result<Self, BlobRefError> {
-        let RawBlobRef { key, sha256, size_bytes } = said;
+    fn try_from(raw: RawBlobRef) -> Result<Self, BlobRefError> {
+        let RawBlobRef { key, sha256, size_bytes } = raw;
         match is_digest(&sha256) && key == sha256 {
             true => Ok(Self { key, sha256, size_bytes }),
             false => Err(BlobRefError { text: format!("{key} {sha256}:{size_bytes}").chars().take(200).collect() }),
@@ -67,14 +67,14 @@ impl fmt::Display for BlobRef {
 impl FromStr for BlobRef {
     type Err = BlobRefError;
 
-    /// Reads the form a header carries: `<sha256>:<size in bytes>`.
+    /// Parses the format of the header: `<sha256>:<size in bytes>`.
     fn from_str(text: &str) -> Result<Self, BlobRefError> {
-        let refused = || BlobRefError { text: text.chars().take(100).collect() };
-        let (sha256, size) = text.split_once(':').ok_or_else(refused)?;
+        let invalid = || BlobRefError { text: text.chars().take(100).collect() };
+        let (sha256, size) = text.split_once(':').ok_or_else(invalid)?;
         if !is_digest(sha256) {
-            return Err(refused());
+            return Err(invalid());
         }
-        let size_bytes = size.parse().map_err(|_| refused())?;
+        let size_bytes = size.parse().map_err(|_| invalid())?;
         Ok(Self { key: sha256.to_owned(), sha256: sha256.to_owned(), size_bytes })
     }
 }
@@ -86,21 +86,21 @@ mod tests {
     #[test]
     fn a_reference_whose_digest_is_a_path_is_refused() {
         let digest = "ab".repeat(32);
-        let said = |key: &str, sha256: &str| {
+        let parse = |key: &str, sha256: &str| {
             serde_json::from_value::<BlobRef>(serde_json::json!({ "key": key, "sha256": sha256, "size_bytes": 7 }))
         };
-        assert_eq!(said(&digest, &digest).unwrap(), BlobRef::new([0xab; 32], 7));
+        assert_eq!(parse(&digest, &digest).unwrap(), BlobRef::new([0xab; 32], 7));
         let other = "cd".repeat(32);
         let path = "../weights/other";
         for (key, sha256) in
             [(path, path), (&*other, &*digest), (path, &*digest), ("", ""), (&digest[1..], &digest[1..])]
         {
-            assert!(said(key, sha256).is_err(), "{key} {sha256} was accepted");
+            assert!(parse(key, sha256).is_err(), "{key} {sha256} was accepted");
         }
     }
 
     #[test]
-    fn a_reference_survives_its_text_and_a_damaged_one_is_refused() {
+    fn a_reference_round_trips_through_text_and_a_damaged_one_is_refused() {
         let blob = BlobRef::new([0xab; 32], 12);
         assert_eq!(blob.to_string().parse::<BlobRef>().unwrap(), blob);
         for text in ["", ":", "ab:12", &format!("{}:", "a".repeat(64)), &format!("{}:-1", "a".repeat(64))] {

@@ -1,67 +1,67 @@
-//! MessagePack maps with named fields; `kind` and `version` stand beside the message's own fields,
-//! so that any client can read a message and this one can refuse what it does not know.
+//! MessagePack maps with named fields. Each carries `kind` and `version` beside its own fields, so that any client can
+//! read a message and this one can refuse a kind or version it does not know.
 
 use std::borrow::Cow;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// How deep values may lie in a message: more than twice as deep as any of ours do. Each level takes some kilobytes of the
-/// reader's stack, and who runs out of that ends, with everything else in its process.
-const MOST_DEPTH: usize = 64;
+/// Deepest nesting accepted in a message: more than twice what any of ours needs. Each level takes some kilobytes of
+/// stack, and a stack overflow ends the whole process.
+const MAX_DEPTH: usize = 64;
 
-/// A message that travels alone.
+/// A message with a kind and version of its own.
 pub trait Message: Serialize + DeserializeOwned {
-    /// What it is, the word used in its subject.
+    /// The message's kind; the word used in its subject.
     const KIND: &'static str;
-    /// Goes up with every change that is not an added optional field.
+    /// Increased by every change except an added optional field.
     const VERSION: u16;
 }
 
-/// Why bytes are not the message that was expected.
+/// Why bytes could not be read or written as a message.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// Not MessagePack, or a field is missing or of another type.
-    #[error("{kind} message cannot be read")]
+    /// Not MessagePack, or a field is missing or has another type.
+    #[error("{kind} message could not be decoded")]
     Unreadable {
-        /// What was expected.
+        /// Kind that was expected.
         kind: &'static str,
-        /// The decoder's own words.
+        /// Error of the decoder.
         #[source]
         source: rmp_serde::decode::Error,
     },
-    /// Another message.
-    #[error("message is of kind {found:?}, expected {kind:?}")]
+    /// A message of another kind.
+    #[error("message has kind {found:?}, expected {kind:?}")]
     OtherKind {
-        /// What was expected.
+        /// Kind that was expected.
         kind: &'static str,
-        /// What it says it is.
+        /// Kind in the message, cut to 32 characters.
         found: String,
     },
-    /// Written by another version of the program.
+    /// Written by an incompatible version of the program.
     #[error(
-        "{kind} message has version {found}, this program reads {version}: use the same release of tributary on both sides"
+        "{kind} message has version {found}, this program reads version {version}; run the same release of tributary on both sides"
     )]
     OtherVersion {
-        /// What was expected.
+        /// Kind that was expected.
         kind: &'static str,
-        /// The version this program reads.
+        /// Version this program reads.
         version: u16,
-        /// The version found.
+        /// Version in the message.
         found: u16,
     },
-    /// A number that is none: it compares with nothing, and what is reckoned with it is none either.
-    #[error("{kind} message holds a number that is infinite or not a number")]
+    /// A number is NaN or infinite: comparisons with it are meaningless, and so is everything computed from it.
+    #[error("{kind} message contains NaN or an infinite number")]
     NotFinite {
-        /// What was expected.
+        /// Kind that was expected.
         kind: &'static str,
     },
-    /// A value that has no MessagePack form.
-    #[error("{kind} message cannot be written")]
+    /// A value that MessagePack cannot express.
+    #[error("{kind} message could not be encoded")]
     Unwritable {
-        /// What was to be written.
+        /// Kind of the message.
         kind: &'static str,
-        /// The encoder's own words.
+        /// Error of the encoder.
         #[source]
         source: rmp_serde::encode::Error,
     },
@@ -82,16 +82,16 @@ struct EnvelopeHead<'a> {
     version: u16,
 }
 
-/// The bytes of a message.
+/// Encodes a message.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
     let envelope = MessageEnvelope { kind: M::KIND, version: M::VERSION, message };
     rmp_serde::to_vec_named(&envelope).map_err(|source| CodecError::Unwritable { kind: M::KIND, source })
 }
 
-/// The message in the bytes; fields it does not know are passed over.
+/// Decodes a message; unknown fields are ignored.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     let unreadable = |source| CodecError::Unreadable { kind: M::KIND, source };
-    let head = match front(bytes) {
+    let head = match read_head(bytes) {
         Some(head) => head,
         None => read(bytes).map_err(unreadable)?,
     };
@@ -107,16 +107,16 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     read(bytes).map_err(unreadable)
 }
 
-/// What the bytes say, as far as it does not lie too deep.
+/// Deserializes bytes up to the permitted depth.
 fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, rmp_serde::decode::Error> {
-    let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
-    from.set_max_depth(MOST_DEPTH);
-    T::deserialize(&mut from)
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(MAX_DEPTH);
+    T::deserialize(&mut deserializer)
 }
 
-/// Kind and version where they stand first, as this program writes them. Looking for them in the whole message, as other
-/// programs may write it, costs as much again as reading it.
-fn front(bytes: &[u8]) -> Option<EnvelopeHead<'_>> {
+/// Reads kind and version where they come first, as this program writes them. Searching the whole message for them, as
+/// messages of other programs may need, costs as much again as decoding it.
+fn read_head(bytes: &[u8]) -> Option<EnvelopeHead<'_>> {
     let mut rest = bytes;
     rmp::decode::read_map_len(&mut rest).ok()?;
     let (key, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
@@ -127,8 +127,8 @@ fn front(bytes: &[u8]) -> Option<EnvelopeHead<'_>> {
     Some(EnvelopeHead { kind: kind.into(), version: rmp::decode::read_int(&mut rest).ok()? })
 }
 
-/// Whether every number in a MessagePack value is finite; what is no MessagePack is left for the decoder to refuse. Goes
-/// through markers and lengths only, holds nothing, and needs no deeper stack for what is nested deeply.
+/// Whether every number in a MessagePack value is finite; bytes that are not MessagePack are left for the decoder to
+/// refuse. Looks at markers and lengths only, allocates nothing, and needs no more stack for deeper nesting.
 fn is_finite(bytes: &[u8]) -> bool {
     use rmp::Marker;
     let number = |rest: &[u8], bytes: usize| {
@@ -141,7 +141,8 @@ fn is_finite(bytes: &[u8]) -> bool {
         let Some((first, after)) = rest.split_first() else { return true };
         rest = after;
         let marker = Marker::from_u8(*first);
-        // How many bytes give a length, what follows them beside it, and whether the length counts values.
+        // Bytes of the length field, fixed bytes after it, and how many values each unit of length adds (0: it counts
+        // bytes).
         let (prefix, fixed, each) = match marker {
             Marker::F32 => match number(rest, 4) {
                 Some(bits) if !f32::from_bits(bits as u32).is_finite() => return false,
@@ -196,7 +197,7 @@ fn is_finite(bytes: &[u8]) -> bool {
     true
 }
 
-/// Any MessagePack as JSON for people to look at; byte strings are shown by their length.
+/// Any MessagePack map as JSON for display; byte strings are shown by their length.
 /// `None` when the bytes are not one MessagePack map.
 pub fn to_json(bytes: &[u8]) -> Option<serde_json::Value> {
     let shown: DisplayValue = read(bytes).ok()?;
@@ -233,7 +234,7 @@ impl<'de> serde::de::Visitor<'de> for DisplayValueVisitor {
     }
 
     fn visit_f32<E>(self, value: f32) -> Result<Self::Value, E> {
-        // Through text: the shortest decimal that is this f32, not the f64 nearest to it.
+        // Via text: the shortest decimal that denotes this f32, not the f64 nearest to it.
         Ok(value.to_string().parse::<f64>().map_or(serde_json::Value::Null, Into::into))
     }
 
@@ -286,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_that_is_none_is_found_wherever_it_stands() {
+    fn a_number_that_is_not_finite_is_found_anywhere() {
         #[derive(Serialize)]
         struct FiniteSample {
             before: Vec<u8>,
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_too_deep_is_refused_and_takes_no_stack() {
+    fn deep_nesting_is_refused_without_using_stack() {
         #[derive(Debug, Serialize, Deserialize)]
         struct NestedSample {
             number: u64,
@@ -318,7 +319,7 @@ mod tests {
         }
         let nested = |levels: usize| {
             let mut bytes = encode(&NestedSample { number: 7 }).unwrap();
-            // One more field, which nobody knows.
+            // One more field, unknown to the reader.
             bytes[0] += 1;
             bytes.extend([0xa1, b'x']);
             bytes.extend([0x81, 0xa1, b'a'].repeat(levels));
@@ -328,7 +329,7 @@ mod tests {
         assert_eq!(decode::<NestedSample>(&nested(20)).unwrap().number, 7);
         for levels in [100, 1000, 100_000] {
             let bytes = [nested(levels), [0x81, 0xa1, b'a'].repeat(levels), [0x91].repeat(levels)];
-            // As small as the smallest stack of a thread that reads messages.
+            // The smallest stack of any thread that reads messages.
             let reading = std::thread::Builder::new().stack_size(512 * 1024).spawn(move || {
                 bytes.iter().all(|bytes| decode::<NestedSample>(bytes).is_err() && to_json(bytes).is_none())
             });
@@ -338,7 +339,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_gone_through_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn the_scan_ends_for_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             is_finite(&bytes);
         }
     }

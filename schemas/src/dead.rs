@@ -1,4 +1,4 @@
-//! A message given up, with its payload, its fault and what to do about it. Version history: 1, first.
+//! A message that was given up, with its payload, its fault and a remedy. Version history: 1, first.
 
 use std::collections::BTreeMap;
 
@@ -8,25 +8,25 @@ use crate::codec::Message;
 use crate::id::{SiteName, TaskId};
 use crate::limits::MAX_NOTE_BYTES;
 
-/// What went wrong, in words for people and a name for programs.
+/// A fault: a name for programs, and a reason and remedy for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultNote {
-    /// A stable name in snake case, for example `image_truncated`.
+    /// Stable name in snake case, such as `image_truncated`.
     pub name: String,
-    /// What happened and why.
+    /// What failed and why.
     pub reason: String,
     /// What a person can do about it.
     pub remedy: String,
 }
 
 impl FaultNote {
-    /// A note; over-long texts are cut to [`MAX_NOTE_BYTES`].
+    /// A note; `reason` and `remedy` are cut to [`MAX_NOTE_BYTES`].
     pub fn new(name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name: name.into(), reason: cut(reason.into()), remedy: cut(remedy.into()) }
+        Self { name: name.into(), reason: truncate(reason.into()), remedy: truncate(remedy.into()) }
     }
 }
 
-fn cut(mut text: String) -> String {
+fn truncate(mut text: String) -> String {
     if text.len() > MAX_NOTE_BYTES {
         let end = (0..=MAX_NOTE_BYTES).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
         text.truncate(end);
@@ -34,7 +34,7 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// What a dead letter leaves out of a message that is too large to be kept twice.
+/// Size and digest of a payload that is too large for its dead letter to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TruncatedPayload {
     /// Size of the whole payload, bytes.
@@ -43,36 +43,37 @@ pub struct TruncatedPayload {
     pub sha256: String,
 }
 
-/// A message given up.
+/// A message that was given up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// Its own id, derived from the message: the last token of its subject.
+    /// Id of the dead letter, derived from the message: the last token of its subject.
     pub id: TaskId,
-    /// The task it was about, if it got that far.
+    /// Task of the message; absent if its id could not be read.
     pub task: Option<TaskId>,
-    /// The site it concerned.
+    /// Site the message belongs to.
     pub site: SiteName,
-    /// The role that gave it up.
+    /// Role that gave the message up.
     pub role: String,
-    /// The stream it was taken from.
+    /// Stream the message was taken from.
     pub stream: String,
-    /// Its subject there.
+    /// Subject of the message in that stream.
     pub subject: String,
-    /// Its sequence there.
+    /// Sequence of the message in that stream.
     pub sequence: u64,
-    /// How often it was delivered.
+    /// Deliveries before it was given up.
     pub attempts: u64,
     /// When it was given up, milliseconds since the epoch.
     pub died_at_ms: u64,
-    /// What went wrong.
+    /// Why it was given up.
     pub fault: FaultNote,
-    /// The message's headers, first value of each.
+    /// Headers of the message, the first value of each.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// The message's payload, whole, so that it can be redriven; of a large one only the beginning.
+    /// Payload of the message, whole so that it can be redriven; only the beginning of one over
+    /// [`MAX_LETTER_BYTES`](crate::limits::MAX_LETTER_BYTES).
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
-    /// What was left out of the payload. Redriving takes the whole message from its stream, as long as it is there.
+    /// Size and digest of a payload that was cut. Redriving takes the whole message from its stream, while it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<TruncatedPayload>,
 }

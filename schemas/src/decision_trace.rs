@@ -1,111 +1,111 @@
-//! What was decided about a task, and by what: enough to ask the same question again. Part of an answer, not a message of its
-//! own. Times are seconds on the recognizer's own clock, which begins with it.
+//! The figures behind a routing decision: enough to make the same decision again. Part of an answer, not a message of
+//! its own. Times are seconds on the recognizer's own clock, which starts with it.
 
 use serde::{Deserialize, Serialize};
 
-/// What was decided about a task, and by what.
+/// The routing decision about a task, and its inputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionTrace {
-    /// The recognizer: its state belongs to it.
+    /// The recognizer that decided; it has a state of its own.
     pub worker: String,
-    /// The settings in force: the end of the name of the site's note that holds them.
+    /// Effective settings: the last token of the name of the ledger note that holds them.
     pub settings: String,
-    /// Bytes of the image.
+    /// Size of the encoded image.
     pub bytes: u64,
-    /// Until its deadline, seconds, below 0 if that is past; absent without one.
+    /// Time to the task's deadline, seconds, negative once it passed; absent without a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_s: Option<f64>,
-    /// How long it was held, seconds.
+    /// Time the task was held, seconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub held_s: f64,
-    /// 0 (bulk) to 9 (first).
+    /// Priority, 0 (bulk) to 9 (first).
     pub priority: u8,
-    /// When it was decided where it goes, seconds.
+    /// When the decision was made, seconds.
     pub at_s: f64,
-    /// Where tasks went before.
+    /// Routing mode before the decision.
     pub mode: RoutingMode,
-    /// Whether the site counted as overloaded before.
+    /// Whether the site counted as overloaded before the decision.
     #[serde(default, skip_serializing_if = "is_false")]
     pub overloaded: bool,
-    /// When that had changed last, seconds; absent: never.
+    /// When `overloaded` last changed, seconds; absent if it never did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at_s: Option<f64>,
-    /// What the machine and the queue were like.
+    /// Load of the machine and the queue.
     pub load: SiteLoad,
-    /// What the link and the cloud were like.
+    /// State of the link and the cloud.
     pub network: Network,
-    /// Whether it went to the cloud without having been recognized.
+    /// Whether the task was offloaded: sent to the cloud without being recognized here.
     #[serde(default, skip_serializing_if = "is_false")]
     pub redirected: bool,
-    /// The second decision, after it was recognized.
+    /// The second decision, made after recognition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubt: Option<EscalationTrace>,
 }
 
-/// What was decided after a task was recognized, and by what.
+/// The decision about a recognized task, and its inputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EscalationTrace {
-    /// When, seconds.
+    /// When the decision was made, seconds.
     pub at_s: f64,
-    /// Probability of the best class as it was tested, 0 to 1.
+    /// Probability of the best class, 0 to 1, as the gate tested it.
     pub best: f32,
     /// Probability of the second best class, 0 to 1.
     pub second: f32,
-    /// Entropy as a share of a uniform guess's, 0 to 1.
+    /// Entropy of the scores as a fraction of the entropy of a uniform guess, 0 to 1.
     pub entropy_ratio: f32,
-    /// How unlike the pictures of its calibration the model found it, 0 to 1; absent without a novelty score.
+    /// Novelty of the image, 0 to 1; absent without a novelty score.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub novelty: Option<f32>,
-    /// Until a verdict is of no use any more, seconds.
+    /// Time until a verdict is of no use, seconds.
     pub left_s: f64,
-    /// Bytes that would go up.
+    /// Bytes of the request, if sent up.
     pub bytes: u64,
-    /// Whether sure answers were drawn to be verified.
+    /// Whether confident answers are sampled for verification.
     #[serde(default, skip_serializing_if = "is_false")]
     pub sampling: bool,
-    /// What the link and the cloud were like then, if that had changed.
+    /// State of the link and the cloud at that time; absent if unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// Images that might go up before the cap on their share, saved up; absent without a cap.
+    /// Credit, in images, under the cap on the share sent up; absent without a cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earned: Option<f64>,
-    /// What became of it.
+    /// Outcome of the escalation.
     pub fate: EscalationOutcome,
 }
 
-/// What became of what the site's model said.
+/// What happens to an answer after the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EscalationOutcome {
-    /// It was final.
+    /// It is final.
     Stands,
-    /// It was final because its time was up.
+    /// It is final because the deadline passed.
     Expired,
-    /// It was provisional and went up.
+    /// It is provisional, and a request goes up.
     Goes,
-    /// It was sure, and went up all the same.
+    /// It is confident, and sampled for verification.
     Sampled,
-    /// It was provisional and stayed.
+    /// It is provisional until its deadline; nothing goes up.
     Waits,
-    /// It was held until the verdict was there.
+    /// Nothing is published before the verdict.
     Blocks,
 }
 
-/// Where tasks go at a moment.
+/// Where tasks are recognized at a given time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoutingMode {
-    /// They are recognized at the site.
+    /// At the site.
     #[default]
     Local,
-    /// The excess goes to the cloud.
+    /// The excess is offloaded to the cloud.
     Redirect,
     /// The excess is held.
     Listen,
 }
 
 impl RoutingMode {
-    /// The word for it.
+    /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             RoutingMode::Local => "local",
@@ -115,74 +115,74 @@ impl RoutingMode {
     }
 }
 
-/// What the machine and the queue are like at a moment.
+/// Load of the machine and the queue at a given time.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct SiteLoad {
-    /// Share of the processors in use, 0 to 1; absent where the system does not say.
+    /// CPU usage, 0 to 1; absent where the system does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_ratio: Option<f64>,
-    /// Share of the memory in use, 0 to 1.
+    /// Memory usage, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_ratio: Option<f64>,
-    /// Share of the last ten seconds in which something waited for memory, 0 to 1; absent where the kernel
-    /// does not count it.
+    /// Fraction of the last ten seconds in which some task stalled on memory (PSI), 0 to 1; absent where the kernel
+    /// does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_ratio: Option<f64>,
-    /// Images that wait at the site, this one and those in hand counted.
+    /// Images that wait at the site, including this one and those in flight.
     pub waiting: u64,
-    /// Whether a replica would take the task at once, or right after the one it works on.
+    /// Whether a replica is idle, or takes the task right after its current batch.
     pub free: bool,
-    /// Replicas here.
+    /// Replicas at the site.
     pub replicas: u32,
-    /// What an image costs one of them, seconds.
+    /// Cost of one image on one replica, seconds.
     pub cost_s: f64,
 }
 
-/// What the link and the cloud are like at a moment.
+/// State of the link and the cloud at a given time.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Network {
-    /// Whether the cloud answers.
+    /// Whether the cloud responds.
     #[serde(skip_serializing_if = "is_false")]
     pub up: bool,
-    /// Whether the link is fast enough compared with what it can do.
+    /// Whether the link is fast enough compared with its best.
     #[serde(skip_serializing_if = "is_false")]
     pub available: bool,
-    /// Shortest round trip lately, seconds.
+    /// Shortest recent round trip, seconds.
     #[serde(skip_serializing_if = "is_zero")]
     pub round_trip_s: f64,
-    /// Highest rate lately, bytes a second; absent before anything went up.
+    /// Highest recent rate, bytes per second; absent before anything was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_bytes_per_s: Option<f64>,
-    /// Smoothed time of a transmission over the shortest possible one.
+    /// Smoothed ratio of the time of a transmission to the shortest possible one.
     #[serde(skip_serializing_if = "is_zero")]
     pub slowdown_ratio: f64,
     /// Bytes that wait for the link.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_zero_count")]
     pub waiting_bytes: u64,
-    /// What may still go up today, bytes; absent without a budget.
+    /// Bytes left in today's budget; absent without a budget.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_left_bytes: Option<u64>,
-    /// The verifiers; absent while none gives a sign of life.
+    /// Load of the verifiers; absent while none sends heartbeats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cloud: Option<CloudLoad>,
-    /// Tasks of ours that were redirected and have no answer yet.
-    #[serde(skip_serializing_if = "is_none")]
+    /// Offloaded tasks of this worker without an answer.
+    #[serde(skip_serializing_if = "is_zero_count")]
     pub away: u64,
-    /// How many of those there may be.
+    /// Limit on `away`.
     pub most_away: u64,
 }
 
-/// How busy the verifiers are.
+/// Load of the verifiers.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct CloudLoad {
-    /// Requests that wait for them.
+    /// Requests that wait for a verifier.
     pub waiting: u64,
-    /// Their replicas, at least 1.
+    /// Replicas of all verifiers, at least 1.
     pub replicas: u32,
-    /// What an image costs one of them, seconds.
+    /// Cost of one image on one replica, seconds.
     pub cost_s: f64,
-    /// For how long they finished nothing although something waits, seconds.
+    /// Time since the verifiers last finished a request although some wait, seconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub still_s: f64,
 }
@@ -191,7 +191,7 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
-fn is_none(count: &u64) -> bool {
+fn is_zero_count(count: &u64) -> bool {
     *count == 0
 }
 

@@ -1,5 +1,5 @@
-//! What a site found hard: features, scores and circumstances of a doubtful task, never its pixels. A
-//! round may be opened by them, and ask sites to see pictures like them oftener. Version history: 1, first.
+//! What a site found hard: features, scores and circumstances of a doubtful task, never its pixels. Hard cases may open
+//! a round and have sites see such pictures more often. Version history: 1, first.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,24 +10,24 @@ use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 /// A doubtful task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HardCase {
-    /// The task.
+    /// Task of the image.
     pub task: TaskId,
-    /// The site.
+    /// Site that recognized it.
     pub site: SiteName,
-    /// The camera.
+    /// Camera that the image came from.
     pub camera: CameraName,
-    /// The release that was in doubt.
+    /// Release whose answer was doubtful.
     pub release: ReleaseId,
-    /// Which test of the gate was not passed.
+    /// The gate's test that the answer failed.
     pub reason: Reason,
     /// The best classes, best first.
     pub top: Vec<RankedClass>,
-    /// Entropy of the scores as a share of a uniform guess's, 0 to 1.
+    /// Entropy of the scores as a fraction of the entropy of a uniform guess, 0 to 1.
     pub entropy_ratio: f32,
-    /// What the model gives before its last layer; absent for a model that does not give it.
+    /// Input of the model's last layer; absent for a model that does not output it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<f32>>,
-    /// Sequence of the image in the site's stream IMAGES, where it stays.
+    /// Sequence of the image in the site's stream IMAGES; the image stays there.
     pub image_sequence: u64,
     /// When the image was stored at the site, milliseconds since the epoch.
     pub published_at_ms: u64,
@@ -37,7 +37,7 @@ pub struct HardCase {
 }
 
 impl HardCase {
-    /// Under which it is published, whoever does it and however often.
+    /// Message id it is published under, the same whoever publishes it and however often.
     pub fn message_id(&self) -> TaskId {
         self.task.child(&format!("hardcase-{}", self.image_sequence))
     }

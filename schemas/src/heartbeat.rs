@@ -1,4 +1,4 @@
-//! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
+//! A worker's heartbeat, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
 //! optional reports of link, load, decision, training, rounds, releases, scale and drift.
 
 use serde::{Deserialize, Serialize};
@@ -9,39 +9,39 @@ use crate::drift::DriftReport;
 use crate::id::{ReleaseId, SiteName};
 use crate::update::ModelAccuracy;
 
-/// A worker's sign of life.
+/// A worker's report about itself, sent every few seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Its role, such as `recognizer` or `courier`.
+    /// Role of the worker, such as `recognizer` or `courier`.
     pub role: String,
     /// The process: name and number.
     pub worker: String,
-    /// The site it works at; absent in the cloud.
+    /// Site it works at; absent in the cloud.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<SiteName>,
     /// When it was sent, milliseconds since the epoch.
     pub sent_at_ms: u64,
-    /// Messages it finished since it started.
+    /// Messages finished since the worker started.
     pub finished: u64,
-    /// Messages it holds now.
+    /// Messages in flight.
     pub holding: u64,
-    /// Owner threads with a session each; 0 for a role without a model.
+    /// Replicas of the model; 0 for a role without a model.
     #[serde(default)]
     pub replicas: u32,
-    /// Why there are as many replicas as there are, in words for people; absent where nobody asked and no queue is followed.
+    /// Why it runs this number of replicas, in words for people; absent unless somebody asked or a queue is followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<String>,
-    /// How far its machine's clock is ahead of its server's, milliseconds, negative where it is behind; absent before the
-    /// server said what time it is.
+    /// How far its machine's clock is ahead of the server's, milliseconds, negative if behind; absent until the server
+    /// reported its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_ahead_ms: Option<i64>,
-    /// What it found wrong with what it works on.
+    /// Faults it found in what it works on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<FaultNote>,
-    /// Of a janitor: images and their outcomes.
+    /// Janitors: images and their outcomes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<OutcomeReport>,
-    /// Learned cost of one image on one replica, milliseconds.
+    /// Measured cost of one image on one replica, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_ms: Option<f64>,
     /// Name of the model it runs.
@@ -50,37 +50,37 @@ pub struct Heartbeat {
     /// Release it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseId>,
-    /// Since when it runs it, milliseconds since the epoch.
+    /// Since when it runs that release, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_since_ms: Option<u64>,
-    /// The step of a swap it is at, or the release it does not run and why, in words for people.
+    /// The current step of a swap, or the release it refused and why, in words for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<String>,
-    /// Round trip to the cloud in milliseconds; absent when the cloud does not answer or is not asked.
+    /// Round trip to the cloud in milliseconds; absent when the cloud does not respond or is not probed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_rtt_ms: Option<f64>,
-    /// What the courier knows of the link.
+    /// Couriers: state of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkReport>,
-    /// What the recognizer decides by, and what it decided.
+    /// Recognizers: decisions and their inputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<DecisionReport>,
-    /// What the trainer does and did.
+    /// Trainers: progress of the training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingReport>,
-    /// What a model's rounds have come to.
+    /// Aggregators: state of a model's rounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<RoundReport>,
-    /// What the releaser does, of each model, in words for people.
+    /// Releasers: one line for each model, in words for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub releases: Vec<String>,
-    /// Of a recognizer or a courier: what answers are like, compared with what they used to be.
+    /// Recognizers and couriers: how recent answers differ from the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<DriftReport>,
 }
 
 impl Heartbeat {
-    /// A sign of life of which only the sender is known.
+    /// A heartbeat with nothing but its sender.
     pub fn for_worker(role: &str, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
         Self {
             role: role.into(),
@@ -110,19 +110,19 @@ impl Heartbeat {
     }
 }
 
-/// Letters of a name, and of a sentence, in a beat.
+/// Longest name and longest sentence in a heartbeat, in characters.
 const NAME_CHARS: usize = 200;
 const SENTENCE_CHARS: usize = 4000;
-/// Above this no count, time or rate of a worker's is meant.
-const MOST: f64 = 1e15;
-/// More owner threads than a machine has.
-const MOST_REPLICAS: u32 = 10_000;
+/// Largest plausible count, time or rate.
+const MAX_NUMBER: f64 = 1e15;
+/// More replicas than any machine runs.
+const MAX_REPLICAS: u32 = 10_000;
 
 impl Heartbeat {
-    /// Whether its numbers and texts are such as a worker says: whoever may write to the bucket of beats can write anything.
+    /// Checks numbers and texts for plausibility: whoever may write to the bucket `fleet` can write anything.
     ///
     /// # Errors
-    /// Which field is not.
+    /// Name of the implausible field.
     pub fn check(&self) -> Result<(), &'static str> {
         let numbers = [
             ("cost_ms", self.cost_ms),
@@ -137,12 +137,12 @@ impl Heartbeat {
             ("decision.queue_s", self.decision.as_ref().map(|decision| decision.queue_s)),
         ];
         let wrong =
-            numbers.into_iter().find(|(_, number)| number.is_some_and(|number| !(0.0..=MOST).contains(&number)));
+            numbers.into_iter().find(|(_, number)| number.is_some_and(|number| !(0.0..=MAX_NUMBER).contains(&number)));
         if let Some((name, _)) = wrong {
             return Err(name);
         }
         let replicas = [Some(self.replicas), self.link.and_then(|link| link.cloud).map(|cloud| cloud.replicas)];
-        if replicas.into_iter().flatten().any(|replicas| replicas > MOST_REPLICAS) {
+        if replicas.into_iter().flatten().any(|replicas| replicas > MAX_REPLICAS) {
             return Err("replicas");
         }
         let name = |text: &str| !text.is_empty() && text.chars().count() <= NAME_CHARS;
@@ -163,81 +163,81 @@ impl Heartbeat {
     }
 }
 
-/// What a janitor knows of a site's images and their outcomes.
+/// A janitor's count of a site's images and their outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OutcomeReport {
     /// Stored images without a final answer.
     pub open: u64,
-    /// Those of them that have a provisional one.
+    /// How many of those have a provisional answer.
     pub provisional: u64,
-    /// Sequence of the oldest image without a final answer; absent when all have one.
+    /// Sequence of the oldest image without a final answer; absent when every image has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_sequence: Option<u64>,
     /// When that image was stored, milliseconds since the epoch by the server's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_at_ms: Option<u64>,
-    /// When outcomes were held against images, milliseconds since the epoch by the server's clock; absent before the
-    /// first time.
+    /// When images were last audited for outcomes, milliseconds since the epoch by the server's clock; absent before
+    /// the first audit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_at_ms: Option<u64>,
-    /// Images that were acknowledged without an outcome and are recognized again, since the janitor started.
+    /// Images requeued since the janitor started, because they were acknowledged without an outcome.
     pub redone: u64,
-    /// Images published twice, known by camera, message id and content, since the janitor started.
+    /// Images published twice (same camera, message id and content) since the janitor started.
     pub duplicates: u64,
-    /// Images that are gone from the middle of the archive and that nobody here removed.
+    /// Images missing from the middle of the archive that the janitor did not remove.
     pub gaps: u64,
-    /// Bytes that are free on the server's disk; absent where the janitor does not see it.
+    /// Free bytes on the server's disk; absent where the janitor does not see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_free_bytes: Option<u64>,
-    /// Why images are refused at the moment, in words; absent when they are taken.
+    /// Why images are refused at present, in words; absent while they are accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
-    /// Images that were refused near the stream's limit and whose publishers were not told, since the janitor started; each
+    /// Images refused near the stream's limit whose publishers were not told, since the janitor started; each
     /// has a dead letter.
     #[serde(default)]
     pub refused: u64,
-    /// Connections that the server closed lately for a message above its limit, of the last 2,000; absent where the
+    /// Connections among the last 2,000 that the server closed for a message over its limit; absent where the
     /// janitor does not see its monitoring pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub too_large: Option<u64>,
 }
 
-/// What the courier knows of the link and of what lies behind it.
+/// A courier's view of the link and the cloud behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LinkReport {
-    /// Whether the cloud answers.
+    /// Whether the cloud responds.
     pub up: bool,
-    /// Whether it is fast enough, compared with what it can do, for work that need not go there.
+    /// Whether the link is fast enough, compared with its best, for work that could stay at the site.
     pub available: bool,
-    /// Shortest round trip lately, milliseconds.
+    /// Shortest recent round trip, milliseconds.
     pub rtt_min_ms: f64,
-    /// Highest rate lately, bytes a second; absent before anything went up.
+    /// Highest recent rate, bytes per second; absent before anything was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_max_bytes_per_s: Option<f64>,
-    /// Smoothed time of a transmission over the shortest possible one, 1 or more.
+    /// Smoothed ratio of the time of a transmission to the shortest possible one, at least 1.
     pub slowdown_ratio: f64,
     /// Messages that wait for the link or are on their way.
     pub waiting: u64,
-    /// Their bytes.
+    /// Bytes of those messages.
     pub waiting_bytes: u64,
-    /// What may still go up today, bytes; absent without a budget.
+    /// Bytes left in today's budget; absent without a budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_left_bytes: Option<u64>,
-    /// The verifiers; absent while nothing is heard of them.
+    /// Load of the verifiers; absent while none sends heartbeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud: Option<CloudReport>,
 }
 
-/// How busy the verifiers are.
+/// Load of the verifiers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CloudReport {
-    /// Requests that wait for them or are worked on.
+    /// Requests that wait or are worked on.
     pub waiting: u64,
-    /// Owner threads with a session each, of all verifiers.
+    /// Replicas of all verifiers.
     pub replicas: u32,
-    /// Cost of one image on one of them, milliseconds.
+    /// Cost of one image on one replica, milliseconds.
     pub cost_ms: f64,
-    /// For how long none of what waits was finished, seconds; 0 while nothing waits.
+    /// Time since any waiting request was finished, seconds; 0 while nothing waits.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub still_s: f64,
 }
@@ -246,41 +246,41 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
-/// What a recognizer decides by, and what it decided since it started.
+/// A recognizer's decisions since it started, and their current inputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionReport {
     /// Name of the policy.
     pub policy: String,
-    /// Where tasks go at this moment: `local`, `redirect` or `listen`.
+    /// Where tasks go at present: `local`, `redirect` or `listen`.
     pub state: String,
     /// Why, in words for people.
     pub why: String,
-    /// Share of the processors in use, 0 to 1; absent where the system does not say.
+    /// CPU usage, 0 to 1; absent where the system does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_ratio: Option<f64>,
-    /// Share of the memory in use, 0 to 1.
+    /// Memory usage, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_ratio: Option<f64>,
-    /// Seconds of work that wait at the site.
+    /// Queued work at the site, seconds.
     pub queue_s: f64,
     /// Tasks recognized here.
     pub local: u64,
-    /// Tasks redirected to the cloud and answered there.
+    /// Tasks offloaded to the cloud and answered there.
     pub redirected: u64,
-    /// Tasks redirected and taken back.
+    /// Tasks offloaded and reclaimed.
     pub taken_back: u64,
-    /// Tasks that had to be held at first.
+    /// Tasks held before they were recognized or offloaded.
     pub held: u64,
     /// Doubtful answers sent up.
     pub verified: u64,
-    /// Doubtful answers that stayed, for want of link, time or budget.
+    /// Doubtful answers kept at the site for lack of link, time or budget.
     pub kept: u64,
-    /// What was learned about the gate, in words for people; absent without a target.
+    /// What calibration learned from verdicts, in words for people; absent without a target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub belief: Option<String>,
 }
 
-/// What a model's rounds have come to.
+/// State of a model's rounds.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct RoundReport {
     /// `waiting`, `open`, `merging` or `failed`.
@@ -289,42 +289,42 @@ pub struct RoundReport {
     pub why: String,
     /// Number of the last round, 0 before the first.
     pub round: u64,
-    /// Updates that count in it.
+    /// Updates accepted in it.
     pub updates: u32,
-    /// Updates that are enough.
+    /// Updates needed to close it.
     pub quorum: u32,
-    /// Updates refused since it started.
+    /// Updates refused since the aggregator started.
     pub refused: u64,
-    /// What came of the last round, in words for people.
+    /// Outcome of the last round, in words for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
 }
 
-/// What a trainer does, and what came of the last training.
+/// A trainer's progress, and the outcome of the last training.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrainingReport {
-    /// What it does: `collecting`, `copying`, `training`, `yielding` or `failed`.
+    /// `collecting`, `copying`, `training`, `yielding` or `failed`.
     pub state: String,
     /// Why, or what is missing, in words for people.
     pub why: String,
     /// Labelled images it knows.
     pub labelled: u64,
-    /// Of those, labelled since the last training.
+    /// How many of those were labelled since the last training.
     pub fresh: u64,
-    /// Epochs done; 0 before the first.
+    /// Epochs finished; 0 before the first.
     pub epoch: u32,
-    /// Epochs to do.
+    /// Epochs planned.
     pub epochs: u32,
-    /// The base on the images held out; absent before it was measured.
+    /// Accuracy of the base on the holdout; absent before it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<ModelAccuracy>,
-    /// The weights of the last epoch on the same images.
+    /// Accuracy of the last epoch's weights on the holdout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<ModelAccuracy>,
-    /// What became of the last training, in words for people; absent before the first.
+    /// Outcome of the last training, in words for people; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
-    /// Updates sent since it started.
+    /// Updates sent since the trainer started.
     pub sent: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Identities: who and what a message is about. A child's id is derived from its parent's, so that
-//! a second delivery yields the same id (invariant 2).
+//! Names and ids of what a message is about. A child's id is derived from its parent's, so a second delivery yields the
+//! same id (invariant 2).
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,30 +9,30 @@ use uuid::Uuid;
 
 use crate::limits::MAX_NAME_CHARS;
 
-/// Namespace of every id derived here: version 5 of the DNS-like name below, fixed for ever.
+/// Namespace of every id derived here (UUID version 5); never changes.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1f_4a5e_2d0b_5c7e_9a53_7472_6962_7574);
 
-/// Why a text is not an id.
+/// A text that is not a name or an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// A site or camera name that cannot be one token of a subject.
-    #[error("{what} {text:?} is not a name: use 1 to {MAX_NAME_CHARS} of the characters a-z A-Z 0-9 - _")]
+    /// A site, camera, model or set name that cannot be a subject token.
+    #[error("{what} {text:?} is not a valid name; use 1 to {MAX_NAME_CHARS} of the characters a-z A-Z 0-9 - _")]
     Name {
-        /// `site` or `camera`.
+        /// `site`, `camera`, `model` or `set`.
         what: &'static str,
-        /// What was given, cut to a printable length.
+        /// The text, cut to a printable length.
         text: String,
     },
     /// A task id that is not a UUID.
-    #[error("task id {text:?} is not a UUID such as 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6")]
+    #[error("task id {text:?} is not a UUID; expected one such as 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6")]
     Task {
-        /// What was given, cut to a printable length.
+        /// The text, cut to a printable length.
         text: String,
     },
-    /// A release id that is not a SHA-256 in hexadecimal.
-    #[error("release {text:?} is not a SHA-256 digest of 64 hexadecimal digits")]
+    /// A release id that is not a SHA-256.
+    #[error("release {text:?} is not a SHA-256 digest; expected 64 hexadecimal digits")]
     Release {
-        /// What was given, cut to a printable length.
+        /// The text, cut to a printable length.
         text: String,
     },
 }
@@ -49,7 +49,7 @@ macro_rules! name {
         pub struct $type(String);
 
         impl $type {
-            /// The name as it stands in a subject.
+            /// The name as it appears in a subject.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -90,30 +90,30 @@ macro_rules! name {
 }
 
 name!(
-    /// A place at the edge: one token of a subject.
+    /// A place at the edge; one token of a subject.
     SiteName,
     "site"
 );
 name!(
-    /// What captures images at a site (a scanner too): one token of a subject.
+    /// A source of images at a site, scanners included; one token of a subject.
     CameraName,
     "camera"
 );
 
 name!(
-    /// A model that is trained, whatever its release: one token of a subject.
+    /// A model that is trained, across its releases; one token of a subject.
     ModelName,
     "model"
 );
 
 name!(
-    /// A set of images that are kept whatever their age: one token of a subject.
+    /// A set of images kept whatever their age; one token of a subject.
     SetName,
     "set"
 );
 
 impl ModelName {
-    /// The token for a model of any name: what may not stand in a subject becomes a hyphen.
+    /// A valid name made from any text: characters that a subject cannot hold become hyphens.
     pub fn from_name(name: &str) -> Self {
         let legal = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
         let token: String = name.chars().take(MAX_NAME_CHARS).map(legal).collect();
@@ -122,45 +122,45 @@ impl ModelName {
 }
 
 impl CameraName {
-    /// Stands for a camera whose name could not be read.
+    /// Placeholder for a camera whose name could not be read.
     pub fn unknown() -> Self {
         Self("unknown".into())
     }
 }
 
 impl SiteName {
-    /// The name of a site that was given none.
+    /// Name of a site whose operator gave none.
     pub fn default_site() -> Self {
         Self("site-1".into())
     }
 
-    /// Stands for the cloud, where verifiers run: no site has this name.
+    /// The cloud, where verifiers run; no site has this name.
     pub fn cloud() -> Self {
         Self("cloud".into())
     }
 
-    /// Stands for a site whose name could not be read.
+    /// Placeholder for a site whose name could not be read.
     pub fn unknown() -> Self {
         Self("unknown".into())
     }
 }
 
-/// The work of recognizing one image. Written as a hyphenated UUID wherever people or other
-/// programs can see it.
+/// Id of the work of recognizing one image. Written as a hyphenated UUID wherever people or other
+/// programs see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskId(Uuid);
 
 impl TaskId {
-    /// A new id for an image that is being published for the first time (UUID version 7).
+    /// A new id for an image that is published for the first time (UUID version 7).
     pub fn new_random() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// The id of an image published with a message id: the id itself when it is a UUID, so that a
-    /// publisher knows its task's id beforehand. Otherwise it is derived from the camera, the message id
-    /// and the content, for a camera that counts begins again some day: the same picture under the same id is
-    /// the same task, another one is another. `content`: the payload, or the reference that stands for it.
+    /// The id of an image published with a message id: the message id itself when it is a UUID, so that a publisher
+    /// knows the task's id beforehand. Otherwise it is derived from camera, message id and content: a camera's counter
+    /// may restart, and then the same picture under the same message id is the same task, and another picture is
+    /// another task. `content`: the payload, or the text of the blob reference.
     pub fn from_message_id(site: &SiteName, camera: &CameraName, message_id: &str, content: &[u8]) -> Self {
         match Uuid::try_parse(message_id) {
             Ok(uuid) => Self(uuid),
@@ -171,18 +171,18 @@ impl TaskId {
         }
     }
 
-    /// The id of an image published without a message id, from where and when it was stored.
+    /// The id of an image published without a message id, from its sequence and storage time.
     /// `stored_at_ns`: the stream's time of the message, nanoseconds since the epoch.
     pub fn from_sequence(site: &SiteName, camera: &CameraName, sequence: u64, stored_at_ns: i128) -> Self {
         Self::from_name(&format!("{site}/{camera}/#{sequence}@{stored_at_ns}"))
     }
 
-    /// The id of one task cut from a larger scan, or of anything else that `name` tells apart.
+    /// The id derived from this one and `name`, such as that of a tile cut from a scan.
     pub fn child(&self, name: &str) -> Self {
         Self(Uuid::new_v5(&self.0, name.as_bytes()))
     }
 
-    /// The same name yields the same id, for ever.
+    /// The id derived from `name` alone; the same for all time.
     pub fn from_name(name: &str) -> Self {
         Self(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
     }
@@ -216,13 +216,13 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// Sealed weights and their description: the SHA-256 of the model's files, 64 hexadecimal digits.
+/// SHA-256 over the files of an immutable model, 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ReleaseId(String);
 
 impl ReleaseId {
-    /// From a finished SHA-256.
+    /// The id with this digest.
     pub fn from_sha256(digest: [u8; 32]) -> Self {
         Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -232,7 +232,7 @@ impl ReleaseId {
         &self.0
     }
 
-    /// The first 12 digits: enough to tell releases apart on a screen.
+    /// The first 12 digits, for display.
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
     }
@@ -275,7 +275,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn dots_wildcards_and_blanks_are_no_names() {
+    fn dots_wildcards_and_blanks_are_not_names() {
         for text in ["", "a.b", "*", ">", "a b", "a\n", "a\0", "ünder", &"x".repeat(65)] {
             assert!(text.parse::<SiteName>().is_err(), "{text:?} was accepted");
             assert!(text.parse::<CameraName>().is_err(), "{text:?} was accepted");
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_of_any_name_has_a_token() {
+    fn any_model_name_yields_a_token() {
         for (name, token) in [("fashion-light", "fashion-light"), ("my model v1.2", "my-model-v1-2"), ("", "model")] {
             assert_eq!(ModelName::from_name(name).as_str(), token);
             assert!(token.parse::<ModelName>().is_ok());
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uuid_as_message_id_is_the_task_id() {
+    fn a_message_id_that_is_a_uuid_is_the_task_id() {
         let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
         let minted = TaskId::new_random();
         assert_eq!(TaskId::from_message_id(&site, &camera, &minted.to_string(), b"jpeg"), minted);
@@ -308,7 +308,7 @@ mod tests {
         }
 
         #[test]
-        fn ids_survive_their_text(text in "[0-9a-f]{64}") {
+        fn ids_round_trip_through_text(text in "[0-9a-f]{64}") {
             let release: ReleaseId = text.parse().unwrap();
             prop_assert_eq!(release.to_string(), text);
             let task = TaskId::from_name("x");

@@ -1,4 +1,4 @@
-//! Which images an update learned from. Kept at its site and never sent: who takes a label back can name the updates that
+//! Which images an update learned from. Stays at its site: when a label is retracted, it names the updates that
 //! learned from it. Version history: 1, first.
 
 use serde::{Deserialize, Serialize};
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Message;
 use crate::id::{ModelName, ReleaseId, TaskId};
 
-/// The images of one training, or a part of them, at most [`crate::limits::MAX_LEARNED_IMAGES`].
+/// The images of one training, or part of them, at most [`crate::limits::MAX_LEARNED_IMAGES`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearnedImages {
-    /// Id of the update ([`crate::Update::id`]), as it stands in the manifest of a release.
+    /// Id of the update ([`crate::Update::id`]), as in the manifest of a release.
     pub update: TaskId,
-    /// The model.
+    /// Model that was trained.
     pub model: ModelName,
-    /// The round that the update answers; 0 when no round asked for it.
+    /// Round that the update answers; 0 when no round asked for it.
     pub round: u64,
-    /// The release that training started from.
+    /// Release that training started from.
     pub base: ReleaseId,
     /// When training ended, milliseconds since the epoch.
     pub trained_at_ms: u64,
-    /// Tasks of the images, those held out to choose the best epoch included.
+    /// Tasks of the images, including the holdout that chose the best epoch.
     pub images: Vec<TaskId>,
 }
 

@@ -1,8 +1,7 @@
-//! What is said: every message of Tributary as plain data.
+//! Every message of Tributary as plain data.
 //!
-//! Enters and leaves: nothing; this crate has no sockets, no files and no clock.
-//! One message a file, with its version history. Wire format: MessagePack maps with named fields
-//! ([`codec`]), so that any client can read them.
+//! This crate has no sockets, no files and no clock. Each message has a file of its own with its version history. Wire
+//! format: MessagePack maps with named fields ([`codec`]), so that any client can read them.
 
 pub mod answer;
 pub mod audit;

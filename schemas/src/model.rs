@@ -1,7 +1,7 @@
-//! What a model expects and says: `model.toml` beside `graph.onnx` and `labels.txt`.
+//! The description of a model's input and output: `model.toml` beside `graph.onnx` and `labels.txt`.
 //!
-//! Two classifiers may differ in input size, channel order, scale and in whether they give logits
-//! or probabilities; all of it is written here and nothing is guessed.
+//! Two classifiers may differ in input size, channel order, scale, and in whether they output logits
+//! or probabilities; the description says all of it and nothing is guessed.
 
 use std::collections::BTreeMap;
 
@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 /// The only version of the format so far.
 pub const MODEL_VERSION: u32 = 1;
 
-/// `model.toml`, whole.
+/// The contents of `model.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelDescription {
-    /// What people call it: one lower-case token.
+    /// Name of the model: one lower-case token.
     pub name: String,
     /// Version of this format: [`MODEL_VERSION`].
     pub version: u32,
-    /// File of the graph, in the model's folder. Absent: `graph.onnx`, an exporter's usual name, or the only ONNX file.
+    /// File of the graph in the model's folder. Absent: `graph.onnx`, an exporter's usual name, or the only ONNX file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graph: Option<String>,
     /// How an image becomes the input tensor.
     pub input: InputDescription,
-    /// What comes out.
+    /// What the graph outputs.
     pub output: OutputDescription,
-    /// The model's own calibration and thresholds; an operator's settings override them.
+    /// The model's own calibration and thresholds; settings override them.
     #[serde(default)]
     pub gate: GateDefaults,
 }
@@ -46,26 +46,27 @@ pub struct InputDescription {
     /// Order of the axes.
     #[serde(default)]
     pub layout: Layout,
-    /// Factor applied to the pixel before mean and deviation, for example 1/255.
+    /// Factor applied to the pixel before `mean` and `std`, for example 1/255.
     pub scale: f32,
-    /// Subtracted after scaling, one number a channel, in the order of `channels`.
+    /// Subtracted after scaling; one number per channel, in the order of `channels`.
     pub mean: Vec<f32>,
-    /// Divides last, one number a channel, none zero.
+    /// Divides last; one number per channel, none zero.
     pub std: Vec<f32>,
     /// How the image is fitted to the input size.
     #[serde(default)]
     pub resize: ResizeMode,
-    /// Length before the centre is cut out, in pixels: for `crop` of the short side, the larger of width and height if
-    /// absent; for `stretch` of both sides, and nothing is cut out if absent.
+    /// Size before the centre crop, in pixels: for `crop` of the short side, absent: the larger of width and height;
+    /// for
+    /// `stretch` of both sides, absent: nothing is cropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize_px: Option<u32>,
-    /// Where the centre begins that is cut out.
+    /// Rounding of the offset of the centre crop.
     #[serde(default, skip_serializing_if = "CropOffset::is_default")]
     pub crop_offset: CropOffset,
-    /// Interpolation.
+    /// Interpolation of the resize.
     #[serde(default)]
     pub filter: Filter,
-    /// Whether `bilinear` averages over the pixels it shrinks away, as Pillow and torchvision do; TensorFlow's and OpenCV's
+    /// Whether `bilinear` averages over the pixels it shrinks away, as Pillow and torchvision do; TensorFlow and OpenCV
     /// do not.
     #[serde(default = "averages", skip_serializing_if = "is_true")]
     pub antialias: bool,
@@ -79,14 +80,14 @@ fn is_true(flag: &bool) -> bool {
     *flag
 }
 
-/// Where the centre begins that is cut out, when what is left around it is odd.
+/// Rounding of the offset of the centre crop when the margin is odd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CropOffset {
-    /// Half of it, rounded to even, as torchvision does.
+    /// Half the margin, rounded to even, as torchvision does.
     #[default]
     Nearest,
-    /// Half of it, rounded down, as Hugging Face's processors do.
+    /// Half the margin, rounded down, as Hugging Face's processors do.
     Down,
 }
 
@@ -109,7 +110,7 @@ pub enum Channels {
 }
 
 impl Channels {
-    /// How many there are: 1 or 3.
+    /// Number of channels: 1 or 3.
     pub fn count(self) -> usize {
         match self {
             Channels::Gray => 1,
@@ -133,16 +134,16 @@ pub enum Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResizeMode {
-    /// Both sides to size, whatever the proportions; with `resize_px`, to that, then the centre.
+    /// Both sides to size, ignoring proportions; with `resize_px`, to that, then the centre crop.
     #[default]
     Stretch,
-    /// Short side to `resize_px`, then the centre.
+    /// Short side to `resize_px`, then the centre crop.
     Crop,
-    /// Long side to size, the rest filled with black.
+    /// Long side to size; the rest is black.
     Pad,
 }
 
-/// Interpolation of the resize. All but `nearest` average over the pixels they shrink away, unless `antialias` says not.
+/// Interpolation of the resize. All but `nearest` average over the pixels they shrink away, unless `antialias` is off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
@@ -157,46 +158,46 @@ pub enum Filter {
     Lanczos,
 }
 
-/// What comes out of the graph.
+/// What the graph outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputDescription {
-    /// Name of the output with one number a class.
+    /// Name of the output with one number per class.
     pub name: String,
-    /// What those numbers are.
+    /// Meaning of those numbers.
     pub kind: OutputKind,
-    /// Name of a second output with the features before the last layer, if there is one.
+    /// Name of a second output with the input of the last layer, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
-    /// With several labels at once: probability from which a label holds, 0 to 1. Half where absent.
+    /// Multi-label models: probability from which a label applies, 0 to 1. Absent: 0.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f32>,
-    /// The same for one label; replaces `threshold` there.
+    /// The same for single labels; replaces `threshold` for them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub thresholds: BTreeMap<String, f32>,
 }
 
-/// What the output's numbers are.
+/// Meaning of the numbers in the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutputKind {
-    /// Of one label an image, before the softmax. One number for two labels is the second's, before the sigmoid.
+    /// Single-label, before the softmax. One number for two labels is the second's, before the sigmoid.
     Logits,
-    /// Of one label an image, after the softmax: each in 0..=1, sum 1. One number for two labels is the second's.
+    /// Single-label, after the softmax: each in 0..=1, sum 1. One number for two labels is the second's.
     Probabilities,
-    /// Of several labels at once, after the sigmoid: each in 0..=1, whatever the sum.
+    /// Multi-label, after the sigmoid: each in 0..=1, any sum.
     Sigmoid,
-    /// Of several labels at once, before the sigmoid.
+    /// Multi-label, before the sigmoid.
     SigmoidLogits,
 }
 
 impl OutputKind {
-    /// Whether several labels, or none, may hold for an image.
+    /// Whether several labels, or none, may apply to an image.
     pub fn is_multi_label(self) -> bool {
         matches!(self, OutputKind::Sigmoid | OutputKind::SigmoidLogits)
     }
 
-    /// Its word in a description.
+    /// The word used in a description.
     pub fn as_str(self) -> &'static str {
         match self {
             OutputKind::Logits => "logits",
@@ -207,11 +208,11 @@ impl OutputKind {
     }
 }
 
-/// Thresholds below which an answer is doubtful. A value that is absent is not tested.
+/// Thresholds below which an answer is doubtful. An absent one is not tested.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GateDefaults {
-    /// Divides the logits before the softmax; above 1 it makes the model less sure of itself.
+    /// Divides the logits before the softmax; above 1 it lowers confidence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
     /// Smallest confidence of the best class, 0 to 1.
@@ -220,14 +221,14 @@ pub struct GateDefaults {
     /// Smallest distance between the two best classes, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_margin_ratio: Option<f32>,
-    /// Largest entropy as a share of the entropy of a uniform guess, 0 to 1.
+    /// Largest entropy as a fraction of the entropy of a uniform guess, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_entropy_ratio: Option<f32>,
-    /// Largest novelty, 0 to 1: with 0.99 a picture is doubtful that is stranger than 99 % of those the novelty score was
-    /// calibrated on. Needs a novelty score (`tributary model novelty`).
+    /// Largest novelty, 0 to 1: with 0.99 a picture is doubtful if it is stranger than 99 % of the calibration
+    /// pictures. Needs a novelty score (`tributary model novelty`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_novelty: Option<f32>,
-    /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
+    /// Smallest confidence for single labels, 0 to 1; replaces `min_confidence_ratio` for them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, f32>,
 }

@@ -1,7 +1,7 @@
-//! Which release of a model runs where, and what was decided about it. Version history: 1, first.
+//! Which release of a model runs where, and the rollout decisions about it. Version history: 1, first.
 //!
-//! What is decided about a model is told in one stream, each decision in a slot of its own and with everything that holds
-//! after it: of many who decide at once one wins, and whoever reads the last message knows how it stands.
+//! All decisions about a model are in one stream. Each takes a slot of its own and holds the complete state after it:
+//! of several deciders one wins the slot, and a reader needs only the last message.
 
 use std::collections::BTreeMap;
 
@@ -13,32 +13,32 @@ use crate::id::{ModelName, ReleaseId, SiteName};
 use crate::root::Signature;
 use crate::update::ModelAccuracy;
 
-/// How a model's releases stand after a decision.
+/// The state of a model's releases after a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// The model.
+    /// Model that the decision is about.
     pub model: ModelName,
-    /// Number of the decision, from 1: its slot.
+    /// Number of the decision, from 1; its slot in the stream.
     pub number: u64,
     /// When it was decided, milliseconds since the epoch.
     pub said_at_ms: u64,
-    /// What was decided.
+    /// The decision.
     pub decision: ReleaseDecision,
-    /// What every site runs that is neither in the canary's ring nor pinned.
+    /// Release of every site that is neither in the canary's ring nor pinned.
     pub stable: Release,
-    /// What was stable before, the latest last.
+    /// Earlier stable releases, the latest last.
     #[serde(default)]
     pub previous: Vec<Release>,
-    /// What is tried.
+    /// Release under trial; absent while none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
-    /// What waits to be tried, the oldest first.
+    /// Releases that wait for a trial, the oldest first.
     #[serde(default)]
     pub candidates: Vec<Release>,
-    /// What was tried and taken back, the latest last.
+    /// Releases that were withdrawn, the latest last.
     #[serde(default)]
     pub withdrawn: Vec<ReleaseId>,
-    /// Sites that run what a person chose, whatever is decided.
+    /// Sites pinned to a release by a person.
     #[serde(default)]
     pub pins: BTreeMap<SiteName, Release>,
 }
@@ -48,101 +48,102 @@ impl Message for Rollout {
     const VERSION: u16 = 1;
 }
 
-/// A release, and what a site must know before it fetches it.
+/// A release, with what a site must know before it fetches the package.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Release {
     /// Digest of the model's folder.
     pub release: ReleaseId,
-    /// What it was made from; absent for the first.
+    /// Release it was derived from; absent for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ReleaseId>,
-    /// Where it comes from, in words: `round 3`, `imported`.
+    /// Origin in words: `round 3`, `imported`.
     pub origin: String,
-    /// Its package, in pieces, in order: a tar of the model's folder.
+    /// Pieces of its package in order: a tar of the model's folder.
     pub package: Vec<BlobRef>,
-    /// What a machine must have to run it.
+    /// Requirements on the machine that runs it.
     pub needs: MachineRequirements,
-    /// How right its parent and it are on the public set; absent where it was not tried on one.
+    /// Accuracy of the parent and of this release on the public set; absent where it was not tested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<(ModelAccuracy, ModelAccuracy)>,
-    /// Where the change of accuracy between the two lies, 95 times of 100, -1 to 1; absent where it was not tried.
+    /// 95 % confidence interval of the change of accuracy from parent to release, -1 to 1; absent where it was not
+    /// tested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_change_interval: Option<(f64, f64)>,
 }
 
 impl Release {
-    /// Length of its package, bytes.
+    /// Size of the package in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.package.iter().map(|piece| piece.size_bytes).sum()
     }
 }
 
-/// What a machine must have to run a release; measured where it was packaged.
+/// What a release needs from a machine; measured where it was packaged.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MachineRequirements {
-    /// Version of the standard operators (`ai.onnx`) its graph asks for.
+    /// Version of the standard operators (`ai.onnx`) its graph uses.
     pub opset: u32,
-    /// Sets of operators beside the standard ones, such as `com.microsoft`.
+    /// Operator domains beside the standard one, such as `com.microsoft`.
     #[serde(default)]
     pub domains: Vec<String>,
-    /// Version of the ONNX Runtime that ran it.
+    /// Version of the ONNX Runtime it was tried with.
     pub runtime: String,
-    /// What it added to a process's memory, MiB.
+    /// Memory it added to a process, MiB.
     pub memory_mib: u32,
 }
 
-/// A release that is tried on a few sites.
+/// A release under trial at a few sites.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Canary {
-    /// The release.
+    /// Release under trial.
     pub release: Release,
-    /// Which of the rings it has come to, from 0.
+    /// Index of the current ring, from 0.
     pub step: u32,
-    /// The sites that try it.
+    /// Sites that run it.
     pub ring: Vec<SiteName>,
-    /// When this ring was given it, milliseconds since the epoch: each is judged by what comes after.
+    /// When this ring received it, milliseconds since the epoch; only later reports count for this ring.
     pub since_ms: u64,
 }
 
-/// What was decided, and why.
+/// A rollout decision and its reasons.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseDecision {
-    /// What.
+    /// Stage the release enters.
     pub stage: ReleaseStage,
-    /// About which release.
+    /// Release that the decision is about.
     pub release: ReleaseId,
-    /// Who: `releaser`, `aggregator`, or `hand`.
+    /// Who decided: `releaser`, `aggregator`, or `hand`.
     pub by: String,
     /// Why, in words for people.
     pub why: String,
-    /// Of a pin: which site.
+    /// Site of a pin; absent for other decisions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<SiteName>,
-    /// The numbers it rests on.
+    /// Measures that the decision rests on.
     #[serde(default)]
     pub findings: Vec<CanaryFinding>,
 }
 
-/// What can be decided about a release.
+/// Stage that a decision moves a release to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseStage {
-    /// It waits to be tried.
+    /// It waits for a trial.
     Candidate,
-    /// A ring of sites, or a wider one, tries it.
+    /// A ring of sites tries it, or a wider ring than before.
     Canary,
     /// Every site runs it.
     Stable,
     /// No site runs it any more.
     Withdrawn,
-    /// A person chose it for a site.
+    /// A person pinned a site to it.
     Pinned,
-    /// The site follows what is decided again.
+    /// The site follows the rollout again.
     Unpinned,
 }
 
 impl ReleaseStage {
-    /// The word for it.
+    /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             ReleaseStage::Candidate => "candidate",
@@ -155,58 +156,58 @@ impl ReleaseStage {
     }
 }
 
-/// One measure of a canary against what was stable in the same hours.
+/// One measure of a canary against the stable release in the same hours.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CanaryFinding {
-    /// What is measured.
+    /// Name of the measure.
     pub measure: String,
-    /// In the ring.
+    /// Value in the ring.
     pub canary: f64,
-    /// At the sites still on stable; absent without any.
+    /// Value at the sites on stable; absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable: Option<f64>,
-    /// How much better the ring became than the others did, below 0 for worse; in the measure's own units.
+    /// Change in the ring minus change at the others, negative for worse, in units of the measure.
     pub better: f64,
-    /// Its standard error.
+    /// Standard error of `better`.
     pub error: f64,
-    /// How much worse is too bad.
+    /// By how much it may be worse.
     pub margin: f64,
-    /// Logarithm of the odds that it is worse by the margin and not as good.
+    /// Log-likelihood ratio of "worse by the margin" against "as good".
     pub odds: f64,
     /// Images, or verdicts, of the ring that it rests on.
     pub count: u64,
-    /// What follows.
+    /// Outcome of the test.
     pub says: FindingOutcome,
 }
 
-/// What a measure says about a canary.
+/// Outcome of the test of one measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingOutcome {
-    /// Too little is known.
+    /// Not enough data yet.
     Open,
-    /// It is not worse.
+    /// The canary is not worse.
     Good,
-    /// It is worse.
+    /// The canary is worse.
     Worse,
 }
 
-/// What one site shall run, for its couriers and recognizers; the latest counts.
+/// The release that one site shall run; the latest order counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Order {
-    /// The site.
+    /// Site that the order is for.
     pub site: SiteName,
-    /// The model.
+    /// Model that the order is about.
     pub model: ModelName,
-    /// The decision it follows from.
+    /// Number of the decision that it follows from.
     pub number: u64,
-    /// What it shall run.
+    /// Release that the site shall run.
     pub release: Release,
-    /// Whether it tries it for the others, follows them, or was pinned to it.
+    /// Why the site runs it: canary, stable or pinned.
     pub stage: ReleaseStage,
     /// When it was given, milliseconds since the epoch.
     pub said_at_ms: u64,
-    /// Who gave it; absent where nobody signs.
+    /// Signature of the releaser; absent in a fleet without keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
 }

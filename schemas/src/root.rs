@@ -1,5 +1,5 @@
-//! Whom a site obeys: which keys may sign orders and rounds, and which releases must never run. Signed by a key that is kept
-//! offline, with a number that only goes up, as the root role of TUF is (The Update Framework, specification 1.0, section 4.3).
+//! Which keys may sign orders and rounds, and which releases must never run. Signed by a key that is kept offline, with
+//! a number that only increases, as the root role of TUF (The Update Framework, specification 1.0, section 4.3).
 //! Version history: 1, first.
 
 use std::collections::BTreeMap;
@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, CodecError, Message};
 use crate::id::ReleaseId;
 
-/// Who said something, until when it holds, and that nobody changed it.
+/// Who signed a message and until when it is valid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// Public half of the Ed25519 key, 64 hexadecimal digits.
+    /// Public Ed25519 key, 64 hexadecimal digits.
     pub key: String,
-    /// Until when it is obeyed, milliseconds since the epoch.
+    /// When the message expires, milliseconds since the epoch.
     pub expires_at_ms: u64,
-    /// Over the message's own bytes with this field empty.
+    /// Ed25519 signature over the message encoded with this field empty.
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
 
-/// Whom a site obeys.
+/// The signed list of keys that a site trusts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
-    /// Goes up with each one.
+    /// Increases with each new root.
     pub number: u64,
-    /// Until when it is good, milliseconds since the epoch.
+    /// When the root expires, milliseconds since the epoch.
     pub expires_at_ms: u64,
     /// Public keys that may sign the next root.
     pub keys: Vec<String>,
@@ -34,16 +34,16 @@ pub struct Root {
     pub releaser: Vec<String>,
     /// Public keys that may sign the opening of rounds.
     pub aggregator: Vec<String>,
-    /// Releases that no site runs, whoever orders it.
+    /// Releases that no site runs, whoever orders them.
     #[serde(default)]
     pub never: Vec<ReleaseId>,
-    /// Signatures over everything else, 128 hexadecimal digits each, by public key.
+    /// Signatures over everything else, by public key; 128 hexadecimal digits each.
     #[serde(default)]
     pub signatures: BTreeMap<String, String>,
 }
 
 impl Root {
-    /// What is signed: everything but the signatures.
+    /// The bytes that are signed: everything but the signatures.
     pub fn signed_bytes(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode(&Self { signatures: BTreeMap::new(), ..self.clone() })
     }

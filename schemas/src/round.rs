@@ -1,8 +1,8 @@
-//! A round: sites are asked to learn from one base, what they send is merged, a release is sealed. Version history: 1, first;
+//! A round: sites learn from one base, their updates are merged, a release results. Version history: 1, first;
 //! later with the event of a release that was remade, and with a focus on what is hard.
 //!
-//! What happens in a round is told in the stream that holds the sites' updates, so that what came before a round was
-//! closed, and what after, is the same for whoever reads it.
+//! The events of a round are in the stream that holds the sites' updates, so every reader agrees on which updates came
+//! before a round was closed.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,18 +12,18 @@ use crate::dead::FaultNote;
 use crate::id::{ModelName, ReleaseId, SiteName};
 use crate::root::Signature;
 
-/// Something that happened in a round.
+/// One event of a round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Round {
-    /// The model.
+    /// Model of the round.
     pub model: ModelName,
-    /// The round, from 1.
+    /// Number of the round, from 1.
     pub number: u64,
-    /// What happened.
+    /// The event.
     pub event: RoundEvent,
     /// When it was said, milliseconds since the epoch.
     pub said_at_ms: u64,
-    /// Who said it, where sites ask for that: on the opening of a round.
+    /// Signature on an opening, where sites require one; otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
 }
@@ -33,43 +33,43 @@ impl Message for Round {
     const VERSION: u16 = 1;
 }
 
-/// What happened. Each happens once in a round, but that its release is remade.
+/// Events of a round. Each happens at most once, except `Remade`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoundEvent {
-    /// Sites are asked.
+    /// Sites are asked for updates.
     Opened(RoundTerms),
-    /// What comes from now on is late.
+    /// Updates that arrive from now on are too late.
     Closed {
-        /// Why now, in words.
+        /// Why it was closed now, in words.
         why: String,
     },
-    /// A release was sealed.
+    /// The round produced a release.
     Sealed {
-        /// Which.
+        /// Id of the release.
         release: ReleaseId,
-        /// Its weights, in the cloud's bucket.
+        /// Weights of the release, in the cloud's bucket.
         weights: BlobRef,
-        /// Updates in it.
+        /// Updates merged into it.
         updates: u32,
     },
-    /// No release: the last one stands.
+    /// The round produced no release; the last one remains.
     Failed(FaultNote),
-    /// Its release was derived again without some of its updates. The next round starts from this one in its place.
+    /// The round's release was derived again without some of its updates. The next round starts from the new one.
     Remade {
-        /// The new release.
+        /// Id of the new release.
         release: ReleaseId,
-        /// The one it takes the place of.
+        /// Release that it replaces.
         of: ReleaseId,
-        /// Its weights, in the release store.
+        /// Weights of the new release, in the release store.
         weights: BlobRef,
-        /// Updates in it.
+        /// Updates merged into it.
         updates: u32,
     },
 }
 
 impl RoundEvent {
-    /// The word for it, a token of its subject; the two ways a round can end share one.
+    /// The event's word, a token of its subject; the two ways a round can end share one.
     pub fn as_str(&self) -> &'static str {
         match self {
             RoundEvent::Opened(_) => "opened",
@@ -79,7 +79,7 @@ impl RoundEvent {
         }
     }
 
-    /// Its slot, a token of its subject: the word for it, and which release where a round may have several.
+    /// The event's slot, a token of its subject: its word, and the release where a round may have several.
     pub fn slot(&self) -> String {
         match self {
             RoundEvent::Remade { release, .. } => format!("{}-{}", self.as_str(), release.as_str()),
@@ -88,59 +88,59 @@ impl RoundEvent {
     }
 }
 
-/// What sites are asked for.
+/// What a round asks of sites.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundTerms {
-    /// The release to start from.
+    /// Release to start from.
     pub base: ReleaseId,
-    /// Its weights, in the cloud's bucket; absent when the base is the model that sites were set up with.
+    /// Weights of the base, in the cloud's bucket; absent when the base is the model that sites were set up with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<BlobRef>,
-    /// The sites that are asked; all if empty.
+    /// Sites that are asked; empty means all.
     #[serde(default)]
     pub sites: Vec<SiteName>,
-    /// So many updates are enough, at least 1.
+    /// Updates needed to close the round, at least 1.
     pub quorum: u32,
-    /// How long others are waited for when there are enough, seconds.
+    /// Seconds to wait for stragglers after the quorum.
     pub grace_s: u32,
-    /// When the round is over in any case, seconds after it was opened.
+    /// Seconds after its opening when the round closes in any case.
     pub deadline_s: u32,
-    /// Which weights are trained, as in the setting `trainer.trainable`.
+    /// Weights that are trained, as in the setting `trainer.trainable`.
     pub trainable: String,
-    /// Patterns of names of weights that stay as each site has them.
+    /// Patterns of names of weights that stay at each site.
     #[serde(default)]
     pub local: Vec<String>,
-    /// Whether updates count that no round asked for.
+    /// Whether updates that no round asked for count too.
     #[serde(default)]
     pub unsolicited: bool,
-    /// Updates count whose base is so many releases older, discounted.
+    /// Largest staleness: updates whose base is up to this many releases older count, discounted.
     #[serde(default)]
     pub behind_max: u32,
-    /// What shall be seen oftener; absent: nothing that others found hard.
+    /// Classes to see more often; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub focus: Option<HardFocus>,
 }
 
-/// What the base finds hard, over all sites: classes, and what their pictures look like to it.
+/// Classes that the base finds hard over all sites, and what their pictures look like to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HardFocus {
-    /// How much oftener a picture of average hardness is seen: 1 is twice as often. 0 to 8.
+    /// How much more often a picture of average hardness is seen, 0 to 8: 1 is twice as often.
     pub strength: f32,
-    /// The hardest first; at the most [`HARD_CLASSES_MAX`].
+    /// The hardest first; at most [`HARD_CLASSES_MAX`].
     pub classes: Vec<HardClass>,
 }
 
-/// Classes that a focus may name.
+/// Most classes in a focus.
 pub const HARD_CLASSES_MAX: usize = 32;
 
-/// A class that the base is in doubt about.
+/// A class on which the base is often doubtful.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HardClass {
-    /// Its label.
+    /// Label of the class.
     pub label: String,
-    /// Its part of all doubt, 0 to 1.
+    /// Its share of all hard cases, 0 to 1.
     pub ratio: f32,
-    /// The mean direction of the features of its hard cases, of length 1; absent where the base gives no features.
+    /// Mean direction of the features of its hard cases, of length 1; absent where the base outputs no features.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<f32>>,
 }

@@ -1,4 +1,4 @@
-//! What a place runs, why not something else, and what came of it: a worker's report to whoever releases models. Version
+//! A worker's report to the releaser: what it runs, what it refused and why, and the results. Version
 //! history: 1, first; later with the optional farewell.
 
 use serde::{Deserialize, Serialize};
@@ -7,47 +7,47 @@ use crate::codec::Message;
 use crate::dead::FaultNote;
 use crate::id::{ModelName, ReleaseId, SiteName};
 
-/// One worker's report about one stretch of time. A later one about the same stretch replaces it.
+/// One worker's report about one interval. A later report about the same interval replaces it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Swap {
-    /// The site; [`SiteName::cloud`] for verifiers.
+    /// Site of the worker; [`SiteName::cloud`] for verifiers.
     pub site: SiteName,
     /// The process: name and number.
     pub worker: String,
-    /// The model.
+    /// Model that it runs.
     pub model: ModelName,
-    /// The release it runs.
+    /// Release that it runs.
     pub release: ReleaseId,
-    /// Since when, milliseconds since the epoch.
+    /// Since when it runs that release, milliseconds since the epoch.
     pub since_ms: u64,
-    /// Number of the order it has followed or refused last, 0 for none.
+    /// Number of the last order it followed or refused; 0 for none.
     pub order: u64,
-    /// Releases it does not run, and why, the latest last.
+    /// Releases it refused to run, the latest last.
     #[serde(default)]
     pub refused: Vec<RefusedRelease>,
     /// Version of its ONNX Runtime.
     pub runtime: String,
-    /// Memory that is free for it, MiB; absent where the system does not say.
+    /// Memory available to it, MiB; absent where the system does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_free_mib: Option<u64>,
-    /// Memory its process has, MiB.
+    /// Memory of its process, MiB.
     pub memory_mib: u64,
-    /// What its operator calls the site, for rings.
+    /// Labels of the site from its settings, by which rings select.
     #[serde(default)]
     pub site_labels: Vec<String>,
-    /// Beginning of the stretch, milliseconds since the epoch.
+    /// Start of the interval, milliseconds since the epoch.
     pub slot_ms: u64,
-    /// Its length, milliseconds.
+    /// Length of the interval, milliseconds.
     pub slot_length_ms: u64,
     /// When it was written, milliseconds since the epoch.
     pub said_at_ms: u64,
-    /// What came of each release it ran in the stretch.
+    /// Results of each release it ran in the interval.
     #[serde(default)]
     pub counts: Vec<ReleaseCounts>,
-    /// Whether it is its last: the worker was told to stop, and did not vanish.
+    /// Whether this is its last report: the worker was told to stop, and did not crash.
     #[serde(default, skip_serializing_if = "is_false")]
     pub left: bool,
-    /// Of verifiers: how often verdicts agreed with what sites had said.
+    /// Verifiers: how often verdicts agreed with the sites' answers.
     #[serde(default)]
     pub agreements: Vec<Agreement>,
 }
@@ -61,58 +61,58 @@ impl Message for Swap {
     const VERSION: u16 = 1;
 }
 
-/// A release that a worker does not run.
+/// A release that a worker refused to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RefusedRelease {
-    /// Which.
+    /// Id of the release.
     pub release: ReleaseId,
-    /// Why.
+    /// Why it was refused.
     pub fault: FaultNote,
 }
 
-/// What came of a release at one worker.
+/// Results of a release at one worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseCounts {
-    /// The release.
+    /// Release that was counted.
     pub release: ReleaseId,
-    /// Images it recognized.
+    /// Images recognized.
     pub images: u64,
-    /// Of those, images that the gate was in doubt about.
+    /// How many of those the gate found doubtful.
     pub doubtful: u64,
-    /// Images it failed on, though nothing was wrong with them.
+    /// Images it failed on although the images were in order.
     pub faults: u64,
-    /// Confidence of its answers, 0 to 1.
+    /// Confidence of the answers, 0 to 1.
     pub confidence: MomentSums,
-    /// Natural logarithm of what an image cost to recognize, milliseconds.
+    /// Natural logarithm of the cost of an image in milliseconds.
     pub ln_cost_ms: MomentSums,
 }
 
 impl ReleaseCounts {
-    /// Nothing yet.
+    /// Counts of zero.
     pub fn for_release(release: ReleaseId) -> Self {
         let (confidence, ln_cost_ms) = (MomentSums::default(), MomentSums::default());
         Self { release, images: 0, doubtful: 0, faults: 0, confidence, ln_cost_ms }
     }
 }
 
-/// Sums from which a mean and its error can be had, and which can be added.
+/// Sums that yield a mean and its standard error, and can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct MomentSums {
-    /// How many values.
+    /// Number of values.
     pub count: u64,
-    /// Their sum.
+    /// Sum of the values.
     pub sum: f64,
-    /// The sum of their squares.
+    /// Sum of their squares.
     pub squares: f64,
 }
 
 impl MomentSums {
-    /// One more value.
+    /// Adds one value.
     pub fn add_value(&mut self, value: f64) {
         self.add_moments(&Self { count: 1, sum: value, squares: value * value });
     }
 
-    /// As many more as the other has.
+    /// Adds the values of another.
     pub fn add_moments(&mut self, other: &Self) {
         self.count += other.count;
         self.sum += other.sum;
@@ -120,24 +120,24 @@ impl MomentSums {
     }
 }
 
-/// How often verdicts agreed with what a release had said at a site.
+/// How often verdicts agreed with a release's answers at a site.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
-    /// The site.
+    /// Site that answered.
     pub site: SiteName,
-    /// The release.
+    /// Release that answered.
     pub release: ReleaseId,
-    /// Images that the site was in doubt about.
+    /// Verdicts on doubtful answers.
     pub doubtful: AgreementCount,
-    /// Images that it was sure of, drawn by lot.
+    /// Verdicts on confident answers, sampled at random.
     pub sampled: AgreementCount,
 }
 
-/// How many of how many.
+/// Verdicts, and how many of them agreed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AgreementCount {
-    /// Verdicts.
+    /// Number of verdicts.
     pub asked: u64,
-    /// Of those, the same as what the site had said.
+    /// How many of them gave the site's label.
     pub agreed: u64,
 }

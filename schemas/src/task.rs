@@ -1,36 +1,35 @@
-//! The work of recognizing one image. Not a message of its own: the image's bytes travel as they
-//! were published, and the task is read from the subject and the optional headers, so that any
-//! client can publish.
+//! The work of recognizing one image. Not a message of its own: the image's bytes travel as published, and the task is
+//! read from the subject and optional headers, so that any client can publish.
 
 use crate::blob::{BlobRef, BlobRefError};
 use crate::id::{CameraName, IdError, SiteName, TaskId};
 use crate::limits::{MAX_FILE_NAME_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES};
 
-/// Message id of the broker: makes a repeated publish one image; a UUID here is the task id.
+/// The broker's message id: makes a repeated publish one image; a UUID here becomes the task id.
 pub const HEADER_MESSAGE_ID: &str = "Nats-Msg-Id";
-/// The task's id when it differs from the message id (a message given up and redriven).
+/// Id of the task when it differs from the message id (a redriven message).
 pub const HEADER_TASK: &str = "Tributary-Task";
 /// When the image was taken, milliseconds since the epoch.
 pub const HEADER_CAPTURED_AT: &str = "Tributary-Captured-At";
 /// How long after publishing a final answer is of use, in milliseconds.
 pub const HEADER_DEADLINE: &str = "Tributary-Deadline-Ms";
-/// 0 (bulk) to 9 (first); 5 if absent.
+/// Priority, 0 (bulk) to 9 (first); 5 if absent.
 pub const HEADER_PRIORITY: &str = "Tributary-Priority";
 /// The true label, if the publisher knows it.
 pub const HEADER_LABEL: &str = "Tributary-Label";
 /// Name of the file that the image came from, for people to search by.
 pub const HEADER_FILE: &str = "Tributary-File";
-/// Reference to the image's bytes in the blob bucket; the payload is empty then.
+/// Reference to the image's bytes in the blob bucket; the payload is then empty.
 pub const HEADER_BLOB: &str = "Tributary-Blob";
-/// Where a message in the outbox is to go: its subject in the cloud.
+/// Destination of a message in the outbox: its subject in the cloud.
 pub const HEADER_TO: &str = "Tributary-To";
 /// When a message in the outbox stops being of use, milliseconds since the epoch.
 pub const HEADER_DEADLINE_AT: &str = "Tributary-Deadline-At-Ms";
-/// The task this image was answered as before, when it was replayed from a stream.
+/// Task that answered the same image before, when it was replayed from a stream.
 pub const HEADER_REPLAYED: &str = "Tributary-Replayed";
-/// Sequence of the image in IMAGES that an answer is about: whoever counts outcomes reads headers alone.
+/// Sequence in IMAGES of the image that an answer is about, so that outcomes can be counted from headers alone.
 pub const HEADER_IMAGE: &str = "Tributary-Image";
-/// Which part of which scan this image is: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
+/// Position of a tile in its scan: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
 pub const HEADER_TILE: &str = "Tributary-Tile";
 
 const DEFAULT_PRIORITY: u8 = 5;
@@ -38,49 +37,49 @@ const DEFAULT_PRIORITY: u8 = 5;
 /// The work of recognizing one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
-    /// Its id.
+    /// Id of the task.
     pub id: TaskId,
-    /// The site it was published at.
+    /// Site that the image was published at.
     pub site: SiteName,
-    /// The camera it came from.
+    /// Camera that the image came from.
     pub camera: CameraName,
-    /// Where the bytes are, if not in the message itself.
+    /// Where the bytes are; absent when they are in the message itself.
     pub blob: Option<BlobRef>,
     /// Sequence of the image in the stream IMAGES, from 1.
     pub image_sequence: u64,
-    /// When it was taken, milliseconds since the epoch, if the publisher said so.
+    /// When the image was taken, milliseconds since the epoch; absent if the publisher did not say.
     pub captured_at_ms: Option<u64>,
-    /// When it was stored at the site, milliseconds since the epoch.
+    /// When the image was stored at the site, milliseconds since the epoch.
     pub published_at_ms: u64,
-    /// When a final answer stops being of use, milliseconds since the epoch, if the publisher said so.
+    /// When a final answer stops being of use, milliseconds since the epoch; absent if the publisher did not say.
     pub deadline_at_ms: Option<u64>,
-    /// 0 (bulk) to 9 (first).
+    /// Priority, 0 (bulk) to 9 (first).
     pub priority: u8,
     /// The true label, if the publisher knows it.
     pub truth: Option<String>,
-    /// The file it came from, if the publisher said so.
+    /// File that the image came from, if the publisher named it.
     pub file: Option<String>,
-    /// Which part of which scan it is, if it is one.
+    /// Position in the scan it was cut from; absent for an image that is not a tile.
     pub tile: Option<Tile>,
-    /// The task it was answered as before, when it was replayed from a stream: nothing is learned from it, and it does not
-    /// leave the site.
+    /// Task that answered the same image before, when it was replayed from a stream: nothing is learned from it, and it
+    /// does not leave the site.
     pub replayed: Option<TaskId>,
-    /// What was odd about its headers and was passed over, in words, at most [`MAX_NOTES`].
+    /// Oddities of its headers that were ignored, in words, at most [`MAX_NOTES`].
     pub notes: Vec<String>,
 }
 
-/// A patch of a scan that was too large to be one task.
+/// Position of a tile in a scan that was too large to be one task.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tile {
-    /// The task id of the whole scan, shared by all its patches.
+    /// Task id of the whole scan, shared by all its tiles.
     pub scan: TaskId,
     /// Left edge in the scan, pixels.
     pub x_px: u32,
     /// Upper edge in the scan, pixels.
     pub y_px: u32,
-    /// Width of the patch, pixels.
+    /// Width of the tile, pixels.
     pub width_px: u32,
-    /// Height of the patch, pixels.
+    /// Height of the tile, pixels.
     pub height_px: u32,
     /// Width of the whole scan, pixels.
     pub scan_width_px: u32,
@@ -88,12 +87,12 @@ pub struct Tile {
     pub scan_height_px: u32,
 }
 
-/// Where and when an image was stored: what the broker, not the publisher, says about it.
+/// Where and when an image was stored, according to the broker rather than the publisher.
 #[derive(Debug, Clone)]
 pub struct StorageStamp {
-    /// The site in the subject.
+    /// Site in the subject.
     pub site: SiteName,
-    /// The camera in the subject.
+    /// Camera in the subject.
     pub camera: CameraName,
     /// Sequence in the stream, from 1.
     pub sequence: u64,
@@ -103,46 +102,46 @@ pub struct StorageStamp {
 
 const PRIORITIES: &str = "a number from 0 to 9";
 const CAPTURE_TIMES: &str = "milliseconds since the epoch, or a time like 2026-11-29T08:00:00+01:00";
-/// Milliseconds in this range would be a day of early 1970 to 1973; seconds are 1973 to the year 5138.
+/// Values in this range are read as seconds (1973 to the year 5138); as milliseconds they would be early 1970 to 1973.
 const SECONDS: std::ops::Range<f64> = 1e8..1e11;
-/// Notes on one image: one of each optional header, and one of its bytes.
+/// Most notes on one image: one for each optional header, and one for its bytes.
 pub const MAX_NOTES: usize = 6;
 
-/// Why the headers of an image make no task. The publisher's fault in every case.
+/// Why the headers of an image make no task. Always the publisher's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {
-    /// A header that must be a number, and is not, or is out of range.
+    /// A header that is malformed or out of range.
     #[error("header {header} is {text:?}, expected {expected}")]
     Number {
         /// Name of the header.
         header: &'static str,
-        /// What it says, cut to a printable length.
+        /// Its value, cut to a printable length.
         text: String,
-        /// What it may say.
+        /// What the value may be.
         expected: &'static str,
     },
     /// A blob reference that cannot be read.
-    #[error("header {HEADER_BLOB} cannot be read")]
+    #[error("header {HEADER_BLOB} could not be parsed")]
     Blob(#[from] BlobRefError),
-    /// A blob over the largest image accepted.
-    #[error("header {HEADER_BLOB} names {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted")]
+    /// A blob larger than the largest image accepted.
+    #[error("header {HEADER_BLOB} refers to {size_bytes} bytes; at most {MAX_IMAGE_BYTES} are accepted")]
     BlobTooLarge {
-        /// The size it names, in bytes.
+        /// Size in the reference, in bytes.
         size_bytes: u64,
     },
     /// A task id that is not a UUID.
-    #[error("header {HEADER_TASK} or {HEADER_REPLAYED} cannot be read")]
+    #[error("header {HEADER_TASK} or {HEADER_REPLAYED} could not be parsed")]
     Id(#[from] IdError),
 }
 
 impl Task {
-    /// The task of a stored image. `header` looks one header up by name; `payload` is the message's.
+    /// The task of a stored image. `header` looks a header up by name; `payload` is the message's.
     pub fn from_headers<'h>(
-        stored: &StorageStamp,
+        stamp: &StorageStamp,
         header: impl Fn(&'static str) -> Option<&'h str>,
         payload: &[u8],
     ) -> Result<Self, TaskError> {
-        let published_at_ms = u64::try_from(stored.stored_at_ns / 1_000_000).unwrap_or(0);
+        let published_at_ms = u64::try_from(stamp.stored_at_ns / 1_000_000).unwrap_or(0);
         let blob: Option<BlobRef> = header(HEADER_BLOB).map(str::parse).transpose()?;
         if let Some(blob) = blob.as_ref().filter(|blob| blob.size_bytes > MAX_IMAGE_BYTES) {
             return Err(TaskError::BlobTooLarge { size_bytes: blob.size_bytes });
@@ -153,25 +152,25 @@ impl Task {
         let deadline_ms = optional(HEADER_DEADLINE, header(HEADER_DEADLINE), "milliseconds, at least 0", &mut notes);
         let priority = optional(HEADER_PRIORITY, header(HEADER_PRIORITY), PRIORITIES, &mut notes);
         if let Some(priority @ 10..) = priority {
-            notes.push(left_out(HEADER_PRIORITY, &u8::to_string(&priority), PRIORITIES));
+            notes.push(ignored_note(HEADER_PRIORITY, &u8::to_string(&priority), PRIORITIES));
         }
         let captured_at_ms = header(HEADER_CAPTURED_AT).and_then(|text| {
             let at = CaptureTime::read(text);
             match &at {
-                None => notes.push(left_out(HEADER_CAPTURED_AT, text, CAPTURE_TIMES)),
+                None => notes.push(ignored_note(HEADER_CAPTURED_AT, text, CAPTURE_TIMES)),
                 Some(at) if at.was_seconds => {
-                    notes.push(format!("header {HEADER_CAPTURED_AT} is {} and was taken for seconds", text.trim()));
+                    notes.push(format!("header {HEADER_CAPTURED_AT} is {}; it was read as seconds", text.trim()));
                 }
                 Some(_) => {}
             }
             at.map(|at| at.at_ms)
         });
         Ok(Self {
-            id: Self::id_of(stored, &header, payload)?,
-            site: stored.site.clone(),
-            camera: stored.camera.clone(),
+            id: Self::id_of(stamp, &header, payload)?,
+            site: stamp.site.clone(),
+            camera: stamp.camera.clone(),
             blob,
-            image_sequence: stored.sequence,
+            image_sequence: stamp.sequence,
             captured_at_ms,
             published_at_ms,
             deadline_at_ms: deadline_ms.map(|ms: u64| published_at_ms.saturating_add(ms)),
@@ -184,16 +183,16 @@ impl Task {
         })
     }
 
-    /// A task of which only the id is known, because its headers cannot be read.
-    pub fn from_id(stored: &StorageStamp, id: TaskId) -> Self {
+    /// A task of which only the id is known, because its headers could not be read.
+    pub fn from_id(stamp: &StorageStamp, id: TaskId) -> Self {
         Self {
             id,
-            site: stored.site.clone(),
-            camera: stored.camera.clone(),
+            site: stamp.site.clone(),
+            camera: stamp.camera.clone(),
             blob: None,
-            image_sequence: stored.sequence,
+            image_sequence: stamp.sequence,
             captured_at_ms: None,
-            published_at_ms: u64::try_from(stored.stored_at_ns / 1_000_000).unwrap_or(0),
+            published_at_ms: u64::try_from(stamp.stored_at_ns / 1_000_000).unwrap_or(0),
             deadline_at_ms: None,
             priority: DEFAULT_PRIORITY,
             truth: None,
@@ -204,15 +203,15 @@ impl Task {
         }
     }
 
-    /// The same task with the name of its file, if that can be kept.
+    /// This task with the name of its file, unless the name is too long.
     pub fn with_file(mut self, name: Option<&str>) -> Self {
         self.file = name.filter(|name| name.len() <= MAX_FILE_NAME_BYTES).map(str::to_owned);
         self
     }
 
-    /// The id a stored image's task has, whatever else its headers say.
+    /// The id of a stored image's task, whatever its other headers are.
     pub fn id_of<'h>(
-        stored: &StorageStamp,
+        stamp: &StorageStamp,
         header: &impl Fn(&'static str) -> Option<&'h str>,
         payload: &[u8],
     ) -> Result<TaskId, TaskError> {
@@ -222,31 +221,31 @@ impl Task {
         Ok(match header(HEADER_MESSAGE_ID) {
             Some(id) => {
                 let content = header(HEADER_BLOB).map_or(payload, str::as_bytes);
-                TaskId::from_message_id(&stored.site, &stored.camera, id, content)
+                TaskId::from_message_id(&stamp.site, &stamp.camera, id, content)
             }
-            None => TaskId::from_sequence(&stored.site, &stored.camera, stored.sequence, stored.stored_at_ns),
+            None => TaskId::from_sequence(&stamp.site, &stamp.camera, stamp.sequence, stamp.stored_at_ns),
         })
     }
 }
 
-/// When a client says that an image was taken.
+/// When an image was taken, according to its publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureTime {
     /// Milliseconds since the epoch.
     pub at_ms: u64,
-    /// Whether it was given in seconds, as its size tells.
+    /// Whether it was given in seconds, judging by its size.
     pub was_seconds: bool,
 }
 
 impl CaptureTime {
-    /// Of milliseconds or seconds since the epoch, or a time with its zone (RFC 3339). Absent for anything else, also for a
-    /// time without a zone, which could be any of a day's, and for one before 1970.
+    /// Parses milliseconds or seconds since the epoch, or a time with its zone (RFC 3339). `None` for anything else,
+    /// including times without a zone, which are ambiguous, and times before 1970.
     pub fn read(text: &str) -> Option<Self> {
         let text = text.trim();
         if let Ok(number) = text.parse::<f64>() {
             let was_seconds = SECONDS.contains(&number);
             let at_ms = if was_seconds { number * 1000.0 } else { number };
-            // A float of this size has a whole millisecond to spare.
+            // An f64 of this size still resolves single milliseconds.
             return (0.0..9e15).contains(&at_ms).then_some(Self { at_ms: at_ms as u64, was_seconds });
         }
         let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
@@ -256,14 +255,14 @@ impl CaptureTime {
 }
 
 impl Tile {
-    /// The header's text.
+    /// Its text in the header.
     pub fn header(&self) -> String {
         let Self { scan, x_px, y_px, width_px, height_px, scan_width_px, scan_height_px } = self;
         format!("{scan} {x_px} {y_px} {width_px} {height_px} {scan_width_px} {scan_height_px}")
     }
 
     fn read(text: &str) -> Result<Self, TaskError> {
-        let unreadable = || refused(HEADER_TILE, text, "<scan task> and six numbers of pixels");
+        let unreadable = || invalid_header(HEADER_TILE, text, "<scan task> and six numbers of pixels");
         let mut words = text.split(' ');
         let scan = words.next().and_then(|word| word.parse().ok()).ok_or_else(unreadable)?;
         let mut pixels = || words.next().and_then(|word| word.parse().ok()).ok_or_else(unreadable);
@@ -279,11 +278,11 @@ impl Tile {
     }
 }
 
-fn refused(header: &'static str, text: &str, expected: &'static str) -> TaskError {
+fn invalid_header(header: &'static str, text: &str, expected: &'static str) -> TaskError {
     TaskError::Number { header, text: text.chars().take(100).collect(), expected }
 }
 
-/// A number that an image may do without: one that cannot be read costs itself, and is noted.
+/// Parses an optional number; one that cannot be parsed is ignored and noted.
 fn optional<N: std::str::FromStr>(
     header: &'static str,
     text: Option<&str>,
@@ -293,12 +292,12 @@ fn optional<N: std::str::FromStr>(
     let text = text?;
     let number = text.trim().parse().ok();
     if number.is_none() {
-        notes.push(left_out(header, text, expected));
+        notes.push(ignored_note(header, text, expected));
     }
     number
 }
 
-/// A text that an image may do without: one that is too long costs itself, and is noted.
+/// Reads an optional text; one that is too long is ignored and noted.
 fn optional_text(
     header: &'static str,
     text: Option<&str>,
@@ -309,15 +308,15 @@ fn optional_text(
     if text.len() > limit_bytes {
         let size_bytes = text.len();
         notes.push(format!(
-            "header {header} was left out: it has {size_bytes} bytes, at most {limit_bytes} are allowed"
+            "header {header} has {size_bytes} bytes; at most {limit_bytes} are allowed, so it was ignored"
         ));
         return None;
     }
     Some(text.to_owned())
 }
 
-fn left_out(header: &'static str, text: &str, expected: &'static str) -> String {
-    format!("{}, and was left out", refused(header, text, expected))
+fn ignored_note(header: &'static str, text: &str, expected: &'static str) -> String {
+    format!("{}; it was ignored", invalid_header(header, text, expected))
 }
 
 #[cfg(test)]
@@ -366,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_an_image_may_do_without_costs_itself_and_is_noted() {
+    fn an_invalid_optional_header_is_ignored_and_noted() {
         let long: &'static str = "x".repeat(5000).leak();
         for (header, text) in [
             (HEADER_PRIORITY, "10"),
@@ -378,7 +377,7 @@ mod tests {
         ] {
             let task = read(&[(header, text)]).unwrap();
             let [note] = &task.notes[..] else { panic!("{header}: {:?}", task.notes) };
-            assert!(note.contains(header) && note.contains("left out") && note.len() < 300, "{note}");
+            assert!(note.contains(header) && note.contains("ignored") && note.len() < 300, "{note}");
             assert_eq!((task.priority, task.deadline_at_ms, task.captured_at_ms), (5, None, None));
             assert_eq!((task.truth, task.file), (None, None));
         }
@@ -393,16 +392,16 @@ mod tests {
     }
 
     #[test]
-    fn a_time_in_seconds_is_told_from_one_in_milliseconds() {
+    fn a_time_in_seconds_is_distinguished_from_one_in_milliseconds() {
         let seconds = read(&[(HEADER_CAPTURED_AT, "1700000000")]).unwrap();
         assert_eq!(seconds.captured_at_ms, Some(1_700_000_000_000));
-        assert!(seconds.notes[0].contains("taken for seconds"), "{:?}", seconds.notes);
+        assert!(seconds.notes[0].contains("read as seconds"), "{:?}", seconds.notes);
         let task = read(&[(HEADER_CAPTURED_AT, "1700000000123")]).unwrap();
         assert_eq!((task.captured_at_ms, task.notes), (Some(1_700_000_000_123), Vec::new()));
     }
 
     #[test]
-    fn a_capture_time_is_read_as_clients_write_it() {
+    fn a_capture_time_is_parsed_as_clients_write_it() {
         let at = |text| CaptureTime::read(text).map(|at| at.at_ms);
         for text in
             ["1720960496000", "1720960496", "1720960496.0", " 2024-07-14T12:34:56Z", "2024-07-14T14:34:56+02:00"]
@@ -417,7 +416,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tile_survives_its_header(x in 0u32.., y in 0u32.., side in 1u32.., scan in "[a-z]{1,9}") {
+        fn a_tile_round_trips_through_its_header(x in 0u32.., y in 0u32.., side in 1u32.., scan in "[a-z]{1,9}") {
             let tile = Tile {
                 scan: TaskId::from_name(&scan), x_px: x, y_px: y, width_px: side, height_px: side,
                 scan_width_px: x, scan_height_px: y,

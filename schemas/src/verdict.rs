@@ -1,4 +1,4 @@
-//! What the cloud says about a task sent up; final. Version history: 1, first; later with
+//! The cloud's verdict on a task sent up; final. Version history: 1, first; later with
 //! the ticket.
 
 use serde::{Deserialize, Serialize};
@@ -7,21 +7,21 @@ use crate::answer::{Answer, Prediction, Timings};
 use crate::codec::Message;
 use crate::dead::FaultNote;
 
-/// What the cloud says about a task sent up.
+/// The cloud's verdict on a task sent up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// What the verifier found; absent when it could not judge.
+    /// The verifier's prediction; absent when it could not judge the image.
     pub opinion: Option<Prediction>,
-    /// Why it could not judge; the edge's answer stands then.
+    /// Why it could not judge; the site's answer then stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultNote>,
     /// When it was made, milliseconds since the epoch.
     pub judged_at_ms: u64,
-    /// How long the verifier's steps took.
+    /// Duration of the verifier's steps.
     pub timings: Timings,
     /// The provisional answer it is about.
     pub provisional: Answer,
-    /// The ticket of the request, as it came.
+    /// Ticket of the request, unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "serde_bytes")]
     pub ticket: Option<Vec<u8>>,
 }

@@ -1,5 +1,5 @@
-//! What an operator tells a running hub: read your files again, end connections, forget a site. Asked by whoever has the key of
-//! the system account, but for the last (docs.nats.io, System Account).
+//! Requests of an operator to a running hub: reload its files, close connections, forget a site. All but the last need
+//! the key of the system account (docs.nats.io, System Account).
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ use crate::connect::Bus;
 use crate::error::CarryError;
 use crate::topology::{ORDERS, UPDATES, VERDICTS, orders_durable, rounds_durable, verdicts_durable};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A leaf server that is joined at this moment.
+/// A leaf server that is connected at present.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct LeafConnection {
     /// The hub's number of the connection.
     #[serde(rename = "id")]
     pub connection: u64,
-    /// What the leaf server calls itself; nobody checks that.
+    /// Name that the leaf server gives itself; the hub does not verify it.
     #[serde(default)]
     pub name: String,
 }
 
-/// The server reads its configuration, accounts and certificates again: twice, for what an account shares with one that is new
-/// counts after the second time only (nats-server 2.15.1).
+/// Has the server reload its configuration, accounts and certificates: twice, because what an account shares with a new
+/// one takes effect only after the second reload (nats-server 2.15.1).
 ///
 /// # Errors
-/// That it does not answer, or what is wrong with its files; it goes on with what it had then.
+/// No reply, or an error in its files; it then keeps running with the previous configuration.
 pub async fn reload(bus: &Bus) -> Result<(), CarryError> {
     for _ in 0..2 {
         ask::<serde_json::Value>(bus, "RELOAD", Bytes::new()).await?;
@@ -37,7 +37,7 @@ pub async fn reload(bus: &Bus) -> Result<(), CarryError> {
     Ok(())
 }
 
-/// The leaf servers that are joined to it.
+/// The leaf servers that are connected.
 pub async fn joined_leaves(bus: &Bus) -> Result<Vec<LeafConnection>, CarryError> {
     #[derive(Deserialize)]
     struct LeafListReply {
@@ -47,8 +47,8 @@ pub async fn joined_leaves(bus: &Bus) -> Result<Vec<LeafConnection>, CarryError>
     Ok(ask::<LeafListReply>(bus, "LEAFZ", Bytes::new()).await?.leafs)
 }
 
-/// Ends the connection of every leaf server: after a reload alone, one whose key is gone stays. Those that may come back do
-/// within a second or two, and lose nothing. All of them, for what a leaf server calls itself says nothing.
+/// Closes the connection of every leaf server, because a reload does not close one whose key was removed. Those still
+/// allowed reconnect within a second or two and lose nothing. All are closed, because their names prove nothing.
 pub async fn end_leaves(bus: &Bus) -> Result<usize, CarryError> {
     let joined = joined_leaves(bus).await?;
     for leaf in &joined {
@@ -58,13 +58,13 @@ pub async fn end_leaves(bus: &Bus) -> Result<usize, CarryError> {
     Ok(joined.len())
 }
 
-/// Nothing waits in the cloud for a site any more. What it sent stays.
+/// Removes everything that waits in the cloud for a site. What the site sent stays.
 pub async fn forget_site(bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
     let durables =
         [(VERDICTS, verdicts_durable(site)), (UPDATES, rounds_durable(site)), (ORDERS, orders_durable(site))];
     for (stream, durable) in durables {
         let what = format!("removing consumer {durable} of {stream}");
-        match bus.js.delete_consumer_from_stream(&durable, stream).await {
+        match bus.nats()?.js.delete_consumer_from_stream(&durable, stream).await {
             Ok(_) => {}
             Err(error) if error.to_string().contains("not found") => {}
             Err(error) => return Err(CarryError::broker(what)(error)),
@@ -86,14 +86,14 @@ async fn ask<A: DeserializeOwned>(bus: &Bus, verb: &str, question: Bytes) -> Res
     }
     let what = || format!("asking the hub to {}", verb.to_lowercase());
     let subject = format!("$SYS.REQ.SERVER.{}.{verb}", bus.server_id());
-    let asked = tokio::time::timeout(PATIENCE, bus.client.request(subject, question)).await;
-    let answer = asked.map_err(|_| CarryError::broker(what())("no answer in time"))?;
-    let answer = answer.map_err(CarryError::broker(what()))?;
-    let answer: AdminReply<A> = serde_json::from_slice(&answer.payload).map_err(CarryError::broker(what()))?;
-    match (answer.error, answer.data) {
+    let reply = tokio::time::timeout(REQUEST_TIMEOUT, bus.nats()?.client.request(subject, question)).await;
+    let reply = reply.map_err(|_| CarryError::broker(what())("no reply in time"))?;
+    let reply = reply.map_err(CarryError::broker(what()))?;
+    let reply: AdminReply<A> = serde_json::from_slice(&reply.payload).map_err(CarryError::broker(what()))?;
+    match (reply.error, reply.data) {
         (Some(refusal), _) => Err(CarryError::broker(what())(refusal.description)),
         (None, Some(data)) => Ok(data),
-        // Some verbs answer with nothing but the server's name.
+        // Some requests are answered with nothing but the server's name.
         (None, None) => serde_json::from_value(serde_json::json!({})).map_err(CarryError::broker(what())),
     }
 }

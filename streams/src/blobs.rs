@@ -1,8 +1,8 @@
-//! Bytes too large for a message, in the broker's object store, by the digest of their content.
+//! Bytes too large for a message, in the broker's object store under the digest of their content.
 //! Hashed on the way in and on the way out: no unchecked byte leaves this file (invariant 4).
 //!
-//! They are written by the client's object store and read by questions of our own: the client's reader follows links without
-//! end and waits for pieces that are not there, and needs the right to make consumers.
+//! Written by the client's object store, and read by requests of our own: the client's reader follows links without
+//! limit, waits for missing pieces, and needs permission to create consumers.
 
 use async_nats::jetstream::object_store::{DeleteErrorKind, ObjectStore};
 use base64::Engine;
@@ -22,20 +22,20 @@ use crate::error::{CarryError, full_disk_reason, missing_or_failed};
 use crate::reader;
 use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS, sent_blobs};
 
-/// Why a blob cannot be had that somebody refers to.
-const NOT_THERE: &str = "is not in the bucket (its time there is up, or it was never stored)";
-/// Pieces asked for at a time, and their bytes; the client writes pieces of 128 KiB.
+/// Why a referenced blob cannot be fetched.
+const NOT_THERE: &str = "is not in the bucket (it expired, or was never stored)";
+/// Most pieces and bytes per request; the client writes pieces of 128 KiB.
 const PIECES: usize = 64;
 const PIECES_BYTES: usize = 8 * 1024 * 1024;
 
-/// The blob bucket of one domain.
+/// A bucket of blobs in one JetStream domain.
 #[derive(Clone)]
 pub struct Blobs {
     bus: Bus,
     name: String,
 }
 
-/// What a bucket says of one object.
+/// A bucket's description of one object.
 #[derive(Deserialize)]
 struct ObjectDescription {
     #[serde(default)]
@@ -55,27 +55,27 @@ struct ObjectOptions {
 }
 
 impl Blobs {
-    /// Looks the site's bucket up; creates nothing.
+    /// Looks up the site's bucket; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
         Self::named(bus, BLOBS).looked_up().await
     }
 
-    /// Looks up the bucket of what the cloud offers; creates nothing.
+    /// Looks up the cloud's bucket of packages and weights; creates nothing.
     pub async fn open_in_cloud(bus: &Bus) -> Result<Self, CarryError> {
         Self::named(bus, CLOUD_BLOBS).looked_up().await
     }
 
-    /// Looks up the site's bucket for what is pinned; creates nothing.
+    /// Looks up the site's bucket of pinned images; creates nothing.
     pub async fn open_pinned(bus: &Bus) -> Result<Self, CarryError> {
         Self::named(bus, PINNED_BLOBS).looked_up().await
     }
 
-    /// What the cloud offers, for a site to read; not looked up, for a site may only read what it knows by name.
+    /// The cloud's bucket, for a site to read. Not looked up: a site may only read blobs it knows by name.
     pub fn open_offered(bus: &Bus) -> Self {
         Self::named(bus, CLOUD_BLOBS)
     }
 
-    /// What a site sent up; not looked up.
+    /// The bucket of what a site sent up; not looked up.
     pub fn open_sent_by(bus: &Bus, site: &SiteName) -> Self {
         Self::named(bus, &sent_blobs(site))
     }
@@ -84,8 +84,9 @@ impl Blobs {
         Self { bus: bus.clone(), name: name.into() }
     }
 
-    /// Whether there is such a bucket.
+    /// Whether the bucket exists.
     pub async fn bucket_exists(&self) -> Result<bool, CarryError> {
+        in_memory!(self.bus, link => link.has_bucket(&self.stream()).await);
         match self.store_of_client().await {
             Ok(_) => Ok(true),
             Err(CarryError::Missing { .. }) => Ok(false),
@@ -94,31 +95,33 @@ impl Blobs {
     }
 
     async fn looked_up(self) -> Result<Self, CarryError> {
-        self.store_of_client().await?;
-        Ok(self)
+        match self.bucket_exists().await? {
+            true => Ok(self),
+            false => Err(CarryError::Missing { what: format!("object bucket {}", self.name) }),
+        }
     }
 
     async fn store_of_client(&self) -> Result<ObjectStore, CarryError> {
-        let found = self.bus.js.get_object_store(&self.name).await;
-        found.map_err(|error| missing_or_failed(error, format!("object bucket {}", self.name)))
+        let store = self.bus.nats()?.js.get_object_store(&self.name).await;
+        store.map_err(|error| missing_or_failed(error, format!("object bucket {}", self.name)))
     }
 
     fn stream(&self) -> String {
         format!("OBJ_{}", self.name)
     }
 
-    /// What the bucket says of a blob; absent where it was never there or was removed.
-    async fn described(&self, blob: &BlobRef) -> Result<Option<ObjectDescription>, CarryError> {
-        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&blob.key));
+    /// The description of a blob; `None` if it never existed or was removed.
+    async fn describe(&self, blob: &BlobRef) -> Result<Option<ObjectDescription>, CarryError> {
+        let subject = format!("$O.{}.M.{}", self.name, encode_key(&blob.key));
         let Some(record) = reader::last_message(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
         let described: ObjectDescription = serde_json::from_slice(&record.payload)
-            .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "is not described as a blob is".into() })?;
+            .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "has an unreadable description".into() })?;
         Ok(Some(described).filter(|described| !described.deleted))
     }
 
-    /// Whether there is something of this name and size. What it is shows when it is fetched.
+    /// Whether there is a blob of this name and size. Its content is only checked when it is fetched.
     pub async fn has_blob(&self, blob: &BlobRef) -> Result<bool, CarryError> {
-        Ok(self.described(blob).await?.is_some_and(|described| described.size == blob.size_bytes))
+        Ok(self.describe(blob).await?.is_some_and(|described| described.size == blob.size_bytes))
     }
 
     /// Stores bytes once, under their digest.
@@ -127,16 +130,24 @@ impl Blobs {
         if self.has_blob(&blob).await.unwrap_or(false) {
             return Ok(blob);
         }
+        in_memory!(self.bus, link => match link.put_object(&self.name, &blob.key, &encode_key(&blob.key), bytes).await {
+            Ok(_) => Ok(blob),
+            Err(failure) => Err(failure.unwritten(format!("bucket {}", self.name))),
+        });
         let mut reader = bytes;
         let stored = self.store_of_client().await?.put(blob.key.as_str(), &mut reader).await;
         match stored {
             Ok(_) => Ok(blob),
-            Err(error) => Err(self.unwritten(&blob, error)),
+            Err(error) => Err(self.storing_error(&blob, error)),
         }
     }
 
-    /// Lets what is stored under a key go; what is not there is gone already.
+    /// Removes the blob under a key; succeeds if there is none.
     pub async fn remove_blob(&self, key: &str) -> Result<(), CarryError> {
+        in_memory!(self.bus, link => {
+            let removed = link.remove_object(&self.name, key, &encode_key(key)).await;
+            removed.map_err(CarryError::broker(format!("removing blob {key}")))
+        });
         match self.store_of_client().await?.delete(key).await {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == DeleteErrorKind::NotFound => Ok(()),
@@ -144,11 +155,11 @@ impl Blobs {
         }
     }
 
-    /// The bytes of a reference: of exactly its size and hash, or an error. The size is bounded
+    /// The bytes of a reference: of exactly its size and digest, or an error. The size is checked
     /// before anything is allocated.
     pub async fn fetch_blob(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Bytes, CarryError> {
         let mut pieces = self.pieces(blob, limit_bytes).await?;
-        // Grown as pieces come: what a description says is no reason to allocate.
+        // Grown as pieces arrive: a description alone is no reason to allocate.
         let mut bytes = Vec::new();
         while let Some(some) = pieces.next().await? {
             some.iter().for_each(|piece| bytes.extend_from_slice(piece));
@@ -156,12 +167,16 @@ impl Blobs {
         Ok(bytes.into())
     }
 
-    /// Copies a blob into another bucket, where it is not there already; no more than some pieces are held at a time,
-    /// however large it is. One that turns out to be something else is taken away again.
+    /// Copies a blob into another bucket unless it is there already; holds only a few pieces at a time, whatever its
+    /// size. A copy with the wrong digest is removed again.
     pub async fn copy_to(&self, other: &Self, blob: &BlobRef, limit_bytes: u64) -> Result<(), CarryError> {
         if other.has_blob(blob).await? {
             return Ok(());
         }
+        in_memory!(other.bus, _link => {
+            let bytes = self.fetch_blob(blob, limit_bytes).await?;
+            other.store_blob(&bytes).await.map(|_| ())
+        });
         let mut pieces = self.pieces(blob, limit_bytes).await?;
         let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);
         let reading = async move {
@@ -170,14 +185,14 @@ impl Blobs {
                     Ok(None) => return Ok(()),
                     Ok(Some(some)) => {
                         for piece in some {
-                            // Whoever writes has failed, and says why.
+                            // The writer failed, and reports why.
                             if sender.send(Ok(piece)).await.is_err() {
                                 return Ok(());
                             }
                         }
                     }
                     Err(error) => {
-                        // Or else what came so far would pass for the whole.
+                        // Otherwise the part that arrived would pass for the whole.
                         let _failed_itself = sender.send(Err(std::io::Error::other("the source failed"))).await;
                         return Err(error);
                     }
@@ -185,38 +200,38 @@ impl Blobs {
             }
         };
         let store = other.store_of_client().await?;
-        let mut reader = StreamReader::new(received(receiver));
+        let mut reader = StreamReader::new(into_stream(receiver));
         let writing = async { Ok(store.put(blob.key.as_str(), &mut reader).await) };
         let (read, written): (Result<(), CarryError>, Result<_, CarryError>) = tokio::join!(reading, writing);
-        // The hash is known only at the end, and the description may stand already; another's is left alone.
+        // The digest is known only at the end, and the copy may be described already; another's description is kept.
         if let (Err(_), Ok(Ok(stored))) = (&read, &written)
-            && other.described(blob).await.is_ok_and(|found| found.is_some_and(|found| found.nuid == stored.nuid))
+            && other.describe(blob).await.is_ok_and(|kept| kept.is_some_and(|kept| kept.nuid == stored.nuid))
             && let Err(error) = other.remove_blob(&blob.key).await
         {
-            tracing::debug!(%error, key = blob.key, "what was copied and is something else is left");
+            tracing::debug!(%error, key = blob.key, "mismatched copy not removed");
         }
         read?;
         match written? {
             Ok(_) => Ok(()),
-            Err(error) => Err(other.unwritten(blob, error)),
+            Err(error) => Err(other.storing_error(blob, error)),
         }
     }
 
-    fn unwritten(&self, blob: &BlobRef, error: async_nats::jetstream::object_store::PutError) -> CarryError {
+    fn storing_error(&self, blob: &BlobRef, error: async_nats::jetstream::object_store::PutError) -> CarryError {
         match full_disk_reason(&error) {
             Some(why) => CarryError::Full { subject: format!("bucket {}", self.name), why },
             None => CarryError::broker(format!("storing blob {}", blob.key))(error),
         }
     }
 
-    /// Where the pieces of a blob are, if what the bucket says of it can be.
+    /// A reader of the pieces of a blob, if its description is valid.
     async fn pieces(&self, blob: &BlobRef, limit_bytes: u64) -> Result<BlobChunks, CarryError> {
         let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
         if blob.size_bytes > limit_bytes {
-            return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
+            return Err(bad(format!("has {} bytes; at most {limit_bytes} are accepted", blob.size_bytes)));
         }
-        let described = self.described(blob).await?.ok_or_else(|| bad(NOT_THERE.into()))?;
-        let nuid = place_of(described, blob)?;
+        let described = self.describe(blob).await?.ok_or_else(|| bad(NOT_THERE.into()))?;
+        let nuid = chunk_token(described, blob)?;
         Ok(BlobChunks {
             bus: self.bus.clone(),
             stream: self.stream(),
@@ -229,44 +244,49 @@ impl Blobs {
     }
 }
 
-/// Where the pieces of a blob are, if what a bucket says of it can be. Pure.
-fn place_of(described: ObjectDescription, blob: &BlobRef) -> Result<String, CarryError> {
+/// The subject token of a blob's key. Pure.
+fn encode_key(key: &str) -> String {
+    URL_SAFE.encode(key)
+}
+
+/// The subject token of a blob's pieces, if its description is valid. Pure.
+fn chunk_token(described: ObjectDescription, blob: &BlobRef) -> Result<String, CarryError> {
     let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
     if described.options.is_some_and(|options| options.link.is_some()) {
-        return Err(bad("is a link, and must be the bytes themselves".into()));
+        return Err(bad("is a link; links are not followed".into()));
     }
     if described.size != blob.size_bytes {
-        return Err(bad(format!("has {} bytes, its reference says {}", described.size, blob.size_bytes)));
+        return Err(bad(format!("has {} bytes, but its reference says {}", described.size, blob.size_bytes)));
     }
     match described.nuid {
         nuid if !nuid.is_empty() && nuid.bytes().all(|byte| byte.is_ascii_alphanumeric()) => Ok(nuid),
-        _ => Err(bad("does not say where its pieces are".into())),
+        _ => Err(bad("has a description without a valid id of its pieces".into())),
     }
 }
 
-/// What comes through a channel, as a stream.
-fn received(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin {
+/// A channel's items as a stream.
+fn into_stream(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin {
     Box::pin(futures::stream::unfold(receiver, async |mut receiver| {
         let next = receiver.recv().await?;
         Some((next, receiver))
     }))
 }
 
-/// A blob on its way, piece by piece.
+/// A blob that is being read, piece by piece.
 struct BlobChunks {
     bus: Bus,
     stream: String,
     subject: String,
     blob: BlobRef,
-    /// Sequence from which the next pieces are asked for.
+    /// Sequence from which the next pieces are requested.
     next: u64,
-    /// Bytes that came.
+    /// Bytes received.
     bytes: u64,
     hash: Sha256,
 }
 
 impl BlobChunks {
-    /// The next pieces; `None` when all came, and are what the reference says.
+    /// The next pieces; `None` when all have arrived and match the reference.
     async fn next(&mut self) -> Result<Option<Vec<Bytes>>, CarryError> {
         let size = self.blob.size_bytes;
         let key = self.blob.key.clone();
@@ -282,14 +302,14 @@ impl BlobChunks {
             json!({ "next_by_subj": self.subject, "seq": self.next, "batch": PIECES, "max_bytes": PIECES_BYTES });
         let records = direct_get::request_messages(&self.bus, &self.stream, &question, PIECES).await?;
         let Some(last) = records.last() else {
-            return Err(bad(format!("has {} bytes of the {size} that its reference says", self.bytes)));
+            return Err(bad(format!("has only {} of the {size} bytes that its reference says", self.bytes)));
         };
         self.next = last.sequence.saturating_add(1);
         let mut pieces = Vec::with_capacity(records.len());
         for piece in records {
             self.bytes = self.bytes.saturating_add(piece.payload.len() as u64);
             if self.bytes > size {
-                return Err(bad(format!("has more bytes than its reference says ({size})")));
+                return Err(bad(format!("has more than the {size} bytes that its reference says")));
             }
             self.hash.update(&piece.payload);
             pieces.push(piece.payload);
@@ -303,17 +323,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptions_of_blobs_that_were_bent_lead_to_pieces_or_nowhere() {
+    fn damaged_blob_descriptions_lead_to_a_valid_token_or_an_error() {
         let blob = BlobRef::new([7; 32], 700);
-        let said = bend::texts([
+        let descriptions = bend::texts([
             "{\"name\":\"07\",\"size\":700,\"nuid\":\"AbC123\",\"chunks\":1,\"deleted\":false}",
             "{\"size\":700,\"nuid\":\"AbC123\",\"options\":{\"link\":{\"bucket\":\"blobs\",\"name\":\"07\"}}}",
         ]);
-        bend::bend_all("descriptions of blobs", &said, bend::turns(), |bytes| {
+        bend::bend_all("descriptions of blobs", &descriptions, bend::turns(), |bytes| {
             if let Ok(described) = serde_json::from_slice::<ObjectDescription>(bytes)
-                && let Ok(place) = place_of(described, &blob)
+                && let Ok(token) = chunk_token(described, &blob)
             {
-                assert!(!place.contains(['.', '*', '>', ' ']), "{place} is no token of a subject");
+                assert!(!token.contains(['.', '*', '>', ' ']), "{token} is not a subject token");
             }
             1
         });

@@ -13,19 +13,19 @@ use serde::{Deserialize, Serialize};
 use crate::permissions::SubjectPermissions;
 use crate::server::{CAMERA_USERS, USERS, is_in_use, new_password, write_private};
 
-/// Who they are, in the server's store.
+/// File of the logins in the server's store.
 const CAMERAS: &str = "cameras.json";
-/// Where the server says which process it is.
+/// File with the server's process id.
 const PROCESS: &str = "nats-server.pid";
-/// What ends the line of a camera among the users.
+/// Marks the line of a camera in the users file.
 const OF_CAMERA: &str = " # camera";
 
-/// A camera that may publish.
+/// Login of a camera.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CameraLogin {
     password: String,
-    /// Other cameras that it publishes for, as a program with several does.
+    /// Other cameras that it publishes for; for programs with several cameras.
     #[serde(default)]
     pub also: Vec<CameraName>,
     /// When it was added, milliseconds since the epoch.
@@ -33,41 +33,47 @@ pub struct CameraLogin {
 }
 
 impl CameraLogin {
-    /// The password, for whoever sets the camera up.
+    /// The password, to configure the camera with.
     pub fn reveal_password(&self) -> &str {
         &self.password
     }
 }
 
-/// The cameras of a site, in the folder of its server.
+/// Logins of a site's cameras, kept in the folder of its server.
 #[derive(Clone, Default)]
 pub struct CameraLogins(BTreeMap<CameraName, CameraLogin>);
 
 impl CameraLogins {
-    /// Reads them; a site begins with none.
+    /// Reads the logins; none if there is no file yet.
     ///
     /// # Errors
-    /// A file that cannot be read, or was changed by hand.
+    /// The file cannot be read or parsed.
     pub fn read(store: &Path) -> std::io::Result<Self> {
         let path = store.join(CAMERAS);
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map(Self).map_err(|error| {
-                Error::new(ErrorKind::InvalidData, format!("{} is not what it should be: {error}", path.display()))
+                Error::new(
+                    ErrorKind::InvalidData,
+                    format!(
+                        "{} could not be parsed: {error}; restore it, or delete it and add the cameras again",
+                        path.display()
+                    ),
+                )
             }),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),
         }
     }
 
-    /// Each by its name.
+    /// All logins, by camera.
     pub fn logins(&self) -> &BTreeMap<CameraName, CameraLogin> {
         &self.0
     }
 
-    /// Adds a login under a camera's name, which publishes for others, too; `None` if there is one of this name.
+    /// Adds a login for a camera that may publish for others too; `None` if the name is taken.
     ///
     /// # Errors
-    /// That the system has no random numbers.
+    /// The system provides no random numbers.
     pub fn add(
         &mut self,
         camera: &CameraName,
@@ -81,22 +87,22 @@ impl CameraLogins {
         Ok(Some(self.0.entry(camera.clone()).or_insert(login)))
     }
 
-    /// Removes a camera; false if there is none of this name.
+    /// Removes a camera; false if there was no such name.
     pub fn remove(&mut self, camera: &CameraName) -> bool {
         self.0.remove(camera).is_some()
     }
 
-    /// Writes them down, and tells the server, if one runs here. What has no login any more is cut off by the server.
-    /// Returns whether one was told.
+    /// Saves the logins and reloads the server if one runs here, which disconnects removed cameras.
+    /// Returns whether a server was reloaded.
     ///
     /// # Errors
-    /// A disk that takes nothing, or a server that cannot be told.
+    /// The disk is full, or the server could not be signalled.
     pub fn save_logins(&self, store: &Path, site: &SiteName) -> std::io::Result<bool> {
         let path = store.join(CAMERAS);
-        let beside = path.with_extension("new");
-        write_private(&beside, &(serde_json::to_string_pretty(&self.0).map_err(Error::other)? + "\n"))?;
-        fs::rename(&beside, &path)?;
-        // Workers' passwords are the running server's and stay; they are made anew when it starts.
+        let temporary = path.with_extension("new");
+        write_private(&temporary, &(serde_json::to_string_pretty(&self.0).map_err(Error::other)? + "\n"))?;
+        fs::rename(&temporary, &path)?;
+        // Workers' passwords belong to the running server and are kept; they are generated anew when it starts.
         let Ok(users) = fs::read_to_string(store.join(USERS)) else { return Ok(false) };
         let kept = users.lines().filter(|line| line.trim_start().starts_with('{') && !line.contains(OF_CAMERA));
         let kept: Vec<String> = kept.map(|line| line.trim().to_owned()).collect();
@@ -111,8 +117,9 @@ impl CameraLogins {
         }
     }
 
-    /// What the server is told of its users: these, and the cameras. Over NATS a camera is in an account of cameras
-    /// ([`Rights::shared`]); over MQTT, where a publisher names nothing but its topic, it is in the site's own.
+    /// Writes the server's users: these, and the cameras. Over NATS a camera is in the account of cameras
+    /// ([`SubjectPermissions::account_share`]); over MQTT, where a publisher controls nothing but its topic, in the
+    /// site's account.
     pub(crate) fn write_users(&self, store: &Path, site: Option<&SiteName>, users: &[String]) -> std::io::Result<()> {
         let (mut by_nats, mut own) = (Vec::new(), users.to_vec());
         for (site, (camera, login)) in site.iter().flat_map(|site| self.0.iter().map(move |camera| (site, camera))) {
@@ -133,7 +140,7 @@ impl CameraLogins {
     }
 }
 
-/// The user of a camera over MQTT; no camera has a name with an `@`.
+/// A camera's user name for MQTT; no camera name contains an `@`.
 pub fn mqtt_user(camera: &CameraName) -> String {
     format!("{camera}@mqtt")
 }

@@ -1,4 +1,4 @@
-//! What can go wrong while carrying, told apart by what helps.
+//! Transport errors, one variant for each remedy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,194 +6,192 @@ use std::time::Duration;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 
-/// A carrying failure. Every variant says what to do about it through its text.
+/// A failure of the broker or a store. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum CarryError {
-    /// Others decided first, again and again.
+    /// Every attempt at a decision lost its slot to another decider.
     #[error(
-        "nothing was decided about {what}: others were faster each time; `tributary audit --cloud` shows who decides"
+        "no decision about {what} was written: another process took its slot every time; `tributary audit --cloud` shows who decides"
     )]
     Outrun {
-        /// What was to be decided about.
+        /// Subject of the decision, such as the model.
         what: String,
     },
     /// No server answers at the address.
-    #[error("no nats-server at {url}: start one with `tributary up`, or name yours with --nats or TRIBUTARY_NATS__URL")]
+    #[error("no nats-server at {url}; start one with `tributary up`, or name yours with --nats or TRIBUTARY_NATS__URL")]
     Unreachable {
-        /// The address, without credentials.
+        /// Address without credentials.
         url: String,
-        /// The client's own words.
+        /// Error of the client.
         #[source]
         source: async_nats::Error,
     },
-    /// What was named to show who we are is of no use.
+    /// The credentials file is unusable.
     #[error("credentials {path} cannot be used: the file {why}", path = path.display())]
     Credentials {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file; continues the sentence "the file ...".
         why: String,
     },
-    /// The server is too old: older ones ignore settings they do not know.
+    /// The server is too old; older ones ignore settings that they do not know.
     #[error(
-        "nats-server at {url} is version {found}, at least {needed} is needed: upgrade it, or use the one that `make setup` fetches"
+        "nats-server at {url} has version {found}; at least {needed} is needed: upgrade it, or use the one that `make setup` fetches"
     )]
     OldServer {
-        /// The address, without credentials.
+        /// Address without credentials.
         url: String,
-        /// Its version.
+        /// Version of the server.
         found: String,
-        /// The oldest accepted.
+        /// Oldest version accepted.
         needed: String,
     },
     /// The server has no such stream, consumer or bucket.
-    #[error("{what} does not exist: create it with `tributary setup`")]
+    #[error("{what} does not exist; create it with `tributary setup`")]
     Missing {
-        /// What was looked up.
+        /// The missing stream, consumer or bucket.
         what: String,
     },
-    /// The stream takes no more, by its limits or for want of disk.
+    /// The stream is at its limits, or the disk is full.
     #[error(
-        "{subject} is full ({why}): nothing was stored; make room (answered images are purged as limits demand) or raise the limit with `tributary setup --apply`"
+        "{subject} is full ({why}) and nothing was stored; free space (the janitor purges answered images) or raise the limit with `tributary setup --apply`"
     )]
     Full {
-        /// The subject published to.
+        /// Subject of the message.
         subject: String,
-        /// The server's own words.
+        /// Reason given by the server or the janitor.
         why: String,
     },
-    /// The server's disk is too small for all limits together.
+    /// The server's storage limit is too small for the stream.
     #[error(
-        "{what} cannot be created: it may hold {wanted_mib} MiB, and with all others that is more than the server may store (max_file_store, the account's limit, or what was free on the disk when it started): raise that, or lower streams.images_max_mib and its like (`tributary config --show`)"
+        "{what} cannot be created: with its {wanted_mib} MiB all streams exceed the server's storage limit (max_file_store, the account's limit, or the free disk space when it started); raise that limit, or lower streams.images_max_mib and similar settings (`tributary config --show`)"
     )]
     NoRoom {
         /// The stream.
         what: String,
-        /// What it may hold, MiB.
+        /// Planned size of the stream, MiB.
         wanted_mib: u64,
     },
-    /// Nobody stores this subject here.
-    #[error("no stream takes {subject}: check the site's name, and run `tributary setup`")]
+    /// No stream stores this subject.
+    #[error("no stream stores {subject}; check the site's name and run `tributary setup`")]
     NoStream {
-        /// The subject published to.
+        /// Subject of the message.
         subject: String,
     },
-    /// More than a message may hold.
+    /// The message exceeds the server's limit.
     #[error(
-        "message for {subject} has {size_bytes} bytes, more than the server takes: send large images with `tributary publish`, which refers to a blob"
+        "message for {subject} has {size_bytes} bytes, more than the server accepts; send large images with `tributary publish`, which stores them as blobs"
     )]
     TooLarge {
-        /// The subject published to.
+        /// Subject of the message.
         subject: String,
         /// Size of the payload, bytes.
         size_bytes: usize,
     },
-    /// No acknowledgement within the patience given.
-    #[error("no acknowledgement for {subject} within {}s: is the server up and the link alive?", patience.as_secs())]
+    /// No acknowledgement before the timeout.
+    #[error("no acknowledgement for {subject} within {} s; check that the server and the link are up", timeout.as_secs())]
     NoAck {
-        /// The subject published to.
+        /// Subject of the message.
         subject: String,
-        /// How long it was tried.
-        patience: Duration,
+        /// How long it was retried.
+        timeout: Duration,
     },
-    /// A blob that is gone, cut or altered. Nothing of it is used.
-    #[error("blob {key} {what}: publish the image again")]
+    /// A blob that is missing, truncated or altered. Nothing of it is used.
+    #[error("blob {key} {what}; publish the image again")]
     BadBlob {
-        /// Its key.
+        /// Key of the blob.
         key: String,
-        /// What is wrong with it.
+        /// What is wrong with the blob; continues the sentence "blob ...".
         what: String,
     },
-    /// The release store did not answer in time, or failed a request.
-    #[error("{what} in store {store} failed: check that the store is up and its address right, then try again")]
+    /// The release store timed out or failed a request.
+    #[error("{what} in store {store} failed; check that the store is up and its address is right, then retry")]
     Store {
-        /// The store, without credentials.
+        /// Address of the store, without credentials.
         store: String,
-        /// What was asked of it.
+        /// The request.
         what: String,
-        /// Its own words.
+        /// Error of the store.
         #[source]
         source: async_nats::Error,
     },
-    /// An address that leads to no release store.
+    /// An address that names no release store.
     #[error("store {url} cannot be used: {why}")]
     StoreUrl {
-        /// The address, without credentials.
+        /// Address without credentials.
         url: String,
-        /// Why not, and what to write instead.
+        /// Why, and what to write instead.
         why: String,
     },
-    /// The release store does not let us.
+    /// The release store denied access.
     #[error(
-        "{what} in store {store} was denied ({why}): make the folder writable for this user, or check the keys in the environment (AWS_*, GOOGLE_* or AZURE_*) and that they may read, write and list there"
+        "{what} in store {store} was denied ({why}); make the folder writable for this user, or check that the keys in the environment (AWS_*, GOOGLE_* or AZURE_*) allow reading, writing and listing there"
     )]
     StoreDenied {
-        /// The store, without credentials.
+        /// Address of the store, without credentials.
         store: String,
-        /// What was asked of it.
+        /// The request.
         what: String,
-        /// Its own words, without credentials.
+        /// Reason given by the store, without credentials.
         why: String,
     },
-    /// The release store takes no more.
-    #[error("store {store} is full ({why}): nothing was stored; make room there, then try again")]
+    /// The release store is full.
+    #[error("store {store} is full ({why}) and nothing was stored; free space there, then retry")]
     StoreFull {
-        /// The store, without credentials.
+        /// Address of the store, without credentials.
         store: String,
-        /// The system's words.
+        /// Reason given by the system.
         why: String,
     },
-    /// A name that not every kind of store can hold, or one that leads out of it.
-    #[error(
-        "path {path:?} is refused by the store: name it with letters, digits, '.', '_' and '-', parts joined by '/'"
-    )]
+    /// A name that not every kind of store can hold, or that leads out of the store.
+    #[error("path {path:?} is not a valid store path; use letters, digits, '.', '_' and '-' in parts joined by '/'")]
     StorePath {
         /// The name, cut to a printable length.
         path: String,
     },
-    /// An object of the store that is gone, cut or altered. Nothing of it is used.
-    #[error("{path} in store {store} {what}: store it again from an intact copy")]
+    /// A stored object that is missing, truncated or altered. Nothing of it is used.
+    #[error("{path} in store {store} {what}; store it again from an intact copy")]
     BadObject {
-        /// The store, without credentials.
+        /// Address of the store, without credentials.
         store: String,
-        /// Its path there.
+        /// Path of the object.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the object; continues the sentence.
         what: String,
     },
-    /// A file of ours, on its way to the store or from it, that cannot be read or written.
-    #[error("{path} cannot be read or written", path = path.display())]
+    /// A local file on its way to or from the store could not be read or written.
+    #[error("{path} could not be read or written", path = path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
     /// The broker refused or failed a request.
     #[error("{what} failed")]
     Broker {
-        /// What was asked of it.
+        /// The request.
         what: String,
-        /// Its own words.
+        /// Error of the broker.
         #[source]
         source: async_nats::Error,
     },
     /// A message that is not what its subject promises.
-    #[error("message cannot be read")]
+    #[error("message could not be decoded")]
     Codec(#[from] schemas::CodecError),
-    /// A subject that is not of the expected form.
+    /// A subject of another form than expected.
     #[error("subject {subject:?} is not {expected}")]
     Subject {
         /// The subject, cut to a printable length.
         subject: String,
-        /// The form expected.
+        /// The expected form.
         expected: &'static str,
     },
 }
 
 impl CarryError {
-    /// Whether trying again later can help without anybody doing something.
+    /// Whether a later retry can succeed without anybody's help.
     pub fn is_transient(&self) -> bool {
         !matches!(
             self,
@@ -209,9 +207,9 @@ impl CarryError {
         )
     }
 
-    /// The system has no random numbers.
+    /// The system provides no random numbers.
     pub fn no_random(source: std::io::Error) -> Self {
-        Self::broker("making a secret")(source)
+        Self::broker("generating a secret")(source)
     }
 
     pub(crate) fn broker<E>(what: impl Into<String>) -> impl FnOnce(E) -> Self
@@ -223,17 +221,17 @@ impl CarryError {
     }
 }
 
-/// The server's own error inside a publishing failure, if it is one.
+/// The server's error code and text inside a publish error, if there is one.
 pub(crate) fn server_code(error: &PublishError) -> Option<(ErrorCode, String)> {
     let source = std::error::Error::source(error)?;
     let inner = source.downcast_ref::<jetstream::Error>()?;
     Some((inner.error_code(), inner.to_string()))
 }
 
-/// Server error codes that mean "no room": stream limits, account limits, disk.
+/// Whether a server error means that there is no space: stream limits, account limits, disk.
 pub(crate) fn is_full(code: ErrorCode, text: &str) -> bool {
     // 10077: maximum messages or bytes exceeded; 10023 and 10047: insufficient resources;
-    // 10122: server out of storage. The disk's own error comes as 10074 with the text of the system.
+    // 10122: server out of storage. A full disk is reported as 10074 with the system's text.
     matches!(code.0, 10023 | 10047 | 10077 | 10122) || text.contains("no space left")
 }
 
@@ -241,7 +239,7 @@ pub(crate) fn is_taken(error: &PublishError) -> bool {
     error.kind() == PublishErrorKind::WrongLastSequence
 }
 
-/// The server's words, if somewhere among an error's causes it says that there is no room.
+/// The server's message, if any cause of the error says that there is no space.
 pub(crate) fn full_disk_reason(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -255,13 +253,13 @@ pub(crate) fn full_disk_reason(error: &(dyn std::error::Error + 'static)) -> Opt
     None
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, on one line.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
-        // Many wrap their source's text into their own.
+        // Many errors include their source's text in their own.
         if !text.contains(&inner_text) {
             text.push_str(": ");
             text.push_str(&inner_text);
@@ -271,7 +269,7 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A failed look-up: missing when the server says so, its own failure otherwise.
+/// The error of a failed lookup: `Missing` when the server says so, `Broker` otherwise.
 pub(crate) fn missing_or_failed<E>(error: E, what: String) -> CarryError
 where
     E: std::error::Error + Send + Sync + 'static,

@@ -1,7 +1,7 @@
-//! Refusing images while their disk has no room: the stream takes nothing more and says why, before the disk is full.
+//! Refuses images while the disk is nearly full: the stream then accepts nothing and its metadata says why.
 //!
 //! A stream that refuses new messages drops nothing when its limit is lowered, so a limit of one byte refuses
-//! everything; what the limit was stands in the stream's metadata, from where it is taken back.
+//! everything; the original limit is kept in the stream's metadata and restored from there.
 
 use async_nats::jetstream::stream::Config as StreamConfig;
 
@@ -9,12 +9,12 @@ use crate::connect::Bus;
 use crate::error::{CarryError, missing_or_failed};
 use crate::topology::IMAGES;
 
-/// The stream's limit while it takes images, bytes.
+/// Metadata key of the stream's limit while it accepts images, bytes.
 const KEY_LIMIT: &str = "tributary-max-bytes";
-/// Why it takes none.
+/// Metadata key of the reason for the refusal.
 const KEY_REASON: &str = "tributary-refuses";
 
-/// Why images are refused at the moment; absent while they are taken.
+/// Why images are refused at present; `None` while they are accepted.
 pub async fn refusal_reason(bus: &Bus) -> Result<Option<String>, CarryError> {
     Ok(reason_in(&config(bus).await?))
 }
@@ -23,7 +23,7 @@ pub(crate) fn reason_in(config: &StreamConfig) -> Option<String> {
     config.metadata.get(KEY_REASON).cloned()
 }
 
-/// The limit of a stream, bytes, also while it refuses everything.
+/// The limit of a stream in bytes, even while it refuses everything.
 pub(crate) fn limit_in(config: &StreamConfig) -> i64 {
     config.metadata.get(KEY_LIMIT).and_then(|limit| limit.parse().ok()).unwrap_or(config.max_bytes)
 }
@@ -38,7 +38,7 @@ pub async fn refuse_images(bus: &Bus, reason: &str) -> Result<(), CarryError> {
     update(bus, config).await
 }
 
-/// Takes images again.
+/// Accepts images again.
 pub async fn accept_images(bus: &Bus) -> Result<(), CarryError> {
     let mut config = config(bus).await?;
     config.max_bytes = limit_in(&config);
@@ -48,12 +48,16 @@ pub async fn accept_images(bus: &Bus) -> Result<(), CarryError> {
 }
 
 async fn config(bus: &Bus) -> Result<StreamConfig, CarryError> {
-    let found =
-        bus.js.get_stream(IMAGES).await.map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
-    Ok(found.cached_info().config.clone())
+    let stream = bus
+        .nats()?
+        .js
+        .get_stream(IMAGES)
+        .await
+        .map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
+    Ok(stream.cached_info().config.clone())
 }
 
 async fn update(bus: &Bus, config: StreamConfig) -> Result<(), CarryError> {
-    let updated = bus.js.update_stream(config).await;
+    let updated = bus.nats()?.js.update_stream(config).await;
     updated.map(|_| ()).map_err(CarryError::broker(format!("changing stream {IMAGES}")))
 }

@@ -1,12 +1,24 @@
-//! How it is carried: the one crate that names the clients of the broker and of object stores.
+//! Transport: the one crate that names the clients of the broker and of object stores.
 //!
-//! Reading order: [`table`], [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
-//! [`pull`] and [`blobs`] move things, [`store`] keeps what must outlive every stream, [`server`] runs a
-//! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
+//! Reading order: [`subject_table`], [`subject`] and [`topology`] say what exists, [`connect`] connects to a server,
+//! [`publish`], [`puller`] and [`blobs`] move data, [`store`] keeps what must outlive every stream, [`server`] runs a
+//! nats-server of our own, [`scheduling`] sets how the kernel schedules it. Knows no worker.
+
+/// The same verb on a server in memory, where the connection leads to one.
+macro_rules! in_memory {
+    ($bus:expr, $link:ident => $twin:expr) => {
+        #[cfg(feature = "memory")]
+        if let Some($link) = $bus.memory() {
+            return $twin;
+        }
+    };
+}
 
 pub mod admin;
+pub mod backoff;
 pub mod blob_sweep;
 pub mod blobs;
+mod bucket;
 pub mod cameras;
 pub mod checkup;
 pub mod connect;
@@ -15,12 +27,14 @@ pub mod error;
 pub mod fetch_many;
 pub mod fleet;
 pub mod image_refusal;
+#[cfg(feature = "memory")]
+pub mod memory;
 pub mod monitor;
+pub mod nkey;
 pub mod permissions;
 pub mod publish;
 pub mod puller;
 pub mod reader;
-pub mod scheduling;
 pub mod server;
 pub mod store;
 pub mod subject;

@@ -1,5 +1,5 @@
-//! What a server says of itself on its monitoring pages: how it is, whom it sent away, and what its links deny.
-//! Nothing there asks for a password, so the pages belong on loopback or on a network of the servers' own.
+//! A server's monitoring pages: its health, the clients it disconnected, and its links.
+//! They require no password, so they belong on loopback or on a network of the servers' own.
 
 use std::time::Duration;
 
@@ -9,25 +9,25 @@ use serde::de::DeserializeOwned;
 use crate::connect::without_credentials;
 use crate::error::CarryError;
 
-const PATIENCE: Duration = Duration::from_secs(3);
-/// A page is cut off after this; closed connections are about 600 bytes each.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest part of a page that is read; closed connections are about 600 bytes each.
 const MAX_PAGE_BYTES: usize = 8 * 1024 * 1024;
-/// Closed connections that are looked at, the latest first; the server itself remembers 10,000.
-const CLOSED: usize = 2000;
+/// Closed connections that are examined, the latest first; the server itself keeps 10,000.
+const MAX_CLOSED_CONNECTIONS: usize = 2000;
 
-/// What a server may say about its health.
+/// Health of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// It takes work.
+    /// It works.
     Well,
-    /// A stream met a disk without room and stores nothing more, until the server is started again.
+    /// A stream met a full disk and stores nothing until the server is restarted; the server's message.
     CannotWrite(String),
-    /// Something else, in its own words.
+    /// Another problem; the server's message.
     Unwell(String),
 }
 
-/// Reads the answer of `/healthz`: the head of the response and its body. Pure.
-pub fn parse_health(answer: &str) -> Health {
+/// Parses the response of `/healthz`, head and body. Pure.
+pub fn parse_health(response: &str) -> Health {
     #[derive(Deserialize)]
     struct HealthzReply {
         #[serde(default)]
@@ -40,60 +40,60 @@ pub fn parse_health(answer: &str) -> Health {
         #[serde(default)]
         error: String,
     }
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, ""));
     if head.split(' ').nth(1) == Some("200") {
         return Health::Well;
     }
-    let words = match serde_json::from_str::<HealthzReply>(body) {
+    let message = match serde_json::from_str::<HealthzReply>(body) {
         Ok(page) => {
             let all = std::iter::once(page.error).chain(page.errors.into_iter().map(|fault| fault.error));
-            all.filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
+            all.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
         }
         Err(_) => body.chars().take(500).collect(),
     };
-    // The server has no code for it; its words are held against the pinned version by the soak of full disks.
-    match words.contains("write error") {
-        true => Health::CannotWrite(words),
-        false => Health::Unwell(words),
+    // The server has no code for it; the soak test of full disks checks its text against the pinned version.
+    match message.contains("write error") {
+        true => Health::CannotWrite(message),
+        false => Health::Unwell(message),
     }
 }
 
-/// What the server at a monitoring address says of its health; absent when it does not answer.
+/// Health of the server at a monitoring address; `None` if it does not respond.
 pub async fn health_at(address: &str) -> Option<Health> {
     let _already_set = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().ok()?;
-    let answer = client.get(format!("{}/healthz", address.trim_end_matches('/'))).send().await.ok()?;
-    let code = answer.status().as_u16();
-    let body = answer.text().await.ok()?;
+    let client = reqwest::Client::builder().timeout(PAGE_TIMEOUT).no_proxy().build().ok()?;
+    let response = client.get(format!("{}/healthz", address.trim_end_matches('/'))).send().await.ok()?;
+    let code = response.status().as_u16();
+    let body = response.text().await.ok()?;
     Some(parse_health(&format!("HTTP/1.1 {code} \r\n\r\n{body}")))
 }
 
-/// A link of a site's server to another one.
+/// A configured link of a server to another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteLink {
-    /// Where the other server is, `host:port` each.
+    /// Addresses of the other server, `host:port` each.
     pub addresses: Vec<String>,
-    /// The account of this server in which it ends.
+    /// Account of this server in which the link ends.
     pub account: String,
 }
 
-/// How a server is joined to others.
+/// A server's links to others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerLinks {
-    /// The links it is to have, by its configuration.
+    /// Links in its configuration.
     pub remotes: Vec<RemoteLink>,
-    /// Names of the servers it is joined to at this moment.
+    /// Names of the servers that are connected at present.
     pub joined: Vec<String>,
-    /// Its own JetStream domain; empty without one.
+    /// The server's JetStream domain; empty without one.
     pub domain: String,
-    /// Bytes its streams may hold together; absent where it decides by what is free at its start.
+    /// Bytes its streams may hold together; absent where the server derives it from the free space at its start.
     pub max_store_bytes: Option<u64>,
 }
 
-/// How the server at a monitoring address is joined to others.
+/// Links of the server at a monitoring address.
 ///
 /// # Errors
-/// That the pages cannot be read.
+/// The pages cannot be read.
 pub async fn fetch_links(address: &str) -> Result<ServerLinks, CarryError> {
     #[derive(Deserialize)]
     struct Varz {
@@ -151,17 +151,17 @@ pub async fn fetch_links(address: &str) -> Result<ServerLinks, CarryError> {
     })
 }
 
-/// Host and port of a leaf's address, without scheme and password; 7422 where it names no port. Pure.
+/// Host and port of a leaf address, without scheme and password; port 7422 where it names none. Pure.
 fn host_and_port(url: &str) -> String {
     let host = without_credentials(url);
     let host = host.split_once("://").map_or(&*host, |(_, host)| host).trim_end_matches('/');
-    // An address of version 6 has colons of its own, in brackets.
+    // An IPv6 address has colons of its own, in brackets.
     let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     if has_port { host.to_owned() } else { format!("{host}:7422") }
 }
 
-/// How many of the connections that the server at a monitoring address closed lately were closed for a message above its
-/// limit; absent where the pages cannot be read.
+/// How many of the recently closed connections were closed for a message over the server's limit; `None` if the
+/// pages cannot be read.
 pub async fn fetch_oversized_connections(address: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Connz {
@@ -173,21 +173,22 @@ pub async fn fetch_oversized_connections(address: &str) -> Option<u64> {
         #[serde(default)]
         reason: String,
     }
-    let closed: Connz = page(address, &format!("connz?state=closed&sort=stop&limit={CLOSED}")).await.ok()?;
-    let for_size = closed.connections.iter().filter(|closed| closed.reason == "Maximum Message Payload Exceeded");
-    Some(for_size.count() as u64)
+    let closed: Connz =
+        page(address, &format!("connz?state=closed&sort=stop&limit={MAX_CLOSED_CONNECTIONS}")).await.ok()?;
+    let oversized = closed.connections.iter().filter(|closed| closed.reason == "Maximum Message Payload Exceeded");
+    Some(oversized.count() as u64)
 }
 
 async fn page<P: DeserializeOwned>(address: &str, path: &str) -> Result<P, CarryError> {
     let url = format!("{}/{path}", address.trim_end_matches('/'));
     let what = format!("reading {}/{path}", without_credentials(address));
-    // The client takes the process's provider also where nothing is encrypted, and panics without one.
+    // The HTTP client uses the process's TLS provider even without encryption, and panics without one.
     let _already_set = rustls::crypto::ring::default_provider().install_default();
     let read = async {
-        let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?;
-        let mut answer = client.get(&url).send().await?.error_for_status()?;
+        let client = reqwest::Client::builder().timeout(PAGE_TIMEOUT).no_proxy().build()?;
+        let mut response = client.get(&url).send().await?.error_for_status()?;
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await? {
+        while let Some(chunk) = response.chunk().await? {
             if body.len() + chunk.len() > MAX_PAGE_BYTES {
                 break;
             }
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_a_link_leads_is_told_without_its_password() {
+    fn the_address_of_a_link_is_shown_without_its_password() {
         assert_eq!(host_and_port("nats-leaf://site:secret@hub.example:7000"), "hub.example:7000");
         assert_eq!(host_and_port("hub.example"), "hub.example:7422");
         assert_eq!(host_and_port("tls://[2001:db8::1]"), "[2001:db8::1]:7422");
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_cannot_be_written_is_told_from_other_ills() {
+    fn a_store_that_cannot_be_written_is_distinguished_from_other_problems() {
         let answer =
             |code: &str, body: &str| parse_health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
         assert_eq!(answer("200 OK", r#"{"status":"ok"}"#), Health::Well);

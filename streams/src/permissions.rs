@@ -1,5 +1,5 @@
-//! Who may do what on a server: what a user may publish and hear, as the server's own permissions say it. Made of the
-//! subjects and names of this crate, so that a right never speaks of something that does not exist.
+//! What a user may publish and subscribe to, as the server's own permissions. Made from the subjects and names in this
+//! crate, so that no permission names something that does not exist.
 
 use schemas::{CameraName, SiteName};
 
@@ -10,29 +10,29 @@ use crate::topology::{
     recognizer_durable, rounds_durable, sent_blobs, verdicts_durable,
 };
 
-/// The JetStream domain of the cloud where nobody chose another.
+/// Default JetStream domain of the cloud.
 pub const CLOUD_DOMAIN: &str = "cloud";
 
-/// What a user may publish and hear, with wildcards. Everything else is refused by the server.
+/// Subjects that a user may publish and subscribe to, with wildcards. The server refuses everything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectPermissions {
     /// Subjects it may publish on.
     pub publish: Vec<String>,
-    /// Subjects among these on which it may not publish all the same.
+    /// Exceptions: subjects on which it may not publish even so.
     pub never: Vec<String>,
-    /// Subjects it may hear.
+    /// Subjects it may subscribe to.
     pub subscribe: Vec<String>,
 }
 
 impl SubjectPermissions {
-    /// What a site may do in the cloud: send up what is its own, fetch what is addressed to it, read what the cloud offers
-    /// to every site. It is what its courier does, and no more: nothing here makes, changes, purges or reads a stream as a
-    /// whole, and nothing names another site.
+    /// Permissions of a site in the cloud: send up its own messages, fetch those addressed to it, read what the cloud
+    /// offers to every site. They cover what its courier does, and no more: none creates, changes, purges or reads a
+    /// whole stream, and none names another site.
     pub fn of_site_in_cloud(site: &SiteName, domain: &str) -> Self {
         Self::of_site_behind(site, &format!("$JS.{domain}.API"))
     }
 
-    /// The same, where questions to the cloud's JetStream begin with `api`.
+    /// The same, with `api` as the prefix of requests to the cloud's JetStream.
     fn of_site_behind(site: &SiteName, api: &str) -> Self {
         let api = |rest: String| format!("{api}.{rest}");
         let sent = sent_blobs(site);
@@ -50,14 +50,14 @@ impl SubjectPermissions {
             // Packages and weights that the cloud offers.
             api(format!("DIRECT.GET.OBJ_{CLOUD_BLOBS}")),
             api(format!("DIRECT.GET.OBJ_{CLOUD_BLOBS}.$O.{CLOUD_BLOBS}.M.*")),
-            // How busy the verifiers are, and whether it answers at all.
+            // The load of the verifiers, and whether the cloud responds at all.
             api("INFO".into()),
             api(format!("CONSUMER.INFO.{VERIFY}.{VERIFIER}")),
             api(format!("DIRECT.GET.KV_{FLEET}")),
-            // The mark by which it finds another site of its name.
+            // The mark by which it notices another site of its name.
             api(format!("DIRECT.GET.KV_{LEDGER}.{mark}")),
             api(mark.clone()),
-            // Whom it obeys.
+            // The root it trusts.
             api(format!("DIRECT.GET.KV_{LEDGER}.$KV.{LEDGER}.{ROOT_KEY}")),
         ]);
         for (stream, durable) in durables {
@@ -68,8 +68,8 @@ impl SubjectPermissions {
         Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", inbox_prefix(site))] }
     }
 
-    /// What a worker may do at its site. `is_alone`: site and cloud share the server, so a courier has there what a site has
-    /// in the cloud.
+    /// Permissions of a worker at its site. `is_alone`: site and cloud share the server, so a courier needs the
+    /// permissions of a site in the cloud there.
     pub fn of_role_at_site(role: Role, site: &SiteName, is_alone: bool) -> Option<Self> {
         let duties = duties_at_site(role, site)?;
         let mut publish = published_by(role, Some(site));
@@ -85,44 +85,45 @@ impl SubjectPermissions {
         publish.extend(duties.deletes.iter().map(|stream| format!("$JS.API.STREAM.MSG.DELETE.{stream}")));
         publish.extend(duties.purges.iter().map(|stream| format!("$JS.API.STREAM.PURGE.{stream}")));
         if role == Role::Janitor {
-            // It lets the stream take no image while there is no room, by its limit.
+            // It makes the stream refuse images while the disk is full, by lowering its limit.
             publish.push(format!("$JS.API.STREAM.UPDATE.{IMAGES}"));
         }
         if duties.stores_blobs {
-            // An upload of the same name takes the place of the one before.
+            // An upload of the same name replaces the one before.
             publish.extend([format!("$O.{BLOBS}.C.*"), format!("$O.{BLOBS}.M.*")]);
             publish.push(format!("$JS.API.STREAM.PURGE.OBJ_{BLOBS}"));
         }
         let mut subscribe = vec![format!("{}.>", role_inbox(role.as_str()))];
-        subscribe.extend(duties.hears);
+        subscribe.extend(duties.subscribes);
         if is_alone && matches!(role, Role::Courier | Role::Janitor) {
             publish.extend(Self::of_site_behind(site, "$JS.API").publish);
         }
         publish.sort();
         publish.dedup();
-        // What a person decides is not for workers to write, and whom the site obeys is for its courier alone.
+        // Workers may not write a person's decisions, and only the courier may write the root.
         let couriers = COURIERS_NOTES.iter().filter(|_| role != Role::Courier);
         let never = OPERATORS_NOTES.iter().chain(couriers).map(|key| format!("$KV.{LEDGER}.{key}")).collect();
         Some(Self { publish, never, subscribe })
     }
 
-    /// What cameras of a site may do together.
+    /// Permissions of all cameras of a site together.
     pub fn of_cameras(site: &SiteName) -> Self {
         Self { publish: published_by(Role::Camera, Some(site)), never: Vec::new(), subscribe: Vec::new() }
     }
 
-    /// What a camera may do: publish images under its own name, and those of others that it speaks for, and hear whether they
-    /// were stored.
+    /// Permissions of a camera: publish images under its own name and those of the cameras it publishes for, and
+    /// receive the acknowledgements.
     pub fn of_camera(site: &SiteName, camera: &CameraName, also: &[CameraName]) -> Self {
         let publish = std::iter::once(camera).chain(also).map(|camera| crate::subject::image(site, camera)).collect();
         Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", role_inbox(camera.as_str()))] }
     }
 
-    /// What a role may do in the cloud; `None` for whoever may do everything there. Roles read what is in the cloud, make
-    /// consumers of their own, and publish what is theirs to say; none makes, changes, purges or deletes a stream.
+    /// Permissions of a role in the cloud; `None` for roles without limits there. Roles read the cloud's streams,
+    /// create consumers of their own, and publish their own messages; none creates, changes, purges or deletes a
+    /// stream.
     pub fn of_role_in_cloud(role: Role) -> Option<Self> {
         let (read, taken, deleted): (&[&str], &[(&str, &str)], &[&str]) = match role {
-            // Requests that came back after they were acknowledged are deleted.
+            // Requests redelivered after they were answered are deleted.
             Role::Verifier => (&[VERIFY, ORDERS], &[(VERIFY, VERIFIER)], &[VERIFY]),
             Role::Aggregator => (&[UPDATES, ROUNDS, RELEASES, SWAPS, HARDCASES], &[], &[]),
             Role::Releaser => (&[RELEASES, ORDERS, SWAPS, ROUNDS, UPDATES], &[], &[]),
@@ -136,7 +137,7 @@ impl SubjectPermissions {
             publish.push(format!("$JS.ACK.{stream}.{durable}.>"));
         }
         publish.extend(deleted.iter().map(|stream| format!("$JS.API.STREAM.MSG.DELETE.{stream}")));
-        // What sites sent, and what the cloud offers: a bucket of each site.
+        // What sites sent up and what the cloud offers: a bucket for each site.
         publish.extend(["$JS.API.DIRECT.GET.*".to_owned(), "$JS.API.DIRECT.GET.*.$O.>".to_owned()]);
         if role != Role::Verifier {
             publish.extend([format!("$O.{CLOUD_BLOBS}.C.*"), format!("$O.{CLOUD_BLOBS}.M.*")]);
@@ -147,7 +148,7 @@ impl SubjectPermissions {
         Some(Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", role_inbox(role.as_str()))] })
     }
 
-    /// As it stands in a server's configuration.
+    /// The permissions in the syntax of the server's configuration.
     pub fn configuration(&self) -> String {
         let list = |subjects: &[String]| {
             let quoted: Vec<String> = subjects.iter().map(|subject| format!("\"{subject}\"")).collect();
@@ -160,23 +161,24 @@ impl SubjectPermissions {
         format!("{{ publish: {publish}, subscribe: [{}] }}", list(&self.subscribe))
     }
 
-    /// What an account shares with another that has these rights in it, as the server's configuration says it: what the one
-    /// exports to `to`, and what `to` imports from `from`. `domain`: by which JetStream is named in the rights.
+    /// What an account shares with another that has these permissions in it, in the syntax of the server's
+    /// configuration: the exports to `to`, and the imports from `from`. `domain`: the JetStream domain named in the
+    /// permissions.
     ///
-    /// A user in the account itself would not do: where the server's acknowledgement of a message goes is its publisher's
-    /// choice, which no permission limits, so it would be stored wherever a stream takes it. What comes over such a share is
-    /// answered in the account that asked, and nowhere else.
+    /// A user in the account itself would not do: a publisher chooses where the server's acknowledgement goes, which no
+    /// permission limits, so it could be stored wherever a stream accepts it. A reply to a request across such a share
+    /// goes to the account that sent it, and nowhere else.
     pub fn account_share(&self, domain: &str, from: &str, to: &str) -> AccountShare {
         let api = format!("$JS.{domain}.API.");
         let services = self.publish.iter().map(|right| match right.strip_prefix(&api) {
-            // As the server maps what names its domain.
+            // The server maps subjects that name its domain this way.
             Some(rest) if rest.starts_with("$KV.") => rest.to_owned(),
             Some(rest) => format!("$JS.API.{rest}"),
             None => right.clone(),
         });
         let (mut exports, mut imports) = (Vec::new(), Vec::new());
         for service in services {
-            // One question to JetStream may have many answers.
+            // One request to JetStream may have several replies.
             let many = if service.starts_with("$JS.API.") { ", response_type: stream" } else { "" };
             exports.push(format!("{{ service: \"{service}\"{many}, accounts: [\"{to}\"] }}"));
             imports.push(format!("{{ service: {{ account: \"{from}\", subject: \"{service}\" }} }}"));
@@ -190,23 +192,23 @@ impl SubjectPermissions {
         any(&self.publish) && !any(&self.never)
     }
 
-    /// Whether it may subscribe to a subject or to a pattern that lies within what it may hear.
+    /// Whether it may subscribe to a subject, or to a pattern within its permissions.
     pub fn may_subscribe(&self, subject: &str) -> bool {
         self.subscribe.iter().any(|pattern| belongs_to(pattern, subject))
     }
 }
 
-/// What one account of a server shares with another, an entry a subject.
+/// What one account of a server shares with another, one entry per subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountShare {
-    /// Entries of `exports` in the one.
+    /// Entries of `exports` in the sharing account.
     pub exports: Vec<String>,
-    /// Entries of `imports` in the other.
+    /// Entries of `imports` in the other account.
     pub imports: Vec<String>,
 }
 
-/// The accounts of the cloud's server, as its configuration says them: the cloud's own with these users, and one for each
-/// site with the users of its link.
+/// The accounts in the configuration of the cloud's server: the cloud's own with these users, and one for
+/// each site with the users of its link.
 pub fn hub_accounts(users: &[String], sites: &[(SiteName, Vec<String>)], domain: &str) -> String {
     let (mut exports, mut others) = (Vec::new(), String::new());
     for (site, users) in sites {
@@ -223,19 +225,19 @@ pub fn hub_accounts(users: &[String], sites: &[(SiteName, Vec<String>)], domain:
     )
 }
 
-/// The account of the cloud's own at its server.
+/// Account of the cloud's own users at its server.
 pub const CLOUD_ACCOUNT: &str = "CLOUD";
-/// The account of a site at its own server.
+/// Account of a site at its own server.
 pub const SITE_ACCOUNT: &str = "SITE";
-/// The account of cameras at a site's server.
+/// Account of cameras at a site's server.
 pub const CAMERAS_ACCOUNT: &str = "CAMERAS";
 
-/// The account of a site at the cloud's server, in which its link ends there.
+/// Account of a site at the cloud's server, in which the site's link ends.
 pub fn account_of(site: &SiteName) -> String {
     format!("site-{site}")
 }
 
-/// Whether a subject, or every subject of a pattern, is one of a pattern's (docs.nats.io, subject-based messaging).
+/// Whether a pattern matches a subject, or every subject of another pattern (docs.nats.io, subject-based messaging).
 pub fn belongs_to(pattern: &str, subject: &str) -> bool {
     let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
     loop {
@@ -250,25 +252,26 @@ pub fn belongs_to(pattern: &str, subject: &str) -> bool {
 
 /// Notes that a person writes and workers follow.
 const OPERATORS_NOTES: [&str; 3] = ["policy", "scale-recognizer", "scale-verifier"];
-/// Notes that a courier writes: whom the site obeys, what it has sent today, which site it is.
+/// Notes that a courier writes: the trusted root, the bytes sent today, the site's mark.
 const COURIERS_NOTES: [&str; 3] = [ROOT_KEY, "uplink-used", "site-mark"];
 
-/// What a worker of a site does there, beside publishing what the table of subjects says and reading notes and heartbeats.
+/// What a worker does at its site, besides publishing its subjects and reading notes and
+/// heartbeats.
 struct WorkerDuties {
-    /// Durables that it takes from.
+    /// Durables from which it takes messages.
     takes: Vec<(&'static str, String)>,
-    /// Streams that it reads with consumers of its own.
+    /// Streams it reads with consumers of its own.
     reads: Vec<String>,
-    /// Streams of which it reads messages one by one.
+    /// Streams of which it reads single messages.
     looks: Vec<String>,
-    /// Streams that it deletes messages of.
+    /// Streams from which it deletes messages.
     deletes: &'static [&'static str],
-    /// Streams that it purges.
+    /// Streams it purges.
     purges: &'static [&'static str],
-    /// Notes of more than one token.
+    /// Notes it writes whose keys have more than one token.
     notes: &'static [&'static str],
-    /// What it hears as it is said.
-    hears: Vec<String>,
+    /// Subjects it subscribes to without a stream.
+    subscribes: Vec<String>,
     stores_blobs: bool,
 }
 
@@ -282,7 +285,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
         deletes: &[],
         purges: &[],
         notes: &[],
-        hears: Vec::new(),
+        subscribes: Vec::new(),
         stores_blobs: false,
     };
     Some(match role {
@@ -290,7 +293,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
             takes: vec![(IMAGES, recognizer_durable(site)), (ANSWERS, learner_durable(site))],
             looks: vec![IMAGES.into(), ANSWERS.into(), blobs],
             deletes: &[IMAGES],
-            hears: vec![format!("answer.final.{site}.>")],
+            subscribes: vec![format!("answer.final.{site}.>")],
             stores_blobs: true,
             ..nothing
         },
@@ -314,7 +317,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
             reads: vec![IMAGES.into(), ANSWERS.into(), blobs],
             deletes: &[IMAGES],
             purges: &[IMAGES],
-            hears: vec!["image".into(), "image.>".into(), "/.image.>".into()],
+            subscribes: vec!["image".into(), "image.>".into(), "/.image.>".into()],
             stores_blobs: true,
             ..nothing
         },
@@ -323,11 +326,11 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
     })
 }
 
-/// What every worker does: look how things stand, say that it lives, read heartbeats, notes and the server's notices.
+/// Permissions of every worker: look up states, send heartbeats, read heartbeats, notes and the server's notices.
 fn of_every_worker(role: Role) -> Vec<String> {
     let verbs = ["INFO", "STREAM.INFO.*", "STREAM.NAMES", "CONSUMER.INFO.*.*", "CONSUMER.LIST.*"];
     let mut all: Vec<String> = verbs.map(|verb| format!("$JS.API.{verb}")).to_vec();
-    // How deliveries of the client's own watches are paced.
+    // Flow control of the client's own watches.
     all.extend(["$JS.FC.>".to_owned(), "$SYS.REQ.USER.INFO".to_owned()]);
     all.push(format!("$KV.{FLEET}.{}.*", role.as_str()));
     all.extend([format!("KV_{FLEET}"), format!("KV_{LEDGER}")].iter().flat_map(|stream| reads(stream)));
@@ -336,7 +339,7 @@ fn of_every_worker(role: Role) -> Vec<String> {
     all
 }
 
-/// Reading messages of a stream one by one.
+/// Permissions to read single messages of a stream.
 fn looks(stream: &str) -> Vec<String> {
     vec![
         format!("$JS.API.DIRECT.GET.{stream}"),
@@ -345,7 +348,7 @@ fn looks(stream: &str) -> Vec<String> {
     ]
 }
 
-/// Reading a stretch of a stream with a consumer of one's own.
+/// Permissions to read a range of a stream with a consumer.
 fn reads(stream: &str) -> Vec<String> {
     let mut all = looks(stream);
     all.extend(
@@ -355,20 +358,20 @@ fn reads(stream: &str) -> Vec<String> {
     all
 }
 
-/// What the subjects of answers to a site's questions in the cloud begin with: a site hears its own and nobody else's.
+/// Prefix of the subjects of replies to a site's requests in the cloud: a site receives its own and nobody else's.
 pub fn inbox_prefix(site: &SiteName) -> String {
     format!("_INBOX_{site}")
 }
 
-/// The same of a role in the cloud.
+/// The same for a role in the cloud.
 pub fn role_inbox(role: &str) -> String {
     format!("_INBOX_{role}")
 }
 
-/// The cloud's note of whom the sites of a fleet obey.
+/// Key of the cloud's note with the root of a fleet.
 pub const ROOT_KEY: &str = "fleet-root";
 
-/// The cloud's note of the mark that a site left there.
+/// Key of the cloud's note with the mark that a site left there.
 pub fn mark_key(site: &SiteName) -> String {
     format!("site-mark-{site}")
 }
@@ -379,7 +382,7 @@ mod tests {
     use crate::subject_table::{SUBJECTS, SubjectScope};
 
     #[test]
-    fn a_sites_rights_name_it_or_what_is_for_every_site_and_nothing_of_another() {
+    fn a_sites_permissions_name_itself_or_what_every_site_may_use() {
         let (reef, farm): (SiteName, SiteName) = ("reef".parse().unwrap(), "farm".parse().unwrap());
         let of = |site: &SiteName| SubjectPermissions::of_site_in_cloud(site, CLOUD_DOMAIN);
         let (a, b) = (of(&reef), of(&farm));
@@ -396,13 +399,13 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_at_a_site_is_not_lent_to_its_link() {
+    fn subjects_that_stay_at_a_site_are_not_shared_with_its_link() {
         let reef: SiteName = "reef".parse().unwrap();
-        let lent = SubjectPermissions::of_site_in_cloud(&reef, CLOUD_DOMAIN);
+        let shared = SubjectPermissions::of_site_in_cloud(&reef, CLOUD_DOMAIN);
         let mut rows = 0;
         for row in SUBJECTS.iter().filter(|row| row.reach != SubjectScope::Up) {
             let pattern = row.pattern(Some(&reef));
-            assert!(!lent.publish.iter().any(|right| belongs_to(right, &pattern)), "{pattern}");
+            assert!(!shared.publish.iter().any(|right| belongs_to(right, &pattern)), "{pattern}");
             rows += 1;
         }
         assert!(rows > 20);

@@ -1,6 +1,6 @@
-//! Publishing with an acknowledgement, a bound on the bytes in flight, and retries under one id.
+//! Publishing with an acknowledgement, a limit on the bytes in flight, and retries under one message id.
 //!
-//! Returned only when the stream has stored the message, had it already, or refused it for good.
+//! A publish returns only when the stream has stored the message, had stored it before, or refused it for good.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,30 +15,31 @@ use schemas::task::HEADER_MESSAGE_ID;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::connect::Bus;
 use crate::error::{CarryError, is_full, is_taken, server_code};
 
-/// Images awaiting their acknowledgement may hold this much memory. Above about 128 MB the server
+/// Memory for messages that await their acknowledgement, KiB. Above about 128 MB the server
 /// answers 429; 32 MiB keeps it busy at every image size measured.
 const MAX_IN_FLIGHT_KIB: usize = 32 * 1024;
 const FIRST_DELAY: Duration = Duration::from_millis(50);
-const LONGEST_DELAY: Duration = Duration::from_secs(2);
+const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// A message on its way to a stream.
+/// A message to publish to a stream.
 #[derive(Debug, Clone)]
 pub struct Publication {
-    /// Where it goes.
+    /// Subject it is published on.
     pub subject: String,
-    /// Its bytes.
+    /// Payload of the message.
     pub payload: Bytes,
-    /// Names and values of its headers.
+    /// Names and values of the headers.
     pub headers: Vec<(Cow<'static, str>, String)>,
-    /// Whether it may only be the first on its subject: the slot of a final answer.
+    /// Whether it is stored only if its subject has no message yet, as in the slot of a final answer.
     pub first_only: bool,
 }
 
 impl Publication {
-    /// A message that is stored once under this id, inside the stream's duplicate window.
+    /// A message that is stored once under this id within the stream's duplicate window.
     pub fn with_id(subject: String, payload: impl Into<Bytes>, id: impl Into<String>) -> Self {
         Self {
             subject,
@@ -48,12 +49,12 @@ impl Publication {
         }
     }
 
-    /// A message that is stored only if its subject has none yet, however long ago.
+    /// A message that is stored only if its subject never had one.
     pub fn first_on_subject(subject: String, payload: impl Into<Bytes>) -> Self {
         Self { subject, payload: payload.into(), headers: Vec::new(), first_only: true }
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -67,19 +68,32 @@ impl Publication {
         headers
     }
 
+    /// Its headers with their names and values.
+    #[cfg(feature = "memory")]
+    pub(crate) fn header_list(&self) -> Vec<(String, String)> {
+        self.headers.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+    }
+
     fn message(&self) -> PublishMessage {
         let message = PublishMessage::build().payload(self.payload.clone()).headers(self.header_map());
         if self.first_only { message.expected_last_subject_sequence(0) } else { message }
     }
 }
 
-/// Stores a message behind another, if that is still the last on its subject; 0: behind none. False if it is not.
+/// Stores a message if `after_sequence` is still the last on its subject; 0: if the subject has none. False if it is
+/// not.
 ///
 /// # Errors
-/// What else the server says.
+/// Any other error of the server.
 pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
+    in_memory!(bus, link => match link.publish(subject, Vec::new(), payload, Some(after_sequence)).await {
+        Ok(_) => Ok(true),
+        Err(failure) if failure.is_taken() => Ok(false),
+        Err(failure) => Err(CarryError::broker(format!("publishing on {subject}"))(failure)),
+    });
     let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(after_sequence);
-    let sent = async { bus.js.send_publish(subject.to_owned(), message).await?.await };
+    let js = &bus.nats()?.js;
+    let sent = async { js.send_publish(subject.to_owned(), message).await?.await };
     match sent.await {
         Ok(_) => Ok(true),
         Err(error) if is_taken(&error) => Ok(false),
@@ -87,7 +101,7 @@ pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequ
     }
 }
 
-/// Where a message ended.
+/// What became of a published message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishOutcome {
     /// Stored now, under this sequence.
@@ -98,52 +112,49 @@ pub enum PublishOutcome {
     Taken,
 }
 
-/// Publishes; cheap to clone, clones share the bound on bytes in flight.
+/// Publishes messages; cheap to clone, and clones share the limit on bytes in flight.
 #[derive(Clone)]
 pub struct Publisher {
     bus: Bus,
-    room: Arc<Semaphore>,
-    patience: Duration,
+    in_flight_kib: Arc<Semaphore>,
+    timeout: Duration,
 }
 
 impl Publisher {
-    /// `patience`: how long a message is retried before the caller hears of it.
-    pub fn new(bus: Bus, patience: Duration) -> Self {
-        Self { bus, room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_KIB)), patience }
+    /// `timeout`: how long a message is retried before an error is returned.
+    pub fn new(bus: Bus, timeout: Duration) -> Self {
+        Self { bus, in_flight_kib: Arc::new(Semaphore::new(MAX_IN_FLIGHT_KIB)), timeout }
     }
 
-    /// Publishes one message and waits for its acknowledgement. Waits first for room among the bytes
+    /// Publishes one message and waits for its acknowledgement. Waits first until it fits in the limit on bytes
     /// in flight.
     ///
     /// # Errors
-    /// `Full` and `TooLarge` at once; `NoStream` and `NoAck` when the patience is used up.
+    /// `Full` and `TooLarge` at once; `NoStream` and `NoAck` after the timeout.
     pub async fn publish(&self, publication: &Publication) -> Result<PublishOutcome, CarryError> {
         let kib = (publication.payload.len() / 1024 + 1).min(MAX_IN_FLIGHT_KIB);
-        let _room = self
-            .room
+        let _permit = self
+            .in_flight_kib
             .acquire_many(u32::try_from(kib).unwrap_or(u32::MAX))
             .await
-            .map_err(CarryError::broker("waiting for room"))?;
-        let give_up_at = Instant::now() + self.patience;
-        let mut delay = FIRST_DELAY;
+            .map_err(CarryError::broker("waiting for the limit on bytes in flight"))?;
+        let give_up_at = Instant::now() + self.timeout;
+        let mut backoff = Backoff::new(FIRST_DELAY, MAX_DELAY);
         loop {
-            match self.once(publication).await {
-                Ok(placed) => return Ok(placed),
-                Err(error) if is_taken(&error) => return Ok(PublishOutcome::Taken),
-                Err(error) => match verdict(&error, publication, self.patience) {
-                    Hopeless(CarryError::Full { subject, why }) => return Err(self.full(subject, why).await),
-                    Hopeless(error) => return Err(error),
-                    Passing(error) if Instant::now() + delay > give_up_at => return Err(error),
-                    Passing(error) => tracing::debug!(subject = publication.subject, %error, "publishing again"),
-                },
+            let pause = backoff.next_pause();
+            match self.publish_once(publication).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(Permanent(CarryError::Full { subject, why })) => return Err(self.full_error(subject, why).await),
+                Err(Permanent(error)) => return Err(error),
+                Err(Transient(error)) if Instant::now() + pause > give_up_at => return Err(error),
+                Err(Transient(error)) => tracing::debug!(subject = publication.subject, %error, "publish retried"),
             }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(LONGEST_DELAY);
+            tokio::time::sleep(pause).await;
         }
     }
 
-    /// A full stream with the reason, where somebody wrote one down.
-    async fn full(&self, subject: String, why: String) -> CarryError {
+    /// The error for a full stream, with the janitor's reason where it noted one.
+    async fn full_error(&self, subject: String, why: String) -> CarryError {
         let reason = match subject.starts_with("image.") {
             true => crate::image_refusal::refusal_reason(&self.bus).await.ok().flatten(),
             false => None,
@@ -151,34 +162,51 @@ impl Publisher {
         CarryError::Full { subject, why: reason.unwrap_or(why) }
     }
 
-    async fn once(&self, publication: &Publication) -> Result<PublishOutcome, PublishError> {
-        let ack = self.bus.js.send_publish(publication.subject.clone(), publication.message()).await?.await?;
-        Ok(if ack.duplicate { PublishOutcome::Duplicate(ack.sequence) } else { PublishOutcome::Stored(ack.sequence) })
+    async fn publish_once(&self, publication: &Publication) -> Result<PublishOutcome, PublishRetry> {
+        in_memory!(self.bus, link => {
+            let expected = publication.first_only.then_some(0);
+            let (subject, payload) = (publication.subject.as_str(), publication.payload.clone());
+            match link.publish(subject, publication.header_list(), payload, expected).await {
+                Ok(stored) if stored.is_duplicate => Ok(PublishOutcome::Duplicate(stored.sequence)),
+                Ok(stored) => Ok(PublishOutcome::Stored(stored.sequence)),
+                Err(failure) if failure.is_taken() => Ok(PublishOutcome::Taken),
+                Err(failure) => Err(failure.classify(publication, self.timeout)),
+            }
+        });
+        let js = &self.bus.nats().map_err(Permanent)?.js;
+        let sent = async { js.send_publish(publication.subject.clone(), publication.message()).await?.await };
+        match sent.await {
+            Ok(ack) if ack.duplicate => Ok(PublishOutcome::Duplicate(ack.sequence)),
+            Ok(ack) => Ok(PublishOutcome::Stored(ack.sequence)),
+            Err(error) if is_taken(&error) => Ok(PublishOutcome::Taken),
+            Err(error) => Err(classify_error(&error, publication, self.timeout)),
+        }
     }
 }
 
-enum PublishRetry {
-    Hopeless(CarryError),
-    Passing(CarryError),
+/// Whether a failed publish is worth a retry.
+pub(crate) enum PublishRetry {
+    Permanent(CarryError),
+    Transient(CarryError),
 }
-use PublishRetry::{Hopeless, Passing};
+use PublishRetry::{Permanent, Transient};
 
-fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> PublishRetry {
+fn classify_error(error: &PublishError, publication: &Publication, timeout: Duration) -> PublishRetry {
     let subject = publication.subject.clone();
     if let Some((code, why)) = server_code(error) {
         if is_full(code, &why) {
-            return Hopeless(CarryError::Full { subject, why });
+            return Permanent(CarryError::Full { subject, why });
         }
         if code == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM {
-            return Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() });
+            return Permanent(CarryError::TooLarge { subject, size_bytes: publication.payload.len() });
         }
-        tracing::debug!(subject, code = code.0, why, "server refused a message");
+        tracing::debug!(subject, code = code.0, why, "message refused by the server");
     }
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => {
-            Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
+            Permanent(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
         }
-        PublishErrorKind::StreamNotFound => Passing(CarryError::NoStream { subject }),
-        _ => Passing(CarryError::NoAck { subject, patience }),
+        PublishErrorKind::StreamNotFound => Transient(CarryError::NoStream { subject }),
+        _ => Transient(CarryError::NoAck { subject, timeout }),
     }
 }

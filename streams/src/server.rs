@@ -1,5 +1,5 @@
-//! A nats-server of our own: found, checked, started on loopback, restarted when it dies, stopped
-//! with us and never left behind. Downloads nothing.
+//! Runs a nats-server of our own: finds and checks the program, starts it on loopback, restarts it when it dies, and
+//! stops it with us. Downloads nothing.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -26,89 +26,89 @@ use crate::monitor::{self, Health};
 use crate::permissions::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SITE_ACCOUNT, SubjectPermissions};
 use crate::subject_table::Role;
 
-/// The version `make setup` fetches.
+/// The version that `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
 
-/// The configuration in a server's store.
+/// File of the configuration in a server's store.
 const CONFIGURATION: &str = "nats-server.conf";
-/// A file that says that a store is encrypted.
+/// File that marks a store as encrypted.
 const ENCRYPTED: &str = "encrypted";
-/// Users of the place itself, in its store.
+/// File of the users of the site or cloud itself, in the store.
 pub(crate) const USERS: &str = "users.conf";
-/// Cameras that speak NATS, in its store.
+/// File of the cameras that use NATS, in the store.
 pub(crate) const CAMERA_USERS: &str = "cameras.conf";
-/// Accounts of a fleet's hub, in its store.
+/// Link to the accounts of a fleet's hub, in the store.
 const ACCOUNTS: &str = "accounts.conf";
-/// The log in a server's store; its times are UTC.
+/// File of the log in a server's store; its times are UTC.
 const LOG: &str = "nats-server.log";
-/// So much of the end of a log is looked at, bytes.
-const LOG_END: u64 = 512 * 1024;
-/// Ports are asked of the system and can be taken by somebody else before the server binds them.
+/// Bytes at the end of a log that are examined.
+const LOG_TAIL_BYTES: u64 = 512 * 1024;
+/// Attempts to start: ports come from the system, and somebody else may take one before the server binds it.
 const START_TRIES: usize = 5;
-const START_PATIENCE: Duration = Duration::from_secs(20);
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-/// How often it is looked whether it can write.
-const HEALTH_EVERY: Duration = Duration::from_secs(1);
-/// One that cannot write is started again when so much is free on its disk, bytes: less is gone in a moment.
-const ROOM_TO_START: u64 = 8 * 1024 * 1024;
-/// A server that lived this long had a good start: the next backoff begins anew.
-const GOOD_LIFE: Duration = Duration::from_secs(30);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// How often the server's health is checked.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// Free bytes on the disk before a server that cannot write is restarted: less would be used up at once.
+const MIN_FREE_TO_RESTART: u64 = 8 * 1024 * 1024;
+/// After running this long, the next restart starts with the first backoff again.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// Why no server runs.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// No program of that name anywhere.
+    /// The program was not found.
     #[error(
-        "nats-server was not found (looked at: {looked_at}): run `make setup`, or name one in TRIBUTARY_NATS_SERVER"
+        "nats-server was not found (searched: {looked_at}); run `make setup`, or name one in TRIBUTARY_NATS_SERVER"
     )]
     NotFound {
-        /// The places looked at.
+        /// Paths that were searched.
         looked_at: String,
     },
-    /// A program that is no nats-server, or an old one.
-    #[error("{path} is {found}, at least nats-server {}.{} is needed: run `make setup` for {PINNED}, or name another in TRIBUTARY_NATS_SERVER", OLDEST_SERVER.0, OLDEST_SERVER.1)]
+    /// The program is not a nats-server, or too old.
+    #[error("{path} is {found}; at least nats-server {}.{} is needed: run `make setup` for {PINNED}, or name another in TRIBUTARY_NATS_SERVER", OLDEST_SERVER.0, OLDEST_SERVER.1)]
     Refused {
-        /// Where it is.
+        /// Path of the program.
         path: PathBuf,
-        /// What it says of itself.
+        /// What the program reports itself to be.
         found: String,
     },
-    /// Somebody else uses the store.
-    #[error("{path} is in use by another tributary: stop it, or choose another folder with --store")]
+    /// Another process uses the store.
+    #[error("{path} is in use by another tributary; stop it, or choose another folder with --store")]
     InUse {
-        /// The store.
+        /// Path of the store.
         path: PathBuf,
     },
-    /// What is there was stored in the clear.
-    #[error("{store} holds what was stored unencrypted, and the key {key} is not there: use another store, or leave up.encryption_key out", store = store.display(), key = key.display())]
+    /// An encryption key is set, but the store holds unencrypted data.
+    #[error("{store} holds unencrypted data, and the key {key} does not exist; use another store, or remove up.encryption_key", store = store.display(), key = key.display())]
     NotEncrypted {
-        /// The store.
+        /// Path of the store.
         store: PathBuf,
-        /// The key that is not there.
+        /// Path of the missing key.
         key: PathBuf,
     },
-    /// What is there is encrypted.
-    #[error("what {store} holds is encrypted: name the file of its key with up.encryption_key", store = store.display())]
+    /// The store is encrypted, but no key is set.
+    #[error("{store} is encrypted; name its key file with up.encryption_key", store = store.display())]
     Encrypted {
-        /// The store.
+        /// Path of the store.
         store: PathBuf,
     },
-    /// It did not come up.
-    #[error("nats-server did not start: {why} (its log: {log})")]
+    /// The server did not start.
+    #[error("nats-server did not start: {why} (see its log: {log})")]
     NotStarted {
-        /// The last lines of its log, or the system's words.
+        /// The last error in its log.
         why: String,
-        /// Where the whole log is.
+        /// Path of the log.
         log: PathBuf,
     },
-    /// A file of the store cannot be written.
-    #[error("{path} cannot be written")]
+    /// A file of the store could not be written.
+    #[error("{path} could not be written")]
     Store {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
@@ -121,114 +121,114 @@ pub enum Durability {
     /// Before it is acknowledged: it survives a power cut.
     #[default]
     PowerSafe,
-    /// Within two minutes: it survives a crash of any process, not one of the machine.
+    /// Within two minutes: it survives the crash of any process, but not of the machine.
     Fast,
 }
 
-/// How a server is joined to others.
+/// How a server is linked to others.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LeafMode {
-    /// Not at all.
+    /// It is not linked.
     Alone,
-    /// These sites may join it, each with a password of its own and no more rights than a site needs.
+    /// These sites may join it, each with a password of its own and only the permissions a site needs.
     Hub(Vec<SiteName>),
     /// It joins the hub at this address, for example `nats-leaf://reef:PASSWORD@127.0.0.1:7422`.
     Of(String),
-    /// The hub of a fleet: it listens on every address, encrypted, for those who have a key.
+    /// The hub of a fleet: it listens on every address, encrypted, for sites with a key.
     HubOfFleet(FleetHub),
     /// A site of a fleet, whose hub may be far away.
     OfFleet(FleetLeaf),
 }
 
-/// What the hub of a fleet is made of.
+/// Configuration of a fleet's hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetHub {
     /// Port for leaf servers.
     pub leaf_port: u16,
-    /// Its certificate and key, PEM.
+    /// File of its certificate, PEM.
     pub certificate: PathBuf,
-    /// See `certificate`.
+    /// File of the certificate's key, PEM.
     pub key: PathBuf,
-    /// File with its accounts, users and rights, as the server reads it.
+    /// File with its accounts, users and permissions, in the server's syntax.
     pub accounts: PathBuf,
 }
 
-/// What makes a server a site of a fleet.
+/// Configuration of a site in a fleet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FleetLeaf {
-    /// Where the hub takes leaf servers, `tls://HOST:PORT`.
+    /// Address of the hub's port for leaf servers, `tls://HOST:PORT`.
     pub hub: String,
-    /// The authority by which the hub is known, PEM.
+    /// File of the authority that certifies the hub, PEM.
     pub authority: PathBuf,
     /// Seed of the site's NKey.
     pub seed: Secret,
 }
 
-/// What server to run.
+/// How to run a server.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
-    /// The program; looked for if absent.
+    /// Path of the program; searched for if absent.
     pub program: Option<PathBuf>,
-    /// Folder of its store, configuration and log; made if absent.
+    /// Folder of its store, configuration and log; created if absent.
     pub store: PathBuf,
-    /// Its name among servers.
+    /// Name of the server.
     pub name: String,
-    /// JetStream domain; needed where leaf links are.
+    /// JetStream domain; required with leaf links.
     pub domain: Option<String>,
-    /// Port for clients; 0 finds a free one.
+    /// Port for clients; 0 picks a free one.
     pub port: u16,
-    /// Address and port for MQTT clients; port 0 finds a free one, absent offers none.
+    /// Address and port for MQTT clients; port 0 picks a free one; absent: no MQTT.
     pub mqtt: Option<SocketAddr>,
-    /// Subjects with wildcards, and what is published on them is published on instead ([`crate::subject::map_topic`]).
+    /// Subjects with wildcards, and the subjects that they are mapped to ([`crate::subject::map_topic`]).
     pub mappings: Vec<(String, String)>,
     /// When a stored message is on the disk.
     pub durability: Durability,
-    /// File of the key that everything stored is encrypted with; made if absent, unless something is stored already. Without
-    /// the file nothing of the store can be read.
+    /// File of the key that encrypts everything stored; created if absent, unless something is stored already.
+    /// Without the file nothing in the store can be read.
     pub encryption_key: Option<PathBuf>,
-    /// Bytes that its streams may hold together ([`crate::topology::Plan::max_store_bytes`]). A server that is told nothing
-    /// takes three quarters of what is free when it starts, and nothing at all on a disk that is full then.
+    /// Bytes its streams may hold together ([`crate::topology::TopologyPlan::max_store_bytes`]). By itself a server
+    /// would use three quarters of the free space at its start, and nothing at all if the disk is full then.
     pub max_store_bytes: u64,
-    /// How it is joined to others.
+    /// Links to other servers.
     pub leaf: LeafMode,
-    /// The site whose workers and cameras have users here; absent at a hub.
+    /// Site whose workers and cameras have users here; absent at a hub.
     pub site: Option<SiteName>,
-    /// How clients from other machines are let in.
+    /// Access for clients on other machines.
     pub entry: ClientListener,
 }
 
-/// How clients are let in.
+/// Access for clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientListener {
-    /// Address on which clients are listened for.
+    /// Address to listen on.
     pub listen: IpAddr,
-    /// Certificate for clients and MQTT clients; absent: nothing is encrypted.
+    /// Certificate for NATS and MQTT clients; absent: no encryption.
     pub certificate: Option<CertificateFiles>,
-    /// Whether whoever gives no name may do everything, as is fit where all who reach the server belong to the machine.
+    /// Whether a client without a login has all rights, as is fit where only programs on this machine reach the server.
     pub is_open: bool,
 }
 
 impl Default for ClientListener {
-    /// This machine alone, unencrypted, without a password.
+    /// Loopback only, unencrypted, without a password.
     fn default() -> Self {
         Self { listen: IpAddr::V4(Ipv4Addr::LOCALHOST), certificate: None, is_open: true }
     }
 }
 
-/// A certificate and where its authority is, all PEM.
+/// Files of a certificate and its authority, all PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// Certificate of the server.
     pub certificate: PathBuf,
-    /// Its key.
+    /// Key of the certificate.
     pub key: PathBuf,
-    /// The authority by which it is known; absent: one that the system trusts.
+    /// Authority that signed it; absent: one that the system trusts.
     pub authority: Option<PathBuf>,
-    /// The name by which this machine's own workers reach the server, one that stands in the certificate.
+    /// Host name in the certificate by which workers on this machine reach the server.
     pub host: String,
 }
 
-/// How somebody is known to a server.
+/// Login of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     /// User name.
@@ -245,10 +245,11 @@ struct Ports {
     mqtt: Option<SocketAddr>,
 }
 
-/// Passwords of a server that others join, or that joins another; made anew with each server.
+/// Passwords of a server; generated anew at each start.
 #[derive(Debug, Clone, Default)]
 struct ServerPasswords {
-    /// Of whoever works at the place itself: nobody needs it, for on loopback who says nothing is that user.
+    /// Of the operator at the site or in the cloud; not needed on loopback, where a client without a login is that
+    /// user.
     own: String,
     /// Of the user at the near end of the link.
     link: String,
@@ -260,7 +261,7 @@ struct ServerPasswords {
 
 impl ServerPasswords {
     /// # Errors
-    /// That the system has no random numbers.
+    /// The system provides no random numbers.
     fn new(leaf: &LeafMode) -> std::io::Result<Self> {
         let sites = match leaf {
             LeafMode::Hub(sites) => {
@@ -268,7 +269,7 @@ impl ServerPasswords {
             }
             LeafMode::Alone | LeafMode::Of(_) | LeafMode::HubOfFleet(_) | LeafMode::OfFleet(_) => Vec::new(),
         };
-        // A fleet's hub knows its roles by keys.
+        // A fleet's hub identifies its roles by keys.
         let roles: &[&[Role]] = match leaf {
             LeafMode::Alone => &[&Role::AT_SITE, &Role::IN_CLOUD],
             LeafMode::Hub(_) => &[&Role::IN_CLOUD],
@@ -281,17 +282,17 @@ impl ServerPasswords {
     }
 }
 
-/// A password of 128 random bits. A letter first: the server takes a number for no password.
+/// A password of 128 random bits. It starts with a letter, because the server would read digits as a number.
 ///
 /// # Errors
-/// That the system has no random numbers.
+/// The system provides no random numbers.
 pub fn new_password() -> std::io::Result<String> {
     let random = ring::rand::generate::<[u8; 16]>(&ring::rand::SystemRandom::new());
-    let random = random.map_err(|_| std::io::Error::other("the system has no random numbers"))?;
+    let random = random.map_err(|_| std::io::Error::other("the system provides no random numbers"))?;
     Ok(random.expose().iter().fold("p".to_owned(), |text, byte| format!("{text}{byte:02x}")))
 }
 
-/// The user that may do everything at a place. Cameras have no name like it: theirs have no `@`.
+/// The user with all rights at a site or in the cloud. No camera has such a name: camera names contain no `@`.
 pub const OWN_USER: &str = "@own";
 
 /// The user of a worker.
@@ -299,7 +300,7 @@ fn role_user(role: Role) -> String {
     format!("@{}", role.as_str())
 }
 
-/// Where this machine's own workers reach what listens on an address, as it stands in a URL.
+/// The host in a URL by which this machine's workers reach a server that listens on an address.
 pub fn host_of(listen: IpAddr) -> String {
     match listen {
         listen if listen.is_unspecified() => "127.0.0.1".into(),
@@ -308,16 +309,16 @@ pub fn host_of(listen: IpAddr) -> String {
     }
 }
 
-/// Whether clients are encrypted: those of this machine alone need it not.
-fn is_beyond(entry: &ClientListener, certificate: Option<&CertificateFiles>) -> bool {
+/// Whether connections of clients are encrypted; not needed on loopback.
+fn needs_encryption(entry: &ClientListener, certificate: Option<&CertificateFiles>) -> bool {
     certificate.is_some() && !entry.listen.is_loopback()
 }
 
-/// The user at a site's end of the link to the cloud, in an account of its own: whatever comes over the link reaches that
-/// account and nothing of the site's.
+/// The user at a site's end of the link to the cloud, in an account of its own: whatever comes over the link reaches
+/// only that account, and nothing of the site's.
 pub const LINK_USER: &str = "link";
 
-/// Whoever has a site's password comes as a leaf server or not at all.
+/// Limits a site's login to leaf servers.
 const SITE_IS_LEAF: &str = "allowed_connection_types: [\"LEAFNODE\"]";
 
 /// A running server. Dropping it stops the server.
@@ -330,7 +331,7 @@ pub struct Server {
     has_link: bool,
     running: Arc<RunningServer>,
     supervisor: Option<std::thread::JoinHandle<()>>,
-    /// Held as long as the server may write to its store.
+    /// Locks the store while the server may write to it.
     lock: Option<Flock<fs::File>>,
 }
 
@@ -347,45 +348,45 @@ struct ServerProcess {
 }
 
 impl Server {
-    /// Starts a server and waits until it takes work. Blocks; call it off the async threads.
+    /// Starts a server and waits until it is healthy. Blocks; call it outside async threads.
     pub fn start(settings: &ServerSettings) -> Result<Self, ServerError> {
         let program = find_program(settings.program.as_deref())?;
-        let written = |path: &Path| {
+        let storing = |path: &Path| {
             let path = path.to_owned();
             move |source| ServerError::Store { path, source }
         };
-        fs::create_dir_all(&settings.store).map_err(written(&settings.store))?;
-        let store = settings.store.canonicalize().map_err(written(&settings.store))?;
+        fs::create_dir_all(&settings.store).map_err(storing(&settings.store))?;
+        let store = settings.store.canonicalize().map_err(storing(&settings.store))?;
         let mut lock = Some(lock(&store)?);
-        name_account(&store).map_err(written(&store))?;
+        rename_unnamed_account(&store).map_err(storing(&store))?;
         let log = store.join(LOG);
         if let LeafMode::HubOfFleet(hub) = &settings.leaf {
-            // The server reads what it includes from its own folder alone; a link is followed anew with each reload.
+            // The server includes files from its own folder only; a link is resolved again at each reload.
             let link = store.join(ACCOUNTS);
-            let accounts = hub.accounts.canonicalize().map_err(written(&hub.accounts))?;
+            let accounts = hub.accounts.canonicalize().map_err(storing(&hub.accounts))?;
             let _absent = fs::remove_file(&link);
-            std::os::unix::fs::symlink(accounts, &link).map_err(written(&link))?;
+            std::os::unix::fs::symlink(accounts, &link).map_err(storing(&link))?;
         }
         if settings.encryption_key.is_none() && store.join(ENCRYPTED).exists() {
             return Err(ServerError::Encrypted { store });
         }
-        let encryption = settings.encryption_key.as_deref().map(|path| encryption(path, &store)).transpose()?;
-        let passwords = ServerPasswords::new(&settings.leaf).map_err(written(&store))?;
+        let encryption = settings.encryption_key.as_deref().map(|path| encryption_line(path, &store)).transpose()?;
+        let passwords = ServerPasswords::new(&settings.leaf).map_err(storing(&store))?;
         let mut why = String::new();
         for _ in 0..START_TRIES {
-            let ports = ports(settings).map_err(written(&store))?;
+            let ports = choose_ports(settings).map_err(storing(&store))?;
             let path = store.join(CONFIGURATION);
             write_private(&path, &configuration(settings, &store, ports, &passwords, encryption.as_deref()))
-                .map_err(written(&path))?;
-            let cameras = CameraLogins::read(&store).map_err(written(&store))?;
-            let users = users_here(settings, &passwords);
-            cameras.write_users(&store, settings.site.as_ref(), &users).map_err(written(&store))?;
+                .map_err(storing(&path))?;
+            let cameras = CameraLogins::read(&store).map_err(storing(&store))?;
+            let users = local_users(settings, &passwords);
+            cameras.write_users(&store, settings.site.as_ref(), &users).map_err(storing(&store))?;
             let running = Arc::new(RunningServer::default());
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
             let has_link = matches!(settings.leaf, LeafMode::Of(_) | LeafMode::OfFleet(_));
             let certificate = settings.entry.certificate.as_ref();
             let is_encrypted =
-                matches!(settings.leaf, LeafMode::HubOfFleet(_)) || is_beyond(&settings.entry, certificate);
+                matches!(settings.leaf, LeafMode::HubOfFleet(_)) || needs_encryption(&settings.entry, certificate);
             let mut server = Self {
                 ports,
                 scheme: if is_encrypted { "tls" } else { "nats" },
@@ -400,11 +401,11 @@ impl Server {
                 supervisor: Some(supervisor),
                 lock: lock.take(),
             };
-            if server.ready() {
+            if server.wait_until_healthy() {
                 return Ok(server);
             }
-            why = last_words(&log);
-            server.halt();
+            why = last_error(&log);
+            server.stop();
             lock = server.lock.take();
         }
         Err(ServerError::NotStarted { why, log })
@@ -415,51 +416,51 @@ impl Server {
         format!("{}://{}:{}", self.scheme, self.host, self.ports.client)
     }
 
-    /// The authority by which clients know it, where it is encrypted under one of its own.
+    /// Authority that clients need to verify the server; `None` unless it is encrypted with one of its own.
     pub fn authority(&self) -> Option<&Path> {
         self.authority.as_deref()
     }
 
-    /// How the place itself is known, which may do everything.
+    /// Login of the operator, with all rights.
     pub fn own_login(&self) -> Login {
         Login { user: OWN_USER.into(), password: self.passwords.own.clone() }
     }
 
-    /// How a worker is known, with no more rights than it needs; absent where it has no user.
+    /// Login of a worker, with only the rights it needs; `None` if the role has no user here.
     pub fn login(&self, role: Role) -> Option<Login> {
         let (_, password) = self.passwords.roles.iter().find(|(known, _)| *known == role)?;
         Some(Login { user: role_user(role), password: password.clone() })
     }
 
-    /// Address of its monitoring pages.
+    /// Address of the monitoring pages.
     pub fn monitor_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.monitor)
     }
 
-    /// Port for leaf servers, where it is a hub.
+    /// Port for leaf servers, if it is a hub.
     pub fn leaf_port(&self) -> u16 {
         self.ports.leaf
     }
 
-    /// Where a site joins it as a leaf, with the site's password; `port` is this server's own or that of whoever stands
-    /// before it. Absent where it is no hub of that site.
+    /// Address by which a site joins as a leaf, with the site's password; `port` is this server's own or that of a
+    /// proxy before it. `None` unless it is a hub of that site.
     pub fn leaf_url(&self, site: &SiteName, port: u16) -> Option<String> {
         let (_, password) = self.passwords.sites.iter().find(|(name, _)| name == site)?;
         Some(format!("nats-leaf://{site}:{password}@127.0.0.1:{port}"))
     }
 
-    /// Password of [`LINK_USER`], where it joins another server.
+    /// Password of [`LINK_USER`], if it joins another server.
     pub fn link_password(&self) -> Option<&str> {
         self.has_link.then_some(self.passwords.link.as_str())
     }
 
-    /// Port for MQTT clients, where it has one.
+    /// Port for MQTT clients, if it has one.
     pub fn mqtt_port(&self) -> Option<u16> {
         self.ports.mqtt.map(|address| address.port())
     }
 
-    /// Writes everything the store holds to the disk. Needed after streams were created: the server
-    /// does not wait for the disk there, and a power cut would take the stream with its messages.
+    /// Writes the whole store to the disk. Needed after streams were created: the server does not wait for the disk
+    /// then, and a power cut would lose the stream with its messages.
     pub fn sync_store(&self) -> std::io::Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(lock) = &self.lock {
@@ -468,21 +469,21 @@ impl Server {
         Ok(())
     }
 
-    /// Process id at this moment; absent between a death and the restart.
+    /// Process id; `None` between an exit and the restart.
     pub fn process(&self) -> Option<u32> {
         self.running.lock().id
     }
 
-    /// How often it died and was started again.
+    /// How often the server was restarted.
     pub fn restarts(&self) -> u64 {
         self.running.lock().restarts
     }
 
-    /// Whether it answers that it is healthy, JetStream included, before the patience is used up.
-    fn ready(&self) -> bool {
-        let until = Instant::now() + START_PATIENCE;
+    /// Waits until the server reports that it is healthy, JetStream included; false after the timeout or an exit.
+    fn wait_until_healthy(&self) -> bool {
+        let until = Instant::now() + START_TIMEOUT;
         while Instant::now() < until {
-            if ask_health(self.ports.monitor) == Some(Health::Well) {
+            if query_health(self.ports.monitor) == Some(Health::Well) {
                 return true;
             }
             if self.running.lock().restarts > 0 {
@@ -493,8 +494,8 @@ impl Server {
         false
     }
 
-    /// Asks it to stop, and makes it when it does not.
-    fn halt(&mut self) {
+    /// Stops the server, by force after a timeout.
+    fn stop(&mut self) {
         let process = {
             let mut process = self.running.lock();
             process.stopping = true;
@@ -503,7 +504,7 @@ impl Server {
         if let Some(id) = process {
             signal(id, Signal::SIGTERM);
         }
-        let until = Instant::now() + STOP_PATIENCE;
+        let until = Instant::now() + STOP_TIMEOUT;
         let Some(supervisor) = self.supervisor.take() else { return };
         while !supervisor.is_finished() {
             if Instant::now() > until
@@ -514,14 +515,14 @@ impl Server {
             pause(Duration::from_millis(10));
         }
         if supervisor.join().is_err() {
-            tracing::error!("the thread that watched nats-server panicked");
+            tracing::error!("nats-server supervisor panicked");
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.halt();
+        self.stop();
     }
 }
 
@@ -531,14 +532,14 @@ impl RunningServer {
     }
 }
 
-/// Whether a process of this id lives.
+/// Whether a process with this id exists.
 pub fn is_alive(process: u32) -> bool {
     kill(Pid::from_raw(process.cast_signed()), None).is_ok()
 }
 
-/// The program to run: as set, then TRIBUTARY_NATS_SERVER, then PATH, then the cache of
-/// `make setup`. One that was named and is wrong is refused; one on PATH that is too old is passed
-/// over for the cache's.
+/// The program to run: from the settings, TRIBUTARY_NATS_SERVER, PATH, or the cache of `make setup`, in this order. One
+/// that was named and is unsuitable is an error; one on PATH that is too old is skipped in favour of the
+/// cache's.
 pub fn find_program(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
     let named = setting.map(Path::to_owned).or_else(|| std::env::var_os("TRIBUTARY_NATS_SERVER").map(PathBuf::from));
     if let Some(path) = named {
@@ -556,7 +557,7 @@ pub fn find_program(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
             match check(&path) {
                 Ok(()) => return Ok(path),
                 Err(error) => {
-                    tracing::warn!(%error, "nats-server passed over");
+                    tracing::warn!(%error, "nats-server binary skipped");
                     refused = Some(error);
                 }
             }
@@ -570,7 +571,7 @@ fn check(path: &Path) -> Result<(), ServerError> {
     server_version(path).map(|_| ())
 }
 
-/// Version of the program at a path, which must be a nats-server and new enough.
+/// Version of the program at a path, if it is a nats-server and new enough.
 pub fn server_version(path: &Path) -> Result<String, ServerError> {
     let refused = |found: String| ServerError::Refused { path: path.to_owned(), found };
     let output = Command::new(path).arg("--version").output().map_err(|error| refused(error.to_string()))?;
@@ -584,7 +585,7 @@ pub fn server_version(path: &Path) -> Result<String, ServerError> {
     Ok(found.trim_start_matches('v').to_owned())
 }
 
-/// When the server of this store has a message on the disk, as its configuration says.
+/// Durability of the server in a store, according to its configuration.
 pub fn durability(store: &Path) -> Option<Durability> {
     let configuration = fs::read_to_string(store.join(CONFIGURATION)).ok()?;
     let (_, sync) = configuration.split_once("sync_interval:")?;
@@ -592,55 +593,57 @@ pub fn durability(store: &Path) -> Option<Durability> {
     Some(if fast { Durability::Fast } else { Durability::PowerSafe })
 }
 
-/// Bytes that are free where a store is, for those who are not the system's administrator.
+/// Free bytes on the disk of a store, as available to ordinary users.
 pub fn free_bytes(store: &Path) -> std::io::Result<u64> {
-    let found = nix::sys::statvfs::statvfs(store)?;
-    // Narrower numbers on some systems.
+    let stats = nix::sys::statvfs::statvfs(store)?;
+    // Narrower integers on some systems.
     #[allow(clippy::useless_conversion)]
-    let (blocks, block_bytes) = (u64::from(found.blocks_available()), u64::from(found.fragment_size()));
+    let (blocks, block_bytes) = (u64::from(stats.blocks_available()), u64::from(stats.fragment_size()));
     Ok(blocks.saturating_mul(block_bytes))
 }
 
-/// The stream for which the server of this store dropped messages, if it did within the time: they came faster than its
-/// disk took them, and only publishers who asked for an answer were told. Only the server's log says so.
+/// The stream for which the server of this store last dropped messages within `time`: they arrived faster than its
+/// disk writes, and only publishers who asked for an acknowledgement were told. Read from the server's log.
 pub fn dropped_within(store: &Path, time: Duration) -> Option<String> {
-    last_drop(&log_end(store)?, OffsetDateTime::now_utc() - time)
+    last_drop(&log_tail(store)?, OffsetDateTime::now_utc() - time)
 }
 
-/// The subject on which the server of this store last refused what somebody published, if it did within the time. A client
-/// that speaks MQTT is not told: version 3.1.1 has no word for it.
+/// The subject on which the server of this store last refused a message within `time`. Read from the server's log: an
+/// MQTT client is not told, because version 3.1.1 has no way to say it.
 pub fn refused_within(store: &Path, time: Duration) -> Option<String> {
-    last_refusal(&log_end(store)?, OffsetDateTime::now_utc() - time)
+    last_refusal(&log_tail(store)?, OffsetDateTime::now_utc() - time)
 }
 
 /// The end of a server's log.
-fn log_end(store: &Path) -> Option<String> {
+fn log_tail(store: &Path) -> Option<String> {
     let mut log = fs::File::open(store.join(LOG)).ok()?;
     let length = log.metadata().ok()?.len();
-    log.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
+    log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES))).ok()?;
     let mut end = Vec::new();
-    log.take(LOG_END).read_to_end(&mut end).ok()?;
+    log.take(LOG_TAIL_BYTES).read_to_end(&mut end).ok()?;
     Some(String::from_utf8_lossy(&end).into_owned())
 }
 
-/// The subject that the last such line of a log names, unless it is older. Pure.
+/// The subject of the last refusal in a log, unless it is older than `since`. Pure.
 fn last_refusal(log: &str, since: OffsetDateTime) -> Option<String> {
-    // [pid] 2026/11/30 07:51:43.201269 [ERR] 127.0.0.1:56641 - mid:119 - "client" - Publish Violation - Subject "image.a.b"
+    // [pid] 2026/11/30 07:51:43.201269 [ERR] 127.0.0.1:56641 - mid:119 - "client" - Publish Violation - Subject
+    // "image.a.b"
     let line = log.lines().rev().find(|line| line.contains("Publish Violation"))?;
     let subject = line.rsplit_once("Subject \"")?.1.split('"').next()?;
     (time_of(line)? >= since).then(|| subject.to_owned())
 }
 
-/// When a line of a log was written. Pure.
+/// The time of a log line. Pure.
 fn time_of(line: &str) -> Option<OffsetDateTime> {
     let (_, rest) = line.split_once("] ")?;
     let format = format_description!("[year]/[month]/[day] [hour]:[minute]:[second]");
     Some(PrimitiveDateTime::parse(rest.get(..19)?, format).ok()?.assume_utc())
 }
 
-/// The stream that the last such line of a log names, unless it is older. Pure.
+/// The stream of the last drop in a log, unless it is older than `since`. Pure.
 fn last_drop(log: &str, since: OffsetDateTime) -> Option<String> {
-    // [pid] 2026/11/29 03:00:22.123456 [WRN] Dropping messages due to excessive stream ingest rate on '$G' > 'IMAGES': …
+    // [pid] 2026/11/29 03:00:22.123456 [WRN] Dropping messages due to excessive stream ingest rate on '$G' > 'IMAGES':
+    // …
     let line = log.lines().rev().find(|line| line.contains("Dropping messages due to excessive stream ingest rate"))?;
     let stream = line.split('\'').nth(3)?;
     (time_of(line)? >= since).then(|| stream.to_owned())
@@ -653,7 +656,7 @@ fn sync_interval(durability: Durability) -> &'static str {
     }
 }
 
-/// The folder `make setup` puts programs into.
+/// The folder into which `make setup` puts programs.
 pub fn program_cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("TRIBUTARY_CACHE")
@@ -672,8 +675,8 @@ fn lock(store: &Path) -> Result<Flock<fs::File>, ServerError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ServerError::InUse { path: store.to_owned() })
 }
 
-fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
-    // All are held until all are chosen, so that no two are the same.
+fn choose_ports(settings: &ServerSettings) -> std::io::Result<Ports> {
+    // All are bound until all are chosen, so that no two are the same.
     let free = || TcpListener::bind("127.0.0.1:0");
     let (client, monitor, leaf, mqtt) = (free()?, free()?, free()?, free()?);
     let port = |held: &TcpListener| held.local_addr().map(|address| address.port());
@@ -691,8 +694,8 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
     })
 }
 
-/// The line that makes the server encrypt what it stores (docs.nats.io, JetStream encryption at rest).
-fn encryption(path: &Path, store: &Path) -> Result<String, ServerError> {
+/// The configuration line that makes the server encrypt its store (docs.nats.io, JetStream encryption at rest).
+fn encryption_line(path: &Path, store: &Path) -> Result<String, ServerError> {
     let failed = |source| ServerError::Store { path: path.to_owned(), source };
     if !path.exists() {
         let is_used = fs::read_dir(store.join("jetstream")).is_ok_and(|mut entries| entries.next().is_some());
@@ -703,14 +706,19 @@ fn encryption(path: &Path, store: &Path) -> Result<String, ServerError> {
     }
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o027 != 0 {
-        return Err(failed(std::io::Error::other(format!("it has mode {:o}: run `chmod 600` on it", mode & 0o777))));
+        return Err(failed(std::io::Error::other(format!(
+            "the key file has mode {:o}, so other users can read it: run `chmod 600` on it",
+            mode & 0o777
+        ))));
     }
     let key = fs::read_to_string(path).map_err(failed)?;
     let key = key.trim();
     if key.len() < 16 || !key.chars().all(|c| c.is_ascii_alphanumeric()) {
-        return Err(failed(std::io::Error::other("it holds no key: 16 or more letters and digits")));
+        return Err(failed(std::io::Error::other(
+            "the key file holds no key; expected at least 16 letters and digits",
+        )));
     }
-    // For whoever starts it without the key: the server alone would only say that it can recover nothing.
+    // For a later start without the key: the server's own error would only say that it cannot recover anything.
     write_private(&store.join(ENCRYPTED), "").map_err(failed)?;
     Ok(format!("  cipher: chachapoly, key: \"{key}\""))
 }
@@ -739,7 +747,7 @@ fn configuration(
         "logfile_max_num: 2".into(),
         "logtime_utc: true".into(),
         format!("max_payload: {MAX_MESSAGE_BYTES}"),
-        // The default of 64 MB drops the connection of whoever pulls large images.
+        // The default of 64 MB drops connections that pull large images.
         "max_pending: 256MB".into(),
         "write_deadline: \"10s\"".into(),
         "ping_interval: \"5s\"".into(),
@@ -760,7 +768,7 @@ fn configuration(
         false => format!("mappings {{ {} }}", mappings.collect::<Vec<_>>().join(", ")),
     };
     let site_accounts = site_accounts(settings.site.as_ref(), &mappings);
-    // On loopback who gives no name is the place itself, as with a server without passwords.
+    // On loopback a client without a login is the operator, as with a server without passwords.
     if settings.entry.is_open && !matches!(settings.leaf, LeafMode::HubOfFleet(_)) {
         lines.push(format!("no_auth_user: {}", quoted(OWN_USER)));
     }
@@ -768,7 +776,7 @@ fn configuration(
     let tls = settings.entry.certificate.as_ref().map(|files| {
         format!("tls {{ cert_file: {}, key_file: {}, timeout: 5 }}", path(&files.certificate), path(&files.key))
     });
-    lines.extend(tls.clone().filter(|_| is_beyond(&settings.entry, settings.entry.certificate.as_ref())));
+    lines.extend(tls.clone().filter(|_| needs_encryption(&settings.entry, settings.entry.certificate.as_ref())));
     match &settings.leaf {
         LeafMode::Alone => lines.push(format!("accounts {{\n{site_accounts}}}")),
         LeafMode::Hub(_) => {
@@ -779,7 +787,7 @@ fn configuration(
             };
             let sites: Vec<(SiteName, Vec<String>)> = passwords.sites.iter().map(site).collect();
             lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf));
-            let accounts = permissions::hub_accounts(&users_here(settings, passwords), &sites, domain);
+            let accounts = permissions::hub_accounts(&local_users(settings, passwords), &sites, domain);
             lines.push(format!("accounts {{\n{accounts}}}"));
         }
         LeafMode::HubOfFleet(hub) => {
@@ -791,7 +799,7 @@ fn configuration(
             ));
             lines.push(format!("include {ACCOUNTS}"));
         }
-        LeafMode::Of(hub) => lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &site_accounts)),
+        LeafMode::Of(hub) => lines.extend(site_lines(&format!("url: {}", quoted(hub)), passwords, &site_accounts)),
         LeafMode::OfFleet(leaf) => {
             let remote = format!(
                 "url: {}, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
@@ -799,7 +807,7 @@ fn configuration(
                 quoted(leaf.seed.reveal()),
                 quoted(&leaf.authority.display().to_string())
             );
-            lines.extend(leaf_lines(&remote, passwords, &site_accounts));
+            lines.extend(site_lines(&remote, passwords, &site_accounts));
         }
     }
     if let Some(address) = ports.mqtt {
@@ -809,8 +817,8 @@ fn configuration(
     lines.join("\n") + "\n"
 }
 
-/// The accounts of a site: its own, and one of cameras that speak NATS. Users stand in files of their own, for cameras are
-/// added while the server runs.
+/// The accounts of a site: its own, and one for cameras that use NATS. Users are in files of their own, because cameras
+/// are added while the server runs.
 fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
     let share = site.map(|site| SubjectPermissions::of_cameras(site).account_share("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
     let exports = share.iter().flat_map(|share| share.exports.clone()).collect::<Vec<_>>().join(" ");
@@ -824,8 +832,8 @@ fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
     own + &cameras.unwrap_or_default()
 }
 
-/// What makes a server a site's: the link ends in an account that has no JetStream.
-fn leaf_lines(remote: &str, passwords: &ServerPasswords, site: &str) -> [String; 2] {
+/// The configuration of a site's link, which ends in an account without JetStream.
+fn site_lines(remote: &str, passwords: &ServerPasswords, site: &str) -> [String; 2] {
     let password = &passwords.link;
     [
         format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote}, account: LINK }} ] }}"),
@@ -833,21 +841,21 @@ fn leaf_lines(remote: &str, passwords: &ServerPasswords, site: &str) -> [String;
     ]
 }
 
-/// A store of before accounts had names has its streams under the server's own.
-fn name_account(store: &Path) -> std::io::Result<()> {
+/// Renames the account of a store written before accounts had names.
+fn rename_unnamed_account(store: &Path) -> std::io::Result<()> {
     let (unnamed, named) = (store.join("jetstream/jetstream/$G"), store.join("jetstream/jetstream").join(SITE_ACCOUNT));
     match unnamed.exists() && !named.exists() {
-        // The key of an account's streams is made of its name.
+        // The encryption key of an account's streams is derived from its name.
         true if store.join(ENCRYPTED).exists() => {
-            Err(std::io::Error::other("its encrypted streams were written by an earlier version: use another store"))
+            Err(std::io::Error::other("its encrypted streams were written by an earlier version; use another store"))
         }
         true => fs::rename(unnamed, named),
         false => Ok(()),
     }
 }
 
-/// Users of the place itself: who may do everything, and each worker with what it needs.
-fn users_here(settings: &ServerSettings, passwords: &ServerPasswords) -> Vec<String> {
+/// The users of the site or cloud itself: the operator with all rights, and each worker with those it needs.
+fn local_users(settings: &ServerSettings, passwords: &ServerPasswords) -> Vec<String> {
     let is_alone = matches!(settings.leaf, LeafMode::Alone);
     let mut users = vec![format!("{{ user: \"{OWN_USER}\", password: \"{}\" }}", passwords.own)];
     for (role, password) in &passwords.roles {
@@ -863,20 +871,20 @@ fn users_here(settings: &ServerSettings, passwords: &ServerPasswords) -> Vec<Str
     users
 }
 
-/// What a server holds for a stream ahead of its disk: 32 of the largest images. Beyond it a message is dropped, and only a
-/// publisher who asked for an answer is told; the default of 128 MB is a burst of 16.
+/// What a server buffers for a stream ahead of its disk: 32 of the largest images. Beyond it messages are dropped, and
+/// only a publisher who asked for an acknowledgement is told; the default of 128 MB is a burst of 16.
 pub const BUFFERED: &str = "max_buffered_size: 256MB";
 
-/// Writes a file that only its owner may read.
+/// Writes a file that only its owner can read.
 pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // One that was there keeps its mode otherwise.
+    // An existing file would keep its mode otherwise.
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(text.as_bytes())
 }
 
-/// Runs the server until it is told to stop; starts it again when it dies, and when it cannot write any more although
-/// there is room.
+/// Runs the server until it is stopped; restarts it when it exits, and when it cannot write although
+/// the disk has space again.
 fn supervise(
     program: PathBuf,
     configuration: PathBuf,
@@ -884,12 +892,12 @@ fn supervise(
     monitor: u16,
     running: Arc<RunningServer>,
 ) -> std::thread::JoinHandle<()> {
-    // A thread of its own: on Linux the server dies with the *thread* that started it, and threads of
-    // a pool come and go.
+    // A thread of its own: on Linux the server dies with the *thread* that started it, and threads of a
+    // pool come and go.
     std::thread::spawn(move || {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let born = Instant::now();
+            let started_at = Instant::now();
             let started = {
                 let mut process = running.lock();
                 if process.stopping {
@@ -901,38 +909,38 @@ fn supervise(
             };
             match started {
                 Ok(mut child) => {
-                    let ended = watch(&mut child, &store, monitor, &running);
+                    let ended = supervise_child(&mut child, &store, monitor, &running);
                     let mut process = running.lock();
                     process.id = None;
                     process.restarts += 1;
                     if process.stopping {
                         return;
                     }
-                    tracing::warn!(?ended, "nats-server died, starting it again");
+                    tracing::warn!(?ended, "nats-server exited; restarting");
                 }
                 Err(error) => {
                     running.lock().restarts += 1;
-                    tracing::error!(%error, program = %program.display(), "nats-server cannot be started");
+                    tracing::error!(%error, program = %program.display(), "nats-server failed to start");
                 }
             }
-            if born.elapsed() > GOOD_LIFE {
+            if started_at.elapsed() > STABLE_AFTER {
                 backoff = FIRST_BACKOFF;
             }
             pause(backoff);
-            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     })
 }
 
-/// Waits until the server ends. One that met a full disk stores nothing more until it is started again, also when there
-/// is room again (nats-server 2.14 and 2.15): it is stopped then.
-fn watch(
+/// Waits until the server exits. One that met a full disk stores nothing until it is restarted, even if there is space
+/// again (nats-server 2.14 and 2.15), so it is stopped then.
+fn supervise_child(
     child: &mut Child,
     store: &Path,
     monitor: u16,
     running: &RunningServer,
 ) -> std::io::Result<std::process::ExitStatus> {
-    let mut look_at = Instant::now() + HEALTH_EVERY;
+    let mut check_at = Instant::now() + HEALTH_INTERVAL;
     let mut asked_to_stop = None;
     loop {
         if let Some(ended) = child.try_wait()? {
@@ -940,14 +948,14 @@ fn watch(
         }
         pause(Duration::from_millis(50));
         match asked_to_stop {
-            Some(at) if Instant::now() > at + STOP_PATIENCE => child.kill()?,
+            Some(at) if Instant::now() > at + STOP_TIMEOUT => child.kill()?,
             Some(_) => {}
-            None if Instant::now() >= look_at && !running.lock().stopping => {
-                look_at = Instant::now() + HEALTH_EVERY;
-                if let Some(Health::CannotWrite(why)) = ask_health(monitor)
-                    && free_bytes(store).is_ok_and(|free| free >= ROOM_TO_START)
+            None if Instant::now() >= check_at && !running.lock().stopping => {
+                check_at = Instant::now() + HEALTH_INTERVAL;
+                if let Some(Health::CannotWrite(why)) = query_health(monitor)
+                    && free_bytes(store).is_ok_and(|free| free >= MIN_FREE_TO_RESTART)
                 {
-                    tracing::warn!(why, "nats-server cannot write since its disk was full: it is started again");
+                    tracing::warn!(why, "nats-server stopped writing after a full disk; restarting");
                     signal(child.id(), Signal::SIGTERM);
                     asked_to_stop = Some(Instant::now());
                 }
@@ -960,44 +968,44 @@ fn watch(
 fn spawn(program: &Path, configuration: &Path) -> std::io::Result<Child> {
     let mut command = Command::new(program);
     command.arg("-c").arg(configuration).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // A group of its own: an interrupt typed at the terminal reaches us, and we stop the server last.
+    // A process group of its own: an interrupt typed at the terminal reaches us, and we stop the server last.
     command.process_group(0);
     #[cfg(target_os = "linux")]
     prepare(&mut command);
     command.spawn()
 }
 
-/// The kernel stops the server when we are killed without a chance to do it ourselves, and runs it in
-/// batches, whoever starts it.
+/// Has the kernel stop the server if we are killed without a chance to do it ourselves, and schedule it as
+/// batch work.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn prepare(command: &mut Command) {
     let parent = std::process::id();
-    let ask = move || {
+    let before_exec = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
-        // Killed between fork and here: nobody would send the signal any more.
+        // Our parent was killed between fork and here, so the signal would never come.
         if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
-            return Err(std::io::Error::other("the parent is gone"));
+            return Err(std::io::Error::other("the parent process has ended"));
         }
         // Where it is forbidden, the server is only slower.
-        let _refused = crate::scheduling::set_batch_scheduling();
+        let _refused = os::scheduling::set_batch_scheduling();
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, getppid and
-    // sched_setscheduler are, and nothing is allocated unless the parent is gone and the child ends anyway.
+    // sched_setscheduler are, and nothing is allocated unless the parent has ended, when the child exits anyway.
     unsafe {
-        command.pre_exec(ask);
+        command.pre_exec(before_exec);
     }
 }
 
 fn signal(process: u32, signal: Signal) {
     if let Err(error) = kill(Pid::from_raw(process.cast_signed()), signal) {
-        tracing::debug!(process, %error, "nats-server was gone already");
+        tracing::debug!(process, %error, "nats-server already exited");
     }
 }
 
-/// Asks the monitoring page; JetStream must be up and its streams recovered. Absent when it does not answer.
-fn ask_health(port: u16) -> Option<Health> {
+/// Queries the monitoring page; healthy means JetStream is up with its streams recovered. `None` without a response.
+fn query_health(port: u16) -> Option<Health> {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
@@ -1007,13 +1015,13 @@ fn ask_health(port: u16) -> Option<Health> {
     Some(monitor::parse_health(&String::from_utf8_lossy(&answer)))
 }
 
-fn last_words(log: &Path) -> String {
+fn last_error(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let telling = text.lines().rev().find(|line| line.contains("[FTL]") || line.contains("[ERR]"));
-    telling.or(text.lines().last()).unwrap_or("it said nothing").to_owned()
+    telling.or(text.lines().last()).unwrap_or("its log is empty").to_owned()
 }
 
-/// Waits on a thread that has nothing else to do.
+/// Sleeps on a thread that has nothing else to do.
 fn pause(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);
@@ -1026,7 +1034,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_dropped_is_read_off_its_log_for_a_while() {
+    fn dropped_messages_are_read_from_the_log_for_a_while() {
         let log = "[7] 2026/11/28 23:10:04.271811 [INF] Server is ready\n\
                    [7] 2026/11/29 03:20:15.100000 [WRN] Dropping messages due to excessive stream ingest rate on '$G' > 'IMAGES': IPQ size limit reached\n\
                    [7] 2026/11/29 03:21:00.000000 [INF] another line\n";
@@ -1036,7 +1044,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_refused_is_read_off_its_log_for_a_while() {
+    fn refused_messages_are_read_from_the_log_for_a_while() {
         let log = "[7] 2026/11/30 07:51:43.201269 [ERR] 127.0.0.1:56641 - mid:119 - \"yUol\" - Publish Violation - Subject \"image.site-1.gate-2\"\n\
                    [7] 2026/11/30 07:52:00.000000 [INF] another line\n";
         assert_eq!(last_refusal(log, datetime!(2026-11-30 07:51 UTC)).as_deref(), Some("image.site-1.gate-2"));

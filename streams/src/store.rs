@@ -1,19 +1,19 @@
-//! The release store: objects that are put once and never changed, in a folder or in the object store
-//! of a cloud. What enters is bytes under a path; what leaves is the same bytes, bounded in size, and
-//! large ones only with the hash of their reference (invariant 4). A store that is dead or slow is an
-//! error after [`PATIENCE`] a request, never a hang.
+//! The release store: objects that are put once and never changed, in a folder or in a cloud's object store. Objects
+//! are bytes under a path; reads return the same bytes, limited in size, and
+//! large ones only with a matching digest (invariant 4). A store that is down or slow is an
+//! error after [`REQUEST_TIMEOUT`] per request, never a hang.
 //!
-//! All that is sealed here rests on one guarantee: of many who put one path, exactly one wins.
+//! Everything relies on one guarantee: of several puts to one path, exactly one wins.
 //! - A folder links a finished, synced file to its name, and a link never replaces; file and folder are
-//!   on the disk before a put returns. The file system must know hard links: FAT does not.
-//! - S3 puts with `If-None-Match: *`. The server must heed it atomically: Amazon says it does, SeaweedFS
-//!   was seen to; s3s-fs was seen to let several writers win, and a server like it is not fit.
+//!   on the disk before a put returns. The file system must support hard links: FAT does not.
+//! - S3 puts with `If-None-Match: *`. The server must honour it atomically: Amazon documents it, SeaweedFS
+//!   was observed to; s3s-fs was observed to let several writers win, and such a server is unsuitable.
 //! - Google Cloud Storage puts with generation match 0, Azure with `If-None-Match: *`.
 //!
-//! The folder and S3 (SeaweedFS) were tried; Google and Azure were not, they rest on `object_store`.
+//! The folder and S3 (SeaweedFS) were tested; Google and Azure were not, they rely on `object_store`.
 //!
-//! An upload that is cut off leaves parts that are no object and are never listed: in a folder files
-//! named `<name>#1`, in a bucket an unfinished multipart upload, which a lifecycle rule should clear.
+//! An interrupted upload leaves parts that are not objects and are never listed: in a folder files
+//! named `<name>#1`, in a bucket an unfinished multipart upload, which a lifecycle rule should remove.
 
 mod client;
 mod failure;
@@ -37,20 +37,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::error::CarryError;
 use failure::is_absent;
 
-/// How long one request may take, the retries under it included.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one request, including its retries.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Large objects come and go in parts of this size: the smallest that S3 takes, so that one part passes
-/// a slow link within its patience.
+/// Size of the parts of large objects: the smallest that S3 accepts, so that one part passes
+/// a slow link within the timeout.
 const PART_BYTES: u64 = 5 * 1024 * 1024;
-const LONGEST_PATH_BYTES: usize = 512;
+const MAX_PATH_BYTES: usize = 512;
 
 /// Who stored an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutOutcome {
     /// This call.
     New,
-    /// Another, before or at the same time. It stays.
+    /// Another call, before or at the same time. Its object stays.
     Already,
 }
 
@@ -58,17 +58,17 @@ pub enum PutOutcome {
 #[derive(Clone)]
 pub struct ReleaseStore {
     objects: Arc<dyn ObjectStore>,
-    /// Its address, for messages; holds no credentials.
+    /// Its address, for messages; contains no credentials.
     name: Arc<str>,
     folder: Option<Arc<Path>>,
 }
 
 impl ReleaseStore {
     /// Opens the store at a path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or
-    /// `az://container/prefix`. A folder is made if missing; a bucket must be there. Keys, region and
-    /// endpoint come from the environment, by the names the providers' own tools use: AWS_ACCESS_KEY_ID,
+    /// `az://container/prefix`. A missing folder is created; a bucket must exist. Keys, region and
+    /// endpoint come from the environment, under the names that the providers' own tools use: AWS_ACCESS_KEY_ID,
     /// AWS_ENDPOINT, AWS_ALLOW_HTTP (for an endpoint without TLS), GOOGLE_SERVICE_ACCOUNT,
-    /// AZURE_STORAGE_ACCOUNT_NAME and so on. Sends nothing yet.
+    /// AZURE_STORAGE_ACCOUNT_NAME and so on. Sends no request yet.
     pub fn open(url: &str) -> Result<Self, CarryError> {
         Self::open_with(url, client::store_environment())
     }
@@ -79,37 +79,38 @@ impl ReleaseStore {
         Ok(Self { objects: opened.objects, name: url.into(), folder: opened.folder.map(Into::into) })
     }
 
-    /// Stores a small object, unless its path is taken: of many callers one is told [`Put::New`].
+    /// Stores a small object unless its path is taken: of several callers, one receives [`PutOutcome::New`].
     ///
-    /// A put whose answer was lost, or came after [`PATIENCE`], may have been done. After an error, or a retry inside this call,
-    /// [`Put::Already`] can mean our own bytes: whoever must know compares with [`Store::get`].
+    /// A put whose reply was lost, or came after [`REQUEST_TIMEOUT`], may have succeeded. After an error, or a retry
+    /// inside this call, [`PutOutcome::Already`] can mean our own bytes: compare with [`ReleaseStore::get`] where it
+    /// matters.
     pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<PutOutcome, CarryError> {
         let key = key(path)?;
         let what = || format!("storing {path}");
         match self.bounded(self.objects.put_opts(&key, bytes.into(), PutMode::Create.into())).await {
             Ok(_) => Ok(PutOutcome::New),
             Err(object_store::Error::AlreadyExists { .. }) => {
-                // S3 says the same of a put that clashed with one that then came to nothing.
+                // S3 returns the same for a put that conflicted with one that then failed.
                 self.bounded(self.objects.head(&key)).await.map_err(self.failed(what()))?;
-                self.settle(&key).await.map_err(self.failed(what()))?;
+                self.sync_existing(&key).await.map_err(self.failed(what()))?;
                 Ok(PutOutcome::Already)
             }
             Err(error) => Err(self.failed(what())(error)),
         }
     }
 
-    /// Stores a file of any size under a path that its content alone decides, unless an object of its
-    /// size is there. In parts, one in memory at a time; hashed on the way, and not stored if it is not
-    /// what its reference says. Two callers at once both store, the same bytes.
+    /// Stores a file of any size under a path that is derived from its content, unless an object of its
+    /// size exists. Reads one part at a time, hashes on the way, and stores nothing if the digest
+    /// differs from the reference. Two simultaneous callers both store the same bytes.
     pub async fn put_file(&self, path: &str, blob: &BlobRef, file: &Path) -> Result<PutOutcome, CarryError> {
         let key = key(path)?;
         let failed = || self.failed(format!("storing {path}"));
         match self.bounded(self.objects.head(&key)).await {
-            Ok(found) if found.size == blob.size_bytes => {
-                self.settle(&key).await.map_err(failed())?;
+            Ok(existing) if existing.size == blob.size_bytes => {
+                self.sync_existing(&key).await.map_err(failed())?;
                 return Ok(PutOutcome::Already);
             }
-            Ok(found) => tracing::warn!(path, size_bytes = found.size, "an object of another size is replaced"),
+            Ok(existing) => tracing::warn!(path, size_bytes = existing.size, "object of another size replaced"),
             Err(error) if is_absent(&error) => {}
             Err(error) => return Err(failed()(error)),
         }
@@ -129,45 +130,45 @@ impl ReleaseStore {
         stored.map(|()| PutOutcome::New)
     }
 
-    /// The bytes of a small object, or nothing if there is none. Its size is checked before it is read.
+    /// The bytes of a small object, or `None` if there is none. Its size is checked before it is read.
     pub async fn get(&self, path: &str, limit_bytes: u64) -> Result<Option<Bytes>, CarryError> {
         let key = key(path)?;
         let failed = || self.failed(format!("reading {path}"));
-        let found = match self.bounded(self.objects.get(&key)).await {
-            Ok(found) => found,
+        let object = match self.bounded(self.objects.get(&key)).await {
+            Ok(object) => object,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(failed()(error)),
         };
-        if found.meta.size > limit_bytes {
-            let what = format!("has {} bytes, at most {limit_bytes} are accepted", found.meta.size);
+        if object.meta.size > limit_bytes {
+            let what = format!("has {} bytes; at most {limit_bytes} are accepted", object.meta.size);
             return Err(self.bad(path, what));
         }
-        self.bounded(found.bytes()).await.map(Some).map_err(failed())
+        self.bounded(object.bytes()).await.map(Some).map_err(failed())
     }
 
-    /// Writes an object of any size to a file: whole, of exactly the size and hash of its reference, and
-    /// on the disk; or not at all.
+    /// Writes an object of any size to a file: complete, with exactly the size and digest of its reference, and
+    /// synced to the disk; or not at all.
     pub async fn fetch(&self, path: &str, blob: &BlobRef, limit_bytes: u64, into: &Path) -> Result<(), CarryError> {
         let key = key(path)?;
         if blob.size_bytes > limit_bytes {
-            return Err(self.bad(path, format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
+            return Err(self.bad(path, format!("has {} bytes; at most {limit_bytes} are accepted", blob.size_bytes)));
         }
         let failed = |error| match is_absent(&error) {
-            true => self.bad(path, "is not there".into()),
+            true => self.bad(path, "does not exist".into()),
             false => self.failed(format!("fetching {path}"))(error),
         };
-        let found_bytes = self.bounded(self.objects.head(&key)).await.map_err(failed)?.size;
-        if found_bytes != blob.size_bytes {
-            let what = format!("has {found_bytes} bytes, its reference says {}", blob.size_bytes);
+        let stored_bytes = self.bounded(self.objects.head(&key)).await.map_err(failed)?.size;
+        if stored_bytes != blob.size_bytes {
+            let what = format!("has {stored_bytes} bytes, but its reference says {}", blob.size_bytes);
             return Err(self.bad(path, what));
         }
         let written = at(into);
         let folder = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Removed when dropped, unless it was given its name.
+        // Removed when dropped, unless it was renamed.
         let readable = PermissionsExt::from_mode(0o644);
-        let beside = tempfile::Builder::new().prefix(".fetch-").permissions(readable).tempfile_in(folder);
-        let beside = beside.map_err(&written)?;
-        let mut file = tokio::fs::File::from_std(beside.as_file().try_clone().map_err(&written)?);
+        let temporary = tempfile::Builder::new().prefix(".fetch-").permissions(readable).tempfile_in(folder);
+        let temporary = temporary.map_err(&written)?;
+        let mut file = tokio::fs::File::from_std(temporary.as_file().try_clone().map_err(&written)?);
         let mut seen = ContentDigest::default();
         while seen.size_bytes < blob.size_bytes {
             let end = blob.size_bytes.min(seen.size_bytes + PART_BYTES);
@@ -181,21 +182,21 @@ impl ReleaseStore {
         self.check(path, blob, seen)?;
         file.flush().await.map_err(&written)?;
         file.sync_all().await.map_err(&written)?;
-        beside.persist(into).map_err(|error| written(error.error))?;
+        temporary.persist(into).map_err(|error| written(error.error))?;
         Ok(())
     }
 
-    /// The paths of all objects below a prefix, which ends where a part of a path ends; all objects for
-    /// an empty one. Sorted.
+    /// The paths of all objects below a prefix, which must end at a part of a path; an empty prefix lists
+    /// everything. Sorted.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, CarryError> {
         let prefix = match prefix.trim_end_matches('/') {
             "" => None,
             prefix => Some(key(prefix)?),
         };
-        let mut found = self.objects.list(prefix.as_ref());
+        let mut objects = self.objects.list(prefix.as_ref());
         let mut paths = Vec::new();
         while let Some(object) =
-            self.bounded(found.try_next()).await.map_err(self.failed("listing objects".to_owned()))?
+            self.bounded(objects.try_next()).await.map_err(self.failed("listing objects".to_owned()))?
         {
             paths.push(object.location.to_string());
         }
@@ -222,9 +223,9 @@ impl ReleaseStore {
         self.bounded(upload.complete()).await.map(|_| ()).map_err(failed())
     }
 
-    /// Somebody else's object is on the disk before we build on it: he may have been cut off between
-    /// giving it its name and syncing the folder.
-    async fn settle(&self, key: &Key) -> object_store::Result<()> {
+    /// Syncs an existing object to the disk before we build on it: its writer may have been interrupted between
+    /// renaming it and syncing the folder.
+    async fn sync_existing(&self, key: &Key) -> object_store::Result<()> {
         let Some(folder) = self.folder.clone() else { return Ok(()) };
         let file = folder.join(key.as_ref());
         let sync = move || {
@@ -236,19 +237,19 @@ impl ReleaseStore {
     }
 
     async fn bounded<T>(&self, request: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
-        tokio::time::timeout(PATIENCE, request).await.unwrap_or_else(|_| {
-            let source = format!("no answer within {}s", PATIENCE.as_secs()).into();
+        tokio::time::timeout(REQUEST_TIMEOUT, request).await.unwrap_or_else(|_| {
+            let source = format!("no reply within {} s", REQUEST_TIMEOUT.as_secs()).into();
             Err(object_store::Error::Generic { store: "store", source })
         })
     }
 
     fn check(&self, path: &str, blob: &BlobRef, seen: ContentDigest) -> Result<(), CarryError> {
-        let found = BlobRef::new(seen.hash.finalize().into(), seen.size_bytes);
-        if found.size_bytes != blob.size_bytes {
-            let what = format!("has {} bytes or more, its reference says {}", found.size_bytes, blob.size_bytes);
+        let actual = BlobRef::new(seen.hash.finalize().into(), seen.size_bytes);
+        if actual.size_bytes != blob.size_bytes {
+            let what = format!("has {} bytes or more, but its reference says {}", actual.size_bytes, blob.size_bytes);
             return Err(self.bad(path, what));
         }
-        match found.sha256 == blob.sha256 {
+        match actual.sha256 == blob.sha256 {
             true => Ok(()),
             false => Err(self.bad(path, "does not have the SHA-256 of its reference".into())),
         }
@@ -266,12 +267,12 @@ impl ReleaseStore {
 
 impl fmt::Debug for ReleaseStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The client within shows keys.
+        // The client's own Debug output contains keys.
         f.debug_tuple("Store").field(&self.name).finish()
     }
 }
 
-/// Size and hash of what has passed.
+/// Size and digest of the bytes seen so far.
 #[derive(Default)]
 struct ContentDigest {
     hash: Sha256,
@@ -285,7 +286,7 @@ impl ContentDigest {
     }
 }
 
-/// A file, part by part.
+/// A file, read part by part.
 struct FileParts<'a> {
     path: &'a Path,
     file: tokio::fs::File,
@@ -311,14 +312,14 @@ fn at(path: &Path) -> impl Fn(io::Error) -> CarryError {
     move |source| CarryError::File { path: path.to_owned(), source }
 }
 
-/// A path that every kind of store holds unchanged, and that does not lead out of it.
+/// Parses a path that every kind of store accepts unchanged and that stays inside the store.
 fn key(path: &str) -> Result<Key, CarryError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let good = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
-    let refused = || CarryError::StorePath { path: path.chars().take(100).collect() };
-    match path.len() <= LONGEST_PATH_BYTES && path.split('/').all(good) {
-        true => Key::parse(path).map_err(|_| refused()),
-        false => Err(refused()),
+    let invalid = || CarryError::StorePath { path: path.chars().take(100).collect() };
+    match path.len() <= MAX_PATH_BYTES && path.split('/').all(good) {
+        true => Key::parse(path).map_err(|_| invalid()),
+        false => Err(invalid()),
     }
 }
 
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_put_first_stays() {
+    async fn the_first_put_wins() {
         let (_folder, store) = folder();
         assert_eq!(store.get("releases/1.json", 100).await.unwrap(), None);
         assert_eq!(store.put_new("releases/1.json", "first".into()).await.unwrap(), PutOutcome::New);
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn of_sixteen_who_put_at_once_one_wins() {
+    async fn of_sixteen_simultaneous_puts_one_wins() {
         let (_folder, store) = folder();
         for round in 0..20 {
             let path = format!("rounds/{round}");
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_comes_back_as_it_went() {
+    async fn a_file_round_trips() {
         let (folder, store) = folder();
         for size in [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES] {
             let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
@@ -390,12 +391,12 @@ mod tests {
             assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), PutOutcome::New, "{size} bytes");
             assert_eq!(store.put_file(&path, &blob, &from).await.unwrap(), PutOutcome::Already, "{size} bytes");
             store.fetch(&path, &blob, size, &into).await.unwrap();
-            assert!(std::fs::read(&into).unwrap() == bytes, "{size} bytes came back otherwise");
+            assert!(std::fs::read(&into).unwrap() == bytes, "{size} bytes came back changed");
         }
     }
 
     #[tokio::test]
-    async fn a_file_that_is_not_its_reference_is_not_stored_and_a_cut_object_is_healed() {
+    async fn a_file_unlike_its_reference_is_not_stored_and_a_truncated_object_is_replaced() {
         let (folder, store) = folder();
         let from = folder.path().join("from");
         for size in [100, PART_BYTES as usize + 100] {
@@ -416,16 +417,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fetch_that_fails_leaves_nothing_behind() {
+    async fn a_failed_fetch_leaves_nothing_behind() {
         let (folder, store) = folder();
         store.put_new("weights", "altered".into()).await.unwrap();
         let into = tempfile::tempdir_in(folder.path()).unwrap();
         let file = into.path().join("weights");
         let cases = [
             ("weights", blob_of(b"correct"), 7, "SHA-256"),
-            ("weights", blob_of(b"longer than that"), 100, "its reference says 16"),
+            ("weights", blob_of(b"longer than that"), 100, "but its reference says 16"),
             ("weights", blob_of(b"altered"), 6, "at most 6"),
-            ("absent", blob_of(b"altered"), 7, "is not there"),
+            ("absent", blob_of(b"altered"), 7, "does not exist"),
         ];
         for (path, blob, limit_bytes, why) in cases {
             let error = store.fetch(path, &blob, limit_bytes, &file).await.unwrap_err();
@@ -440,7 +441,7 @@ mod tests {
         for path in ["b/2", "b/10/x", "a", "b/1", "bc/1"] {
             store.put_new(path, "x".into()).await.unwrap();
         }
-        // What a put that was cut off leaves.
+        // As left by an interrupted put.
         std::fs::write(folder.path().join("a/store/b/3#1"), "half").unwrap();
         assert_eq!(store.list("").await.unwrap(), ["a", "b/1", "b/10/x", "b/2", "bc/1"]);
         assert_eq!(store.list("b").await.unwrap(), ["b/1", "b/10/x", "b/2"]);
@@ -451,7 +452,7 @@ mod tests {
     #[tokio::test]
     async fn a_path_that_leads_out_of_the_store_is_refused() {
         let (folder, store) = folder();
-        let long = "a".repeat(LONGEST_PATH_BYTES + 1);
+        let long = "a".repeat(MAX_PATH_BYTES + 1);
         for path in
             ["", "..", "../out", "a/../../out", "/a", "a/", "a//b", ".", "a/./b", "a#1", "a b", "ä", "a\\b", &long]
         {
@@ -466,8 +467,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_written_says_what_to_do() {
-        // Not even the administrator makes a file there.
+    async fn a_read_only_folder_is_reported_with_a_remedy() {
+        // Not even the administrator can create a file there.
         let made = ReleaseStore::open("/sys/tributary").unwrap_err();
         let put = ReleaseStore::open("/sys").unwrap().put_new("release", "x".into()).await.unwrap_err();
         for error in [made, put] {
@@ -481,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_leads_nowhere_is_refused_without_its_secrets() {
+    fn an_invalid_address_is_refused_without_showing_secrets() {
         let addresses = [
             ("", "name a folder"),
             ("a/../b", "without .."),

@@ -1,6 +1,6 @@
-//! Every subject, built and read; [`crate::table`] says which there are. No other file spells one out.
+//! Builds and parses every subject; [`crate::subject_table`] lists them all. No other file spells one out.
 //!
-//! Site and cloud subjects never overlap: an overlap would store a message twice, once on each side
+//! The subjects of sites and of the cloud never overlap: an overlap would store a message twice, once on each side
 //! of a leaf link.
 
 use schemas::{CameraName, ModelName, SetName, SiteName, TaskId, VerifyReason};
@@ -9,26 +9,26 @@ use crate::error::CarryError;
 use crate::subject_table::SUBJECTS;
 use crate::topology;
 
-/// What a site publishes its images on.
+/// Subject of a camera's images.
 pub fn image(site: &SiteName, camera: &CameraName) -> String {
     format!("image.{site}.{camera}")
 }
 
-/// Every image of every site, as far as the subject is one of images.
+/// Pattern of every image subject of every site.
 pub fn all_images() -> &'static str {
     "image.>"
 }
 
-/// What a server is told so that images on another program's topic are a site's: the subjects that the topic stands for, with
-/// wildcards, and the subject they are taken as.
+/// Translates another program's topic for the server's subject mapping: returns the subjects the topic stands for, with
+/// wildcards, and the image subject they become.
 ///
-/// `topic` is an MQTT topic filter (`frigate/+/+/snapshot`) or a NATS subject (`frigate.*.*.snapshot`); `camera` is a camera's
-/// name, or `$1` for what stands in place of the first wildcard.
+/// `topic` is an MQTT topic filter (`frigate/+/+/snapshot`) or a NATS subject (`frigate.*.*.snapshot`); `camera` is a
+/// camera's name, or `$1` for the token at the first wildcard.
 ///
 /// # Errors
-/// One sentence that says what is wrong with which of both.
+/// A sentence that names the invalid argument and the reason.
 pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, String), String> {
-    // As the server itself spells topics as subjects (docs.nats.io, MQTT, topic and subject conversion).
+    // The conversion that the server itself applies (docs.nats.io, MQTT, topic and subject conversion).
     let from: String = match topic.contains('/') {
         true => {
             let level = |level: &str| match level {
@@ -42,20 +42,24 @@ pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, 
     };
     let tokens: Vec<&str> = from.split('.').collect();
     if tokens.iter().any(|token| token.is_empty() || token.contains(|c: char| c.is_whitespace() || c.is_control())) {
-        return Err(format!("topic {topic:?} is no topic: it has an empty level or a space"));
+        return Err(format!("topic {topic:?} is invalid: it has an empty level or a space"));
     }
     if tokens.iter().any(|token| matches!(*token, "#" | ">")) {
-        return Err(format!("topic {topic:?} stands for any number of levels; write one + for each level"));
+        return Err(format!("topic {topic:?} matches any number of levels; write one + per level"));
     }
     if ["$JS", "$SYS", "$KV", "$O", "$MQTT", "_INBOX", "image", "*"].contains(&tokens[0]) {
-        return Err(format!("topic {topic:?} would take messages that are not another program's"));
+        return Err(format!(
+            "topic {topic:?} would match messages of Tributary or the server; name another program's topic"
+        ));
     }
     let wildcards = tokens.iter().filter(|token| **token == "*").count();
     let to = match camera.strip_prefix('$') {
         Some(number) => {
             let number: usize = number.parse().unwrap_or(0);
             if !(1..=wildcards).contains(&number) {
-                return Err(format!("camera {camera:?} of topic {topic:?} must be $1 to ${wildcards}, or a name"));
+                return Err(format!(
+                    "camera {camera:?} of topic {topic:?} is invalid; use $1 to ${wildcards}, or a name"
+                ));
             }
             format!("image.{site}.{{{{wildcard({number})}}}}")
         }
@@ -64,12 +68,12 @@ pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, 
     Ok((from, to))
 }
 
-/// Where a final answer is told in JSON.
+/// Subject of a final answer in JSON.
 pub fn answer_json(site: &SiteName, camera: &CameraName) -> String {
     format!("answer-json.{site}.{camera}")
 }
 
-/// The ledger's note of how far a site's answers were told in JSON.
+/// Key of the ledger note of the notifier's position in a site's answers.
 pub fn notifier_note(site: &SiteName) -> String {
     format!("answer-json-{site}")
 }
@@ -77,27 +81,27 @@ pub fn notifier_note(site: &SiteName) -> String {
 /// The site and the camera in an image's subject.
 pub fn read_image(subject: &str) -> Result<(SiteName, CameraName), CarryError> {
     let expected = "image.<site>.<camera>";
-    let refused = || wrong(subject, expected);
+    let invalid = || wrong(subject, expected);
     let mut tokens = subject.split('.');
     let (Some("image"), Some(site), Some(camera), None) = (tokens.next(), tokens.next(), tokens.next(), tokens.next())
     else {
-        return Err(refused());
+        return Err(invalid());
     };
-    Ok((site.parse().map_err(|_| refused())?, camera.parse().map_err(|_| refused())?))
+    Ok((site.parse().map_err(|_| invalid())?, camera.parse().map_err(|_| invalid())?))
 }
 
-/// Where a provisional answer goes.
+/// Subject of a provisional answer.
 pub fn provisional(site: &SiteName, camera: &CameraName) -> String {
     format!("answer.provisional.{site}.{camera}")
 }
 
-/// Where a task's outcome is published. The stream keeps the first of them under the task's slot
-/// ([`finality`]), and says there what it kept, so that nobody hears of one that came second.
+/// Subject that a task's outcome is published on. The stream keeps the first outcome in the task's slot
+/// ([`final_answer`]) and republishes what it kept on that subject, so nobody hears a second outcome.
 pub fn outcome(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("outcome.{site}.{camera}.{task}")
 }
 
-/// The slot under which what is published on a subject is stored: its own, unless it is an outcome.
+/// The subject under which a publication is stored: the same one, except for an outcome.
 pub fn slot_of(subject: &str) -> String {
     match subject.strip_prefix("outcome.") {
         Some(rest) => format!("answer.final.{rest}"),
@@ -116,55 +120,58 @@ pub fn read_final_answer(subject: &str) -> Result<TaskId, CarryError> {
     task.and_then(|task| task.parse().ok()).ok_or_else(|| wrong(subject, "answer.final.<site>.<camera>.<task>"))
 }
 
-/// All final answers of a site that may be those of one task: the camera is not known.
+/// Pattern of a task's final answer where the camera is not known.
 pub fn final_answer_of_any_camera(site: &SiteName, task: TaskId) -> String {
     format!("answer.final.{site}.*.{task}")
 }
 
-/// Final answers of a site: of one camera, or of all.
+/// Pattern of a site's final answers, of one camera or of all.
 pub fn final_answers(site: &SiteName, camera: Option<&CameraName>) -> String {
     format!("answer.final.{site}.{}.*", camera.map_or("*", CameraName::as_str))
 }
 
-/// Provisional answers of a site: of one camera, or of all.
+/// Pattern of a site's provisional answers, of one camera or of all.
 pub fn provisionals(site: &SiteName, camera: Option<&CameraName>) -> String {
     format!("answer.provisional.{site}.{}", camera.map_or("*", CameraName::as_str))
 }
 
-/// Says what is wrong with a subject that is to be listened to, wildcards allowed.
+/// Checks a subject to subscribe to; wildcards are allowed.
 pub fn check_pattern(pattern: &str) -> Result<(), CarryError> {
     let tokens: Vec<&str> = pattern.split('.').collect();
     let last = tokens.len() - 1;
     if pattern.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(wrong(pattern, "a subject: it has a blank or a control character"));
+        return Err(wrong(pattern, "a valid subject: it has a blank or a control character"));
     }
     if tokens.iter().any(|token| token.is_empty()) {
-        return Err(wrong(pattern, "a subject: write tokens with one dot between them, for example image.site-1.*"));
+        return Err(wrong(
+            pattern,
+            "a valid subject: write tokens with one dot between them, for example image.site-1.*",
+        ));
     }
     if tokens.iter().take(last).any(|token| *token == ">") {
-        return Err(wrong(pattern, "a subject: > stands for all tokens that follow, so it can only be the last"));
+        return Err(wrong(pattern, "a valid subject: > matches all remaining tokens, so it must be the last one"));
     }
     if tokens.iter().any(|token| token.len() > 1 && token.contains(['*', '>'])) {
-        return Err(wrong(pattern, "a subject: * and > stand for whole tokens and not for parts of one"));
+        return Err(wrong(pattern, "a valid subject: * and > match whole tokens, not parts of one"));
     }
     Ok(())
 }
 
-/// What waits for the link.
-pub fn outbox(site: &SiteName, errand: OutboxKind) -> String {
-    format!("outbox.{site}.{}", errand.as_str())
+/// Subject of a message that waits for the link.
+pub fn outbox(site: &SiteName, kind: OutboxKind) -> String {
+    format!("outbox.{site}.{}", kind.as_str())
 }
 
-/// What kind of message waits for the link; a token of its subject.
+/// Kind of a message that waits for the link; a token of its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutboxKind {
-    /// A task that is to be verified.
+    /// A task to verify.
     Verify,
-    /// What was found hard.
+    /// A hard case.
     HardCase,
-    /// What was learned.
+    /// An update of a model's weights.
     Update,
-    /// What is run.
+    /// A worker's report on the release it runs.
     Swap,
 }
 
@@ -179,39 +186,40 @@ impl OutboxKind {
         }
     }
 
-    /// The errand in a subject of the outbox.
+    /// The kind in a subject of the outbox.
     pub fn read(subject: &str) -> Result<Self, CarryError> {
         match subject.strip_prefix("outbox.").and_then(|rest| rest.rsplit('.').next()) {
             Some("verify") => Ok(OutboxKind::Verify),
             Some("hardcase") => Ok(OutboxKind::HardCase),
             Some("update") => Ok(OutboxKind::Update),
             Some("swap") => Ok(OutboxKind::Swap),
-            _ => Err(wrong(subject, "outbox.<site>. with verify, hardcase, update or swap behind it")),
+            _ => Err(wrong(subject, "outbox.<site>.<kind>, with the kind verify, hardcase, update or swap")),
         }
     }
 }
 
-/// Whether a message of the outbox may go to a subject in the cloud: one of its own kind, and of its own site.
-pub fn is_uploadable(errand: OutboxKind, site: &SiteName, to: &str) -> bool {
-    let token = |text: &str| !text.is_empty() && !text.contains(['*', '>', ' ', '\t', '\r', '\n']);
+/// Whether a message of the outbox may go to a subject in the cloud: one for its own kind and its own site.
+pub fn is_uploadable(kind: OutboxKind, site: &SiteName, to: &str) -> bool {
+    let is_token = |text: &str| !text.is_empty() && !text.contains(['*', '>', ' ', '\t', '\r', '\n']);
     let tokens: Vec<&str> = to.split('.').collect();
-    let named = match (errand, &tokens[..]) {
+    let named = match (kind, &tokens[..]) {
         (OutboxKind::Verify, ["verify", _, named, _])
         | (OutboxKind::HardCase, ["hardcase", named])
         | (OutboxKind::Update, ["update", _, _, named])
         | (OutboxKind::Swap, ["swap", named, _, _]) => *named,
         _ => return false,
     };
-    named == site.as_str() && tokens.iter().all(|part| token(part))
+    named == site.as_str() && tokens.iter().all(|part| is_token(part))
 }
 
-/// Whether a dead letter's message may be published again where it came from: whoever redrives it has greater rights than
-/// whoever wrote the letter. `stream` and `site`: as the letter says. What came down to a site does not go again from there.
+/// Whether a dead letter's message may be published again on its subject: whoever redrives it has more rights than
+/// whoever wrote the dead letter. `stream` and `site` come from the dead letter. Messages from the cloud are not
+/// redriven at a site.
 pub fn may_be_redelivered(stream: &str, site: &SiteName, subject: &str) -> bool {
     let tokens: Vec<&str> = subject.split('.').collect();
     let site = site.as_str();
     match (stream, &tokens[..]) {
-        // Whatever an image's subject should have been, it is stored with the others.
+        // Images are stored whatever their subject looks like, malformed ones too.
         (topology::IMAGES, ["image", ..] | ["/", "image", ..]) => true,
         (topology::ANSWERS, ["answer", "provisional", named, _]) => *named == site,
         (topology::OUTBOX, ["outbox", named, _]) => *named == site && OutboxKind::read(subject).is_ok(),
@@ -226,7 +234,7 @@ pub fn pin(set: &SetName, site: &SiteName, camera: &CameraName, task: TaskId) ->
     format!("pin.{set}.{site}.{camera}.{task}")
 }
 
-/// All images of a pinned set, or of all of them.
+/// Pattern of the images of one pinned set, or of all.
 pub fn pins(set: Option<&SetName>, site: &SiteName) -> String {
     format!("pin.{}.{site}.*.*", set.map_or("*", SetName::as_str))
 }
@@ -236,127 +244,127 @@ pub fn read_pin(subject: &str) -> Result<(SetName, TaskId), CarryError> {
     let expected = "pin.<set>.<site>.<camera>.<task>";
     let tokens: Vec<&str> = subject.split('.').collect();
     let ["pin", set, _, _, task] = tokens[..] else { return Err(wrong(subject, expected)) };
-    let read = set.parse().ok().zip(task.parse().ok());
-    read.ok_or_else(|| wrong(subject, expected))
+    let parsed = set.parse().ok().zip(task.parse().ok());
+    parsed.ok_or_else(|| wrong(subject, expected))
 }
 
-/// Says what is wrong with a subject that images are replayed to: it must be one subject, and none on which workers hear
-/// something else than images.
+/// Checks a subject that images are replayed to: it must be a single subject, and not one on which workers expect
+/// other messages.
 pub fn check_replay(subject: &str) -> Result<(), CarryError> {
     check_pattern(subject)?;
     if subject.split('.').any(|token| token == "*" || token == ">") {
-        return Err(wrong(subject, "one subject: * and > stand for many"));
+        return Err(wrong(subject, "a single subject: * and > match many"));
     }
     let first = subject.split('.').next().unwrap_or_default();
     let is_ours = first != "image" && SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first));
     if is_ours || first.starts_with('_') || first.starts_with('$') {
-        return Err(wrong(subject, "a subject of images or of your own: workers hear something else there"));
+        return Err(wrong(subject, "an image subject or one of your own: workers expect other messages there"));
     }
     if first == "image" { read_image(subject).map(|_| ()) } else { Ok(()) }
 }
 
-/// What a site found hard.
+/// Subject of a site's hard cases.
 pub fn hardcase(site: &SiteName) -> String {
     format!("hardcase.{site}")
 }
 
-/// What a person says a task shows.
+/// Subject of a person's labels.
 pub fn label(site: &SiteName, camera: &CameraName) -> String {
     format!("label.{site}.{camera}")
 }
 
-/// Which images a site's updates of a model learned from.
+/// Subject of the lists of images that a site's updates of a model learned from.
 pub fn learned(site: &SiteName, model: &ModelName) -> String {
     format!("learned.{site}.{model}")
 }
 
-/// Which images all updates of a site learned from.
+/// Pattern of the lists of learned images of all models at a site.
 pub fn learned_at(site: &SiteName) -> String {
     format!("learned.{site}.*")
 }
 
-/// What a site learned of a model, for a round; 0 when no round asked for it.
+/// Subject of a site's update for a round; round 0 when no round asked for it.
 pub fn update(model: &ModelName, round: u64, site: &SiteName) -> String {
     format!("update.{model}.{round}.{site}")
 }
 
-/// The slot of something that happened in a round: `opened`, `closed`, `ended`, or `remade-` and a release.
+/// The slot of a round's event: `opened`, `closed`, `ended`, or `remade-` and a release.
 pub fn round(model: &ModelName, number: u64, event: &str) -> String {
     format!("round.{model}.{number}.{event}")
 }
 
-/// Everything that is said of a model's rounds, and everything sites send for it.
+/// Patterns of all events of a model's rounds, and of all updates for it.
 pub fn rounds_and_updates(model: &ModelName) -> Vec<String> {
     vec![format!("round.{model}.*.*"), format!("update.{model}.*.*")]
 }
 
-/// Everything of one kind that is said of a model's rounds: `opened`, `closed` or `ended`; `*` for everything.
+/// Pattern of one kind of event of a model's rounds: `opened`, `closed` or `ended`; `*` for all.
 pub fn rounds(model: &ModelName, event: &str) -> String {
     format!("round.{model}.*.{event}")
 }
 
-/// The slot of a decision about a model's releases.
+/// The slot of a rollout decision about a model.
 pub fn release(model: &ModelName, number: u64) -> String {
     format!("release.{model}.{number}")
 }
 
-/// Everything that was decided about a model's releases.
+/// Pattern of all rollout decisions about a model.
 pub fn releases(model: &ModelName) -> String {
     format!("release.{model}.*")
 }
 
-/// What a site shall run of a model.
+/// Subject of the orders to a site about a model.
 pub fn order(site: &SiteName, model: &ModelName) -> String {
     format!("order.{site}.{model}")
 }
 
-/// Where a site notes what it shall run of a model.
+/// Key of the ledger note with a site's current order for a model.
 pub fn order_note(model: &ModelName) -> String {
     format!("release.{model}")
 }
 
-/// The latest report of a worker about a stretch of time.
+/// Subject of a worker's latest report about an interval.
 pub fn swap(site: &SiteName, worker: &str, slot_ms: u64) -> String {
     format!("swap.{site}.{worker}.{slot_ms}")
 }
 
-/// Whether a report on this subject is of this site and worker.
+/// Whether the subject of a report names this site and worker.
 pub fn is_swap_of(subject: &str, site: &SiteName, worker: &str) -> bool {
     let tokens: Vec<&str> = subject.split('.').collect();
     matches!(tokens[..], ["swap", own, by, _] if own == site.as_str() && by == worker)
 }
 
-/// Where a site notes the round it is asked for.
+/// Key of the ledger note with the open round that a site was asked to join.
 pub fn round_note(model: &ModelName) -> String {
     format!("round.{model}")
 }
 
-/// A site's note under a key. Sites and cloud have a bucket of their own each.
+/// Subject of a ledger note. Each site and the cloud have a ledger of their own.
 pub fn note_subject(key: &str) -> String {
     format!("$KV.ledger.{key}")
 }
 
-/// A task sent up.
+/// Subject of a request to verify a task.
 pub fn verify(reason: VerifyReason, site: &SiteName, camera: &CameraName) -> String {
     format!("verify.{}.{site}.{camera}", reason.as_str())
 }
 
-/// Tasks a site sends up, for whatever reason.
+/// Pattern of the requests of a site, for any reason.
 pub fn verifications(site: &SiteName) -> String {
     format!("verify.*.{site}.*")
 }
 
-/// The cloud's answer.
+/// Subject of the verdicts for a camera.
 pub fn verdict(site: &SiteName, camera: &CameraName) -> String {
     format!("verdict.{site}.{camera}")
 }
 
-/// What was done by hand at a site, or in the cloud.
+/// Subject of the audit of a site, or of the cloud.
 pub fn audit(place: &SiteName) -> String {
     format!("audit.{place}")
 }
 
-/// The slot of a message given up: `stream` is where it was taken from.
+/// The slot of a dead letter; `stream` is where the message was taken from.
 pub fn dead(stream: &str, site: &SiteName, id: TaskId) -> String {
     format!("dead.{}.{site}.{id}", stream.to_lowercase())
 }
@@ -370,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_of_the_site_and_worker_in_its_subject() {
+    fn a_report_belongs_to_the_site_and_worker_in_its_subject() {
         let site: SiteName = "reef".parse().unwrap();
         assert!(is_swap_of(&swap(&site, "edge-7", 5000), &site, "edge-7"));
         for (subject, worker) in
@@ -381,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn another_programs_topic_is_taken_as_a_cameras() {
+    fn another_programs_topic_maps_to_a_camera() {
         let site = "reef".parse().unwrap();
         let map = |topic, camera| map_topic(&site, topic, camera);
         let pair = |from: &str, to: &str| Ok((from.to_owned(), to.to_owned()));
@@ -406,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_subject_survives_being_read_and_others_are_refused() {
+    fn an_image_subject_round_trips_and_others_are_refused() {
         let (site, camera) = ("reef".parse().unwrap(), "cam-1".parse().unwrap());
         assert_eq!(read_image(&image(&site, &camera)).unwrap(), (site, camera));
         for subject in ["", "image", "image.a", "image.a.b.c", "answer.a.b", "image..b", "image.a.*", "image.>.b"] {
@@ -425,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_replayed_to_one_subject_on_which_nothing_else_is_heard() {
+    fn images_are_replayed_to_one_subject_that_carries_nothing_else() {
         for subject in ["image.lab.cam-1", "replay.x", "a"] {
             assert!(check_replay(subject).is_ok(), "{subject:?} was refused");
         }
@@ -437,16 +445,16 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_the_link_goes_where_its_kind_goes_and_nowhere_else() {
+    fn an_outbox_message_goes_only_to_a_subject_of_its_kind_and_site() {
         let site: SiteName = "reef".parse().unwrap();
-        for (errand, to) in [
+        for (kind, to) in [
             (OutboxKind::Verify, "verify.doubtful.reef.cam-1"),
             (OutboxKind::HardCase, "hardcase.reef"),
             (OutboxKind::Update, "update.fish.3.reef"),
             (OutboxKind::Swap, "swap.reef.host-1.600000"),
         ] {
-            assert!(is_uploadable(errand, &site, to), "{to}");
-            assert!(!is_uploadable(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
+            assert!(is_uploadable(kind, &site, to), "{to}");
+            assert!(!is_uploadable(kind, &"farm".parse().unwrap(), to), "{to} belongs to another site");
         }
         for to in
             ["", "*", "a b", "nowhere.at.all", "$KV.ledger.x", "verify.*.reef.cam", "order.reef.m", "hardcase.reef"]
@@ -456,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_goes_back_where_it_came_from_and_nowhere_else() {
+    fn a_dead_letter_goes_back_only_where_it_came_from() {
         let site: SiteName = "reef".parse().unwrap();
         for (stream, subject) in [
             (topology::IMAGES, "image.reef.cam-1"),

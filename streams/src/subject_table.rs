@@ -1,5 +1,5 @@
-//! The one table of subjects: what each carries, which stream stores it and where, who may publish it, and whether it may
-//! leave its site. Rights, help and the checks of the deployed configurations are made of it or compared with it.
+//! The one table of subjects: what each carries, which stream stores it, who may publish it, and whether it may leave
+//! its site. Permissions and help texts are made from it, and the deployed configurations are checked against it.
 
 use schemas::SiteName;
 
@@ -8,7 +8,7 @@ use crate::topology::{
     VERDICTS, VERIFY,
 };
 
-/// Who connects to a server.
+/// A kind of client that connects to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// A camera or a scanner: publishes images under its own name.
@@ -17,36 +17,36 @@ pub enum Role {
     Recognizer,
     /// Carries between a site and the cloud.
     Courier,
-    /// Trains at a site.
+    /// Trains on a site's labelled images.
     Trainer,
-    /// Makes room at a site.
+    /// Frees space at a site.
     Janitor,
-    /// Tells answers in JSON at a site.
+    /// Publishes final answers in JSON at a site.
     Notifier,
-    /// A site's courier at the cloud's end of the link.
+    /// A site's courier as the hub knows it, at the other end of the link.
     Site,
     /// Verifies in the cloud.
     Verifier,
     /// Merges updates in the cloud.
     Aggregator,
-    /// Lets releases out in the cloud.
+    /// Decides about releases in the cloud.
     Releaser,
-    /// A person, who may do everything at the place.
+    /// A person, with all rights at a site or in the cloud.
     Operator,
 }
 
 impl Role {
-    /// Workers of a site that connect to its server.
+    /// Workers that connect to a site's server.
     pub const AT_SITE: [Self; 5] = [Self::Recognizer, Self::Courier, Self::Trainer, Self::Janitor, Self::Notifier];
-    /// Workers of the cloud that connect to its server.
+    /// Workers that connect to the cloud's server.
     pub const IN_CLOUD: [Self; 3] = [Self::Verifier, Self::Aggregator, Self::Releaser];
 
-    /// The worker of this name, at a site or in the cloud.
+    /// The role of a worker, by name.
     pub fn of_worker(name: &str) -> Option<Self> {
         Self::AT_SITE.into_iter().chain(Self::IN_CLOUD).find(|role| role.as_str() == name)
     }
 
-    /// Its name, as in commands and heartbeats.
+    /// The name used in commands and heartbeats.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Camera => "camera",
@@ -64,31 +64,31 @@ impl Role {
     }
 }
 
-/// Where a subject is at home, and whether it crosses the link.
+/// Where a subject is used, and whether it crosses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubjectScope {
     /// Never leaves the site.
     Site,
     /// Never leaves the cloud.
     Cloud,
-    /// From a site to the cloud, where it is stored.
+    /// From a site to the cloud, which stores it.
     Up,
-    /// From the cloud, where it is stored, to the site it names or to every site.
+    /// From the cloud, which stores it, to the site it names or to every site.
     Down,
 }
 
-/// A kind of subject.
+/// One kind of subject.
 #[derive(Debug, Clone, Copy)]
 pub struct SubjectRow {
-    /// Its tokens: `SITE` is a site's name, another word in capitals stands for one token.
+    /// Tokens of the subject: `SITE` is a site's name, another word in capitals is any one token.
     pub form: &'static str,
-    /// What it carries, for people.
+    /// What it carries; shown by `tributary tap --help`.
     pub carries: &'static str,
-    /// The stream that stores it; absent for what only passes.
+    /// Stream that stores it; absent for messages that are not stored.
     pub stream: Option<&'static str>,
-    /// Where it is at home.
+    /// Where it is used.
     pub reach: SubjectScope,
-    /// Who publishes it; the operator of the place may, too.
+    /// Roles that may publish it, beside the operator.
     pub publishers: &'static [Role],
 }
 
@@ -114,109 +114,169 @@ const fn row(
     SubjectRow { form, carries, stream, reach, publishers }
 }
 
-/// Every kind of subject there is, in the order of an image's and an update's path.
+/// All kinds of subjects, along the path of an image and then of an update.
 pub const SUBJECTS: &[SubjectRow] = &[
     row(
         "image.SITE.CAMERA",
-        "an image as it was published",
+        "an image as its camera published it",
         Some(IMAGES),
         SubjectScope::Site,
         &[Role::Camera, Role::Janitor],
     ),
     row(
         "answer.provisional.SITE.CAMERA",
-        "what the site thinks of a doubtful image",
+        "the site's own answer to a doubtful image, until it is final",
         Some(ANSWERS),
         SubjectScope::Site,
         &[Role::Recognizer],
     ),
     row(
         "outcome.SITE.CAMERA.TASK",
-        "the outcome of a task on its way to the stream",
+        "the outcome of a task, before the stream stored it",
         Some(ANSWERS),
         SubjectScope::Site,
         &[Role::Recognizer, Role::Courier],
     ),
-    // Stored and told by the server itself, out of `outcome`.
-    row("answer.final.SITE.CAMERA.TASK", "the outcome of a task", Some(ANSWERS), SubjectScope::Site, &[]),
-    row("answer-json.SITE.CAMERA", "the outcome of a task in JSON", None, SubjectScope::Site, &[Role::Notifier]),
+    // Published by the server itself once it has stored an `outcome`.
+    row("answer.final.SITE.CAMERA.TASK", "the final answer to a task", Some(ANSWERS), SubjectScope::Site, &[]),
+    row("answer-json.SITE.CAMERA", "the final answer to a task, in JSON", None, SubjectScope::Site, &[Role::Notifier]),
     row(
         "outbox.SITE.verify",
-        "a request that waits at the site for the link",
+        "a request for the cloud, waiting for the link",
         Some(OUTBOX),
         SubjectScope::Site,
         &[Role::Recognizer],
     ),
     row(
         "outbox.SITE.hardcase",
-        "a hard case that waits for the link",
+        "a hard case, waiting for the link",
         Some(OUTBOX),
         SubjectScope::Site,
         &[Role::Recognizer, Role::Courier],
     ),
-    row("outbox.SITE.update", "an update that waits for the link", Some(OUTBOX), SubjectScope::Site, &[Role::Trainer]),
-    row("outbox.SITE.swap", "a report that waits for the link", Some(OUTBOX), SubjectScope::Site, &[Role::Recognizer]),
+    row(
+        "outbox.SITE.update",
+        "an update of a model, waiting for the link",
+        Some(OUTBOX),
+        SubjectScope::Site,
+        &[Role::Trainer],
+    ),
+    row(
+        "outbox.SITE.swap",
+        "a worker's report, waiting for the link",
+        Some(OUTBOX),
+        SubjectScope::Site,
+        &[Role::Recognizer],
+    ),
     row(
         "verify.REASON.SITE.CAMERA",
-        "a task sent up to the cloud, with its image",
+        "a request to verify a task, with its image or features",
         Some(VERIFY),
         SubjectScope::Up,
         &[Role::Site],
     ),
-    row("verdict.SITE.CAMERA", "what the cloud says about it", Some(VERDICTS), SubjectScope::Down, &[Role::Verifier]),
+    row("verdict.SITE.CAMERA", "the cloud's verdict on a task", Some(VERDICTS), SubjectScope::Down, &[Role::Verifier]),
     row(
         "hardcase.SITE",
-        "scores and features of a doubtful task",
+        "features and scores of a doubtful task, without pixels",
         Some(HARDCASES),
         SubjectScope::Up,
         &[Role::Site, Role::Verifier],
     ),
-    row("label.SITE.CAMERA", "what a person says a task shows", Some(LABELS), SubjectScope::Site, &[]),
+    row("label.SITE.CAMERA", "a person's label for a task", Some(LABELS), SubjectScope::Site, &[]),
     row(
         "learned.SITE.MODEL",
-        "which images an update learned from",
+        "the images that an update learned from",
         Some(LEARNED),
         SubjectScope::Site,
         &[Role::Trainer],
     ),
-    row("pin.SET.SITE.CAMERA.TASK", "an image that is kept, with its answer", Some(PINNED), SubjectScope::Site, &[]),
-    row("round.MODEL.NUMBER.EVENT", "what happens in a round", Some(UPDATES), SubjectScope::Down, &[Role::Aggregator]),
-    row("update.MODEL.ROUND.SITE", "what a site learned in a round", Some(UPDATES), SubjectScope::Up, &[Role::Site]),
+    row("pin.SET.SITE.CAMERA.TASK", "an image in a pinned set, with its answer", Some(PINNED), SubjectScope::Site, &[]),
+    row(
+        "round.MODEL.NUMBER.EVENT",
+        "an event of a training round",
+        Some(UPDATES),
+        SubjectScope::Down,
+        &[Role::Aggregator],
+    ),
+    row("update.MODEL.ROUND.SITE", "a site's update for a round", Some(UPDATES), SubjectScope::Up, &[Role::Site]),
     row(
         "release.MODEL.NUMBER",
-        "what was decided about releases",
+        "a rollout decision",
         Some(RELEASES),
         SubjectScope::Cloud,
         &[Role::Aggregator, Role::Releaser],
     ),
-    row("order.SITE.MODEL", "the release a site shall run", Some(ORDERS), SubjectScope::Down, &[Role::Releaser]),
+    row("order.SITE.MODEL", "the release that a site must run", Some(ORDERS), SubjectScope::Down, &[Role::Releaser]),
+    row("swap.SITE.WORKER.SLOT", "what a worker runs, and its results", Some(SWAPS), SubjectScope::Up, &[Role::Site]),
     row(
-        "swap.SITE.WORKER.SLOT",
-        "what a worker runs, and what came of it",
+        "swap.cloud.WORKER.SLOT",
+        "what a verifier runs, and its results",
         Some(SWAPS),
-        SubjectScope::Up,
-        &[Role::Site],
+        SubjectScope::Cloud,
+        &[Role::Verifier],
     ),
-    row("swap.cloud.WORKER.SLOT", "the same of a verifier", Some(SWAPS), SubjectScope::Cloud, &[Role::Verifier]),
-    row("dead.images.SITE.ID", "an image given up", Some(DEAD), SubjectScope::Site, &[Role::Recognizer, Role::Janitor]),
+    row(
+        "dead.images.SITE.ID",
+        "a dead letter: an image",
+        Some(DEAD),
+        SubjectScope::Site,
+        &[Role::Recognizer, Role::Janitor],
+    ),
     row(
         "dead.answers.SITE.ID",
-        "an answer given up",
+        "a dead letter: an answer",
         Some(DEAD),
         SubjectScope::Site,
         &[Role::Recognizer, Role::Courier],
     ),
-    row("dead.outbox.SITE.ID", "a message that could not go up", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
-    row("dead.verdicts.SITE.ID", "a verdict the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
-    row("dead.orders.SITE.ID", "an order the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
-    row("dead.updates.SITE.ID", "a round the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
-    row("dead.verify.SITE.ID", "a request the cloud gave up", Some(DEAD), SubjectScope::Cloud, &[Role::Verifier]),
-    row("dead.updates.SITE.ID", "an update the cloud refused", Some(DEAD), SubjectScope::Cloud, &[Role::Aggregator]),
-    row("audit.SITE", "what was done by hand", Some(AUDIT), SubjectScope::Site, &[]),
-    row("audit.cloud", "what was done by hand in the cloud", Some(AUDIT), SubjectScope::Cloud, &[]),
+    row(
+        "dead.outbox.SITE.ID",
+        "a dead letter: a message that could not be sent up",
+        Some(DEAD),
+        SubjectScope::Site,
+        &[Role::Courier],
+    ),
+    row(
+        "dead.verdicts.SITE.ID",
+        "a dead letter: a verdict that the site refused",
+        Some(DEAD),
+        SubjectScope::Site,
+        &[Role::Courier],
+    ),
+    row(
+        "dead.orders.SITE.ID",
+        "a dead letter: an order that the site refused",
+        Some(DEAD),
+        SubjectScope::Site,
+        &[Role::Courier],
+    ),
+    row(
+        "dead.updates.SITE.ID",
+        "a dead letter: a round that the site refused",
+        Some(DEAD),
+        SubjectScope::Site,
+        &[Role::Courier],
+    ),
+    row(
+        "dead.verify.SITE.ID",
+        "a dead letter: a request to verify",
+        Some(DEAD),
+        SubjectScope::Cloud,
+        &[Role::Verifier],
+    ),
+    row(
+        "dead.updates.SITE.ID",
+        "a dead letter: an update that the cloud refused",
+        Some(DEAD),
+        SubjectScope::Cloud,
+        &[Role::Aggregator],
+    ),
+    row("audit.SITE", "an action of a person", Some(AUDIT), SubjectScope::Site, &[]),
+    row("audit.cloud", "an action of a person in the cloud", Some(AUDIT), SubjectScope::Cloud, &[]),
 ];
 
-/// The subjects a role publishes, of one site or, where none is named, of all.
+/// Subjects that a role publishes, of one site or, without a name, of all.
 pub(crate) fn published_by(role: Role, site: Option<&SiteName>) -> Vec<String> {
     SUBJECTS.iter().filter(|row| row.publishers.contains(&role)).map(|row| row.pattern(site)).collect()
 }
@@ -226,19 +286,19 @@ mod tests {
     use super::*;
     use crate::topology::{PlanScope, StreamSettings, plan_topology};
 
-    /// Whether every subject of a pattern is one of another.
+    /// Whether the wide pattern matches every subject of the narrow one.
     fn covers(wide: &str, narrow: &str) -> bool {
         let (wide, narrow): (Vec<&str>, Vec<&str>) = (wide.split('.').collect(), narrow.split('.').collect());
         wide.len() == narrow.len() && wide.iter().zip(&narrow).all(|(wide, narrow)| *wide == "*" || wide == narrow)
     }
 
     #[test]
-    fn what_streams_store_is_what_the_table_says() {
+    fn streams_store_exactly_the_subjects_of_the_table() {
         let reef: SiteName = "reef".parse().unwrap();
         let plan = plan_topology(&PlanScope::Both(reef.clone()), &StreamSettings::default());
         for stream in &plan.streams {
             for subject in stream.subjects.iter().filter(|subject| !subject.starts_with(['$', '/'])) {
-                // Images that are a level off become dead letters, and letters about nobody's messages are kept.
+                // Malformed image subjects become dead letters, and dead letters without a known site are kept.
                 if subject.starts_with("image") || subject.contains(".unknown.") || subject.contains(".cloud.") {
                     continue;
                 }
@@ -246,7 +306,7 @@ mod tests {
                     row.stream == Some(stream.name.as_str())
                         && (covers(&row.pattern(Some(&reef)), subject) || row.pattern(None) == *subject)
                         || stream.name == "UPDATES" && row.stream == Some(UPDATES) && row.pattern(None) == *subject
-                        // One pattern for the four kinds of what waits.
+                        // One pattern for the four kinds in the outbox.
                         || stream.name == OUTBOX && *subject == "outbox.reef.*"
                 });
                 assert!(known, "{subject} of {}", stream.name);
@@ -259,7 +319,7 @@ mod tests {
             let stored = stream.subjects.iter().any(|stored| {
                 covers(stored, &subject) || stored.strip_suffix(".>").is_some_and(|prefix| subject.starts_with(prefix))
             });
-            // What is told of answers is stored under its other name.
+            // Final answers are published under another name than they are stored from.
             assert!(stored || row.form.starts_with("answer.final"), "{subject} in {name}");
         }
     }

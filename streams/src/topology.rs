@@ -1,5 +1,5 @@
-//! Every stream, bucket and durable consumer, declared once: [`plan`] says what a place wants,
-//! [`setup`] creates it, [`compare`] reports what differs. Workers create nothing.
+//! Every stream, bucket and durable consumer, declared once: [`plan_topology`] lists what a site or the cloud needs,
+//! [`apply_plan`] creates it, [`compare_plan`] reports differences. Workers create nothing.
 
 use std::time::Duration;
 
@@ -20,155 +20,156 @@ mod setup;
 pub const IMAGES: &str = "IMAGES";
 /// Provisional and final answers of a site.
 pub const ANSWERS: &str = "ANSWERS";
-/// What waits for the link at a site.
+/// Messages of a site that wait for the link.
 pub const OUTBOX: &str = "OUTBOX";
-/// Messages given up.
+/// Dead letters.
 pub const DEAD: &str = "DEAD";
-/// Tasks sent up.
+/// Requests to verify tasks.
 pub const VERIFY: &str = "VERIFY";
-/// The cloud's answers.
+/// Verdicts.
 pub const VERDICTS: &str = "VERDICTS";
-/// Images that are kept whatever their age, with what was said of them.
+/// Images kept whatever their age, with their answers.
 pub const PINNED: &str = "PINNED";
-/// What persons say tasks show.
+/// Labels given by people.
 pub const LABELS: &str = "LABELS";
 /// Which images each update of a site learned from. Never crosses the leaf link.
 pub const LEARNED: &str = "LEARNED";
-/// What sites learned, as references to weights and never a picture; and what happens in rounds.
+/// Updates of the sites, as references to weights and never a picture; and the events of rounds.
 pub const UPDATES: &str = "UPDATES";
-/// What happened in rounds, copied out of [`UPDATES`], from where sites' updates push it out in time.
+/// Events of rounds, copied from [`UPDATES`], where sites' updates displace them in time.
 pub const ROUNDS: &str = "ROUNDS";
-/// What was decided about each model's releases.
+/// Rollout decisions of each model.
 pub const RELEASES: &str = "RELEASES";
-/// What each site shall run, the latest of each model.
+/// Orders to the sites, the latest for each model.
 pub const ORDERS: &str = "ORDERS";
-/// What each worker runs, and what came of it.
+/// Workers' reports on the releases they run.
 pub const SWAPS: &str = "SWAPS";
 /// Bucket of large images at a site. Never crosses the leaf link by itself.
 pub const BLOBS: &str = "blobs";
-/// Bucket of what the cloud offers to its sites: packages and weights. Of another name than a site's: the server keeps
-/// buckets of one name in two domains apart only if they are key-value buckets.
+/// Bucket of packages and weights that the cloud offers to its sites. Its name differs from a site's bucket: the server
+/// keeps buckets of one name in two domains apart only if they are key-value buckets.
 pub const CLOUD_BLOBS: &str = "cloud-blobs";
-/// Bucket of large images that are kept whatever their age. Never crosses the leaf link by itself.
+/// Bucket of large images that are pinned. Never crosses the leaf link by itself.
 pub const PINNED_BLOBS: &str = "pinned-blobs";
-/// Bucket of signs of life, at a site and in the cloud.
+/// Bucket of heartbeats, at a site and in the cloud.
 pub const FLEET: &str = "fleet";
-/// What sites found hard: features and scores, never pixels.
+/// Hard cases: features and scores, never pixels.
 pub const HARDCASES: &str = "HARDCASES";
-/// What was done by hand, at a site and in the cloud. Nothing in it can be deleted.
+/// Audit of what people did by hand, at a site and in the cloud. Nothing in it can be deleted.
 pub const AUDIT: &str = "AUDIT";
-/// Bucket of the notes of a site, and of the cloud: what must be known after a restart.
+/// Bucket of the notes of a site, and of the cloud: what must survive a restart.
 pub const LEDGER: &str = "ledger";
 
-/// Messages that were delivered as often as their durable allows and never finished: the server's notices.
+/// The server's notices of messages that were delivered as often as their durable allows and never finished.
 pub const ADVISORIES: &str = "ADVISORIES";
 
 /// Durable of the verifiers on VERIFY.
 pub const VERIFIER: &str = "verifier";
 
-/// Streams and buckets of small messages that have no setting of their own, MiB each.
+/// Size of each stream and bucket of small messages without a setting of its own, MiB.
 const SMALL_MIB: u32 = 64;
 
-/// Deliveries of a durable whose role counts attempts and makes a dead letter of the last one: a message that
-/// comes this often reached nobody.
+/// Delivery limit of a durable whose role counts attempts and dead-letters after the last one: a message delivered this
+/// often reached no worker.
 const COUNTED: i64 = 2 * MAX_TRIES as i64;
-/// Deliveries of a durable whose role tries for as long as it takes: what is delivered every few seconds comes
-/// for days.
+/// Delivery limit of a durable whose role retries for as long as it takes: enough for days of deliveries every few
+/// seconds.
 const UNCOUNTED: i64 = 100_000;
 
-/// Signs of life are forgotten after this.
+/// Heartbeats expire after this.
 pub const FLEET_AGE: Duration = Duration::from_secs(15);
 
-/// Reports of releases are forgotten after this: what happened earlier says little about today.
+/// Reports on releases expire after this: older ones say little about today.
 pub const SWAPS_AGE: Duration = Duration::from_secs(48 * 3600);
 
-/// Durable of a site's recognizers on IMAGES. Named by site like every durable that exists at more than
-/// one place: the subject of an acknowledgement names stream and durable and no domain, so under one name a
+/// Durable of a site's recognizers on IMAGES. It carries the site's name, like every durable that exists at more than
+/// one place: the subject of an acknowledgement names stream and durable but no domain, so with one name for all a
 /// site's acknowledgements would count at every other site that a leaf link leads to.
 pub fn recognizer_durable(site: &SiteName) -> String {
     format!("recognizer-{site}")
 }
 
-/// Durable of a site's recognizers on final ANSWERS: what the cloud's verdicts teach the gate.
+/// Durable of a site's recognizers on final ANSWERS, from which calibration learns.
 pub fn learner_durable(site: &SiteName) -> String {
     format!("learner-{site}")
 }
 
-/// Durable of a site's courier on provisional ANSWERS: what was promised a final answer.
+/// Durable of a site's courier on provisional ANSWERS, whose deadlines it keeps.
 pub fn promises_durable(site: &SiteName) -> String {
     format!("promises-{site}")
 }
 
-/// Bucket in the cloud of the large images and weights that a site sent up: one site cannot read another's, nor fill its room.
+/// Bucket in the cloud for large images and weights sent up by a site: no site can read another's, nor use up its
+/// space.
 pub fn sent_blobs(site: &SiteName) -> String {
     format!("{CLOUD_BLOBS}-{site}")
 }
 
-/// Durable of one site's courier on VERDICTS.
+/// Durable of a site's courier on VERDICTS.
 pub fn verdicts_durable(site: &SiteName) -> String {
     format!("courier-{site}")
 }
 
-/// Durable of one site's courier on UPDATES: the rounds that are opened.
+/// Durable of a site's courier on UPDATES, for the openings of rounds.
 pub fn rounds_durable(site: &SiteName) -> String {
     format!("rounds-{site}")
 }
 
-/// Durable of one site's courier on ORDERS.
+/// Durable of a site's courier on ORDERS.
 pub fn orders_durable(site: &SiteName) -> String {
     format!("orders-{site}")
 }
 
-/// How much the streams may hold, and for how long. Sizes in MiB, times in seconds.
+/// Limits of the streams. Sizes in MiB, times in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamSettings {
-    /// Images kept at a site, answered and unanswered, MiB, at least 1. When it is reached, publishers
-    /// get an error until the janitor has purged answered ones.
+    /// Images kept at a site, answered and unanswered, MiB, at least 1. At the limit publishers get an error until the
+    /// janitor has purged answered images.
     pub images_max_mib: u32,
-    /// Answers kept at a site, at least 1000; each costs the server about half a KiB of memory.
+    /// Answers kept at a site, at least 1000; each costs the server about 0.5 KiB of memory.
     pub answers_max_messages: u32,
-    /// Answers kept at a site, MiB, at least 1; the oldest go first.
+    /// Answers kept at a site, MiB, at least 1; the oldest are dropped first.
     pub answers_max_mib: u32,
-    /// What may wait for the link at a site, MiB, at least 1. When it is reached, doubtful answers
-    /// become final as they are.
+    /// Messages at a site that wait for the link, MiB, at least 1. At the limit doubtful answers become final
+    /// unverified.
     pub outbox_max_mib: u32,
-    /// How many messages may wait for the link at a site, at least 1; the courier keeps about 200 bytes of
-    /// memory for each.
+    /// Messages at a site that wait for the link, at least 1; the courier keeps about 200 bytes of memory for
+    /// each.
     pub outbox_max_messages: u32,
-    /// What sites found hard, kept in the cloud, MiB, at least 1; the oldest go first.
+    /// Hard cases kept in the cloud, MiB, at least 1; the oldest are dropped first.
     pub hardcases_max_mib: u32,
-    /// Images that are pinned at a site, MiB, at least 1, and as much again for large ones; when it is reached, nothing more
-    /// can be pinned.
+    /// Images pinned at a site, MiB, at least 1, and as much again for large images; at the limit nothing more can be
+    /// pinned.
     pub pinned_max_mib: u32,
-    /// What persons said, kept at a site, MiB, at least 1; the oldest go first.
+    /// Labels kept at a site, MiB, at least 1; the oldest are dropped first.
     pub labels_max_mib: u32,
-    /// Which images each update learned from, kept at a site, MiB, at least 1; the oldest go first. An update of 20,000
+    /// Lists of learned images kept at a site, MiB, at least 1; the oldest are dropped first. An update of 20,000
     /// images takes 0.35 MiB.
     pub learned_max_mib: u32,
-    /// What sites learned, kept in the cloud without the weights themselves, MiB, at least 1; the oldest go first.
+    /// Updates kept in the cloud without the weights themselves, MiB, at least 1; the oldest are dropped first.
     pub updates_max_mib: u32,
-    /// What was decided about releases, kept in the cloud, MiB, at least 1; the oldest go first.
+    /// Rollout decisions kept in the cloud, MiB, at least 1; the oldest are dropped first.
     pub releases_max_mib: u32,
-    /// What workers report of the releases they run, kept in the cloud for two days, MiB, at least 1; the oldest go first.
+    /// Workers' reports on releases kept in the cloud for two days, MiB, at least 1; the oldest are dropped first.
     pub swaps_max_mib: u32,
-    /// What may wait for the verifiers in the cloud, MiB, at least 1.
+    /// Requests in the cloud that wait for a verifier, MiB, at least 1.
     pub verify_max_mib: u32,
     /// Large images and weights kept by reference, at a site and in the cloud, MiB, at least 1.
     pub blobs_max_mib: u32,
-    /// Large images are forgotten after this, at a site and in the cloud, seconds; one that was not
-    /// answered by then becomes a dead letter.
+    /// Age at which large images expire, at a site and in the cloud, seconds; an image unanswered by then becomes a
+    /// dead letter.
     pub blobs_max_age_s: u32,
-    /// Messages given up that are kept, MiB, at least 1; the oldest go first.
+    /// Dead letters kept, MiB, at least 1; the oldest are dropped first.
     pub dead_max_mib: u32,
-    /// For how long a repeated message id is recognized, seconds; longer than any publisher retries.
+    /// How long a repeated message id is recognized, seconds; must exceed the longest retry of any publisher.
     pub duplicate_window_s: u32,
-    /// A message taken and not reported on for this long goes to another worker, seconds, 1 to 3600.
+    /// A message without acknowledgement or progress for this long goes to another worker, seconds, 1 to 3600.
     pub ack_wait_s: u32,
-    /// Verdicts wait this long for their site, seconds.
+    /// How long verdicts wait for their site, seconds.
     pub verdicts_max_age_s: u32,
-    /// Verdicts that wait for their sites, MiB, at least 1; one that was fetched is kept no longer, and when it is reached
-    /// the oldest go first: their tasks end with the edge's answer at their deadline.
+    /// Verdicts that wait for their sites, MiB, at least 1; a fetched one is dropped. At the limit the oldest are
+    /// dropped first: their tasks end with the site's own answer at their deadline.
     pub verdicts_max_mib: u32,
 }
 
@@ -200,7 +201,7 @@ impl Default for StreamSettings {
 }
 
 impl StreamSettings {
-    /// What is wrong with the settings, if something is.
+    /// Names the first invalid setting and its range.
     pub fn check(&self) -> Result<(), String> {
         let at_least_one = [
             ("images_max_mib", self.images_max_mib),
@@ -224,39 +225,42 @@ impl StreamSettings {
             ("verdicts_max_mib", self.verdicts_max_mib),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("streams.{name} is 0, use at least 1"));
+            return Err(format!("streams.{name} is 0; it must be at least 1"));
         }
         if self.answers_max_messages < 1000 {
-            return Err(format!("streams.answers_max_messages is {}, use at least 1000", self.answers_max_messages));
+            return Err(format!(
+                "streams.answers_max_messages is {}; it must be at least 1000",
+                self.answers_max_messages
+            ));
         }
         Ok(())
     }
 }
 
-/// Where a plan is for. With everything on one server, a site's plan and the cloud's are one.
+/// What a plan is for. With everything on one server, the plans of a site and the cloud are combined.
 #[derive(Debug, Clone)]
 pub enum PlanScope {
     /// A site's own server.
     Site(SiteName),
-    /// The cloud, with the sites whose couriers come for verdicts.
+    /// The cloud, with the sites whose couriers fetch verdicts.
     Cloud(Vec<SiteName>),
     /// Site and cloud on one server.
     Both(SiteName),
 }
 
-/// What a place wants to exist.
+/// The streams and consumers that a site or the cloud needs.
 #[derive(Debug, Clone, Default)]
 pub struct TopologyPlan {
     pub(crate) streams: Vec<StreamConfig>,
-    consumers: Vec<(&'static str, pull::Config)>,
+    pub(crate) consumers: Vec<(&'static str, pull::Config)>,
 }
 
-/// Bytes that the streams of a site and of the cloud may hold together where nothing is set.
+/// Bytes that the streams of a site and of the cloud may hold together with default settings.
 pub fn default_store_bytes() -> u64 {
     plan_topology(&PlanScope::Both(SiteName::default_site()), &StreamSettings::default()).max_store_bytes()
 }
 
-/// What a place wants to exist.
+/// The plan for a site, the cloud or both.
 pub fn plan_topology(place: &PlanScope, settings: &StreamSettings) -> TopologyPlan {
     let mut plan = TopologyPlan::default();
     match place {
@@ -271,13 +275,13 @@ pub fn plan_topology(place: &PlanScope, settings: &StreamSettings) -> TopologyPl
 }
 
 impl TopologyPlan {
-    /// Names of its streams, those of its buckets among them.
+    /// Names of the streams, including those of buckets.
     pub fn stream_names(&self) -> impl Iterator<Item = &str> {
         self.streams.iter().map(|stream| stream.name.as_str())
     }
 
-    /// Bytes all its streams may hold together: what its server's `max_file_store` must allow, with room for what the
-    /// server keeps beside them (an eighth), and for the streams of its MQTT sessions.
+    /// Bytes that all streams may hold together: the server's `max_file_store` must allow this. Includes an eighth for
+    /// what the server keeps beside them, and the streams of its MQTT sessions.
     pub fn max_store_bytes(&self) -> u64 {
         const MQTT_BYTES: u64 = 256 * 1024 * 1024;
         let streams: u64 = self.streams.iter().map(|stream| u64::try_from(stream.max_bytes).unwrap_or(0)).sum();
@@ -289,28 +293,27 @@ impl TopologyPlan {
         self.fleet();
         self.ledger();
         self.stream(StreamConfig {
-            // Never drops what no worker has answered: a full stream is an error at the publisher.
+            // Never drops an unanswered image: a full stream is an error at the publisher.
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.images_max_mib),
-            // The server tells duplicates by the message id alone, so one camera's image would be swallowed
-            // for another's that has the same id. A stream that has a source does not look for
-            // duplicates at all; this one never brings anything. Whoever reads images tells duplicates by
-            // camera, id and content.
+            // The server detects duplicates by message id alone, so it would drop one camera's image for another's with
+            // the same id. A stream with a source detects no duplicates; this source never yields anything.
+            // Readers of images detect duplicates by camera, id and content.
             sources: Some(vec![Source {
                 name: format!("KV_{LEDGER}"),
                 filter_subject: Some(format!("$KV.{LEDGER}.no-image")),
                 ..Source::default()
             }]),
-            // What is a level off, or another site's, is stored too: it becomes a dead letter that names the
-            // right subject, where otherwise an acknowledgement of MQTT would be all that is left of it. A
+            // Malformed subjects and other sites' images are stored too: they become dead letters that name the
+            // right subject; otherwise an MQTT client would have an acknowledgement and the image would be gone. A
             // topic that begins with a slash arrives as `/.image`.
             ..file(IMAGES, ["image", "image.>", "/.image.>"].map(str::to_owned).to_vec())
         });
         self.stream(StreamConfig {
             max_messages: settings.answers_max_messages.into(),
             max_bytes: bytes(settings.answers_max_mib),
-            // Outcomes are stored under the slots of final answers, and said there once they are stored. They are
-            // as durable as images: what was said and then lost in a crash would be redone and said again.
+            // Outcomes are stored in the slots of final answers and republished there once stored. They are
+            // as durable as images: one that was announced and then lost in a crash would be made and announced again.
             subject_transform: Some(SubjectTransform {
                 source: "outcome.*.*.*".into(),
                 destination: "answer.final.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}".into(),
@@ -323,7 +326,7 @@ impl TopologyPlan {
             ..file(ANSWERS, vec![format!("answer.provisional.{site}.*"), format!("outcome.{site}.*.*")])
         });
         self.stream(StreamConfig {
-            // Not a work queue: the courier chooses what goes next, and deletes what has gone.
+            // Not a work queue: the courier chooses what goes next and deletes what was sent.
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.outbox_max_mib),
             max_messages: settings.outbox_max_messages.into(),
@@ -341,12 +344,12 @@ impl TopologyPlan {
             ..file(LEARNED, vec![format!("learned.{site}.*")])
         });
         self.stream(StreamConfig {
-            // A set has a slot an image, so that pinning twice is pinning once.
+            // One slot per image of a set, so that pinning twice is pinning once.
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.pinned_max_mib),
             ..file(PINNED, vec![format!("pin.*.{site}.*.*")])
         });
-        // Its courier buries what it does not take from the cloud, too.
+        // The courier also writes dead letters for what it refuses from the cloud.
         let dead = ["images", "outbox", "answers", "verdicts", "orders", "updates"];
         let dead = dead.map(|stream| format!("dead.{stream}.{site}.*"));
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
@@ -356,7 +359,7 @@ impl TopologyPlan {
         self.audit(site);
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
-        // What was redirected stays unacknowledged until its answer is there.
+        // An offloaded image stays unacknowledged until its answer arrives.
         let recognizer = durable(&recognizer_durable(site), wait, COUNTED);
         self.consumer(IMAGES, pull::Config { max_ack_pending: 10_000, ..recognizer });
         self.consumer(
@@ -378,10 +381,10 @@ impl TopologyPlan {
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.verify_max_mib),
             duplicate_window: window,
-            ..file(VERIFY, of_sites(sites, |site| format!("verify.*.{site}.*")))
+            ..file(VERIFY, patterns_of_sites(sites, |site| format!("verify.*.{site}.*")))
         });
         self.stream(StreamConfig {
-            // Each goes when the courier of its site has fetched it.
+            // Deleted once the courier of its site has fetched it.
             retention: RetentionPolicy::Interest,
             max_bytes: bytes(settings.verdicts_max_mib),
             max_age: Duration::from_secs(settings.verdicts_max_age_s.into()),
@@ -396,16 +399,16 @@ impl TopologyPlan {
         let dead = dead.collect();
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead) });
         self.stream(StreamConfig {
-            // The oldest make way: a collection, not an obligation.
+            // The oldest are dropped: a collection without obligations.
             max_bytes: bytes(settings.hardcases_max_mib),
             duplicate_window: window,
-            ..file(HARDCASES, of_sites(sites, |site| format!("hardcase.{site}")))
+            ..file(HARDCASES, patterns_of_sites(sites, |site| format!("hardcase.{site}")))
         });
-        let mut updates = of_sites(sites, |site| format!("update.*.*.{site}"));
+        let mut updates = patterns_of_sites(sites, |site| format!("update.*.*.{site}"));
         updates.push("round.*.*.*".into());
         self.stream(StreamConfig {
             max_bytes: bytes(settings.updates_max_mib),
-            // Of one update the first counts; who sends the same again and again takes nobody's room.
+            // Only the first of an update counts; a site that repeats its update takes space from nobody.
             max_messages_per_subject: 4,
             duplicate_window: window,
             ..file(UPDATES, updates)
@@ -424,7 +427,7 @@ impl TopologyPlan {
             ..file(RELEASES, vec!["release.*.*".into()])
         });
         self.stream(StreamConfig {
-            // The latest counts; a site that was away for long finds that one.
+            // Only the latest counts, and a site that was away for long still finds it.
             max_messages_per_subject: 1,
             discard: DiscardPolicy::New,
             max_bytes: bytes(SMALL_MIB),
@@ -434,7 +437,10 @@ impl TopologyPlan {
             max_bytes: bytes(settings.swaps_max_mib),
             max_age: SWAPS_AGE,
             max_messages_per_subject: 1,
-            ..file(SWAPS, of_sites(sites.iter().chain([&SiteName::cloud()]), |site| format!("swap.{site}.*.*")))
+            ..file(
+                SWAPS,
+                patterns_of_sites(sites.iter().chain([&SiteName::cloud()]), |site| format!("swap.{site}.*.*")),
+            )
         });
         self.blobs(CLOUD_BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         for site in sites {
@@ -460,7 +466,7 @@ impl TopologyPlan {
         }
     }
 
-    /// A bucket of bytes by reference, which are forgotten after a time; zero: never.
+    /// Adds a bucket of blobs that expire after `max_age`; zero: never.
     fn blobs(&mut self, name: &str, max_mib: u32, max_age: Duration) {
         self.stream(StreamConfig {
             discard: DiscardPolicy::New,
@@ -478,14 +484,14 @@ impl TopologyPlan {
             max_age: FLEET_AGE,
             duplicate_window: FLEET_AGE,
             allow_rollup: true,
-            // On the disk, for a bucket in memory is gone after a restart of the server and nobody makes it
-            // again; what is in it need not wait for the disk.
+            // On disk, because a bucket in memory is gone after a restart of the server and nobody creates it
+            // again; but writes need not wait for the disk.
             persist_mode: Some(PersistenceMode::Async),
             ..bucket(FLEET)
         });
     }
 
-    /// What nobody could read: each role looks for what concerns its own durable.
+    /// Adds the stream of undelivered messages, in which each role looks for those of its own durable.
     fn advisories(&mut self) {
         let subjects = vec!["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>".into()];
         self.stream(StreamConfig { max_bytes: bytes(SMALL_MIB), ..file(ADVISORIES, subjects) });
@@ -504,7 +510,7 @@ impl TopologyPlan {
         self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
     }
 
-    /// Adds a stream; one that site and cloud both want on one server takes the subjects of both.
+    /// Adds a stream; if site and cloud share it on one server, it gets the subjects of both.
     fn stream(&mut self, wanted: StreamConfig) {
         match self.streams.iter_mut().find(|stream| stream.name == wanted.name) {
             Some(stream) => {
@@ -521,9 +527,12 @@ impl TopologyPlan {
     }
 }
 
-/// A pattern for each site. By site, for a leaf server is shown only that interest of the cloud's streams which lies wholly
-/// within its user's rights.
-fn of_sites<'a>(sites: impl IntoIterator<Item = &'a SiteName>, pattern: impl Fn(&SiteName) -> String) -> Vec<String> {
+/// A pattern for each site. One per site, because a leaf server only sees interest of the cloud's streams that lies
+/// wholly within its user's permissions.
+fn patterns_of_sites<'a>(
+    sites: impl IntoIterator<Item = &'a SiteName>,
+    pattern: impl Fn(&SiteName) -> String,
+) -> Vec<String> {
     sites.into_iter().map(pattern).collect()
 }
 
@@ -579,14 +588,14 @@ mod tests {
         let both = plan_topology(&PlanScope::Both(site.clone()), &StreamSettings::default());
         let dead: Vec<_> = both.streams.iter().filter(|stream| stream.name == DEAD).collect();
         assert_eq!(dead.len(), 1);
-        assert_eq!(dead[0].subjects.len(), 6 + 1 + 4, "the site's, what the cloud adds to them, and nobody's");
+        assert_eq!(dead[0].subjects.len(), 6 + 1 + 4, "the site's, the cloud's, and those without a site");
     }
 
     #[test]
-    fn every_stream_has_a_size_and_every_durable_an_end() {
+    fn every_stream_has_a_size_limit_and_every_durable_a_delivery_limit() {
         let plan = plan_topology(&PlanScope::Both("reef".parse().unwrap()), &StreamSettings::default());
         for stream in &plan.streams {
-            assert!(stream.max_bytes > 0, "{} may grow without end", stream.name);
+            assert!(stream.max_bytes > 0, "{} has no size limit", stream.name);
         }
         for (stream, consumer) in &plan.consumers {
             assert!(consumer.max_deliver > MAX_TRIES as i64, "{stream}: {:?}", consumer.durable_name);
@@ -611,8 +620,8 @@ mod tests {
         let subjects = |place| {
             let plan = plan_topology(&place, &settings);
             let all = plan.streams.into_iter().flat_map(|stream| stream.subjects);
-            // Key-value buckets, and only those, are kept apart by the server itself.
-            // The server's own notices stay on it, and letters about what comes down are each place's own.
+            // The server keeps key-value buckets apart, and only those.
+            // Its own notices never leave it, and dead letters stay where they were written.
             let own = ["$KV.", "$JS.EVENT.", "dead."];
             all.filter(|subject| !own.iter().any(|own| subject.starts_with(own))).collect::<Vec<_>>()
         };

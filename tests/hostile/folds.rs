@@ -3,7 +3,7 @@
 use aggregator::round::RoundTracker;
 use bend::{bend_all, corpus, turns};
 use releaser::ReleaseEvidence;
-use rollout::stage;
+use releases::stage;
 use schemas::{Canary, ReleaseId, Rollout, Round, SiteName, Swap, Update, decode, encode};
 
 fn all<M: schemas::Message>() -> Vec<M> {

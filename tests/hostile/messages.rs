@@ -1,9 +1,9 @@
 //! Messages, and what is signed of them.
 
 use bend::{bend_all, corpus, turns};
-use replayer::TaskRow;
-use replayer::backtest::{BacktestCandidate, RecordedTask, replay_decisions};
-use replayer::row::TextPool;
+use replay::TaskRow;
+use replay::backtest::{BacktestCandidate, RecordedTask, replay_decisions};
+use replay::row::TextPool;
 use runtime::site_key::SiteKey;
 use runtime::ticket::TicketKey;
 use runtime::{audit, trust};

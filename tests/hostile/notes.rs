@@ -3,15 +3,15 @@
 use aggregator::check::{self, CheckSettings};
 use bend::{bend_all, corpus, texts, turns};
 use courier::budget::{Budget, BudgetSettings, BudgetUsage};
-use decisions::calibration::CalibrationEvidence;
-use decisions::{EffectiveSettings, Policy};
+use offload::calibration::CalibrationEvidence;
+use offload::{EffectiveSettings, Policy};
 use recognizer::signals::read_policy;
-use replayer::backtest::BacktestCandidate;
-use rollout::confinement::Confinement;
-use rollout::trial::{ReleaseProbe, TrialResult, compare};
-use scaling::decide::{QueueObservation, ScaleState, decide_replicas};
-use scaling::{ReplicaRequest, ScaleSettings};
+use releases::confinement::Confinement;
+use releases::trial::{ReleaseProbe, TrialResult, compare};
+use replay::backtest::BacktestCandidate;
 use schemas::{FaultNote, Prediction, RankedClass, ReleaseId, Update, decode};
+use serving::scale::decide::{QueueObservation, ScaleState, decide_replicas};
+use serving::scale::{ReplicaRequest, ScaleSettings};
 use trainer::collector::ReadPositions;
 
 #[test]
@@ -35,12 +35,12 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
     bend_all("notes of replicas", &notes, turns(), |bytes| {
         match serde_json::from_slice::<Option<ReplicaRequest>>(bytes) {
             Ok(Some(ReplicaRequest::Fixed(replicas))) => {
-                assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&replicas))
+                assert!((1..=serving::scale::replica_request::MAX_REPLICAS).contains(&replicas))
             }
             Ok(Some(ReplicaRequest::Between(least, most))) => {
                 let settings = ScaleSettings { min_replicas: least, max_replicas: most, ..ScaleSettings::default() };
                 let (_, wish) = decide_replicas(&settings, &ScaleState::default(), &seen);
-                assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
+                assert!((1..=serving::scale::replica_request::MAX_REPLICAS).contains(&wish.replicas), "{wish:?}");
             }
             Ok(None) | Err(_) => {}
         }

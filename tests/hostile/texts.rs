@@ -1,8 +1,8 @@
 //! Texts: subjects, names, topics, headers, expressions, times, settings of any kind.
 
 use bend::{bend_all, corpus, texts, turns};
-use replayer::field::TaskField;
-use replayer::{Expression, TaskRow, timestamp};
+use replay::field::TaskField;
+use replay::{Expression, TaskRow, timestamp};
 use schemas::{BlobRef, CameraName, ReleaseId, Root, SiteName, Task, TaskId};
 use streams::monitor;
 use streams::subject::{self, OutboxKind};
@@ -54,7 +54,7 @@ fn texts_that_were_bent_are_read_or_refused() {
             serde_json::from_str::<Root>(&text).is_ok(),
             timestamp::parse_timestamp(&text, Some(1_000_000)).is_ok(),
             text.parse::<autograd::TrainableSelection>().is_ok(),
-            text.parse::<scaling::ReplicaRequest>().is_ok(),
+            text.parse::<serving::scale::ReplicaRequest>().is_ok(),
         );
         // Every header of a task at once, each with this value.
         let _task = Task::from_headers(&stored(), |_| Some(&text), bytes).is_ok();
@@ -66,7 +66,7 @@ fn texts_that_were_bent_are_read_or_refused() {
 #[test]
 fn expressions_and_rows_that_were_bent_go_together() {
     bend::limit_memory();
-    let mut shared = replayer::row::TextPool::default();
+    let mut shared = replay::row::TextPool::default();
     let rows: Vec<TaskRow> = corpus("fixtures/wire", &[".msgpack"], usize::MAX)
         .iter()
         .filter_map(|bytes| schemas::decode(bytes).ok())
@@ -89,7 +89,7 @@ fn expressions_and_rows_that_were_bent_go_together() {
     bend_all("rows of pinned sets", &written, turns() / 2, |bytes| {
         let Ok(row) = serde_json::from_slice::<TaskRow>(bytes) else { return 1 };
         let _values = fields.iter().filter(|field| row.value(**field).is_some()).count();
-        let _cells = replayer::index::cells("a", &row, 7);
+        let _cells = replay::index::cells("a", &row, 7);
         let _of_it = (row.hardness(), row.is_wrong(), row.label().is_some());
         2
     });

@@ -1,4 +1,4 @@
-//! From a store's address to a client of it, with bounds on every request.
+//! Creates the client for a store's address, with limits on every request.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,30 +15,30 @@ use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 
 use crate::error::CarryError;
 
-/// One request, its body included. A part of [`super::PART_BYTES`] passes in this time where a link
-/// carries 3 Mbit/s.
-const REQUEST_PATIENCE: &str = "15 seconds";
-const CONNECT_PATIENCE: &str = "5 seconds";
-/// No request begins anew after this long.
-const RETRY_PATIENCE: Duration = Duration::from_secs(15);
+/// Timeout of one request with its body. A part of [`super::PART_BYTES`] passes in this time over a link
+/// of 3 Mbit/s.
+const REQUEST_TIMEOUT: &str = "15 seconds";
+const CONNECT_TIMEOUT: &str = "5 seconds";
+/// No retry starts after this time.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 const RETRIES: usize = 3;
-const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Variables outside their provider's prefix that object_store's own builders read too.
+/// Variables without their provider's prefix that object_store's own builders read too.
 const ALIASES: [(&str, &str); 2] =
     [("SERVICE_ACCOUNT", "google_service_account"), ("IDENTITY_ENDPOINT", "azure_msi_endpoint")];
 
-/// What to write in place of an address that holds more than it should.
-const WRITE: &str =
-    "write scheme://bucket/prefix and nothing more; keys belong in the environment (AWS_*, GOOGLE_* or AZURE_*)";
+/// The remedy for an address that contains more than it should.
+const ADDRESS_REMEDY: &str =
+    "write scheme://bucket/prefix only; keys belong in the environment (AWS_*, GOOGLE_* or AZURE_*)";
 
-/// A client, and the folder it keeps its objects in, where it is one.
+/// A client, and its folder if the store is one.
 pub(super) struct StoreClient {
     pub objects: Arc<dyn ObjectStore>,
     pub folder: Option<PathBuf>,
 }
 
-/// What the environment says of object stores.
+/// Options of object stores in the environment.
 pub(super) fn store_environment() -> Vec<(String, String)> {
     let pairs =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -57,7 +57,7 @@ pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<St
         None if url.split('/').next().is_some_and(|first| first.is_empty() || !first.contains(':')) => {
             return folder(Path::new(url));
         }
-        None => return Err(refused(url, "a folder with a colon in its name is written with ./ before it")),
+        None => return Err(refused(url, "write ./ before the name of a folder that contains a colon")),
     };
     if scheme == "file" {
         return match place.starts_with('/') && !place.contains('%') {
@@ -68,12 +68,12 @@ pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<St
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@');
     if bucket.is_empty() || !bucket.chars().all(plain) {
-        // Whatever else stands there may be a secret: it is not repeated.
-        return Err(refused(&format!("{scheme}://…"), WRITE));
+        // Anything else in the address may be a secret, so it is not repeated.
+        return Err(refused(&format!("{scheme}://…"), ADDRESS_REMEDY));
     }
     let prefix = match prefix.trim_end_matches('/') {
         "" => None,
-        prefix => Some(super::key(prefix).map_err(|_| refused(&format!("{scheme}://{bucket}/…"), WRITE))?),
+        prefix => Some(super::key(prefix).map_err(|_| refused(&format!("{scheme}://{bucket}/…"), ADDRESS_REMEDY))?),
     };
     let objects = client(scheme, url, &format!("{scheme}://{bucket}"), options)?;
     Ok(StoreClient {
@@ -85,10 +85,10 @@ pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<St
     })
 }
 
-/// Fills a builder: our bounds, then the options it knows, then what is not to be chosen.
+/// Configures a builder: our timeouts first, then the options it knows, then what cannot be overridden.
 macro_rules! built {
     ($builder:ty, $bucket:expr, $options:expr, $last:expr) => {{
-        let bounds = [("timeout", REQUEST_PATIENCE), ("connect_timeout", CONNECT_PATIENCE)];
+        let bounds = [("timeout", REQUEST_TIMEOUT), ("connect_timeout", CONNECT_TIMEOUT)];
         let bounds = bounds.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let mut builder = <$builder>::new().with_url($bucket);
         for (key, value) in bounds.into_iter().chain($options) {
@@ -106,7 +106,7 @@ fn client(
     bucket: &str,
     options: Vec<(String, String)>,
 ) -> Result<Arc<dyn ObjectStore>, CarryError> {
-    // The HTTP client takes the process's provider and panics without one; whoever set one keeps it.
+    // The HTTP client uses the process's TLS provider and panics without one; an existing one is kept.
     let _already_set = rustls::crypto::ring::default_provider().install_default();
     let atomic = |builder: AmazonS3Builder| builder.with_conditional_put(S3ConditionalPut::ETagMatch);
     let built = match scheme {
@@ -123,9 +123,9 @@ fn client(
 
 fn retry() -> RetryConfig {
     RetryConfig {
-        backoff: BackoffConfig { max_backoff: LONGEST_BACKOFF, ..BackoffConfig::default() },
+        backoff: BackoffConfig { max_backoff: MAX_BACKOFF, ..BackoffConfig::default() },
         max_retries: RETRIES,
-        retry_timeout: RETRY_PATIENCE,
+        retry_timeout: RETRY_TIMEOUT,
     }
 }
 
@@ -134,20 +134,20 @@ fn folder(path: &Path) -> Result<StoreClient, CarryError> {
     if name.is_empty() || path.components().any(|part| part == Component::ParentDir) {
         return Err(refused(&name, "name a folder without .. in its path"));
     }
-    let made = make(path).and_then(|()| path.canonicalize());
-    let folder = made.map_err(|error| match super::failure::is_denied(&error) {
+    let created = create_synced(path).and_then(|()| path.canonicalize());
+    let folder = created.map_err(|error| match super::failure::is_denied(&error) {
         true => {
-            CarryError::StoreDenied { store: name.clone(), what: "making its folder".into(), why: error.to_string() }
+            CarryError::StoreDenied { store: name.clone(), what: "creating its folder".into(), why: error.to_string() }
         }
-        false => refused(&name, &format!("its folder cannot be made: {error}")),
+        false => refused(&name, &format!("its folder cannot be created: {error}")),
     })?;
     let objects = LocalFileSystem::new_with_prefix(&folder).map_err(|error| refused(&name, &error.to_string()))?;
-    // Without it a sealed release can be gone after a power cut.
+    // Without fsync a release could be lost in a power cut.
     Ok(StoreClient { objects: Arc::new(objects.with_fsync(true)), folder: Some(folder) })
 }
 
-/// Makes a folder that is still there after a power cut.
-fn make(path: &Path) -> io::Result<()> {
+/// Creates a folder that survives a power cut.
+fn create_synced(path: &Path) -> io::Result<()> {
     let path = std::path::absolute(path)?;
     let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     fs::create_dir_all(&path)?;

@@ -1,4 +1,4 @@
-//! An object store's failure, told apart by what helps against it, and without anybody's keys.
+//! Classifies an object store's errors by their remedy, without showing keys.
 
 use std::io;
 
@@ -18,33 +18,33 @@ pub(super) fn classify_error(store: String, is_folder: bool, what: String, error
     match error {
         _ if is_refused(&error) => CarryError::StoreDenied { store, what, why: code(&error) },
         _ if no_bucket(&error) => {
-            CarryError::StoreUrl { url: store, why: "there is no such bucket: make it, or name another".into() }
+            CarryError::StoreUrl { url: store, why: "there is no such bucket; create it, or name another".into() }
         }
         _ => CarryError::Store { store, what, source: error.into() },
     }
 }
 
-/// Whether there is no such object. A missing bucket is no missing object: somebody misspelled it.
+/// Whether there is no such object. A missing bucket does not count: somebody misspelled it.
 pub(super) fn is_absent(error: &Error) -> bool {
     matches!(error, Error::NotFound { .. }) && !no_bucket(error)
 }
 
 fn is_refused(error: &Error) -> bool {
-    // Lists and uploads in parts hide the status in their text.
+    // Listings and multipart uploads hide the status in their text.
     let says = |status: &str| error.to_string().contains(&format!("status code: {status} "));
     matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) || says("403") || says("401")
 }
 
 fn no_bucket(error: &Error) -> bool {
     let text = error.to_string();
-    ["NoSuchBucket", "ContainerNotFound", "specified bucket does not exist"].iter().any(|said| text.contains(said))
+    ["NoSuchBucket", "ContainerNotFound", "specified bucket does not exist"].iter().any(|phrase| text.contains(phrase))
 }
 
-/// The server's code for a refusal. The rest of its answer can repeat what we signed.
+/// The server's error code for a refusal. The rest of its response can repeat what we signed.
 fn code(error: &Error) -> String {
     let text = error.to_string();
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
-    code.map_or("the keys are wrong or may not do this", |(code, _)| code).chars().take(100).collect()
+    code.map_or("the keys are wrong or lack the permission", |(code, _)| code).chars().take(100).collect()
 }
 
 /// The operating system's error among the causes.
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_told_apart_by_what_helps() {
+    fn failures_are_classified_by_their_remedy() {
         let folder = |kind: io::ErrorKind| {
             let error = Error::Generic { store: "x", source: io::Error::from(kind).into() };
             classify_error("/store".into(), true, "storing x".into(), error)
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_gives_the_servers_code_and_nothing_it_repeats() {
+    fn a_refusal_shows_the_servers_code_and_nothing_else_of_its_response() {
         let answer = "403: <Error><Code>SignatureDoesNotMatch</Code><StringToSign>hunter2</StringToSign></Error>";
         let error = Error::PermissionDenied { path: "x".into(), source: answer.into() };
         let error = classify_error("s3://bucket".into(), false, "storing x".into(), error);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelled_bucket_is_no_absent_object() {
+    fn a_misspelled_bucket_is_not_an_absent_object() {
         let absent = |text: &str| Error::NotFound { path: "x".into(), source: text.into() };
         assert!(is_absent(&absent("<Code>NoSuchKey</Code>")));
         assert!(!is_absent(&absent("<Code>NoSuchBucket</Code>")));

@@ -1,4 +1,4 @@
-//! Makes a server have what a plan wants, or says what it has otherwise.
+//! Creates on a server what a plan lists, or reports how the server differs from it.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull;
@@ -11,28 +11,28 @@ use super::TopologyPlan;
 use crate::connect::Bus;
 use crate::error::{CarryError, error_chain};
 
-/// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
+/// What [`apply_plan`] or [`compare_plan`] found about one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SetupFinding {
-    /// For example `stream IMAGES` or `consumer recognizer on IMAGES`.
+    /// Such as `stream IMAGES` or `consumer recognizer on IMAGES`.
     pub what: String,
-    /// What was found or done.
+    /// What was found or changed.
     pub state: SetupStatus,
 }
 
-/// What was found or done.
+/// Result for one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SetupStatus {
-    /// It exists as wanted.
+    /// It exists as planned.
     Same,
-    /// It was made now.
+    /// It was created.
     Created,
-    /// It was changed now.
+    /// It was changed.
     Updated(Vec<SettingDifference>),
-    /// It differs and was left alone.
+    /// It differs and was left as it is.
     Differs(Vec<SettingDifference>),
-    /// It could not be looked up, made or changed; the words of the server.
+    /// The server refused to look it up, create it or change it; the server's message.
     Refused(String),
     /// It does not exist.
     Missing,
@@ -44,83 +44,83 @@ impl SetupStatus {
     }
 }
 
-/// One setting that is not as wanted.
+/// One setting that differs from the plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SettingDifference {
-    /// Name of the setting, as the server calls it.
+    /// Name of the setting, in the server's terms.
     pub setting: String,
-    /// What is wanted, as JSON.
+    /// Planned value, as JSON.
     pub wanted: serde_json::Value,
-    /// What the server has, as JSON.
+    /// Value on the server, as JSON.
     pub found: serde_json::Value,
 }
 
-/// What to do about a stream or consumer that is missing or differs.
+/// What to do about streams and consumers that are missing or differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepairMode {
     /// Report only.
     Nothing,
-    /// Create what is missing, report what differs.
+    /// Create what is missing and report what differs.
     Missing,
-    /// Create what is missing and change what differs, but for limits and replicas that are higher than wanted: lowering
+    /// Create what is missing and change what differs, except limits and replicas above the plan: lowering
     /// those drops messages or copies of them.
     Everything,
-    /// Lower them, too.
+    /// Lower those too.
     AndLower,
 }
 
-const LOOKS_AT_ONCE: usize = 16;
+const MAX_CONCURRENT_LOOKUPS: usize = 16;
 
-/// Makes what the plan wants exist, and says what was there; doing it twice is doing it once. Goes on after what the server
+/// Creates what the plan lists and reports what was there; idempotent. Continues after anything that the server
 /// refuses.
 ///
 /// # Errors
-/// That the server is away.
-pub async fn apply_plan(bus: &Bus, plan: &TopologyPlan, mend: RepairMode) -> Result<Vec<SetupFinding>, CarryError> {
-    // One after another where something is changed; looks do not wait for each other, for what is silent takes long.
-    let at_once = if mend == RepairMode::Nothing { LOOKS_AT_ONCE } else { 1 };
+/// The server is unreachable.
+pub async fn apply_plan(bus: &Bus, plan: &TopologyPlan, repair: RepairMode) -> Result<Vec<SetupFinding>, CarryError> {
+    // Changes run one at a time. Lookups run concurrently, because one that gets no reply takes long.
+    let concurrent = if repair == RepairMode::Nothing { MAX_CONCURRENT_LOOKUPS } else { 1 };
     let streams = futures::stream::iter(&plan.streams).map(async |wanted| {
-        let state = refused(bus, stream(bus, wanted, mend).await)?;
+        let state = report_refusal(bus, stream(bus, wanted, repair).await)?;
         Ok::<_, CarryError>(SetupFinding { what: format!("stream {}", wanted.name), state })
     });
     let consumers = futures::stream::iter(&plan.consumers).map(async |(stream, wanted)| {
-        let state = refused(bus, consumer(bus, stream, wanted, mend).await)?;
+        let state = report_refusal(bus, consumer(bus, stream, wanted, repair).await)?;
         let name = wanted.durable_name.clone().unwrap_or_default();
         Ok::<_, CarryError>(SetupFinding { what: format!("consumer {name} on {stream}"), state })
     });
-    let mut findings: Vec<SetupFinding> = streams.buffered(at_once).try_collect().await?;
-    let consumers: Vec<SetupFinding> = consumers.buffered(at_once).try_collect().await?;
+    let mut findings: Vec<SetupFinding> = streams.buffered(concurrent).try_collect().await?;
+    let consumers: Vec<SetupFinding> = consumers.buffered(concurrent).try_collect().await?;
     findings.extend(consumers);
     Ok(findings)
 }
 
-/// What the server refuses is a finding, as long as it is there to refuse the next.
-fn refused(bus: &Bus, state: Result<SetupStatus, CarryError>) -> Result<SetupStatus, CarryError> {
+/// Turns a refusal into a finding while the server is still connected.
+fn report_refusal(bus: &Bus, state: Result<SetupStatus, CarryError>) -> Result<SetupStatus, CarryError> {
     match state {
         Err(error) if bus.is_connected() => Ok(SetupStatus::Refused(error_chain(&error))),
         other => other,
     }
 }
 
-/// What the plan wants and the server has otherwise; changes nothing.
+/// Reports how the server differs from the plan; changes nothing.
 pub async fn compare_plan(bus: &Bus, plan: &TopologyPlan) -> Result<Vec<SetupFinding>, CarryError> {
     apply_plan(bus, plan, RepairMode::Nothing).await
 }
 
-async fn stream(bus: &Bus, wanted: &StreamConfig, mend: RepairMode) -> Result<SetupStatus, CarryError> {
+async fn stream(bus: &Bus, wanted: &StreamConfig, repair: RepairMode) -> Result<SetupStatus, CarryError> {
     let what = format!("stream {}", wanted.name);
-    let found = match bus.js.get_stream(&wanted.name).await {
+    let found = match bus.nats()?.js.get_stream(&wanted.name).await {
         Ok(found) => {
             let mut config = found.cached_info().config.clone();
-            // One that refuses everything for want of disk has its limit all the same.
+            // A stream that refuses everything for lack of disk space keeps its planned limit in its metadata.
             config.max_bytes = crate::image_refusal::limit_in(&config);
             config
         }
         Err(error) if is_absent(&error) => {
-            if mend == RepairMode::Nothing {
+            if repair == RepairMode::Nothing {
                 return Ok(SetupStatus::Missing);
             }
-            let created = bus.js.create_stream(wanted.clone()).await;
+            let created = bus.nats()?.js.create_stream(wanted.clone()).await;
             created.map_err(|error| match error.kind() {
                 CreateStreamErrorKind::JetStream(refused)
                     if refused.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED =>
@@ -135,35 +135,35 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: RepairMode) -> Result<Se
     };
     let wanted = &with_other_sites(wanted, &found);
     let kept = kept_as_high(wanted, &found);
-    // More replicas than wanted are somebody's choice, and no difference; when a stream writes cannot be changed.
-    let num_replicas = if mend == RepairMode::AndLower { wanted.num_replicas } else { kept.num_replicas };
+    // More replicas than planned are somebody's choice, not a difference; `persist_mode` cannot be changed.
+    let num_replicas = if repair == RepairMode::AndLower { wanted.num_replicas } else { kept.num_replicas };
     let wanted = StreamConfig { num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() };
     let differing = differences(&wanted, &found);
-    let target = match mend {
+    let target = match repair {
         RepairMode::Nothing | RepairMode::Missing => return Ok(SetupStatus::of(differing)),
         RepairMode::Everything => kept,
         RepairMode::AndLower => wanted,
     };
     let changing = differences(&target, &found);
     if changing.is_empty() {
-        // Higher than wanted, and kept so.
+        // Above the plan, and kept so.
         return Ok(SetupStatus::of(differing));
     }
-    bus.js.update_stream(target).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    bus.nats()?.js.update_stream(target).await.map_err(CarryError::broker(format!("changing {what}")))?;
     Ok(SetupStatus::Updated(changing))
 }
 
-/// What is wanted, but with the limits and replicas that the server has where those are higher: somebody raised them,
-/// and lowering them drops messages, or copies of them. Pure.
+/// The planned stream with the server's limits and replicas where those are higher: somebody raised them,
+/// and lowering them drops messages or copies. Pure.
 fn kept_as_high(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
-    // Below 1 is no limit.
+    // A value below 1 means no limit.
     let limit = |wanted: i64, found: i64| if wanted > 0 && (found < 1 || found > wanted) { found } else { wanted };
     StreamConfig {
         num_replicas: wanted.num_replicas.max(found.num_replicas),
-        // No server changes it.
+        // The server does not change it.
         persist_mode: found.persist_mode,
         max_bytes: match found.max_bytes {
-            // A stream without a size is what nobody wants.
+            // Nobody wants a stream without a size limit.
             ..1 => wanted.max_bytes,
             found => limit(wanted.max_bytes, found),
         },
@@ -173,8 +173,8 @@ fn kept_as_high(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
     }
 }
 
-/// What is wanted, with the subjects of the same kinds of sites that were set up before: a plan names only the sites it is
-/// asked for. Those that a wanted one overlaps are of an older plan, and go. Pure.
+/// The planned stream with the subjects of other sites that were set up before: a plan names only the sites it is
+/// made for. A subject that overlaps a planned one comes from an older plan and is dropped. Pure.
 fn with_other_sites(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
     let kind = |subject: &str| subject.split('.').next().map(str::to_owned);
     let is_other = |found: &&String| {
@@ -182,14 +182,14 @@ fn with_other_sites(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig
             && !wanted.subjects.iter().any(|wanted| overlap(wanted, found))
     };
     let others: Vec<String> = found.subjects.iter().filter(is_other).cloned().collect();
-    // In the server's order, so that nothing that is there already is a difference.
+    // In the server's order, so that a mere reordering is no difference.
     let mut subjects: Vec<String> =
         found.subjects.iter().filter(|s| wanted.subjects.contains(s) || others.contains(s)).cloned().collect();
     subjects.extend(wanted.subjects.iter().filter(|subject| !found.subjects.contains(subject)).cloned());
     StreamConfig { subjects, ..wanted.clone() }
 }
 
-/// Whether one subject may match both patterns. Pure.
+/// Whether some subject matches both patterns. Pure.
 fn overlap(one: &str, other: &str) -> bool {
     let (mut one, mut other) = (one.split('.'), other.split('.'));
     loop {
@@ -201,29 +201,40 @@ fn overlap(one: &str, other: &str) -> bool {
     }
 }
 
-async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: RepairMode) -> Result<SetupStatus, CarryError> {
+async fn consumer(
+    bus: &Bus,
+    stream: &str,
+    wanted: &pull::Config,
+    repair: RepairMode,
+) -> Result<SetupStatus, CarryError> {
     let name = wanted.durable_name.clone().unwrap_or_default();
     let what = format!("consumer {name} on {stream}");
-    let on = match bus.js.get_stream_no_info(stream).await {
-        Ok(on) => on,
+    let stream_handle = match bus.nats()?.js.get_stream_no_info(stream).await {
+        Ok(handle) => handle,
         Err(error) => return Err(CarryError::broker(format!("looking up stream {stream}"))(error)),
     };
-    let found = match on.consumer_info(&name).await {
+    let found = match stream_handle.consumer_info(&name).await {
         Ok(info) if info.paused => {
             let difference = SettingDifference { setting: "paused".into(), wanted: false.into(), found: true.into() };
-            if matches!(mend, RepairMode::Nothing | RepairMode::Missing) {
+            if matches!(repair, RepairMode::Nothing | RepairMode::Missing) {
                 return Ok(SetupStatus::Differs(vec![difference]));
             }
-            on.resume_consumer(&name).await.map_err(CarryError::broker(format!("resuming {what}")))?;
-            on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
+            stream_handle.resume_consumer(&name).await.map_err(CarryError::broker(format!("resuming {what}")))?;
+            stream_handle
+                .update_consumer(wanted.clone())
+                .await
+                .map_err(CarryError::broker(format!("changing {what}")))?;
             return Ok(SetupStatus::Updated(vec![difference]));
         }
         Ok(info) => info.config,
         Err(error) if error.to_string().contains("not found") => {
-            if mend == RepairMode::Nothing {
+            if repair == RepairMode::Nothing {
                 return Ok(SetupStatus::Missing);
             }
-            on.create_consumer_strict(wanted.clone()).await.map_err(CarryError::broker(format!("creating {what}")))?;
+            stream_handle
+                .create_consumer_strict(wanted.clone())
+                .await
+                .map_err(CarryError::broker(format!("creating {what}")))?;
             return Ok(SetupStatus::Created);
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
@@ -233,10 +244,10 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: RepairMo
     if differences.is_empty() {
         return Ok(SetupStatus::Same);
     }
-    if matches!(mend, RepairMode::Nothing | RepairMode::Missing) {
+    if matches!(repair, RepairMode::Nothing | RepairMode::Missing) {
         return Ok(SetupStatus::Differs(differences));
     }
-    on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    stream_handle.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
     Ok(SetupStatus::Updated(differences))
 }
 
@@ -245,22 +256,22 @@ fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
-/// Limits by which a server forgets or refuses messages, or stops delivering them: where the plan wants none, there
-/// may be none.
-const FORGETFUL: [&str; 4] = ["max_age", "max_msgs_per_subject", "max_msg_size", "max_deliver"];
+/// Limits by which a server drops or refuses messages, or stops delivering them: where the plan has none, the server
+/// must have none.
+const LOSSY_LIMITS: [&str; 4] = ["max_age", "max_msgs_per_subject", "max_msg_size", "max_deliver"];
 
-/// What a stream may not forbid where the plan does not: nothing could be cleared away.
-const FORBIDDING: [&str; 4] = ["deny_delete", "deny_purge", "sealed", "no_ack"];
+/// What a stream must not forbid unless the plan does: it would prevent purging.
+const FORBIDDING_FLAGS: [&str; 4] = ["deny_delete", "deny_purge", "sealed", "no_ack"];
 
-/// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
-/// limit, nothing) is the server's business, except where it would lose messages.
+/// Settings that the plan names and the server has otherwise. What the plan leaves at its default is up to the server,
+/// except where it would lose messages.
 fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<SettingDifference> {
     let object = |value| match value {
         Ok(serde_json::Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
     };
     let (mut wanted, found) = (object(serde_json::to_value(wanted)), object(serde_json::to_value(found)));
-    for flag in FORBIDDING.into_iter().filter(|flag| found.get(*flag) == Some(&true.into())) {
+    for flag in FORBIDDING_FLAGS.into_iter().filter(|flag| found.get(*flag) == Some(&true.into())) {
         wanted.entry(flag).or_insert(false.into());
     }
     let blank = |value: &serde_json::Value| match value {
@@ -276,7 +287,7 @@ fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<SettingDi
         .filter_map(|(setting, wanted)| {
             let found = found.get(&setting).cloned().unwrap_or_default();
             let differs = match blank(&wanted) {
-                true => !blank(&found) && FORGETFUL.contains(&setting.as_str()),
+                true => !blank(&found) && LOSSY_LIMITS.contains(&setting.as_str()),
                 false => found != wanted,
             };
             differs.then_some(SettingDifference { setting, wanted, found })
@@ -292,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_that_would_lose_messages_is_a_difference_even_where_none_is_wanted() {
+    fn a_limit_that_loses_messages_is_a_difference_even_where_none_is_planned() {
         let names =
             |differences: Vec<SettingDifference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
         let wanted = file(IMAGES, Vec::new());
@@ -307,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn setting_up_a_site_leaves_the_others_and_takes_the_place_of_an_older_plan() {
+    fn setting_up_a_site_keeps_the_others_and_replaces_an_older_plan() {
         let with = |subjects: &[&str]| file("VERIFY", subjects.iter().map(|subject| (*subject).to_owned()).collect());
         let found = with(&["verify.*.reef.*", "verify.*.farm.*"]);
         let same = with_other_sites(&with(&["verify.*.farm.*"]), &found);
@@ -318,18 +329,18 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_raised_is_not_lowered_unasked_and_what_forbids_clearing_away_is_told() {
+    fn raised_limits_are_kept_unless_asked_and_forbidden_purging_is_reported() {
         let mut wanted = file(IMAGES, Vec::new());
         wanted.max_bytes = 100;
         let raised = StreamConfig { max_bytes: 200, num_replicas: 3, ..wanted.clone() };
         assert!(differences(&kept_as_high(&wanted, &raised), &raised).is_empty());
-        assert_eq!(differences(&wanted, &raised).len(), 2, "asked for, it is lowered");
+        assert_eq!(differences(&wanted, &raised).len(), 2, "lowered on request");
         let lower = StreamConfig { max_bytes: 50, ..wanted.clone() };
         assert_eq!(kept_as_high(&wanted, &lower).max_bytes, 100);
         let endless = StreamConfig { max_bytes: -1, ..wanted.clone() };
         assert_eq!(kept_as_high(&wanted, &endless).max_bytes, 100);
         let forbidding = StreamConfig { deny_purge: true, ..wanted.clone() };
-        let told = differences(&wanted, &forbidding);
-        assert_eq!(told.iter().map(|told| told.setting.as_str()).collect::<Vec<_>>(), ["deny_purge"]);
+        let reported = differences(&wanted, &forbidding);
+        assert_eq!(reported.iter().map(|difference| difference.setting.as_str()).collect::<Vec<_>>(), ["deny_purge"]);
     }
 }

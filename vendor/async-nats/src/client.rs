@@ -26,18 +26,31 @@ use bytes::Bytes;
 use futures_util::future::TryFutureExt;
 use futures_util::{Sink, SinkExt as _, StreamExt};
 use portable_atomic::AtomicU64;
-use regex::Regex;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::sync::LazyLock;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::PollSender;
 
-static VERSION_RE: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"\Av?([0-9]+)\.?([0-9]+)?\.?([0-9]+)?").unwrap());
+/// Major, minor and patch that a version begins with; minor and patch are 0 where they are missing.
+fn version_numbers(version: &str) -> Option<[i64; 3]> {
+    let mut numbers = [0; 3];
+    let version = version.strip_prefix('v').unwrap_or(version);
+    for (index, part) in version.splitn(3, '.').enumerate() {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        match part[..digits].parse() {
+            Ok(number) => numbers[index] = number,
+            Err(_) if index == 0 => return None,
+            Err(_) => break,
+        }
+        if digits < part.len() {
+            break;
+        }
+    }
+    Some(numbers)
+}
 
 /// An error returned from the [`Client::publish`], [`Client::publish_with_headers`],
 /// [`Client::publish_with_reply`] or [`Client::publish_with_reply_and_headers`] functions.
@@ -401,25 +414,10 @@ impl Client {
     pub fn is_server_compatible(&self, major: i64, minor: i64, patch: i64) -> bool {
         let info = self.server_info();
 
-        let server_version_captures = match VERSION_RE.captures(&info.version) {
-            Some(captures) => captures,
+        let [server_major, server_minor, server_patch] = match version_numbers(&info.version) {
+            Some(numbers) => numbers,
             None => return false,
         };
-
-        let server_major = server_version_captures
-            .get(1)
-            .map(|m| m.as_str().parse::<i64>().unwrap())
-            .unwrap();
-
-        let server_minor = server_version_captures
-            .get(2)
-            .map(|m| m.as_str().parse::<i64>().unwrap())
-            .unwrap();
-
-        let server_patch = server_version_captures
-            .get(3)
-            .map(|m| m.as_str().parse::<i64>().unwrap())
-            .unwrap();
 
         if server_major < major
             || (server_major == major && server_minor < minor)

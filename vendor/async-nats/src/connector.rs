@@ -35,9 +35,9 @@ use crate::SocketAddr;
 use crate::ToServerAddrs;
 use crate::LANG;
 use crate::VERSION;
-#[cfg(feature = "nkeys")]
+#[cfg(any(feature = "nkeys", feature = "jetstream"))]
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-#[cfg(feature = "nkeys")]
+#[cfg(any(feature = "nkeys", feature = "jetstream"))]
 use base64::engine::Engine;
 use rand::rng;
 use rand::seq::SliceRandom;
@@ -689,13 +689,13 @@ impl Connector {
             connect_info.user = auth.username;
             connect_info.pass = auth.password;
             connect_info.user_jwt = auth.jwt;
-            #[cfg(feature = "nkeys")]
+            #[cfg(any(feature = "nkeys", feature = "jetstream"))]
             {
                 connect_info.signature = auth
                     .signature
                     .map(|signature| URL_SAFE_NO_PAD.encode(signature));
             }
-            #[cfg(not(feature = "nkeys"))]
+            #[cfg(not(any(feature = "nkeys", feature = "jetstream")))]
             {
                 if auth.signature.is_some() {
                     tracing::error!("signature authentication requires 'nkeys' feature");

@@ -1,0 +1,495 @@
+//! One stream with its durable consumers, as far as the plan's settings reach: a state machine without time of its own.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy};
+use bytes::Bytes;
+use schemas::task::HEADER_MESSAGE_ID;
+use tokio::time::Instant;
+
+use crate::reader::{ConsumerProgress, StoredMessage, StreamLevel};
+
+/// What a server uses where a stream names no window.
+const DEFAULT_WINDOW: Duration = Duration::from_secs(120);
+/// What a server adds to each message it stores, bytes.
+const OVERHEAD_BYTES: u64 = 30;
+
+/// The moment of a request, by the simulated clock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub at: Instant,
+    pub ns: i128,
+}
+
+/// A message that wants to be stored.
+#[derive(Debug, Clone)]
+pub(super) struct IncomingMessage {
+    pub subject: String,
+    pub headers: Vec<(String, String)>,
+    pub payload: Bytes,
+    /// Sequence that must be the last on its subject; 0: none may be there.
+    pub expected_last: Option<u64>,
+}
+
+impl IncomingMessage {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Why a stream takes no message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreRefusal {
+    Full(&'static str),
+    TooLarge,
+    WrongLast,
+    NoStream,
+}
+
+/// Where a message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StoredAt {
+    pub sequence: u64,
+    pub is_duplicate: bool,
+}
+
+/// A message that was delivered as often as its consumer allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExhaustedNotice {
+    pub durable: String,
+    pub sequence: u64,
+    pub deliveries: u64,
+}
+
+#[derive(Debug)]
+struct KeptMessage {
+    message: StoredMessage,
+    stored_at: Instant,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct PendingDelivery {
+    due_at: Instant,
+    attempts: u64,
+}
+
+#[derive(Debug)]
+struct MemoryConsumer {
+    config: pull::Config,
+    /// The next sequence of the stream that it looks at.
+    next: u64,
+    pending: BTreeMap<u64, PendingDelivery>,
+    /// What was acknowledged lately, which a server that is killed may forget.
+    lately_acked: VecDeque<(Instant, u64, u64)>,
+    delivered: u64,
+    active_at_ms: Option<u64>,
+}
+
+impl MemoryConsumer {
+    fn filters(&self) -> Vec<&str> {
+        let one = Some(self.config.filter_subject.as_str()).filter(|filter| !filter.is_empty());
+        one.into_iter().chain(self.config.filter_subjects.iter().map(String::as_str)).collect()
+    }
+
+    fn wants(&self, subject: &str) -> bool {
+        let filters = self.filters();
+        filters.is_empty() || filters.iter().any(|filter| subject_matches(filter, subject))
+    }
+}
+
+/// A stream in memory.
+#[derive(Debug)]
+pub(super) struct MemoryStream {
+    pub config: StreamConfig,
+    last: u64,
+    messages: BTreeMap<u64, KeptMessage>,
+    by_subject: BTreeMap<String, BTreeSet<u64>>,
+    /// Message ids in the order of their arrival, and where each was stored.
+    ids: VecDeque<(Instant, String)>,
+    sequence_of_id: BTreeMap<String, u64>,
+    bytes: u64,
+    consumers: BTreeMap<String, MemoryConsumer>,
+}
+
+impl MemoryStream {
+    pub fn new(config: StreamConfig) -> Self {
+        Self {
+            config,
+            last: 0,
+            messages: BTreeMap::new(),
+            by_subject: BTreeMap::new(),
+            ids: VecDeque::new(),
+            sequence_of_id: BTreeMap::new(),
+            bytes: 0,
+            consumers: BTreeMap::new(),
+        }
+    }
+
+    pub fn add_consumer(&mut self, config: pull::Config) {
+        let name = config.durable_name.clone().unwrap_or_default();
+        let consumer = MemoryConsumer {
+            config,
+            next: 1,
+            pending: BTreeMap::new(),
+            lately_acked: VecDeque::new(),
+            delivered: 0,
+            active_at_ms: None,
+        };
+        self.consumers.entry(name).or_insert(consumer);
+    }
+
+    pub fn takes(&self, subject: &str) -> bool {
+        self.config.subjects.iter().any(|pattern| subject_matches(pattern, subject))
+    }
+
+    /// The subject under which a message is stored.
+    fn stored_subject(&self, subject: &str) -> String {
+        let transform = self.config.subject_transform.as_ref();
+        transform.and_then(|rule| transform_subject(&rule.source, &rule.destination, subject)).unwrap_or(subject.into())
+    }
+
+    /// Lets go what is too old, and says which messages were delivered as often as they may be.
+    pub fn expire(&mut self, now: Moment) -> Vec<ExhaustedNotice> {
+        let max_age = self.config.max_age;
+        if !max_age.is_zero() {
+            let is_old = |kept: &KeptMessage| now.at.saturating_duration_since(kept.stored_at) >= max_age;
+            let old: Vec<u64> = self.messages.iter().take_while(|(_, kept)| is_old(kept)).map(|(at, _)| *at).collect();
+            for sequence in old {
+                self.remove(sequence);
+            }
+        }
+        let window = match self.config.duplicate_window {
+            Duration::ZERO => DEFAULT_WINDOW,
+            window => window,
+        };
+        while let Some((at, id)) = self.ids.front()
+            && now.at.saturating_duration_since(*at) >= window
+        {
+            self.sequence_of_id.remove(id);
+            self.ids.pop_front();
+        }
+        let mut notices = Vec::new();
+        for (durable, consumer) in &mut self.consumers {
+            let most = u64::try_from(consumer.config.max_deliver).unwrap_or(u64::MAX).max(1);
+            let messages = &self.messages;
+            consumer.pending.retain(|sequence, delivery| {
+                if delivery.due_at > now.at || delivery.attempts < most {
+                    return true;
+                }
+                if messages.contains_key(sequence) {
+                    let (sequence, deliveries) = (*sequence, delivery.attempts);
+                    notices.push(ExhaustedNotice { durable: durable.clone(), sequence, deliveries });
+                }
+                false
+            });
+        }
+        notices
+    }
+
+    /// Stores a message, or says why not.
+    pub fn store(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
+        let subject = self.stored_subject(&incoming.subject);
+        // A stream that has a source does not look for duplicates at all.
+        let id = incoming.header(HEADER_MESSAGE_ID).filter(|_| self.config.sources.is_none()).map(str::to_owned);
+        if let Some(sequence) = id.as_ref().and_then(|id| self.sequence_of_id.get(id)) {
+            return Ok(StoredAt { sequence: *sequence, is_duplicate: true });
+        }
+        if let Some(expected) = incoming.expected_last
+            && self.last_on(&subject).map_or(0, |message| message.sequence) != expected
+        {
+            return Err(StoreRefusal::WrongLast);
+        }
+        let header_bytes: usize = incoming.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let bytes = (subject.len() + header_bytes + incoming.payload.len()) as u64 + OVERHEAD_BYTES;
+        self.make_room(&subject, bytes)?;
+        self.last += 1;
+        let sequence = self.last;
+        if let Some(id) = id {
+            self.ids.push_back((now.at, id.clone()));
+            self.sequence_of_id.insert(id, sequence);
+        }
+        let IncomingMessage { headers, payload, .. } = incoming;
+        let message = StoredMessage { subject: subject.clone(), sequence, stored_at_ns: now.ns, headers, payload };
+        // Where nobody is interested, an interest stream acknowledges and keeps nothing.
+        let is_wanted = self.config.retention != RetentionPolicy::Interest
+            || self.consumers.values().any(|consumer| consumer.wants(&subject));
+        if is_wanted {
+            self.bytes += bytes;
+            self.by_subject.entry(subject).or_default().insert(sequence);
+            self.messages.insert(sequence, KeptMessage { message, stored_at: now.at, bytes });
+        }
+        Ok(StoredAt { sequence, is_duplicate: false })
+    }
+
+    fn make_room(&mut self, subject: &str, bytes: u64) -> Result<(), StoreRefusal> {
+        let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
+        let on_subject = self.by_subject.get(subject).map_or(0, BTreeSet::len) as u64;
+        let most_on_subject = limit(self.config.max_messages_per_subject);
+        // The oldest of its subject makes way for it, so a stream that refuses what is new takes it all the same.
+        let takes_place = most_on_subject.is_some_and(|most| on_subject >= most);
+        let (most, most_bytes) = (limit(self.config.max_messages), limit(self.config.max_bytes));
+        if self.config.discard == DiscardPolicy::New {
+            if !takes_place && most.is_some_and(|most| self.messages.len() as u64 >= most) {
+                return Err(StoreRefusal::Full("maximum messages exceeded"));
+            }
+            if !takes_place && most_bytes.is_some_and(|most| self.bytes + bytes > most) {
+                return Err(StoreRefusal::Full("maximum bytes exceeded"));
+            }
+        }
+        if takes_place && let Some(oldest) = self.by_subject.get(subject).and_then(|all| all.first().copied()) {
+            self.remove(oldest);
+        }
+        if self.config.discard == DiscardPolicy::Old {
+            let is_over = |stream: &Self| {
+                most.is_some_and(|most| stream.messages.len() as u64 >= most)
+                    || most_bytes.is_some_and(|most| stream.bytes + bytes > most)
+            };
+            while is_over(self)
+                && let Some(oldest) = self.messages.keys().next().copied()
+            {
+                self.remove(oldest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a message away; whether it was there.
+    pub fn remove(&mut self, sequence: u64) -> bool {
+        let Some(kept) = self.messages.remove(&sequence) else { return false };
+        self.bytes = self.bytes.saturating_sub(kept.bytes);
+        if let Some(all) = self.by_subject.get_mut(&kept.message.subject) {
+            all.remove(&sequence);
+            if all.is_empty() {
+                self.by_subject.remove(&kept.message.subject);
+            }
+        }
+        for consumer in self.consumers.values_mut() {
+            consumer.pending.remove(&sequence);
+        }
+        true
+    }
+
+    pub fn remove_matching(&mut self, below: Option<u64>, pattern: Option<&str>) -> u64 {
+        let goes = |message: &StoredMessage| {
+            below.is_none_or(|below| message.sequence < below)
+                && pattern.is_none_or(|pattern| subject_matches(pattern, &message.subject))
+        };
+        let gone: Vec<u64> =
+            self.messages.values().map(|kept| &kept.message).filter(|m| goes(m)).map(|m| m.sequence).collect();
+        for sequence in &gone {
+            self.remove(*sequence);
+        }
+        gone.len() as u64
+    }
+
+    pub fn at(&self, sequence: u64) -> Option<&StoredMessage> {
+        self.messages.get(&sequence).map(|kept| &kept.message)
+    }
+
+    /// The newest message on a subject, which may hold wildcards.
+    pub fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
+        match self.by_subject.get(pattern).and_then(|all| all.last()) {
+            Some(sequence) => self.at(*sequence),
+            None => {
+                self.messages.values().rev().map(|kept| &kept.message).find(|m| subject_matches(pattern, &m.subject))
+            }
+        }
+    }
+
+    /// The newest message of each subject that matches, oldest first.
+    pub fn last_of_each(&self, patterns: &[String]) -> Vec<StoredMessage> {
+        let matching = self.by_subject.iter().filter(|(subject, _)| matches_any(patterns, subject));
+        let newest: BTreeSet<u64> = matching.filter_map(|(_, all)| all.last().copied()).collect();
+        newest.into_iter().filter_map(|sequence| self.at(sequence).cloned()).collect()
+    }
+
+    /// Messages from a sequence on that match; no patterns match everything.
+    pub fn from<'a>(&'a self, sequence: u64, patterns: &'a [String]) -> impl Iterator<Item = &'a StoredMessage> {
+        let messages = self.messages.range(sequence..).map(|(_, kept)| &kept.message);
+        messages.filter(|message| patterns.is_empty() || matches_any(patterns, &message.subject))
+    }
+
+    pub fn last_sequence(&self) -> u64 {
+        self.last
+    }
+
+    pub fn level(&self) -> StreamLevel {
+        let messages = self.messages.len() as u64;
+        let first_sequence =
+            self.messages.keys().next().copied().unwrap_or(if self.last > 0 { self.last + 1 } else { 0 });
+        let spanned = if messages > 0 { self.last + 1 - first_sequence } else { 0 };
+        StreamLevel {
+            messages,
+            bytes: self.bytes,
+            max_bytes: u64::try_from(crate::image_refusal::limit_in(&self.config)).unwrap_or(0),
+            first_sequence,
+            last_sequence: self.last,
+            gaps: spanned.saturating_sub(messages),
+        }
+    }
+
+    pub fn progress(&self, durable: &str) -> Option<ConsumerProgress> {
+        let consumer = self.consumers.get(durable)?;
+        let floor = consumer.pending.keys().next().map_or(consumer.delivered, |first| first - 1);
+        Some(ConsumerProgress {
+            pending: self.waiting_for(consumer),
+            unacked: consumer.pending.len() as u64,
+            floor,
+            delivered: consumer.delivered,
+            active_at_ms: consumer.active_at_ms,
+        })
+    }
+
+    fn waiting_for(&self, consumer: &MemoryConsumer) -> u64 {
+        self.messages.range(consumer.next..).filter(|(_, kept)| consumer.wants(&kept.message.subject)).count() as u64
+    }
+
+    pub fn has_consumer(&self, durable: &str) -> bool {
+        self.consumers.contains_key(durable)
+    }
+
+    pub fn consumer_names(&self) -> impl Iterator<Item = &String> {
+        self.consumers.keys()
+    }
+
+    /// The next message for whoever pulls from a consumer, with how often it was delivered and how many wait after it.
+    pub fn deliver(&mut self, durable: &str, now: Moment) -> Option<(StoredMessage, u64, u64)> {
+        let consumer = self.consumers.get_mut(durable)?;
+        let due = consumer.pending.iter().filter(|(_, delivery)| delivery.due_at <= now.at);
+        let again = due.min_by_key(|(sequence, delivery)| (delivery.due_at, **sequence)).map(|(sequence, _)| *sequence);
+        let sequence = match again {
+            Some(sequence) => sequence,
+            None => {
+                let most = usize::try_from(consumer.config.max_ack_pending).unwrap_or(0);
+                if most > 0 && consumer.pending.len() >= most {
+                    return None;
+                }
+                let mut waiting = self.messages.range(consumer.next..);
+                let (sequence, _) = waiting.find(|(_, kept)| consumer.wants(&kept.message.subject))?;
+                consumer.next = sequence + 1;
+                *sequence
+            }
+        };
+        let due_at = now.at + consumer.config.ack_wait;
+        let delivery = consumer.pending.entry(sequence).or_insert(PendingDelivery { due_at, attempts: 0 });
+        (delivery.due_at, delivery.attempts) = (due_at, delivery.attempts + 1);
+        let attempts = delivery.attempts;
+        consumer.delivered = consumer.delivered.max(sequence);
+        consumer.active_at_ms = u64::try_from(now.ns / 1_000_000).ok();
+        let message = self.messages.get(&sequence)?.message.clone();
+        let waiting = self.consumers.get(durable).map_or(0, |consumer| self.waiting_for(consumer));
+        Some((message, attempts, waiting))
+    }
+
+    /// When a consumer has something to deliver again, if it waits for that.
+    pub fn next_due(&self, durable: &str) -> Option<Instant> {
+        self.consumers.get(durable)?.pending.values().map(|delivery| delivery.due_at).min()
+    }
+
+    /// Whether an acknowledgement finished something.
+    pub fn acknowledge(&mut self, durable: &str, sequence: u64, now: Moment) -> bool {
+        let Some(consumer) = self.consumers.get_mut(durable) else { return false };
+        let Some(delivery) = consumer.pending.remove(&sequence) else { return false };
+        consumer.lately_acked.push_back((now.at, sequence, delivery.attempts));
+        if consumer.lately_acked.len() > 64 {
+            consumer.lately_acked.pop_front();
+        }
+        let is_over = match self.config.retention {
+            RetentionPolicy::Limits => false,
+            RetentionPolicy::WorkQueue => true,
+            RetentionPolicy::Interest => {
+                let subject = self.at(sequence).map(|message| message.subject.clone());
+                let waits = |consumer: &MemoryConsumer| {
+                    let wants = subject.as_ref().is_some_and(|subject| consumer.wants(subject));
+                    wants && (consumer.next <= sequence || consumer.pending.contains_key(&sequence))
+                };
+                !self.consumers.values().any(waits)
+            }
+        };
+        if is_over {
+            self.remove(sequence);
+        }
+        true
+    }
+
+    /// Puts off when a message is delivered again: to after the whole wait, or to a moment of one's own.
+    pub fn put_off(&mut self, durable: &str, sequence: u64, delay: Option<Duration>, now: Moment) {
+        let Some(consumer) = self.consumers.get_mut(durable) else { return };
+        let ack_wait = consumer.config.ack_wait;
+        if let Some(delivery) = consumer.pending.get_mut(&sequence) {
+            delivery.due_at = now.at + delay.unwrap_or(ack_wait);
+        }
+    }
+
+    /// What a server forgets that is killed: acknowledgements that are not on its disk yet. Those messages come again.
+    pub fn forget_acks_since(&mut self, since: Instant, now: Moment) {
+        for consumer in self.consumers.values_mut() {
+            while let Some((at, sequence, attempts)) = consumer.lately_acked.pop_back() {
+                if at < since {
+                    consumer.lately_acked.push_back((at, sequence, attempts));
+                    break;
+                }
+                if self.messages.contains_key(&sequence) {
+                    consumer.pending.insert(sequence, PendingDelivery { due_at: now.at, attempts });
+                }
+            }
+        }
+    }
+}
+
+fn matches_any(patterns: &[String], subject: &str) -> bool {
+    patterns.iter().any(|pattern| subject_matches(pattern, subject))
+}
+
+/// Whether a subject is one of a pattern's. Pure.
+pub(super) fn subject_matches(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(found)) if wanted == found => {}
+            _ => return false,
+        }
+    }
+}
+
+/// A subject as a transform of `{{wildcard(n)}}` makes it; `None` where its source does not match. Pure.
+fn transform_subject(source: &str, destination: &str, subject: &str) -> Option<String> {
+    if !subject_matches(source, subject) {
+        return None;
+    }
+    let wild = source.split('.').zip(subject.split('.')).filter(|(token, _)| *token == "*").map(|(_, found)| found);
+    let mut transformed = destination.to_owned();
+    for (number, found) in (1..).zip(wild) {
+        transformed = transformed.replace(&format!("{{{{wildcard({number})}}}}"), found);
+    }
+    Some(transformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_the_server_has_them() {
+        for (pattern, subject, is_match) in [
+            ("image.>", "image.reef.cam", true),
+            ("image.>", "image", false),
+            ("image.*.*", "image.reef.cam", true),
+            ("image.*", "image.reef.cam", false),
+            (">", "image", true),
+            ("image.reef", "image.reef", true),
+            ("image.reef.cam", "image.reef", false),
+        ] {
+            assert_eq!(subject_matches(pattern, subject), is_match, "{pattern} {subject}");
+        }
+        let (source, destination) = ("outcome.*.*.*", "answer.final.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}");
+        let transformed = transform_subject(source, destination, "outcome.reef.cam.7");
+        assert_eq!(transformed.as_deref(), Some("answer.final.reef.cam.7"));
+        assert_eq!(transform_subject(source, destination, "image.reef.cam.7"), None);
+    }
+}

@@ -1,0 +1,75 @@
+//! What several end-to-end tests need.
+
+use std::time::Duration;
+
+use harness::{TestWorld, until};
+use schemas::{Answer, AnswerStage, SiteName, TaskId, decode};
+use streams::reader::{self, StreamRange};
+use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, topology};
+
+/// Long enough for anything that is going to happen on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Publishes bytes as the one image of a new task.
+pub async fn publish(bus: &Bus, site: &SiteName, bytes: &[u8], headers: &[(&'static str, &str)]) -> TaskId {
+    let task = TaskId::new_random();
+    publish_as(bus, site, task, bytes, headers).await.unwrap();
+    task
+}
+
+/// Publishes bytes as an image of this task.
+pub async fn publish_as(
+    bus: &Bus,
+    site: &SiteName,
+    task: TaskId,
+    bytes: &[u8],
+    headers: &[(&'static str, &str)],
+) -> Result<PublishOutcome, CarryError> {
+    let subject = streams::subject::image(site, &"cam-1".parse().unwrap());
+    let mut publication = Publication::with_id(subject, bytes.to_vec(), task.to_string());
+    for (name, value) in headers {
+        publication = publication.header(name, *value);
+    }
+    Publisher::new(bus.clone(), PATIENCE).publish(&publication).await
+}
+
+/// The final answer of a task, as soon as there is one.
+pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result<Answer> {
+    let slot = streams::subject::final_answer_of_any_camera(site, task);
+    until(&format!("a final answer of task {task}"), PATIENCE, async || {
+        let record = reader::last_message(bus, topology::ANSWERS, &slot).await?;
+        Ok(record.map(|record| decode(&record.payload)).transpose()?)
+    })
+    .await
+}
+
+/// The final answer of a task of a world's first site; what its workers said last if there is none.
+pub async fn answered(world: &TestWorld, task: TaskId) -> Answer {
+    let site = world.site(0);
+    match outcome(&site.bus, &site.name, task).await {
+        Ok(answer) => answer,
+        Err(error) => panic!("{error:#}\n{}", world.last_words()),
+    }
+}
+
+/// Every answer about a task, oldest first.
+pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
+    let last = reader::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
+    let mut answers: Vec<Answer> = Vec::new();
+    let all = reader::read_range(bus, topology::ANSWERS, StreamRange::default(), last, |record| {
+        answers.push(decode(&record.payload).unwrap());
+    });
+    all.await.unwrap();
+    answers.retain(|answer| answer.task == task);
+    answers
+}
+
+/// The provisional answer of a task, as soon as there is one.
+pub async fn promised(world: &TestWorld, task: TaskId) -> Answer {
+    let what = format!("a provisional answer of task {task}");
+    let found = until(&what, PATIENCE, async || {
+        let answers = answers(world.bus(0), task).await;
+        Ok(answers.into_iter().find(|answer| answer.stage == AnswerStage::Provisional))
+    });
+    found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+}

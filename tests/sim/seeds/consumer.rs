@@ -1,0 +1,362 @@
+//! The loop that every worker runs: acknowledge last, redelivery, credits, retries, giving up; held against workers that die,
+//! servers that die and a network that loses whatever it is given.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::RngExt;
+use runtime::consumer::WorkerStats;
+use runtime::handler::DeadLetterContext;
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
+use schemas::task::HEADER_MESSAGE_ID;
+use schemas::{AnswerStage, FaultNote, Reason, Route};
+use streams::memory::{MemoryCluster, NetworkFaults};
+use streams::reader::{self, StoredMessage};
+use streams::{Bus, CarryError, Delivery, Publication, Publisher, Puller, subject, topology};
+use tokio::sync::watch;
+
+use crate::chaos::{ChaosPlan, rng_of, run_chaos};
+use crate::oracle::{self, ImageTrail};
+use crate::seeds::{SeedResult, check_repeats, check_seeds, find_failure, history_of};
+use crate::world::{ACK_WAIT, SITE, answer_about, camera, one_site, outcome_of, site, task_of};
+
+/// How a worker takes messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WorkerLoop {
+    /// As all of ours do.
+    Ours,
+    /// As none may: it acknowledges before it has stored what came of a message.
+    AcknowledgesFirst,
+    /// As none may: it takes whatever there is.
+    IgnoresCredits,
+}
+
+/// A recognizer that sees nothing and takes its time.
+struct ToyRecognizer {
+    seed: u64,
+    /// Messages it may hold.
+    most: usize,
+    held: AtomicUsize,
+    wrong: Arc<Mutex<Vec<String>>>,
+}
+
+/// Counts a message while it is held.
+struct HeldMessage<'a>(&'a AtomicUsize);
+
+impl Drop for HeldMessage<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn task_of_message(header: Option<&str>, sequence: u64) -> schemas::TaskId {
+    header.map_or_else(|| task_of(&sequence.to_string()), task_of)
+}
+
+impl ToyRecognizer {
+    async fn recognize(&self, delivery: &Delivery) -> Result<OutgoingMessages, Fault> {
+        let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
+        let _held = HeldMessage(&self.held);
+        if held > self.most {
+            self.wrong.lock().unwrap().push(format!("{held} messages are held, {} are allowed", self.most));
+        }
+        let mut rng = rng_of(self.seed ^ delivery.sequence << 16, delivery.attempts);
+        let longest_ms = if rng.random_bool(0.1) { 15_000 } else { 800 };
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..longest_ms))).await;
+        let task = task_of_message(delivery.header(HEADER_MESSAGE_ID), delivery.sequence);
+        // What is torn is torn whoever looks at it, however often.
+        if task.to_string().starts_with('0') {
+            return Err(Fault::reject("image_corrupt", "it is torn", "publish it again"));
+        }
+        match rng.random_range(0..100) {
+            0..15 => return Err(Fault::retry("carry_failed", "the moment's fault")),
+            15..20 => return Err(Fault::Wait { after: Duration::from_millis(rng.random_range(0..3000)) }),
+            _ => {}
+        }
+        let answer = answer_about(
+            task,
+            delivery.sequence,
+            delivery.stored_at_ns,
+            AnswerStage::Final,
+            Route::Edge,
+            Reason::Confident,
+        );
+        Ok(OutgoingMessages::single(outcome_of(&answer)))
+    }
+}
+
+impl Handler for ToyRecognizer {
+    const ROLE: &'static str = "recognizer";
+    const STREAM: &'static str = topology::IMAGES;
+
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
+        self.recognize(delivery).await
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+        let task = task_of_message(message.header(HEADER_MESSAGE_ID), message.sequence);
+        let mut answer = answer_about(
+            task,
+            message.sequence,
+            message.stored_at_ns,
+            AnswerStage::Final,
+            Route::Dead,
+            Reason::GivenUp,
+        );
+        (answer.label, answer.confidence, answer.fault) = (None, None, Some(fault.clone()));
+        DeadLetterContext { site: site(), task: Some(task), publications: vec![outcome_of(&answer)] }
+    }
+}
+
+/// Workers that come and go.
+struct WorkerPool {
+    cluster: MemoryCluster,
+    kind: WorkerLoop,
+    seed: u64,
+    wrong: Arc<Mutex<Vec<String>>>,
+    running: Vec<(Bus, Shutdown)>,
+    started: u64,
+}
+
+impl WorkerPool {
+    fn new(cluster: &MemoryCluster, kind: WorkerLoop, seed: u64) -> Self {
+        Self { cluster: cluster.clone(), kind, seed, wrong: Arc::default(), running: Vec::new(), started: 0 }
+    }
+
+    fn start(&mut self, credits: usize, resized: Option<watch::Receiver<usize>>, most: usize) {
+        self.started += 1;
+        let (bus, shutdown) = (self.cluster.connect(SITE), Shutdown::default());
+        let recognizer = Arc::new(ToyRecognizer {
+            seed: self.seed ^ self.started << 40,
+            most,
+            held: AtomicUsize::new(0),
+            wrong: self.wrong.clone(),
+        });
+        let publisher = Publisher::new(bus.clone(), Duration::from_secs(10));
+        let durable = topology::recognizer_durable(&site());
+        let (kind, from, stop) = (self.kind, bus.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            match kind {
+                WorkerLoop::Ours => {
+                    let config = ConsumerConfig { durable, credits, tries: Some(6), resized, ack_wait: ACK_WAIT };
+                    let stats = Arc::new(WorkerStats::default());
+                    let _ended = consume(recognizer, &from, publisher, config, stats, stop).await;
+                }
+                WorkerLoop::AcknowledgesFirst | WorkerLoop::IgnoresCredits => {
+                    consume_wrongly(kind, recognizer, &from, publisher, &durable, credits).await;
+                }
+            }
+        });
+        self.running.push((bus, shutdown));
+    }
+
+    /// Ends a worker: as it should end, or as if its process had been killed.
+    fn end(&mut self, which: usize, is_killed: bool) {
+        let (bus, shutdown) = self.running.swap_remove(which);
+        if is_killed {
+            self.cluster.kill_client(&bus);
+        }
+        shutdown.request();
+    }
+}
+
+/// What the oracle must not let pass.
+async fn consume_wrongly(
+    kind: WorkerLoop,
+    recognizer: Arc<ToyRecognizer>,
+    from: &Bus,
+    publisher: Publisher,
+    durable: &str,
+    credits: usize,
+) {
+    let mut puller = Puller::new(from, topology::IMAGES, durable, credits);
+    let credits = Arc::new(tokio::sync::Semaphore::new(credits));
+    loop {
+        let credit = match kind {
+            WorkerLoop::IgnoresCredits => None,
+            _ => credits.clone().acquire_owned().await.ok(),
+        };
+        let delivery = puller.next().await;
+        let (recognizer, publisher) = (recognizer.clone(), publisher.clone());
+        tokio::spawn(async move {
+            let _credit = credit;
+            if kind == WorkerLoop::AcknowledgesFirst {
+                let _sent = delivery.ack().await;
+            }
+            loop {
+                let Ok(outgoing) = recognizer.recognize(&delivery).await else { continue };
+                for publication in &outgoing.publications {
+                    let _stored = publisher.publish(publication).await;
+                }
+                break;
+            }
+            let _sent = delivery.ack().await;
+        });
+    }
+}
+
+/// A camera that publishes images and tries again where nobody answers.
+async fn publish_images(cluster: MemoryCluster, seed: u64, count: u64, lasts: Duration) {
+    let (mut rng, bus) = (rng_of(seed, 2), cluster.connect(SITE));
+    let publisher = Publisher::new(bus, Duration::from_secs(20));
+    let between_ms = u64::try_from(lasts.as_millis()).unwrap() * 2 / count.max(1);
+    for number in 0..count {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..between_ms.max(1)))).await;
+        let image = vec![7u8; rng.random_range(10..2000)];
+        let publication = Publication::with_id(subject::image(&site(), &camera()), image, format!("image-{number}"));
+        // What is not acknowledged is nobody's promise.
+        match publisher.publish(&publication).await {
+            Ok(_) | Err(CarryError::NoAck { .. } | CarryError::Full { .. } | CarryError::NoStream { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Waits until a durable has nothing left, or says that it never does.
+async fn wait_until_done(cluster: &MemoryCluster, stream: &str, durable: &str) -> Result<(), String> {
+    const PATIENCE: Duration = Duration::from_secs(3600);
+    let bus = cluster.connect(SITE);
+    let began = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let progress = reader::consumer_progress(&bus, stream, durable).await.map_err(|error| error.to_string())?;
+        if progress.pending == 0 && progress.unacked == 0 {
+            return Ok(());
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(format!("an hour after the last fault {progress:?} of {stream}"));
+        }
+    }
+}
+
+/// Images, workers and faults for a minute, then an hour to finish.
+async fn recognize_under_faults(seed: u64, kind: WorkerLoop) -> SeedResult {
+    let mut rng = rng_of(seed, 1);
+    let cluster = one_site(seed);
+    let lasts = Duration::from_secs(rng.random_range(5..60));
+    let plan = ChaosPlan {
+        servers: vec![SITE],
+        full: vec![(SITE, topology::ANSWERS), (SITE, topology::DEAD), (SITE, topology::IMAGES)],
+        lasts,
+        ..ChaosPlan::default()
+    };
+    let mut workers = WorkerPool::new(&cluster, kind, seed);
+    let credits = rng.random_range(1..5);
+    for _ in 0..rng.random_range(1..3) {
+        workers.start(credits, None, credits);
+    }
+    let publishing = publish_images(cluster.clone(), seed, rng.random_range(5..25), lasts);
+    let chaos = run_chaos(&cluster, &plan, rng_of(seed, 3));
+    let turnover = async {
+        let mut rng = rng_of(seed, 4);
+        let ends_at = tokio::time::Instant::now() + lasts;
+        while tokio::time::Instant::now() < ends_at {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(500..20_000))).await;
+            let which = rng.random_range(0..workers.running.len());
+            workers.end(which, rng.random_bool(0.7));
+            workers.start(credits, None, credits);
+        }
+    };
+    tokio::join!(publishing, chaos, turnover);
+    let durable = topology::recognizer_durable(&site());
+    wait_until_done(&cluster, topology::IMAGES, &durable).await?;
+    let wrong = workers.wrong.lock().unwrap().first().cloned();
+    if let Some(wrong) = wrong {
+        return Err(wrong);
+    }
+    let trail = ImageTrail::of(&cluster, SITE, topology::IMAGES, &durable);
+    oracle::check_outcomes(&cluster, &trail).await?;
+    Ok(history_of(&cluster))
+}
+
+#[test]
+fn every_image_has_one_outcome_and_is_acknowledged_after_it() {
+    let test = "consumer::every_image_has_one_outcome_and_is_acknowledged_after_it";
+    check_seeds(test, 500, |seed| recognize_under_faults(seed, WorkerLoop::Ours));
+}
+
+#[test]
+fn a_seed_has_one_history() {
+    check_repeats("consumer::a_seed_has_one_history", 30, |seed| recognize_under_faults(seed, WorkerLoop::Ours));
+}
+
+#[test]
+fn a_worker_that_acknowledges_first_is_caught() {
+    let caught = find_failure(30, |seed| recognize_under_faults(seed, WorkerLoop::AcknowledgesFirst));
+    let (seed, why) = caught.expect("thirty seeds let a worker pass that acknowledges first");
+    println!("caught at seed {seed}: {why}");
+}
+
+#[test]
+fn a_worker_that_ignores_its_credits_is_caught() {
+    let caught = find_failure(30, |seed| recognize_under_faults(seed, WorkerLoop::IgnoresCredits));
+    let (seed, why) = caught.expect("thirty seeds let a worker pass that takes whatever there is");
+    assert!(why.contains("are held"), "{why}");
+    println!("caught at seed {seed}: {why}");
+}
+
+/// A worker whose credits change while it works never holds more than the most it was ever given, and in the end all is done.
+async fn resize_while_it_works(seed: u64) -> SeedResult {
+    let mut rng = rng_of(seed, 1);
+    let cluster = one_site(seed);
+    cluster.set_faults(NetworkFaults { max_delay: Duration::from_millis(20), ..NetworkFaults::default() });
+    let sizes: Vec<usize> = (0..6).map(|_| rng.random_range(1..8)).collect();
+    let most = sizes.iter().copied().max().unwrap_or(1);
+    let (size, resized) = watch::channel(sizes[0]);
+    let mut workers = WorkerPool::new(&cluster, WorkerLoop::Ours, seed);
+    workers.start(sizes[0], Some(resized), most);
+    let lasts = Duration::from_secs(30);
+    let publishing = publish_images(cluster.clone(), seed, 40, lasts);
+    let resizing = async {
+        for wanted in sizes {
+            tokio::time::sleep(lasts / 6).await;
+            size.send_replace(wanted);
+        }
+    };
+    tokio::join!(publishing, resizing);
+    let durable = topology::recognizer_durable(&site());
+    wait_until_done(&cluster, topology::IMAGES, &durable).await?;
+    match workers.wrong.lock().unwrap().first() {
+        Some(wrong) => Err(wrong.clone()),
+        None => Ok(history_of(&cluster)),
+    }
+}
+
+#[test]
+fn credits_change_while_a_worker_works_and_are_kept_to() {
+    check_seeds("consumer::credits_change_while_a_worker_works_and_are_kept_to", 100, resize_while_it_works);
+}
+
+/// Messages that reach nobody, however often they are delivered, become dead letters with an outcome.
+async fn lose_every_delivery(seed: u64) -> SeedResult {
+    let mut rng = rng_of(seed, 1);
+    let cluster = one_site(seed);
+    let count = rng.random_range(1..5);
+    publish_images(cluster.clone(), seed, count, Duration::from_secs(1)).await;
+    cluster.set_faults(NetworkFaults { lost_delivery_ratio: 1.0, ..NetworkFaults::default() });
+    let mut workers = WorkerPool::new(&cluster, WorkerLoop::Ours, seed);
+    workers.start(2, None, 2);
+    // As long as it takes to deliver each as often as the durable allows, one after another.
+    let deliveries = u32::try_from(count * 2 * schemas::limits::MAX_TRIES).unwrap();
+    tokio::time::sleep(ACK_WAIT * (deliveries + 50)).await;
+    cluster.set_faults(NetworkFaults::default());
+    let durable = topology::recognizer_durable(&site());
+    wait_until_done(&cluster, topology::IMAGES, &durable).await?;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let trail = ImageTrail::of(&cluster, SITE, topology::IMAGES, &durable);
+    oracle::check_outcomes(&cluster, &trail).await?;
+    let dead = oracle::dead_letters(&cluster, SITE).await?;
+    let about: BTreeSet<(u64, &str)> =
+        dead.iter().map(|letter| (letter.sequence, letter.fault.name.as_str())).collect();
+    match about.len() as u64 == count && about.iter().all(|(_, fault)| *fault == "client_unreadable") {
+        true => Ok(history_of(&cluster)),
+        false => Err(format!("{count} images reached nobody, and these are dead: {about:?}")),
+    }
+}
+
+#[test]
+fn what_reaches_nobody_becomes_a_dead_letter() {
+    check_seeds("consumer::what_reaches_nobody_becomes_a_dead_letter", 20, lose_every_delivery);
+}

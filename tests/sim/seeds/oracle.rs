@@ -1,0 +1,125 @@
+//! What must hold of a history, whatever went wrong in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemas::task::HEADER_MESSAGE_ID;
+use schemas::{Answer, DeadLetter, Message, Route, decode};
+use streams::memory::{ClusterEvent, MemoryCluster};
+use streams::reader::{self, StoredMessage, StreamRange};
+use streams::{subject, topology};
+
+use crate::world::{camera, site, task_of};
+
+/// What happened to the images of a site, in order.
+pub struct ImageTrail {
+    server: String,
+    /// Where in the history each image was acknowledged, by its sequence.
+    acknowledged: Vec<(usize, u64)>,
+    /// Where in the history each outcome was stored, by its slot.
+    outcomes: BTreeMap<String, Vec<usize>>,
+    /// Sequences that were deleted by hand.
+    deleted: Vec<(usize, u64)>,
+    /// Sequences that were stored.
+    stored: BTreeSet<u64>,
+}
+
+impl ImageTrail {
+    /// Of the stream that a durable takes from.
+    pub fn of(cluster: &MemoryCluster, at: &str, from: &str, by: &str) -> Self {
+        let mut trail = Self {
+            server: at.into(),
+            acknowledged: Vec::new(),
+            outcomes: BTreeMap::new(),
+            deleted: Vec::new(),
+            stored: BTreeSet::new(),
+        };
+        for (place, event) in cluster.events().into_iter().enumerate() {
+            match event {
+                ClusterEvent::Acknowledged { server, stream, durable, sequence }
+                    if server == at && stream == from && durable == by =>
+                {
+                    trail.acknowledged.push((place, sequence));
+                }
+                ClusterEvent::Stored { server, stream, subject, .. }
+                    if server == at && stream == topology::ANSWERS && subject.starts_with("answer.final.") =>
+                {
+                    trail.outcomes.entry(subject).or_default().push(place);
+                }
+                ClusterEvent::Stored { server, stream, sequence, .. } if server == at && stream == from => {
+                    trail.stored.insert(sequence);
+                }
+                ClusterEvent::Deleted { server, stream, sequence } if server == at && stream == from => {
+                    trail.deleted.push((place, sequence));
+                }
+                _ => {}
+            }
+        }
+        trail
+    }
+}
+
+/// Everything that a stream holds.
+pub async fn read_stream(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<StoredMessage>, String> {
+    let bus = cluster.connect(server);
+    let level = reader::stream_level(&bus, stream).await.map_err(|error| error.to_string())?;
+    let mut messages = Vec::new();
+    let range = StreamRange::default();
+    let all = reader::read_range(&bus, stream, range, level.last_sequence, |message| messages.push(message));
+    all.await.map_err(|error| format!("{stream}: {error}"))?;
+    Ok(messages)
+}
+
+/// Everything that a stream holds, decoded.
+pub async fn read_messages<M: Message>(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<M>, String> {
+    let all = read_stream(cluster, server, stream).await?;
+    all.iter().map(|message| decode(&message.payload).map_err(|error| error.to_string())).collect()
+}
+
+/// The dead letters of a server.
+pub async fn dead_letters(cluster: &MemoryCluster, server: &str) -> Result<Vec<DeadLetter>, String> {
+    read_messages(cluster, server, topology::DEAD).await
+}
+
+/// Every image has exactly one final outcome, was acknowledged or deleted after that was stored, and has a dead letter where
+/// it is dead.
+pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<(), String> {
+    let images = read_stream(cluster, &trail.server, topology::IMAGES).await?;
+    let mut slots = BTreeMap::new();
+    for image in &images {
+        let id = image.header(HEADER_MESSAGE_ID).unwrap_or_default();
+        slots.insert(image.sequence, subject::final_answer(&site(), &camera(), task_of(id)));
+    }
+    for (sequence, slot) in &slots {
+        let outcomes = trail.outcomes.get(slot).map_or(0, Vec::len);
+        if outcomes != 1 {
+            return Err(format!("image {sequence} has {outcomes} outcomes"));
+        }
+    }
+    let after_outcome = |place: usize, sequence: u64, what: &str| {
+        let Some(slot) = slots.get(&sequence) else { return Ok(()) };
+        match trail.outcomes.get(slot).and_then(|stored| stored.first()) {
+            Some(stored) if *stored < place => Ok(()),
+            _ => Err(format!("image {sequence} was {what} before its outcome was stored")),
+        }
+    };
+    for (place, sequence) in &trail.acknowledged {
+        after_outcome(*place, *sequence, "acknowledged")?;
+    }
+    for (_, sequence) in &trail.deleted {
+        if !trail.stored.contains(sequence) {
+            return Err(format!("image {sequence} was deleted and never there"));
+        }
+    }
+    let acknowledged: BTreeSet<u64> = trail.acknowledged.iter().map(|(_, sequence)| *sequence).collect();
+    if let Some(left) = slots.keys().find(|sequence| !acknowledged.contains(sequence)) {
+        return Err(format!("image {left} was never acknowledged"));
+    }
+    let letters = dead_letters(cluster, &trail.server).await?;
+    let answers: Vec<Answer> = read_messages(cluster, &trail.server, topology::ANSWERS).await?;
+    for dead in answers.iter().filter(|answer| answer.route == Route::Dead) {
+        if !letters.iter().any(|letter| letter.task == Some(dead.task)) {
+            return Err(format!("task {} is dead and has no letter", dead.task));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! Carries messages across the link: requests and reports up ([`outbox_carrier`]), verdicts down ([`verdict_carrier`]),
+//! rounds and orders down ([`note_carrier`]). It also keeps the deadlines of provisional answers ([`deadline_keeper`]).
+//!
+//! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox_index`] chooses what goes next,
+//! [`budget`] and [`breaker`] decide whether anything may. Of a message it knows its destination, urgency and deadline,
+//! but not its contents. Deliberately absent: models, decisions about confidence.
+
+pub mod breaker;
+pub mod budget;
+pub mod deadline_keeper;
+mod identity;
+pub mod link;
+pub mod note_carrier;
+pub mod outbox_carrier;
+pub mod outbox_index;
+pub mod probe;
+pub mod settings;
+pub mod trust_anchor;
+pub mod verdict_carrier;
+pub mod verifier_progress;
+pub mod worker;
+
+pub use settings::CourierSettings;
+pub use worker::run;

@@ -1,0 +1,308 @@
+//! Makes the [`admit`](offload::admit) decision for each task, holds tasks that must wait, and counts.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use offload::EffectiveSettings;
+use offload::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, overload, queue_s};
+use schemas::{DecisionReport, DecisionTrace, TaskId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::offload_window::OffloadWindow;
+use crate::signals::Signals;
+use schemas::decision_trace::{Network, SiteLoad};
+
+/// Tasks recognized here per slot of a batch: one in the model, one waiting for it.
+const LOCAL_PER_SLOT: u64 = 2;
+/// Longest time before a held task is decided again.
+const REDECIDE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Decides where tasks go, and counts them.
+pub struct Admission {
+    /// Inputs of the decisions.
+    pub signals: Signals,
+    started_at: Instant,
+    replicas: AtomicU32,
+    slots: AtomicU64,
+    state: Mutex<AdmitState>,
+    worker: String,
+    /// The effective settings and their digest, to be noted so that decisions can be made again.
+    pub noted: watch::Sender<(EffectiveSettings, String)>,
+    local: Arc<AtomicU64>,
+    holding: AtomicU64,
+    window: Mutex<OffloadWindow>,
+    /// Offloaded tasks without an answer.
+    pub away: AtomicU64,
+    /// Counts for the heartbeat.
+    pub counts: AdmissionCounts,
+}
+
+/// Numbers of tasks since the start.
+#[derive(Debug, Default)]
+pub struct AdmissionCounts {
+    /// Recognized here.
+    pub local: AtomicU64,
+    /// Offloaded and answered by the cloud.
+    pub redirected: AtomicU64,
+    /// Offloaded and reclaimed.
+    pub taken_back: AtomicU64,
+    /// Held before anything else.
+    pub held: AtomicU64,
+    /// Doubtful and sent up.
+    pub verified: AtomicU64,
+    /// Doubtful and kept.
+    pub kept: AtomicU64,
+}
+
+/// A task that is recognized here; its slot is free again when dropped.
+pub struct LocalTask {
+    local: Arc<AtomicU64>,
+    signals: Signals,
+}
+
+impl Drop for LocalTask {
+    fn drop(&mut self) {
+        self.local.fetch_sub(1, Ordering::Relaxed);
+        self.signals.changed.notify_waiters();
+    }
+}
+
+/// Where a task finally goes.
+pub enum Placement {
+    /// It is recognized here.
+    Local(LocalTask),
+    /// It is offloaded to the cloud.
+    Redirect,
+}
+
+impl Admission {
+    /// Admission for this number of replicas and this batch size.
+    pub fn new(signals: Signals, replicas: usize, batch: usize, effective: EffectiveSettings) -> Self {
+        let digest = digest(&effective);
+        Self {
+            signals,
+            worker: runtime::heartbeat::worker_name(),
+            noted: watch::Sender::new((effective, digest)),
+            started_at: Instant::now(),
+            replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
+            slots: AtomicU64::new((replicas * batch) as u64 * LOCAL_PER_SLOT),
+            state: Mutex::default(),
+            local: Arc::default(),
+            holding: AtomicU64::new(0),
+            window: Mutex::default(),
+            away: AtomicU64::new(0),
+            counts: AdmissionCounts::default(),
+        }
+    }
+
+    /// Updates the number of replicas and the batch size.
+    pub fn resized(&self, replicas: usize, batch: usize) {
+        self.replicas.store(u32::try_from(replicas).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.slots.store((replicas * batch) as u64 * LOCAL_PER_SLOT, Ordering::Relaxed);
+        self.signals.changed.notify_waiters();
+    }
+
+    /// Changes the effective settings.
+    pub fn set_effective_settings(&self, change: impl Fn(&mut EffectiveSettings)) {
+        self.noted.send_if_modified(|(effective, digest)| {
+            let before = effective.clone();
+            change(effective);
+            let changed = *effective != before;
+            if changed {
+                *digest = self::digest(effective);
+            }
+            changed
+        });
+    }
+
+    /// Waits until it is decided where a task goes; also returns the trace. `cost_ms`: of an image on one replica.
+    pub async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
+        let since = Instant::now();
+        let left_s = task.left_s;
+        let mut held = None;
+        loop {
+            // Subscribed before deciding, so that no change is missed in between.
+            let changed = self.signals.changed.notified();
+            task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
+            task.left_s = left_s.map(|left_s| left_s - task.held_s);
+            let (admit, trace) = self.decide_once(&task, cost_ms, held.is_some());
+            match admit {
+                AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
+                AdmitDecision::Redirect => return (Placement::Redirect, trace),
+                AdmitDecision::Listen => {
+                    held.get_or_insert_with(|| {
+                        self.counts.held.fetch_add(1, Ordering::Relaxed);
+                        CountGuard::new(&self.holding)
+                    });
+                }
+            }
+            let _changed_or_time = tokio::time::timeout(REDECIDE_INTERVAL, changed).await;
+        }
+    }
+
+    /// A task that is recognized here whatever the decision: it was reclaimed.
+    pub fn reclaim_task(&self) -> LocalTask {
+        self.local.fetch_add(1, Ordering::Relaxed);
+        self.local_task()
+    }
+
+    fn local_task(&self) -> LocalTask {
+        LocalTask { local: self.local.clone(), signals: self.signals.clone() }
+    }
+
+    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
+        let policy = self.signals.policy();
+        if self.noted.borrow().0.policy != policy {
+            self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
+        }
+        let settings = self.noted.borrow().1.clone();
+        let network = self.network();
+        let now_s = self.started_at.elapsed().as_secs_f64();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.load(cost_ms);
+        // The task itself, unless it is already counted among the held ones.
+        load.waiting += u64::from(!held);
+        let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
+        let trace = DecisionTrace {
+            worker: self.worker.clone(),
+            settings,
+            bytes: task.bytes,
+            left_s: task.left_s,
+            held_s: task.held_s,
+            priority: task.priority,
+            at_s: now_s,
+            mode: state.mode,
+            overloaded: state.overloaded,
+            changed_at_s: Some(state.changed_at_s).filter(|at_s| at_s.is_finite()),
+            load,
+            network,
+            redirected: admit == AdmitDecision::Redirect,
+            doubt: None,
+        };
+        *state = next;
+        if admit == AdmitDecision::Local {
+            // Counted under the lock: two tasks must not see the same free slot.
+            self.local.fetch_add(1, Ordering::Relaxed);
+        }
+        (admit, trace)
+    }
+
+    /// Seconds since the admission started.
+    pub fn now_s(&self) -> f64 {
+        self.started_at.elapsed().as_secs_f64()
+    }
+
+    /// Present load of the machine and the queue.
+    fn load(&self, cost_ms: f64) -> SiteLoad {
+        let vitals = self.signals.vitals();
+        let local = self.local.load(Ordering::Relaxed);
+        SiteLoad {
+            cpu_ratio: vitals.cpu_ratio,
+            memory_ratio: vitals.memory_ratio,
+            stall_ratio: vitals.stall_ratio,
+            waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
+            free: local < self.slots.load(Ordering::Relaxed),
+            replicas: self.replicas.load(Ordering::Relaxed),
+            cost_s: cost_ms / 1000.0,
+        }
+    }
+
+    /// Present state of the link and the cloud.
+    pub fn network(&self) -> Network {
+        let policy = self.signals.policy();
+        let max = match policy.name.ignores_cloud_estimate() {
+            true => policy.max_offloaded.into(),
+            false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.max_offloaded.into()),
+        };
+        self.signals.network(self.away.load(Ordering::Relaxed), max)
+    }
+
+    /// Records that an offloaded task was answered in time, or was reclaimed.
+    pub fn record_offload(&self, answered: bool) {
+        let max = self.signals.policy().max_offloaded.into();
+        self.with_window(
+            |window, now_s| if answered { window.record_answer(max) } else { window.record_timeout(now_s) },
+        );
+    }
+
+    fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {
+        let now_s = self.started_at.elapsed().as_secs_f64();
+        act(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner), now_s)
+    }
+
+    /// Whether nothing waits here and no replica is busy.
+    pub fn is_idle(&self) -> bool {
+        self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
+    }
+
+    /// The decisions and their inputs, for the heartbeat.
+    pub fn report(&self, cost_ms: f64) -> DecisionReport {
+        let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
+        let state = {
+            // Without tasks no decision is made, but the overload must end even so.
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            *state = overload(&policy, *state, &load, self.started_at.elapsed().as_secs_f64());
+            *state
+        };
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        DecisionReport {
+            policy: policy.name.to_string(),
+            state: state.mode.as_str().into(),
+            why: why(&state, &load, &network),
+            cpu_ratio: load.cpu_ratio,
+            memory_ratio: load.memory_ratio,
+            queue_s: queue_s(&load),
+            local: count(&self.counts.local),
+            redirected: count(&self.counts.redirected),
+            taken_back: count(&self.counts.taken_back),
+            held: count(&self.counts.held),
+            verified: count(&self.counts.verified),
+            kept: count(&self.counts.kept),
+            belief: self.signals.belief().map(|calibration| {
+                format!(
+                    "{:.0} % of the answers can stay at an accuracy of at least {:.1} % (95 % certainty); from {} verdicts{}",
+                    calibration.stays_ratio * 100.0,
+                    calibration.accuracy_at_least * 100.0,
+                    calibration.verdicts,
+                    calibration.temperature.map(|temperature| format!(", temperature {temperature:.2}")).unwrap_or_default()
+                )
+            }),
+        }
+    }
+}
+
+/// Digest of settings: the first half of an id derived from them.
+fn digest(effective: &EffectiveSettings) -> String {
+    let text = serde_json::to_string(effective).unwrap_or_default();
+    TaskId::from_name(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
+}
+
+fn why(state: &AdmitState, load: &SiteLoad, network: &Network) -> String {
+    let queue = format!("{:.2} s of work queued", queue_s(load));
+    let site = if state.overloaded { format!("overloaded ({queue})") } else { format!("not overloaded ({queue})") };
+    let there = finish_s(network, 40_000).map(|finish_s| format!(", a verdict would take {finish_s:.2} s"));
+    let link = match (network.up, network.available) {
+        (false, _) => "link down",
+        (true, false) => "link slow",
+        (true, true) => "link available",
+    };
+    format!("{site}, {link}{}", there.unwrap_or_default())
+}
+
+/// Counts one for as long as it lives.
+pub(crate) struct CountGuard<'a>(&'a AtomicU64);
+
+impl<'a> CountGuard<'a> {
+    pub(crate) fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for CountGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,21 @@
+//! Turns an image into an answer: accept → admit → fetch → decode → batch → infer → gate → report.
+//!
+//! [`worker`] reads as that path. Pure decisions: [`accept`] (can it be an image), [`offload_window`] (how many tasks
+//! the cloud may hold), and those of `decisions` (admit, gate, escalation, calibration). Around them: [`signals`] and
+//! [`machine_vitals`] gather the inputs, [`admission`] decides and counts, [`offload`] holds what the cloud works on,
+//! [`learner`] collects verdicts, [`report`] makes the messages to publish. Decoding, batching and inference run in
+//! `vision`, on the replicas' own threads. Deliberately absent: training, a second model, the link.
+
+pub mod accept;
+pub mod admission;
+pub mod learner;
+pub mod machine_vitals;
+pub mod offload;
+pub mod offload_window;
+pub mod report;
+pub mod settings;
+pub mod signals;
+pub mod worker;
+
+pub use settings::RecognizerSettings;
+pub use worker::{Recognizer, run};

@@ -1,0 +1,147 @@
+//! Offloads tasks to the cloud. The image stays unacknowledged and in memory until its answer arrives: if
+//! the link goes down, the answer is late, or a replica is idle, the task is reclaimed and recognized
+//! here. The first answer fills the slot (invariant 2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use offload::admit::finish_s;
+use runtime::{Fault, MessageCredit, Shutdown, clock};
+use schemas::Task;
+use streams::tap::{TapMessage, watch_subject};
+use streams::{Bus, CarryError, Publisher, reader, subject};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::admission::{Admission, CountGuard};
+use crate::report::AnswerReporter;
+
+/// Multiple of the predicted time after which a task is reclaimed; a guess.
+const TIMEOUT_RATIO: f64 = 3.0;
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout without a prediction.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval at which an overdue task checks for an idle replica.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Waits until the stream holds an outcome. A message on the slot is a hint to check, never the outcome itself: anybody
+/// may publish there.
+async fn wait_for_outcome(bus: &Bus, slot: &str, announcements: &mut (impl Stream<Item = TapMessage> + Unpin)) {
+    loop {
+        if announcements.next().await.is_none() {
+            return std::future::pending().await;
+        }
+        match reader::read_outcome(bus, slot).await {
+            Ok(Some(_)) => return,
+            Ok(None) => tracing::debug!(slot, "answer announced but not stored"),
+            Err(error) => tracing::debug!(slot, %error, "outcome lookup failed"),
+        }
+    }
+}
+
+/// Offloads tasks and waits for their answers.
+pub struct Offloader {
+    /// Connection to the site's own JetStream domain.
+    pub bus: Bus,
+    /// Publishes requests to the outbox.
+    pub publisher: Publisher,
+    /// Limit on the images of offloaded tasks, KiB.
+    pub memory_kib: Arc<Semaphore>,
+    /// Request to stop.
+    pub shutdown: Shutdown,
+}
+
+/// How an offload ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OffloadOutcome {
+    /// Its answer was stored.
+    Answered,
+    /// It was reclaimed, to be recognized here.
+    Reclaimed,
+}
+
+impl Offloader {
+    /// Offloads a task and waits. Releases its credit, because it uses no replica meanwhile.
+    pub async fn offload_task(
+        &self,
+        admission: &Admission,
+        reporter: &AnswerReporter<'_>,
+        task: &Task,
+        bytes: &Bytes,
+        credit: &MessageCredit,
+    ) -> Result<OffloadOutcome, Fault> {
+        let size = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
+        let Some(_memory) = self.reserve_memory(bytes.len()) else { return Ok(OffloadOutcome::Reclaimed) };
+        let _away = CountGuard::new(&admission.away);
+        let policy = admission.signals.policy();
+        let predicted = finish_s(&admission.network(), size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
+        let waits_for_cloud = policy.name.ignores_cloud_estimate();
+        let timeout = match (waits_for_cloud, predicted) {
+            (true, _) => Duration::from_millis(policy.verdict_timeout_ms),
+            (_, Some(predicted)) => predicted.mul_f64(TIMEOUT_RATIO).clamp(MIN_TIMEOUT, MAX_TIMEOUT),
+            (_, None) => DEFAULT_TIMEOUT,
+        };
+        let until_ms = clock::now_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let slot = subject::final_answer(&task.site, &task.camera, task.id);
+        let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
+        match self.publisher.publish(&reporter.offloaded(task, bytes, until_ms)?).await {
+            Ok(_) => {}
+            Err(CarryError::Full { .. }) => return Ok(OffloadOutcome::Reclaimed),
+            Err(error) => return Err(error.into()),
+        }
+        credit.release();
+        let overdue_and_idle = async {
+            tokio::time::sleep(predicted.unwrap_or_default()).await;
+            while !admission.is_idle() || waits_for_cloud {
+                tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
+            }
+        };
+        let link_gone = async {
+            match waits_for_cloud {
+                true => std::future::pending().await,
+                false => admission.signals.link_gone().await,
+            }
+        };
+        let outcome = tokio::select! {
+            () = wait_for_outcome(&self.bus, &slot, &mut answers) => OffloadOutcome::Answered,
+            () = link_gone => OffloadOutcome::Reclaimed,
+            () = overdue_and_idle => OffloadOutcome::Reclaimed,
+            () = tokio::time::sleep(timeout) => OffloadOutcome::Reclaimed,
+            // The image was not acknowledged, so it is delivered again.
+            () = self.shutdown.wait_for_request() => return Err(Fault::Wait { after: Duration::from_millis(1) }),
+        };
+        admission.record_offload(outcome == OffloadOutcome::Answered);
+        Ok(outcome)
+    }
+
+    /// Publishes the baseline's request to the outbox and waits for the verdict; true if it came in time.
+    pub async fn request_verdict(
+        &self,
+        reporter: &AnswerReporter<'_>,
+        task: &Task,
+        bytes: &Bytes,
+        result: &crate::report::EdgeResult,
+        timeout: Duration,
+    ) -> Result<bool, Fault> {
+        let until_ms = clock::now_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let slot = subject::final_answer(&task.site, &task.camera, task.id);
+        let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
+        match self.publisher.publish(&reporter.verdict_request(task, bytes, result, until_ms)?).await {
+            Ok(_) => {}
+            Err(CarryError::Full { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = wait_for_outcome(&self.bus, &slot, &mut answers) => Ok(true),
+            () = tokio::time::sleep(timeout) => Ok(false),
+            () = self.shutdown.wait_for_request() => Err(Fault::Wait { after: Duration::from_millis(1) }),
+        }
+    }
+
+    fn reserve_memory(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024).max(1)).unwrap_or(u32::MAX);
+        self.memory_kib.clone().try_acquire_many_owned(kib).ok()
+    }
+}

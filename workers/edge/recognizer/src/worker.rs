@@ -1,0 +1,591 @@
+//! The path of one image: accept → admit → fetch → decode → batch → infer → gate → report.
+
+use std::borrow::Cow;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use offload::admit::AdmitInput;
+use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
+use offload::gate::{Gate, GateSettings, TestedScores};
+use offload::policy::{EnergySettings, PolicyName};
+use offload::verify::{PayloadKind, VerifySettings};
+use offload::{EffectiveSettings, hash_fraction};
+use runtime::consumer::WorkerStats;
+use runtime::drift::{DriftKind, DriftSample, DriftWatch};
+use runtime::handler::DeadLetterContext;
+use runtime::ticket::TicketKey;
+use runtime::{
+    ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat, metrics,
+    retry_until_found,
+};
+use schemas::answer::Timings;
+use schemas::decision_trace::{EscalationTrace, Network};
+use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
+use schemas::task::{HEADER_FILE, StorageStamp};
+use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use serving::order_watch;
+use serving::release_counter::ReleaseCounter;
+use serving::report::SwapReporter;
+use serving::scale::Scaler;
+use serving::serving_model::ServingModel;
+use serving::swap::ModelSwapper;
+use streams::backoff::wait_about;
+use streams::fleet::Ledger;
+use streams::reader::StoredMessage;
+use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use vision::{InferenceError, InferencePool, Model};
+
+use crate::accept::accept_task;
+use crate::admission::{Admission, Placement};
+use crate::learner::VerdictLearner;
+use crate::offload::{OffloadOutcome, Offloader};
+use crate::report::{self, AnswerReporter, EdgeResult};
+use crate::settings::RecognizerSettings;
+use crate::signals::Signals;
+
+/// How long a publication is retried before its image is returned.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Images held per slot of a batch: one in the model, and the others so that the exchange between server and worker
+/// covers several images at once. Half as many cost 0.1 ms more per image.
+const CREDITS_PER_SLOT: usize = 8;
+/// Answers that the learner handles at a time.
+const LEARNER_CREDITS: usize = 64;
+/// Interval of heartbeats, short because the status shows decisions.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The recognizer of a site.
+pub struct Recognizer {
+    site: SiteName,
+    blobs: Blobs,
+    tickets: TicketKey,
+    infer: InferencePool,
+    gate: GateSettings,
+    verify: VerifySettings,
+    admission: Arc<Admission>,
+    offloader: Offloader,
+    learner: Option<VerdictLearner>,
+    /// Results of each release.
+    counter: ReleaseCounter,
+    /// Compares recent answers with the first ones of the release.
+    drift: DriftWatch,
+    /// The current order; if there is one, a releaser compares releases.
+    orders: watch::Receiver<Option<Order>>,
+    share: Mutex<EscalationCap>,
+    /// Slots of the baseline, which does nothing else while it waits: one for each replica.
+    turns: Semaphore,
+}
+
+impl Recognizer {
+    async fn answer(
+        &self,
+        task: &Task,
+        delivery: &Delivery,
+        credit: &MessageCredit,
+    ) -> Result<OutgoingMessages, Fault> {
+        let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
+        accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
+        let _turn = match self.admission.signals.policy().name {
+            PolicyName::HardExample => self.turns.acquire().await.ok(),
+            _ => None,
+        };
+        let (placement, mut trace) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
+        let _local = match placement {
+            Placement::Local(local) => local,
+            Placement::Redirect => match self.offload(task, delivery.payload(), credit, &trace).await? {
+                OffloadOutcome::Answered => return Ok(OutgoingMessages::default()),
+                OffloadOutcome::Reclaimed => self.admission.reclaim_task(),
+            },
+        };
+        let (bytes, fetch_us) = self.fetch(task, delivery).await?;
+        let mut result = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
+        (result.timings.queue_us, result.timings.fetch_us) = (queue_us, fetch_us);
+        metrics::observe_timings(Self::ROLE, &result.timings);
+        self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
+        let (escalation, escalation_trace) = self.escalate(task, &bytes, &result, &trace.network);
+        trace.doubt = Some(escalation_trace);
+        if escalation == Escalation::Blocks && self.block(task, &bytes, &result, &trace).await? {
+            return Ok(OutgoingMessages::default());
+        }
+        match escalation {
+            Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
+            Escalation::Expired | Escalation::Blocks => {
+                metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed)
+            }
+            Escalation::Goes(_) | Escalation::Waits => {}
+        }
+        let task = match escalation {
+            Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
+            _ => Cow::Borrowed(task),
+        };
+        self.reporter(&self.energy(), &trace).outgoing(&task, &bytes, result, escalation)
+    }
+
+    /// Decodes, infers and applies the gate of the release that was used. A `replayed` image is not counted: it was
+    /// counted when it was new.
+    async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<EdgeResult, Fault> {
+        let seen = self.infer.predict(bytes).await.map_err(|error| {
+            if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
+                self.counter.count_failure(&self.infer.model().release, clock::now_ms());
+            }
+            fault(error)
+        })?;
+        metrics::count_notes(&self.site, usize::from(seen.envelope.note.is_some()));
+        let model = &seen.model;
+        let gate = self.admission.signals.gate(&model.release);
+        let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
+        let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
+        let mut prediction = vision::prediction(model, &ratios).ok_or_else(no_class)?;
+        prediction.novelty = seen.novelty;
+        let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
+        let reason = gate.decide(&tested, &prediction.label);
+        if !replayed {
+            // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds.
+            if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
+                learner.add_answer(&model.release, &prediction.label, prediction.confidence);
+            }
+            let (confidence, novelty) = (Some(prediction.confidence), seen.novelty);
+            self.drift.add(&model.release, DriftSample { confidence, novelty, ..DriftSample::default() });
+            let doubtful = reason != Reason::Confident;
+            self.counter.count_image(
+                &model.release,
+                doubtful,
+                prediction.confidence,
+                seen.timings.cost_ms(),
+                clock::now_ms(),
+            );
+        }
+        if gate.calibrated != gate.temperature {
+            let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
+            prediction = vision::prediction(model, &calibrated).ok_or_else(no_class)?;
+            prediction.novelty = seen.novelty;
+        }
+        prediction.temperature = self.learner.as_ref().map(|_| gate.calibrated);
+        let timings = Timings {
+            wait_us: seen.timings.waited_us,
+            decode_us: seen.timings.decode_us,
+            infer_us: seen.timings.infer_us,
+            batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
+            ..Timings::default()
+        };
+        Ok(EdgeResult { prediction, reason, features: seen.features, tested, timings, envelope: seen.envelope })
+    }
+
+    /// Prepares for a release that is about to serve.
+    fn prepare_release(&self, model: &Model) {
+        let gate = Gate::new(&self.gate, &model.description.gate);
+        if let Some(learner) = &self.learner {
+            learner.serve(&model.release, model.labels.len(), gate.temperature);
+        }
+        self.drift.follow_release(&model.release);
+        self.admission.signals.serve(&model.release, gate);
+        self.admission.set_effective_settings(|effective| effective.model.clone_from(&model.description.gate));
+    }
+
+    fn candidate(&self, task: &Task, delivery: &Delivery) -> AdmitInput {
+        let bytes = task.blob.as_ref().map_or(delivery.payload().len() as u64, |blob| blob.size_bytes);
+        AdmitInput {
+            bytes,
+            left_s: task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0),
+            held_s: 0.0,
+            may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && task.replayed.is_none(),
+            priority: task.priority,
+            lot: hash_fraction(task.id, "redirect"),
+        }
+    }
+
+    async fn offload(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        credit: &MessageCredit,
+        decided: &DecisionTrace,
+    ) -> Result<OffloadOutcome, Fault> {
+        let energy = self.energy();
+        let task = &*self.by_reference(task, bytes).await?;
+        let outcome =
+            self.offloader.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
+        let counts = &self.admission.counts;
+        let count = if outcome == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(outcome)
+    }
+
+    /// The baseline's synchronous upload; true if the verdict came in time.
+    async fn block(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        result: &EdgeResult,
+        decided: &DecisionTrace,
+    ) -> Result<bool, Fault> {
+        let timeout = Duration::from_millis(self.admission.signals.policy().verdict_timeout_ms);
+        let energy = self.energy();
+        let task = &*self.by_reference(task, bytes).await?;
+        self.offloader.request_verdict(&self.reporter(&energy, decided), task, bytes, result, timeout).await
+    }
+
+    /// Decides the escalation, with its trace. `before`: link and cloud at the first decision.
+    fn escalate(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        result: &EdgeResult,
+        before: &Network,
+    ) -> (Escalation, EscalationTrace) {
+        let (policy, network) = (self.admission.signals.policy(), self.admission.network());
+        let deadline_ms = report::deadline_ms(&self.verify, task);
+        let input = EscalationInput {
+            reason: result.reason,
+            label: &result.prediction.label,
+            truth: task.truth.as_deref(),
+            bytes: match self.verify.payload {
+                PayloadKind::Image => bytes.len() as u64,
+                PayloadKind::Features | PayloadKind::Never => 4 * result.features.as_ref().map_or(0, Vec::len) as u64,
+            },
+            left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
+            lot: hash_fraction(task.id, "sample"),
+        };
+        let sampling = self.learner.is_some() || self.orders.borrow().is_some();
+        let (escalation, earned, at_s) = {
+            let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+            let (earned, at_s) = (share.balance(self.verify.max_share_ratio), self.admission.now_s());
+            let escalation = match task.replayed {
+                // Whether to ask the cloud was decided when the image was new.
+                Some(_) if result.reason == Reason::Confident => Escalation::Stands(result.reason),
+                Some(_) => Escalation::Stands(Reason::NotVerified),
+                None => escalate(&policy, &self.verify, sampling, &network, &mut share, &input),
+            };
+            (escalation, earned, at_s)
+        };
+        let TestedScores { best, second, entropy_ratio, novelty } = result.tested;
+        let trace = EscalationTrace {
+            at_s,
+            best,
+            second,
+            entropy_ratio,
+            novelty,
+            left_s: input.left_s,
+            bytes: input.bytes,
+            sampling,
+            network: Some(network).filter(|network| network != before),
+            earned,
+            fate: escalation.outcome(),
+        };
+        let counts = &self.admission.counts;
+        match escalation {
+            Escalation::Stands(Reason::Confident) => {}
+            Escalation::Stands(_) | Escalation::Expired | Escalation::Waits => {
+                counts.kept.fetch_add(1, Ordering::Relaxed);
+            }
+            Escalation::Goes(_) | Escalation::Blocks => {
+                counts.verified.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        (escalation, trace)
+    }
+
+    fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a DecisionTrace) -> AnswerReporter<'a> {
+        AnswerReporter {
+            verify: &self.verify,
+            energy,
+            decided: Some(decided),
+            tickets: &self.tickets,
+            now_ms: clock::now_ms(),
+        }
+    }
+
+    /// Energy as counted by the machine, or else as in the settings.
+    fn energy(&self) -> EnergySettings {
+        let stated = self.admission.signals.policy().energy;
+        let counted = self.admission.signals.vitals().watts_per_core;
+        EnergySettings { watts_per_core: counted.unwrap_or(stated.watts_per_core), ..stated }
+    }
+
+    /// The encoded image: the payload itself, or the referenced blob; and how long fetching it took.
+    async fn fetch(&self, task: &Task, delivery: &Delivery) -> Result<(Bytes, u64), Fault> {
+        let Some(blob) = &task.blob else { return Ok((delivery.payload().clone(), 0)) };
+        let asked_at = Instant::now();
+        let bytes = self.blobs.fetch_blob(blob, MAX_IMAGE_BYTES).await?;
+        Ok((bytes, micros(asked_at.elapsed())))
+    }
+
+    fn stored(&self, delivery: &Delivery) -> Result<StorageStamp, Fault> {
+        let read = subject::read_image(delivery.subject()).ok().filter(|(site, _)| *site == self.site);
+        let (site, camera) = read.ok_or_else(|| misdirected(&self.site, delivery.subject()))?;
+        Ok(StorageStamp { site, camera, sequence: delivery.sequence, stored_at_ns: delivery.stored_at_ns })
+    }
+
+    /// The task with its image as a blob, if the image is larger than what we put into messages: the bytes are stored
+    /// first.
+    async fn by_reference<'t>(&self, task: &'t Task, bytes: &Bytes) -> Result<Cow<'t, Task>, Fault> {
+        if task.blob.is_some() || bytes.len() <= MAX_EMBEDDED_BYTES || self.verify.payload != PayloadKind::Image {
+            return Ok(Cow::Borrowed(task));
+        }
+        let blob = self.blobs.store_blob(bytes).await?;
+        Ok(Cow::Owned(Task { blob: Some(blob), ..task.clone() }))
+    }
+}
+
+impl Handler for Recognizer {
+    const ROLE: &'static str = "recognizer";
+    const STREAM: &'static str = topology::IMAGES;
+
+    async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
+        self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
+        let stored = self.stored(delivery)?;
+        let task = Task::from_headers(&stored, |name| delivery.header(name), delivery.payload()).map_err(|error| {
+            let reason = runtime::fault::error_chain(&error);
+            Fault::reject("header_unreadable", reason, "correct the header or omit it: every header is optional")
+        })?;
+        metrics::count_notes(&self.site, task.notes.len());
+        self.answer(&task, delivery, credit).await
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+        // Its outcome belongs to this site whatever the subject; without a valid camera it has the placeholder.
+        let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
+        let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
+        let stored = StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns };
+        let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
+            .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
+        metrics::count_answer(&self.site, Route::Dead, Reason::GivenUp);
+        let task = Task::from_id(&stored, id).with_file(message.header(HEADER_FILE));
+        let tombstone = report::write_tombstone(&task, fault.clone(), clock::now_ms()).ok();
+        DeadLetterContext { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
+    }
+}
+
+/// Runs a site's recognizer until it is told to stop. The model is loaded and warm already.
+pub async fn run(
+    bus: Bus,
+    site: SiteName,
+    started: ServingModel,
+    settings: &RecognizerSettings,
+    ack_wait: Duration,
+    shutdown: Shutdown,
+) -> Result<(), Fault> {
+    let infer = started.infer.clone();
+    check(&infer, &settings.verify)?;
+    check_novelty(&started.root, &settings.gate)?;
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
+    let Some(tickets) = retry_until_found(&shutdown, || TicketKey::open(&bus)).await else { return Ok(()) };
+    let target_ratio = settings.gate.target_accuracy_ratio;
+    let learner = target_ratio.map(|_| VerdictLearner::new(site.clone()));
+    let signals = Signals::new(settings.policy.clone());
+    let model = ModelName::from_name(&started.root.description.name);
+    let swapper = Arc::new(ModelSwapper::new(started, blobs.clone()));
+    let (order_sender, orders) = watch::channel(None);
+    let effective = EffectiveSettings {
+        policy: settings.policy.clone(),
+        gate: settings.gate.clone(),
+        model: infer.model().description.gate.clone(),
+        verify: settings.verify.clone(),
+    };
+    let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch(), effective));
+    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
+    let offloader = Offloader {
+        bus: bus.clone(),
+        publisher: publisher.clone(),
+        memory_kib: Arc::new(Semaphore::new(settings.policy.max_offloaded_mib as usize * 1024)),
+        shutdown: shutdown.clone(),
+    };
+    let recognizer = Arc::new(Recognizer {
+        site: site.clone(),
+        blobs,
+        tickets,
+        infer: infer.clone(),
+        gate: settings.gate.clone(),
+        verify: settings.verify.clone(),
+        admission: admission.clone(),
+        offloader,
+        learner: learner.clone(),
+        counter: ReleaseCounter::new(settings.count_s),
+        drift: DriftWatch::new(DriftKind::Answers, settings.drift),
+        orders: orders.clone(),
+        share: Mutex::default(),
+        turns: Semaphore::new(infer.replicas()),
+    });
+    recognizer.prepare_release(&infer.model());
+    let stats = Arc::new(WorkerStats::default());
+    let scaler = Scaler::new(Recognizer::ROLE, infer.clone(), settings.scale.clone());
+    let (credit_sender, resized) = watch::channel(0);
+    let resize = |replicas| {
+        admission.resized(replicas, infer.batch());
+        credit_sender.send_replace(credits(&infer, replicas));
+    };
+    let durable = topology::recognizer_durable(&site);
+    let queue = (topology::IMAGES, durable.as_str());
+    let scaling = scaler.run(&bus, queue, &stats, &resize, &shutdown);
+    let from = ConsumerConfig {
+        durable: durable.clone(),
+        credits: credits(&infer, infer.replicas()),
+        resized: Some(resized),
+        tries: Some(settings.tries),
+        ack_wait,
+    };
+    let pace = heartbeat::HeartbeatPace { every: HEARTBEAT_INTERVAL, ..heartbeat::HeartbeatPace::default() };
+    let heartbeats = heartbeat::send_heartbeats(
+        bus.clone(),
+        Recognizer::ROLE,
+        Some(site.clone()),
+        stats.clone(),
+        shutdown.clone(),
+        pace,
+        |beat| {
+            beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
+            beat.cost_ms = Some(infer.cost_ms());
+            beat.scale = scaler.reason();
+            swapper.restore_missing(beat);
+            beat.decision = Some(admission.report(infer.cost_ms()));
+            beat.drift = recognizer.drift.report();
+            beat.faults = untested_novelty(&recognizer, &infer.model()).into_iter().collect();
+        },
+    );
+    let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
+    let reporter = SwapReporter {
+        site: site.clone(),
+        site_labels: settings.site_labels.clone(),
+        swapper: swapper.clone(),
+        counter: recognizer.counter.clone(),
+        publisher: publisher.clone(),
+        every: Duration::from_secs(settings.report_s.into()),
+    };
+    let reporting = reporter.run(|| admission.network().up, shutdown.clone());
+    let following = order_watch::of_site(
+        &swapper,
+        &bus,
+        &model,
+        order_sender,
+        orders,
+        |model| recognizer.prepare_release(model),
+        &shutdown,
+    );
+    let noting = note_settings(&bus, &admission, &shutdown);
+    let comparing = recognizer.drift.save_reference(&bus, shutdown.clone());
+    let learning = async {
+        if let Some(learner) = learner {
+            let from = ConsumerConfig {
+                durable: topology::learner_durable(&site),
+                credits: LEARNER_CREDITS,
+                resized: None,
+                tries: None,
+                ack_wait,
+            };
+            let stats = Arc::new(WorkerStats::default());
+            let watching = consume(Arc::new(learner.clone()), &bus, publisher.clone(), from, stats, shutdown.clone());
+            let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
+            tracing::debug!(?watched, "learner stopped");
+        }
+    };
+    let work = consume(recognizer.clone(), &bus, publisher.clone(), from, stats.clone(), shutdown.clone());
+    let work = async {
+        let ended = work.await;
+        // The other tasks end with it.
+        shutdown.request();
+        ended
+    };
+    let (ended, (), (), (), (), (), (), (), ()) =
+        tokio::join!(work, heartbeats, gathering, learning, reporting, following, scaling, noting, comparing);
+    ended
+}
+
+/// Writes the effective settings to the ledger, so that decisions can be made again.
+async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
+    const RETRY_DELAY: Duration = Duration::from_secs(2);
+    let mut noted = admission.noted.subscribe();
+    let writing = async {
+        loop {
+            let (effective, digest) = noted.borrow_and_update().clone();
+            let text = serde_json::to_string(&effective).unwrap_or_default();
+            let written = async {
+                Ledger::open(bus).await?.write(&offload::effective_settings::settings_note(&digest), text).await
+            };
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "effective settings write deferred");
+                wait_about(RETRY_DELAY).await;
+                continue;
+            }
+            if noted.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = writing => {}
+        () = shutdown.wait_for_request() => {}
+    }
+}
+
+/// Number of images held for this many replicas.
+fn credits(infer: &InferencePool, replicas: usize) -> usize {
+    replicas * infer.batch() * CREDITS_PER_SLOT
+}
+
+/// Checks that the model can output what is to be sent up.
+fn check(infer: &InferencePool, verify: &VerifySettings) -> Result<(), Fault> {
+    let model = infer.model();
+    if verify.payload == PayloadKind::Features && model.description.output.features.is_none() {
+        let reason =
+            format!("model {} outputs no features, which recognizer.verify.payload requires", model.description.name);
+        let remedy = "name its features output in model.toml (output.features), or use payload \"image\" or \"never\"";
+        return Err(Fault::Stop(FaultNote::new("features_missing", reason, remedy)));
+    }
+    Ok(())
+}
+
+/// Checks that the worker's own model has a novelty score if novelty is to be tested.
+fn check_novelty(root: &Model, gate: &GateSettings) -> Result<(), Fault> {
+    let gate = Gate::new(gate, &root.description.gate);
+    if !gate.tests_novelty() || root.novelty.is_some() {
+        return Ok(());
+    }
+    Err(Fault::Stop(novelty_missing(root)))
+}
+
+/// The fault of a gate that tests novelty while the serving release has no score, as releases of rounds have none.
+fn untested_novelty(recognizer: &Recognizer, model: &Model) -> Option<FaultNote> {
+    let gate = recognizer.admission.signals.gate(&model.release)?;
+    (gate.tests_novelty() && model.novelty.is_none()).then(|| novelty_missing(model))
+}
+
+fn novelty_missing(model: &Model) -> FaultNote {
+    let why = match model.has_stale_novelty() {
+        true => "its novelty score was made for other weights",
+        false => "it has no novelty score",
+    };
+    let reason = format!("max_novelty is not tested on release {}: {why}", model.release.short());
+    let remedy = "make a score with `tributary model novelty DIR --images PICTURES` in the folder of these weights, or \
+                  remove max_novelty";
+    FaultNote::new("novelty_missing", reason, remedy)
+}
+
+/// The fault of an image on a subject that is not this site's, with the subject that was probably meant.
+fn misdirected(site: &SiteName, subject: &str) -> Fault {
+    let tokens = subject.split('.').rev().filter_map(|token| token.trim_matches('/').parse::<CameraName>().ok());
+    let meant = tokens.into_iter().find(|token| token.as_str() != "image" && token.as_str() != site.as_str());
+    let camera = meant.as_ref().map_or("<camera>", CameraName::as_str);
+    let shown: String = subject.chars().take(100).collect();
+    let reason =
+        format!("{shown:?} is not image.{site}.<camera>; the camera's name may contain letters, digits, - and _");
+    let remedy = format!("publish to image.{site}.{camera}; over MQTT the topic is image/{site}/{camera}");
+    Fault::reject("subject_unknown", reason, remedy)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn fault(error: InferenceError) -> Fault {
+    match error.fault_note() {
+        note if error.is_the_images_fault() => Fault::Reject(note),
+        note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },
+    }
+}
+
+fn no_class() -> Fault {
+    Fault::retry("model_without_classes", "the model returned no scores")
+}

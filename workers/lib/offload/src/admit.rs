@@ -1,0 +1,464 @@
+//! Decides where a task is recognized: here, in the cloud, or not yet. The first decision, made before anything is
+//! fetched. A pure state machine; time is passed in as seconds on a steady clock.
+//!
+//! The policy `paper` follows the three signals of cloud-edge collaborative recognition (network, load,
+//! confidence): while the site is overloaded, the excess is offloaded if the network is available, and
+//! held (*listen*) if it is not, until load falls, the network returns or the task's deadline
+//! forces it to be recognized here. `earliest-finish` predicts both completion times instead.
+
+use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
+
+use crate::policy::{Objective, Policy, PolicyName};
+
+/// The cloud must be predicted to finish within this fraction of the site's time before the first task is offloaded,
+/// and within a larger one to continue. Guesses; the gap keeps a fluctuating prediction from changing the decision
+/// every time.
+const BEGIN_RATIO: f64 = 0.8;
+const KEEP_RATIO: f64 = 0.95;
+/// Smallest gain for which a task is offloaded, seconds: the transfer costs work at both ends that no
+/// prediction counts.
+const MIN_GAIN_S: f64 = 0.05;
+/// A task of at least this priority is recognized here at once: it is at the head of the queue, so nothing is
+/// faster, and it is never held. Policies that send everything up ignore this.
+const URGENT: u8 = 8;
+/// Time to spare before a deadline, seconds; a guess.
+const GUARD_S: f64 = 0.05;
+
+/// Queued work at the site, seconds.
+pub fn queue_s(load: &SiteLoad) -> f64 {
+    load.waiting as f64 * load.cost_s / f64::from(load.replicas.max(1))
+}
+
+/// When a verdict on this many bytes would be back, seconds from now; `None` if there is nobody to judge
+/// them. The cloud's queue is what it reports or what we sent there, whichever is more. A stalled cloud
+/// is expected to stall for as long again: for an interruption of unknown kind there is no better
+/// guess (Gott, Nature 363, 1993).
+pub fn finish_s(network: &Network, bytes: u64) -> Option<f64> {
+    let cloud = network.cloud.filter(|_| network.up)?;
+    let rate = network.rate_bytes_per_s.unwrap_or(f64::INFINITY);
+    let upload_s = network.round_trip_s + network.waiting_bytes.saturating_add(bytes) as f64 / rate;
+    let queue = cloud.waiting.max(network.away) as f64 * cloud.cost_s / f64::from(cloud.replicas.max(1));
+    let still_s = (cloud.still_s - cloud.cost_s).max(0.0);
+    Some(upload_s * network.slowdown_ratio.max(1.0) + queue + cloud.cost_s + still_s)
+}
+
+fn has_capacity(network: &Network, bytes: u64) -> bool {
+    network.away < network.most_away && network.budget_left_bytes.is_none_or(|left| left >= bytes)
+}
+
+/// A task that waits for the decision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdmitInput {
+    /// Size of its image, bytes.
+    pub bytes: u64,
+    /// Time to its deadline, seconds, negative once it passed; absent without one.
+    pub left_s: Option<f64>,
+    /// Time it was held already, seconds.
+    pub held_s: f64,
+    /// Whether its image may leave the site.
+    pub may_leave: bool,
+    /// 0 (bulk) to 9 (first).
+    pub priority: u8,
+    /// The task's own fraction from 0 to 1, the same at every decision.
+    pub lot: f64,
+}
+
+/// Where a task goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdmitDecision {
+    /// It is recognized here.
+    Local,
+    /// It is offloaded: it goes to the cloud without being recognized here.
+    Redirect,
+    /// It is held; decide again when something changes.
+    Listen,
+}
+
+/// State of the decision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdmitState {
+    /// Routing mode.
+    pub mode: RoutingMode,
+    /// Whether the site counts as overloaded.
+    pub overloaded: bool,
+    /// When `overloaded` last changed, seconds.
+    pub changed_at_s: f64,
+}
+
+impl Default for AdmitState {
+    fn default() -> Self {
+        Self { mode: RoutingMode::Local, overloaded: false, changed_at_s: f64::NEG_INFINITY }
+    }
+}
+
+/// Decides about one task: returns the new state, and where the task goes.
+pub fn decide_admission(
+    policy: &Policy,
+    state: AdmitState,
+    load: &SiteLoad,
+    network: &Network,
+    task: &AdmitInput,
+    now_s: f64,
+) -> (AdmitState, AdmitDecision) {
+    let state = overload(policy, state, load, now_s);
+    let admit = match policy.name {
+        PolicyName::EdgeOnly | PolicyName::HardExample | PolicyName::Oracle => AdmitDecision::Local,
+        PolicyName::Random if task.lot < policy.share_ratio && can_offload(network, task) => AdmitDecision::Redirect,
+        PolicyName::Random => AdmitDecision::Local,
+        PolicyName::CloudOnly if can_offload(network, task) => AdmitDecision::Redirect,
+        PolicyName::CloudOnly if task.may_leave => hold(policy, load, task),
+        PolicyName::CloudOnly => AdmitDecision::Local,
+        PolicyName::Paper => paper(policy, &state, load, network, task),
+        PolicyName::EarliestFinish => earliest_finish(policy, &state, load, network, task),
+    };
+    let mode = match admit {
+        // A task that finds a free replica says nothing about the excess.
+        AdmitDecision::Local if load.free && state.overloaded => state.mode,
+        AdmitDecision::Local => RoutingMode::Local,
+        AdmitDecision::Redirect => RoutingMode::Redirect,
+        AdmitDecision::Listen => RoutingMode::Listen,
+    };
+    (AdmitState { mode, ..state }, admit)
+}
+
+/// Updates whether the site counts as overloaded: from above the high mark of any signal until below the low
+/// marks of all, and never changed sooner than the dwell time allows.
+pub fn overload(policy: &Policy, state: AdmitState, load: &SiteLoad, now_s: f64) -> AdmitState {
+    let marks = &policy.load;
+    let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
+    let overloaded = match state.overloaded {
+        false => {
+            above(load.cpu_ratio, marks.cpu_high_ratio) && load.waiting > u64::from(load.replicas)
+                || above(load.memory_ratio, marks.memory_high_ratio)
+                || above(load.stall_ratio, marks.memory_pressure_high_ratio)
+                || queue_s(load) > marks.queue_high_s
+        }
+        true => {
+            above(load.cpu_ratio, marks.cpu_low_ratio) && load.waiting > u64::from(load.replicas)
+                || above(load.memory_ratio, marks.memory_low_ratio)
+                || above(load.stall_ratio, marks.memory_pressure_low_ratio)
+                || queue_s(load) > marks.queue_low_s
+        }
+    };
+    let dwelt = now_s - state.changed_at_s >= policy.load.dwell_ms as f64 / 1000.0;
+    match overloaded == state.overloaded || !dwelt {
+        true => state,
+        false => AdmitState { overloaded, changed_at_s: now_s, ..state },
+    }
+}
+
+fn can_offload(network: &Network, task: &AdmitInput) -> bool {
+    task.may_leave && network.up && has_capacity(network, task.bytes)
+}
+
+fn paper(policy: &Policy, state: &AdmitState, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
+    // Only the excess is offloaded or held: a free replica takes the task.
+    if !state.overloaded || task.priority >= URGENT || load.free && !above_memory(policy, load) {
+        return AdmitDecision::Local;
+    }
+    match can_offload(network, task) && network.available {
+        true => AdmitDecision::Redirect,
+        false => hold(policy, load, task),
+    }
+}
+
+fn above_memory(policy: &Policy, load: &SiteLoad) -> bool {
+    load.memory_ratio.is_some_and(|ratio| ratio > policy.load.memory_low_ratio)
+        || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.memory_pressure_low_ratio)
+}
+
+/// Held until something changes, but not past its deadline, nor longer than the policy allows.
+fn hold(policy: &Policy, load: &SiteLoad, task: &AdmitInput) -> AdmitDecision {
+    let held_too_long = task.held_s * 1000.0 >= policy.hold_ms as f64;
+    let is_due = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
+    if held_too_long || is_due || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
+}
+
+fn earliest_finish(
+    policy: &Policy,
+    state: &AdmitState,
+    load: &SiteLoad,
+    network: &Network,
+    task: &AdmitInput,
+) -> AdmitDecision {
+    if load.free || task.priority >= URGENT || !network.available || !can_offload(network, task) {
+        return AdmitDecision::Local;
+    }
+    let Some(there_s) = finish_s(network, task.bytes) else { return AdmitDecision::Local };
+    // All tasks at the site are alike, so whichever is offloaded saves the last one its turn: the cloud
+    // must be faster than the end of the whole queue.
+    let here_s = queue_s(load) + load.cost_s;
+    let misses_deadline = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
+    let ratio = if state.mode == RoutingMode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
+    let offloads = match (&policy.objective, misses_deadline(here_s), misses_deadline(there_s)) {
+        // Deadlines are constraints of both objectives.
+        (_, true, false) => true,
+        (_, false, true) => false,
+        (Objective::Hierarchical, ..) => there_s < here_s * ratio && here_s - there_s > MIN_GAIN_S,
+        (Objective::Weighted(weights), ..) => {
+            let energy = &policy.energy;
+            let megabytes = task.bytes as f64 / 1e6;
+            let here = weights.per_s * here_s + weights.per_j * load.cost_s * energy.watts_per_core;
+            let there =
+                weights.per_s * there_s + weights.per_j * megabytes * energy.joules_per_mb + weights.per_mb * megabytes
+                    - weights.per_point * policy.cloud_gain_points;
+            there < here * ratio
+        }
+    };
+    if offloads { AdmitDecision::Redirect } else { AdmitDecision::Local }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use schemas::decision_trace::CloudLoad;
+
+    use crate::policy::ObjectiveWeights;
+
+    fn policy(name: PolicyName) -> Policy {
+        Policy { name, ..Policy::default() }
+    }
+
+    const BUSY: SiteLoad = SiteLoad {
+        cpu_ratio: None,
+        memory_ratio: None,
+        stall_ratio: None,
+        waiting: 1000,
+        free: false,
+        replicas: 2,
+        cost_s: 0.01,
+    };
+    const IDLE: SiteLoad = SiteLoad { waiting: 1, free: true, ..BUSY };
+    const THERE: Network = Network {
+        up: true,
+        available: true,
+        round_trip_s: 0.02,
+        rate_bytes_per_s: Some(1e6),
+        slowdown_ratio: 1.0,
+        waiting_bytes: 0,
+        budget_left_bytes: None,
+        cloud: Some(CloudLoad { waiting: 0, replicas: 4, cost_s: 0.01, still_s: 0.0 }),
+        away: 0,
+        most_away: 256,
+    };
+    const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
+    const TASK: AdmitInput =
+        AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
+
+    fn admit(policy: &Policy, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
+        decide_admission(policy, AdmitState::default(), load, network, task, 100.0).1
+    }
+
+    #[test]
+    fn the_decision_table_of_the_paper_holds() {
+        let paper = policy(PolicyName::Paper);
+        assert_eq!(admit(&paper, &IDLE, &THERE, &TASK), AdmitDecision::Local);
+        assert_eq!(admit(&paper, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(admit(&paper, &BUSY, &GONE, &TASK), AdmitDecision::Listen);
+        assert_eq!(admit(&paper, &BUSY, &Network { available: false, ..THERE }, &TASK), AdmitDecision::Listen);
+    }
+
+    #[test]
+    fn holding_ends_when_load_falls_the_network_returns_or_the_deadline_comes() {
+        let paper = policy(PolicyName::Paper);
+        let (listening, first) = decide_admission(&paper, AdmitState::default(), &BUSY, &GONE, &TASK, 0.0);
+        assert_eq!((listening.mode, first), (RoutingMode::Listen, AdmitDecision::Listen));
+        let next = |load: &SiteLoad, network: &Network, task: &AdmitInput| {
+            decide_admission(&paper, listening, load, network, task, 5.0).1
+        };
+        assert_eq!(next(&SiteLoad { waiting: 0, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "load fell");
+        assert_eq!(next(&SiteLoad { free: true, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "a replica is free");
+        assert_eq!(next(&BUSY, &THERE, &TASK), AdmitDecision::Redirect, "the network returned");
+        assert_eq!(next(&BUSY, &GONE, &AdmitInput { left_s: Some(0.03), ..TASK }), AdmitDecision::Local, "deadline");
+        assert_eq!(next(&BUSY, &GONE, &AdmitInput { held_s: 60.0, ..TASK }), AdmitDecision::Local, "held too long");
+        assert_eq!(
+            next(&BUSY, &GONE, &AdmitInput { left_s: Some(3.0), ..TASK }),
+            AdmitDecision::Listen,
+            "none of them"
+        );
+    }
+
+    #[test]
+    fn earliest_finish_offloads_while_that_shortens_the_queue() {
+        let policy = policy(PolicyName::EarliestFinish);
+        assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(
+            admit(&policy, &SiteLoad { waiting: 4, ..BUSY }, &THERE, &TASK),
+            AdmitDecision::Local,
+            "faster here"
+        );
+        let queued =
+            Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01, still_s: 0.0 }), ..THERE };
+        assert_eq!(admit(&policy, &BUSY, &queued, &TASK), AdmitDecision::Local, "the cloud has a longer queue");
+        let still =
+            Network { cloud: Some(CloudLoad { waiting: 1, replicas: 4, cost_s: 0.01, still_s: 60.0 }), ..THERE };
+        assert_eq!(admit(&policy, &BUSY, &still, &TASK), AdmitDecision::Local, "it is stalled");
+        let sent = Network {
+            away: 250,
+            cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1, still_s: 0.0 }),
+            ..THERE
+        };
+        assert_eq!(
+            admit(&policy, &BUSY, &sent, &TASK),
+            AdmitDecision::Local,
+            "what we sent counts before the cloud reports it"
+        );
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK),
+            AdmitDecision::Local
+        );
+        assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), AdmitDecision::Local, "never held");
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK),
+            AdmitDecision::Local,
+            "nobody to judge"
+        );
+        assert_eq!(admit(&policy, &BUSY, &THERE, &AdmitInput { may_leave: false, ..TASK }), AdmitDecision::Local);
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK),
+            AdmitDecision::Local,
+            "the window is full"
+        );
+    }
+
+    #[test]
+    fn deadlines_take_precedence_over_the_objective() {
+        let hierarchical = policy(PolicyName::EarliestFinish);
+        let weights = ObjectiveWeights { per_mb: 1e9, ..ObjectiveWeights::default() };
+        let frugal = Policy { objective: Objective::Weighted(weights), ..hierarchical.clone() };
+        assert_eq!(admit(&frugal, &BUSY, &THERE, &TASK), AdmitDecision::Local, "bytes are expensive");
+        let urgent = AdmitInput { left_s: Some(1.0), ..TASK };
+        assert_eq!(
+            admit(&frugal, &BUSY, &THERE, &urgent),
+            AdmitDecision::Redirect,
+            "only the cloud meets the deadline"
+        );
+        let eager = ObjectiveWeights { per_point: 1e9, ..ObjectiveWeights::default() };
+        let eager = Policy { objective: Objective::Weighted(eager), cloud_gain_points: 5.0, ..hierarchical };
+        let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
+        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Redirect, "accuracy is worth more");
+        assert_eq!(
+            admit(&eager, &BUSY, &slow, &AdmitInput { left_s: Some(6.0), ..TASK }),
+            AdmitDecision::Local,
+            "misses the deadline"
+        );
+    }
+
+    #[test]
+    fn urgent_tasks_are_neither_held_nor_offloaded() {
+        let urgent = AdmitInput { priority: 9, ..TASK };
+        for name in [PolicyName::Paper, PolicyName::EarliestFinish] {
+            assert_eq!(admit(&policy(name), &BUSY, &THERE, &urgent), AdmitDecision::Local, "{name}");
+        }
+        for name in [PolicyName::Paper, PolicyName::CloudOnly] {
+            assert_eq!(admit(&policy(name), &BUSY, &GONE, &urgent), AdmitDecision::Local, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_baselines_do_what_their_names_say() {
+        for name in [PolicyName::EdgeOnly, PolicyName::HardExample, PolicyName::Oracle] {
+            assert_eq!(admit(&policy(name), &BUSY, &THERE, &TASK), AdmitDecision::Local);
+        }
+        let cloud_only = policy(PolicyName::CloudOnly);
+        assert_eq!(admit(&cloud_only, &IDLE, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(admit(&cloud_only, &IDLE, &GONE, &TASK), AdmitDecision::Listen);
+        let random = Policy { share_ratio: 0.6, ..policy(PolicyName::Random) };
+        assert_eq!(admit(&random, &IDLE, &THERE, &TASK), AdmitDecision::Redirect);
+        assert_eq!(admit(&random, &IDLE, &THERE, &AdmitInput { lot: 0.7, ..TASK }), AdmitDecision::Local);
+    }
+
+    fn loads() -> impl Strategy<Value = SiteLoad> {
+        (prop::option::of(0.0_f64..1.0), prop::option::of(0.0_f64..1.0), 0_u64..5000, prop::bool::ANY, 0.0001_f64..0.5)
+            .prop_map(|(cpu_ratio, memory_ratio, waiting, free, cost_s)| SiteLoad {
+                cpu_ratio,
+                memory_ratio,
+                stall_ratio: None,
+                waiting,
+                free,
+                replicas: 2,
+                cost_s,
+            })
+    }
+
+    fn networks() -> impl Strategy<Value = Network> {
+        (prop::bool::ANY, prop::bool::ANY, 0.0_f64..2.0, prop::option::of(1e3_f64..1e8), 0_u64..300, prop::bool::ANY)
+            .prop_map(|(up, available, round_trip_s, rate_bytes_per_s, away, cloud)| Network {
+                up,
+                available: up && available,
+                round_trip_s,
+                rate_bytes_per_s,
+                slowdown_ratio: 1.0,
+                waiting_bytes: 0,
+                budget_left_bytes: None,
+                cloud: cloud.then_some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01, still_s: 0.0 }),
+                away,
+                most_away: 256,
+            })
+    }
+
+    fn names() -> impl Strategy<Value = PolicyName> {
+        prop::sample::select(vec![
+            PolicyName::Paper,
+            PolicyName::EarliestFinish,
+            PolicyName::EdgeOnly,
+            PolicyName::CloudOnly,
+            PolicyName::HardExample,
+            PolicyName::Random,
+            PolicyName::Oracle,
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn overload_never_changes_faster_than_allowed(
+            name in names(),
+            steps in prop::collection::vec((0.0_f64..0.4, loads(), networks()), 1..200),
+        ) {
+            let policy = policy(name);
+            let (mut state, mut now_s, mut changed_at_s) = (AdmitState::default(), 0.0, f64::NEG_INFINITY);
+            for (gap_s, load, network) in steps {
+                now_s += gap_s;
+                let (next, _) = decide_admission(&policy, state, &load, &network, &TASK, now_s);
+                if next.overloaded != state.overloaded {
+                    prop_assert!(now_s - changed_at_s >= policy.load.dwell_ms as f64 / 1000.0);
+                    changed_at_s = now_s;
+                }
+                state = next;
+            }
+        }
+
+        #[test]
+        fn no_task_is_held_past_its_deadline_or_longer_than_allowed(
+            name in names(), load in loads(), network in networks(), left_s in -1.0_f64..10.0, held_s in 0.0_f64..20.0,
+            priority in 0_u8..10,
+        ) {
+            let policy = policy(name);
+            let task = AdmitInput { left_s: Some(left_s), held_s, priority, ..TASK };
+            if admit(&policy, &load, &network, &task) == AdmitDecision::Listen {
+                prop_assert!(priority < URGENT);
+                prop_assert!(left_s > load.cost_s);
+                prop_assert!(held_s * 1000.0 < policy.hold_ms as f64);
+            }
+        }
+
+        #[test]
+        fn nothing_is_offloaded_against_the_policy_or_to_an_unreachable_cloud(
+            name in names(), load in loads(), network in networks(), may_leave in prop::bool::ANY,
+        ) {
+            let task = AdmitInput { may_leave, ..TASK };
+            if admit(&policy(name), &load, &network, &task) == AdmitDecision::Redirect {
+                prop_assert!(may_leave && network.up && network.away < network.most_away);
+            }
+        }
+
+        #[test]
+        fn only_paper_and_cloud_only_hold(name in names(), load in loads(), network in networks()) {
+            if admit(&policy(name), &load, &network, &TASK) == AdmitDecision::Listen {
+                prop_assert!(matches!(name, PolicyName::Paper | PolicyName::CloudOnly));
+            }
+        }
+    }
+}

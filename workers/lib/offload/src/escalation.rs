@@ -1,0 +1,229 @@
+//! Decides what happens to the answer of the site's model: it stands, it is verified, or it waits. The second decision,
+//! made after the gate. Pure.
+
+use schemas::decision_trace::Network;
+use schemas::{EscalationOutcome, Reason, VerifyReason};
+
+use crate::admit::finish_s;
+use crate::policy::{Policy, PolicyName};
+use crate::verify::{PayloadKind, VerifySettings};
+
+/// What happens to an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Escalation {
+    /// It is final, for this reason.
+    Stands(Reason),
+    /// It is final because its deadline passed.
+    Expired,
+    /// It is provisional and a request goes up.
+    Goes(VerifyReason),
+    /// It is provisional and nothing goes up: it becomes final at its deadline, unless a person labels it before.
+    Waits,
+    /// It is held until the verdict arrives, and so is everything after it: the baseline.
+    Blocks,
+}
+
+impl Escalation {
+    /// The outcome as noted in a decision trace.
+    pub fn outcome(self) -> EscalationOutcome {
+        match self {
+            Escalation::Stands(_) => EscalationOutcome::Stands,
+            Escalation::Expired => EscalationOutcome::Expired,
+            Escalation::Goes(VerifyReason::Sampled) => EscalationOutcome::Sampled,
+            Escalation::Goes(_) => EscalationOutcome::Goes,
+            Escalation::Waits => EscalationOutcome::Waits,
+            Escalation::Blocks => EscalationOutcome::Blocks,
+        }
+    }
+}
+
+/// Input of the decision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EscalationInput<'a> {
+    /// Result of the gate.
+    pub reason: Reason,
+    /// The site's label.
+    pub label: &'a str,
+    /// True label, if the publisher knows it; only `oracle` uses it.
+    pub truth: Option<&'a str>,
+    /// Bytes that would be sent up.
+    pub bytes: u64,
+    /// Time to the deadline, seconds; negative once it passed.
+    pub left_s: f64,
+    /// The task's own fraction from 0 to 1, different from that of the first decision.
+    pub lot: f64,
+}
+
+/// Decides about one answer. `sampling`: whether confident answers are sampled for verification.
+pub fn escalate(
+    policy: &Policy,
+    verify: &VerifySettings,
+    sampling: bool,
+    network: &Network,
+    share: &mut EscalationCap,
+    answer: &EscalationInput<'_>,
+) -> Escalation {
+    share.earn(verify.max_share_ratio);
+    let confident = answer.reason == Reason::Confident;
+    let doubtful = match policy.name {
+        PolicyName::Oracle => answer.truth.is_some_and(|truth| truth != answer.label),
+        _ => !confident,
+    };
+    if !verify.enabled || matches!(policy.name, PolicyName::EdgeOnly | PolicyName::Random) {
+        return Escalation::Stands(if doubtful { Reason::NotVerified } else { answer.reason });
+    }
+    if !doubtful {
+        let is_sampled = sampling && network.available && answer.lot < verify.sample_ratio && answer.left_s > 0.0;
+        let goes_up =
+            is_sampled && verify.payload != PayloadKind::Never && affordable(network, answer) && share.spend();
+        return if goes_up { Escalation::Goes(VerifyReason::Sampled) } else { Escalation::Stands(Reason::Confident) };
+    }
+    if answer.left_s <= 0.0 {
+        return Escalation::Expired;
+    }
+    if verify.payload == PayloadKind::Never {
+        return Escalation::Waits;
+    }
+    if policy.name == PolicyName::HardExample {
+        return Escalation::Blocks;
+    }
+    // Without verifiers it waits in the outbox: store and forward.
+    let predicted_s = finish_s(network, answer.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
+    if predicted_s.is_some_and(|predicted_s| predicted_s > answer.left_s) {
+        return Escalation::Stands(Reason::VerdictTooLate);
+    }
+    match affordable(network, answer) && share.spend() {
+        true => Escalation::Goes(VerifyReason::Doubtful),
+        false => Escalation::Stands(Reason::BudgetSpent),
+    }
+}
+
+fn affordable(network: &Network, answer: &EscalationInput<'_>) -> bool {
+    network.budget_left_bytes.is_none_or(|left| left >= answer.bytes)
+}
+
+/// The cap on the share of images sent up: a token bucket that fills with every image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EscalationCap {
+    earned: f64,
+    capped: bool,
+}
+
+/// Most images that may be saved up, so that doubtful answers in a row are not cut off.
+const MAX_SAVED: f64 = 20.0;
+
+impl Default for EscalationCap {
+    fn default() -> Self {
+        Self { earned: MAX_SAVED, capped: false }
+    }
+}
+
+impl EscalationCap {
+    /// Images saved up before the next one; `None` without a cap.
+    pub fn balance(&self, max_share_ratio: Option<f64>) -> Option<f64> {
+        max_share_ratio.map(|_| self.earned)
+    }
+
+    /// A cap with this many images saved up.
+    pub fn with_balance(saved: f64) -> Self {
+        Self { earned: saved.clamp(0.0, MAX_SAVED), ..Self::default() }
+    }
+
+    fn earn(&mut self, max_share_ratio: Option<f64>) {
+        self.capped = max_share_ratio.is_some();
+        self.earned = (self.earned + max_share_ratio.unwrap_or(1.0)).min(MAX_SAVED);
+    }
+
+    fn spend(&mut self) -> bool {
+        if self.capped && self.earned < 1.0 {
+            return false;
+        }
+        self.earned = (self.earned - 1.0).max(0.0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::decision_trace::CloudLoad;
+
+    const THERE: Network = Network {
+        up: true,
+        available: true,
+        round_trip_s: 0.02,
+        rate_bytes_per_s: Some(1e6),
+        slowdown_ratio: 1.0,
+        waiting_bytes: 0,
+        budget_left_bytes: None,
+        cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.01, still_s: 0.0 }),
+        away: 0,
+        most_away: 256,
+    };
+    const DOUBT: EscalationInput<'_> = EscalationInput {
+        reason: Reason::LowConfidence,
+        label: "cat",
+        truth: Some("dog"),
+        bytes: 40_000,
+        left_s: 3600.0,
+        lot: 0.5,
+    };
+    const SURE: EscalationInput<'_> = EscalationInput { reason: Reason::Confident, ..DOUBT };
+
+    fn of(name: PolicyName, verify: &VerifySettings, network: &Network, answer: &EscalationInput<'_>) -> Escalation {
+        let policy = Policy { name, ..Policy::default() };
+        escalate(&policy, verify, false, network, &mut EscalationCap::default(), answer)
+    }
+
+    #[test]
+    fn each_policy_handles_doubtful_answers_as_its_name_says() {
+        let verify = VerifySettings::default();
+        let doubtful = |name| of(name, &verify, &THERE, &DOUBT);
+        for name in [PolicyName::Paper, PolicyName::EarliestFinish, PolicyName::CloudOnly, PolicyName::Oracle] {
+            assert_eq!(doubtful(name), Escalation::Goes(VerifyReason::Doubtful), "{name}");
+        }
+        for name in [PolicyName::EdgeOnly, PolicyName::Random] {
+            assert_eq!(doubtful(name), Escalation::Stands(Reason::NotVerified), "{name}");
+        }
+        assert_eq!(doubtful(PolicyName::HardExample), Escalation::Blocks);
+        assert_eq!(of(PolicyName::Oracle, &verify, &THERE, &SURE), Escalation::Goes(VerifyReason::Doubtful));
+        assert_eq!(of(PolicyName::Paper, &verify, &THERE, &SURE), Escalation::Stands(Reason::Confident));
+    }
+
+    #[test]
+    fn answers_wait_if_nothing_may_leave_and_stand_if_a_verdict_would_be_too_late() {
+        let never = VerifySettings { payload: PayloadKind::Never, ..VerifySettings::default() };
+        assert_eq!(of(PolicyName::EarliestFinish, &never, &THERE, &DOUBT), Escalation::Waits);
+        let verify = VerifySettings::default();
+        let soon = EscalationInput { left_s: 0.03, ..DOUBT };
+        assert_eq!(of(PolicyName::EarliestFinish, &verify, &THERE, &soon), Escalation::Stands(Reason::VerdictTooLate));
+        let past = EscalationInput { left_s: -1.0, ..DOUBT };
+        assert_eq!(of(PolicyName::EarliestFinish, &verify, &THERE, &past), Escalation::Expired);
+        let gone = Network { up: false, available: false, cloud: None, ..THERE };
+        assert_eq!(of(PolicyName::EarliestFinish, &verify, &gone, &DOUBT), Escalation::Goes(VerifyReason::Doubtful));
+    }
+
+    #[test]
+    fn the_byte_budget_and_the_cap_on_the_share_are_kept() {
+        let verify = VerifySettings { max_share_ratio: Some(0.1), ..VerifySettings::default() };
+        let spent = Network { budget_left_bytes: Some(100), ..THERE };
+        assert_eq!(of(PolicyName::Paper, &verify, &spent, &DOUBT), Escalation::Stands(Reason::BudgetSpent));
+        let (policy, mut share, mut sent) = (Policy::default(), EscalationCap::default(), 0);
+        for _ in 0..1000 {
+            let escalation = escalate(&policy, &verify, false, &THERE, &mut share, &DOUBT);
+            sent += i32::from(escalation == Escalation::Goes(VerifyReason::Doubtful));
+        }
+        assert!((100..=121).contains(&sent), "{sent} of 1000");
+    }
+
+    #[test]
+    fn confident_answers_are_sampled_only_while_learning_and_while_the_link_is_free() {
+        let verify = VerifySettings { sample_ratio: 0.6, ..VerifySettings::default() };
+        let sampled = |sampling, network: &Network| {
+            escalate(&Policy::default(), &verify, sampling, network, &mut EscalationCap::default(), &SURE)
+        };
+        assert_eq!(sampled(true, &THERE), Escalation::Goes(VerifyReason::Sampled));
+        assert_eq!(sampled(false, &THERE), Escalation::Stands(Reason::Confident));
+        assert_eq!(sampled(true, &Network { available: false, ..THERE }), Escalation::Stands(Reason::Confident));
+    }
+}

@@ -1,0 +1,252 @@
+//! The policy that decides where a task is recognized, and its numbers. It can be changed at runtime.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Name of a policy. All policies use the same two decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// The thresholds of the paper: offload the excess while overloaded and the network is available, hold it
+    /// while it is not.
+    Paper,
+    /// Offload a task only if the cloud is predicted to finish sooner.
+    #[default]
+    EarliestFinish,
+    /// Send nothing up; doubtful answers stand.
+    EdgeOnly,
+    /// Send everything up.
+    CloudOnly,
+    /// The usual baseline: the site first, then one synchronous upload per hard image, by a fixed
+    /// threshold, whatever the state of load and link.
+    HardExample,
+    /// Send up a random share of the images.
+    Random,
+    /// Send up what the site gets wrong; requires true labels, so for measurements only.
+    Oracle,
+}
+
+/// All policies.
+pub const POLICIES: [PolicyName; 7] = [
+    PolicyName::Paper,
+    PolicyName::EarliestFinish,
+    PolicyName::EdgeOnly,
+    PolicyName::CloudOnly,
+    PolicyName::HardExample,
+    PolicyName::Random,
+    PolicyName::Oracle,
+];
+
+impl PolicyName {
+    /// Whether it sends tasks up whatever the cloud's predicted finish: there is no alternative for them,
+    /// and no reason to reclaim them early.
+    pub fn ignores_cloud_estimate(self) -> bool {
+        matches!(self, PolicyName::CloudOnly | PolicyName::Random)
+    }
+
+    /// The name in settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PolicyName::Paper => "paper",
+            PolicyName::EarliestFinish => "earliest-finish",
+            PolicyName::EdgeOnly => "edge-only",
+            PolicyName::CloudOnly => "cloud-only",
+            PolicyName::HardExample => "hard-example",
+            PolicyName::Random => "random",
+            PolicyName::Oracle => "oracle",
+        }
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An unknown name of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "policy {name:?} is unknown; use paper, earliest-finish, edge-only, cloud-only, hard-example, random or oracle"
+)]
+pub struct UnknownPolicy {
+    name: String,
+}
+
+impl FromStr for PolicyName {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        let known = POLICIES.into_iter().find(|policy| policy.as_str() == name);
+        known.ok_or_else(|| UnknownPolicy { name: name.chars().take(64).collect() })
+    }
+}
+
+/// The policy and its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Name of the policy; `tributary policy NAME` changes it at runtime.
+    pub name: PolicyName,
+    /// Objective of `earliest-finish`.
+    pub objective: Objective,
+    /// When the site counts as overloaded.
+    pub load: LoadMarks,
+    /// Most offloaded tasks of one recognizer without an answer, 1 to 4096.
+    pub max_offloaded: u32,
+    /// Most MiB of images of offloaded tasks, at least 1; they stay in memory so that tasks can be reclaimed.
+    pub max_offloaded_mib: u32,
+    /// Longest time a task is held before it is recognized here even without a deadline, milliseconds.
+    pub hold_ms: u64,
+    /// Share of the images that `random` sends up, 0 to 1.
+    pub share_ratio: f64,
+    /// How long `hard-example` waits for each verdict, milliseconds; 12000 in the library that it represents.
+    pub verdict_timeout_ms: u64,
+    /// Energy of recognizing and sending, where the machine has no counter.
+    pub energy: EnergySettings,
+    /// Value of a verdict to the objective `weighted`, in points of accuracy; a guess to be replaced by
+    /// the difference between the two models.
+    pub cloud_gain_points: f64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            name: PolicyName::default(),
+            objective: Objective::default(),
+            load: LoadMarks::default(),
+            max_offloaded: 256,
+            max_offloaded_mib: 64,
+            hold_ms: 2000,
+            share_ratio: 0.2,
+            verdict_timeout_ms: 12_000,
+            energy: EnergySettings::default(),
+            cloud_gain_points: 0.0,
+        }
+    }
+}
+
+impl Policy {
+    /// Checks the settings.
+    pub fn check(&self) -> Result<(), String> {
+        let ratio = |name: &str, value: f64| match (0.0..=1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("recognizer.policy.{name} is {value}; it must be between 0 and 1")),
+        };
+        ratio("share_ratio", self.share_ratio)?;
+        let load = &self.load;
+        ratio("load.cpu_high_ratio", load.cpu_high_ratio)?;
+        ratio("load.memory_high_ratio", load.memory_high_ratio)?;
+        ratio("load.memory_pressure_high_ratio", load.memory_pressure_high_ratio)?;
+        let pairs = [
+            ("cpu_low_ratio", load.cpu_low_ratio, load.cpu_high_ratio),
+            ("memory_low_ratio", load.memory_low_ratio, load.memory_high_ratio),
+            ("memory_pressure_low_ratio", load.memory_pressure_low_ratio, load.memory_pressure_high_ratio),
+            ("queue_low_s", load.queue_low_s, load.queue_high_s),
+        ];
+        if let Some((name, low, high)) = pairs.into_iter().find(|(_, low, high)| !(0.0..=*high).contains(low)) {
+            return Err(format!(
+                "recognizer.policy.load.{name} is {low}; it must be between 0 and its high mark ({high})"
+            ));
+        }
+        match self {
+            Self { max_offloaded: value @ (0 | 4097..), .. } => {
+                Err(format!("recognizer.policy.max_offloaded is {value}; it must be between 1 and 4096"))
+            }
+            Self { max_offloaded_mib: 0, .. } => {
+                Err("recognizer.policy.max_offloaded_mib is 0; it must be at least 1".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Objective of `earliest-finish`. Deadlines and privacy are constraints of both.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Latency first; where that is equal, energy and bytes, which favour the site.
+    #[default]
+    Hierarchical,
+    /// A weighted sum of latency, energy, bytes and accuracy.
+    Weighted(ObjectiveWeights),
+}
+
+/// Weights of an objective's parts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveWeights {
+    /// Cost of a second until the answer.
+    pub per_s: f64,
+    /// Cost of a joule.
+    pub per_j: f64,
+    /// Cost of a megabyte sent up.
+    pub per_mb: f64,
+    /// Value of a point of accuracy gained.
+    pub per_point: f64,
+}
+
+impl Default for ObjectiveWeights {
+    fn default() -> Self {
+        Self { per_s: 1.0, per_j: 0.0, per_mb: 0.0, per_point: 0.0 }
+    }
+}
+
+/// When the site counts as overloaded: from above the high mark of any signal until below the low marks of all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadMarks {
+    /// CPU usage while images wait, 0 to 1.
+    pub cpu_high_ratio: f64,
+    /// Low mark, 0 to `cpu_high_ratio`.
+    pub cpu_low_ratio: f64,
+    /// Memory usage, 0 to 1.
+    pub memory_high_ratio: f64,
+    /// Low mark, 0 to `memory_high_ratio`.
+    pub memory_low_ratio: f64,
+    /// Fraction of the time in which some task stalled on memory (PSI), where the kernel reports it, 0 to 1.
+    pub memory_pressure_high_ratio: f64,
+    /// Low mark, 0 to `memory_pressure_high_ratio`.
+    pub memory_pressure_low_ratio: f64,
+    /// Queued work, seconds.
+    pub queue_high_s: f64,
+    /// Low mark, 0 to `queue_high_s`.
+    pub queue_low_s: f64,
+    /// Shortest time between changes, milliseconds.
+    pub dwell_ms: u64,
+}
+
+impl Default for LoadMarks {
+    fn default() -> Self {
+        Self {
+            cpu_high_ratio: 0.95,
+            cpu_low_ratio: 0.8,
+            memory_high_ratio: 0.92,
+            memory_low_ratio: 0.85,
+            memory_pressure_high_ratio: 0.2,
+            memory_pressure_low_ratio: 0.05,
+            queue_high_s: 0.5,
+            queue_low_s: 0.1,
+            dwell_ms: 250,
+        }
+    }
+}
+
+/// Energy of recognizing and sending where the machine has no counter: guesses to be replaced by
+/// measurements.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnergySettings {
+    /// Power of a busy core, watts.
+    pub watts_per_core: f64,
+    /// Energy of a megabyte sent up, joules.
+    pub joules_per_mb: f64,
+}
+
+impl Default for EnergySettings {
+    fn default() -> Self {
+        Self { watts_per_core: 8.0, joules_per_mb: 4.0 }
+    }
+}

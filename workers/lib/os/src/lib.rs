@@ -1,0 +1,7 @@
+//! What a process asks of the operating system.
+//!
+//! [`scheduling`] says how it is scheduled beside others, [`process`] what it uses of processor and memory. Deliberately
+//! absent: anything of images, messages or models.
+
+pub mod process;
+pub mod scheduling;

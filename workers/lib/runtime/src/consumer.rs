@@ -1,0 +1,353 @@
+//! The loop of every worker: pull, handle, publish, then acknowledge. Nothing else acknowledges messages.
+//!
+//! Limited by credits and by bytes: it holds no more than the role asked for, so a busy worker leaves the
+//! rest in the stream, for itself or for another replica (invariant 8).
+//!
+//! A message that no worker could read, however often it was delivered, is known from the server's notice:
+//! it is read by its sequence and becomes a dead letter like any other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use schemas::{FaultNote, Route, encode};
+use streams::backoff::Backoff;
+use streams::reader::StoredMessage;
+use streams::{Bus, CarryError, Delivery, Publication, PublishOutcome, Publisher, Puller, reader, subject};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::dead_letter;
+use crate::fault::{self, Fault, RETRY_DELAY};
+use crate::handler::{Handler, MessageCredit, OutgoingMessages};
+use crate::metrics;
+use crate::shutdown::Shutdown;
+
+/// How long in-flight messages may take to finish after the worker was told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Limit on the bytes of in-flight messages of a role, KiB, beside what its puller fetched ahead.
+const MAX_HELD_KIB: u32 = 64 * 1024;
+/// Interval of the checks for undelivered messages and for a lost connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where a role's messages come from, and how many it holds.
+#[derive(Debug, Clone)]
+pub struct ConsumerConfig {
+    /// Durable consumer, shared by all workers of the role.
+    pub durable: String,
+    /// Most messages in flight, at least 1.
+    pub credits: usize,
+    /// Deliveries after which a message becomes a dead letter; absent: never.
+    pub tries: Option<u64>,
+    /// Receives a new number of credits whenever it changes; absent: it never changes.
+    pub resized: Option<watch::Receiver<usize>>,
+    /// Ack wait of the consumer; progress is reported three times as often.
+    pub ack_wait: Duration,
+}
+
+/// Counters of a worker, shown in its heartbeat.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Messages acknowledged.
+    pub finished: AtomicU64,
+    /// Messages in flight.
+    pub holding: AtomicU64,
+}
+
+/// Runs a role until it is told to stop, or must.
+///
+/// # Errors
+/// The note of a handler that cannot handle anything. A missing consumer is waited for, not an error.
+pub async fn consume<S: Handler>(
+    handler: Arc<S>,
+    from: &Bus,
+    publisher: Publisher,
+    config: ConsumerConfig,
+    stats: Arc<WorkerStats>,
+    shutdown: Shutdown,
+) -> Result<(), Fault> {
+    // Half the credits at a time: with those in flight, at most twice the credits are held.
+    let mut puller = Puller::new(from, S::STREAM, &config.durable, config.credits.div_ceil(2));
+    let credits = Arc::new(Semaphore::new(config.credits.max(1)));
+    let held_kib = Arc::new(Semaphore::new(MAX_HELD_KIB as usize));
+    let mut pool = CreditPool { credits: credits.clone(), given: config.credits.max(1), resized: config.resized };
+    let tracker = TaskTracker::new();
+    let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
+    let in_flight = Arc::new(InFlight {
+        handler,
+        publisher,
+        from: from.clone(),
+        ack_wait: config.ack_wait,
+        tries: config.tries,
+        stats,
+    });
+    metrics::register_queue(S::ROLE, from, S::STREAM, &config.durable);
+    tracing::info!(role = S::ROLE, stream = S::STREAM, credits = config.credits, "started");
+    let checks = tokio::spawn({
+        let (in_flight, durable, stop) = (in_flight.clone(), config.durable.clone(), stop.clone());
+        async move { in_flight.check_regularly(&durable, &stop).await }
+    });
+    let ended = loop {
+        let credit = tokio::select! {
+            biased;
+            () = shutdown.wait_for_request() => break Ok(()),
+            () = pool.changed() => continue,
+            credit = credits.clone().acquire_owned() => credit,
+        };
+        let Ok(credit) = credit else { break Ok(()) };
+        let delivery = tokio::select! {
+            biased;
+            () = shutdown.wait_for_request() => break Ok(()),
+            Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
+            () = pool.changed() => continue,
+            delivery = puller.next() => delivery,
+        };
+        // The largest message is far below the limit on held bytes, so every message gets its turn.
+        let kib = u32::try_from(delivery.payload().len() / 1024 + 1).unwrap_or(MAX_HELD_KIB).min(MAX_HELD_KIB);
+        let Ok(kib) = held_kib.clone().acquire_many_owned(kib).await else { break Ok(()) };
+        let (in_flight, stop) = (in_flight.clone(), stop.clone());
+        tracker.spawn(async move {
+            if let Some(note) = in_flight.handle_delivery(delivery, MessageCredit::new(credit, kib)).await {
+                let _already_stopping = stop.try_send(note);
+            }
+        });
+    };
+    checks.abort();
+    tracker.close();
+    if tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await.is_err() {
+        tracing::warn!(role = S::ROLE, left = tracker.len(), "in-flight messages left for redelivery");
+    }
+    // Acknowledgements are sent without waiting for a reply: the process must not end before they left.
+    from.flush_published().await;
+    tracing::info!(role = S::ROLE, "stopped");
+    ended
+}
+
+/// The number of messages that may be in flight, which may change.
+struct CreditPool {
+    credits: Arc<Semaphore>,
+    given: usize,
+    resized: Option<watch::Receiver<usize>>,
+}
+
+impl CreditPool {
+    /// Waits for a new number and applies it: credits in use are removed as they are returned.
+    async fn changed(&mut self) {
+        let Some(resized) = &mut self.resized else { return std::future::pending().await };
+        if resized.changed().await.is_err() {
+            self.resized = None;
+            return std::future::pending().await;
+        }
+        let wanted = (*resized.borrow_and_update()).max(1);
+        match wanted.checked_sub(self.given) {
+            Some(more) => self.credits.add_permits(more),
+            None => {
+                let (credits, fewer) = (self.credits.clone(), self.given - wanted);
+                let fewer = u32::try_from(fewer).unwrap_or(u32::MAX);
+                // Ends when the last one was removed, or with the worker.
+                tokio::spawn(async move {
+                    if let Ok(taken) = credits.acquire_many_owned(fewer).await {
+                        taken.forget();
+                    }
+                });
+            }
+        }
+        self.given = wanted;
+    }
+}
+
+struct InFlight<S> {
+    handler: Arc<S>,
+    publisher: Publisher,
+    from: Bus,
+    ack_wait: Duration,
+    tries: Option<u64>,
+    stats: Arc<WorkerStats>,
+}
+
+impl<S: Handler> InFlight<S> {
+    /// Handles one message to its end; returns a note if the worker must stop.
+    async fn handle_delivery(&self, delivery: Delivery, credit: MessageCredit) -> Option<FaultNote> {
+        self.stats.holding.fetch_add(1, Ordering::Relaxed);
+        let ended = self.finish(&delivery, &credit).await;
+        self.stats.holding.fetch_sub(1, Ordering::Relaxed);
+        let fault = match ended {
+            Ok(()) => {
+                metrics::count_message(S::ROLE, "finished");
+                self.stats.finished.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            Err(fault) => fault,
+        };
+        let (subject, attempts) = (delivery.subject(), delivery.attempts);
+        let after = match fault {
+            Fault::Stop(note) => {
+                tracing::error!(
+                    role = S::ROLE,
+                    subject,
+                    fault = note.name,
+                    reason = note.reason,
+                    remedy = note.remedy,
+                    "worker must stop"
+                );
+                return Some(note);
+            }
+            Fault::Retry { after, note } => {
+                tracing::warn!(
+                    role = S::ROLE,
+                    subject,
+                    attempts,
+                    fault = note.name,
+                    reason = note.reason,
+                    "retry scheduled"
+                );
+                // What failed together does not come again together.
+                Backoff::steady(after).next_pause()
+            }
+            Fault::Wait { after } => after,
+            // Its dead letter could not be published, so it comes again.
+            Fault::Reject(_) => Backoff::steady(RETRY_DELAY).next_pause(),
+        };
+        metrics::count_message(S::ROLE, "retried");
+        if let Err(error) = delivery.retry(after).await {
+            tracing::debug!(%error, "negative acknowledgement failed; redelivered after the ack wait");
+        }
+        None
+    }
+
+    async fn finish(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
+        let mut work = std::pin::pin!(self.process_message(delivery, credit));
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut work => break ended,
+                () = tokio::time::sleep(self.ack_wait / 3) => {
+                    if let Err(error) = delivery.progress().await {
+                        tracing::debug!(%error, "in-progress acknowledgement failed");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn process_message(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
+        let outgoing = match self.handle(delivery, credit).await {
+            Err(Fault::Reject(note)) => {
+                self.give_up(&delivery.record(), delivery.attempts, note).await?;
+                return Ok(delivery.ack().await?);
+            }
+            other => other?,
+        };
+        self.publish(outgoing).await?;
+        Ok(delivery.ack().await?)
+    }
+
+    /// Checks what the loop itself cannot see: messages that reached no worker, and a connection that has
+    /// ended, with which a worker would keep running and do nothing.
+    async fn check_regularly(&self, durable: &str, stop: &tokio::sync::mpsc::Sender<FaultNote>) {
+        loop {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            if self.from.is_gone().await {
+                let _already_stopping = stop.try_send(fault::client_gone());
+                return;
+            }
+            // Undelivered messages of another place's stream are that place's to handle.
+            if self.from.is_remote() {
+                continue;
+            }
+            if let Err(fault) = self.dead_letter_undelivered(durable).await {
+                tracing::debug!(role = S::ROLE, ?fault, "undelivered message check failed");
+            }
+        }
+    }
+
+    /// Writes dead letters for messages that were delivered as often as the durable allows and never finished.
+    async fn dead_letter_undelivered(&self, durable: &str) -> Result<(), Fault> {
+        while let Some(notice) = reader::next_exhausted(&self.from, S::STREAM, durable).await? {
+            if notice.sequence > 0
+                && let Some(record) = reader::message_at(&self.from, S::STREAM, notice.sequence).await?
+            {
+                let reason = format!(
+                    "delivered {} times without being handled: no worker could read it, or every one that did crashed at once",
+                    notice.deliveries
+                );
+                let remedy = "check its headers (`tributary dead-letters show`) and the workers' logs; fix what is odd and publish it again";
+                let note = FaultNote::new("client_unreadable", reason, remedy);
+                self.give_up(&record, notice.deliveries, note).await?;
+                // Nobody will acknowledge it, and the durable would wait for that.
+                reader::remove_answered(&self.from, S::STREAM, record.sequence).await?;
+            }
+            reader::delete_message(&self.from, streams::topology::ADVISORIES, notice.own_sequence).await?;
+        }
+        Ok(())
+    }
+
+    async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
+        if let Some(tries) = self.tries
+            && delivery.attempts > tries
+        {
+            let reason = format!(
+                "delivered {} times and never finished: every worker that took it crashed or returned it",
+                delivery.attempts
+            );
+            let remedy = "check the workers' logs for it, then run `tributary dead-letters redrive`";
+            return Err(Fault::reject("tries_used_up", reason, remedy));
+        }
+        self.handler.handle(delivery, credit).await
+    }
+
+    async fn publish(&self, outgoing: OutgoingMessages) -> Result<(), Fault> {
+        for publication in &outgoing.publications {
+            match self.publisher.publish(publication).await {
+                Ok(_) => {}
+                Err(error @ CarryError::Full { .. }) if !outgoing.when_full.is_empty() => {
+                    tracing::warn!(%error, "stream full; using fallback");
+                    for publication in &outgoing.when_full {
+                        self.publisher.publish(publication).await?;
+                    }
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for publication in &outgoing.spare {
+            match self.publisher.publish(publication).await {
+                Ok(_) => {}
+                Err(error @ CarryError::Full { .. }) => tracing::debug!(%error, "optional message skipped"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a dead letter for a message, unless its task already has another outcome.
+    async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
+        let context = self.handler.dead_letter(message, &note);
+        for publication in &context.publications {
+            let placed = self.publisher.publish(publication).await?;
+            if placed == PublishOutcome::Taken && !self.is_dead(&publication.subject).await? {
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            role = S::ROLE,
+            subject = message.subject,
+            fault = note.name,
+            reason = note.reason,
+            "message dead-lettered"
+        );
+        metrics::count_message(S::ROLE, "given_up");
+        let dead =
+            dead_letter::from_stored_message(S::ROLE, S::STREAM, &context.site, context.task, message, attempts, note);
+        let slot = subject::dead(S::STREAM, &context.site, dead.id);
+        self.publisher.publish(&Publication::first_on_subject(slot, encode(&dead)?)).await?;
+        Ok(())
+    }
+
+    /// Whether the outcome in a slot is the tombstone of this very message.
+    async fn is_dead(&self, subject: &str) -> Result<bool, Fault> {
+        let outcome = reader::read_outcome(&self.from, &subject::slot_of(subject)).await?;
+        Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
+    }
+}

@@ -1,0 +1,77 @@
+//! What a role does with one message.
+
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+
+use schemas::{FaultNote, SiteName, TaskId};
+use streams::reader::StoredMessage;
+use streams::{Delivery, Publication};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::fault::Fault;
+
+/// What a role does with one message. A handler publishes nothing itself: it returns the messages to
+/// publish, so that the acknowledgement can come last.
+pub trait Handler: Send + Sync + 'static {
+    /// Name of the role.
+    const ROLE: &'static str;
+    /// Stream that its messages come from.
+    const STREAM: &'static str;
+
+    /// Handles one message. A handler that holds a message while it waits for somebody else, for a limited time, may
+    /// release the credit early, so that others are handled meanwhile.
+    fn handle(
+        &self,
+        delivery: &Delivery,
+        credit: &MessageCredit,
+    ) -> impl Future<Output = Result<OutgoingMessages, Fault>> + Send;
+
+    /// The site and task of a message that is given up, and what to publish besides the dead letter. If one of those
+    /// publications finds its slot taken by another outcome, no dead letter
+    /// is written.
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext;
+}
+
+/// The credit of one message: one of the worker's credits, and the message's bytes.
+#[derive(Debug)]
+pub struct MessageCredit(Mutex<Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>>);
+
+impl MessageCredit {
+    pub(crate) fn new(message: OwnedSemaphorePermit, kib: OwnedSemaphorePermit) -> Self {
+        Self(Mutex::new(Some((message, kib))))
+    }
+
+    /// Returns the credit for the next message, although this one is still in flight.
+    pub fn release(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Messages to publish before a message is acknowledged, in order.
+#[derive(Debug, Default)]
+pub struct OutgoingMessages {
+    /// Published in this order.
+    pub publications: Vec<Publication>,
+    /// Published in place of `publications` when one of them finds its stream full.
+    pub when_full: Vec<Publication>,
+    /// Published after `publications`; skipped when its stream is full.
+    pub spare: Vec<Publication>,
+}
+
+impl OutgoingMessages {
+    /// One publication.
+    pub fn single(publication: Publication) -> Self {
+        Self { publications: vec![publication], ..Self::default() }
+    }
+}
+
+/// What a role knows about a message that is given up.
+#[derive(Debug)]
+pub struct DeadLetterContext {
+    /// Site of the message.
+    pub site: SiteName,
+    /// Task of the message; absent if it could not be read.
+    pub task: Option<TaskId>,
+    /// Messages to publish before the dead letter.
+    pub publications: Vec<Publication>,
+}

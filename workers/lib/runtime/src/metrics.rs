@@ -1,0 +1,214 @@
+//! Metrics of a process in the text format of Prometheus, and its liveness and readiness.
+//!
+//! Counters count where something happens ([`count_answer`], [`observe_timings`], `consumer`); what heartbeats and
+//! queues say is looked up at each request. Names and units follow the Prometheus naming practices
+//! (prometheus.io/docs/practices/naming): base units, `_total` for counters.
+
+mod queues;
+mod server;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use schemas::{Heartbeat, Reason, Route, SiteName, Timings};
+use streams::Bus;
+use tokio::time::Instant;
+
+pub use server::{MetricsSettings, serve};
+
+/// A role without a heartbeat for this long hangs: heartbeats are sent every few seconds, and a server that is down
+/// delays one by ten.
+const HANGING_AFTER: Duration = Duration::from_secs(60);
+
+/// Number of roles this process is to run.
+static EXPECTED_ROLES: AtomicUsize = AtomicUsize::new(1);
+
+static REGISTRY: LazyLock<MetricsRegistry> = LazyLock::new(MetricsRegistry::default);
+
+type HeartbeatSource = BTreeMap<(&'static str, Option<SiteName>), (Heartbeat, Instant)>;
+
+/// Everything kept between requests.
+struct MetricsRegistry {
+    messages: Family<OutcomeLabel, Counter>,
+    stages: Family<StageLabel, Histogram>,
+    batches: Family<RoleLabel, Histogram>,
+    answers: Family<AnswerLabels, Counter>,
+    notes: Family<SiteLabel, Counter>,
+    /// The latest heartbeat of each role and site of this process, and when it was sent.
+    beats: Mutex<HeartbeatSource>,
+    /// Queues that roles of this process consume.
+    queues: Mutex<Vec<QueueConsumer>>,
+    /// Expiry of certificates and the like, milliseconds since the epoch, by name.
+    expiries: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Default for MetricsRegistry {
+    fn default() -> Self {
+        Self {
+            messages: Family::default(),
+            // 50 µs to 26 s.
+            stages: Family::new_with_constructor(|| Histogram::new(exponential_buckets(5e-5, 2.0, 20))),
+            batches: Family::new_with_constructor(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])),
+            answers: Family::default(),
+            notes: Family::default(),
+            beats: Mutex::default(),
+            queues: Mutex::default(),
+            expiries: Mutex::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    role: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabel {
+    role: &'static str,
+    stage: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabels {
+    site: String,
+    route: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SiteLabel {
+    site: String,
+}
+
+/// A durable consumer that a role pulls from.
+#[derive(Clone)]
+struct QueueConsumer {
+    role: &'static str,
+    bus: Bus,
+    stream: &'static str,
+    durable: String,
+}
+
+/// Counts a message that a role finished with: `finished`, `retried` or `given_up`.
+pub(crate) fn count_message(role: &'static str, outcome: &'static str) {
+    REGISTRY.messages.get_or_create(&OutcomeLabel { role, outcome }).inc();
+}
+
+/// Counts a final answer. One that is made again after a crash is counted again.
+pub fn count_answer(site: &SiteName, route: Route, reason: Reason) {
+    let labels = AnswerLabels { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
+    REGISTRY.answers.get_or_create(&labels).inc();
+}
+
+/// Records when a certificate or the like expires, milliseconds since the epoch.
+pub fn note_expiry(what: &str, ends_at_ms: u64) {
+    REGISTRY.expiries.lock().unwrap_or_else(PoisonError::into_inner).insert(what.to_owned(), ends_at_ms);
+}
+
+/// Counts oddities of an image that were ignored: invalid headers, skipped bytes. Its answer names them.
+pub fn count_notes(site: &SiteName, count: usize) {
+    if count > 0 {
+        REGISTRY.notes.get_or_create(&SiteLabel { site: site.to_string() }).inc_by(count as u64);
+    }
+}
+
+/// Records the duration of an image's steps; a step that did not happen is omitted.
+pub fn observe_timings(role: &'static str, timings: &Timings) {
+    let steps = [
+        ("queue", timings.queue_us),
+        ("fetch", timings.fetch_us),
+        ("wait", timings.wait_us),
+        ("decode", timings.decode_us),
+        ("infer", timings.infer_us),
+    ];
+    for (stage, us) in steps.into_iter().filter(|(_, us)| *us > 0) {
+        REGISTRY.stages.get_or_create(&StageLabel { role, stage }).observe(us as f64 / 1e6);
+    }
+    REGISTRY.batches.get_or_create(&RoleLabel { role }).observe(f64::from(timings.batch_size.max(1)));
+}
+
+/// Sets how many roles this process is to run, one more for each further site: it is not ready before all have started.
+pub fn expect_roles(count: usize) {
+    EXPECTED_ROLES.store(count, Ordering::Relaxed);
+}
+
+/// Records a role's heartbeat.
+pub(crate) fn record_heartbeat(role: &'static str, beat: &Heartbeat) {
+    let mut beats = REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
+}
+
+/// Removes a role that ended normally.
+pub(crate) fn remove_role(role: &'static str, site: Option<&SiteName>) {
+    REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
+}
+
+/// Adds a queue that a role consumes.
+pub(crate) fn register_queue(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
+    let queue = QueueConsumer { role, bus: bus.clone(), stream, durable: durable.into() };
+    let mut queues = REGISTRY.queues.lock().unwrap_or_else(PoisonError::into_inner);
+    // A role that starts again replaces its earlier entry.
+    queues.retain(|known| (known.role, known.stream, &known.durable) != (queue.role, queue.stream, &queue.durable));
+    queues.push(queue);
+}
+
+fn beats() -> Vec<(Heartbeat, Duration)> {
+    let beats = REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    beats.values().map(|(beat, at)| (beat.clone(), at.elapsed())).collect()
+}
+
+/// Roles that hang; a process of which no role has started is still loading its model, and is alive.
+fn hanging() -> Vec<String> {
+    beats().into_iter().filter(|(_, age)| *age > HANGING_AFTER).map(|(beat, _)| beat.role).collect()
+}
+
+fn counted() -> Registry {
+    let mut registry = Registry::default();
+    registry.register(
+        "tributary_messages",
+        "Messages by role and outcome: finished, retried or given up",
+        REGISTRY.messages.clone(),
+    );
+    registry.register("tributary_stage_seconds", "Time of each stage of an image", REGISTRY.stages.clone());
+    registry.register(
+        "tributary_batch_images",
+        "Size of the batch that an image was recognized in",
+        REGISTRY.batches.clone(),
+    );
+    registry.register("tributary_answers", "Final answers by route and reason", REGISTRY.answers.clone());
+    registry.register(
+        "tributary_image_notes",
+        "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",
+        REGISTRY.notes.clone(),
+    );
+    registry
+}
+
+/// All metrics as text.
+pub async fn render_metrics() -> String {
+    let queues: Vec<QueueConsumer> = REGISTRY.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let beats: Vec<Heartbeat> = beats().into_iter().map(|(beat, _)| beat).collect();
+    let readings = queues::read_queues(queues).await;
+    let mut text = String::new();
+    let expiries = REGISTRY.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let snapshot = snapshot::of(&beats, &readings, &expiries);
+    // Writing to a string fails only if a metric does, and none does.
+    let _ = prometheus_client::encoding::text::encode_registry(&mut text, &counted());
+    let _ = prometheus_client::encoding::text::encode(&mut text, &snapshot);
+    text
+}

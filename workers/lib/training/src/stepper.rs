@@ -1,0 +1,107 @@
+//! Runs the training step: a batch and the weights in, the loss and the gradients out. Also runs the same graph without
+//! gradients, for measuring.
+
+use autograd::TrainingStep;
+use autograd::loss::Targets;
+use autograd::training_step::{LOSS, SCALE, TARGET};
+use vision::graph::{GraphInput, TensorNumbers};
+use vision::{Graph, OnnxRuntime};
+
+use crate::error::TrainError;
+
+/// A training step in the ONNX Runtime.
+pub struct Stepper {
+    step: TrainingStep,
+    learning: Graph,
+    measuring: Graph,
+}
+
+/// Output of a run without gradients.
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    /// Loss of the batch.
+    pub loss: f32,
+    /// Scores, one row of classes per image.
+    pub scores: Vec<f32>,
+}
+
+impl Stepper {
+    /// Loads a step. `threads`: per step.
+    pub fn open(runtime: &OnnxRuntime, step: TrainingStep, threads: u16) -> Result<Self, TrainError> {
+        let learning = Graph::open(runtime, "training step", &step.graph.encode(), threads.into())?;
+        let measuring = Graph::open(runtime, "measuring step", &step.measuring()?.encode(), threads.into())?;
+        Ok(Self { step, learning, measuring })
+    }
+
+    /// The loaded step.
+    pub fn step(&self) -> &TrainingStep {
+        &self.step
+    }
+
+    /// Loss and gradients of a batch; gradients are written in the order of their weights.
+    pub fn learn(
+        &mut self,
+        images: &[f32],
+        targets: &Targets,
+        weights: &[impl AsRef<[f32]>],
+        gradients: &mut [Vec<f32>],
+    ) -> Result<f32, TrainError> {
+        let mut loss = f32::NAN;
+        let Self { step, learning, .. } = self;
+        run(step, learning, images, targets, weights, |name, values| {
+            if name == LOSS {
+                loss = values.first().copied().unwrap_or(f32::NAN);
+            } else if let Some(place) = step.weights.iter().position(|weight| weight.gradient == name) {
+                gradients[place].clear();
+                gradients[place].extend_from_slice(values);
+            }
+        })?;
+        Ok(loss)
+    }
+
+    /// Loss and scores of a batch.
+    pub fn measure(
+        &mut self,
+        images: &[f32],
+        targets: &Targets,
+        weights: &[impl AsRef<[f32]>],
+    ) -> Result<StepOutput, TrainError> {
+        let mut gave = StepOutput::default();
+        let Self { step, measuring, .. } = self;
+        run(step, measuring, images, targets, weights, |name, values| {
+            if name == LOSS {
+                gave.loss = values.first().copied().unwrap_or(f32::NAN);
+            } else {
+                gave.scores = values.to_vec();
+            }
+        })?;
+        Ok(gave)
+    }
+}
+
+fn run(
+    step: &TrainingStep,
+    graph: &mut Graph,
+    images: &[f32],
+    targets: &Targets,
+    weights: &[impl AsRef<[f32]>],
+    mut see: impl FnMut(&str, &[f32]),
+) -> Result<(), TrainError> {
+    let (scale, classes) = ([targets.scale], step.classes as i64);
+    let shape = [step.images_shape.first().copied().unwrap_or(1), classes];
+    let mut given = Vec::with_capacity(3 + weights.len());
+    given.push(GraphInput { name: &step.images, shape: &step.images_shape, values: images });
+    given.push(GraphInput { name: TARGET, shape: &shape, values: &targets.values });
+    given.push(GraphInput { name: SCALE, shape: &[], values: &scale });
+    let own = step.weights.iter().zip(weights);
+    given.extend(own.map(|(weight, values)| {
+        let values = values.as_ref();
+        GraphInput { name: &weight.name, shape: &weight.shape, values }
+    }));
+    graph.run(&given, |came| {
+        if let TensorNumbers::Floats(values) = came.numbers {
+            see(came.name, values);
+        }
+    })?;
+    Ok(())
+}

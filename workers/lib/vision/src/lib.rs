@@ -1,0 +1,56 @@
+//! From image bytes to class scores.
+//!
+//! In: bytes as published, and a model folder. Out: one row of logits per image. The steps: [`decode`] (bytes to
+//! pixels) → [`tensor`] (pixels to the model's input) → [`session`] (input to scores), each independent of the next;
+//! [`inference`] owns the threads that run them and groups images into batches, whose best size [`batch_cost`]
+//! measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into
+//! probabilities and [`prediction`](mod@prediction) those into labels, [`novelty`] measures how unlike the known
+//! pictures one is, [`page`] and [`tile`] cut a scan into pictures, [`check`](mod@check) tries a model before use,
+//! [`draft`](mod@draft) describes one without a description, [`plausibility`] looks for a wrong one.
+//!
+//! Deliberately absent: messages and streams, thresholds, training.
+
+pub mod augment;
+pub mod batch_cost;
+pub mod check;
+pub mod decode;
+pub mod draft;
+pub mod graph;
+pub mod head;
+mod huggingface;
+pub mod inference;
+mod labels;
+mod lookup;
+pub mod model;
+pub mod novelty;
+mod outline;
+pub mod page;
+pub mod plausibility;
+pub mod prediction;
+mod replica;
+mod sample;
+pub mod scores;
+pub mod session;
+pub mod tensor;
+pub mod tile;
+
+pub use batch_cost::BatchCost;
+pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
+pub use decode::{DecodeError, DecodeSettings, ImageEnvelope, PictureFormat, Pixels, decode, dimensions, is_complete};
+pub use draft::{DraftNote, ModelDraft, draft};
+pub use graph::Graph;
+pub use head::Head;
+pub use inference::{
+    InferenceError, InferencePool, InferenceResult, InferenceSettings, InferenceTimings, Replica, Replicas,
+    StandbyModel,
+};
+pub use model::{Model, ModelError};
+pub use novelty::fit::{FitError, FitReport, SeparationReport};
+pub use novelty::{Novelty, NoveltySource};
+pub use page::{count_pages, extract_page};
+pub use plausibility::{TrialImage, TrialReport, TrialRow, try_on};
+pub use prediction::prediction;
+pub use sample::{enlarged, pictures};
+pub use scores::{probabilities, sigmoid, softmax, top};
+pub use session::{BatchOutputs, OnnxRuntime, Session, SessionError};
+pub use tile::{TileError, TileImage, Tiles, split};

@@ -1,0 +1,40 @@
+//! Turns a model's probabilities into its prediction. Pure.
+
+use schemas::limits::MAX_TOP;
+use schemas::{MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass};
+
+use crate::model::Model;
+use crate::scores::top;
+
+/// The prediction, given the probabilities of the labels; `None` without labels.
+///
+/// For a multi-label model it is the most probable label that reaches its threshold, or [`NO_LABEL`] if none does, with
+/// one minus the largest probability as its confidence.
+pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
+    let ranked = |(class, confidence): (usize, f32)| {
+        let label = model.labels.get(class).cloned().unwrap_or_else(|| format!("class-{class}"));
+        RankedClass { label, confidence }
+    };
+    let top_ranked: Vec<RankedClass> = top(ratios, MAX_TOP).into_iter().map(ranked).collect();
+    let best = top_ranked.first()?.clone();
+    let labels = model.description.output.kind.is_multi_label().then(|| {
+        let mut held = top(ratios, ratios.len());
+        held.retain(|(class, ratio)| model.thresholds.get(*class).is_some_and(|threshold| ratio >= threshold));
+        held.truncate(MAX_HELD_LABELS);
+        held.into_iter().map(ranked).collect::<Vec<_>>()
+    });
+    let top = match labels.as_deref() {
+        None => best,
+        Some([first, ..]) => first.clone(),
+        Some([]) => RankedClass { label: NO_LABEL.to_owned(), confidence: 1.0 - best.confidence },
+    };
+    Some(Prediction {
+        label: top.label,
+        confidence: top.confidence,
+        top: top_ranked,
+        labels,
+        release: model.release.clone(),
+        temperature: None,
+        novelty: None,
+    })
+}

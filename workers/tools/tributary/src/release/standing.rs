@@ -1,0 +1,75 @@
+//! The stage of releases, and the decisions about each with their metrics.
+
+use runtime::settings::LoadedSettings;
+use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, ReleaseStage, Rollout};
+
+use crate::settings::Settings;
+use crate::{format, site_target, stdout};
+
+/// All rollout decisions about a model; empty, with a note, if the cloud's server cannot be reached.
+pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
+    let read = async {
+        let cloud = site_target::cloud(loaded, "release").await?;
+        anyhow::Ok(releases::decision_log::history(&cloud, model).await?)
+    };
+    read.await.unwrap_or_else(|error| {
+        stdout::print_note(format_args!("the stages of releases are unknown: {}", stdout::with_causes(&error, ": ")));
+        Vec::new()
+    })
+}
+
+/// The stage of a release, in a word.
+pub fn standing_of(history: &[Rollout], release: &ReleaseId) -> &'static str {
+    let Some(now) = history.last() else { return "" };
+    let before = || history.iter().any(|then| then.stable.release == *release).then_some("was stable");
+    releases::stage::stage_of(now, release).map(ReleaseStage::as_str).or_else(before).unwrap_or("passed over")
+}
+
+/// The decisions about a release, oldest first.
+pub fn decisions_about<'a>(history: &'a [Rollout], release: &ReleaseId) -> Vec<&'a Rollout> {
+    history.iter().filter(|then| then.decision.release == *release).collect()
+}
+
+/// Prints a release's stage and decisions.
+pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
+    if history.is_empty() {
+        return Ok(());
+    }
+    stdout::print_line(format_args!("stage    {}", standing_of(history, release)))?;
+    for then in decisions_about(history, release) {
+        let decision = &then.decision;
+        let of = decision.site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
+        stdout::print_line(format_args!(
+            "{:<8} {}{of} by {}: {}",
+            decision.stage.as_str(),
+            format::format_time(then.said_at_ms),
+            format::plain_text(&decision.by),
+            format::plain_text(&decision.why)
+        ))?;
+        if !decision.findings.is_empty() {
+            let rows: Vec<Vec<String>> = decision.findings.iter().map(row).collect();
+            let head = ["", "measure", "ring", "others", "better by", "error", "limit", "images", "result"];
+            stdout::print_line(format::table(&head, &rows))?;
+        }
+    }
+    Ok(())
+}
+
+fn row(finding: &CanaryFinding) -> Vec<String> {
+    let result = match finding.says {
+        FindingOutcome::Open => "open",
+        FindingOutcome::Good => "good",
+        FindingOutcome::Worse => "worse",
+    };
+    vec![
+        "        ".into(),
+        finding.measure.clone(),
+        format!("{:.4}", finding.canary),
+        finding.stable.map_or(String::new(), |stable| format!("{stable:.4}")),
+        format!("{:+.4}", finding.better),
+        format!("{:.4}", finding.error),
+        format!("-{:.4}", finding.margin),
+        finding.count.to_string(),
+        result.into(),
+    ]
+}

@@ -1,0 +1,255 @@
+//! All settings, each worker's in its own section.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use aggregator::AggregatorSettings;
+use anyhow::Context;
+use courier::CourierSettings;
+use janitor::JanitorSettings;
+use notifier::NotifierSettings;
+use publish::PublisherSettings;
+use recognizer::RecognizerSettings;
+use releaser::ReleaserSettings;
+use replay::ReplayerSettings;
+use runtime::metrics::MetricsSettings;
+use runtime::settings::LoadedSettings;
+use schemas::SiteName;
+use serde::{Deserialize, Serialize};
+use streams::NatsSettings;
+use streams::server::Durability;
+use streams::topology::StreamSettings;
+use training::TrainSettings;
+use verifier::VerifierSettings;
+
+use crate::CommonArgs;
+
+/// All settings.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Name of the site.
+    pub site: SiteName,
+    /// File of the ONNX Runtime library; if absent, the usual places are searched.
+    pub onnxruntime: Option<PathBuf>,
+    /// The nats-server and how to log in.
+    pub nats: NatsSettings,
+    /// Limits of the streams.
+    pub streams: StreamSettings,
+    /// `tributary publish`.
+    pub publisher: PublisherSettings,
+    /// The recognizer: gate, policy, verification, drift.
+    pub recognizer: RecognizerSettings,
+    /// The courier: link and budget.
+    pub courier: CourierSettings,
+    /// The verifier.
+    pub verifier: VerifierSettings,
+    /// The trainer.
+    pub trainer: TrainSettings,
+    /// The aggregator: rounds, merge rules, release store.
+    pub aggregator: AggregatorSettings,
+    /// The releaser: rings and canaries.
+    pub releaser: ReleaserSettings,
+    /// Reading the archive: export, evaluate, pin, republish.
+    pub replayer: ReplayerSettings,
+    /// The janitor: purging and auditing the archive.
+    pub janitor: JanitorSettings,
+    /// The notifier: answers in JSON.
+    pub notifier: NotifierSettings,
+    /// The metrics endpoint.
+    pub metrics: MetricsSettings,
+    /// `tributary up`.
+    pub up: UpSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            site: SiteName::default_site(),
+            onnxruntime: None,
+            nats: NatsSettings::default(),
+            streams: StreamSettings::default(),
+            publisher: PublisherSettings::default(),
+            recognizer: RecognizerSettings::default(),
+            courier: CourierSettings::default(),
+            verifier: VerifierSettings::default(),
+            trainer: TrainSettings::default(),
+            aggregator: AggregatorSettings::default(),
+            releaser: ReleaserSettings::default(),
+            replayer: ReplayerSettings::default(),
+            janitor: JanitorSettings::default(),
+            notifier: NotifierSettings::default(),
+            metrics: MetricsSettings::default(),
+            up: UpSettings::default(),
+        }
+    }
+}
+
+/// Settings of `tributary up`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpSettings {
+    /// Folder of the servers' stores, configurations and logs.
+    pub store: PathBuf,
+    /// The nats-server program; if absent, the usual places are searched.
+    pub nats_server: Option<PathBuf>,
+    /// When an acknowledged image is on disk: `power-safe`, before the acknowledgement; `fast`, within two minutes.
+    pub durability: Durability,
+    /// File of the key that encrypts the servers' stores; created if it does not exist. Without it no store can be
+    /// read.
+    pub encryption_key: Option<PathBuf>,
+    /// Port for clients; 0 takes a free one. With several sites, the first site's; the others follow.
+    pub port: u16,
+    /// Port for clients of the cloud's server, where sites have their own servers; 0 takes a free one.
+    pub cloud_port: u16,
+    /// Port for MQTT clients; 0 takes a free one; absent, MQTT is off.
+    pub mqtt_port: Option<u16>,
+    /// Listen address for NATS clients, for example `0.0.0.0` where cameras are other machines. Beyond loopback,
+    /// connections are encrypted and every client needs a login (`tributary camera add`).
+    pub listen: IpAddr,
+    /// Listen address for MQTT clients, likewise.
+    pub mqtt_listen: IpAddr,
+    /// Host name or address by which cameras reach this machine, named in its certificate; the machine's own name if
+    /// absent.
+    pub host: Option<String>,
+    /// File of the server certificate, PEM; if absent, the site's own authority issues one into the store.
+    pub certificate: Option<PathBuf>,
+    /// File of the certificate's key, PEM.
+    pub certificate_key: Option<PathBuf>,
+    /// File of the certificate's authority, PEM; absent if the system trusts it.
+    pub authority: Option<PathBuf>,
+    /// Listen beyond loopback without encryption and logins: anybody who reaches this machine may publish and read
+    /// images.
+    pub insecure: bool,
+    /// Topics of other programs whose messages are images, with the camera's name: `"frigate/+/+/snapshot" = "$1"`
+    /// takes the part that matches the first wildcard.
+    pub camera_topics: BTreeMap<String, String>,
+    /// Also publish final answers as JSON, on `answer-json.<site>.<camera>`.
+    pub answers_json: bool,
+    /// Run a trainer at each site, on the images labelled there.
+    pub train: bool,
+    /// Run an aggregator, which merges the sites' updates into releases.
+    pub merge: bool,
+}
+
+impl Default for UpSettings {
+    fn default() -> Self {
+        Self {
+            store: PathBuf::from("tributary-data"),
+            nats_server: None,
+            durability: Durability::default(),
+            encryption_key: None,
+            port: 0,
+            cloud_port: 0,
+            mqtt_port: None,
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            mqtt_listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host: None,
+            certificate: None,
+            certificate_key: None,
+            authority: None,
+            insecure: false,
+            camera_topics: BTreeMap::new(),
+            answers_json: false,
+            train: false,
+            merge: false,
+        }
+    }
+}
+
+impl UpSettings {
+    /// Whether other machines can reach a site's server.
+    pub fn listens_beyond_loopback(&self) -> bool {
+        !self.listen.is_loopback() || self.mqtt_port.is_some() && !self.mqtt_listen.is_loopback()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (&self.certificate, &self.certificate_key, &self.authority) {
+            (Some(_), None, _) => {
+                Err("up.certificate is set, but up.certificate_key is not: name the file of its key".into())
+            }
+            (None, Some(_), _) | (None, _, Some(_)) => {
+                Err("up.certificate_key or up.authority is set, but up.certificate is not: name the certificate".into())
+            }
+            (Some(_), Some(_), _) if self.host.is_none() => {
+                Err("up.certificate is set, but up.host is not: it must be the name in the certificate".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The server's subject mappings for topics of other programs.
+    ///
+    /// # Errors
+    /// The setting and what is wrong with it.
+    pub fn mappings(&self, site: &SiteName) -> Result<Vec<(String, String)>, String> {
+        let map = |(topic, camera): (&String, &String)| streams::subject::map_topic(site, topic, camera);
+        self.camera_topics.iter().map(map).collect::<Result<_, _>>().map_err(|why| format!("up.camera_topics: {why}"))
+    }
+}
+
+impl Settings {
+    /// Checks every setting's range.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let checks = [
+            self.publisher.check(),
+            self.recognizer.check(),
+            self.courier.check(),
+            self.verifier.check(),
+            self.trainer.check(),
+            self.aggregator.check(),
+            self.releaser.check(),
+            self.replayer.check(),
+            self.janitor.check(),
+            self.notifier.check(),
+            self.up.mappings(&self.site).map(|_| ()),
+            self.streams.check(),
+            self.up.check(),
+            self.metrics.check(),
+        ];
+        if self.site == SiteName::cloud() {
+            anyhow::bail!("setting site is {}, which is reserved for the cloud: choose another name", self.site);
+        }
+        for check in checks {
+            check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` names its origin"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads the settings from defaults, file, environment and flags, in rising order of precedence.
+pub fn load(common: &CommonArgs, more: &[(String, serde_json::Value)]) -> anyhow::Result<LoadedSettings<Settings>> {
+    let mut flags = Vec::new();
+    for pair in &common.set {
+        let (key, value) = pair.split_once('=').with_context(|| format!("--set {pair}: write KEY=VALUE"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| serde_json::Value::from(value));
+        flags.push((key.to_owned(), value));
+    }
+    let mut text = |key: &str, value: &Option<String>| {
+        flags.extend(value.iter().map(|value| (key.to_owned(), value.as_str().into())));
+    };
+    text("nats.url", &common.nats);
+    text("site", &common.site);
+    text("up.store", &common.store.as_ref().map(|path| path.display().to_string()));
+    flags.extend(more.iter().cloned());
+    Ok(runtime::settings::load(common.settings.as_deref(), &flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_were_bent_are_checked_or_refused_by_name() {
+        let files = bend::corpus("deploy/settings", &[".toml"], usize::MAX);
+        let place = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        bend::bend_all("settings", &files, bend::turns() / 100, |bytes| {
+            std::fs::write(place.path(), bytes).unwrap();
+            if let Ok(loaded) = runtime::settings::load::<Settings>(Some(place.path()), &[]) {
+                let _checked = loaded.settings.check().is_ok();
+            }
+            1
+        });
+    }
+}
