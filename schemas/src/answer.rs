@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
-use crate::dead::FaultNote;
 use crate::decision_trace::DecisionTrace;
+use crate::fault::FaultNote;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 use crate::task::{Task, Tile};
 

@@ -5,34 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
+use crate::fault::FaultNote;
 use crate::id::{SiteName, TaskId};
-use crate::limits::MAX_NOTE_BYTES;
-
-/// A fault: a name for programs, and a reason and remedy for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FaultNote {
-    /// Stable name in snake case, such as `image_truncated`.
-    pub name: String,
-    /// What failed and why.
-    pub reason: String,
-    /// What a person can do about it.
-    pub remedy: String,
-}
-
-impl FaultNote {
-    /// A note; `reason` and `remedy` are cut to [`MAX_NOTE_BYTES`].
-    pub fn new(name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name: name.into(), reason: truncate(reason.into()), remedy: truncate(remedy.into()) }
-    }
-}
-
-fn truncate(mut text: String) -> String {
-    if text.len() > MAX_NOTE_BYTES {
-        let end = (0..=MAX_NOTE_BYTES).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-        text.truncate(end);
-    }
-    text
-}
+use crate::role::Role;
+use crate::vocabulary::WireWord;
 
 /// Size and digest of a payload that is too large for its dead letter to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +29,7 @@ pub struct DeadLetter {
     /// Site the message belongs to.
     pub site: SiteName,
     /// Role that gave the message up.
-    pub role: String,
+    pub role: WireWord<Role>,
     /// Stream the message was taken from.
     pub stream: String,
     /// Subject of the message in that stream.

@@ -91,27 +91,18 @@ pub enum EscalationOutcome {
     Blocks,
 }
 
-/// Where tasks are recognized at a given time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RoutingMode {
-    /// At the site.
-    #[default]
-    Local,
-    /// The excess is offloaded to the cloud.
-    Redirect,
-    /// The excess is held.
-    Listen,
-}
-
-impl RoutingMode {
-    /// The word used on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            RoutingMode::Local => "local",
-            RoutingMode::Redirect => "redirect",
-            RoutingMode::Listen => "listen",
-        }
+crate::vocabulary! {
+    /// Where tasks are recognized at a given time.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum RoutingMode {
+        /// At the site.
+        #[default]
+        Local = "local",
+        /// The excess is offloaded to the cloud.
+        Redirect = "redirect",
+        /// The excess is held.
+        Listen = "listen",
     }
 }
 

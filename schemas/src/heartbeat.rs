@@ -4,16 +4,20 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
-use crate::dead::FaultNote;
+use crate::decision_trace::RoutingMode;
 use crate::drift::DriftReport;
+use crate::fault::FaultNote;
 use crate::id::{ReleaseId, SiteName};
+use crate::role::Role;
+use crate::swap::RefusedRelease;
 use crate::update::ModelAccuracy;
+use crate::vocabulary::WireWord;
 
 /// A worker's report about itself, sent every few seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Role of the worker, such as `recognizer` or `courier`.
-    pub role: String,
+    pub role: WireWord<Role>,
     /// The process: name and number.
     pub worker: String,
     /// Site it works at; absent in the cloud.
@@ -53,7 +57,8 @@ pub struct Heartbeat {
     /// Since when it runs that release, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_since_ms: Option<u64>,
-    /// The current step of a swap, or the release it refused and why, in words for people.
+    /// The current step of a swap, or the release it refused and why, in words for people: [`Heartbeat::swap_step`]
+    /// and [`Heartbeat::release_refusal`] tell which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<String>,
     /// Round trip to the cloud in milliseconds; absent when the cloud does not respond or is not probed.
@@ -81,7 +86,7 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// A heartbeat with nothing but its sender.
-    pub fn for_worker(role: &str, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
+    pub fn for_worker(role: Role, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
         Self {
             role: role.into(),
             worker,
@@ -118,7 +123,26 @@ const MAX_NUMBER: f64 = 1e15;
 /// More replicas than any machine runs.
 const MAX_REPLICAS: u32 = 10_000;
 
+/// Begins the sentence about a release that is not run; older workers write it, too.
+const NOT_RUN: &str = "does not run ";
+
 impl Heartbeat {
+    /// Says which release is not run, and why.
+    pub fn set_release_refusal(&mut self, refused: &RefusedRelease) {
+        let RefusedRelease { release, fault } = refused;
+        self.swap = Some(format!("{NOT_RUN}{}: {} ({})", release.short(), fault.reason, fault.kind));
+    }
+
+    /// Why a release is not run, in words for people; absent where none is refused or a swap goes on.
+    pub fn release_refusal(&self) -> Option<&str> {
+        self.swap.as_deref().filter(|swap| swap.starts_with(NOT_RUN))
+    }
+
+    /// The step of a swap it is at, in words for people.
+    pub fn swap_step(&self) -> Option<&str> {
+        self.swap.as_deref().filter(|swap| !swap.starts_with(NOT_RUN))
+    }
+
     /// Checks numbers and texts for plausibility: whoever may write to the bucket `fleet` can write anything.
     ///
     /// # Errors
@@ -146,15 +170,16 @@ impl Heartbeat {
             return Err("replicas");
         }
         let name = |text: &str| !text.is_empty() && text.chars().count() <= NAME_CHARS;
-        if !name(&self.role) || !name(&self.worker) || self.model.as_deref().is_some_and(|model| !name(model)) {
+        if !name(self.role.as_str()) || !name(&self.worker) || self.model.as_deref().is_some_and(|model| !name(model)) {
             return Err("role, worker or model");
         }
-        let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases);
+        let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases).map(String::as_str);
         let sentences =
-            sentences.chain(self.faults.iter().flat_map(|fault| [&fault.name, &fault.reason, &fault.remedy]));
-        let decision = self.decision.iter().flat_map(|decision| [&decision.policy, &decision.state, &decision.why]);
-        let training = self.training.iter().flat_map(|training| [&training.state, &training.why]);
-        let rounds = self.rounds.iter().flat_map(|rounds| [&rounds.state, &rounds.why]);
+            sentences.chain(self.faults.iter().flat_map(|fault| [fault.kind.as_str(), &fault.reason, &fault.remedy]));
+        let decision =
+            self.decision.iter().flat_map(|decision| [&decision.policy, decision.state.as_str(), &decision.why]);
+        let training = self.training.iter().flat_map(|training| [training.state.as_str(), &training.why]);
+        let rounds = self.rounds.iter().flat_map(|rounds| [rounds.state.as_str(), &rounds.why]);
         let mut all = sentences.chain(decision).chain(training).chain(rounds);
         if all.any(|text| text.chars().count() > SENTENCE_CHARS) {
             return Err("a sentence");
@@ -251,8 +276,8 @@ fn is_zero(value: &f64) -> bool {
 pub struct DecisionReport {
     /// Name of the policy.
     pub policy: String,
-    /// Where tasks go at present: `local`, `redirect` or `listen`.
-    pub state: String,
+    /// Where tasks go at present.
+    pub state: WireWord<RoutingMode>,
     /// Why, in words for people.
     pub why: String,
     /// CPU usage, 0 to 1; absent where the system does not report it.
@@ -280,11 +305,31 @@ pub struct DecisionReport {
     pub belief: Option<String>,
 }
 
+crate::vocabulary! {
+    /// What an aggregator does about its model's rounds.
+    #[derive(Default)]
+    pub enum RoundState {
+        /// It has begun and did not look yet.
+        #[default]
+        Starting = "",
+        /// It waits for a reason to open a round.
+        Waiting = "waiting",
+        /// A round takes updates.
+        Open = "open",
+        /// Updates are merged and the result is measured.
+        Merging = "merging",
+        /// It opens no rounds by itself any more.
+        Stopped = "stopped",
+        /// Something failed and is tried again.
+        Failed = "failed",
+    }
+}
+
 /// State of a model's rounds.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct RoundReport {
-    /// `waiting`, `open`, `merging` or `failed`.
-    pub state: String,
+    /// What the aggregator does about them.
+    pub state: WireWord<RoundState>,
     /// Why, in words for people.
     pub why: String,
     /// Number of the last round, 0 before the first.
@@ -300,11 +345,31 @@ pub struct RoundReport {
     pub last: Option<String>,
 }
 
+crate::vocabulary! {
+    /// What a trainer does.
+    #[derive(Default)]
+    pub enum TrainerState {
+        /// It has begun and did not look yet.
+        #[default]
+        Starting = "",
+        /// It waits until it knows enough labelled images.
+        Collecting = "collecting",
+        /// It copies the images to train on.
+        Copying = "copying",
+        /// It trains.
+        Training = "training",
+        /// It trains and waits, because recognizers need the machine.
+        Yielding = "yielding",
+        /// Something failed and is tried again.
+        Failed = "failed",
+    }
+}
+
 /// A trainer's progress, and the outcome of the last training.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrainingReport {
-    /// `collecting`, `copying`, `training`, `yielding` or `failed`.
-    pub state: String,
+    /// Current activity.
+    pub state: WireWord<TrainerState>,
     /// Why, or what is missing, in words for people.
     pub why: String,
     /// Labelled images it knows.
@@ -331,4 +396,21 @@ pub struct TrainingReport {
 impl Message for Heartbeat {
     const KIND: &'static str = "beat";
     const VERSION: u16 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_a_swap_is_told_from_a_refused_release() {
+        let mut beat = Heartbeat::for_worker(Role::Recognizer, "host-1".into(), None, 0);
+        assert_eq!((beat.swap_step(), beat.release_refusal()), (None, None));
+        beat.swap = Some("trying 010101010101".into());
+        assert_eq!((beat.swap_step(), beat.release_refusal()), (Some("trying 010101010101"), None));
+        let fault = FaultNote::new("runtime_too_old", "it needs 9.9.9", "");
+        beat.set_release_refusal(&RefusedRelease { release: ReleaseId::from_sha256([1; 32]), fault });
+        let sentence = "does not run 010101010101: it needs 9.9.9 (runtime_too_old)";
+        assert_eq!((beat.swap_step(), beat.release_refusal()), (None, Some(sentence)));
+    }
 }

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod dead;
 pub mod decision_trace;
 pub mod drift;
+pub mod fault;
 pub mod hardcase;
 pub mod heartbeat;
 pub mod id;
@@ -18,6 +19,7 @@ pub mod learned_images;
 pub mod limits;
 pub mod model;
 pub mod release;
+pub mod role;
 pub mod root;
 pub mod round;
 pub mod swap;
@@ -25,23 +27,30 @@ pub mod task;
 pub mod update;
 pub mod verdict;
 pub mod verify;
+pub mod vocabulary;
 
 pub use answer::{Answer, AnswerStage, MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass, Reason, Route, Timings};
 pub use audit::AuditNote;
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};
-pub use dead::{DeadLetter, FaultNote, TruncatedPayload};
+pub use dead::{DeadLetter, TruncatedPayload};
 pub use decision_trace::{DecisionTrace, EscalationOutcome, EscalationTrace};
 pub use drift::{DriftLevel, DriftMeasure, DriftReport};
+pub use fault::{FaultKind, FaultNote};
 pub use hardcase::HardCase;
-pub use heartbeat::{CloudReport, DecisionReport, Heartbeat, LinkReport, OutcomeReport, RoundReport, TrainingReport};
+pub use heartbeat::{
+    CloudReport, DecisionReport, Heartbeat, LinkReport, OutcomeReport, RoundReport, RoundState, TrainerState,
+    TrainingReport,
+};
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
 pub use label::Label;
 pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
 pub use release::{
-    Canary, CanaryFinding, FindingOutcome, MachineRequirements, Order, Release, ReleaseDecision, ReleaseStage, Rollout,
+    Canary, CanaryFinding, CanaryMeasure, DecisionOrigin, FindingOutcome, MachineRequirements, Order, Release,
+    ReleaseDecision, ReleaseStage, Rollout,
 };
+pub use role::Role;
 pub use root::{Root, Signature};
 pub use round::{HardClass, HardFocus, Round, RoundEvent, RoundTerms};
 pub use swap::{Agreement, AgreementCount, MomentSums, RefusedRelease, ReleaseCounts, Swap};
@@ -49,3 +58,4 @@ pub use task::{CaptureTime, Task, Tile};
 pub use update::{Gain, LabelSource, ModelAccuracy, Update, WeightFormat};
 pub use verdict::Verdict;
 pub use verify::{Hardness, Payload, VerifyReason, VerifyRequest};
+pub use vocabulary::{Vocabulary, WireWord};

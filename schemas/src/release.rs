@@ -12,6 +12,7 @@ use crate::codec::Message;
 use crate::id::{ModelName, ReleaseId, SiteName};
 use crate::root::Signature;
 use crate::update::ModelAccuracy;
+use crate::vocabulary::WireWord;
 
 /// The state of a model's releases after a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,8 +113,9 @@ pub struct ReleaseDecision {
     pub stage: ReleaseStage,
     /// Release that the decision is about.
     pub release: ReleaseId,
-    /// Who decided: `releaser`, `aggregator`, or `hand`.
-    pub by: String,
+    /// Who decided.
+    #[serde(rename = "by")]
+    pub origin: WireWord<DecisionOrigin>,
     /// Why, in words for people.
     pub why: String,
     /// Site of a pin; absent for other decisions.
@@ -122,6 +124,18 @@ pub struct ReleaseDecision {
     /// Measures that the decision rests on.
     #[serde(default)]
     pub findings: Vec<CanaryFinding>,
+}
+
+crate::vocabulary! {
+    /// Who decides about releases.
+    pub enum DecisionOrigin {
+        /// The releaser, by what it measured.
+        Releaser = "releaser",
+        /// The aggregator, which made the release.
+        Aggregator = "aggregator",
+        /// A person, with a command.
+        Hand = "hand",
+    }
 }
 
 /// Stage that a decision moves a release to.
@@ -156,11 +170,27 @@ impl ReleaseStage {
     }
 }
 
+crate::vocabulary! {
+    /// A measure of a release.
+    pub enum CanaryMeasure {
+        /// Share of all images on which a verdict agrees with the release, 0 to 1.
+        Agreement = "agreement",
+        /// Share of images that the gate finds doubtful, 0 to 1.
+        SentUp = "sent up",
+        /// Mean confidence, 0 to 1.
+        Confidence = "confidence",
+        /// Mean natural logarithm of the cost per image in milliseconds.
+        Cost = "cost",
+        /// Share of images that it fails on, 0 to 1.
+        Faults = "faults",
+    }
+}
+
 /// One measure of a canary against the stable release in the same hours.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CanaryFinding {
     /// Name of the measure.
-    pub measure: String,
+    pub measure: WireWord<CanaryMeasure>,
     /// Value in the ring.
     pub canary: f64,
     /// Value at the sites on stable; absent if there are none.

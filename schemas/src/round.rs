@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
 use crate::codec::Message;
-use crate::dead::FaultNote;
+use crate::fault::FaultNote;
 use crate::id::{ModelName, ReleaseId, SiteName};
 use crate::root::Signature;
 

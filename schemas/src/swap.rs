@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
-use crate::dead::FaultNote;
+use crate::fault::FaultNote;
 use crate::id::{ModelName, ReleaseId, SiteName};
 
 /// One worker's report about one interval. A later report about the same interval replaces it.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::{Answer, Prediction, Timings};
 use crate::codec::Message;
-use crate::dead::FaultNote;
+use crate::fault::FaultNote;
 
 /// The cloud's verdict on a task sent up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, is_missing};
 use crate::topology::{ORDERS, UPDATES, VERDICTS, orders_durable, rounds_durable, verdicts_durable};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub async fn forget_site(bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         let what = format!("removing consumer {durable} of {stream}");
         match bus.nats()?.js.delete_consumer_from_stream(&durable, stream).await {
             Ok(_) => {}
-            Err(error) if error.to_string().contains("not found") => {}
+            Err(error) if is_missing(&error) => {}
             Err(error) => return Err(CarryError::broker(what)(error)),
         }
     }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use schemas::{FaultNote, SiteName};
+use schemas::{FaultKind, FaultNote, SiteName};
 
 use crate::connect::Bus;
 use crate::error::{CarryError, error_chain};
@@ -88,7 +88,7 @@ impl Checkup<'_> {
                     "create it with `tributary setup`",
                 )),
                 Ok(Err(error)) if !self.bus.is_connected() => {
-                    Some(FaultNote::new("server_away", error_chain(&error), "start the site's nats-server"))
+                    Some(FaultNote::new(FaultKind::ServerAway, error_chain(&error), "start the site's nats-server"))
                 }
                 Ok(Err(_)) | Err(_) => Some(FaultNote::new(
                     "stream_silent",
@@ -99,7 +99,7 @@ impl Checkup<'_> {
         });
         let mut faults: Vec<FaultNote> = futures::future::join_all(lookups).await.into_iter().flatten().collect();
         // A server that is down is one fault, not one per stream.
-        if let Some(away) = faults.iter().position(|fault| fault.name == "server_away") {
+        if let Some(away) = faults.iter().position(|fault| fault.kind == FaultKind::ServerAway) {
             faults = vec![faults.swap_remove(away)];
         }
         faults
@@ -123,12 +123,12 @@ impl Checkup<'_> {
             };
             match states.iter().find(|state| state.name == durable) {
                 None => faults.push(FaultNote::new(
-                    "consumer_missing",
+                    FaultKind::ConsumerMissing,
                     format!("consumer {durable} on {stream} does not exist, so {effect}"),
                     "create it with `tributary setup`",
                 )),
                 Some(state) if state.paused => faults.push(FaultNote::new(
-                    "consumer_paused",
+                    FaultKind::ConsumerPaused,
                     format!("consumer {durable} on {stream} is paused, so {effect}"),
                     format!("resume it with `tributary setup --apply`, or `nats consumer resume {stream} {durable}`"),
                 )),
@@ -250,7 +250,7 @@ fn link_fault(links: &ServerLinks, own_account: &str) -> Option<FaultNote> {
     let shared = links.remotes.iter().any(|link| link.account == own_account);
     shared.then(|| {
         FaultNote::new(
-            "link_lets_through",
+            FaultKind::LinkLetsThrough,
             format!("the leaf link ends in account {own_account}, which holds the site's streams: the cloud can read and change them"),
             "give the link an account of its own without JetStream, and the courier a user there (deploy/nats/site.conf, nats.link_user)",
         )

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{
+    ConsumerInfoError, ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
+};
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 
 /// A failure of the broker or a store. Each text says what to do.
@@ -222,17 +225,72 @@ impl CarryError {
 }
 
 /// The server's error code and text inside a publish error, if there is one.
-pub(crate) fn server_code(error: &PublishError) -> Option<(ErrorCode, String)> {
-    let source = std::error::Error::source(error)?;
-    let inner = source.downcast_ref::<jetstream::Error>()?;
-    Some((inner.error_code(), inner.to_string()))
+pub(crate) fn server_error(error: &PublishError) -> Option<jetstream::Error> {
+    std::error::Error::source(error)?.downcast_ref::<jetstream::Error>().cloned()
 }
 
 /// Whether a server error means that there is no space: stream limits, account limits, disk.
-pub(crate) fn is_full(code: ErrorCode, text: &str) -> bool {
-    // 10077: maximum messages or bytes exceeded; 10023 and 10047: insufficient resources;
-    // 10122: server out of storage. A full disk is reported as 10074 with the system's text.
-    matches!(code.0, 10023 | 10047 | 10077 | 10122) || text.contains("no space left")
+pub(crate) fn is_full(error: &jetstream::Error) -> bool {
+    matches!(
+        error.error_code(),
+        ErrorCode::INSUFFICIENT_RESOURCES
+            | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+            | ErrorCode::STREAM_STORE_FAILED
+            | ErrorCode::STREAM_MAX_STREAM_BYTES_EXCEEDED
+    ) || names_full_disk(error)
+}
+
+/// A full disk has no code of its own: the error of the operating system stands in the text of whatever failed.
+fn names_full_disk(error: &jetstream::Error) -> bool {
+    error.to_string().contains("no space left on device")
+}
+
+/// Whether a message that was to be deleted is not there any more.
+pub(crate) fn is_message_gone(error: &jetstream::Error) -> bool {
+    match error.error_code() {
+        ErrorCode::NO_MESSAGE_FOUND | ErrorCode::SEQUENCE_NOT_FOUND => true,
+        // Before the first message of its stream, only the text tells it from a deletion that failed.
+        ErrorCode::STREAM_MESSAGE_DELETE_FAILED => error.to_string().contains("no message found"),
+        _ => false,
+    }
+}
+
+/// The server's code in an error, not in its causes. The client hides some codes in kinds of its own.
+fn code_in(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
+    if let Some(error) = error.downcast_ref::<jetstream::Error>() {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<GetStreamError>() {
+        return match error.kind() {
+            GetStreamErrorKind::JetStream(inner) => Some(inner.error_code()),
+            _ => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<ConsumerError>() {
+        return match error.kind() {
+            ConsumerErrorKind::JetStream(inner) => Some(inner.error_code()),
+            _ => None,
+        };
+    }
+    match error.downcast_ref::<ConsumerInfoError>()?.kind() {
+        ConsumerInfoErrorKind::NotFound => Some(ErrorCode::CONSUMER_NOT_FOUND),
+        ConsumerInfoErrorKind::StreamNotFound => Some(ErrorCode::STREAM_NOT_FOUND),
+        ConsumerInfoErrorKind::JetStream(inner) => Some(inner.error_code()),
+        _ => None,
+    }
+}
+
+/// An error and its causes.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// Whether the server says that there is no such stream, consumer or bucket, which is a stream too.
+pub(crate) fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let absent = [ErrorCode::STREAM_NOT_FOUND, ErrorCode::CONSUMER_NOT_FOUND];
+    causes(error).filter_map(code_in).any(|code| absent.contains(&code))
 }
 
 pub(crate) fn is_taken(error: &PublishError) -> bool {
@@ -241,16 +299,8 @@ pub(crate) fn is_taken(error: &PublishError) -> bool {
 
 /// The server's message, if any cause of the error says that there is no space.
 pub(crate) fn full_disk_reason(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(server) = error.downcast_ref::<jetstream::Error>()
-            && is_full(server.error_code(), &server.to_string())
-        {
-            return Some(server.to_string());
-        }
-        cause = error.source();
-    }
-    None
+    let refused = causes(error).filter_map(|error| error.downcast_ref::<jetstream::Error>());
+    refused.filter(|error| is_full(error)).map(ToString::to_string).next()
 }
 
 /// An error with its causes, on one line.
@@ -274,12 +324,8 @@ pub(crate) fn missing_or_failed<E>(error: E, what: String) -> CarryError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(inner) = cause {
-        if inner.to_string().contains("not found") {
-            return CarryError::Missing { what };
-        }
-        cause = inner.source();
+    if is_missing(&error) {
+        return CarryError::Missing { what };
     }
     CarryError::Broker { what: format!("looking up {what}"), source: Box::new(error) }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use schemas::{Heartbeat, Message, decode, encode};
+use schemas::{Heartbeat, Message, Role, decode, encode};
 use serde_json::json;
 
 use crate::bucket::KeyValueBucket;
@@ -42,7 +42,7 @@ impl HeartbeatBucket {
 
     /// The heartbeats of a role as they arrive, starting with the latest of each worker. Ends when the connection
     /// breaks.
-    pub async fn follow_heartbeats(&self, role: &str) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {
+    pub async fn follow_heartbeats(&self, role: Role) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {
         let watch = self.bucket.watch(&format!("{role}.*")).await;
         let values = watch.map_err(CarryError::broker(format!("following the heartbeats of role {role}")))?;
         Ok(values.filter_map(|(key, value)| futures::future::ready(parse_heartbeat(&key, &value))))

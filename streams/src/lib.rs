@@ -32,6 +32,8 @@ pub mod memory;
 pub mod monitor;
 pub mod nkey;
 pub mod permissions;
+#[cfg(test)]
+mod pinned_server;
 pub mod publish;
 pub mod puller;
 pub mod reader;

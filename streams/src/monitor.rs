@@ -51,11 +51,15 @@ pub fn parse_health(response: &str) -> Health {
         }
         Err(_) => body.chars().take(500).collect(),
     };
-    // The server has no code for it; the soak test of full disks checks its text against the pinned version.
-    match message.contains("write error") {
+    match names_write_error(&message) {
         true => Health::CannotWrite(message),
         false => Health::Unwell(message),
     }
+}
+
+/// Whether a stream cannot write any more. The server has no code for it.
+fn names_write_error(message: &str) -> bool {
+    message.contains("write error")
 }
 
 /// Health of the server at a monitoring address; `None` if it does not respond.

@@ -1,9 +1,9 @@
 //! What a user may publish and subscribe to, as the server's own permissions. Made from the subjects and names in this
 //! crate, so that no permission names something that does not exist.
 
-use schemas::{CameraName, SiteName};
+use schemas::{CameraName, Role, SiteName};
 
-use crate::subject_table::{Role, published_by};
+use crate::subject_table::published_by;
 use crate::topology::{
     ADVISORIES, ANSWERS, BLOBS, CLOUD_BLOBS, FLEET, HARDCASES, IMAGES, LABELS, LEARNED, LEDGER, ORDERS, OUTBOX,
     RELEASES, ROUNDS, SWAPS, UPDATES, VERDICTS, VERIFIER, VERIFY, learner_durable, orders_durable, promises_durable,

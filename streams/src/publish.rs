@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::connect::Bus;
-use crate::error::{CarryError, is_full, is_taken, server_code};
+use crate::error::{CarryError, is_full, is_taken, server_error};
 
 /// Memory for messages that await their acknowledgement, KiB. Above about 128 MB the server
 /// answers 429; 32 MiB keeps it busy at every image size measured.
@@ -193,8 +193,9 @@ use PublishRetry::{Permanent, Transient};
 
 fn classify_error(error: &PublishError, publication: &Publication, timeout: Duration) -> PublishRetry {
     let subject = publication.subject.clone();
-    if let Some((code, why)) = server_code(error) {
-        if is_full(code, &why) {
+    if let Some(refused) = server_error(error) {
+        let (code, why) = (refused.error_code(), refused.to_string());
+        if is_full(&refused) {
             return Permanent(CarryError::Full { subject, why });
         }
         if code == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM {

@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{DeleteStatus, DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::{DeleteStatus, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use bytes::Bytes;
 use futures::{Stream as FuturesStream, StreamExt};
 use schemas::limits::MAX_MESSAGE_BYTES;
@@ -16,7 +15,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, missing_or_failed};
+use crate::error::{CarryError, is_message_gone, missing_or_failed};
 use crate::topology::{ADVISORIES, ANSWERS, FLEET, IMAGES, PINNED};
 
 /// Key of the ledger note with the images that we deleted ourselves.
@@ -243,7 +242,7 @@ pub async fn last_message(bus: &Bus, stream: &str, subject: &str) -> Result<Opti
     let message = if subject.contains('*') {
         match handle.get_last_raw_message_by_subject(subject).await {
             Ok(message) => Ok(message),
-            Err(error) if error.to_string().contains("no message found") => return Ok(None),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
             Err(error) => Err(CarryError::broker(format!("reading {subject}"))(error)),
         }
     } else {
@@ -346,9 +345,6 @@ fn add_removed(note: Option<&str>, sequence: u64) -> String {
     serde_json::to_string(&removed).unwrap_or_default()
 }
 
-/// What the server says of a message that is not there: beyond its newest or before its oldest, and between them.
-const GONE: [ErrorCode; 2] = [ErrorCode::NO_MESSAGE_FOUND, ErrorCode::SEQUENCE_NOT_FOUND];
-
 /// Deletes one message. Its bytes are not overwritten, which would cost as much as writing them.
 pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
     in_memory!(bus, link => link.delete_message(stream, sequence).await);
@@ -358,8 +354,7 @@ pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<()
     match reply.map_err(CarryError::broker(what()))? {
         Response::Ok(DeleteStatus { .. }) => Ok(()),
         // Somebody else deleted it, or the request was sent twice.
-        Response::Err { error } if GONE.contains(&error.error_code()) => Ok(()),
-        Response::Err { error } if error.to_string().contains("no message found") => Ok(()),
+        Response::Err { error } if is_message_gone(&error) => Ok(()),
         Response::Err { error } => Err(CarryError::broker(what())(error)),
     }
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use schemas::SiteName;
 use schemas::limits::MAX_MESSAGE_BYTES;
+use schemas::{Role, SiteName};
 use serde::{Deserialize, Serialize};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
@@ -24,7 +24,6 @@ use crate::cameras::CameraLogins;
 use crate::connect::{OLDEST_SERVER, Secret, parse_version};
 use crate::monitor::{self, Health};
 use crate::permissions::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SITE_ACCOUNT, SubjectPermissions};
-use crate::subject_table::Role;
 
 /// The version that `make setup` fetches.
 pub const PINNED: &str = "2.15.1";

@@ -1,68 +1,12 @@
 //! The one table of subjects: what each carries, which stream stores it, who may publish it, and whether it may leave
 //! its site. Permissions and help texts are made from it, and the deployed configurations are checked against it.
 
-use schemas::SiteName;
+use schemas::{Role, SiteName};
 
 use crate::topology::{
     ANSWERS, AUDIT, DEAD, HARDCASES, IMAGES, LABELS, LEARNED, ORDERS, OUTBOX, PINNED, RELEASES, SWAPS, UPDATES,
     VERDICTS, VERIFY,
 };
-
-/// A kind of client that connects to a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// A camera or a scanner: publishes images under its own name.
-    Camera,
-    /// Recognizes images at a site.
-    Recognizer,
-    /// Carries between a site and the cloud.
-    Courier,
-    /// Trains on a site's labelled images.
-    Trainer,
-    /// Frees space at a site.
-    Janitor,
-    /// Publishes final answers in JSON at a site.
-    Notifier,
-    /// A site's courier as the hub knows it, at the other end of the link.
-    Site,
-    /// Verifies in the cloud.
-    Verifier,
-    /// Merges updates in the cloud.
-    Aggregator,
-    /// Decides about releases in the cloud.
-    Releaser,
-    /// A person, with all rights at a site or in the cloud.
-    Operator,
-}
-
-impl Role {
-    /// Workers that connect to a site's server.
-    pub const AT_SITE: [Self; 5] = [Self::Recognizer, Self::Courier, Self::Trainer, Self::Janitor, Self::Notifier];
-    /// Workers that connect to the cloud's server.
-    pub const IN_CLOUD: [Self; 3] = [Self::Verifier, Self::Aggregator, Self::Releaser];
-
-    /// The role of a worker, by name.
-    pub fn of_worker(name: &str) -> Option<Self> {
-        Self::AT_SITE.into_iter().chain(Self::IN_CLOUD).find(|role| role.as_str() == name)
-    }
-
-    /// The name used in commands and heartbeats.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Camera => "camera",
-            Self::Recognizer => "recognizer",
-            Self::Courier => "courier",
-            Self::Trainer => "trainer",
-            Self::Janitor => "janitor",
-            Self::Notifier => "notifier",
-            Self::Site => "site",
-            Self::Verifier => "verifier",
-            Self::Aggregator => "aggregator",
-            Self::Releaser => "releaser",
-            Self::Operator => "operator",
-        }
-    }
-}
 
 /// Where a subject is used, and whether it crosses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use schemas::{BlobRef, CameraName, Heartbeat, SiteName, TaskId};
+use schemas::{BlobRef, CameraName, Heartbeat, Role, SiteName, TaskId};
 use streams::fleet::{HeartbeatBucket, Ledger, RemoteNote, live_workers};
 use streams::memory::MemoryCluster;
 use streams::reader::{self, StoredMessage, StreamRange};
@@ -675,16 +675,16 @@ async fn a_note_is_written_by_its_subject(world: ContractWorld) {
 
 async fn heartbeats_are_heard_and_counted(world: ContractWorld) {
     let bucket = HeartbeatBucket::open(&world.bus).await.unwrap();
-    let heartbeat = |role: &str, worker: &str, finished| {
+    let heartbeat = |role: Role, worker: &str, finished| {
         let mut heartbeat = Heartbeat::for_worker(role, worker.into(), Some(world.site.clone()), 1);
         heartbeat.finished = finished;
         heartbeat
     };
-    bucket.publish_heartbeat(&heartbeat("courier", "host-1", 1)).await.unwrap();
-    let mut heard = Box::pin(bucket.follow_heartbeats("courier").await.unwrap());
+    bucket.publish_heartbeat(&heartbeat(Role::Courier, "host-1", 1)).await.unwrap();
+    let mut heard = Box::pin(bucket.follow_heartbeats(Role::Courier).await.unwrap());
     assert_eq!(next_of(&mut heard).await.finished, 1);
-    bucket.publish_heartbeat(&heartbeat("recognizer", "host-2", 7)).await.unwrap();
-    bucket.publish_heartbeat(&heartbeat("courier", "host-1", 2)).await.unwrap();
+    bucket.publish_heartbeat(&heartbeat(Role::Recognizer, "host-2", 7)).await.unwrap();
+    bucket.publish_heartbeat(&heartbeat(Role::Courier, "host-1", 2)).await.unwrap();
     assert_eq!(next_of(&mut heard).await.finished, 2);
     let live = live_workers(&world.bus).await.unwrap();
     let live: Vec<_> = live.iter().map(|beat| (beat.worker.as_str(), beat.finished)).collect();

@@ -161,7 +161,7 @@ async fn faults(bus: &Bus) -> BTreeMap<(String, u64), String> {
         reader::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             let letter: DeadLetter = decode(&record.payload).unwrap();
             assert!(!letter.fault.reason.is_empty() && !letter.fault.remedy.is_empty(), "{:?}", letter.fault);
-            faults.insert((letter.stream, letter.sequence), letter.fault.name);
+            faults.insert((letter.stream, letter.sequence), letter.fault.kind.to_string());
         })
         .await
         .unwrap();

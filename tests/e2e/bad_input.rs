@@ -72,10 +72,10 @@ async fn dies_of(world: &mut TestWorld, what: &str, bytes: &[u8], headers: &[(&'
     serves_on(world, what).await;
     let answer = answered(world, task).await;
     let note = answer.fault.clone().unwrap_or_else(|| panic!("{what}: {answer:?}"));
-    assert_eq!((answer.route, answer.reason, note.name.as_str()), (Route::Dead, Reason::GivenUp, fault), "{what}");
+    assert_eq!((answer.route, answer.reason, note.kind.as_str()), (Route::Dead, Reason::GivenUp, fault), "{what}");
     assert!(answer.label.is_none(), "{what}: a tombstone says nothing about the image");
     let letter = letter(world.bus(0), |letter| letter.task == Some(task)).await;
-    assert_eq!((letter.fault.name.as_str(), letter.role.as_str()), (fault, "recognizer"), "{what}");
+    assert_eq!((letter.fault.kind.as_str(), letter.role.as_str()), (fault, "recognizer"), "{what}");
     assert!(!letter.fault.reason.is_empty() && !letter.fault.remedy.is_empty(), "{what}: {:?}", letter.fault);
     assert_eq!(letter.payload, bytes, "{what}: the letter must hold the message whole");
 }
@@ -139,7 +139,7 @@ async fn a_header_that_cannot_be_read_becomes_a_dead_letter_by_name() {
         publish_as(world.bus(0), &site, task, bytes, &[(header, text)]).await.unwrap();
         serves_on(&mut world, header).await;
         let letter = letter(world.bus(0), |letter| letter.headers.get("Nats-Msg-Id") == Some(&task.to_string())).await;
-        assert_eq!(letter.fault.name, "header_unreadable", "{header}: {text:.30}");
+        assert_eq!(letter.fault.kind.as_str(), "header_unreadable", "{header}: {text:.30}");
         assert!(letter.fault.reason.contains(header), "{header}: {}", letter.fault.reason);
         let slot = outcome(world.bus(0), &site, letter.task.unwrap()).await.unwrap();
         assert_eq!(slot.route, Route::Dead, "{header}");
@@ -253,7 +253,7 @@ async fn a_camera_whose_name_is_none_becomes_a_dead_letter() {
         // A wildcard is refused by the client or the server; what is stored nevertheless is given up.
         if publisher.publish(&publication).await.is_ok() {
             let letter = letter(world.bus(0), |letter| letter.subject == subject).await;
-            assert_eq!(letter.fault.name, "subject_unknown", "{camera}");
+            assert_eq!(letter.fault.kind.as_str(), "subject_unknown", "{camera}");
         } else {
             assert!(["*", ">"].contains(&camera), "{camera} was refused");
         }

@@ -108,7 +108,10 @@ async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
     }
     world.recognizer("recognizer", 0).unwrap();
     let answer = answered(&world, task).await;
-    assert_eq!((answer.route, answer.fault.map(|fault| fault.name)), (Route::Dead, Some("tries_used_up".into())));
+    assert_eq!(
+        (answer.route, answer.fault.map(|fault| fault.kind.to_string())),
+        (Route::Dead, Some("tries_used_up".into()))
+    );
 }
 
 #[tokio::test]
@@ -148,7 +151,7 @@ async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::VerifierRefused));
-    assert_eq!(answer.fault.map(|fault| fault.name).as_deref(), Some("image_side_too_long"));
+    assert_eq!(answer.fault.map(|fault| fault.kind.to_string()).as_deref(), Some("image_side_too_long"));
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     until("the cloud's dead letter", PATIENCE, async || {
         Ok((reader::stream_level(&world.cloud, topology::DEAD).await?.messages == 1).then_some(()))

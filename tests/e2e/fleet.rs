@@ -9,7 +9,7 @@ use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
 use runtime::site_key::SiteKey;
 use runtime::trust;
-use schemas::{ModelName, Order, ReleaseId, Route, SiteName, encode};
+use schemas::{ModelName, Order, ReleaseId, Role, Route, SiteName, encode};
 use serde_json::Value;
 use streams::fleet::Ledger;
 use streams::{Bus, NatsSettings, Publication, Publisher, reader, subject};
@@ -87,7 +87,7 @@ async fn refuses_by(bus: &Bus, fault: &str, times: usize) {
     // What the hub sends as it reads its accounts anew comes after the wait for an acknowledgement.
     let found = until(&what, 2 * PATIENCE, async || {
         let letters = janitor::redrive::letters(bus).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
-        let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.name.as_str()).collect();
+        let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.kind.as_str()).collect();
         anyhow::ensure!(names.iter().filter(|name| **name == fault).count() >= times, "{names:?}");
         Ok(Some(()))
     });
@@ -196,7 +196,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     }
     let refused = until("dead letters of forged orders", PATIENCE, async || {
         let letters = janitor::redrive::letters(&buses[0].1).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
-        let mut names: Vec<String> = letters.into_iter().map(|(_, letter)| letter.fault.name).collect();
+        let mut names: Vec<String> = letters.into_iter().map(|(_, letter)| letter.fault.kind.to_string()).collect();
         names.sort();
         Ok((names.len() >= 3).then_some(names))
     });
@@ -215,7 +215,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         let order = until("reef runs what it is pinned to", 3 * PATIENCE, async || {
             let order = noted(&reef, &model).await?.filter(|order| order.release.release == *release);
             let beats = streams::fleet::live_workers(&reef).await?;
-            let runs = beats.iter().any(|beat| beat.role == "recognizer" && beat.release.as_ref() == Some(release));
+            let runs = beats.iter().any(|beat| beat.role == Role::Recognizer && beat.release.as_ref() == Some(release));
             Ok(order.filter(|_| runs))
         });
         pinned.push(order.await.unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", sites[0].log(), hub.log())));
@@ -246,7 +246,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         ("release_never", sign(never, now_ms)),
     ] {
         let before = janitor::redrive::letters(&reef).await.unwrap();
-        let known = before.iter().filter(|(_, letter)| letter.fault.name == fault).count();
+        let known = before.iter().filter(|(_, letter)| letter.fault.kind.as_str() == fault).count();
         order_as_is(&publisher, "reef", &order).await;
         refuses_by(&reef, fault, known + 1).await;
         assert_eq!(noted(&reef, &model).await.unwrap().as_ref(), Some(last), "{fault}");

@@ -276,7 +276,7 @@ async fn a_message_that_reached_nobody_becomes_a_dead_letter_by_its_sequence() {
         message.ack_with(async_nats::jetstream::AckKind::Nak(None)).await.unwrap();
     }
     world.recognizer("recognizer", 0).unwrap();
-    let letter = letter(world.bus(0), |letter| letter.fault.name == "client_unreadable").await;
+    let letter = letter(world.bus(0), |letter| letter.fault.kind.as_str() == "client_unreadable").await;
     assert_eq!((letter.sequence, letter.task, letter.attempts), (1, Some(task), most as u64));
     assert_eq!(answered(&world, task).await.route, Route::Dead);
     let next = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
@@ -387,7 +387,7 @@ async fn subjects_off_by_a_level_and_those_of_another_site_become_dead_letters_t
         client.publish(subject, picture.clone()).await.unwrap();
         client.flush().await.unwrap();
         let letter = letter(&bus, |letter| letter.subject == subject).await;
-        assert_eq!(letter.fault.name, "subject_unknown", "{subject}");
+        assert_eq!(letter.fault.kind.as_str(), "subject_unknown", "{subject}");
         assert!(letter.fault.remedy.contains(right), "{subject}: {}", letter.fault.remedy);
         assert_eq!(outcome_of(&bus, number as u64 + 1).await.route, Route::Dead, "{subject}");
     }
@@ -475,7 +475,7 @@ async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
         Publication::with_id(subject::provisional(&site, &foreign.camera), encode(&foreign).unwrap(), "foreign");
     publisher.publish(&promise).await.unwrap();
     let letter = letter(&bus, |letter| letter.stream == topology::ANSWERS).await;
-    assert_eq!(letter.fault.name, "answer_misdirected");
+    assert_eq!(letter.fault.kind.as_str(), "answer_misdirected");
     world.worked("courier-0").unwrap();
 }
 
@@ -507,7 +507,7 @@ async fn blobs_that_link_to_themselves_or_lie_about_their_size_become_dead_lette
         let task = publish(&bus, &site, b"", &[(HEADER_BLOB, &blob.to_string())]).await;
         let answer = answered(&world, task).await;
         let fault = answer.fault.unwrap();
-        assert_eq!((answer.route, fault.name.as_str()), (Route::Dead, "blob_bad"), "{}", fault.reason);
+        assert_eq!((answer.route, fault.kind.as_str()), (Route::Dead, "blob_bad"), "{}", fault.reason);
     }
     let worker = world.worked("recognizer").unwrap();
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
@@ -530,7 +530,7 @@ async fn what_is_too_large_for_a_letter_is_given_up_by_its_beginning_and_can_be_
     assert_eq!(answered(&world, task).await.route, Route::Dead);
     let letter = letter(&bus, |letter| letter.task == Some(task)).await;
     let cut = letter.cut.clone().expect("it was cut");
-    assert_eq!((cut.size_bytes, letter.fault.name.as_str()), (MAX_INLINE_BYTES as u64, "image_unknown_format"));
+    assert_eq!((cut.size_bytes, letter.fault.kind.as_str()), (MAX_INLINE_BYTES as u64, "image_unknown_format"));
     let at = world.at(0);
     let redrive = [&["dead-letters".to_owned(), "redrive".to_owned(), "--all".to_owned()][..], &at].concat();
     let redriven = run(world.folder(), &redrive).await.unwrap();
@@ -623,7 +623,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
     let told = until("each that was refused has its letter", PATIENCE, async || {
         let stored = reader::stream_level(&bus, topology::IMAGES).await?.messages as usize;
         let letters = letters(&bus).await;
-        let refused = letters.iter().filter(|letter| letter.fault.name == "stream_refused").count();
+        let refused = letters.iter().filter(|letter| letter.fault.kind.as_str() == "stream_refused").count();
         Ok((stored + refused == 60).then_some(refused))
     });
     let told = told.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
@@ -700,7 +700,7 @@ async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
     notes.write(&key, "another".into()).await.unwrap();
     let found = until("the courier says so", PATIENCE, async || {
         let beats = streams::fleet::live_workers(&bus).await?;
-        Ok(beats.into_iter().flat_map(|beat| beat.faults).find(|fault| fault.name == "site_name_taken"))
+        Ok(beats.into_iter().flat_map(|beat| beat.faults).find(|fault| fault.kind.as_str() == "site_name_taken"))
     });
     assert!(found.await.unwrap().reason.contains("another site is also named site-1"));
     let domain = format!("nats.cloud_domain={}", world.site(0).name);

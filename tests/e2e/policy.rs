@@ -7,7 +7,7 @@ use harness::pictures::{HEAVY, one, some};
 use harness::program::{fixture, run};
 use harness::{LinkCut, TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
-use schemas::{Answer, AnswerStage, HardCase, Heartbeat, Reason, Route, VerifyRequest, decode};
+use schemas::{Answer, AnswerStage, HardCase, Heartbeat, Reason, Role, Route, VerifyRequest, decode};
 use streams::fleet::{self, Ledger};
 use streams::reader::{self, StreamRange};
 use streams::tap::watch_subject;
@@ -21,7 +21,7 @@ const HEAD: &str = "models/fashion-head";
 async fn recognizer(world: &TestWorld) -> Heartbeat {
     until("a recognizer's sign of life", PATIENCE, async || {
         let alive = fleet::live_workers(world.bus(0)).await?;
-        Ok(alive.into_iter().find(|beat| beat.role == "recognizer" && beat.decision.is_some()))
+        Ok(alive.into_iter().find(|beat| beat.role == Role::Recognizer && beat.decision.is_some()))
     })
     .await
     .unwrap()

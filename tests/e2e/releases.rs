@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use releases::confinement::Confinement;
 use releases::trial::TrialRunner;
 use releases::{decision_log, stage};
-use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
+use schemas::{DecisionOrigin, ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
 use sha2::{Digest, Sha256};
 use streams::reader::{self, StreamRange};
 use streams::{Blobs, topology};
@@ -136,7 +136,8 @@ async fn canary_came_first(world: &TestWorld) {
         let tried = history[..at].iter().any(|before| {
             before.decision.release == then.decision.release && before.decision.stage == ReleaseStage::Canary
         });
-        let announced = then.decision.stage != ReleaseStage::Stable || then.decision.by == "hand" || tried;
+        let announced =
+            then.decision.stage != ReleaseStage::Stable || then.decision.origin == DecisionOrigin::Hand || tried;
         assert!(announced, "{:?}", then.decision);
     }
 }
@@ -394,7 +395,7 @@ async fn refuses(world: &TestWorld, release: &ReleaseId, name: &str) {
     let said = until(&what, LONG, async || {
         let reports = reports(world).await?;
         let refused = reports.values().flat_map(|swap| &swap.refused).find(|refused| refused.release == *release);
-        Ok(refused.filter(|refused| refused.fault.name == name).map(|_| ()))
+        Ok(refused.filter(|refused| refused.fault.kind.as_str() == name).map(|_| ()))
     });
     said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
 }

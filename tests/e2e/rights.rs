@@ -7,11 +7,11 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use harness::{TestWorld, WorldPlan, until};
-use schemas::{CameraName, SiteName};
+use schemas::{CameraName, Role, SiteName};
 use streams::cameras::CameraLogins;
 use streams::permissions::SubjectPermissions;
 use streams::server::{LINK_USER, Login, Server};
-use streams::subject_table::{Role, SUBJECTS};
+use streams::subject_table::SUBJECTS;
 use streams::topology;
 
 use crate::common::PATIENCE;

@@ -10,8 +10,8 @@ use harness::seaweed::{SECRET, Seaweed, URL};
 use harness::{TestWorld, WorldPlan, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{
-    BlobRef, DeadLetter, Heartbeat, ModelAccuracy, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update,
-    WeightFormat, decode, encode,
+    BlobRef, DeadLetter, FaultKind, Heartbeat, ModelAccuracy, ModelName, ReleaseId, Round, RoundEvent, RoundState,
+    SiteName, Update, WeightFormat, decode, encode,
 };
 use serde_json::Value;
 use streams::fleet;
@@ -164,7 +164,7 @@ async fn refused(world: &TestWorld) -> Vec<(String, String)> {
     let stretch = reader::StreamRange { subjects: vec!["dead.updates.*.*".into()], ..reader::StreamRange::default() };
     reader::read_range(&world.cloud, topology::DEAD, stretch, last, |record| {
         let letter: DeadLetter = decode(&record.payload).unwrap();
-        letters.push((letter.fault.name, letter.site.to_string()));
+        letters.push((letter.fault.kind.to_string(), letter.site.to_string()));
     })
     .await
     .unwrap();
@@ -332,7 +332,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     send(&world, "late", number, &base, &bytes, same).await;
     let next = open(&world, &["--quorum", "2", "--grace-s", "0", "--deadline-s", "2"]).await;
     let failed = ended(&world, next).await;
-    assert!(matches!(&failed, RoundEvent::Failed(note) if note.name == "quorum_missed"), "{failed:?}");
+    assert!(matches!(&failed, RoundEvent::Failed(note) if note.kind.as_str() == "quorum_missed"), "{failed:?}");
     let mut found = refused(&world).await;
     found.sort();
     let mut expected = [
@@ -370,7 +370,10 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     let beside = Round { number: left + 1, ..asked };
     put(&world, subject::round(&model(), left + 1, "opened"), encode(&beside).unwrap()).await;
     let superseded = ended(&world, left).await;
-    assert!(matches!(&superseded, RoundEvent::Failed(note) if note.name == "round_superseded"), "{superseded:?}");
+    assert!(
+        matches!(&superseded, RoundEvent::Failed(note) if note.kind.as_str() == "round_superseded"),
+        "{superseded:?}"
+    );
     send(&world, "good-1", left + 1, &base, &bytes, same).await;
     assert_eq!(sealed(&world, left + 1).await.2, 1);
 }
@@ -453,7 +456,7 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
     own[end - 4..].copy_from_slice(&0.5_f32.to_le_bytes());
     send(&world, "a", number, &base, &own, |_| {}).await;
     let said = until("a reason", LONG, async || {
-        Ok(rounds(&world).await.filter(|report| report.state == "failed").map(|report| report.why))
+        Ok(rounds(&world).await.filter(|report| report.state == RoundState::Failed).map(|report| report.why))
     });
     let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     assert!(said.contains("retrying"), "{said}");
@@ -523,7 +526,7 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
         opened(&world, number).await;
         send(&world, "a", number, &first, &bytes, |_| {}).await;
         let RoundEvent::Failed(note) = ended(&world, number).await else { panic!("round {number} made a release") };
-        assert_eq!(note.name, "nothing_gained", "{note:?}");
+        assert_eq!(note.kind, FaultKind::NothingGained, "{note:?}");
         assert!(note.reason.contains("its weakest class is"), "{note:?}");
     }
     stops(&world, None).await;
@@ -559,7 +562,9 @@ async fn stops(world: &TestWorld, other_than: Option<String>) -> String {
     let stopped = async || {
         let beats = fleet::live_workers(&world.cloud).await?;
         let others = beats.into_iter().filter(|beat| Some(&beat.worker) != other_than.as_ref());
-        Ok(others.filter_map(|beat| Some((beat.worker, beat.rounds?))).find(|(_, rounds)| rounds.state == "stopped"))
+        Ok(others
+            .filter_map(|beat| Some((beat.worker, beat.rounds?)))
+            .find(|(_, rounds)| rounds.state == RoundState::Stopped))
     };
     let stopped = until("rounds stop", LONG, stopped).await;
     let (worker, rounds) = stopped.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
@@ -758,7 +763,7 @@ async fn a_release_is_sealed_in_an_s3_bucket_and_one_that_is_away_delays_it() {
     server.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
     send(&world, "a", number, &base, &own, |_| {}).await;
     let said = until("a reason", LONG, async || {
-        Ok(rounds(&world).await.filter(|report| report.state == "failed").map(|report| report.why))
+        Ok(rounds(&world).await.filter(|report| report.state == RoundState::Failed).map(|report| report.why))
     });
     let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     assert!(said.contains("retrying") && !said.contains(SECRET), "{said}");

@@ -6,7 +6,7 @@ use harness::pictures::pictures;
 use harness::program::run;
 use harness::{CommandOutput, TestWorld, WorldPlan, until};
 use nix::sys::signal::Signal;
-use schemas::{Heartbeat, TaskId};
+use schemas::{Heartbeat, Role, TaskId};
 use streams::fleet;
 use streams::{reader, topology};
 
@@ -21,7 +21,7 @@ async fn scale(world: &TestWorld, words: &[&str]) -> CommandOutput {
 
 async fn recognizers(world: &TestWorld) -> Vec<Heartbeat> {
     let beats = fleet::live_workers(world.bus(0)).await.unwrap();
-    beats.into_iter().filter(|beat| beat.role == "recognizer").collect()
+    beats.into_iter().filter(|beat| beat.role == Role::Recognizer).collect()
 }
 
 async fn publish_many(world: &TestWorld, count: usize) -> Vec<TaskId> {

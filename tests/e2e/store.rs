@@ -92,6 +92,11 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
         assert!(!text.contains("another-secret"), "{text}");
     }
 
+    let misspelled = server.store_without_bucket()?;
+    for error in [misspelled.get("release", 1).await.unwrap_err(), misspelled.list("").await.unwrap_err()] {
+        assert!(matches!(error, CarryError::StoreUrl { .. }) && !error.is_transient(), "{error:?}");
+    }
+
     server.signal(Signal::SIGSTOP)?;
     let hasty = server.store(SECRET, &[("AWS_TIMEOUT", "500ms")])?;
     for patient in [&hasty, &store] {

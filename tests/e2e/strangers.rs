@@ -53,7 +53,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     });
     buried.await.unwrap();
     let [letter] = &letters[..] else { panic!("{letters:?}") };
-    assert_eq!((letter.fault.name.as_str(), &letter.site), ("verify_misdirected", &stranger));
+    assert_eq!((letter.fault.kind.as_str(), &letter.site), ("verify_misdirected", &stranger));
     for (stream, of_it) in [(topology::VERDICTS, "verdict"), (topology::HARDCASES, "hard case")] {
         let level = reader::stream_level(&world.cloud, stream).await.unwrap();
         assert_eq!(level.last_sequence, 1, "one {of_it}: the site's own");

@@ -7,13 +7,14 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
-    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CloudReport, DeadLetter,
-    DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace,
-    FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource,
-    LearnedImages, LinkReport, MachineRequirements, Message, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload,
-    Prediction, RankedClass, Reason, RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage,
-    Rollout, Root, Round, RoundEvent, RoundReport, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainingReport,
-    TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
+    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CanaryMeasure, CloudReport,
+    DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport,
+    EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness,
+    Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, ModelAccuracy, MomentSums,
+    Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RefusedRelease, Release, ReleaseCounts,
+    ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round, RoundEvent, RoundReport, RoundState,
+    RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingReport, TruncatedPayload, Update, Verdict,
+    VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -130,7 +131,7 @@ fn dead() -> DeadLetter {
         id: task().child("dead-70000"),
         task: Some(task()),
         site: "reef".parse().unwrap(),
-        role: "recognizer".into(),
+        role: Role::Recognizer.into(),
         stream: "IMAGES".into(),
         subject: "image.reef.cam-1".into(),
         sequence: 70_000,
@@ -164,12 +165,18 @@ fn beat_outcomes() -> Heartbeat {
         too_large: Some(5),
     };
     let faults = vec![note()];
-    Heartbeat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), faults, ..beat() }
+    Heartbeat {
+        role: Role::Janitor.into(),
+        clock_ahead_ms: Some(-7_200_000),
+        outcomes: Some(outcomes),
+        faults,
+        ..beat()
+    }
 }
 
 fn beat() -> Heartbeat {
     Heartbeat {
-        role: "recognizer".into(),
+        role: Role::Recognizer.into(),
         worker: "box-4711".into(),
         site: Some("reef".parse().unwrap()),
         sent_at_ms: 1_763_942_400_400,
@@ -226,7 +233,7 @@ fn release(number: u8) -> Release {
 
 fn rollout() -> Rollout {
     let finding = CanaryFinding {
-        measure: "agreement".into(),
+        measure: CanaryMeasure::Agreement.into(),
         canary: 0.75,
         stable: Some(0.875),
         better: -0.125,
@@ -243,7 +250,7 @@ fn rollout() -> Rollout {
         decision: ReleaseDecision {
             stage: ReleaseStage::Withdrawn,
             release: ReleaseId::from_sha256([4; 32]),
-            by: "releaser".into(),
+            origin: DecisionOrigin::Releaser.into(),
             why: "agreement is worse".into(),
             site: None,
             findings: vec![finding],
@@ -349,7 +356,7 @@ fn beat_reports() -> Heartbeat {
     };
     let decision = DecisionReport {
         policy: "earliest-finish".into(),
-        state: "redirect".into(),
+        state: RoutingMode::Redirect.into(),
         why: "overloaded".into(),
         cpu_ratio: Some(0.75),
         memory_ratio: Some(0.5),
@@ -388,7 +395,7 @@ fn verify_overload() -> VerifyRequest {
 /// What a trainer adds to a sign of life.
 fn beat_training() -> Heartbeat {
     let training = TrainingReport {
-        state: "training".into(),
+        state: TrainerState::Training.into(),
         why: "on 1800 images".into(),
         labelled: 2000,
         fresh: 500,
@@ -405,7 +412,7 @@ fn beat_training() -> Heartbeat {
 /// What an aggregator adds to a sign of life.
 fn beat_rounds() -> Heartbeat {
     let rounds = RoundReport {
-        state: "open".into(),
+        state: RoundState::Open.into(),
         why: String::new(),
         round: 4,
         updates: 1,

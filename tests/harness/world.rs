@@ -9,10 +9,9 @@ use std::time::Duration;
 use anyhow::Context;
 use fleet::{FleetFolder, HubAddress};
 use nix::sys::signal::Signal;
-use schemas::SiteName;
+use schemas::{Role, SiteName};
 use streams::permissions;
 use streams::server::{ClientListener, Durability, FleetHub, FleetLeaf, LINK_USER, LeafMode, Server, ServerSettings};
-use streams::subject_table::Role;
 use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
@@ -181,7 +180,7 @@ impl TestWorld {
                 }
             }
             let hub = serve(ServerSettings { port, ..settings(CLOUD, Some(CLOUD), leaf) }).await?;
-            let login = fleet.as_ref().map(|fleet| role(fleet, "operator")).unwrap_or_default();
+            let login = fleet.as_ref().map(|fleet| role(fleet, Role::Operator)).unwrap_or_default();
             let nats = NatsSettings { url: hub.url(), ..login };
             let cloud = set_up_with(&hub, nats, &PlanScope::Cloud(names.clone()), &plan.streams).await?;
             for (number, name) in names.into_iter().enumerate() {
@@ -263,7 +262,7 @@ impl TestWorld {
         {
             more.extend(["--set".into(), pair]);
         }
-        self.worker(name, "trainer", site, &more)
+        self.worker(name, Role::Trainer, site, &more)
     }
 
     /// Starts a recognizer with a model among the fixtures.
@@ -272,12 +271,12 @@ impl TestWorld {
         let work = format!("recognizer.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "recognizer.infer.replicas=1".to_owned();
         let more = ["--model".into(), model, "--set".into(), one, "--set".into(), work];
-        self.worker(name, "recognizer", site, &more)
+        self.worker(name, Role::Recognizer, site, &more)
     }
 
     /// Starts a courier.
     pub fn courier(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
-        self.worker(name, "courier", site, &[])
+        self.worker(name, Role::Courier, site, &[])
     }
 
     /// Starts a janitor that looks every second.
@@ -293,7 +292,7 @@ impl TestWorld {
             options.extend(["--set".into(), store, "--set".into(), "janitor.disk_reserve_mib=24".into()]);
         }
         options.extend(more.iter().flat_map(|pair| ["--set".into(), pair.clone()]));
-        self.worker(name, "janitor", site, &options)
+        self.worker(name, Role::Janitor, site, &options)
     }
 
     /// Starts a verifier.
@@ -303,8 +302,8 @@ impl TestWorld {
         let work = format!("verifier.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "verifier.infer.replicas=1".to_owned();
         let mut more = vec!["--model".into(), model, "--set".into(), one, "--set".into(), work];
-        more.extend(self.login("verifier"));
-        let arguments = self.arguments("verifier", &url, &more);
+        more.extend(self.login(Role::Verifier));
+        let arguments = self.arguments(Role::Verifier, &url, &more);
         self.start_worker(name, &arguments)
     }
 
@@ -316,7 +315,7 @@ impl TestWorld {
             arguments.extend(["--set".into(), pair.clone()]);
         }
         let url = self.cloud_url();
-        let arguments = self.arguments("aggregator", &url, &arguments);
+        let arguments = self.arguments(Role::Aggregator, &url, &arguments);
         self.start_worker(name, &arguments)
     }
 
@@ -324,7 +323,7 @@ impl TestWorld {
     pub fn releaser(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         let url = self.cloud_url();
         let more = ["--set".into(), self.release_store(), "--set".into(), "releaser.judge_s=1".into()];
-        let arguments = self.arguments("releaser", &url, &more);
+        let arguments = self.arguments(Role::Releaser, &url, &more);
         self.start_worker(name, &arguments)
     }
 
@@ -354,7 +353,7 @@ impl TestWorld {
     }
 
     /// The options by which the cloud knows a role, where it asks.
-    fn login(&self, name: &str) -> Vec<String> {
+    fn login(&self, name: Role) -> Vec<String> {
         let Some(fleet) = &self.fleet else {
             return worker_login(self.hub.as_ref().unwrap_or(&self.site(0).server), name);
         };
@@ -425,7 +424,7 @@ impl TestWorld {
         text
     }
 
-    fn worker(&mut self, name: &str, role: &str, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
+    fn worker(&mut self, name: &str, role: Role, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
         let url = self.site(site).server.url();
         let mut all = self.at(site);
         all.extend(worker_login(&self.site(site).server, role));
@@ -434,8 +433,8 @@ impl TestWorld {
         self.start_worker(name, &arguments)
     }
 
-    fn arguments(&self, role: &str, url: &str, more: &[String]) -> Vec<String> {
-        let mut arguments = vec![role.to_owned()];
+    fn arguments(&self, role: Role, url: &str, more: &[String]) -> Vec<String> {
+        let mut arguments = vec![role.to_string()];
         if !more.iter().any(|argument| argument == "--nats") {
             arguments.extend(["--nats".into(), url.to_owned()]);
         }
@@ -454,9 +453,9 @@ impl TestWorld {
 }
 
 /// The options by which a server knows a worker, so that it has the rights it needs and no more; none for what is no worker.
-fn worker_login(server: &Server, role: &str) -> Vec<String> {
-    let Some(login) = Role::of_worker(role).and_then(|role| server.login(role)) else { return Vec::new() };
-    let pairs = [("user", login.user), ("password", login.password), ("inbox", permissions::role_inbox(role))];
+fn worker_login(server: &Server, role: Role) -> Vec<String> {
+    let Some(login) = server.login(role) else { return Vec::new() };
+    let pairs = [("user", login.user), ("password", login.password), ("inbox", permissions::role_inbox(role.as_str()))];
     pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
 }
 
@@ -491,11 +490,11 @@ fn make_fleet(folder: &Path) -> anyhow::Result<FleetFolder> {
 }
 
 /// How a role of a fleet is known to its hub.
-fn role(fleet: &FleetFolder, name: &str) -> NatsSettings {
+fn role(fleet: &FleetFolder, name: Role) -> NatsSettings {
     NatsSettings {
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(name)),
-        inbox: Some(permissions::role_inbox(name)),
+        inbox: Some(permissions::role_inbox(name.as_str())),
         ..NatsSettings::default()
     }
 }

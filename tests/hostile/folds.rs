@@ -78,7 +78,7 @@ fn decisions_that_were_bent_are_followed_by_others() {
     let site: SiteName = "reef".parse().unwrap();
     bend_all("decisions about releases", &whole, turns() / 2, |bytes| {
         let Ok(bent) = decode::<Rollout>(bytes) else { return 1 };
-        let said = || stage::DecisionContext::new("hand", "because", 5);
+        let said = || stage::DecisionContext::new(schemas::DecisionOrigin::Hand, "because", 5);
         let order = stage::order_for_site(&bent, &site);
         let next = stage::roll_back(&bent, said()).unwrap_or_else(|_| bent.clone());
         assert!(next.number >= bent.number && order.number == bent.number);

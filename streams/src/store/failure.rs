@@ -30,11 +30,17 @@ pub(super) fn is_absent(error: &Error) -> bool {
 }
 
 fn is_refused(error: &Error) -> bool {
-    // Listings and multipart uploads hide the status in their text.
-    let says = |status: &str| error.to_string().contains(&format!("status code: {status} "));
-    matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) || says("403") || says("401")
+    matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
+        || names_status(error, "403")
+        || names_status(error, "401")
 }
 
+/// Listings and multipart uploads hide the status in their text.
+fn names_status(error: &Error, status: &str) -> bool {
+    error.to_string().contains(&format!("status code: {status} "))
+}
+
+/// The code of S3, that of Azure, and the sentence of Google's store, which has none.
 fn no_bucket(error: &Error) -> bool {
     let text = error.to_string();
     ["NoSuchBucket", "ContainerNotFound", "specified bucket does not exist"].iter().any(|phrase| text.contains(phrase))

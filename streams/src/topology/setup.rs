@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::TopologyPlan;
 use crate::connect::Bus;
-use crate::error::{CarryError, error_chain};
+use crate::error::{CarryError, error_chain, is_missing};
 
 /// What [`apply_plan`] or [`compare_plan`] found about one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -116,7 +116,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, repair: RepairMode) -> Result<
             config.max_bytes = crate::image_refusal::limit_in(&config);
             config
         }
-        Err(error) if is_absent(&error) => {
+        Err(error) if is_missing(&error) => {
             if repair == RepairMode::Nothing {
                 return Ok(SetupStatus::Missing);
             }
@@ -227,7 +227,7 @@ async fn consumer(
             return Ok(SetupStatus::Updated(vec![difference]));
         }
         Ok(info) => info.config,
-        Err(error) if error.to_string().contains("not found") => {
+        Err(error) if is_missing(&error) => {
             if repair == RepairMode::Nothing {
                 return Ok(SetupStatus::Missing);
             }
@@ -249,11 +249,6 @@ async fn consumer(
     }
     stream_handle.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
     Ok(SetupStatus::Updated(differences))
-}
-
-fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
-    use async_nats::jetstream::context::GetStreamErrorKind;
-    matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Limits by which a server drops or refuses messages, or stops delivering them: where the plan has none, the server

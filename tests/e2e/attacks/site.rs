@@ -198,7 +198,7 @@ impl Foe {
             }),
             self.asks("with a fault of 1 MiB", ActionOutcome::Verdict, |request| {
                 let reason = "r".repeat(1 << 20);
-                request.provisional.fault = Some(FaultNote { name: "x".into(), reason, remedy: String::new() });
+                request.provisional.fault = Some(FaultNote { kind: "x".into(), reason, remedy: String::new() });
             }),
             self.asks("whose deadline is over", ActionOutcome::Verdict, |request| {
                 request.provisional.deadline_at_ms = Some(0)
@@ -713,7 +713,7 @@ impl Foe {
             says("a label of terminal escapes", &|swap| swap.site_labels = vec!["\u{1b}[2J".into()]),
             says("a version of 1 MiB", &|swap| swap.runtime = "9".repeat(1 << 20)),
             says("refused 5,000 releases", &|swap| {
-                let fault = FaultNote::new("release_crashed", "it ended the worker", "");
+                let fault = FaultNote::new(schemas::FaultKind::ReleaseCrashed, "it ended the worker", "");
                 let refused = schemas::RefusedRelease { release: self.base.clone(), fault };
                 swap.refused = vec![refused; 5000];
             }),

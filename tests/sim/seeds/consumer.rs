@@ -11,7 +11,7 @@ use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
 use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::HEADER_MESSAGE_ID;
-use schemas::{AnswerStage, FaultNote, Reason, Route};
+use schemas::{AnswerStage, FaultNote, Reason, Role, Route};
 use streams::memory::{MemoryCluster, NetworkFaults};
 use streams::reader::{self, StoredMessage};
 use streams::{Bus, CarryError, Delivery, Publication, Publisher, Puller, subject, topology};
@@ -88,7 +88,7 @@ impl ToyRecognizer {
 }
 
 impl Handler for ToyRecognizer {
-    const ROLE: &'static str = "recognizer";
+    const ROLE: Role = Role::Recognizer;
     const STREAM: &'static str = topology::IMAGES;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
@@ -349,7 +349,7 @@ async fn lose_every_delivery(seed: u64) -> SeedResult {
     oracle::check_outcomes(&cluster, &trail).await?;
     let dead = oracle::dead_letters(&cluster, SITE).await?;
     let about: BTreeSet<(u64, &str)> =
-        dead.iter().map(|letter| (letter.sequence, letter.fault.name.as_str())).collect();
+        dead.iter().map(|letter| (letter.sequence, letter.fault.kind.as_str())).collect();
     match about.len() as u64 == count && about.iter().all(|(_, fault)| *fault == "client_unreadable") {
         true => Ok(history_of(&cluster)),
         false => Err(format!("{count} images reached nobody, and these are dead: {about:?}")),

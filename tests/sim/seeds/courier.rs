@@ -13,8 +13,8 @@ use runtime::ticket::TicketKey;
 use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::{HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
 use schemas::{
-    Answer, AnswerStage, FaultNote, MachineRequirements, Order, Payload, Reason, Release, ReleaseStage, Route, TaskId,
-    Timings, Verdict, VerifyReason, VerifyRequest, decode, encode,
+    Answer, AnswerStage, FaultNote, MachineRequirements, Order, Payload, Reason, Release, ReleaseStage, Role, Route,
+    TaskId, Timings, Verdict, VerifyReason, VerifyRequest, decode, encode,
 };
 use streams::fleet::Ledger;
 use streams::memory::{ClusterEvent, MemoryCluster, NetworkFaults};
@@ -64,7 +64,7 @@ impl ToyVerifier {
 }
 
 impl Handler for ToyVerifier {
-    const ROLE: &'static str = "verifier";
+    const ROLE: Role = Role::Verifier;
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

@@ -11,8 +11,8 @@ use releases::decision_log;
 use releases::stage::{self, DecisionContext};
 use runtime::Shutdown;
 use schemas::{
-    MachineRequirements, MomentSums, Order, Release, ReleaseCounts, ReleaseId, ReleaseStage, Rollout, SiteName, Swap,
-    decode, encode,
+    DecisionOrigin, MachineRequirements, MomentSums, Order, Release, ReleaseCounts, ReleaseId, ReleaseStage, Rollout,
+    SiteName, Swap, decode, encode,
 };
 use streams::memory::MemoryCluster;
 use streams::reader::{self, StreamRange};
@@ -172,7 +172,7 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
         ..ReleaserSettings::default()
     };
     (settings.canary.without_verdicts, settings.canary.max_duration_s) = (true, 1800);
-    let said = |why: &str| DecisionContext::new("hand", why, cluster.now_ms());
+    let said = |why: &str| DecisionContext::new(DecisionOrigin::Hand, why, cluster.now_ms());
     decision_log::publish_decision(&publisher, &stage::first(model(), release(1), said("first")))
         .await
         .map_err(|error| error.to_string())?;
@@ -272,7 +272,7 @@ fn a_seed_has_one_history() {
 
 #[test]
 fn a_decision_that_is_made_twice_is_caught() {
-    let said = || DecisionContext::new("releaser", "because", 5);
+    let said = || DecisionContext::new(DecisionOrigin::Releaser, "because", 5);
     let first = stage::first(model(), release(1), said());
     let waits = stage::candidate(&first, release(2), said()).unwrap();
     let tried = stage::canary(&waits, &release_id(2), 0, sites(), said()).unwrap();

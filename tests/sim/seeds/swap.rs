@@ -75,7 +75,7 @@ impl ToyHost {
         };
         tokio::time::sleep(lasts).await;
         match fault {
-            Some(fault) => Err(FaultNote::new(&fault, "it failed", "try again")),
+            Some(fault) => Err(FaultNote::new(fault, "it failed", "try again")),
             None => Ok(()),
         }
     }

@@ -352,7 +352,7 @@ mod tests {
     }
 
     fn refused(update: &Update, settings: &CheckSettings) -> String {
-        check_description(update, settings).unwrap_err().fault_note().name
+        check_description(update, settings).unwrap_err().fault_note().kind.to_string()
     }
 
     #[test]
@@ -392,14 +392,14 @@ mod tests {
         let mut settings =
             CheckSettings { keys: [("reef".parse().unwrap(), key.public())].into(), ..CheckSettings::default() };
         let mut update = update(&[5], 1000);
-        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().kind.as_str(), "signature_wrong");
         update.signature = Some(key.sign(&update.signed_bytes().unwrap()));
         assert!(signature(&update, &settings).is_ok());
         update.samples.insert("more".into(), 1000);
-        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().kind.as_str(), "signature_wrong");
         update.samples.remove("more");
         update.site = "other".parse().unwrap();
-        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().kind.as_str(), "signature_wrong");
         settings.keys.insert("other".parse().unwrap(), "not a key".into());
         assert!(settings.check().is_err());
     }
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_change_that_is_not_finite_or_too_long_is_refused() {
         let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
-        let name = |refused: Result<(), UpdateRefusal>| refused.unwrap_err().fault_note().name;
+        let name = |refused: Result<(), UpdateRefusal>| refused.unwrap_err().fault_note().kind.to_string();
         assert!(check_update_norm(1.0, true, 1.0, &settings).is_ok());
         assert_eq!(name(check_update_norm(1.0, false, 1.0, &settings)), "weights_not_finite");
         assert_eq!(name(check_update_norm(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");

@@ -317,7 +317,7 @@ mod tests {
             }
             ArrivalAction::Wait => Err("waits".into()),
             ArrivalAction::Unasked => Err("unasked".into()),
-            ArrivalAction::Refuse(refused) => Err(refused.fault_note().name),
+            ArrivalAction::Refuse(refused) => Err(refused.fault_note().kind.to_string()),
         }
     }
 
@@ -372,7 +372,7 @@ mod tests {
                     assert_eq!(arrived.behind, 1);
                     Ok(())
                 }
-                ArrivalAction::Refuse(refused) => Err(refused.fault_note().name),
+                ArrivalAction::Refuse(refused) => Err(refused.fault_note().kind.to_string()),
                 other => panic!("{other:?}"),
             };
             assert_eq!(got, expected);

@@ -9,8 +9,8 @@ use runtime::site_key::SiteKey;
 use runtime::{Fault, clock, trust};
 use schemas::task::HEADER_BLOB;
 use schemas::{
-    BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, RoundTerms, SiteName, decode,
-    encode,
+    BlobRef, FaultKind, HardCase, HardFocus, ModelName, ReleaseId, Role, Rollout, Round, RoundEvent, RoundTerms,
+    SiteName, decode, encode,
 };
 use streams::fleet;
 use streams::reader::{self, StreamRange};
@@ -19,9 +19,6 @@ use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, subject, 
 use crate::focus::HardSummary;
 use crate::round::RoundTracker;
 use crate::settings::{ClientSelection, RoundSettings};
-
-/// Fault name of a round whose updates gave nothing better than its base.
-pub const NOTHING_GAINED: &str = "nothing_gained";
 
 /// Most hard cases that go into a focus; the newest are used.
 const HARD_CASES_READ: usize = 5000;
@@ -76,7 +73,7 @@ impl RoundHistory {
         let ends = self.all.iter().rev().filter_map(|(_, _, round)| match &round.event {
             RoundEvent::Sealed { .. } => Some(false),
             // Other failures say nothing about whether there is something to gain.
-            RoundEvent::Failed(note) => (note.name == NOTHING_GAINED).then_some(true),
+            RoundEvent::Failed(note) => (note.kind == FaultKind::NothingGained).then_some(true),
             RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         });
         u32::try_from(ends.take_while(|nothing| *nothing).count()).unwrap_or(u32::MAX)
@@ -150,7 +147,7 @@ pub fn undecided(rollout: Option<&Rollout>, is_releaser_alive: bool) -> Option<&
 
 /// The same, read from the stream.
 pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Option<ReleaseId>, CarryError> {
-    let is_releaser_alive = fleet::live_workers(bus).await?.iter().any(|beat| beat.role == "releaser");
+    let is_releaser_alive = fleet::live_workers(bus).await?.iter().any(|beat| beat.role == Role::Releaser);
     Ok(undecided(rollout, is_releaser_alive).cloned())
 }
 
@@ -259,7 +256,7 @@ mod tests {
         let round = |number: u64, event: RoundEvent| {
             (number, 0, Round { model: ModelName::from_name("light"), number, event, said_at_ms: 0, signature: None })
         };
-        let nothing = |number| round(number, RoundEvent::Failed(FaultNote::new(NOTHING_GAINED, "", "")));
+        let nothing = |number| round(number, RoundEvent::Failed(FaultNote::new(FaultKind::NothingGained, "", "")));
         let missed = |number| round(number, RoundEvent::Failed(FaultNote::new("quorum_missed", "", "")));
         let (release, weights) = (ReleaseId::from_sha256([1; 32]), BlobRef::new([2; 32], 1));
         let sealed = |number| {

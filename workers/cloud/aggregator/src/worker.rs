@@ -17,7 +17,10 @@ use releases::trial::TrialRunner;
 use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
-use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
+use schemas::{
+    DecisionOrigin, FaultKind, FaultNote, ModelName, Release, Role, Round, RoundEvent, RoundReport, RoundState,
+    SiteName,
+};
 use streams::backoff::wait_about;
 use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Blobs, Bus, Publisher, ReleaseStore, subject, topology};
@@ -33,7 +36,7 @@ use crate::round_open::{self, RoundHistory, publish_round_event, stored_at_ms};
 use crate::settings::{AggregatorSettings, ClientSelection};
 use crate::verify::{ReleaseVerifyError, ReleaseWorkspace, make_folder, spawn_blocking};
 
-const ROLE: &str = "aggregator";
+const ROLE: Role = Role::Aggregator;
 /// How long a publication is retried.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of checking whether a round should be closed or opened.
@@ -96,7 +99,7 @@ pub async fn run(
             (beat.model, beat.release) = (Some(model.to_string()), Some(first.clone()));
             beat.rounds = Some(report);
         });
-    tracing::info!(role = ROLE, "started");
+    tracing::info!(role = ROLE.as_str(), "started");
     let worker = async {
         tokio::select! {
             ended = aggregator.run_worker(from_sequence) => ended,
@@ -109,7 +112,7 @@ pub async fn run(
         ended
     };
     let (ended, ()) = tokio::join!(stopping, heartbeats);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     ended
 }
 
@@ -130,11 +133,11 @@ async fn read_public_set(root: &Model, settings: &AggregatorSettings) -> Result<
     let read = move || Ok(PublicSet::read(&folder, &root, max_per_class, max_bytes)?);
     let public = spawn_blocking(read).await.map_err(|error| stop_fault("public_set_unusable", &error))?;
     for unreadable in public.unreadable.iter().take(5) {
-        tracing::warn!(role = ROLE, unreadable, "public picture skipped");
+        tracing::warn!(role = ROLE.as_str(), unreadable, "public picture skipped");
     }
     let missing = public.missing();
     if !missing.is_empty() {
-        tracing::warn!(role = ROLE, classes = ?missing, "public set lacks classes");
+        tracing::warn!(role = ROLE.as_str(), classes = ?missing, "public set lacks classes");
     }
     Ok(Some(Arc::new(public)))
 }
@@ -158,7 +161,7 @@ fn resume_point(history: &RoundHistory, root: &Model) -> (RoundTracker, u64) {
 /// The aggregator's own report in its heartbeat, for `status`.
 type AggregatorStatus = heartbeat::WorkerReport<RoundReport>;
 
-fn set_status(state: &AggregatorStatus, what: &str, why: impl Into<String>) {
+fn set_status(state: &AggregatorStatus, what: RoundState, why: impl Into<String>) {
     state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
@@ -196,7 +199,7 @@ impl Aggregator {
         while let Err(fault) = self.ensure_first_release().await {
             self.back_off(fault).await?;
         }
-        set_status(&self.state, "waiting", "for a round; `tributary round open` opens one");
+        set_status(&self.state, RoundState::Waiting, "for a round; `tributary round open` opens one");
         while let Err(fault) = self.apply_pushed_out_events(from_sequence).await {
             self.back_off(fault).await?;
         }
@@ -224,8 +227,8 @@ impl Aggregator {
         match fault {
             Fault::Stop(_) => Err(fault),
             Fault::Reject(note) | Fault::Retry { note, .. } => {
-                tracing::warn!(role = ROLE, fault = note.name, reason = note.reason, "retrying");
-                set_status(&self.state, "failed", format!("{} ({}); retrying", note.reason, note.name));
+                tracing::warn!(role = ROLE.as_str(), fault = note.kind.as_str(), reason = note.reason, "retrying");
+                set_status(&self.state, RoundState::Failed, format!("{} ({}); retrying", note.reason, note.kind));
                 wait_about(RETRY_DELAY).await;
                 Ok(())
             }
@@ -249,7 +252,8 @@ impl Aggregator {
         if sealed.is_none() {
             self.seal_first(&release).await?;
         }
-        let context = DecisionContext::new(ROLE, "baseline: sites were set up with it", clock::now_ms());
+        let context =
+            DecisionContext::new(DecisionOrigin::Aggregator, "baseline: sites were set up with it", clock::now_ms());
         // If another aggregator was faster, it published the same.
         decision_log::publish_decision(&self.publisher, &stage::first(self.model.clone(), release, context)).await?;
         Ok(())
@@ -271,7 +275,7 @@ impl Aggregator {
         make_folder(Some(&work)).map_err(|error| release_fault(error.into()))?;
         let (release, file) = prepare::prepare(model, origin, &self.trial, &work).await.map_err(Fault::Reject)?;
         let kept = prepare::keep_and_offer(self.releases.store(), &self.blobs, &self.model, &release, &file).await;
-        kept.map_err(|error| Fault::retry(error.name(), runtime::fault::error_chain(&error)))?;
+        kept.map_err(|error| Fault::retry(error.kind(), runtime::fault::error_chain(&error)))?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
             tracing::debug!(%error, "package not removed");
         }
@@ -334,7 +338,7 @@ impl Aggregator {
         };
         let number = current.number;
         let Some(why) = self.rounds.close_reason(clock::now_ms()) else { return Ok(()) };
-        tracing::info!(role = ROLE, round = number, why, "round closing");
+        tracing::info!(role = ROLE.as_str(), round = number, why, "round closing");
         publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why })
             .await?;
         Ok(())
@@ -344,11 +348,11 @@ impl Aggregator {
     /// anything new.
     fn is_paused(&self) -> bool {
         let stopped = self.settings.round.stop_after.is_some_and(|after| self.without_gain >= after);
-        if stopped && self.state.current_beat().state != "stopped" {
+        if stopped && self.state.current_beat().state != RoundState::Stopped {
             let gained_nothing = format!("{} rounds in a row gained nothing", self.without_gain);
             set_status(
                 &self.state,
-                "stopped",
+                RoundState::Stopped,
                 format!("{gained_nothing}; waiting for sites to learn from new labels, or for `tributary round open`"),
             );
         }
@@ -401,7 +405,7 @@ impl Aggregator {
         let rollout = decision_log::latest(&self.bus, &self.model).await?;
         if let Some(release) = round_open::read_undecided(&self.bus, rollout.as_ref()).await? {
             let why = format!("release {} is being tried; the next round opens when it is decided", release.short());
-            set_status(&self.state, "waiting", why);
+            set_status(&self.state, RoundState::Waiting, why);
             self.undecided_until = Instant::now() + HARD_CASE_INTERVAL;
             return Ok(());
         }
@@ -469,7 +473,7 @@ impl Aggregator {
                 Some(format!("round {number}: release {} from {updates} updates", release.short()))
             }
             RoundEvent::Failed(note) => {
-                Some(format!("round {number}: {} ({}); {}", note.reason, note.name, note.remedy))
+                Some(format!("round {number}: {} ({}); {}", note.reason, note.kind, note.remedy))
             }
             RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         };
@@ -478,7 +482,7 @@ impl Aggregator {
         if !self.is_past(number) {
             match &round.event {
                 RoundEvent::Sealed { .. } => self.without_gain = 0,
-                RoundEvent::Failed(note) if note.name == round_open::NOTHING_GAINED => self.without_gain += 1,
+                RoundEvent::Failed(note) if note.kind == FaultKind::NothingGained => self.without_gain += 1,
                 _ => {}
             }
         }
@@ -526,7 +530,7 @@ impl Aggregator {
                 }
                 let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
                 if let Err(error) = removed {
-                    tracing::debug!(role = ROLE, path = %path.display(), %error, "cleanup deferred");
+                    tracing::debug!(role = ROLE.as_str(), path = %path.display(), %error, "cleanup deferred");
                 }
             }
         }
@@ -537,14 +541,14 @@ impl Aggregator {
         self.fetched.clear();
         self.refused.clear();
         self.state.update_report(|report| {
-            (report.state, report.why) = ("waiting".into(), "for a round".into());
+            (report.state, report.why) = (RoundState::Waiting.into(), "for a round".into());
         });
     }
 
     fn publish_status(&self) {
         let Some(current) = self.rounds.current() else { return };
         self.state.update_report(|report| {
-            (report.state, report.why) = ("open".into(), String::new());
+            (report.state, report.why) = (RoundState::Open.into(), String::new());
             report.round = current.number;
             report.updates = u32::try_from(current.accepted.len()).unwrap_or(u32::MAX);
             report.quorum = current.terms.quorum;
@@ -573,7 +577,7 @@ impl Aggregator {
                     self.offer_weights(weights, &self.workspace.weights(&terms.base)).await?;
                 }
                 self.base = Some(Arc::new(base));
-                tracing::info!(role = ROLE, round = round.number, base = terms.base.short(), "round opened");
+                tracing::info!(role = ROLE.as_str(), round = round.number, base = terms.base.short(), "round opened");
                 Ok(())
             }
             Err(ReleaseVerifyError::Store(error)) if error.is_transient() => Err(error.into()),

@@ -1,15 +1,12 @@
 //! Decides what happens next to a model's releases. Pure.
 
 use releases::stage::{self, DecisionContext};
-use schemas::{Release, Rollout};
+use schemas::{DecisionOrigin, Release, Rollout};
 
 use crate::canary::{CanaryRuling, judge_canary};
 use crate::evidence::ReleaseEvidence;
 use crate::ring::{SiteWorkers, ring};
 use crate::settings::ReleaserSettings;
-
-/// Name of the releaser as the author of decisions.
-pub const BY: &str = "releaser";
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +30,7 @@ pub fn next_action(
         Ok(next) => ReleaserAction::Decide(Box::new(next)),
         Err(refused) => ReleaserAction::Wait(refused.to_string()),
     };
-    let context = |why: String| DecisionContext::new(BY, why, now_ms);
+    let context = |why: String| DecisionContext::new(DecisionOrigin::Releaser, why, now_ms);
     let Some(canary) = &rollout.canary else {
         let Some(candidate) = rollout.candidates.last() else {
             return ReleaserAction::Wait(format!("{} is stable", rollout.stable.release.short()));

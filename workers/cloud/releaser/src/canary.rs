@@ -14,12 +14,11 @@
 mod effect;
 mod measure;
 
-use schemas::{CanaryFinding, FindingOutcome};
+use schemas::{CanaryFinding, CanaryMeasure, FindingOutcome, Vocabulary as _};
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{CanaryTrial, RingMemory};
 use effect::effect;
-pub use measure::CanaryMeasure;
 
 /// Memory growth that is always allowed, MiB; less is noise.
 const MEMORY_LEAST_MIB: f64 = 64.0;
@@ -137,7 +136,7 @@ pub enum CanaryRuling {
 pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJudgement {
     let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.min_images;
     let (mut findings, mut open) = (Vec::new(), Vec::new());
-    for measure in CanaryMeasure::ALL {
+    for measure in CanaryMeasure::ALL.iter().copied() {
         match find(measure, trial, settings, enough) {
             Ok(finding) => {
                 if finding.says == FindingOutcome::Open {
@@ -167,7 +166,7 @@ fn rule(
         let (refused, sites) = (trial.refused.len(), trial.sites);
         return CanaryRuling::Withdraw(format!(
             "{refused} of {sites} sites refused it: {} ({})",
-            fault.reason, fault.name
+            fault.reason, fault.kind
         ));
     }
     if let Some(RingMemory { before_mib, after_mib }) = trial.memory.filter(|memory| enough && grew(memory, settings)) {
@@ -198,7 +197,7 @@ fn span(ms: u64) -> String {
 
 fn so_far(finding: &CanaryFinding) -> String {
     let which = if finding.better < 0.0 { "worse" } else { "better" };
-    let what = if finding.measure == CanaryMeasure::Agreement.as_str() { "sampled verdicts" } else { "images" };
+    let what = if finding.measure == CanaryMeasure::Agreement { "sampled verdicts" } else { "images" };
     format!(
         "{:.3} {which} ± {:.3} on {} {what}; the margin is {:.3}",
         finding.better.abs(),
@@ -225,7 +224,7 @@ fn find(
         _ => FindingOutcome::Open,
     };
     Ok(CanaryFinding {
-        measure: measure.as_str().into(),
+        measure: measure.into(),
         canary: found.canary,
         stable: found.stable,
         better: found.better,

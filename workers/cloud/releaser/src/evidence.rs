@@ -9,9 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use releases::PASSING;
 use schemas::swap::{Agreement, AgreementCount, MomentSums, ReleaseCounts, Swap};
-use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
+use schemas::{Canary, FaultKind, FaultNote, ModelName, ReleaseId, SiteName};
 
 /// Default length of a time slot, milliseconds.
 pub const SLOT_MS: u64 = 600_000;
@@ -29,8 +28,6 @@ const MAX_REPORTS: usize = 20_000;
 /// Most releases that a worker counts in one slot, and most site-release pairs that a verifier judges in one.
 const MAX_COUNTS: usize = 64;
 const MAX_AGREEMENTS: usize = 20_000;
-/// Fault name of a release that crashed its worker.
-pub const CRASHED: &str = "release_crashed";
 
 /// Everything sites and verifiers reported about a model in the last two days.
 #[derive(Debug, Clone)]
@@ -317,8 +314,9 @@ impl ReleaseEvidence {
             let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
             let refused =
                 self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
-            let reported =
-                refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
+            let reported = refused
+                .filter(|refused| refused.release == *release && refused.fault.kind == FaultKind::ReleaseCrashed)
+                .count();
             vanished.max(reported as u64)
         };
         ring.iter().map(of).sum()
@@ -341,7 +339,7 @@ impl ReleaseEvidence {
         if lately().any(|swap| swap.release == *release) {
             return None;
         }
-        let for_good = |fault: &FaultNote| !PASSING.contains(&fault.name.as_str());
+        let for_good = |fault: &FaultNote| !fault.is_passing();
         let refused = lately().flat_map(|swap| &swap.refused);
         let refused = refused.filter(|refused| refused.release == *release && for_good(&refused.fault));
         refused.map(|refused| refused.fault.clone()).last()
@@ -548,7 +546,7 @@ mod tests {
         let mut fewer = [ended("a", 2), vec![lives.clone()]].concat();
         fewer[0].left = true;
         assert_eq!(crashes(fewer), 0, "a normal stop is not a crash");
-        let fault = FaultNote::new(CRASHED, "it ended the worker", "");
+        let fault = FaultNote::new(FaultKind::ReleaseCrashed, "it ended the worker", "");
         let mut says = ended("a", 2);
         says[0].refused = vec![RefusedRelease { release: release(2), fault: fault.clone() }];
         says[1].refused = vec![RefusedRelease { release: release(2), fault }; 2];

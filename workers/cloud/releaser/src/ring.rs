@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use releases::PASSING;
 use releases::compatibility::{self, MachineProfile};
 use releases::stage;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
@@ -145,7 +144,7 @@ pub fn due_orders(
         } else if is_ordered {
             // Refused for good: nothing changes until there is another decision.
             let refused = workers.iter().flat_map(|swap| &swap.refused).find(|refused| refused.release == *wanted);
-            let for_good = refused.is_some_and(|refused| !PASSING.contains(&refused.fault.name.as_str()));
+            let for_good = refused.is_some_and(|refused| !refused.fault.is_passing());
             !there && !for_good && now_ms.saturating_sub(given_at_ms) >= REPEAT_AFTER_MS
         } else {
             true
@@ -168,7 +167,7 @@ pub fn due_orders(
 mod tests {
     use super::*;
     use releases::stage::{DecisionContext, canary, candidate, first, stable, withdraw};
-    use schemas::{MachineRequirements, RefusedRelease};
+    use schemas::{DecisionOrigin, FaultKind, MachineRequirements, RefusedRelease};
 
     fn release(number: u8) -> Release {
         Release {
@@ -183,7 +182,7 @@ mod tests {
     }
 
     fn context() -> DecisionContext {
-        DecisionContext::new("hand", "because", 5)
+        DecisionContext::new(DecisionOrigin::Hand, "because", 5)
     }
 
     fn swap(site: &str, runs: u8) -> Swap {
@@ -254,7 +253,7 @@ mod tests {
         swaps[1].memory_free_mib = Some(3);
         let all = [RingSettings { share_ratio: Some(1.0), ..RingSettings::default() }];
         let (able, unable) = ring(&all, 0, &begun(), &release(1), &sites(&swaps));
-        assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
+        assert_eq!((able.len(), unable.len(), unable[0].1.kind.known()), (1, 1, Some(FaultKind::MemoryShort)));
         let moved = stable(&begun(), release(1), context()).unwrap();
         assert_eq!(names(&due_orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
         let words = blocked_sites(&moved, &sites(&swaps)).unwrap();

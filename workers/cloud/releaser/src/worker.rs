@@ -12,7 +12,7 @@ use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::trust;
 use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
-use schemas::{FaultNote, ModelName, ReleaseId, Rollout, SiteName, Swap};
+use schemas::{FaultNote, ModelName, ReleaseId, Role, Rollout, SiteName, Swap};
 use streams::backoff::wait_about;
 use streams::reader::{self, StreamLevel, StreamRange};
 use streams::{Blobs, Bus, Publisher, ReleaseStore, topology};
@@ -23,7 +23,7 @@ use crate::evidence::ReleaseEvidence;
 use crate::ring::{StandingOrder, blocked_sites, due_orders, relevant_sites};
 use crate::settings::ReleaserSettings;
 
-const ROLE: &str = "releaser";
+const ROLE: Role = Role::Releaser;
 /// How long a publication is retried.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before retrying after a temporary failure.
@@ -69,7 +69,7 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
         standing: BTreeMap::new(),
         judged_at: None,
     };
-    tracing::info!(role = ROLE, "started");
+    tracing::info!(role = ROLE.as_str(), "started");
     let worker = async {
         tokio::select! {
             biased;
@@ -78,7 +78,7 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
         }
     };
     tokio::join!(worker, heartbeats);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     Ok(())
 }
 
@@ -106,7 +106,7 @@ impl Releaser {
         loop {
             // Starts over after a failure and reads everything again.
             if let Err(fault) = self.follow().await {
-                tracing::warn!(role = ROLE, ?fault, "retrying");
+                tracing::warn!(role = ROLE.as_str(), ?fault, "retrying");
             }
             wait_about(RETRY_DELAY).await;
         }
@@ -241,7 +241,7 @@ impl Releaser {
             return Ok(None);
         }
         let (stage, why) = (decided.decision.stage.as_str(), &decided.decision.why);
-        tracing::info!(role = ROLE, model = %decided.model, release = decided.decision.release.short(), stage, why, "rollout decided");
+        tracing::info!(role = ROLE.as_str(), model = %decided.model, release = decided.decision.release.short(), stage, why, "rollout decided");
         self.set_status(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()));
         self.tally.finished.fetch_add(1, Ordering::Relaxed);
         self.stands(decided.clone());
@@ -260,13 +260,13 @@ impl Releaser {
             let release = &order.release;
             if *with_package && !offered.contains(&&release.release) {
                 let kept = package::offer(&self.store, model, &self.blobs, &release.package).await;
-                kept.map_err(|error| Fault::retry(error.name(), runtime::fault::error_chain(&error)))?;
+                kept.map_err(|error| Fault::retry(error.kind(), runtime::fault::error_chain(&error)))?;
                 offered.push(&release.release);
             }
             let signed = self.key.as_ref().map(|key| trust::sign(order.clone(), key, now_ms)).transpose()?;
             decision_log::publish_order(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
             let (release, stage) = (release.release.clone(), order.stage.as_str());
-            tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "order given");
+            tracing::info!(role = ROLE.as_str(), site = %order.site, release = release.short(), stage, "order given");
             standing.insert(order.site.clone(), StandingOrder { release, at_ms: now_ms });
         }
         Ok(())

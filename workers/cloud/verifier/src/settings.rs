@@ -1,5 +1,6 @@
 //! Settings of the verifier.
 
+use schemas::Role;
 use std::path::PathBuf;
 
 use schemas::limits::MAX_TRIES;
@@ -52,7 +53,7 @@ impl Default for VerifierSettings {
 impl VerifierSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check("verifier")?;
+        self.scale.check(Role::Verifier)?;
         self.infer.decode.check().map_err(|why| format!("verifier.{why}"))?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("verifier.temperature is {temperature}; it must be above 0"));

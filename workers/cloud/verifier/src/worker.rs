@@ -13,7 +13,8 @@ use runtime::{
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, ModelName, Payload, Prediction, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode, encode,
+    FaultNote, ModelName, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode,
+    encode,
 };
 use serving::order_watch;
 use serving::release_counter::ReleaseCounter;
@@ -154,7 +155,7 @@ pub fn hard_case_publication(request: &VerifyRequest) -> Result<Option<Publicati
 }
 
 impl Handler for Verifier {
-    const ROLE: &'static str = "verifier";
+    const ROLE: Role = Role::Verifier;
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

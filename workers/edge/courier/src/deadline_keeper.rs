@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use runtime::handler::DeadLetterContext;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock};
-use schemas::{Answer, AnswerStage, FaultNote, Reason, Route, SiteName, decode};
+use schemas::{Answer, AnswerStage, FaultNote, Reason, Role, Route, SiteName, decode};
 use streams::reader::StoredMessage;
 use streams::{Bus, Delivery, reader, subject, topology};
 
@@ -24,7 +24,7 @@ pub struct DeadlineKeeper {
 }
 
 impl Handler for DeadlineKeeper {
-    const ROLE: &'static str = "courier";
+    const ROLE: Role = Role::Courier;
     const STREAM: &'static str = topology::ANSWERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

@@ -7,7 +7,7 @@ use runtime::trust::TrustError;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages};
 use schemas::limits::{MAX_WEIGHTS_BYTES, PIECE_BYTES};
 use schemas::task::HEADER_BLOB;
-use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
+use schemas::{BlobRef, FaultNote, Order, Role, Round, RoundEvent, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
 use streams::{Blobs, Delivery, Publication, subject, topology};
@@ -59,12 +59,12 @@ impl NoteCarrier {
                 Ok(()) => {}
                 // Most likely the round is over, so the site cannot take part. Or the blobs are not offered again yet.
                 Err(Fault::Reject(note)) if delivery.attempts < TRIES => {
-                    return Err(Fault::retry(&note.name, note.reason));
+                    return Err(Fault::retry(note.kind, note.reason));
                 }
                 Err(Fault::Reject(note)) => {
-                    let (fault, reason) = (note.name, note.reason);
+                    let (fault, reason) = (note.kind.as_str(), note.reason);
                     tracing::warn!(
-                        role = ROLE,
+                        role = ROLE.as_str(),
                         subject = delivery.subject(),
                         fault,
                         reason,
@@ -103,13 +103,13 @@ impl NoteCarrier {
     }
 }
 
-const ROLE: &str = "courier";
+const ROLE: Role = Role::Courier;
 
 /// Carries the openings of rounds.
 pub struct RoundNotes(pub NoteCarrier);
 
 impl Handler for RoundNotes {
-    const ROLE: &'static str = ROLE;
+    const ROLE: Role = ROLE;
     const STREAM: &'static str = topology::UPDATES;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
@@ -137,7 +137,7 @@ impl Handler for RoundNotes {
 pub struct OrderNotes(pub NoteCarrier);
 
 impl Handler for OrderNotes {
-    const ROLE: &'static str = ROLE;
+    const ROLE: Role = ROLE;
     const STREAM: &'static str = topology::ORDERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

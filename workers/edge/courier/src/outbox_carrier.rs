@@ -31,6 +31,7 @@ use crate::deadline_keeper;
 use crate::outbox_index::{OutboxEntry, OutboxIndex, UrgencyClass};
 use crate::probe::LinkHandle;
 use crate::settings::CourierSettings;
+use crate::worker::ROLE;
 
 /// How long the cloud may take to store a message that reached it, before that counts as a failure.
 const CLOUD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,7 +119,7 @@ impl OutboxCarrier {
         scanner.spawn(scan_outbox(self.here.clone(), sender));
         let mut uploads = JoinSet::new();
         let mut maintenance = tokio::time::interval(MAINTENANCE_INTERVAL);
-        tracing::info!(role = "courier", stream = topology::OUTBOX, uploads = self.settings.uploads, "started");
+        tracing::info!(role = ROLE.as_str(), stream = topology::OUTBOX, uploads = self.settings.uploads, "started");
         let mut was_up = false;
         loop {
             let up = self.link.report().up;
@@ -141,7 +142,7 @@ impl OutboxCarrier {
             }
         }
         self.save_usage().await;
-        tracing::info!(role = "courier", stream = topology::OUTBOX, "stopped");
+        tracing::info!(role = ROLE.as_str(), stream = topology::OUTBOX, "stopped");
         Ok(())
     }
 
@@ -312,13 +313,13 @@ impl OutboxCarrier {
             self.publisher().publish(&crate::verdict_carrier::publication(&answer)?).await?;
         }
         tracing::warn!(
-            role = "courier",
+            role = ROLE.as_str(),
             subject = record.subject,
-            fault = note.name,
+            fault = note.kind.as_str(),
             reason = note.reason,
             "message dead-lettered"
         );
-        let dead = dead_letter::from_stored_message("courier", topology::OUTBOX, &self.site, task, record, 1, note);
+        let dead = dead_letter::from_stored_message(ROLE, topology::OUTBOX, &self.site, task, record, 1, note);
         let slot = subject::dead(topology::OUTBOX, &self.site, dead.id);
         self.publisher().publish(&Publication::first_on_subject(slot, encode(&dead)?)).await?;
         reader::delete_message(&self.here, topology::OUTBOX, record.sequence).await?;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::Shutdown;
-use schemas::{CloudReport, LinkReport};
+use schemas::{CloudReport, LinkReport, Role};
 use streams::fleet;
 use streams::{Bus, reader, topology};
 use tokio::sync::{Notify, watch};
@@ -172,7 +172,7 @@ impl LinkHandle {
 async fn verifier_capacity(cloud: &Bus) -> (u32, f64) {
     let beats = tokio::time::timeout(FLEET_INTERVAL, async { fleet::live_workers(cloud).await }).await;
     let Ok(Ok(beats)) = beats else { return (0, 0.0) };
-    let verifiers = beats.iter().filter(|beat| beat.role == "verifier" && beat.cost_ms.is_some());
+    let verifiers = beats.iter().filter(|beat| beat.role == Role::Verifier && beat.cost_ms.is_some());
     let (replicas, cost) = verifiers.fold((0, 0.0), |(replicas, cost), beat| {
         (replicas + beat.replicas, cost + f64::from(beat.replicas) * beat.cost_ms.unwrap_or(0.0))
     });

@@ -5,7 +5,7 @@ use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, metrics};
 use schemas::task::HEADER_IMAGE;
-use schemas::{Answer, AnswerStage, FaultNote, Reason, Route, SiteName, Verdict, decode, encode};
+use schemas::{Answer, AnswerStage, FaultNote, Reason, Role, Route, SiteName, Verdict, decode, encode};
 use streams::reader::StoredMessage;
 use streams::{Delivery, Publication, subject, topology};
 
@@ -35,7 +35,7 @@ impl VerdictCarrier {
 }
 
 impl Handler for VerdictCarrier {
-    const ROLE: &'static str = "courier";
+    const ROLE: Role = Role::Courier;
     const STREAM: &'static str = topology::VERDICTS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

@@ -7,7 +7,7 @@ use runtime::consumer::WorkerStats;
 use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::ticket::TicketKey;
 use runtime::{ConsumerConfig, Fault, Shutdown, consume, heartbeat, retry_until_found};
-use schemas::SiteName;
+use schemas::{Role, SiteName};
 use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
 
@@ -20,7 +20,7 @@ use crate::settings::CourierSettings;
 use crate::trust_anchor::TrustAnchor;
 use crate::verdict_carrier::VerdictCarrier;
 
-const ROLE: &str = "courier";
+pub(crate) const ROLE: Role = Role::Courier;
 /// How long a publication is retried before its message is returned.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most deadlines checked, and verdicts handled, at a time.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::{Fault, clock, dead_letter};
-use schemas::{DeadLetter, FaultNote, OutcomeReport, SiteName, TaskId, encode};
+use schemas::{DeadLetter, FaultNote, OutcomeReport, Role, SiteName, TaskId, encode};
 use streams::reader::{self, StoredMessage, StreamLevel, StreamRange};
 use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, Publication, Publisher, subject, topology};
@@ -137,7 +137,10 @@ fn refusal_letter(site: &SiteName, heard: TapMessage) -> DeadLetter {
         payload: heard.payload,
     };
     let id = TaskId::new_random();
-    DeadLetter { id, ..dead_letter::from_stored_message("janitor", topology::IMAGES, site, None, &record, 0, fault) }
+    DeadLetter {
+        id,
+        ..dead_letter::from_stored_message(Role::Janitor, topology::IMAGES, site, None, &record, 0, fault)
+    }
 }
 
 #[cfg(test)]

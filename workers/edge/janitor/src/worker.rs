@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use runtime::consumer::WorkerStats;
 use runtime::{Fault, Shutdown, clock, heartbeat};
-use schemas::{FaultNote, OutcomeReport, SiteName};
+use schemas::{FaultNote, OutcomeReport, Role, SiteName};
 use streams::checkup::Checkup;
 use streams::reader::{self, ConsumerProgress, StreamLevel};
 use streams::{Bus, Publisher, blob_sweep, image_refusal, monitor, server, topology};
@@ -20,7 +20,7 @@ use crate::purge::purge_before;
 use crate::refused;
 use crate::settings::JanitorSettings;
 
-const ROLE: &str = "janitor";
+const ROLE: Role = Role::Janitor;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an acknowledged image may seem to lack an outcome, while its answer is on the way to the stream or to
 /// us.
@@ -92,7 +92,7 @@ pub async fn run(
         shutdown.request();
         ended
     };
-    tracing::info!(role = ROLE, "started");
+    tracing::info!(role = ROLE.as_str(), "started");
     let checkup = Checkup {
         bus: &bus,
         cloud: cloud.as_ref().map(|(cloud, _)| cloud),
@@ -104,7 +104,7 @@ pub async fn run(
     let (disk, health) = (watch_disk(&bus, settings, &report, &shutdown), watch_health(&checkup, &faults, &shutdown));
     let refusals = watch_refused(&bus, &site, &report, &shutdown);
     let (ended, (), (), (), ()) = tokio::join!(passes, heartbeats, disk, health, refusals);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     ended
 }
 
@@ -263,12 +263,17 @@ async fn watch_health(checkup: &Checkup<'_>, faults: &Mutex<Vec<FaultNote>>, shu
         loop {
             let now = checkup.find_faults().await;
             let before = std::mem::replace(&mut *faults.lock().unwrap_or_else(PoisonError::into_inner), now.clone());
-            let known = |notes: &[FaultNote], note: &FaultNote| notes.iter().any(|other| other.name == note.name);
+            let known = |notes: &[FaultNote], note: &FaultNote| notes.iter().any(|other| other.kind == note.kind);
             for note in now.iter().filter(|note| !known(&before, note)) {
-                tracing::warn!(fault = note.name, reason = note.reason, remedy = note.remedy, "fault detected");
+                tracing::warn!(
+                    fault = note.kind.as_str(),
+                    reason = note.reason,
+                    remedy = note.remedy,
+                    "fault detected"
+                );
             }
             for note in before.iter().filter(|note| !known(&now, note)) {
-                tracing::info!(fault = note.name, "fault cleared");
+                tracing::info!(fault = note.kind.as_str(), "fault cleared");
             }
             tokio::time::sleep(CHECKUP_INTERVAL).await;
         }

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
 use runtime::consumer::WorkerStats;
 use runtime::{Fault, Shutdown, heartbeat};
-use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
+use schemas::{Answer, FaultNote, Role, SiteName, TaskId, codec, decode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::reader::{self, StoredMessage, StreamRange};
@@ -20,7 +20,7 @@ use tokio::time::{Instant, interval};
 
 use crate::settings::{NotifierSettings, split_address};
 
-const ROLE: &str = "notifier";
+const ROLE: Role = Role::Notifier;
 /// Most answers in flight to the MQTT listener; a guess.
 const WINDOW: usize = 32;
 /// Interval of saving the position in the stream.
@@ -64,7 +64,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
         },
     );
     let notifier = Notifier { bus: &bus, site: &site, listener, stats: &stats, fault: &fault, shutdown: &shutdown };
-    tracing::info!(role = ROLE, mqtt = settings.mqtt, "started");
+    tracing::info!(role = ROLE.as_str(), mqtt = settings.mqtt, "started");
     let publishing = async {
         while !shutdown.is_requested() {
             if bus.is_gone().await {
@@ -82,7 +82,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
         Ok(())
     };
     let (ended, ()) = tokio::join!(publishing, heartbeats);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     ended
 }
 

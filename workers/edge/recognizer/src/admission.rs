@@ -249,7 +249,7 @@ impl Admission {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         DecisionReport {
             policy: policy.name.to_string(),
-            state: state.mode.as_str().into(),
+            state: state.mode.into(),
             why: why(&state, &load, &network),
             cpu_ratio: load.cpu_ratio,
             memory_ratio: load.memory_ratio,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use runtime::handler::DeadLetterContext;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown};
-use schemas::{Answer, FaultNote, Reason, ReleaseId, Route, SiteName, decode};
+use schemas::{Answer, FaultNote, Reason, ReleaseId, Role, Route, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
 use streams::{Bus, CarryError, Delivery, topology};
@@ -119,7 +119,7 @@ pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Re
 }
 
 impl Handler for VerdictLearner {
-    const ROLE: &'static str = "recognizer";
+    const ROLE: Role = Role::Recognizer;
     const STREAM: &'static str = topology::ANSWERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

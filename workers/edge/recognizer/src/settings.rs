@@ -1,5 +1,6 @@
 //! Settings of the recognizer.
 
+use schemas::Role;
 use std::path::PathBuf;
 
 use runtime::drift::DriftSettings;
@@ -66,11 +67,11 @@ impl Default for RecognizerSettings {
 impl RecognizerSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check("recognizer")?;
+        self.scale.check(Role::Recognizer)?;
         self.infer.decode.check().map_err(|why| format!("recognizer.{why}"))?;
         self.gate.check()?;
         self.policy.check()?;
-        self.drift.check("recognizer")?;
+        self.drift.check(Role::Recognizer)?;
         self.verify.check()?;
         if self.report_s == 0 || self.count_s == 0 {
             return Err("recognizer.report_s and recognizer.count_s must be at least 1".into());

@@ -10,7 +10,7 @@ use offload::calibration::{Calibration, CalibrationEvidence};
 use offload::gate::Gate;
 use offload::policy::{Policy, PolicyName};
 use runtime::Shutdown;
-use schemas::{LinkReport, ReleaseId, SiteName};
+use schemas::{LinkReport, ReleaseId, Role, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::backoff::wait_about;
 use streams::fleet::{HeartbeatBucket, Ledger};
@@ -181,7 +181,7 @@ impl Signals {
     }
 
     async fn follow_courier(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
-        let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats("courier").await?;
+        let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats(Role::Courier).await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
             // By our own clock, because the courier may run on another machine. A report from before we subscribed is

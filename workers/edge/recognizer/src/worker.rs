@@ -24,7 +24,7 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, Route, SiteName, Task, TaskId};
 use serving::order_watch;
 use serving::release_counter::ReleaseCounter;
 use serving::report::SwapReporter;
@@ -331,7 +331,7 @@ impl Recognizer {
 }
 
 impl Handler for Recognizer {
-    const ROLE: &'static str = "recognizer";
+    const ROLE: Role = Role::Recognizer;
     const STREAM: &'static str = topology::IMAGES;
 
     async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

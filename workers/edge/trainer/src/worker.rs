@@ -13,7 +13,10 @@ use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, RoundTerms, SiteName, TrainingReport};
+use schemas::{
+    FaultNote, HardFocus, ModelName, ReleaseId, Role, Round, RoundEvent, RoundTerms, SiteName, TrainerState,
+    TrainingReport,
+};
 use streams::backoff::{Backoff, wait_about};
 use streams::fleet::{HeartbeatBucket, Ledger};
 use streams::{Blobs, Bus, Publisher, reader, subject, topology};
@@ -35,7 +38,7 @@ use training::train::{TrainContext, TrainedModel, train_model};
 
 use self::send::TrainingOutcome;
 
-const ROLE: &str = "trainer";
+const ROLE: Role = Role::Trainer;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before retrying after a temporary failure.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -99,16 +102,16 @@ pub async fn run(
             beat.training = Some(report);
         },
     );
-    tracing::info!(role = ROLE, "started");
+    tracing::info!(role = ROLE.as_str(), "started");
     tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_queue(&bus, &shutdown), heartbeats);
-    tracing::info!(role = ROLE, "stopped");
+    tracing::info!(role = ROLE.as_str(), "stopped");
     Ok(())
 }
 
 /// The trainer's own report in its heartbeat, for `status`.
 type TrainerStatus = heartbeat::WorkerReport<TrainingReport>;
 
-fn set_status(state: &TrainerStatus, what: &str, why: impl Into<String>) {
+fn set_status(state: &TrainerStatus, what: TrainerState, why: impl Into<String>) {
     state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
@@ -135,8 +138,8 @@ impl Trainer {
                 let pause = match self.train_if_due(&mut collector).await {
                     Ok(()) => Duration::from_secs(self.settings.collect.every_s.into()),
                     Err(fault) => {
-                        tracing::warn!(role = ROLE, ?fault, "retrying");
-                        set_status(&self.state, "failed", describe_fault(&fault));
+                        tracing::warn!(role = ROLE.as_str(), ?fault, "retrying");
+                        set_status(&self.state, TrainerState::Failed, describe_fault(&fault));
                         Backoff::steady(RETRY_DELAY).next_pause()
                     }
                 };
@@ -213,13 +216,13 @@ impl Trainer {
         let unfinished = self.find_unfinished(collector).await?;
         let is_unfinished = unfinished.is_some();
         if !is_unfinished && request.is_none() && fresh < u64::from(least) {
-            set_status(&self.state, "collecting", format!("{fresh} of {least} new labels"));
+            set_status(&self.state, TrainerState::Collecting, format!("{fresh} of {least} new labels"));
             return Ok(());
         }
         if let Some(missing) = collection.missing().filter(|_| !is_unfinished) {
             let round =
                 request.map(|request| format!("round {} asks for an update; ", request.round)).unwrap_or_default();
-            set_status(&self.state, "collecting", format!("{round}{missing}"));
+            set_status(&self.state, TrainerState::Collecting, format!("{round}{missing}"));
             return Ok(());
         }
         let marks = collector.marks();
@@ -231,7 +234,7 @@ impl Trainer {
         let copy = match unfinished {
             Some(copy) => copy,
             None => {
-                set_status(&self.state, "copying", format!("{labelled} images"));
+                set_status(&self.state, TrainerState::Copying, format!("{labelled} images"));
                 collector.copy_images(&self.blobs, &self.settings.work, self.settings.collect.max_mib).await?
             }
         };
@@ -246,7 +249,7 @@ impl Trainer {
             CheckpointFolder::remove(&self.settings.work);
             collector.collection.mark_trained();
         }
-        set_status(&self.state, "collecting", "training finished");
+        set_status(&self.state, TrainerState::Collecting, "training finished");
         Ok(())
     }
 
@@ -257,7 +260,7 @@ impl Trainer {
         }
         let copy = TrainingCopy::read(&self.settings.work)?;
         if collector.is_outdated(&copy).await? {
-            tracing::info!(role = ROLE, "labels retracted; training restarted");
+            tracing::info!(role = ROLE.as_str(), "labels retracted; training restarted");
             CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
         }
@@ -274,7 +277,7 @@ impl Trainer {
     ) -> Result<Option<String>, Fault> {
         let settings = request.map_or_else(|| self.settings.clone(), |request| request.settings(&self.settings));
         self.state.update_report(|report| {
-            (report.state, report.why) = ("training".into(), format!("on {} images", copy.images.len()));
+            (report.state, report.why) = (TrainerState::Training.into(), format!("on {} images", copy.images.len()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
             (report.before, report.after) = (None, None);
         });
@@ -282,7 +285,7 @@ impl Trainer {
         let focus = request.and_then(|request| request.terms.focus.clone());
         let work = self.training_task(base.clone(), settings.clone(), focus);
         // In a thread of its own, because its scheduling must not stick to a thread that others reuse.
-        let thread = std::thread::Builder::new().name(ROLE.into()).spawn(move || {
+        let thread = std::thread::Builder::new().name(ROLE.to_string()).spawn(move || {
             let _nobody_waits = ended.send(work());
         });
         thread.map_err(|error| Fault::retry("thread_missing", error))?;
@@ -293,14 +296,14 @@ impl Trainer {
             Err(TrainError::Stopped) => return Ok(None),
             Err(error) => {
                 let why = format!("no update sent: {}", runtime::fault::error_chain(&error));
-                tracing::warn!(role = ROLE, why, "training failed");
+                tracing::warn!(role = ROLE.as_str(), why, "training failed");
                 return Ok(Some(why));
             }
         };
         // An update for a round is judged by the aggregator, on more images than the few in this holdout.
         if let Some(why) = trained.has_no_gain().filter(|_| request.is_none()) {
             let why = format!("no update sent: {why}");
-            tracing::info!(role = ROLE, why, "training did not improve the model on the holdout");
+            tracing::info!(role = ROLE.as_str(), why, "training did not improve the model on the holdout");
             return Ok(Some(why));
         }
         let local = request.map(|request| &request.terms.local[..]).unwrap_or_default();
@@ -320,7 +323,7 @@ impl Trainer {
             right(update.before),
             update.after.images
         );
-        tracing::info!(role = ROLE, update = %update.id(), size_bytes = update.weights.size_bytes, "update sent");
+        tracing::info!(role = ROLE.as_str(), update = %update.id(), size_bytes = update.weights.size_bytes, "update sent");
         self.state.update_report(|report| report.sent += 1);
         Ok(Some(result))
     }
@@ -363,15 +366,17 @@ impl Trainer {
         let watch = async {
             loop {
                 if let Ok(fleet) = HeartbeatBucket::open(bus).await
-                    && let Ok(mut beats) = fleet.follow_heartbeats("recognizer").await
+                    && let Ok(mut beats) = fleet.follow_heartbeats(Role::Recognizer).await
                 {
                     while let Some(beat) = beats.next().await {
                         let waits_s = beat.decision.map_or(0.0, |decision| decision.queue_s);
                         let yields = waits_s > self.settings.limits.yield_queue_s;
                         let before = self.yields.swap(yields, Ordering::Relaxed);
                         let doing = self.state.current_beat().state;
-                        if before != yields && matches!(doing.as_str(), "training" | "yielding") {
-                            let state = if yields { "yielding" } else { "training" };
+                        if before != yields
+                            && matches!(doing.known(), Some(TrainerState::Training | TrainerState::Yielding))
+                        {
+                            let state = if yields { TrainerState::Yielding } else { TrainerState::Training };
                             set_status(
                                 &self.state,
                                 state,
@@ -413,7 +418,7 @@ fn base_folder(work: &Path, release: &ReleaseId) -> PathBuf {
 fn describe_fault(fault: &Fault) -> String {
     match fault {
         Fault::Reject(note) | Fault::Stop(note) | Fault::Retry { note, .. } => {
-            format!("{} ({}): {}", note.reason, note.name, note.remedy)
+            format!("{} ({}): {}", note.reason, note.kind, note.remedy)
         }
         Fault::Wait { .. } => "later".into(),
     }

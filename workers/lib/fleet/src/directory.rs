@@ -18,12 +18,11 @@ use std::path::{Path, PathBuf};
 use runtime::clock;
 use runtime::site_key::SiteKey;
 use runtime::trust::sign_root;
-use schemas::{ReleaseId, Root, SiteName};
+use schemas::{ReleaseId, Role, Root, SiteName, Vocabulary as _};
 use serde::{Deserialize, Serialize};
 use streams::nkey::UserKey;
 use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, hub_accounts};
 use streams::server::write_private;
-use streams::subject_table::Role;
 
 use crate::certificate::{IssuedCertificate, issue_hub, make_authority};
 use crate::error::FleetError;
@@ -33,12 +32,24 @@ const FLEET: &str = "fleet.json";
 
 /// Roles in the cloud, each with a key of its own. `operator` has all rights in the fleet's account, `system`
 /// reloads the server and closes connections.
-pub const ROLES: [&str; 5] = ["verifier", "aggregator", "releaser", "operator", "system"];
+pub const ROLES: [Role; 5] = [Role::Verifier, Role::Aggregator, Role::Releaser, Role::Operator, Role::System];
 
 /// Roles that sign instructions to sites.
-const SIGNERS: [&str; 2] = ["releaser", "aggregator"];
+const SIGNERS: [Role; 2] = [Role::Releaser, Role::Aggregator];
 /// Validity of a root: a year.
 const ROOT_VALID_MS: u64 = 365 * 24 * 3_600_000;
+
+/// The role of this name that has a key of its own at the hub.
+///
+/// # Errors
+/// An unknown role.
+pub fn hub_role(name: &str) -> Result<Role, FleetError> {
+    ROLES.into_iter().find(|role| role.as_str() == name).ok_or_else(|| no_role_of_hub(name))
+}
+
+fn no_role_of_hub(name: &str) -> FleetError {
+    FleetError::Site(format!("{name} is not a role of the hub; use {}", ROLES.map(Role::as_str).join(", ")))
+}
 
 /// Address of the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +137,7 @@ impl FleetFolder {
         for role in ROLES {
             let key = UserKey::generate().map_err(|error| not_made("a key", &error))?;
             write(&private.join(format!("{role}.nk")), &(key.seed() + "\n"))?;
-            roles.insert(role.to_owned(), key.public_key());
+            roles.insert(role.to_string(), key.public_key());
         }
         let (authority_ends_at_ms, certificate_ends_at_ms) = (authority.ends_at_ms, 0);
         let sites = BTreeMap::new();
@@ -209,10 +220,10 @@ impl FleetFolder {
     /// the old key are no longer valid; otherwise they are until the next rotation.
     ///
     /// # Errors
-    /// An unknown role, or an offline key that is missing or wrong.
-    pub fn rotate_role(&mut self, role: &str, key: Option<&Path>, is_stolen: bool) -> Result<(), FleetError> {
+    /// A role that has no key at the hub, or an offline key that is missing or wrong.
+    pub fn rotate_role(&mut self, role: Role, key: Option<&Path>, is_stolen: bool) -> Result<(), FleetError> {
         if !ROLES.contains(&role) {
-            return Err(FleetError::Site(format!("{role} is not a role of the hub; use {}", ROLES.join(", "))));
+            return Err(no_role_of_hub(role.as_str()));
         }
         if SIGNERS.contains(&role) {
             let path = self.signing_file(role);
@@ -222,7 +233,7 @@ impl FleetFolder {
             let _absent = std::fs::remove_file(&new_path);
             let new = make_key(&new_path)?.public();
             let keys = match role {
-                "releaser" => &mut self.state.root.releaser,
+                Role::Releaser => &mut self.state.root.releaser,
                 _ => &mut self.state.root.aggregator,
             };
             keys.truncate(usize::from(!is_stolen));
@@ -236,7 +247,7 @@ impl FleetFolder {
         }
         let pair = UserKey::generate().map_err(|error| not_made("a key", &error))?;
         write(&self.role_file(role), &(pair.seed() + "\n"))?;
-        self.state.roles.insert(role.to_owned(), pair.public_key());
+        self.state.roles.insert(role.to_string(), pair.public_key());
         self.save()
     }
 
@@ -246,7 +257,7 @@ impl FleetFolder {
     }
 
     /// The key that a role signs with: `releaser` orders, `aggregator` rounds.
-    pub fn signing_file(&self, role: &str) -> PathBuf {
+    pub fn signing_file(&self, role: Role) -> PathBuf {
         self.folder.join(format!("hub/{role}.sign"))
     }
 
@@ -350,7 +361,7 @@ impl FleetFolder {
     }
 
     /// File of the seed of a role's NKey.
-    pub fn role_file(&self, role: &str) -> PathBuf {
+    pub fn role_file(&self, role: Role) -> PathBuf {
         self.folder.join(format!("hub/{role}.nk"))
     }
 
@@ -402,8 +413,8 @@ impl FleetFolder {
 
     fn accounts(&self) -> String {
         let mut users = Vec::new();
-        for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != "system") {
-            let rights = match Role::of_worker(role).and_then(SubjectPermissions::of_role_in_cloud) {
+        for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != Role::System.as_str()) {
+            let rights = match Role::from_word(role).and_then(SubjectPermissions::of_role_in_cloud) {
                 Some(rights) => format!(", permissions: {}", rights.configuration()),
                 None => String::new(),
             };
@@ -415,7 +426,7 @@ impl FleetFolder {
             (site.clone(), users.collect())
         };
         let sites: Vec<(SiteName, Vec<String>)> = self.state.sites.iter().map(site).collect();
-        let system = self.state.roles.get("system").map(String::as_str).unwrap_or_default();
+        let system = self.state.roles.get(Role::System.as_str()).map(String::as_str).unwrap_or_default();
         format!(
             "# Written by tributary; changes are lost.\naccounts {{\n{}  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
             hub_accounts(&users, &sites, CLOUD_DOMAIN)
@@ -477,24 +488,24 @@ mod tests {
     fn a_rotated_role_is_listed_in_the_root_beside_its_old_key_or_alone() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = FleetFolder::init(folder.path(), address()).unwrap();
-        let signed_by = |fleet: &FleetFolder| SiteKey::read(&fleet.signing_file("releaser")).unwrap().public();
+        let signed_by = |fleet: &FleetFolder| SiteKey::read(&fleet.signing_file(Role::Releaser)).unwrap().public();
         let (first, root) = (signed_by(&fleet), fleet.root().clone());
-        fleet.rotate_role("releaser", None, false).unwrap();
+        fleet.rotate_role(Role::Releaser, None, false).unwrap();
         let second = signed_by(&fleet);
         assert_eq!(fleet.root().releaser, [second.clone(), first.clone()]);
         assert_eq!(runtime::trust::check_root(fleet.root(), &root, clock::now_ms()), Ok(()));
-        fleet.rotate_role("releaser", None, true).unwrap();
+        fleet.rotate_role(Role::Releaser, None, true).unwrap();
         assert_eq!(fleet.root().releaser, [signed_by(&fleet)], "a stolen key is no longer valid");
         let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
         let before = accounts();
-        fleet.rotate_role("verifier", None, true).unwrap();
+        fleet.rotate_role(Role::Verifier, None, true).unwrap();
         assert_ne!(accounts(), before);
         // Nothing changes without the offline key.
         std::fs::rename(folder.path().join("root.key"), folder.path().join("away")).unwrap();
         let (root, key, before) = (fleet.root().clone(), signed_by(&fleet), accounts());
-        fleet.rotate_role("releaser", None, true).unwrap_err();
+        fleet.rotate_role(Role::Releaser, None, true).unwrap_err();
         assert_eq!((fleet.root(), signed_by(&fleet), accounts()), (&root, key, before));
-        fleet.rotate_role("camera", None, false).unwrap_err();
+        fleet.rotate_role(Role::Camera, None, false).unwrap_err();
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod membership;
 mod sealed_text;
 
 pub use certificate::{RENEW_WITHIN_DAYS, ServerCertificate, certificate_end, certify_site, days_left};
-pub use directory::{CalendarEntry, FleetFolder, HubAddress, Member, ROLES};
+pub use directory::{CalendarEntry, FleetFolder, HubAddress, Member, ROLES, hub_role};
 pub use error::FleetError;
 pub use membership::Membership;
 pub use sealed_text::make_code;

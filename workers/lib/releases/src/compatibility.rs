@@ -1,7 +1,7 @@
 //! Whether a machine can run a release: runtime version, operators, memory. Pure. Used to choose sites, and by the site
 //! itself before it fetches anything.
 
-use schemas::{FaultNote, MachineRequirements};
+use schemas::{FaultKind, FaultNote, MachineRequirements};
 
 /// The newest standard opset that every supported ONNX Runtime has (1.22, with ONNX 1.18: onnxruntime's
 /// docs/Versioning.md). A graph with a newer opset needs the runtime version it was tried with, or a later one.
@@ -40,7 +40,7 @@ pub fn incompatibility(needs: &MachineRequirements, machine: &MachineProfile) ->
     if let Some(free) = machine.memory_free_mib.filter(|free| *free < wanted) {
         let reason = format!("loading it beside the serving release takes {wanted} MiB, but {free} MiB are free");
         let remedy = "free memory at the site, run fewer replicas there (infer.replicas), or use a smaller model";
-        return Some(FaultNote::new("memory_short", reason, remedy));
+        return Some(FaultNote::new(FaultKind::MemoryShort, reason, remedy));
     }
     None
 }
@@ -56,7 +56,7 @@ mod tests {
 
     fn why(needs: MachineRequirements, runtime: &str, free: Option<u64>) -> Option<String> {
         let machine = MachineProfile { runtime: runtime.into(), memory_free_mib: free, replicas: 4 };
-        incompatibility(&needs, &machine).map(|fault| fault.name)
+        incompatibility(&needs, &machine).map(|fault| fault.kind.to_string())
     }
 
     #[test]

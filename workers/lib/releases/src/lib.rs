@@ -14,7 +14,3 @@ pub mod package;
 pub mod prepare;
 pub mod stage;
 pub mod trial;
-
-/// Faults worth retrying: the package is on its way, or memory is short at the moment.
-pub const PASSING: [&str; 5] =
-    ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];

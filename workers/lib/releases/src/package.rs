@@ -17,7 +17,7 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{BlobRef, ReleaseId};
+use schemas::{BlobRef, FaultKind, ReleaseId, WireWord};
 use streams::CarryError;
 use vision::{Model, ModelError};
 
@@ -121,12 +121,13 @@ pub enum PackageError {
 }
 
 impl PackageError {
-    /// A stable name for reports and scripts.
-    pub fn name(&self) -> &'static str {
-        match self {
+    /// What kind of fault it is, for reports and scripts.
+    pub fn kind(&self) -> WireWord<FaultKind> {
+        let told = match self {
+            Self::Carry(_) => return FaultKind::PackageUnreachable.into(),
+            Self::File { .. } | Self::Broke(_) => return FaultKind::PackageUnwritable.into(),
+            Self::Missing { .. } => return FaultKind::PackageMissing.into(),
             Self::Model(error) => error.name(),
-            Self::Carry(_) => "package_unreachable",
-            Self::File { .. } | Self::Broke(_) => "package_unwritable",
             Self::TooLarge { .. } => "package_too_large",
             Self::TooMany => "package_of_too_many_files",
             Self::Entry { .. } => "package_unsafe",
@@ -135,8 +136,8 @@ impl PackageError {
             Self::OtherRelease { .. } => "package_of_other_release",
             Self::Taken { .. } => "folder_taken",
             Self::Pieces { .. } => "package_pieces_wrong",
-            Self::Missing { .. } => "package_missing",
-        }
+        };
+        told.into()
     }
 
     /// Whether a retry can succeed without anybody acting: the link or the store may come back, and pieces may be

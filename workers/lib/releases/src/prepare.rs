@@ -68,5 +68,5 @@ pub async fn keep_and_offer(
 }
 
 fn unpacked(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), streams::error::error_chain(&error), "free disk space, or use a smaller model")
+    FaultNote::new(error.kind(), streams::error::error_chain(&error), "free disk space, or use a smaller model")
 }

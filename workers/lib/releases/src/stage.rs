@@ -2,7 +2,8 @@
 //! decision returns the new state, or why it is not possible.
 
 use schemas::{
-    Canary, CanaryFinding, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage, Rollout, SiteName,
+    Canary, CanaryFinding, DecisionOrigin, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage,
+    Rollout, SiteName,
 };
 
 /// Number of earlier stable releases that are kept for rollback.
@@ -15,8 +16,8 @@ const MOST_WITHDRAWN: usize = 64;
 /// Who decides, why, on which numbers, and when.
 #[derive(Debug, Clone)]
 pub struct DecisionContext {
-    /// `releaser`, `aggregator` or `hand` (a person).
-    pub by: &'static str,
+    /// Who.
+    pub origin: DecisionOrigin,
     /// Reason, in words for people.
     pub why: String,
     /// The numbers it rests on; empty for decisions by hand.
@@ -27,8 +28,8 @@ pub struct DecisionContext {
 
 impl DecisionContext {
     /// A decision without numbers.
-    pub fn new(by: &'static str, why: impl Into<String>, at_ms: u64) -> Self {
-        Self { by, why: why.into(), findings: Vec::new(), at_ms }
+    pub fn new(origin: DecisionOrigin, why: impl Into<String>, at_ms: u64) -> Self {
+        Self { origin, why: why.into(), findings: Vec::new(), at_ms }
     }
 }
 
@@ -92,7 +93,7 @@ fn decision(
     ReleaseDecision {
         stage,
         release: release.clone(),
-        by: context.by.into(),
+        origin: context.origin.into(),
         why: context.why,
         site,
         findings: context.findings,
@@ -273,7 +274,7 @@ mod tests {
     }
 
     fn context() -> DecisionContext {
-        DecisionContext::new("hand", "because", 5)
+        DecisionContext::new(DecisionOrigin::Hand, "because", 5)
     }
 
     fn site(name: &str) -> SiteName {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 use os::process;
-use schemas::{FaultNote, MachineRequirements};
+use schemas::{FaultKind, FaultNote, MachineRequirements};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vision::batch_cost::measure_batches;
@@ -176,7 +176,7 @@ impl TrialRunner {
         let untried = |what: &str, error: std::io::Error| {
             let reason = format!("{what}: {error}; releases are only tried in a process of their own");
             FaultNote::new(
-                "trial_impossible",
+                FaultKind::TrialImpossible,
                 reason,
                 "allow the program to start processes, and give it memory for one",
             )
@@ -245,7 +245,11 @@ fn crashed(ended: ExitStatus, stderr_text: &str) -> FaultNote {
     };
     let last = stderr_text.lines().rev().find(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim()));
     let reason = format!("its trial process was ended by {how}{}; nothing else was harmed", last.unwrap_or_default());
-    FaultNote::new("release_crashed", reason, "check the model with `tributary model check` and the same ONNX Runtime")
+    FaultNote::new(
+        FaultKind::ReleaseCrashed,
+        reason,
+        "check the model with `tributary model check` and the same ONNX Runtime",
+    )
 }
 
 /// Address space limit of a trial: the program with its libraries, and sixteen times the size of the model's files for
@@ -366,11 +370,11 @@ mod tests {
         let (light, initial) = (tried("fashion-light"), tried("fashion-initial"));
         let probe = ReleaseProbe { runtime: light.runtime.clone(), logits: light.logits.clone() };
         assert_eq!(compare(&light.logits, &probe), Ok(()));
-        assert_eq!(compare(&initial.logits, &probe).unwrap_err().name, "probe_differs");
-        assert_eq!(compare(&light.logits[1..], &probe).unwrap_err().name, "probe_differs");
+        assert_eq!(compare(&initial.logits, &probe).unwrap_err().kind.as_str(), "probe_differs");
+        assert_eq!(compare(&light.logits[1..], &probe).unwrap_err().kind.as_str(), "probe_differs");
         let mut broken = light.logits.clone();
         broken[3][0] = f32::NAN;
-        assert_eq!(compare(&broken, &probe).unwrap_err().name, "probe_differs");
+        assert_eq!(compare(&broken, &probe).unwrap_err().kind.as_str(), "probe_differs");
     }
 
     #[tokio::test]
@@ -378,11 +382,12 @@ mod tests {
         let trial = |program: &str| TrialRunner { program: program.into(), onnxruntime: None };
         let fault =
             trial("/bin/false").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
-        assert_eq!(fault.name, "release_crashed");
+        assert_eq!(fault.kind, FaultKind::ReleaseCrashed);
         let fault =
             trial("/nowhere").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
         assert!(
-            fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
+            fault.kind == FaultKind::TrialImpossible && fault.reason.contains("/nowhere")
+                || fault.reason.contains("start")
         );
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("dies");

@@ -83,7 +83,7 @@ pub async fn consume<S: Handler>(
         stats,
     });
     metrics::register_queue(S::ROLE, from, S::STREAM, &config.durable);
-    tracing::info!(role = S::ROLE, stream = S::STREAM, credits = config.credits, "started");
+    tracing::info!(role = S::ROLE.as_str(), stream = S::STREAM, credits = config.credits, "started");
     let checks = tokio::spawn({
         let (in_flight, durable, stop) = (in_flight.clone(), config.durable.clone(), stop.clone());
         async move { in_flight.check_regularly(&durable, &stop).await }
@@ -116,11 +116,11 @@ pub async fn consume<S: Handler>(
     checks.abort();
     tracker.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await.is_err() {
-        tracing::warn!(role = S::ROLE, left = tracker.len(), "in-flight messages left for redelivery");
+        tracing::warn!(role = S::ROLE.as_str(), left = tracker.len(), "in-flight messages left for redelivery");
     }
     // Acknowledgements are sent without waiting for a reply: the process must not end before they left.
     from.flush_published().await;
-    tracing::info!(role = S::ROLE, "stopped");
+    tracing::info!(role = S::ROLE.as_str(), "stopped");
     ended
 }
 
@@ -184,9 +184,9 @@ impl<S: Handler> InFlight<S> {
         let after = match fault {
             Fault::Stop(note) => {
                 tracing::error!(
-                    role = S::ROLE,
+                    role = S::ROLE.as_str(),
                     subject,
-                    fault = note.name,
+                    fault = note.kind.as_str(),
                     reason = note.reason,
                     remedy = note.remedy,
                     "worker must stop"
@@ -195,10 +195,10 @@ impl<S: Handler> InFlight<S> {
             }
             Fault::Retry { after, note } => {
                 tracing::warn!(
-                    role = S::ROLE,
+                    role = S::ROLE.as_str(),
                     subject,
                     attempts,
-                    fault = note.name,
+                    fault = note.kind.as_str(),
                     reason = note.reason,
                     "retry scheduled"
                 );
@@ -257,7 +257,7 @@ impl<S: Handler> InFlight<S> {
                 continue;
             }
             if let Err(fault) = self.dead_letter_undelivered(durable).await {
-                tracing::debug!(role = S::ROLE, ?fault, "undelivered message check failed");
+                tracing::debug!(role = S::ROLE.as_str(), ?fault, "undelivered message check failed");
             }
         }
     }
@@ -331,9 +331,9 @@ impl<S: Handler> InFlight<S> {
             }
         }
         tracing::warn!(
-            role = S::ROLE,
+            role = S::ROLE.as_str(),
             subject = message.subject,
-            fault = note.name,
+            fault = note.kind.as_str(),
             reason = note.reason,
             "message dead-lettered"
         );

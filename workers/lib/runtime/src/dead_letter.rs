@@ -1,7 +1,7 @@
 //! Makes dead letters: the message, whole unless it is large, with its origin and its fault.
 
 use schemas::limits::{CUT_LETTER_BYTES, MAX_LETTER_BYTES};
-use schemas::{BlobRef, DeadLetter, FaultNote, SiteName, TaskId, TruncatedPayload};
+use schemas::{BlobRef, DeadLetter, FaultNote, Role, SiteName, TaskId, TruncatedPayload};
 use sha2::{Digest, Sha256};
 use streams::reader::StoredMessage;
 
@@ -19,7 +19,7 @@ fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<TruncatedPayload>) {
 
 /// The dead letter of a stored message.
 pub fn from_stored_message(
-    role: &str,
+    role: Role,
     stream: &str,
     site: &SiteName,
     task: Option<TaskId>,

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use schemas::{DriftLevel, DriftMeasure, DriftReport, ReleaseId};
+use schemas::{DriftLevel, DriftMeasure, DriftReport, ReleaseId, Role};
 use serde::{Deserialize, Serialize};
 
 mod watch;
@@ -60,7 +60,7 @@ impl DriftSettings {
     ///
     /// # Errors
     /// A sentence with the key, the value and its range.
-    pub fn check(&self, role: &str) -> Result<(), String> {
+    pub fn check(&self, role: Role) -> Result<(), String> {
         let Self { reference_answers: reference, recent_answers: recent } = *self;
         if !(50..=10_000).contains(&recent) {
             return Err(format!("{role}.drift.recent_answers is {recent}; it must be between 50 and 10000"));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use schemas::{CodecError, FaultNote};
+use schemas::{CodecError, FaultKind, FaultNote, WireWord};
 use streams::CarryError;
 pub use streams::error::error_chain;
 
@@ -33,13 +33,13 @@ pub enum Fault {
 
 impl Fault {
     /// A fault of the message.
-    pub fn reject(name: &str, reason: impl ToString, remedy: impl Into<String>) -> Self {
-        Self::Reject(FaultNote::new(name, reason.to_string(), remedy))
+    pub fn reject(kind: impl Into<WireWord<FaultKind>>, reason: impl ToString, remedy: impl Into<String>) -> Self {
+        Self::Reject(FaultNote::new(kind, reason.to_string(), remedy))
     }
 
     /// A temporary fault.
-    pub fn retry(name: &str, reason: impl ToString) -> Self {
-        let note = FaultNote::new(name, reason.to_string(), "none needed: it is retried automatically");
+    pub fn retry(kind: impl Into<WireWord<FaultKind>>, reason: impl ToString) -> Self {
+        let note = FaultNote::new(kind, reason.to_string(), "none needed: it is retried automatically");
         Self::Retry { after: RETRY_DELAY, note }
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
-use schemas::{FaultNote, SiteName, TaskId};
+use schemas::{FaultNote, Role, SiteName, TaskId};
 use streams::reader::StoredMessage;
 use streams::{Delivery, Publication};
 use tokio::sync::OwnedSemaphorePermit;
@@ -14,7 +14,7 @@ use crate::fault::Fault;
 /// publish, so that the acknowledgement can come last.
 pub trait Handler: Send + Sync + 'static {
     /// Name of the role.
-    const ROLE: &'static str;
+    const ROLE: Role;
     /// Stream that its messages come from.
     const STREAM: &'static str;
 

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use schemas::{Heartbeat, SiteName};
+use schemas::{Heartbeat, Role, SiteName};
 use streams::{Bus, fleet::HeartbeatBucket};
 use tokio::sync::Notify;
 
@@ -60,7 +60,7 @@ impl<R: Clone> WorkerReport<R> {
 /// Sends heartbeats until the worker is told to stop. `more` fills in what only the role knows.
 pub async fn send_heartbeats(
     bus: Bus,
-    role: &'static str,
+    role: Role,
     site: Option<SiteName>,
     stats: Arc<WorkerStats>,
     shutdown: Shutdown,
@@ -79,14 +79,14 @@ pub async fn send_heartbeats(
         metrics::record_heartbeat(role, &beat);
         let sent = async { HeartbeatBucket::open(&bus).await?.publish_heartbeat(&beat).await };
         if let Err(error) = sent.await {
-            tracing::debug!(role, %error, "heartbeat not sent");
+            tracing::debug!(role = role.as_str(), %error, "heartbeat not sent");
         }
         // After the heartbeat: whoever waits for this worker to appear need not wait for it.
         if tokio::time::Instant::now() >= align_at {
             align_at = tokio::time::Instant::now() + ALIGN_INTERVAL;
             match clock::align_clock(&bus).await {
                 Ok(ms) => ahead_ms = Some(ms),
-                Err(error) => tracing::debug!(role, %error, "server time unavailable"),
+                Err(error) => tracing::debug!(role = role.as_str(), %error, "server time unavailable"),
             }
         }
         tokio::select! {

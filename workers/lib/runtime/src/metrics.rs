@@ -18,7 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use schemas::{Heartbeat, Reason, Route, SiteName, Timings};
+use schemas::{Heartbeat, Reason, Role, Route, SiteName, Timings};
 use streams::Bus;
 use tokio::time::Instant;
 
@@ -33,7 +33,7 @@ static EXPECTED_ROLES: AtomicUsize = AtomicUsize::new(1);
 
 static REGISTRY: LazyLock<MetricsRegistry> = LazyLock::new(MetricsRegistry::default);
 
-type HeartbeatSource = BTreeMap<(&'static str, Option<SiteName>), (Heartbeat, Instant)>;
+type HeartbeatSource = BTreeMap<(Role, Option<SiteName>), (Heartbeat, Instant)>;
 
 /// Everything kept between requests.
 struct MetricsRegistry {
@@ -98,15 +98,15 @@ struct SiteLabel {
 /// A durable consumer that a role pulls from.
 #[derive(Clone)]
 struct QueueConsumer {
-    role: &'static str,
+    role: Role,
     bus: Bus,
     stream: &'static str,
     durable: String,
 }
 
 /// Counts a message that a role finished with: `finished`, `retried` or `given_up`.
-pub(crate) fn count_message(role: &'static str, outcome: &'static str) {
-    REGISTRY.messages.get_or_create(&OutcomeLabel { role, outcome }).inc();
+pub(crate) fn count_message(role: Role, outcome: &'static str) {
+    REGISTRY.messages.get_or_create(&OutcomeLabel { role: role.as_str(), outcome }).inc();
 }
 
 /// Counts a final answer. One that is made again after a crash is counted again.
@@ -128,7 +128,7 @@ pub fn count_notes(site: &SiteName, count: usize) {
 }
 
 /// Records the duration of an image's steps; a step that did not happen is omitted.
-pub fn observe_timings(role: &'static str, timings: &Timings) {
+pub fn observe_timings(role: Role, timings: &Timings) {
     let steps = [
         ("queue", timings.queue_us),
         ("fetch", timings.fetch_us),
@@ -137,9 +137,9 @@ pub fn observe_timings(role: &'static str, timings: &Timings) {
         ("infer", timings.infer_us),
     ];
     for (stage, us) in steps.into_iter().filter(|(_, us)| *us > 0) {
-        REGISTRY.stages.get_or_create(&StageLabel { role, stage }).observe(us as f64 / 1e6);
+        REGISTRY.stages.get_or_create(&StageLabel { role: role.as_str(), stage }).observe(us as f64 / 1e6);
     }
-    REGISTRY.batches.get_or_create(&RoleLabel { role }).observe(f64::from(timings.batch_size.max(1)));
+    REGISTRY.batches.get_or_create(&RoleLabel { role: role.as_str() }).observe(f64::from(timings.batch_size.max(1)));
 }
 
 /// Sets how many roles this process is to run, one more for each further site: it is not ready before all have started.
@@ -148,18 +148,18 @@ pub fn expect_roles(count: usize) {
 }
 
 /// Records a role's heartbeat.
-pub(crate) fn record_heartbeat(role: &'static str, beat: &Heartbeat) {
+pub(crate) fn record_heartbeat(role: Role, beat: &Heartbeat) {
     let mut beats = REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
 }
 
 /// Removes a role that ended normally.
-pub(crate) fn remove_role(role: &'static str, site: Option<&SiteName>) {
+pub(crate) fn remove_role(role: Role, site: Option<&SiteName>) {
     REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
 }
 
 /// Adds a queue that a role consumes.
-pub(crate) fn register_queue(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
+pub(crate) fn register_queue(role: Role, bus: &Bus, stream: &'static str, durable: &str) {
     let queue = QueueConsumer { role, bus: bus.clone(), stream, durable: durable.into() };
     let mut queues = REGISTRY.queues.lock().unwrap_or_else(PoisonError::into_inner);
     // A role that starts again replaces its earlier entry.
@@ -174,7 +174,7 @@ fn beats() -> Vec<(Heartbeat, Duration)> {
 
 /// Roles that hang; a process of which no role has started is still loading its model, and is alive.
 fn hanging() -> Vec<String> {
-    beats().into_iter().filter(|(_, age)| *age > HANGING_AFTER).map(|(beat, _)| beat.role).collect()
+    beats().into_iter().filter(|(_, age)| *age > HANGING_AFTER).map(|(beat, _)| beat.role.to_string()).collect()
 }
 
 fn counted() -> Registry {

@@ -1,12 +1,13 @@
 //! Settings from defaults, `tributary.toml`, the environment and flags, in this order; the last one wins,
 //! and each value knows its origin.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Data, Env, Format, Serialized};
 use figment::{Figment, Metadata, Source};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
 
 /// Settings file in the working folder that is read when no file is named.
 pub const DEFAULT_FILE: &str = "tributary.toml";
@@ -42,6 +43,9 @@ pub enum SettingsError {
     },
 }
 
+/// Our name for what stands on the command line.
+const FLAG: &str = "flag";
+
 /// One effective setting.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResolvedSetting {
@@ -49,8 +53,38 @@ pub struct ResolvedSetting {
     pub key: String,
     /// Value as JSON; secrets are omitted.
     pub value: serde_json::Value,
-    /// `default`, a file, `environment` or `flag`.
-    pub origin: String,
+    /// Where it comes from.
+    pub origin: SettingOrigin,
+}
+
+/// Where a setting comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SettingOrigin {
+    /// Nobody set it.
+    Default,
+    /// This file.
+    File(PathBuf),
+    /// The environment.
+    Environment,
+    /// The command line.
+    Flag,
+}
+
+impl fmt::Display for SettingOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment => f.write_str("environment"),
+            Self::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+impl Serialize for SettingOrigin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// Settings with the origin of each.
@@ -141,7 +175,7 @@ struct FlagValue<'a> {
 
 impl figment::Provider for FlagValue<'_> {
     fn metadata(&self) -> Metadata {
-        Metadata::named("flag")
+        Metadata::named(FLAG)
     }
 
     fn data(&self) -> Result<figment::value::Map<figment::Profile, figment::value::Dict>, figment::Error> {
@@ -150,17 +184,18 @@ impl figment::Provider for FlagValue<'_> {
 }
 
 fn bad(error: &figment::Error) -> SettingsError {
-    let origin = error.metadata.as_ref().map_or_else(|| "an unknown source".into(), origin);
+    let origin =
+        error.metadata.as_ref().map_or_else(|| "an unknown source".into(), |metadata| origin(metadata).to_string());
     let why = error.kind.to_string();
     SettingsError::Bad { key: error.path.join("."), why, origin }
 }
 
-fn origin(metadata: &Metadata) -> String {
+fn origin(metadata: &Metadata) -> SettingOrigin {
     match &metadata.source {
-        Some(Source::File(path)) => path.display().to_string(),
-        _ if metadata.name.contains("environment") => "environment".into(),
-        _ if metadata.name == "flag" => "flag".into(),
-        _ => "default".into(),
+        Some(Source::File(path)) => SettingOrigin::File(path.clone()),
+        _ if metadata.name.contains("environment") => SettingOrigin::Environment,
+        _ if metadata.name == FLAG => SettingOrigin::Flag,
+        _ => SettingOrigin::Default,
     }
 }
 
@@ -183,7 +218,7 @@ impl<S: Serialize> LoadedSettings<S> {
                 }
             }
             value => {
-                let origin = self.figment.find_metadata(&key).map_or_else(|| "default".into(), origin);
+                let origin = self.figment.find_metadata(&key).map_or(SettingOrigin::Default, origin);
                 all.push(ResolvedSetting { key, value, origin });
             }
         }
@@ -228,8 +263,8 @@ mod tests {
         assert_eq!(loaded.settings.gate, GateSection { min_confidence_ratio: 0.7, name: "c".into() });
         let list = loaded.list();
         let origin = |key: &str| list.iter().find(|setting| setting.key == key).unwrap().origin.clone();
-        assert_eq!(origin("gate.min_confidence_ratio"), file.path().display().to_string());
-        assert_eq!(origin("gate.name"), "flag");
+        assert_eq!(origin("gate.min_confidence_ratio"), SettingOrigin::File(file.path().to_owned()));
+        assert_eq!(origin("gate.name"), SettingOrigin::Flag);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use schemas::{FaultNote, RefusedRelease, ReleaseId};
+use schemas::{FaultKind, FaultNote, RefusedRelease, ReleaseId};
 use serde::{Deserialize, Serialize};
 use vision::Model;
 
@@ -80,7 +80,7 @@ impl ReleaseCache {
                 let remedy = "check the worker's log; `tributary release withdraw` withdraws the release";
                 refused.push(RefusedRelease {
                     release: serving,
-                    fault: FaultNote::new("release_crashed", reason, remedy),
+                    fault: FaultNote::new(FaultKind::ReleaseCrashed, reason, remedy),
                 });
                 state.serving = state.before.take();
             }

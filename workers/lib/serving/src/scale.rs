@@ -11,5 +11,5 @@ pub mod scaler;
 pub mod settings;
 
 pub use replica_request::{ReplicaRequest, ReplicaRequestError};
-pub use scaler::{Scaler, replica_note};
+pub use scaler::{Scaler, falls_short, replica_note};
 pub use settings::ScaleSettings;

@@ -60,7 +60,7 @@ pub fn start_model(
             let note = error.fault_note();
             tracing::warn!(
                 release = model.release.short(),
-                fault = note.name,
+                fault = note.kind.as_str(),
                 reason = note.reason,
                 "cached release cannot be loaded; starting with the baseline"
             );

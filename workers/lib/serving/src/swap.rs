@@ -66,7 +66,7 @@ impl ModelSwapper {
         self.state.subscribe()
     }
 
-    /// Follows orders for as long as it is polled, the latest of them. `ready`: is told of a model before it serves.
+    /// Follows the latest order for as long as it is polled. `ready` is called with a model before it serves.
     pub async fn follow(&self, orders: watch::Receiver<Option<Order>>, ready: impl Fn(&Model)) {
         flow::follow_orders(&ServingHost { swapper: self, ready }, &self.state, orders).await;
     }
@@ -75,7 +75,7 @@ impl ModelSwapper {
         flow::log_write_failure(written);
     }
 
-    /// The release's folder, from what is here already or from its package.
+    /// The release's folder, from the cache or from its package.
     async fn fetch(&self, order: &Order, step: &(dyn Fn(&str) + Sync)) -> Result<Arc<Model>, FaultNote> {
         let release = order.release.release.clone();
         if self.root.release == release {
@@ -127,10 +127,10 @@ impl ModelSwapper {
         beat.model = Some(self.root.description.name.clone());
         beat.release = Some(model.release.clone());
         beat.release_since_ms = Some(state.since_ms);
-        let refused = state.refused.last().map(|refused| {
-            format!("does not run {}: {} ({})", refused.release.short(), refused.fault.reason, refused.fault.name)
-        });
-        beat.swap = state.step.or(refused);
+        match (state.step, state.refused.last()) {
+            (None, Some(refused)) => beat.set_release_refusal(refused),
+            (step, _) => beat.swap = step,
+        }
     }
 
     /// What this machine offers a release.
@@ -240,7 +240,7 @@ fn note(error: InferenceError) -> FaultNote {
 
 fn unfetched(error: PackageError) -> FaultNote {
     FaultNote::new(
-        error.name(),
+        error.kind(),
         runtime::fault::error_chain(&error),
         "none needed, it is fetched again; if it stays missing, import the release again",
     )

@@ -4,10 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use schemas::SiteName;
+use schemas::{Role, SiteName};
 use streams::permissions;
 use streams::server::{CertificateFiles, ClientListener, Durability, LeafMode, Server, ServerSettings};
-use streams::subject_table::Role;
 use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Bus, NatsSettings, reader};
 use vision::InferenceSettings;

@@ -11,7 +11,7 @@ use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
 use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat};
 use schemas::answer::Timings;
-use schemas::{FaultNote, Payload, Prediction, SiteName, VerifyRequest, decode};
+use schemas::{FaultNote, Payload, Prediction, Role, SiteName, VerifyRequest, decode};
 use streams::reader::StoredMessage;
 use streams::{Bus, Delivery, Publisher, topology};
 use tokio::sync::{Semaphore, watch};
@@ -42,7 +42,7 @@ pub struct FakeCloud {
 }
 
 impl Handler for FakeCloud {
-    const ROLE: &'static str = "verifier";
+    const ROLE: Role = Role::Verifier;
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {

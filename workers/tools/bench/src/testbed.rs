@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use offload::policy::PolicyName;
 use recognizer::signals::{POLICY_NOTE, PolicyOverride};
 use runtime::Shutdown;
-use schemas::{Heartbeat, Prediction, SiteName};
+use schemas::{Heartbeat, Prediction, Role, SiteName};
 use streams::fleet::{self, Ledger};
 use streams::server::{ClientListener, Durability, LINK_USER, LeafMode, Server, ServerSettings};
 use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
@@ -136,8 +136,8 @@ impl Testbed {
         field.renew_courier(&folder)?;
         field
             .ready("a recognizer, a courier and a verifier at work", |beats| {
-                let has = |role: &str| beats.iter().any(|beat| beat.role == role);
-                has("recognizer") && beats.iter().any(|beat| beat.link.is_some_and(|link| link.cloud.is_some()))
+                let has = |role: Role| beats.iter().any(|beat| beat.role == role);
+                has(Role::Recognizer) && beats.iter().any(|beat| beat.link.is_some_and(|link| link.cloud.is_some()))
             })
             .await?;
         Ok(field)

@@ -177,7 +177,7 @@ fn line(answer: &Answer) -> String {
 fn what(answer: &Answer) -> String {
     match (&answer.label, &answer.fault) {
         (Some(label), _) => format::plain_text(label),
-        (None, Some(fault)) => format!("({})", format::plain_text(&fault.name)),
+        (None, Some(fault)) => format!("({})", format::plain_text(fault.kind.as_str())),
         (None, None) => "(nothing)".into(),
     }
 }
@@ -271,7 +271,7 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         answer
             .fault
             .as_ref()
-            .map(|fault| format!("{}: {}", format::plain_text(&fault.name), format::plain_text(&fault.reason))),
+            .map(|fault| format!("{}: {}", format::plain_text(fault.kind.as_str()), format::plain_text(&fault.reason))),
     );
     row("remedy", answer.fault.as_ref().map(|fault| format::plain_text(&fault.remedy)));
     row("file", answer.file.as_deref().map(format::plain_text));

@@ -114,7 +114,7 @@ pub fn report_expiries(all: &[Expiry]) {
         metrics::note_expiry(&expiry.what, expiry.ends_at_ms);
     }
     for fault in faults(all, clock::now_ms()) {
-        tracing::warn!(name = fault.name, reason = fault.reason, remedy = fault.remedy, "expiry approaching");
+        tracing::warn!(name = fault.kind.as_str(), reason = fault.reason, remedy = fault.remedy, "expiry approaching");
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         let all = [ends(1), ends(99), ends(129), ends(131)];
         let reported = faults(&all, 100 * DAY_MS);
         let reported: Vec<(&str, &str)> =
-            reported.iter().map(|fault| (fault.name.as_str(), fault.reason.as_str())).collect();
+            reported.iter().map(|fault| (fault.kind.as_str(), fault.reason.as_str())).collect();
         assert_eq!(
             reported,
             [

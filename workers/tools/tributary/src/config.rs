@@ -55,8 +55,10 @@ fn print(mut list: Vec<ResolvedSetting>, json: bool) -> anyhow::Result<()> {
     if json {
         return stdout::json(&list);
     }
-    let rows: Vec<Vec<String>> =
-        list.into_iter().map(|ResolvedSetting { key, value, origin }| vec![key, shown(&value), origin]).collect();
+    let rows: Vec<Vec<String>> = list
+        .into_iter()
+        .map(|ResolvedSetting { key, value, origin }| vec![key, shown(&value), origin.to_string()])
+        .collect();
     stdout::print_line(format::table(&["setting", "value", "from"], &rows))
 }
 

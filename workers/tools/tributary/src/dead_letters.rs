@@ -124,7 +124,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -
 type DeadLetterRow = (u64, DeadLetter);
 
 fn with_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
-    letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.name == fault)).collect()
+    letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.kind.as_str() == fault)).collect()
 }
 
 /// The image's file name, if its publisher gave one.
@@ -177,10 +177,10 @@ fn list(letters: &[DeadLetterRow], json: bool, place: &str) -> anyhow::Result<()
         vec![
             letter.id.to_string().chars().take(SHORT_ID).collect(),
             format::format_time(letter.died_at_ms),
-            letter.role.clone(),
+            letter.role.to_string(),
             letter.stream.clone(),
             format::plain_text(&letter.subject),
-            format::plain_text(&letter.fault.name),
+            format::plain_text(letter.fault.kind.as_str()),
             file_name(letter).map(format::plain_text).unwrap_or_default(),
             format::plain_text(&letter.fault.reason),
         ]
@@ -211,7 +211,7 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         format!("since     {}, by the {} of site {}", format::format_time(letter.died_at_ms), letter.role, letter.site),
         format!("message   {} of {}, on {}", letter.sequence, letter.stream, format::plain_text(&letter.subject)),
         format!("attempts  {}", letter.attempts),
-        format!("fault     {}", format::plain_text(&letter.fault.name)),
+        format!("fault     {}", format::plain_text(letter.fault.kind.as_str())),
         format!("reason    {}", format::plain_text(&letter.fault.reason)),
         format!("remedy    {}", format::plain_text(&letter.fault.remedy)),
         format!("payload   {payload}{kind} (save it with --save FILE)"),
@@ -243,7 +243,7 @@ async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::{FaultNote, TaskId};
+    use schemas::{FaultNote, Role, TaskId};
 
     fn letter(name: &str) -> DeadLetterRow {
         let id = TaskId::from_name(name);
@@ -251,7 +251,7 @@ mod tests {
             id,
             task: Some(id.child("task")),
             site: "reef".parse().unwrap(),
-            role: "recognizer".into(),
+            role: Role::Recognizer.into(),
             stream: "IMAGES".into(),
             subject: "image.reef.cam-1".into(),
             sequence: 1,

@@ -66,7 +66,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> any
 
 /// One row per measure; before there is any, one row with how far the windows are filled.
 fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
-    let worker = format!("{} {}", format::plain_text(&beat.role), format::plain_text(&beat.worker));
+    let worker = format!("{} {}", format::plain_text(beat.role.as_str()), format::plain_text(&beat.worker));
     let mut rows: Vec<Vec<String>> = report
         .measures()
         .map(|(name, measure)| {

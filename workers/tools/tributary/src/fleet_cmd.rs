@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use fleet::{FleetError, FleetFolder, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
 use runtime::clock;
-use schemas::{ReleaseId, SiteName};
+use schemas::{ReleaseId, Role, SiteName};
 use streams::fleet::Ledger;
 use streams::topology::{self, PlanScope, RepairMode, SetupStatus};
 use streams::{Bus, NatsSettings, admin, permissions};
@@ -202,7 +202,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                 root.number,
                 format::format_time(root.expires_at_ms)
             ))?;
-            match reach(&fleet, "operator").await {
+            match reach(&fleet, Role::Operator).await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
                     let about =
@@ -214,9 +214,9 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
-            let mut fleet = FleetFolder::open(folder)?;
+            let (mut fleet, role) = (FleetFolder::open(folder)?, fleet::hub_role(role)?);
             // Connect first, with the keys that the hub still knows.
-            let (system, operator) = (reach(&fleet, "system").await, reach(&fleet, "operator").await);
+            let (system, operator) = (reach(&fleet, Role::System).await, reach(&fleet, Role::Operator).await);
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
                 note_fleet(&fleet, &operator).await?;
@@ -290,7 +290,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             stdout::print_line(format_args!(
                 "Its old keys work until `tributary site rotate {name} --settle`; updates must be signed with the new one."
             ))?;
-            if let Some(operator) = reach(&fleet, "operator").await {
+            if let Some(operator) = reach(&fleet, Role::Operator).await {
                 note_fleet(&fleet, &operator).await?;
                 audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
@@ -300,7 +300,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             fleet.revoke_site(name)?;
             stdout::print_line(format_args!("Site {name} is removed from the fleet."))?;
             reload_hub(&fleet, true).await?;
-            if let Some(operator) = reach(&fleet, "operator").await {
+            if let Some(operator) = reach(&fleet, Role::Operator).await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
                 audit::record_command(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
@@ -327,7 +327,7 @@ fn write_membership(membership: &Membership, path: &std::path::Path, is_sealed: 
 
 /// Makes a running hub load the changed keys. `close_links`: keys were disabled, so their connections are closed.
 async fn reload_hub(fleet: &FleetFolder, close_links: bool) -> anyhow::Result<()> {
-    let Some(system) = reach(fleet, "system").await else {
+    let Some(system) = reach(fleet, Role::System).await else {
         return stdout::print_line(
             "The hub does not answer from here: the change takes effect once it is started, or at the next change.",
         );
@@ -358,7 +358,7 @@ pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<(
 
 /// Creates a site's streams and consumers at the hub.
 async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> anyhow::Result<()> {
-    let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
+    let Some(operator) = reach(fleet, Role::Operator).await else { return Ok(()) };
     note_fleet(fleet, &operator).await?;
     let plan = topology::plan_topology(&PlanScope::Cloud(vec![site.clone()]), &settings.streams);
     for finding in topology::apply_plan(&operator, &plan, RepairMode::Everything).await? {
@@ -371,27 +371,27 @@ async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> an
 }
 
 /// A connection to the hub as one of its roles; `None`, logged, if there is no answer.
-async fn reach(fleet: &FleetFolder, role: &str) -> Option<Bus> {
-    Bus::connect(&role_settings(fleet, role), role)
+async fn reach(fleet: &FleetFolder, role: Role) -> Option<Bus> {
+    Bus::connect(&role_settings(fleet, role), role.as_str())
         .await
-        .inspect_err(|error| tracing::debug!(%error, role, "hub unreachable"))
+        .inspect_err(|error| tracing::debug!(%error, role = role.as_str(), "hub unreachable"))
         .ok()
 }
 
 /// Connection settings of a role at the hub.
-pub fn role_settings(fleet: &FleetFolder, role: &str) -> NatsSettings {
+pub fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(role)),
-        inbox: Some(permissions::role_inbox(role)),
+        inbox: Some(permissions::role_inbox(role.as_str())),
         ..NatsSettings::default()
     }
 }
 
 async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
-    let joined = match reach(fleet, "system").await {
+    let joined = match reach(fleet, Role::System).await {
         Some(system) => Some(admin::joined_leaves(&system).await?),
         None => None,
     };

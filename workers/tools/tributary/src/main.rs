@@ -41,6 +41,7 @@ mod tap;
 mod train;
 mod up;
 
+use schemas::Role;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -283,9 +284,9 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         Command::Publish(args) => args.flags(),
         Command::Train(args) => args.flags(),
         Command::Retrain(args) => args.flags(),
-        Command::Recognizer(args) => args.flags("recognizer"),
-        Command::Verifier(args) => args.flags("verifier"),
-        Command::Trainer(args) => args.flags("trainer"),
+        Command::Recognizer(args) => args.flags(Role::Recognizer),
+        Command::Verifier(args) => args.flags(Role::Verifier),
+        Command::Trainer(args) => args.flags(Role::Trainer),
         Command::Aggregator(args) => args.flags(),
         _ => Vec::new(),
     }

@@ -309,7 +309,7 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
     for refused in &made.refused {
         stdout::print_line(format_args!(
             "refused  {}: {} ({})",
-            refused.site, refused.fault.reason, refused.fault.name
+            refused.site, refused.fault.reason, refused.fault.kind
         ))?;
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! One role on an existing server.
 
+use schemas::Role;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// The settings that the flags override.
-    pub fn flags(&self, role: &str) -> Vec<(String, serde_json::Value)> {
+    pub fn flags(&self, role: Role) -> Vec<(String, serde_json::Value)> {
         let model = self.model.iter().map(|model| (format!("{role}.model"), model.display().to_string().into()));
         model.collect()
     }
@@ -44,7 +45,7 @@ pub struct AggregatorArgs {
 impl AggregatorArgs {
     /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
-        let mut flags = self.model.flags("aggregator");
+        let mut flags = self.model.flags(Role::Aggregator);
         if let Some(program) = &self.rule_command {
             flags.push(("aggregator.merge.rule".into(), "command".into()));
             flags.push(("aggregator.merge.command".into(), program.display().to_string().into()));
@@ -114,7 +115,7 @@ pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(OnnxRuntime, 
 }
 
 /// The result of a role as an error for people.
-pub fn role_result(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
+pub fn role_result(role: Role, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
         Ok(()) | Err(Fault::Wait { .. }) => Ok(()),
         Err(fault) => Err(into_anyhow(fault).context(format!("{role} stopped"))),
@@ -125,9 +126,9 @@ pub fn role_result(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
 pub fn into_anyhow(fault: Fault) -> anyhow::Error {
     match fault {
         // The remedy is omitted: it tells that the worker retries, and this process does not.
-        Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.name),
+        Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.kind),
         Fault::Stop(note) | Fault::Reject(note) => {
-            anyhow::anyhow!("{} ({}): {}", note.reason, note.name, note.remedy)
+            anyhow::anyhow!("{} ({}): {}", note.reason, note.kind, note.remedy)
         }
         Fault::Wait { after } => anyhow::anyhow!("not ready: try again in {} s", after.as_secs()),
     }
@@ -138,9 +139,9 @@ pub fn ack_wait(settings: &Settings) -> Duration {
     Duration::from_secs(settings.streams.ack_wait_s.into())
 }
 
-async fn connect(loaded: &LoadedSettings<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
+async fn connect(loaded: &LoadedSettings<Settings>, role: Role) -> anyhow::Result<(Bus, NatsSettings)> {
     let nats = site_target::nats(loaded)?;
-    let bus = Bus::connect_when_ready(&nats, role).await?;
+    let bus = Bus::connect_when_ready(&nats, role.as_str()).await?;
     clock::align_at_start(&bus).await;
     Ok((bus, nats))
 }
@@ -151,9 +152,9 @@ pub async fn recognizer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -
     let chosen = &settings.recognizer;
     let (model, infer, work) = (chosen.model.clone(), chosen.infer.clone(), chosen.work.clone());
     let started = start(settings.onnxruntime.clone(), model, infer, work).await?;
-    let (bus, _) = connect(loaded, "recognizer").await?;
+    let (bus, _) = connect(loaded, Role::Recognizer).await?;
     let done = recognizer::run(bus, settings.site.clone(), started, chosen, ack_wait(settings), shutdown).await;
-    role_result("recognizer", done)
+    role_result(Role::Recognizer, done)
 }
 
 /// Runs a verifier.
@@ -164,25 +165,25 @@ pub async fn verifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> 
         chosen.model.clone().context("the verifier has no model: name its folder with --model or verifier.model")?;
     let started = start(settings.onnxruntime.clone(), model, chosen.infer.clone(), chosen.work.clone()).await?;
     let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
-    let (bus, _) = connect(loaded, "verifier").await?;
-    role_result("verifier", verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
+    let (bus, _) = connect(loaded, Role::Verifier).await?;
+    role_result(Role::Verifier, verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's courier.
 pub async fn courier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let (here, nats) = connect(loaded, "courier").await?;
+    let (here, nats) = connect(loaded, Role::Courier).await?;
     let site = settings.site.clone();
     let cloud = here.connect_cloud(&nats, &site, "courier").await?;
-    role_result("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
+    role_result(Role::Courier, courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's trainer.
 pub async fn trainer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (onnx, model) = load_to_train(settings).await?;
-    let (bus, _) = connect(loaded, "trainer").await?;
-    role_result("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
+    let (bus, _) = connect(loaded, Role::Trainer).await?;
+    role_result(Role::Trainer, trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
 }
 
 /// Runs a model's rounds, in the cloud.
@@ -191,7 +192,7 @@ pub async fn aggregator(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -
     let (onnx, model) = load_to_merge(settings).await?;
     let bus = site_target::cloud(loaded, "aggregator").await?;
     let trial = TrialRunner::of_this_program(settings.onnxruntime.clone());
-    role_result("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
+    role_result(Role::Aggregator, aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
 }
 
 /// The release store.
@@ -205,24 +206,24 @@ pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> 
     let settings = &loaded.settings;
     let store = release_store(settings)?;
     let bus = site_target::cloud(loaded, "releaser").await?;
-    role_result("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
+    role_result(Role::Releaser, releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 
 /// Runs a site's notifier.
 pub async fn notifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
-    let (bus, _) = connect(loaded, "notifier").await?;
+    let (bus, _) = connect(loaded, Role::Notifier).await?;
     let settings = &loaded.settings;
-    role_result("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
+    role_result(Role::Notifier, notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
 }
 
 /// Runs a site's janitor.
 pub async fn janitor(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let (bus, nats) = connect(loaded, "janitor").await?;
+    let (bus, nats) = connect(loaded, Role::Janitor).await?;
     let site = settings.site.clone();
     let cloud = match nats.cloud_domain.clone() {
         Some(domain) => Some((bus.connect_cloud(&nats, &site, "janitor").await?, domain)),
         None => None,
     };
-    role_result("janitor", janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
+    role_result(Role::Janitor, janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
 }

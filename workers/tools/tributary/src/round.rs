@@ -9,7 +9,7 @@ use aggregator::settings::ClientSelection;
 use anyhow::{Context, bail};
 use runtime::settings::LoadedSettings;
 use runtime::site_key::SiteKey;
-use schemas::{ModelName, ReleaseId, RoundEvent, RoundTerms, SiteName};
+use schemas::{ModelName, ReleaseId, Role, RoundEvent, RoundTerms, SiteName};
 use serde_json::json;
 use streams::fleet;
 use streams::{Bus, Publisher};
@@ -109,7 +109,7 @@ async fn model_and_baseline(
 ) -> anyhow::Result<(ModelName, ReleaseId)> {
     if named.is_none() && loaded.settings.aggregator.model.is_none() {
         let beats = fleet::live_workers(cloud).await?;
-        let running = beats.into_iter().filter(|beat| beat.role == "aggregator");
+        let running = beats.into_iter().filter(|beat| beat.role == Role::Aggregator);
         let mut running: Vec<(ModelName, ReleaseId)> =
             running.filter_map(|beat| Some((beat.model?.parse().ok()?, beat.release?))).collect();
         running.dedup();
@@ -238,7 +238,7 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
             Some(RoundEvent::Sealed { release, updates, .. }) => {
                 format!("release {} of {}", release.short(), format::count(u64::from(*updates), "update"))
             }
-            Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.name),
+            Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.kind),
             _ => "open".into(),
         };
         let took =

@@ -4,9 +4,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::bail;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use runtime::settings::LoadedSettings;
-use schemas::{Heartbeat, SiteName};
-use serving::scale::{ReplicaRequest, replica_note};
+use schemas::{Heartbeat, Role, SiteName};
+use serving::scale::{ReplicaRequest, falls_short, replica_note};
 use streams::Bus;
 use streams::fleet::{self, Ledger};
 use tokio::time::Instant;
@@ -39,8 +40,8 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct ScaleArgs {
     /// Role to scale.
-    #[arg(value_name = "ROLE", value_parser = ["recognizer", "verifier"])]
-    role: String,
+    #[arg(value_name = "ROLE", value_parser = scaled_role())]
+    role: Role,
     /// Number of replicas, or a range such as 1-4.
     #[arg(value_name = "N", value_parser = <ReplicaRequest as FromStr>::from_str, allow_hyphen_values = true)]
     replicas: Option<ReplicaRequest>,
@@ -52,29 +53,36 @@ pub struct ScaleArgs {
     json: bool,
 }
 
+/// Roles whose workers run replicas.
+fn scaled_role() -> impl TypedValueParser<Value = Role> {
+    let roles = [Role::Recognizer, Role::Verifier];
+    let words = PossibleValuesParser::new(roles.map(Role::as_str));
+    words.map(move |word| if word == Role::Verifier.as_str() { Role::Verifier } else { Role::Recognizer })
+}
+
 /// Shows or sets the replicas.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
     let here = site_target::open(loaded, "scale").await?;
-    let (bus, place) = match args.role.as_str() {
-        "verifier" => (here.whole_cloud()?.clone(), "the cloud".to_owned()),
+    let (bus, place) = match args.role {
+        Role::Verifier => (here.whole_cloud()?.clone(), "the cloud".to_owned()),
         _ => (here.bus.clone(), format!("site {}", here.name)),
     };
     let ledger = Ledger::open(&bus).await?;
     if let Some(asked) = args.replicas {
-        ledger.write(&replica_note(&args.role), serde_json::to_string(&Some(asked))?).await?;
+        ledger.write(&replica_note(args.role), serde_json::to_string(&Some(asked))?).await?;
     } else if args.clear {
-        ledger.write(&replica_note(&args.role), serde_json::to_string(&None::<ReplicaRequest>)?).await?;
+        ledger.write(&replica_note(args.role), serde_json::to_string(&None::<ReplicaRequest>)?).await?;
     }
     if args.replicas.is_some() || args.clear {
-        let at = if args.role == "verifier" { SiteName::cloud() } else { here.name.clone() };
+        let at = if args.role == Role::Verifier { SiteName::cloud() } else { here.name.clone() };
         let wanted = args.replicas.map_or_else(|| "per settings".to_owned(), |replicas| replicas.to_string());
         audit::record_command(&bus, &at, "scale", format!("{}: {wanted}", args.role)).await;
     }
-    let asked = ledger.read(&replica_note(&args.role)).await?;
+    let asked = ledger.read(&replica_note(args.role)).await?;
     let asked: Option<ReplicaRequest> = asked.and_then(|text| serde_json::from_str(&text).ok()).flatten();
     let workers = match args.replicas {
-        Some(asked) => followed(&bus, &args.role, asked).await?,
-        None => workers(&bus, &args.role).await?,
+        Some(asked) => followed(&bus, args.role, asked).await?,
+        None => workers(&bus, args.role).await?,
     };
     if args.json {
         let rows: Vec<_> = workers
@@ -82,7 +90,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> any
             .map(|beat| serde_json::json!({"worker": beat.worker, "replicas": beat.replicas, "why": beat.scale}))
             .collect();
         stdout::json(
-            &serde_json::json!({ "role": args.role, "asked": asked.map(|asked| asked.to_string()), "workers": rows }),
+            &serde_json::json!({ "role": args.role.as_str(), "asked": asked.map(|asked| asked.to_string()), "workers": rows }),
         )?;
     } else {
         stdout::print_line(match asked {
@@ -108,7 +116,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> any
     }
 }
 
-async fn workers(bus: &Bus, role: &str) -> anyhow::Result<Vec<Heartbeat>> {
+async fn workers(bus: &Bus, role: Role) -> anyhow::Result<Vec<Heartbeat>> {
     let beats = fleet::live_workers(bus).await?;
     Ok(beats.into_iter().filter(|beat| beat.role == role).collect())
 }
@@ -122,11 +130,11 @@ fn follows(beat: &Heartbeat, asked: ReplicaRequest) -> bool {
 }
 
 /// Waits until all workers run the requested number, or report why not.
-async fn followed(bus: &Bus, role: &str, asked: ReplicaRequest) -> anyhow::Result<Vec<Heartbeat>> {
+async fn followed(bus: &Bus, role: Role, asked: ReplicaRequest) -> anyhow::Result<Vec<Heartbeat>> {
     let until = Instant::now() + FOLLOW_TIMEOUT;
     loop {
         let workers = workers(bus, role).await?;
-        let cannot = |beat: &Heartbeat| beat.scale.as_deref().is_some_and(|why| why.contains(", though "));
+        let cannot = |beat: &Heartbeat| beat.scale.as_deref().is_some_and(falls_short);
         if workers.iter().all(|beat| follows(beat, asked) || cannot(beat)) || Instant::now() > until {
             return Ok(workers);
         }

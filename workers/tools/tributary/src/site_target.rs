@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use runtime::clock;
-use runtime::settings::LoadedSettings;
+use runtime::settings::{LoadedSettings, SettingOrigin};
 use schemas::{FaultNote, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::checkup::Checkup;
@@ -259,7 +259,7 @@ impl SiteTarget {
 
 /// Whether a setting differs from its default by choice: file, environment or flag.
 pub fn is_set(loaded: &LoadedSettings<Settings>, key: &str) -> bool {
-    loaded.list().iter().any(|setting| setting.key == key && setting.origin != "default")
+    loaded.list().iter().any(|setting| setting.key == key && setting.origin != SettingOrigin::Default)
 }
 
 /// The server that a command talks to.

@@ -9,13 +9,12 @@ use fleet::{FleetFolder, Membership};
 use notifier::NotifierSettings;
 use releases::trial::TrialRunner;
 use runtime::{Shutdown, clock};
-use schemas::SiteName;
+use schemas::{Role, SiteName};
 use serving::serving_model::ServingModel;
 use streams::permissions;
 use streams::server::{
     CertificateFiles, ClientListener, FleetHub, FleetLeaf, LeafMode, Server, ServerSettings, host_of,
 };
-use streams::subject_table::Role;
 use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
@@ -171,7 +170,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
             chosen.work = settings.up.store.join(format!("training-{name}"));
             let bus = own.connect(Role::Trainer).await?;
             roles.spawn(async move {
-                roles::role_result("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await)
+                roles::role_result(Role::Trainer, trainer::run(bus, name, onnx, model, &chosen, stop).await)
             });
         }
     }
@@ -195,8 +194,8 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     // With any key here, updates count only if their site signed them.
     let keys = fleet.sites().iter().map(|(site, member)| (site.clone(), member.update_key.clone()));
     settings.aggregator.check.keys.extend(keys);
-    settings.aggregator.key.get_or_insert_with(|| fleet.signing_file("aggregator"));
-    settings.releaser.key.get_or_insert_with(|| fleet.signing_file("releaser"));
+    settings.aggregator.key.get_or_insert_with(|| fleet.signing_file(Role::Aggregator));
+    settings.releaser.key.get_or_insert_with(|| fleet.signing_file(Role::Releaser));
     let names: Vec<SiteName> = fleet.sites().keys().cloned().collect();
     let scope = PlanScope::Cloud(names);
     let most_sites = PlanScope::Cloud((0..MOST_SITES).filter_map(|number| format!("s{number}").parse().ok()).collect());
@@ -222,12 +221,12 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         entry: ClientListener::default(),
     };
     let server = spawn(hub).await?;
-    let login = |role: &str| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
-    let operator = Bus::connect(&login("operator"), "up").await?;
+    let login = |role: Role| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
+    let operator = Bus::connect(&login(Role::Operator), "up").await?;
     set_up(&operator, &scope, &settings).await?;
     fleet_cmd::note_fleet(&fleet, &operator).await?;
     let mut roles = JoinSet::new();
-    let each = async |role: Role| Ok(Bus::connect(&login(role.as_str()), role.as_str()).await?);
+    let each = async |role: Role| Ok(Bus::connect(&login(role), role.as_str()).await?);
     start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
     server.sync_store().context("the store cannot be written to the disk")?;
     let running = RunningUp {
@@ -238,9 +237,9 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         model: PathBuf::new(),
         operator: Some(CloudLogin {
             ca: std::path::absolute(fleet.authority_file())?,
-            nkey: std::path::absolute(fleet.role_file("operator"))?,
-            inbox: permissions::role_inbox("operator"),
-            round_key: std::path::absolute(fleet.signing_file("aggregator"))?,
+            nkey: std::path::absolute(fleet.role_file(Role::Operator))?,
+            inbox: permissions::role_inbox(Role::Operator.as_str()),
+            round_key: std::path::absolute(fleet.signing_file(Role::Aggregator))?,
         }),
         cloud_password: None,
         authority: None,
@@ -308,7 +307,7 @@ async fn start_cloud(
         let (cloud, chosen) = (connect(Role::Verifier).await?, settings.verifier.clone());
         let (wait, stop) = (ack_wait(settings), shutdown.clone());
         roles.spawn(async move {
-            roles::role_result("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await)
+            roles::role_result(Role::Verifier, verifier::run(cloud, started, head, &chosen, wait, stop).await)
         });
     }
     if settings.up.merge {
@@ -318,12 +317,12 @@ async fn start_cloud(
         chosen.work = settings.up.store.join("aggregator");
         let trial = TrialRunner::of_this_program(onnxruntime.clone());
         roles.spawn(async move {
-            roles::role_result("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
+            roles::role_result(Role::Aggregator, aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
         });
     }
     let (chosen, stop) = (settings.releaser.clone(), shutdown.clone());
     let store = roles::release_store(settings)?;
-    roles.spawn(async move { roles::role_result("releaser", releaser::run(bus, store, &chosen, stop).await) });
+    roles.spawn(async move { roles::role_result(Role::Releaser, releaser::run(bus, store, &chosen, stop).await) });
     Ok(())
 }
 
@@ -354,24 +353,25 @@ async fn start_site(
     let bus = own.connect(Role::Recognizer).await?;
     let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
     roles.spawn(async move {
-        roles::role_result("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await)
+        roles::role_result(Role::Recognizer, recognizer::run(bus, name, light, &chosen, wait, stop).await)
     });
     let bus = own.connect(Role::Courier).await?;
     let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
     let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
     let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
-    roles
-        .spawn(async move { roles::role_result("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
+    roles.spawn(
+        async move { roles::role_result(Role::Courier, courier::run(bus, cloud, name, &chosen, wait, stop).await) },
+    );
     let bus = own.connect(Role::Janitor).await?;
     let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
-    roles.spawn(async move { roles::role_result("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
+    roles.spawn(async move { roles::role_result(Role::Janitor, janitor::run(bus, name, &chosen, afar, stop).await) });
     if settings.up.answers_json {
         let bus = own.connect(Role::Notifier).await?;
         let chosen = notifier_settings(settings, site, server)?;
         let (name, stop) = (site.site.clone(), shutdown.clone());
-        roles.spawn(async move { roles::role_result("notifier", notifier::run(bus, name, &chosen, stop).await) });
+        roles.spawn(async move { roles::role_result(Role::Notifier, notifier::run(bus, name, &chosen, stop).await) });
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use releases::decision_log;
 use releases::prepare::ReleaseOrigin;
 use releases::stage::{self, DecisionContext};
 use runtime::{Fault, clock};
-use schemas::{BlobRef, FaultNote, Release, RoundEvent};
+use schemas::{BlobRef, DecisionOrigin, FaultKind, FaultNote, Release, RoundEvent, RoundState};
 use streams::CarryError;
 use training::TrainError;
 use vision::Model;
@@ -16,7 +16,7 @@ use crate::audit::AggregateAudit;
 use crate::check;
 use crate::release::{DERIVATION, Manifest, MergedUpdate, ReleaseRound, RoundRelease};
 use crate::release_builder::{self, ReleaseBuildError};
-use crate::round_open::{NOTHING_GAINED, publish_round_event};
+use crate::round_open::publish_round_event;
 use crate::rule::PREVIOUS;
 use crate::verify::{ReleaseVerifyError, make_folder, spawn_blocking};
 
@@ -26,7 +26,7 @@ impl Aggregator {
         let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
         let Some(base) = self.base.clone() else { return Ok(()) };
         let number = current.number;
-        set_status(&self.state, "merging", format!("{} updates", self.fetched.len()));
+        set_status(&self.state, RoundState::Merging, format!("{} updates", self.fetched.len()));
         let (count, quorum) = (self.fetched.len(), current.terms.quorum as usize);
         if count < quorum {
             let refused = self.refused.len();
@@ -140,12 +140,12 @@ impl Aggregator {
         };
         match self.package(model, origin).await {
             Ok(release) => Ok(Some(release)),
-            Err(Fault::Reject(note)) if note.name != "trial_impossible" => {
-                let (release, fault, reason) = (manifest.release.short(), note.name, note.reason);
-                tracing::warn!(role = ROLE, release, fault, reason, "release not offered");
+            Err(Fault::Reject(note)) if note.kind != FaultKind::TrialImpossible => {
+                let (release, fault, reason) = (manifest.release.short(), note.kind.as_str(), note.reason);
+                tracing::warn!(role = ROLE.as_str(), release, fault, reason, "release not offered");
                 Ok(None)
             }
-            Err(Fault::Reject(note)) => Err(Fault::retry(&note.name, note.reason)),
+            Err(Fault::Reject(note)) => Err(Fault::retry(note.kind, note.reason)),
             Err(fault) => Err(fault),
         }
     }
@@ -155,7 +155,7 @@ impl Aggregator {
     async fn propose_release(&self, release: Release, updates: u32) -> Result<(), Fault> {
         let why = format!("{} from {updates} updates", release.origin);
         let published = decision_log::decide(&self.bus, &self.publisher, &self.model, |now| {
-            let context = DecisionContext::new(ROLE, why.clone(), clock::now_ms());
+            let context = DecisionContext::new(DecisionOrigin::Aggregator, why.clone(), clock::now_ms());
             // A known release was already offered, by this worker or another.
             let next = now.map(|now| stage::candidate(now, release.clone(), context));
             Ok::<_, CarryError>(next.and_then(Result::ok))
@@ -171,7 +171,12 @@ impl Aggregator {
             (own.weights.clone(), file.to_owned(), update_count(own))
         } else {
             // Another aggregator with other settings was faster; its release stands.
-            tracing::warn!(role = ROLE, round, release = release.short(), "release conflict with another aggregator");
+            tracing::warn!(
+                role = ROLE.as_str(),
+                round,
+                release = release.short(),
+                "release conflict with another aggregator"
+            );
             let manifest = self.releases.manifest(&release).await.map_err(store_fault)?;
             let manifest = manifest.ok_or_else(|| {
                 Fault::retry("release_missing", "the manifest of the sealed release is not in the store yet")
@@ -182,7 +187,7 @@ impl Aggregator {
             (manifest.weights.clone(), path, update_count(&manifest))
         };
         self.offer_weights(&weights, &path).await?;
-        tracing::info!(role = ROLE, round, release = release.short(), updates, "release sealed");
+        tracing::info!(role = ROLE.as_str(), round, release = release.short(), updates, "release sealed");
         let event = RoundEvent::Sealed { release, weights, updates };
         publish_round_event(&self.publisher, self.key.as_ref(), &self.model, round, event).await?;
         Ok(())
@@ -216,10 +221,14 @@ impl Aggregator {
     }
 
     pub(super) async fn fail_round(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
-        let (fault, reason) = (&note.name, &note.reason);
-        match note.name == NOTHING_GAINED {
-            true => tracing::info!(role = ROLE, round = number, fault, reason, "round ended without a release"),
-            false => tracing::warn!(role = ROLE, round = number, fault, reason, "round ended without a release"),
+        let (fault, reason) = (note.kind.as_str(), &note.reason);
+        match note.kind == FaultKind::NothingGained {
+            true => {
+                tracing::info!(role = ROLE.as_str(), round = number, fault, reason, "round ended without a release")
+            }
+            false => {
+                tracing::warn!(role = ROLE.as_str(), round = number, fault, reason, "round ended without a release")
+            }
         }
         publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
@@ -237,7 +246,7 @@ fn nothing_gained_note(record: &AggregateAudit, labels: &[String]) -> FaultNote 
         "label more {more}; train fewer layers (round.trainable = \"head\") or with a lower learning rate \
          (trainer.optimizer.learning_rate); or add public pictures, as a small gain only shows on many"
     );
-    FaultNote::new(NOTHING_GAINED, reason, remedy)
+    FaultNote::new(FaultKind::NothingGained, reason, remedy)
 }
 
 fn update_count(manifest: &Manifest) -> u32 {

@@ -71,7 +71,7 @@ impl Aggregator {
                 format!("could not read the ledger note of the sites' keys: {why}"),
             ));
         }
-        tracing::warn!(role = ROLE, why, "site keys not refreshed");
+        tracing::warn!(role = ROLE.as_str(), why, "site keys not refreshed");
         Ok(())
     }
 
@@ -173,7 +173,7 @@ impl Aggregator {
         let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
         let site: SiteName = site.unwrap_or_else(SiteName::unknown);
         let note = refused.fault_note();
-        tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "update refused");
+        tracing::warn!(role = ROLE.as_str(), %site, fault = note.kind.as_str(), reason = note.reason, "update refused");
         let letter = dead_letter::from_stored_message(ROLE, topology::UPDATES, &site, None, record, 1, note.clone());
         let slot = subject::dead(topology::UPDATES, &site, letter.id);
         let letter = Publication::first_on_subject(slot, encode(&letter)?);

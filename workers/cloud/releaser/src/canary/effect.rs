@@ -17,8 +17,9 @@
 //! The latter, at least a quarter of the margin, counts like the evidence of two more sites, so that a few sites that
 //! happen to be alike are not overrated.
 
-use super::measure::{CanaryMeasure, MeasureSpread, MeasureValue};
+use super::measure::{MeasureSpread, MeasureValue, read_value, sign};
 use crate::evidence::{BeforeAfter, CanaryTrial, EvidenceCell};
+use schemas::CanaryMeasure;
 
 /// Least wander of a site as a share of the margin, until other sites tell; an estimate.
 const LEAST_WANDER: f64 = 0.25;
@@ -89,7 +90,7 @@ pub(super) fn effect(
         RingEffect {
             canary: canary.unwrap_or(0.0),
             stable,
-            better: measure.sign() * (by - other_by),
+            better: sign(measure) * (by - other_by),
             variance: variance + other_variance,
             count: ring.iter().map(|change| change.after.count as u64).sum(),
         }
@@ -122,9 +123,9 @@ fn changes(
 ) -> (Vec<SiteChange>, Vec<SiteChange>) {
     let (mut changes, mut plain) = (Vec::new(), Vec::new());
     for pair in pairs {
-        let Some(after) = measure.value(&pair.after, since) else { continue };
+        let Some(after) = read_value(measure, &pair.after, since) else { continue };
         plain.push(SiteChange { by: after.mean, weight: after.count, variance: after.variance, after });
-        if let Some(before) = measure.value(&sum(&pair.before), stable) {
+        if let Some(before) = read_value(measure, &sum(&pair.before), stable) {
             changes.push(SiteChange {
                 by: after.mean - before.mean,
                 weight: 1.0 / (1.0 / before.count + 1.0 / after.count),
@@ -185,7 +186,7 @@ fn by_hours(measure: CanaryMeasure, trial: &CanaryTrial, stable: MeasureSpread) 
 fn between_slots(measure: CanaryMeasure, sites: &[&[EvidenceCell]], length: usize, stable: MeasureSpread) -> f64 {
     let (mut squares, mut explained, mut free) = (0.0, 0.0, 0.0);
     for slots in sites {
-        let batches = slots.chunks_exact(length).filter_map(|slots| measure.value(&sum(slots), stable));
+        let batches = slots.chunks_exact(length).filter_map(|slots| read_value(measure, &sum(slots), stable));
         let batches: Vec<MeasureValue> = batches.collect();
         let all: f64 = batches.iter().map(|batch| batch.count).sum();
         let mean = batches.iter().map(|batch| batch.mean * batch.count / all).sum::<f64>();
@@ -202,7 +203,7 @@ fn between_slots(measure: CanaryMeasure, sites: &[&[EvidenceCell]], length: usiz
 /// Mean number of slots in which a site of the ring was seen before, and since; at least 1 each.
 fn stretches(measure: CanaryMeasure, ring: &[BeforeAfter], stable: MeasureSpread) -> (f64, f64) {
     let counts = |of: &dyn Fn(&BeforeAfter) -> EvidenceCell| -> f64 {
-        ring.iter().filter_map(|pair| measure.value(&of(pair), stable)).map(|value| value.count).sum()
+        ring.iter().filter_map(|pair| read_value(measure, &of(pair), stable)).map(|value| value.count).sum()
     };
     let (before, since) = (counts(&|pair| sum(&pair.before)), counts(&|pair| pair.after));
     let slots = ring.iter().map(|pair| pair.before.len()).sum::<usize>() as f64;

@@ -1,60 +1,30 @@
 //! The measures of a release, and how certain one slot of one site is of each. Pure.
 
+use schemas::CanaryMeasure;
 use schemas::swap::{AgreementCount, MomentSums};
 
 use crate::evidence::EvidenceCell;
 
-/// A measure of a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CanaryMeasure {
-    /// Share of all images on which a verdict agrees with the release, 0 to 1.
-    Agreement,
-    /// Share of images that the gate finds doubtful, 0 to 1.
-    SentUp,
-    /// Mean confidence, 0 to 1.
-    Confidence,
-    /// Mean natural logarithm of the cost per image in milliseconds.
-    Cost,
-    /// Share of images that it fails on, 0 to 1.
-    Faults,
+/// 1 where more is better, -1 where less is.
+pub(super) fn sign(measure: CanaryMeasure) -> f64 {
+    match measure {
+        CanaryMeasure::Agreement | CanaryMeasure::Confidence => 1.0,
+        CanaryMeasure::SentUp | CanaryMeasure::Cost | CanaryMeasure::Faults => -1.0,
+    }
 }
 
-impl CanaryMeasure {
-    /// All measures.
-    pub const ALL: [Self; 5] = [Self::Agreement, Self::SentUp, Self::Confidence, Self::Cost, Self::Faults];
-
-    /// Its name in a finding.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Agreement => "agreement",
-            Self::SentUp => "sent up",
-            Self::Confidence => "confidence",
-            Self::Cost => "cost",
-            Self::Faults => "faults",
-        }
-    }
-
-    /// 1 where more is better, -1 where less is.
-    pub(super) fn sign(self) -> f64 {
-        match self {
-            Self::Agreement | Self::Confidence => 1.0,
-            Self::SentUp | Self::Cost | Self::Faults => -1.0,
-        }
-    }
-
-    /// The value in one cell, given the spread of single images; `None` if the cell has too little data.
-    pub(super) fn value(self, cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
-        let plain = |sum: f64, count: u64| {
-            let images = count as f64;
-            (count > 0).then(|| MeasureValue { mean: sum / images, count: images, variance: spread.of_one / images })
-        };
-        match self {
-            Self::Agreement => agreement(cell, spread),
-            Self::SentUp => plain(cell.doubtful as f64, cell.images),
-            Self::Confidence => plain(cell.confidence.sum, cell.confidence.count),
-            Self::Cost => plain(cell.ln_cost_ms.sum, cell.ln_cost_ms.count),
-            Self::Faults => plain(cell.faults as f64, cell.images + cell.faults),
-        }
+/// The value in one cell, given the spread of single images; `None` if the cell has too little data.
+pub(super) fn read_value(measure: CanaryMeasure, cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
+    let plain = |sum: f64, count: u64| {
+        let images = count as f64;
+        (count > 0).then(|| MeasureValue { mean: sum / images, count: images, variance: spread.of_one / images })
+    };
+    match measure {
+        CanaryMeasure::Agreement => agreement(cell, spread),
+        CanaryMeasure::SentUp => plain(cell.doubtful as f64, cell.images),
+        CanaryMeasure::Confidence => plain(cell.confidence.sum, cell.confidence.count),
+        CanaryMeasure::Cost => plain(cell.ln_cost_ms.sum, cell.ln_cost_ms.count),
+        CanaryMeasure::Faults => plain(cell.faults as f64, cell.images + cell.faults),
     }
 }
 
@@ -110,7 +80,7 @@ impl MeasureSpread {
     /// the stable release, so a share varies as it would half a margin below stable, which makes the odds nearly those
     /// of the exact test. Where a measure is not a plain share, the larger of both is used.
     pub fn since(self, measure: CanaryMeasure, stable: Self, margin: f64) -> Self {
-        let worse = |share: f64| (share - measure.sign() * margin / 2.0).clamp(0.0, 1.0);
+        let worse = |share: f64| (share - sign(measure) * margin / 2.0).clamp(0.0, 1.0);
         let between = Self::of_shares(stable.shares.map(worse));
         let larger = |other: Self| Self {
             of_one: self.of_one.max(other.of_one),

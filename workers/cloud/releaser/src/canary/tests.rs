@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use schemas::FaultNote;
 use schemas::swap::{AgreementCount, MomentSums};
+use schemas::{CanaryMeasure, FaultNote};
 
 use super::*;
 use crate::evidence::{BeforeAfter, EvidenceCell};
@@ -290,7 +290,7 @@ fn a_changed_share_of_the_images_is_not_an_effect() {
     trial.ring[0].before.iter_mut().for_each(|cell| slow(cell, 3600.0));
     slow(&mut trial.ring[0].after, 36_000.0);
     let finding = judge_canary(&trial, &CanarySettings::default()).findings;
-    let cost = finding.iter().find(|finding| finding.measure == "cost").unwrap();
+    let cost = finding.iter().find(|finding| finding.measure == CanaryMeasure::Cost).unwrap();
     assert!(cost.better.abs() < 1e-9 && cost.says == FindingOutcome::Good, "{cost:?}");
 }
 
@@ -309,7 +309,7 @@ fn settings_out_of_range_are_refused_by_name() {
 
 fn odds(trial: &CanaryTrial, measure: CanaryMeasure) -> Option<f64> {
     let findings = judge_canary(trial, &CanarySettings::default()).findings;
-    findings.into_iter().find(|finding| finding.measure == measure.as_str()).map(|finding| finding.odds)
+    findings.into_iter().find(|finding| finding.measure == measure).map(|finding| finding.odds)
 }
 
 proptest! {

@@ -59,7 +59,7 @@ impl Trainer {
         let update = prepared.await?;
         let sequences = learned_images::record_images(&self.publisher, &update, &copy.images).await?;
         if collector.is_outdated(&copy).await? {
-            tracing::info!(role = ROLE, "labels retracted during training; update discarded");
+            tracing::info!(role = ROLE.as_str(), "labels retracted during training; update discarded");
             collector.forget(&sequences).await?;
             CheckpointFolder::remove(&self.settings.work);
             return Ok(None);

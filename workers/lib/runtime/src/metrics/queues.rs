@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemas::Role;
 use streams::reader::{self, ConsumerProgress, StreamLevel};
 
 use super::QueueConsumer;
@@ -13,7 +14,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// State of one queue.
 #[derive(Debug, Clone)]
 pub(super) struct QueueReading {
-    pub role: &'static str,
+    pub role: Role,
     pub stream: &'static str,
     pub durable: String,
     pub progress: ConsumerProgress,

@@ -241,7 +241,7 @@ async fn live() -> (StatusCode, String) {
 /// Whether the process takes work: its roles have started, and the server is up.
 async fn ready() -> (StatusCode, String) {
     let not_ready = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
-    let started: Vec<String> = beats().into_iter().map(|(beat, _)| beat.role).collect();
+    let started: Vec<String> = beats().into_iter().map(|(beat, _)| beat.role.to_string()).collect();
     let is_away = REGISTRY
         .queues
         .lock()

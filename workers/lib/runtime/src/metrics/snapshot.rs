@@ -169,7 +169,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
         sheet.gauge("tributary_clock_offset_seconds", help, &who, ahead_ms as f64 / 1000.0);
     }
     for fault in &beat.faults {
-        let labels = [who[0], who[1], ("fault", fault.name.as_str())];
+        let labels = [who[0], who[1], ("fault", fault.kind.as_str())];
         sheet.gauge("tributary_fault", "1 while a worker reports the fault", &labels, 1.0);
     }
     if let Some(outcomes) = &beat.outcomes {
@@ -272,7 +272,7 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
 
 #[cfg(test)]
 mod tests {
-    use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId};
+    use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId, Role};
     use streams::reader::{ConsumerProgress, StreamLevel};
 
     use super::*;
@@ -308,10 +308,10 @@ mod tests {
             replicas: 2,
             decision: Some(decision),
             drift: Some(drifted()),
-            ..Heartbeat::for_worker("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
+            ..Heartbeat::for_worker(Role::Recognizer, "host-1".into(), Some("reef".parse().unwrap()), 0)
         };
         let progress = ConsumerProgress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
-        let found = QueueReading { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
+        let found = QueueReading { role: Role::Recognizer, stream: "IMAGES", durable: "recognizer".into(), progress };
         let level =
             StreamLevel { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
         let queues = QueueReadings { found: vec![found], levels: [("IMAGES", level)].into() };

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use os::process;
 use runtime::Shutdown;
 use runtime::consumer::WorkerStats;
+use schemas::Role;
 use streams::backoff::wait_about;
 use streams::fleet::{self, Ledger};
 use streams::{Bus, CarryError, reader};
@@ -29,14 +30,22 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// Assumed memory of a session as a multiple of its graph's size, until it is measured; a guess on the safe side.
 const SESSION_PER_GRAPH: u64 = 4;
 
+/// In the sentence of a worker that could not start or end a replica, before what was wanted.
+const SHORT_OF: &str = ", though ";
+
+/// Whether a worker's sentence about its replicas says that it cannot run as many as it should.
+pub fn falls_short(why: &str) -> bool {
+    why.contains(SHORT_OF)
+}
+
 /// Key of the ledger note with the requested number of replicas for each worker of a role.
-pub fn replica_note(role: &str) -> String {
+pub fn replica_note(role: Role) -> String {
     format!("scale-{role}")
 }
 
 /// Scales the replicas of one worker.
 pub struct Scaler {
-    role: &'static str,
+    role: Role,
     infer: InferencePool,
     settings: ScaleSettings,
     /// Number of replicas at the start, used again when a request is cleared.
@@ -49,7 +58,7 @@ pub struct Scaler {
 
 impl Scaler {
     /// A scaler for a worker whose model is loaded.
-    pub fn new(role: &'static str, infer: InferencePool, settings: ScaleSettings) -> Self {
+    pub fn new(role: Role, infer: InferencePool, settings: ScaleSettings) -> Self {
         let initial_replicas = infer.replicas();
         Self { role, infer, settings, initial_replicas, each_bytes: Mutex::default(), why: Mutex::default() }
     }
@@ -186,10 +195,10 @@ impl Scaler {
         }
         let now = self.infer.replicas();
         if now != before {
-            tracing::info!(role = self.role, before, replicas = now, why, "replicas changed");
+            tracing::info!(role = self.role.as_str(), before, replicas = now, why, "replicas changed");
         }
         self.log_scaling(Some(match missing {
-            Some(reason) => format!("{now} run, though {why}: {reason}"),
+            Some(reason) => format!("{now} run{SHORT_OF}{why}: {reason}"),
             None => format!("{now} run: {why}"),
         }));
     }

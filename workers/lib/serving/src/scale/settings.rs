@@ -1,5 +1,6 @@
 //! Settings of the number of replicas.
 
+use schemas::Role;
 use serde::{Deserialize, Serialize};
 
 /// Settings for a worker whose number of replicas follows its queue.
@@ -35,7 +36,7 @@ impl Default for ScaleSettings {
 
 impl ScaleSettings {
     /// Checks the settings. `role`: section they belong to, for messages.
-    pub fn check(&self, role: &str) -> Result<(), String> {
+    pub fn check(&self, role: Role) -> Result<(), String> {
         let Self { min_replicas: min, max_replicas: max, .. } = self;
         if *min == 0 {
             return Err(format!("{role}.scale.min_replicas is 0; it must be at least 1"));

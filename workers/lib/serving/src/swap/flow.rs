@@ -1,72 +1,72 @@
-//! When a worker does what about an order, without models: they are its [`ReleaseHost`]'s, so that every step can be held
-//! against simulated time.
+//! The steps of a release swap and their timing, without models: those belong to the [`ReleaseHost`], so that every
+//! step runs in simulated time too.
 
 use std::time::Duration;
 
-use releases::PASSING;
 use runtime::clock;
-use schemas::{FaultNote, Order, RefusedRelease, ReleaseId};
+use schemas::{FaultKind, FaultNote, Order, RefusedRelease, ReleaseId};
 use streams::backoff::Backoff;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::SwapState;
 
-/// After a failure that may pass, about.
-const AGAIN: Duration = Duration::from_secs(15);
-/// So long after a swap, memory is given back once more: what was in work during it is through.
+/// Mean delay before an order is tried again after a temporary failure.
+const RETRY_DELAY: Duration = Duration::from_secs(15);
+/// Delay after a swap before memory is returned to the system once more, when the work in flight during the swap is
+/// done.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
-/// A process that has run a release for so long is not held to have died of it.
+/// A process that has run a release for this long did not die of it.
 const TRUSTED_AFTER: Duration = Duration::from_secs(600);
-/// So many refusals are told.
-const MOST_REFUSED: usize = 8;
+/// Most refusals reported.
+const MAX_REFUSED: usize = 8;
 
-/// What a worker can do about a release. One thing serves at any time; whatever fails before [`Self::hand_over`] leaves it
+/// What a worker does with releases. One release serves at any time, and a failure before [`Self::hand_over`] leaves it
 /// serving.
 pub trait ReleaseHost {
-    /// A release that is here.
+    /// A release on this machine.
     type Model;
-    /// What its trial found.
+    /// The result of a trial.
     type Trial;
-    /// A release that is loaded and could serve.
+    /// A loaded release that does not serve yet.
     type Standby;
 
-    /// What serves.
+    /// The release that serves.
     fn serving(&self) -> ReleaseId;
 
-    /// Brings a release here, where it is not yet. `step` hears of what takes long.
+    /// Fetches a release unless it is on this machine. `step` is called before anything slow.
     fn fetch(
         &self,
         order: &Order,
         step: &(dyn Fn(&str) + Sync),
     ) -> impl Future<Output = Result<Self::Model, FaultNote>>;
 
-    /// Tries a release beside the one that serves.
+    /// Tries a release while the current one serves.
     fn run_trial(&self, model: &Self::Model) -> impl Future<Output = Result<Self::Trial, FaultNote>>;
 
-    /// Loads a release beside the one that serves.
+    /// Loads a release while the current one serves.
     fn load(&self, model: &Self::Model, trial: Self::Trial) -> impl Future<Output = Result<Self::Standby, FaultNote>>;
 
-    /// Tells the rest of the worker of a release before it serves.
+    /// Tells the rest of the worker about a release before it serves.
     fn announce(&self, model: &Self::Model);
 
-    /// Writes down what a worker starts with from now on.
+    /// Records the release that the worker starts with from now on.
     fn record_serving(&self, release: &ReleaseId) -> std::io::Result<()>;
 
-    /// Writes down that what serves has served long enough to be trusted.
+    /// Records that the serving release has run long enough to be trusted.
     fn record_stable(&self) -> std::io::Result<()>;
 
-    /// Lets a release serve in the place of the one that does.
+    /// Puts a loaded release in place of the serving one.
     fn hand_over(&self, standby: Self::Standby) -> impl Future<Output = Result<(), FaultNote>>;
 
-    /// Removes releases that nobody comes back to.
+    /// Removes releases that are no longer needed.
     fn remove_old(&self) -> std::io::Result<()>;
 
-    /// Gives memory back that nobody needs any more.
+    /// Returns unused memory to the system.
     fn trim_memory(&self);
 }
 
-/// Follows orders for as long as it is polled, the latest of them.
+/// Follows the latest order for as long as it is polled.
 pub async fn follow_orders<H: ReleaseHost>(
     host: &H,
     state: &watch::Sender<SwapState>,
@@ -79,7 +79,7 @@ pub async fn follow_orders<H: ReleaseHost>(
     loop {
         let mut is_due = is_over(again);
         if is_changed {
-            // An older one may come late, from who decides beside another: what was ordered since holds, and is tried again.
+            // An older order may arrive late when two releasers run: the newest one holds and is tried again.
             let heard = orders.borrow_and_update().clone();
             let heard = heard.filter(|order| order.number >= state.borrow().order);
             is_due |= heard.is_some();
@@ -95,9 +95,8 @@ pub async fn follow_orders<H: ReleaseHost>(
                 Ok(false) => {}
                 Err(fault) => {
                     let release = order.release.release.short();
-                    tracing::warn!(release, fault = fault.name, reason = fault.reason, "release refused");
-                    let passes = PASSING.contains(&fault.name.as_str());
-                    again = passes.then(|| Instant::now() + Backoff::steady(AGAIN).next_pause());
+                    tracing::warn!(release, fault = fault.kind.as_str(), reason = fault.reason, "release refused");
+                    again = fault.is_passing().then(|| Instant::now() + Backoff::steady(RETRY_DELAY).next_pause());
                     refuse(state, order, fault);
                 }
             }
@@ -123,7 +122,7 @@ pub async fn follow_orders<H: ReleaseHost>(
     }
 }
 
-/// Whether another release serves now.
+/// Applies an order; true if another release serves now.
 async fn apply_order<H: ReleaseHost>(
     host: &H,
     state: &watch::Sender<SwapState>,
@@ -135,8 +134,9 @@ async fn apply_order<H: ReleaseHost>(
         state.send_modify(forget);
         return Ok(false);
     }
-    let died_of_it = |refused: &&RefusedRelease| refused.release == *wanted && refused.fault.name == "release_crashed";
-    // What the process died of is tried again only when somebody orders it again.
+    let died_of_it =
+        |refused: &&RefusedRelease| refused.release == *wanted && refused.fault.kind == FaultKind::ReleaseCrashed;
+    // After a crash, the release is tried again only when it is ordered again.
     let died = {
         let state = state.borrow();
         state.refused.iter().find(died_of_it).filter(|_| state.order == 0).map(|refused| refused.fault.clone())
@@ -176,7 +176,7 @@ fn refuse(state: &watch::Sender<SwapState>, order: &Order, fault: FaultNote) {
         let release = order.release.release.clone();
         state.refused.retain(|refused| refused.release != release);
         state.refused.push(RefusedRelease { release, fault });
-        let surplus = state.refused.len().saturating_sub(MOST_REFUSED);
+        let surplus = state.refused.len().saturating_sub(MAX_REFUSED);
         state.refused.drain(..surplus);
     });
 }

@@ -6,10 +6,12 @@
 use offload::VerifySettings;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use releaser::evidence::{CRASHED, SLOT_MS};
+use releaser::evidence::SLOT_MS;
 use releaser::{CanaryRuling, CanarySettings, ReleaseEvidence, judge_canary};
 use schemas::swap::{Agreement, RefusedRelease, ReleaseCounts, Swap};
-use schemas::{Canary, FaultNote, FindingOutcome, MachineRequirements, ModelName, Release, ReleaseId, SiteName};
+use schemas::{
+    Canary, FaultKind, FaultNote, FindingOutcome, MachineRequirements, ModelName, Release, ReleaseId, SiteName,
+};
 use serde::Serialize;
 
 use super::releases::{CanaryCandidate, CanaryCandidates, CanaryPrediction, CandidateKind};
@@ -272,7 +274,7 @@ impl<'a> CanaryFleet<'a> {
         let slot_ms = EPOCH_MS + minute / SLOT_MINUTES * SLOT_MS;
         for site in &self.sites {
             let since = site.swaps_at.filter(|at| minute >= *at);
-            let fault = || FaultNote::new(CRASHED, "it ended the worker", "");
+            let fault = || FaultNote::new(FaultKind::ReleaseCrashed, "it ended the worker", "");
             let refused = RefusedRelease { release: self.ids[1].clone(), fault: fault() };
             self.evidence.add_report(
                 Swap {

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use schemas::FaultNote;
 use schemas::limits::MAX_MESSAGE_BYTES;
+use schemas::{FaultKind, FaultNote};
 use streams::fleet;
 use streams::server::{self, Durability};
 use streams::topology::{self, PlanScope, SettingDifference, SetupFinding, StreamSettings};
@@ -73,10 +73,12 @@ async fn fault_checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck
 }
 
 fn check_of(fault: FaultNote) -> DoctorCheck {
-    let check = DoctorCheck::bad(fault.name.replace('_', " "), fault.reason, fault.remedy);
-    match fault.name.as_str() {
-        "link_lets_through" => check.breaks("images and acknowledgements stay at their site"),
-        "consumer_paused" | "consumer_missing" => check.breaks("every task ends in an answer or a dead letter"),
+    let check = DoctorCheck::bad(fault.kind.as_str().replace('_', " "), fault.reason, fault.remedy);
+    match fault.kind.known() {
+        Some(FaultKind::LinkLetsThrough) => check.breaks("images and acknowledgements stay at their site"),
+        Some(FaultKind::ConsumerPaused | FaultKind::ConsumerMissing) => {
+            check.breaks("every task ends in an answer or a dead letter")
+        }
         _ => check,
     }
 }

@@ -8,13 +8,11 @@ use releases::decision_log;
 use releases::stage::{self, DecisionContext, StageRefusal};
 use runtime::clock;
 use runtime::settings::LoadedSettings;
-use schemas::{ModelName, Release, ReleaseDecision, ReleaseId, Rollout, SiteName};
+use schemas::{DecisionOrigin, ModelName, Release, ReleaseDecision, ReleaseId, Rollout, SiteName};
 use streams::{CarryError, Publisher};
 
 use crate::settings::Settings;
 use crate::{audit, site_target, stdout};
-
-const BY: &str = "hand";
 
 /// The reason for a decision.
 #[derive(clap::Args)]
@@ -119,7 +117,7 @@ pub async fn unpin(
 }
 
 fn context(why: &ReasonArgs) -> DecisionContext {
-    DecisionContext::new(BY, &why.why, clock::now_ms())
+    DecisionContext::new(DecisionOrigin::Hand, &why.why, clock::now_ms())
 }
 
 /// Why no decision was made.

@@ -14,7 +14,7 @@ use releases::trial::TrialRunner;
 use releases::{decision_log, oci, package};
 use runtime::clock;
 use runtime::settings::LoadedSettings;
-use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
+use schemas::{DecisionOrigin, ModelName, ReleaseId, Rollout, SiteName, Swap};
 use serde_json::json;
 use streams::store::PutOutcome;
 use streams::{Blobs, Bus, CarryError, Publisher, ReleaseStore};
@@ -60,7 +60,7 @@ pub async fn import(
     let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&model, origin, &trial, work.path()).await;
     let (release, file) =
-        prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.name, fault.remedy))?;
+        prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.kind, fault.remedy))?;
     let (weights, weights_file) = {
         let (model, work) = (model.clone(), work.path().to_owned());
         tokio::task::spawn_blocking(move || release_builder::weights_of(&model, &work)).await??
@@ -79,7 +79,7 @@ pub async fn import(
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let decided = decision_log::decide(&cloud, &publisher, &name, |now| {
-        let context = |why| DecisionContext::new("hand", why, clock::now_ms());
+        let context = |why| DecisionContext::new(DecisionOrigin::Hand, why, clock::now_ms());
         Ok::<_, CarryError>(match now {
             None => Some(stage::first(name.clone(), release.clone(), context("imported as the first"))),
             Some(now) => stage::candidate(now, release.clone(), context("imported")).ok(),

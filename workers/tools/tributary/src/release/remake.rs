@@ -17,7 +17,7 @@ use releases::stage::{self, DecisionContext};
 use releases::trial::TrialRunner;
 use runtime::clock;
 use runtime::settings::LoadedSettings;
-use schemas::{ModelName, Release, RoundEvent, SiteName, TaskId};
+use schemas::{DecisionOrigin, ModelName, Release, RoundEvent, SiteName, TaskId};
 use serde_json::json;
 use streams::{Blobs, Bus, CarryError, Publisher};
 use trainer::learned_images::{self, RetractionTimes};
@@ -176,7 +176,7 @@ async fn keep(
     let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&remade.model, remade.origin.clone(), &trial, work).await;
     let (release, file) =
-        prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.name, fault.remedy))?;
+        prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.kind, fault.remedy))?;
     prepare::keep_and_offer(releases.store(), &blobs, name, &release, &file).await?;
     // Couriers fetch the weights when a round starts from this release.
     let weights = tokio::fs::read(&remade.weights).await;
@@ -209,7 +209,7 @@ async fn offer(
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let why = format!("{}: {why}", release.origin);
     let decided = decision_log::decide(cloud, &publisher, name, |now| {
-        let context = DecisionContext::new("hand", why.clone(), clock::now_ms());
+        let context = DecisionContext::new(DecisionOrigin::Hand, why.clone(), clock::now_ms());
         Ok::<_, CarryError>(now.and_then(|now| stage::candidate(now, release.clone(), context).ok()))
     });
     let decided = decided.await?;

@@ -43,7 +43,7 @@ pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Resul
             "{:<8} {}{of} by {}: {}",
             decision.stage.as_str(),
             format::format_time(then.said_at_ms),
-            format::plain_text(&decision.by),
+            format::plain_text(decision.origin.as_str()),
             format::plain_text(&decision.why)
         ))?;
         if !decision.findings.is_empty() {
@@ -63,7 +63,7 @@ fn row(finding: &CanaryFinding) -> Vec<String> {
     };
     vec![
         "        ".into(),
-        finding.measure.clone(),
+        finding.measure.to_string(),
         format!("{:.4}", finding.canary),
         finding.stable.map_or(String::new(), |stable| format!("{stable:.4}")),
         format!("{:+.4}", finding.better),

@@ -92,7 +92,7 @@ fn ratio(ratio: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use schemas::ReleaseId;
+    use schemas::{ReleaseId, Role};
 
     use super::*;
 
@@ -101,7 +101,7 @@ mod tests {
         Some(DriftMeasure { reference_ratio: before, recent_ratio: now, distance_ratio, level })
     }
 
-    fn beat(role: &str, change: impl FnOnce(&mut DriftReport)) -> Heartbeat {
+    fn beat(role: Role, change: impl FnOnce(&mut DriftReport)) -> Heartbeat {
         let mut report = DriftReport {
             release: ReleaseId::from_sha256([1; 32]),
             reference_answers: 2000,
@@ -118,12 +118,12 @@ mod tests {
 
     #[test]
     fn one_line_shows_the_worst_change_among_the_sites_workers() {
-        let steady = beat("recognizer", |report| report.novelty = measure(0.5, 0.51, DriftLevel::Steady));
-        let alarm = beat("recognizer", |report| {
+        let steady = beat(Role::Recognizer, |report| report.novelty = measure(0.5, 0.51, DriftLevel::Steady));
+        let alarm = beat(Role::Recognizer, |report| {
             report.novelty = measure(0.5, 0.97, DriftLevel::Alarm);
             report.confidence = measure(0.9, 0.8, DriftLevel::Watch);
         });
-        let courier = beat("courier", |report| report.agreement = measure(0.97, 0.96, DriftLevel::Steady));
+        let courier = beat(Role::Courier, |report| report.agreement = measure(0.97, 0.96, DriftLevel::Steady));
         let text = line(&[steady.clone(), courier.clone()]).unwrap();
         assert!(
             text.starts_with("steady; novelty 51.0 %") && text.contains("agreement 96.0 % (reference 97.0 %)"),
@@ -139,12 +139,12 @@ mod tests {
 
     #[test]
     fn before_there_is_enough_it_shows_how_far_the_windows_are_filled() {
-        let collecting = beat("recognizer", |report| report.reference_answers = 120);
-        let courier = beat("courier", |report| (report.reference_answers, report.reference_full) = (0, 400));
+        let collecting = beat(Role::Recognizer, |report| report.reference_answers = 120);
+        let courier = beat(Role::Courier, |report| (report.reference_answers, report.reference_full) = (0, 400));
         let text = line(&[collecting, courier]).unwrap();
         assert!(text.contains("120 of 2000"), "{text}");
-        let comparing = beat("recognizer", |report| report.recent_answers = 7);
+        let comparing = beat(Role::Recognizer, |report| report.recent_answers = 7);
         assert!(line(&[comparing]).unwrap().ends_with("recent answers: 7 of 500"));
-        assert_eq!(line(&[Heartbeat::for_worker("recognizer", "host-1".into(), None, 0)]), None);
+        assert_eq!(line(&[Heartbeat::for_worker(Role::Recognizer, "host-1".into(), None, 0)]), None);
     }
 }

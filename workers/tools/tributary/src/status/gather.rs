@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{FaultNote, Heartbeat, LinkReport, OutcomeReport, SiteName};
+use schemas::{FaultNote, Heartbeat, LinkReport, OutcomeReport, Role, SiteName};
 use serde::Serialize;
 use streams::fleet;
 use streams::reader::{self, ConsumerProgress, StreamLevel};
@@ -148,10 +148,10 @@ pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<Sit
     let seen = site.find_faults(settings).await;
     faults.extend(seen.iter().map(sentence));
     // Faults that only the worker itself can see.
-    let others = workers.iter().filter(|beat| beat.role != "janitor").flat_map(|beat| &beat.faults);
+    let others = workers.iter().filter(|beat| beat.role != Role::Janitor).flat_map(|beat| &beat.faults);
     faults.extend(others.map(sentence));
     let now_ms = clock::now_ms();
-    let courier = workers.iter().find(|beat| beat.role == "courier");
+    let courier = workers.iter().find(|beat| beat.role == Role::Courier);
     Ok(SiteStatus {
         at_ms: now_ms,
         site: site.name.clone(),
@@ -165,7 +165,7 @@ pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<Sit
         clock_ahead_ms: clock_ahead_ms.ok(),
         faults,
         workers_known: known,
-        images: queue(images, recognized, &workers, "recognizer"),
+        images: queue(images, recognized, &workers, Role::Recognizer),
         answers,
         provisional: (promises.pending + promises.unacked).min(under_way(&outbox, &cloud)),
         outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await.unwrap_or_default(),
@@ -244,7 +244,7 @@ async fn cloud(site: &SiteTarget) -> Result<CloudStatus, CarryError> {
         );
         let (mut workers, verdicts) = (workers?, verdicts?);
         let verdicts_waiting = verdicts.pending + verdicts.unacked;
-        let verify = queue(level?.unwrap_or_default(), judged?, &workers, "verifier");
+        let verify = queue(level?.unwrap_or_default(), judged?, &workers, Role::Verifier);
         let dead_letters = dead?.map(|dead| dead.messages).filter(|_| !shared);
         if shared {
             workers.clear();
@@ -269,13 +269,13 @@ fn under_way(outbox: &StreamLevel, cloud: &CloudStatus) -> u64 {
     }
 }
 
-fn queue(level: StreamLevel, progress: ConsumerProgress, workers: &[Heartbeat], role: &str) -> QueueStatus {
+fn queue(level: StreamLevel, progress: ConsumerProgress, workers: &[Heartbeat], role: Role) -> QueueStatus {
     let waiting = progress.pending + progress.unacked;
     QueueStatus { level, waiting, held: progress.unacked, queued_s: queued_s(waiting, workers, role) }
 }
 
 /// Seconds until the workers of a role have worked off this many images; absent without any. Pure.
-fn queued_s(waiting: u64, workers: &[Heartbeat], role: &str) -> Option<f64> {
+fn queued_s(waiting: u64, workers: &[Heartbeat], role: Role) -> Option<f64> {
     let rates = workers.iter().filter(|beat| beat.role == role).filter_map(|beat| {
         let cost_ms = beat.cost_ms.filter(|cost_ms| *cost_ms > 0.0)?;
         Some(f64::from(beat.replicas) * 1000.0 / cost_ms)
@@ -288,22 +288,25 @@ fn queued_s(waiting: u64, workers: &[Heartbeat], role: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Heartbeat {
+    fn beat(role: Role, replicas: u32, cost_ms: Option<f64>) -> Heartbeat {
         Heartbeat { replicas, cost_ms, ..Heartbeat::for_worker(role, "host-1".into(), None, 0) }
     }
 
     #[test]
     fn queued_work_is_shared_by_all_replicas_of_its_role() {
-        let workers =
-            [beat("recognizer", 2, Some(10.0)), beat("recognizer", 1, Some(5.0)), beat("verifier", 9, Some(1.0))];
-        assert_eq!(queued_s(800, &workers, "recognizer"), Some(2.0));
-        assert_eq!(queued_s(0, &workers, "recognizer"), Some(0.0));
+        let workers = [
+            beat(Role::Recognizer, 2, Some(10.0)),
+            beat(Role::Recognizer, 1, Some(5.0)),
+            beat(Role::Verifier, 9, Some(1.0)),
+        ];
+        assert_eq!(queued_s(800, &workers, Role::Recognizer), Some(2.0));
+        assert_eq!(queued_s(0, &workers, Role::Recognizer), Some(0.0));
     }
 
     #[test]
     fn without_workers_the_seconds_of_work_are_unknown() {
-        assert_eq!(queued_s(800, &[], "recognizer"), None);
-        assert_eq!(queued_s(800, &[beat("recognizer", 0, Some(1.0))], "recognizer"), None);
-        assert_eq!(queued_s(800, &[beat("recognizer", 1, None)], "recognizer"), None);
+        assert_eq!(queued_s(800, &[], Role::Recognizer), None);
+        assert_eq!(queued_s(800, &[beat(Role::Recognizer, 0, Some(1.0))], Role::Recognizer), None);
+        assert_eq!(queued_s(800, &[beat(Role::Recognizer, 1, None)], Role::Recognizer), None);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, TrainingReport};
+use schemas::{
+    DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, Role, RoundState, TrainerState, TrainingReport,
+};
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
@@ -29,8 +31,9 @@ pub fn text(status: &SiteStatus) -> String {
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
-    scaled
-        .for_each(|(role, why)| row("replicas", format!("{}s: {}", format::plain_text(role), format::plain_text(why))));
+    scaled.for_each(|(role, why)| {
+        row("replicas", format!("{}s: {}", format::plain_text(role.as_str()), format::plain_text(why)))
+    });
     all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_text(words)));
     row("dead", dead_letters(status));
     lines.push(String::new());
@@ -145,13 +148,13 @@ fn trainings(status: &SiteStatus) -> Vec<String> {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
             "{}: {}; {}, {} sent",
-            format::plain_text(state),
+            format::plain_text(state.as_str()),
             format::plain_text(why),
             format::count(*labelled, "labelled image"),
             format::count(*sent, "update")
         );
         let accuracy = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
-        if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
+        if let Some(before) = before.as_ref().filter(|_| *state != TrainerState::Collecting) {
             let now = after.as_ref().map(|after| format!(", {} now", accuracy(after)));
             let holdout = format!(
                 "accuracy on the holdout of {} {} before{}",
@@ -178,19 +181,21 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
     let row = |beat: &Heartbeat| {
         let report = beat.rounds.as_ref()?;
         let model = beat.model.as_deref().unwrap_or_default();
-        let mut text = match report.state.as_str() {
-            "open" => format!(
+        let mut text = match report.state.known() {
+            Some(RoundState::Open) => format!(
                 "{}: round {} is open, {} of {} updates",
                 format::plain_text(model),
                 report.round,
                 report.updates,
                 report.quorum
             ),
-            "failed" => format!("{}: failed: {}", format::plain_text(model), format::plain_text(&report.why)),
-            state => format!(
+            Some(RoundState::Failed) => {
+                format!("{}: failed: {}", format::plain_text(model), format::plain_text(&report.why))
+            }
+            _ => format!(
                 "{}: {} {}",
                 format::plain_text(model),
-                format::plain_text(state),
+                format::plain_text(report.state.as_str()),
                 format::plain_text(&report.why)
             ),
         };
@@ -262,10 +267,10 @@ fn workers(status: &SiteStatus) -> String {
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
     let steps = all_workers(status).filter_map(|beat| {
-        let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
+        let step = beat.swap_step()?;
         Some(format!(
             "\n  {} {}: {}",
-            format::plain_text(&beat.role),
+            format::plain_text(beat.role.as_str()),
             format::plain_text(&beat.worker),
             format::plain_text(step)
         ))
@@ -277,7 +282,7 @@ fn workers(status: &SiteStatus) -> String {
 /// The problems, each with what to do.
 fn problems(status: &SiteStatus) -> Vec<String> {
     let site = &status.site;
-    let has = |role: &str| all_workers(status).any(|beat| beat.role == role);
+    let has = |role: Role| all_workers(status).any(|beat| beat.role == role);
     let mut problems = status.faults.clone();
     problems.extend(outcome_problems(status));
     problems.extend(clock_problems(status));
@@ -285,34 +290,34 @@ fn problems(status: &SiteStatus) -> Vec<String> {
     if !status.workers_known {
         return problems;
     }
-    if !has("recognizer") {
+    if !has(Role::Recognizer) {
         problems.push(format!(
             "No recognizer is running, so images wait: start one with `tributary recognizer --model DIR --site {site}`."
         ));
     }
-    if !has("courier") {
+    if !has(Role::Courier) {
         problems.push(format!(
             "No courier is running, so doubtful images are not verified: start one with `tributary courier --site {site}`."
         ));
     }
-    if !has("janitor") {
+    if !has(Role::Janitor) {
         problems.push(format!(
             "No janitor is running, so answered images are not purged: start one with `tributary janitor --site {site}`."
         ));
     }
-    problems.extend(cloud_problem(status, has("verifier")));
+    problems.extend(cloud_problem(status, has(Role::Verifier)));
     problems.extend(full(
         "images",
         &status.images,
         "new images are refused: start more recognizers, or raise streams.images_max_mib",
     ));
     problems.extend(full("outbox", &status.outbox, "doubtful answers become final as they are: check the link"));
-    problems.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
+    problems.extend(mixed(status, Role::Recognizer).into_iter().chain(mixed(status, Role::Verifier)));
     problems.extend(all_workers(status).filter_map(|beat| {
-        let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
+        let swap = beat.release_refusal()?;
         Some(format!(
             "{} {} {}.",
-            format::plain_text(&beat.role),
+            format::plain_text(beat.role.as_str()),
             format::plain_text(&beat.worker),
             format::plain_text(swap)
         ))
@@ -420,7 +425,7 @@ fn full(name: &str, queue: &QueueStatus, then: &str) -> Option<String> {
 }
 
 /// Workers of one role that run different releases.
-fn mixed(status: &SiteStatus, role: &str) -> Option<String> {
+fn mixed(status: &SiteStatus, role: Role) -> Option<String> {
     let mut releases: Vec<&str> = all_workers(status)
         .filter(|beat| beat.role == role)
         .filter_map(|beat| beat.release.as_ref().map(|release| release.short()))
@@ -443,9 +448,9 @@ mod tests {
         QueueStatus { level, waiting: 3, held: 1, queued_s: Some(1.5) }
     }
 
-    fn status(roles: &[&str]) -> SiteStatus {
-        let beat = |role: &&str| {
-            let beat = Heartbeat::for_worker(role, "host-1".into(), None, 0);
+    fn status(roles: &[Role]) -> SiteStatus {
+        let beat = |role: &Role| {
+            let beat = Heartbeat::for_worker(*role, "host-1".into(), None, 0);
             Heartbeat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
         };
         SiteStatus {
@@ -477,7 +482,7 @@ mod tests {
         }
     }
 
-    const ALL: [&str; 4] = ["courier", "janitor", "recognizer", "verifier"];
+    const ALL: [Role; 4] = [Role::Courier, Role::Janitor, Role::Recognizer, Role::Verifier];
 
     #[test]
     fn a_healthy_site_has_no_problems() {
@@ -488,7 +493,7 @@ mod tests {
     #[test]
     fn each_role_that_is_missing_is_named_with_its_command() {
         for missing in ALL {
-            let roles: Vec<&str> = ALL.into_iter().filter(|role| *role != missing).collect();
+            let roles: Vec<Role> = ALL.into_iter().filter(|role| *role != missing).collect();
             let problems = problems(&status(&roles));
             let names_command = problems.len() == 1 && problems[0].contains(&format!("`tributary {missing}"));
             assert!(names_command, "{missing}: {problems:?}");

@@ -98,7 +98,7 @@ impl ModelStanding {
                     Some(RoundOutcome::Sealed(release.clone(), *updates))
                 }
                 Some(RoundEvent::Failed(note)) => {
-                    Some(RoundOutcome::Failed(format!("{} ({})", note.reason, note.name)))
+                    Some(RoundOutcome::Failed(format!("{} ({})", note.reason, note.kind)))
                 }
                 _ => None,
             })
