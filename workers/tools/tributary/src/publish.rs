@@ -173,7 +173,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shut
     let source = args.source()?;
     let (acknowledged, printing) = printer(args);
     let options = PublishOptions {
-        again: args.run_id.clone(),
+        run_id: args.run_id.clone(),
         journal: JournalLocation::of_user(&server(&site, &loaded.settings)),
         progress: if args.print_ids { PublishProgress::hidden() } else { PublishProgress::on_terminal() },
         mark: RunHeaders { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
