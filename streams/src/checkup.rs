@@ -229,7 +229,7 @@ fn refused_fault(store: &Path) -> Option<FaultNote> {
         FaultNote::new(
             "publish_refused",
             format!("within the last hour the server refused a message on {subject}, which the client's login does not allow; MQTT clients are not told"),
-            "publish under the camera's own name (`tributary camera show NAME` prints its subject and topic), or add a login that allows it (`tributary camera add NAME --also CAMERA`)",
+            "publish under the camera's own name (`tributary camera show NAME` prints its subject and topic), or add a login that allows it (`tributary camera add NAME --also-camera CAMERA`)",
         )
     })
 }

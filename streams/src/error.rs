@@ -14,7 +14,7 @@ use async_nats::jetstream::{self, ErrorCode};
 pub enum CarryError {
     /// Every attempt at a decision lost its slot to another decider.
     #[error(
-        "no decision about {what} was written: another process took its slot every time; `tributary release history` shows who decides"
+        "no decision about {what} was written: another process took its slot every time; `tributary audit --cloud` shows who decides"
     )]
     Outrun {
         /// Subject of the decision, such as the model.

@@ -381,7 +381,7 @@ async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
     .await
     .unwrap();
     blobs.store_blob(&picture.bytes).await.unwrap();
-    let redrive = ["dead", "redrive", "--all"].map(str::to_owned);
+    let redrive = ["dead-letters", "redrive", "--all"].map(str::to_owned);
     let redriven = run(world.folder(), &[&redrive[..], &world.at(0)].concat()).await.unwrap();
     assert!(redriven.success, "{}", redriven.err);
     let label = until("its real answer", PATIENCE, async || {

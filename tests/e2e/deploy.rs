@@ -163,14 +163,16 @@ fn every_manifest_has_its_schema_and_every_command_and_setting_in_it_is_one_of_t
     }
 }
 
-/// Names of our metrics in a text; those of histograms and counters without what Prometheus adds.
+/// Names of our metrics in a text, and of the standard ones of a process; those of histograms and counters without what
+/// Prometheus adds.
 fn metrics(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for (at, _) in text.match_indices("tributary_") {
+    let prefixes = ["tributary_", "process_"];
+    for (at, prefix) in prefixes.iter().flat_map(|prefix| text.match_indices(prefix)) {
         let name: String = text[at..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
         let name =
             ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name).to_owned();
-        if name.len() > "tributary_".len() {
+        if name.len() > prefix.len() {
             names.insert(name.trim_end_matches('_').to_owned());
         }
     }

@@ -26,7 +26,7 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
     refused.says("make a score with `tributary model novelty", PATIENCE).await.unwrap();
     let clothes = fixture("images/fashion").display().to_string();
     let made = run(world.folder(), &["model", "novelty", &model, "--images", &clothes]).await.unwrap();
-    assert!(made.success && made.out.contains("4000 pictures by its features output"), "{}{}", made.out, made.err);
+    assert!(made.success && made.out.contains("4000 images by the features output"), "{}{}", made.out, made.err);
     world.workers.clear();
     world.recognizer_of("recognizer", 0, &model).unwrap();
     world.courier("courier", 0).unwrap();
@@ -61,7 +61,7 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
     }
     says(&world, "drift     alarm: ").await;
     let text = status(&world).await.unwrap();
-    assert!(text.contains("pictures are stranger to the model") && text.contains("! Answers are not what"), "{text}");
+    assert!(text.contains("images are more novel to the model") && text.contains("! Answers have drifted"), "{text}");
     let address = listens_at(&world.workers["recognizer"].log()).unwrap();
     let (_, told) = get(&address, "/metrics").await.unwrap();
     let level = format!("tributary_drift_level{{role=\"recognizer\",site=\"{site}\"}} 2.0");
@@ -70,5 +70,5 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
     let mut words = vec!["drift".to_owned(), "--accept".into()];
     words.extend(world.at(0));
     assert!(run(world.folder(), &words).await.unwrap().success);
-    says(&world, "learning what is usual").await;
+    says(&world, "collecting the reference").await;
 }

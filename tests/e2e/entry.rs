@@ -104,6 +104,6 @@ async fn a_camera_on_another_machine_needs_a_login_and_is_encrypted() {
         assert!(refused.starts_with("401") && refused.contains("metrics.token_file"), "{header}: {refused}");
     }
     let told = ask(&url("/metrics"), "Bearer a-token").await;
-    assert!(told.contains("tributary_expires_timestamp_seconds{what=\"certificate for clients\"}"), "{told}");
+    assert!(told.contains("tributary_expiry_timestamp_seconds{name=\"certificate for clients\"}"), "{told}");
     assert!(ask(&url("/livez").replace("https", "http"), "").await.starts_with("no answer"));
 }

@@ -532,7 +532,7 @@ async fn what_is_too_large_for_a_letter_is_given_up_by_its_beginning_and_can_be_
     let cut = letter.cut.clone().expect("it was cut");
     assert_eq!((cut.size_bytes, letter.fault.kind.as_str()), (MAX_INLINE_BYTES as u64, "image_unknown_format"));
     let at = world.at(0);
-    let redrive = [&["dead".to_owned(), "redrive".to_owned(), "--all".to_owned()][..], &at].concat();
+    let redrive = [&["dead-letters".to_owned(), "redrive".to_owned(), "--all".to_owned()][..], &at].concat();
     let redriven = run(world.folder(), &redrive).await.unwrap();
     assert!(redriven.success, "{}", redriven.err);
     let whole = reader::message_at(&bus, topology::IMAGES, 2).await.unwrap().unwrap();
@@ -667,7 +667,7 @@ async fn what_somebody_did_to_streams_and_consumers_is_said_in_words_and_mended_
     let applied = said(&world, &["setup", "--both", "--apply"]).await;
     assert!(applied.success && !applied.out.contains("changed"), "{}{}", applied.out, applied.err);
     assert_eq!(reader::stream_level(&bus, topology::IMAGES).await.unwrap().max_bytes as i64, config.max_bytes);
-    let lowered = said(&world, &["setup", "--both", "--apply", "--lower"]).await;
+    let lowered = said(&world, &["setup", "--both", "--apply", "--shrink"]).await;
     assert!(lowered.success && lowered.out.contains("max_bytes"), "{}{}", lowered.out, lowered.err);
     // Forbidden for good: said, and what comes behind it is mended all the same.
     config.deny_purge = true;

@@ -228,7 +228,7 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
     // Lowering a limit drops messages, so it is asked for by name.
     let kept = states(&[&smaller[..], &["--apply"]].concat()).await;
     assert!(matches!(&kept[..], [one] if one.contains("differs")), "{kept:?}");
-    let applied = states(&[&smaller[..], &["--apply", "--lower"]].concat()).await;
+    let applied = states(&[&smaller[..], &["--apply", "--shrink"]].concat()).await;
     assert!(matches!(&applied[..], [one] if one.contains("updated")), "{applied:?}");
     assert_eq!(states(&smaller).await, [""; 0], "after it was applied");
 }

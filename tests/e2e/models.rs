@@ -38,7 +38,7 @@ async fn an_export_is_described_by_what_it_says_and_what_is_guessed_is_called_a_
     assert_eq!(fs::read_to_string(folder.path().join("labels.txt")).unwrap(), "crab\nray\nshark\nturtle\n");
 
     let again = tributary(&["model", "init", &folder.path().display().to_string()]).await;
-    assert!(!again.success && again.err.contains("model.toml is there already"), "{}", again.err);
+    assert!(!again.success && again.err.contains("model.toml already exists"), "{}", again.err);
     assert_eq!(fs::read_to_string(folder.path().join("model.toml")).unwrap(), text);
     let nowhere = tributary(&["model", "init", "nowhere.onnx"]).await;
     assert!(!nowhere.success && nowhere.err.contains("nowhere.onnx does not exist"), "{}", nowhere.err);
@@ -46,7 +46,7 @@ async fn an_export_is_described_by_what_it_says_and_what_is_guessed_is_called_a_
     let images = fixture("processors").display().to_string();
     let checked = tributary(&["model", "check", &folder.path().display().to_string(), "--images", &images]).await;
     assert!(checked.success && checked.out.contains("landscape.png"), "{}{}", checked.out, checked.err);
-    assert!(checked.out.contains("fit for use, and nothing speaks against"), "{}", checked.out);
+    assert!(checked.out.contains("ready for use, and its description fits"), "{}", checked.out);
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn a_description_that_most_pictures_contradict_is_called_doubtful_and_the_
     let (folder, images) = (folder.path().display().to_string(), images.path().display().to_string());
     let checked = tributary(&["model", "check", &folder, "--images", &images, "--labels-from-folders"]).await;
     assert!(checked.success, "{}", checked.err);
-    for said in ["cannot be read", "of label cow", "Its description is doubtful", "pictures are right instead of"] {
+    for said in ["cannot be read", "with label cow", "The description is doubtful", "pictures are right instead of"] {
         assert!(checked.out.contains(said), "{said}: {}", checked.out);
     }
 }

@@ -87,7 +87,7 @@ async fn images_gone_from_the_middle_of_the_stream_are_told() {
     let at = world.at(0);
     let words: Vec<&str> = ["status"].into_iter().chain(at.iter().map(String::as_str)).collect();
     let status = run_notifier_command(world.folder(), &words).await;
-    assert!(status.out.contains("1 image is gone from the middle of IMAGES"), "{}{}", status.out, status.err);
+    assert!(status.out.contains("1 image is missing from the middle of IMAGES"), "{}{}", status.out, status.err);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -159,7 +159,7 @@ async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() 
     // No round starts beside it: what came of it would start from what may be withdrawn.
     let (url, model) = (world.cloud_url(), fixture(LIGHT).display().to_string());
     let refused = run(world.folder(), &["round", "open", "--nats", &url, "--model", &model]).await.unwrap();
-    assert!(!refused.success && refused.err.contains("is tried, and a round would start"), "{}", refused.err);
+    assert!(!refused.success && refused.err.contains("is in its canary, and a round"), "{}", refused.err);
     let stable = becomes(&world, &second, ReleaseStage::Stable).await;
     let measures: Vec<&str> = stable.decision.findings.iter().map(|finding| finding.measure.as_str()).collect();
     assert_eq!(measures, ["agreement", "sent up", "confidence", "cost", "faults"]);
@@ -521,7 +521,7 @@ async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
         (&model, false, &own[..2], "is not signed"),
         (&model, false, &own[2..], "--signed-by PUBLIC.pem"),
         (&model, true, &[], "is not signed"),
-        (&model, true, &others, "none of releaser.trusted_keys"),
+        (&model, true, &others, "not one of releaser.trusted_keys"),
         (&changed, true, &own[2..], "\"model.toml\" was changed"),
     ];
     for (folder, is_demanded, words, why) in cases {

@@ -1,4 +1,4 @@
-//! Replays of what a site answered: exported, gone on with, published again, learned from, pinned.
+//! What a site answered, used again: exported, resumed, evaluated, backtested, published again, learned from, pinned.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -85,11 +85,11 @@ async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed(
     let (folder, tar) = (world.folder().join("set"), world.folder().join("set.tar"));
     let set = folder.display().to_string();
     // Slow enough to be killed on its way.
-    let mut arguments = vec!["replay".to_owned(), "--to".into(), set.clone(), "--mib-per-s".into(), "0.05".into()];
+    let mut arguments = vec!["export".to_owned(), "--to".into(), set.clone(), "--mib-per-s".into(), "0.05".into()];
     arguments.extend(world.at(0));
     let mut stopped_at = Vec::new();
     for least in [40, 120] {
-        let mut half = WorkerProcess::start(&format!("replay-{least}"), world.folder(), &arguments, &[]).unwrap();
+        let mut half = WorkerProcess::start(&format!("export-{least}"), world.folder(), &arguments, &[]).unwrap();
         let written = || std::fs::read_to_string(folder.join("index.csv")).map_or(0, |text| text.lines().count());
         until("a part of the export", PATIENCE, async || Ok((written() > least).then_some(()))).await.unwrap();
         half.kill().unwrap();
@@ -101,18 +101,18 @@ async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed(
     let last = text.lines().last().unwrap().split(',').next().unwrap().to_owned();
     std::fs::write(folder.join(&last), b"").unwrap();
     std::fs::write(folder.join("index.csv"), &text[..text.len() - 7]).unwrap();
-    let summary = done_json(&world, &["replay", "--to", &set]).await;
+    let summary = done_json(&world, &["export", "--to", &set]).await;
     assert_eq!(summary["before"].as_u64().unwrap() + summary["through"].as_u64().unwrap(), 400, "{summary}");
     assert!(summary["before"].as_u64().unwrap() > 100, "it began anew: {summary}");
     holds(&folder, &all);
-    let again = done_json(&world, &["replay", "--to", &set]).await;
+    let again = done_json(&world, &["export", "--to", &set]).await;
     assert_eq!((&again["through"], &again["before"]), (&0.into(), &400.into()));
-    let other = at(&world, &["replay", "--to", &set, "--where", "hard"]).await;
+    let other = at(&world, &["export", "--to", &set, "--where", "hard"]).await;
     assert!(!other.success && other.err.contains("another replay"), "{}", other.err);
 
     let doubtful = all.values().filter(|(answer, _)| answer.route == Route::Verified).count() as u64;
     let summary =
-        done_json(&world, &["replay", "--where", "route = verified", "--to", &tar.display().to_string()]).await;
+        done_json(&world, &["export", "--where", "route = verified", "--to", &tar.display().to_string()]).await;
     assert_eq!(summary["through"], doubtful);
     assert!(doubtful > 0 && tar.metadata().unwrap().len() > 0);
 }
@@ -120,20 +120,25 @@ async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed(
 #[tokio::test]
 async fn what_cannot_be_meant_is_refused_with_what_could_be() {
     let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
-    let empty = at(&world, &["replay", "--to", "none"]).await;
+    let empty = at(&world, &["export", "--to", "none"]).await;
     assert!(empty.err.contains("has no answers yet"), "{}", empty.err);
     answers(&world, 20).await;
     for (words, said) in [
-        (vec!["replay", "--since", "2099-01-01", "--to", "none"], "none of them matches"),
-        (vec!["replay", "--where", "confidence < low", "--to", "none"], "column 14"),
-        (vec!["replay", "--since", "2h", "--until", "3h", "--to", "none"], "not before --until"),
-        (vec!["replay", "--since", "later", "--to", "none"], "is not a time"),
-        (vec!["replay"], "where to?"),
-        (vec!["replay", "--to", "subject:answer.final.a.b.c"], "workers expect other messages"),
-        (vec!["replay", "--to", "subject:x.{task}"], "only {site} and {camera}"),
-        (vec!["replay", "--pinned", "nothing", "--to", "none"], "set nothing has no matching image"),
-        (vec!["replay", "--pace", "5", "--to", "none"], "--to subject:"),
-        (vec!["replay", "--gate", "missing.toml"], "--gate missing.toml: there is no such file"),
+        (vec!["export", "--since", "2099-01-01", "--to", "none"], "none of them matches"),
+        (vec!["export", "--where", "confidence < low", "--to", "none"], "column 14"),
+        (vec!["export", "--since", "2h", "--until", "3h", "--to", "none"], "not before --until"),
+        (vec!["export", "--since", "later", "--to", "none"], "is not a time"),
+        (vec!["export"], "--to <DIR|FILE.tar>"),
+        (vec!["export", "--to", "none.csv"], "`tributary evaluate --to FILE.csv` writes a table"),
+        (vec!["republish"], "--to-trainer"),
+        (vec!["backtest"], "--policy"),
+        (vec!["evaluate"], "--model <DIR>"),
+        (vec!["evaluate", "--model", "m", "--to", "none"], "name it FILE.csv"),
+        (vec!["republish", "--to", "answer.final.a.b.c"], "workers expect other messages"),
+        (vec!["republish", "--to", "x.{task}"], "only {site} and {camera}"),
+        (vec!["export", "--pinned", "nothing", "--to", "none"], "set nothing has no matching image"),
+        (vec!["republish", "--pace", "5", "--to-trainer"], "cannot be used with"),
+        (vec!["backtest", "--gate", "missing.toml"], "--gate missing.toml: there is no such file"),
         (vec!["retention", "--unpin", "nothing"], "none is pinned"),
         (vec!["retrain", "--model", "/nowhere", "--out", "new"], "model folder /nowhere does not exist"),
     ] {
@@ -143,7 +148,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
     assert!(!world.folder().join("none").exists(), "nothing was meant, and something was written");
     std::fs::create_dir(world.folder().join("mine")).unwrap();
     std::fs::write(world.folder().join("mine/letter.txt"), "dear").unwrap();
-    let foreign = at(&world, &["replay", "--to", "mine"]).await;
+    let foreign = at(&world, &["export", "--to", "mine"]).await;
     assert!(!foreign.success && foreign.err.contains("not written by a replay"), "{}", foreign.err);
 }
 
@@ -159,21 +164,21 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
     for task in all.keys() {
         answered(&world, *task).await;
     }
-    let none = at(&world, &["replay", "--to", "none"]).await;
+    let none = at(&world, &["export", "--to", "none"]).await;
     assert!(!none.success && none.err.contains("no task matches"), "{}", none.err);
     let folder = world.folder().join("set");
     let mut arguments =
-        vec!["replay".to_owned(), "--json".into(), "--to".into(), folder.display().to_string(), "--mib-per-s".into()];
+        vec!["export".to_owned(), "--json".into(), "--to".into(), folder.display().to_string(), "--mib-per-s".into()];
     arguments.extend(["4".into(), "--stage".into(), "dead".into()]);
     arguments.extend(world.at(0));
-    let mut slow = WorkerProcess::start("replay", world.folder(), &arguments, &[]).unwrap();
+    let mut slow = WorkerProcess::start("export", world.folder(), &arguments, &[]).unwrap();
     until("a part of the export", PATIENCE, async || Ok(folder.join("index.csv").is_file().then_some(())))
         .await
         .unwrap();
     let purged = reader::purge_before(world.bus(0), topology::IMAGES, 250).await.unwrap();
     assert!(purged > 200);
     assert!(slow.end(Duration::from_secs(60)).await.unwrap().success(), "{}", slow.log());
-    let said = std::fs::read_to_string(world.folder().join("replay.out")).unwrap();
+    let said = std::fs::read_to_string(world.folder().join("export.out")).unwrap();
     let summary: Value = serde_json::from_str(&said).unwrap();
     let (through, gone) = (summary["through"].as_u64().unwrap(), summary["gone"].as_u64().unwrap());
     assert_eq!(through + gone, 300, "{summary}");
@@ -197,8 +202,8 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     // Not what is in the outbox: reports of releases go through it too, when their time comes.
     let sent_before = reader::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
     assert!(sent_before > 30);
-    let template = format!("subject:image.{}.again-{{camera}}", world.site(0).name);
-    let summary = done_json(&world, &["replay", "--to", &template]).await;
+    let template = format!("image.{}.again-{{camera}}", world.site(0).name);
+    let summary = done_json(&world, &["republish", "--to", &template]).await;
     assert_eq!((&summary["through"], &summary["unstored"]), (&60.into(), &false.into()));
     let site = world.site(0).name.clone();
     let copies = until("an answer for every copy", PATIENCE, async || {
@@ -221,10 +226,10 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     }
     assert_eq!(reader::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
     // The copies stand for images that have answers of their own.
-    let summary = done_json(&world, &["replay", "--to", "set"]).await;
+    let summary = done_json(&world, &["export", "--to", "set"]).await;
     assert_eq!(summary["meant"], 60);
     // A trainer knows each image once, whether by its answer or by a label that was replayed.
-    let summary = done_json(&world, &["replay", "--to", "trainer"]).await;
+    let summary = done_json(&world, &["republish", "--to-trainer"]).await;
     assert_eq!(summary["sources"]["publisher"], 60);
     world.trainer("trainer", 0).unwrap();
     let report = until("what the trainer knows", PATIENCE, async || {
@@ -238,10 +243,10 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
 async fn another_model_is_held_against_what_was_answered() {
     let world = TestWorld::whole(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let all = answers(&world, 200).await;
-    let same = done_json(&world, &["replay", "--with", &fixture(LIGHT).display().to_string()]).await;
+    let same = done_json(&world, &["evaluate", "--model", &fixture(LIGHT).display().to_string()]).await;
     assert_eq!((&same["comparison"]["images"], &same["comparison"]["same"]), (&200.into(), &200.into()), "{same}");
     let heavy = fixture(HEAVY).display().to_string();
-    let better = done_json(&world, &["replay", "--with", &heavy, "--to", "both.csv"]).await;
+    let better = done_json(&world, &["evaluate", "--model", &heavy, "--to", "both.csv"]).await;
     let right = |picture: &harness::pictures::TestPicture| picture.heavy.label == picture.truth;
     let known = pictures().unwrap().iter().take(200).filter(|picture| right(picture)).count();
     assert_eq!(better["comparison"]["right_now"], known as u64, "as the model's own words have it: {better}");
@@ -253,7 +258,7 @@ async fn another_model_is_held_against_what_was_answered() {
     // Half of a table goes on where it was, and says the same in the end.
     let half: Vec<&str> = lines.lines().take(101).collect();
     std::fs::write(world.folder().join("both.csv"), half.join("\n") + "\ncut,off").unwrap();
-    let again = done_json(&world, &["replay", "--with", &heavy, "--to", "both.csv"]).await;
+    let again = done_json(&world, &["evaluate", "--model", &heavy, "--to", "both.csv"]).await;
     assert_eq!(
         (&again["before"], &again["comparison"]["right_now"]),
         (&100.into(), &better["comparison"]["right_now"])
@@ -265,9 +270,9 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     let streams = StreamSettings { ack_wait_s: 2, pinned_max_mib: 1, ..StreamSettings::default() };
     let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::default() }).await.unwrap();
     let all = answers(&world, 200).await;
-    let summary = done_json(&world, &["replay", "--pin", "first"]).await;
+    let summary = done_json(&world, &["pin", "first"]).await;
     assert_eq!(summary["through"], 200);
-    let twice = done_json(&world, &["replay", "--pin", "first"]).await;
+    let twice = done_json(&world, &["pin", "first"]).await;
     assert_eq!((&twice["through"], &twice["before"]), (&0.into(), &200.into()), "pinning twice is pinning once");
     let kept = done_json(&world, &["retention", "--dry-run"]).await;
     assert_eq!(kept["sets"]["first"]["images"], 200);
@@ -275,11 +280,11 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     assert_eq!(cameras.values().map(|held| held["pinned"].as_u64().unwrap()).sum::<u64>(), 200);
     let newest = reader::stream_level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
     reader::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
-    let gone = done_json(&world, &["replay", "--to", "late"]).await;
+    let gone = done_json(&world, &["export", "--to", "late"]).await;
     assert_eq!((&gone["through"], &gone["gone"]), (&0.into(), &200.into()));
-    done(&world, &["replay", "--pinned", "first", "--to", "set"]).await;
+    done(&world, &["export", "--pinned", "first", "--to", "set"]).await;
     holds(&world.folder().join("set"), &all);
-    let part = done_json(&world, &["replay", "--pinned", "first", "--where", "route = verified", "--to", "part"]).await;
+    let part = done_json(&world, &["export", "--pinned", "first", "--where", "route = verified", "--to", "part"]).await;
     let verified = all.values().filter(|(answer, _)| answer.route == Route::Verified).count();
     assert_eq!(part["through"], verified as u64);
     // A megabyte holds no more than a few sets of this size.
@@ -296,7 +301,7 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     })
     .await
     .unwrap();
-    let full = at(&world, &["replay", "--pin", "second"]).await;
+    let full = at(&world, &["pin", "second"]).await;
     assert!(!full.success && full.err.contains("pinned sets are full"), "{}\n{}", full.out, full.err);
     done(&world, &["retention", "--unpin", "second"]).await;
     let left = done_json(&world, &["retention"]).await;
@@ -322,7 +327,7 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     // More of them than may be in flight.
     let little = ["--set", "replayer.in_flight_mib=1"];
     for set in ["first", "second"] {
-        let summary = done_json(&world, &[&["replay", "--pin", set], &little[..]].concat()).await;
+        let summary = done_json(&world, &[&["pin", set], &little[..]].concat()).await;
         assert_eq!(summary["through"], COUNT);
     }
     let kept = done_json(&world, &["retention"]).await;
@@ -332,8 +337,8 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     for blob in &large {
         blobs.remove_blob(&blob.key).await.unwrap();
     }
-    let again = format!("subject:image.{site}.again-{{camera}}");
-    let words = ["replay", "--pinned", "first", "--to", &again, "--pace", "4"];
+    let again = format!("image.{site}.again-{{camera}}");
+    let words = ["republish", "--pinned", "first", "--to", &again, "--pace", "4"];
     let summary = done_json(&world, &[&words, &little[..]].concat()).await;
     assert_eq!((&summary["through"], &summary["gone"]), (&COUNT.into(), &0.into()));
     let copies = until("an answer for every copy", PATIENCE, async || {
@@ -384,8 +389,8 @@ async fn a_model_learns_from_replayed_images_and_becomes_a_candidate() {
     assert!(ended.success, "{}\n{}", ended.out, ended.err);
     assert!(ended.err.contains("jellyfish") && ended.out.contains("is candidate"), "{}\n{}", ended.out, ended.err);
     assert_eq!(index(&world.folder().join("better.set")).len(), 399);
-    let before = done_json(&world, &["replay", "--with", &model]).await;
-    let after = done_json(&world, &["replay", "--with", "better"]).await;
+    let before = done_json(&world, &["evaluate", "--model", &model]).await;
+    let after = done_json(&world, &["evaluate", "--model", "better"]).await;
     let right = |summary: &Value| summary["comparison"]["right_now"].as_u64().unwrap();
     assert!(right(&after) > right(&before) + 150, "{before}\n{after}");
     let taken = run(world.folder(), &["train", "--model", &model, "--data", "better.set", "--out", "better"]).await;
@@ -418,7 +423,8 @@ async fn the_settings_in_force_decide_in_a_back_test_what_they_decided_and_other
         std::fs::write(world.folder().join("strict.toml"), "min_confidence_ratio = 0.95\n").unwrap();
         std::fs::write(world.folder().join("none.toml"), "min_confidense_ratio = 0.95\n").unwrap();
         let played =
-            done_json(&world, &["replay", "--policy", policy, "--policy", "edge-only", "--gate", "strict.toml"]).await;
+            done_json(&world, &["backtest", "--policy", policy, "--policy", "edge-only", "--gate", "strict.toml"])
+                .await;
         let rows = played["played"].as_array().unwrap();
         let row = |number: usize, field: &str| rows[number][field].as_f64().unwrap();
         assert_eq!((row(0, "tasks"), row(1, "tasks")), (count as f64, count as f64), "{played}");
@@ -430,9 +436,9 @@ async fn the_settings_in_force_decide_in_a_back_test_what_they_decided_and_other
         assert!((row(0, "right_ratio") - row(1, "right_ratio")).abs() < 1e-9, "{played}");
         assert_eq!(row(2, "up_bytes"), 0.0, "edge-only sends nothing up: {played}");
         assert!(row(3, "doubtful") > row(1, "doubtful"), "a stricter gate doubts more: {played}");
-        let refused = at(&world, &["replay", "--gate", "none.toml"]).await;
+        let refused = at(&world, &["backtest", "--gate", "none.toml"]).await;
         assert!(!refused.success && refused.err.contains("min_confidense_ratio"), "{}", refused.err);
-        let unknown = at(&world, &["replay", "--policy", "papper"]).await;
-        assert!(!unknown.success && unknown.err.contains("no file"), "{}", unknown.err);
+        let unknown = at(&world, &["backtest", "--policy", "papper"]).await;
+        assert!(!unknown.success && unknown.err.contains("is not a file"), "{}", unknown.err);
     }
 }

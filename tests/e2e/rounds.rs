@@ -688,10 +688,10 @@ async fn take_back(world: &TestWorld, labelled: Vec<(schemas::TaskId, String)>, 
     // Where the release store is not the one, updates are named all the same.
     let elsewhere = world.folder().join("no-releases").display().to_string();
     let (said, _) = at_site(world, &["label", "retract", &task, "--dry-run", "--release-store", &elsewhere]).await;
-    assert!(said.success && said.out.contains("is not known here") && said.out.contains("round"), "{}", said.out);
+    assert!(said.success && said.out.contains("is unknown here") && said.out.contains("round"), "{}", said.out);
     let (said, _) = at_site(world, &["label", "retract", &task, "--dry-run"]).await;
     let starts = format!("starts from release {}", third.short());
-    assert!(said.out.contains("1 label would be taken back") && said.out.contains(&starts), "{}", said.out);
+    assert!(said.out.contains("1 label would be retracted") && said.out.contains(&starts), "{}", said.out);
 
     remake(world, &third, &fourth).await;
 }
@@ -700,14 +700,14 @@ async fn take_back(world: &TestWorld, labelled: Vec<(schemas::TaskId, String)>, 
 async fn remake(world: &TestWorld, release: &ReleaseId, later: &ReleaseId) {
     let remake = async |without: &[&str]| {
         let words = ["release", "remake", release.short(), "--why", "mistaken", "--json"];
-        let without = without.iter().flat_map(|without| ["--without", without]);
+        let without = without.iter().flat_map(|without| ["--exclude", without]);
         command(world, &words.into_iter().chain(without).collect::<Vec<_>>()).await
     };
     for (without, says) in [
         (&["moon"][..], "has no update of site moon"),
         (&["site-1", "farm"], "nothing would be left"),
         (&["a site"], "is neither a site"),
-        (&[&schemas::TaskId::new_random().to_string()], "whose label was taken back"),
+        (&[&schemas::TaskId::new_random().to_string()], "whose label was retracted"),
     ] {
         let refused = remake(without).await;
         assert!(!refused.success && refused.err.contains(says), "{without:?}: {}", refused.err);

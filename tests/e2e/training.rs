@@ -20,7 +20,7 @@ async fn a_folder_of_images_makes_a_new_model_that_is_fit_for_use() {
         "--learning-rate",
         "0.0005",
         "--json",
-        "--anyway",
+        "--keep-without-gain",
     ]);
     let trained = run_for(root(), &arguments, PATIENCE).await.unwrap();
     assert!(trained.success, "{}\n{}", trained.out, trained.err);

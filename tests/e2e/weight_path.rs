@@ -112,7 +112,7 @@ async fn take_back(world: &TestWorld, task: TaskId) -> bool {
     let mut words = ["label", "retract", &task.to_string(), "--why", "mistaken"].map(str::to_owned).to_vec();
     words.extend(world.at(0));
     let said = run(world.folder(), &words).await.unwrap();
-    assert!(said.success && said.out.contains("1 label taken back"), "{}{}", said.out, said.err);
+    assert!(said.success && said.out.contains("1 label retracted"), "{}{}", said.out, said.err);
     said.out.contains("No update")
 }
 
@@ -169,7 +169,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     for pair in ["trainer.epochs=20", "trainer.optimizer.learning_rate=0.01", "trainer.holdout_ratio=0.3"] {
         again.extend(["--set".into(), pair.into()]);
     }
-    again.extend(["--json".into(), "--anyway".into()]);
+    again.extend(["--json".into(), "--keep-without-gain".into()]);
     let again = run(world.folder(), &again).await.unwrap();
     assert!(again.success, "{}", again.err);
     let again: serde_json::Value = serde_json::from_str(&again.out).unwrap();

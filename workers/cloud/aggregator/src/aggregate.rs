@@ -60,7 +60,7 @@ pub struct AggregateResult {
 #[derive(Debug, thiserror::Error)]
 pub enum AggregateError {
     /// No update is left to merge.
-    #[error("no update is left to merge; look at the refused updates in `tributary dead list`")]
+    #[error("no update is left to merge; look at the refused updates in `tributary dead-letters list --cloud`")]
     NoUpdates,
     /// The rule needs a public set and there is none.
     #[error("{0} needs a public set; set aggregator.public to a folder of labelled pictures")]

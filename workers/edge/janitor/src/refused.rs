@@ -126,7 +126,7 @@ pub async fn listen_for_refusals(
 /// The dead letter of an image that was refused.
 fn refusal_letter(site: &SiteName, heard: TapMessage) -> DeadLetter {
     let reason = "the stream of images was full, and the publisher could not be told: over MQTT, and without a reply subject, the stream sends no acknowledgement";
-    let remedy = "free space (`tributary status` shows what is full), then run `tributary dead redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
+    let remedy = "free space (`tributary status` shows what is full), then run `tributary dead-letters redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
     let fault = FaultNote::new("stream_refused", reason, remedy);
     let stored_at_ns = i128::from(clock::now_ms()) * 1_000_000;
     let record = StoredMessage {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
     /// The folder already holds a fleet.
-    #[error("{path} already holds a fleet and was not changed; see it with `tributary site list {path}`", path = path.display())]
+    #[error("{path} already holds a fleet and was not changed; see it with `tributary site list --fleet {path}`", path = path.display())]
     Exists {
         /// Path of the folder.
         path: PathBuf,

@@ -17,6 +17,26 @@ pub fn cpu_time(process: u32) -> Option<Duration> {
     ticks(&stat).map(|ticks| TICK * ticks)
 }
 
+/// When this process started, seconds since the epoch.
+pub fn start_time_s() -> Option<f64> {
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot_s: u64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    let started = started_ticks(&std::fs::read_to_string("/proc/self/stat").ok()?)?;
+    Some(boot_s as f64 + started as f64 * TICK.as_secs_f64())
+}
+
+/// File descriptors that this process has open.
+pub fn open_files() -> Option<u64> {
+    let open = std::fs::read_dir("/proc/self/fd").ok()?.count();
+    // One of them is that of the listing itself.
+    u64::try_from(open.saturating_sub(1)).ok()
+}
+
+/// Most file descriptors that this process may have open; `None` where there is no limit.
+pub fn max_open_files() -> Option<u64> {
+    max_files(&std::fs::read_to_string("/proc/self/limits").ok()?)
+}
+
 /// Peak resident memory of a process, bytes.
 pub fn peak_bytes(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
@@ -103,6 +123,16 @@ fn ticks(stat: &str) -> Option<u32> {
     user.checked_add(system)
 }
 
+fn started_ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn max_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 fn field_bytes(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -145,6 +175,7 @@ mod tests {
     fn a_name_with_blanks_and_parentheses_does_not_shift_the_fields() {
         let stat = "7 (a (b) c) S 1 7 7 0 -1 4194304 100 0 0 0 12 30 5 6 20 0 4 0 100 1000 10 184";
         assert_eq!(ticks(stat), Some(42));
+        assert_eq!(started_ticks(stat), Some(100));
         assert_eq!(ticks("7 (a"), None);
     }
 
@@ -152,6 +183,23 @@ mod tests {
     fn memory_is_read_in_bytes() {
         assert_eq!(field_bytes("Name:\tx\nVmHWM:\t    2048 kB\n", "VmHWM:"), Some(2048 * 1024));
         assert_eq!(field_bytes("Name:\tx\n", "VmHWM:"), None);
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_the_soft_one() {
+        assert_eq!(max_files("Limit  Soft Limit\nMax open files            1024      524288    files\n"), Some(1024));
+        assert_eq!(max_files("Max open files            unlimited      unlimited    files\n"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn start_and_open_files_of_this_process_are_known() {
+        let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let age_s = now_s - start_time_s().unwrap();
+        assert!((-2.0..86_400.0).contains(&age_s), "{age_s}");
+        let before = open_files().unwrap();
+        let _file = std::fs::File::open("/proc/self/stat").unwrap();
+        assert!(before > 2 && open_files().unwrap() > 0);
     }
 
     #[test]

@@ -272,7 +272,7 @@ impl<S: Handler> InFlight<S> {
                     "delivered {} times without being handled: no worker could read it, or every one that did crashed at once",
                     notice.deliveries
                 );
-                let remedy = "check its headers (`tributary dead show`) and the workers' logs; fix what is odd and publish it again";
+                let remedy = "check its headers (`tributary dead-letters show`) and the workers' logs; fix what is odd and publish it again";
                 let note = FaultNote::new("client_unreadable", reason, remedy);
                 self.give_up(&record, notice.deliveries, note).await?;
                 // Nobody will acknowledge it, and the durable would wait for that.
@@ -291,7 +291,7 @@ impl<S: Handler> InFlight<S> {
                 "delivered {} times and never finished: every worker that took it crashed or returned it",
                 delivery.attempts
             );
-            let remedy = "check the workers' logs for it, then run `tributary dead redrive`";
+            let remedy = "check the workers' logs for it, then run `tributary dead-letters redrive`";
             return Err(Fault::reject("tries_used_up", reason, remedy));
         }
         self.handler.handle(delivery, credit).await

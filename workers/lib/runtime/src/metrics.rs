@@ -179,17 +179,21 @@ fn hanging() -> Vec<String> {
 
 fn counted() -> Registry {
     let mut registry = Registry::default();
-    registry.register("tributary_messages", "Messages that came to an end", REGISTRY.messages.clone());
-    registry.register("tributary_stage_seconds", "Duration of a step of an image", REGISTRY.stages.clone());
+    registry.register(
+        "tributary_messages",
+        "Messages by role and outcome: finished, retried or given up",
+        REGISTRY.messages.clone(),
+    );
+    registry.register("tributary_stage_seconds", "Time of each stage of an image", REGISTRY.stages.clone());
     registry.register(
         "tributary_batch_images",
-        "Images in the batch that an image was recognized in",
+        "Size of the batch that an image was recognized in",
         REGISTRY.batches.clone(),
     );
-    registry.register("tributary_answers", "Final answers made", REGISTRY.answers.clone());
+    registry.register("tributary_answers", "Final answers by route and reason", REGISTRY.answers.clone());
     registry.register(
         "tributary_image_notes",
-        "Invalid headers and skipped bytes of images that were recognized nevertheless; their answers name them",
+        "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",
         REGISTRY.notes.clone(),
     );
     registry

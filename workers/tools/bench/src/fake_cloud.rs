@@ -95,5 +95,5 @@ pub async fn run(
         },
     );
     let (ended, ()) = tokio::join!(consume(step, &cloud, publisher, from, tally, shutdown), life);
-    tracing::debug!(?ended, "the paced verifier ended");
+    tracing::debug!(?ended, "fake cloud stopped");
 }

@@ -267,7 +267,8 @@ impl ReplayTarget<'_> {
     }
 
     fn arguments(&self, to: &str, more: &[String], last: Option<u64>) -> Vec<String> {
-        let mut arguments = vec!["replay".to_owned(), "--nats".into(), self.site.url(), "--json".into()];
+        let command = if to.is_empty() { "evaluate" } else { "export" };
+        let mut arguments = vec![command.to_owned(), "--nats".into(), self.site.url(), "--json".into()];
         arguments.extend(["--site".into(), self.site.name.to_string()]);
         if !to.is_empty() {
             arguments.extend(["--to".into(), self.work.join(to).display().to_string()]);
@@ -318,7 +319,7 @@ impl ReplayTarget<'_> {
     /// Through the model once more.
     async fn again(&self, last: u64) -> Result<ReplayRate, BenchError> {
         let InferenceSettings { replicas, threads, max_batch, .. } = &self.ground.infer;
-        let mut more = vec!["--with".to_owned(), self.model.display().to_string()];
+        let mut more = vec!["--model".to_owned(), self.model.display().to_string()];
         for setting in [
             format!("recognizer.infer.replicas={}", replicas.count(*threads)),
             format!("recognizer.infer.threads={threads}"),

@@ -57,7 +57,7 @@ impl BenchWorker {
 
     fn signal(&self, signal: Signal) {
         let sent = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
-        tracing::debug!(?sent, role = self.role, %signal, "signalled");
+        tracing::debug!(?sent, role = self.role, %signal, "worker signalled");
     }
 }
 
@@ -70,7 +70,7 @@ impl Drop for BenchWorker {
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > until {
                 let (killed, waited) = (self.child.kill(), self.child.wait());
-                tracing::debug!(?killed, ?waited, role = self.role, "made to stop");
+                tracing::debug!(?killed, ?waited, role = self.role, "worker killed");
                 return;
             }
             pause_process(Duration::from_millis(10));

@@ -79,18 +79,18 @@ pub(crate) struct LoadedImage {
 #[derive(Clone)]
 pub(crate) struct ImageLoader {
     site: SiteName,
-    again: Option<Arc<str>>,
+    run_id: Option<Arc<str>>,
     settings: Arc<PublisherSettings>,
     permit: Arc<Semaphore>,
     room_kib: u32,
 }
 
 impl ImageLoader {
-    pub fn new(site: &SiteName, again: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
+    pub fn new(site: &SiteName, run_id: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
         let room_kib = settings.max_in_flight_mib.saturating_mul(1024);
         Self {
             site: site.clone(),
-            again: again.map(Into::into),
+            run_id: run_id.map(Into::into),
             settings: settings.clone(),
             permit: Arc::new(Semaphore::new(room_kib as usize)),
             room_kib,
@@ -166,10 +166,10 @@ impl ImageLoader {
         }
     }
 
-    /// The id is the same for the same name and content, unless `again` differs.
+    /// The id is the same for the same name and content, unless `run_id` differs.
     fn id(&self, camera: &CameraName, name: &str, bytes: &[u8]) -> TaskId {
         let BlobRef { sha256, .. } = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
-        let again = self.again.as_ref().map(|again| format!("\nagain {again}")).unwrap_or_default();
+        let again = self.run_id.as_ref().map(|run_id| format!("\nagain {run_id}")).unwrap_or_default();
         TaskId::from_name(&format!("publish/{}/{camera}/{name}/{sha256}{again}", self.site))
     }
 }
@@ -178,14 +178,14 @@ impl ImageLoader {
 mod tests {
     use super::*;
 
-    fn load(again: Option<&str>) -> ImageLoader {
+    fn load(run_id: Option<&str>) -> ImageLoader {
         let settings = Arc::new(PublisherSettings::default());
-        ImageLoader::new(&"reef".parse().unwrap(), again, &settings)
+        ImageLoader::new(&"reef".parse().unwrap(), run_id, &settings)
     }
 
     #[test]
     fn the_same_name_and_content_make_the_same_task() {
-        let made = |again, camera: &str, name, bytes: &[u8]| load(again).id(&camera.parse().unwrap(), name, bytes);
+        let made = |run_id, camera: &str, name, bytes: &[u8]| load(run_id).id(&camera.parse().unwrap(), name, bytes);
         let id = made(None, "cam1", "day1/a.png", b"x");
         assert_eq!(id, made(None, "cam1", "day1/a.png", b"x"));
         let again = made(Some("2"), "cam1", "day1/a.png", b"x");

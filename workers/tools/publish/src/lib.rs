@@ -33,11 +33,12 @@ pub use worker::{AcknowledgedTask, PublishOptions, publish_images};
 
 /// Help text on publishing again and resuming, for `--help`.
 pub const RESUME_HELP: &str = "\
-Publishing the same files again creates no new tasks. A file's task id is derived from the site, the
-camera, the name of its folder, its path inside it and its content, so the stream recognizes it, and an
-image that is stored twice is answered once. Acknowledged files are recorded in a journal,
-${XDG_STATE_HOME:-~/.local/state}/tributary/publish/<id>.done, one per server, site, camera and set of
-paths; unchanged files in it are skipped without being read, however long ago they were published.
-After an interruption, run the same command again to resume. A journal of another stream (the server's
-store was recreated) is ignored. To publish everything again as new tasks, delete the journal or give
---again NAME; the same NAME creates the same tasks.";
+Publishing the same files again creates no new tasks: the task id is derived from the site, the camera, the folder's \
+name, the file's path in it and its content, so the stream recognizes duplicates, and an image that is stored twice is \
+answered once.
+
+Acknowledged files are recorded in a journal, ${XDG_STATE_HOME:-~/.local/state}/tributary/publish/<id>.done, one per \
+server, site, camera and set of paths; unchanged files in it are skipped without being read, however long ago they \
+were published. After an interruption, run the same command again to resume. A journal of another stream (the server's \
+store was recreated) is ignored. To publish everything again as new tasks, delete the journal or use --run-id NAME; \
+the same NAME gives the same tasks.";

@@ -37,9 +37,9 @@ const LATE_AFTER: Duration = Duration::from_millis(5);
 /// Options of one run, beyond the settings.
 #[derive(Debug, Default)]
 pub struct PublishOptions {
-    /// Publishes everything as new tasks that are the same for the same name. Absent: files published before are not
-    /// published again.
-    pub again: Option<String>,
+    /// Name of a run that publishes everything as new tasks; the same name gives the same tasks. Absent: files published
+    /// before are not published again.
+    pub run_id: Option<String>,
     /// Where acknowledged files are recorded; absent: nowhere.
     pub journal: Option<JournalLocation>,
     /// How progress is shown.
@@ -85,7 +85,7 @@ pub async fn publish_images(
     shutdown: &Shutdown,
 ) -> Result<PublishSummary, PublishFailure> {
     settings.check().map_err(|why| PublishFailure::Settings { why })?;
-    let PublishOptions { again, journal, mut progress, mark, acknowledged } = options;
+    let PublishOptions { run_id, journal, mut progress, mark, acknowledged } = options;
     if let Some(Err(error)) = mark.label.as_deref().map(check_label) {
         return Err(PublishFailure::Settings { why: format!("label: {error}") });
     }
@@ -96,7 +96,7 @@ pub async fn publish_images(
             CameraNaming::FromFolders => "from folders".into(),
         };
         let pages = if settings.pages == PageSelection::All { "\npages" } else { "" };
-        format!("{site}\n{camera}\n{again:?}\n{tile:?}{pages}\n{source}")
+        format!("{site}\n{camera}\n{run_id:?}\n{tile:?}{pages}\n{source}")
     });
     let (known, journal) = match (journal, identity) {
         (Some(place), Some(identity)) => Journal::open(place.path(&identity), bus).await,
@@ -104,7 +104,7 @@ pub async fn publish_images(
     };
     let settings = Arc::new(settings.clone());
     let worker = Arc::new(ImageWorker {
-        load: ImageLoader::new(site, again.as_deref(), &settings),
+        load: ImageLoader::new(site, run_id.as_deref(), &settings),
         send: ImageSender::new(bus, site, mark, Duration::from_secs(settings.retry_timeout_s)),
         scans: Semaphore::new(1),
         settings,

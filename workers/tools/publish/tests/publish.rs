@@ -169,7 +169,7 @@ async fn publishing_a_folder_again_adds_nothing() {
         labels.extend(world.task(sequence).await.truth);
     }
     assert_eq!(labels, ["ankle boot"]);
-    let again = PublishOptions { again: Some("2".into()), ..world.journalled() };
+    let again = PublishOptions { run_id: Some("2".into()), ..world.journalled() };
     assert_eq!(world.publish(world.source(), again).await.unwrap().published, 60);
 }
 

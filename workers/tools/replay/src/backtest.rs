@@ -181,7 +181,7 @@ pub fn replay_decisions(
         if were_at != are_at {
             return Err(format!(
                 "{}: the scores were recorded at temperature {were_at}; temperature {are_at} needs the scores of all \
-                 classes, so run the images through a model with --with",
+                 classes, so run the images through a model with `tributary evaluate`",
                 candidate.name
             ));
         }
@@ -490,6 +490,6 @@ mod tests {
         };
         assert!(refused(json!({"gate": {"min_confidense_ratio": 0.5}})).contains("min_confidense_ratio"));
         assert!(refused(json!({"gate": {"min_confidence_ratio": 2.0}})).contains("between 0 and 1"));
-        assert!(refused(json!({"gate": {"temperature": 2.0}})).contains("--with"));
+        assert!(refused(json!({"gate": {"temperature": 2.0}})).contains("`tributary evaluate`"));
     }
 }

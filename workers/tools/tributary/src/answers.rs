@@ -1,4 +1,4 @@
-//! `tributary answers`: what is stored, what arrives, or the one outcome of a task.
+//! `tributary answers`: stored answers, new ones as they arrive, or the one outcome of a task.
 
 use std::time::Duration;
 
@@ -17,52 +17,52 @@ use crate::settings::Settings;
 use crate::site_target::{self, SiteTarget};
 use crate::{format, stdout};
 
-/// A connection that broke is tried again after this.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How often the outcome of one task is asked for.
-const LOOK: Duration = Duration::from_millis(100);
+/// Pause before reading is retried.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often the outcome of one task is looked up.
+const LOOKUP_EVERY: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
-A final answer is the outcome of a task: every image gets exactly one. A provisional one says what the site
-thinks of a doubtful image while the cloud is asked. Times are UTC; `took` is from stored to answered.
+Every image gets exactly one final answer. A provisional answer is the site's own answer to a doubtful image while the \
+cloud verifies it. A line shows the time of the answer (UTC), camera, label, confidence, route, reason, the time from \
+storing to answering, and the task.
 
 Examples:
-  tributary answers                             the newest 20, one a line
-  tributary answers --follow --camera cam-1     and whatever comes, of one camera
-  tributary answers --file dock/0042            of files whose names contain this
-  tributary answers --follow --json | jq .label as JSON, one object a line
+  tributary answers                               the newest 20, one per line
+  tributary answers --follow --camera cam-1       and new ones as they arrive
+  tributary answers --file dock/0042              of files whose name contains this
+  tributary answers --follow --json | jq .label   as JSON, one object per line
   tributary answers 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --wait 30
-                                                one task in full, as soon as it is answered";
+                                                  one task in full, once it is answered";
 
-/// Read answers: the newest, those that arrive, or that of one task.
+/// Read answers: the newest, new ones as they arrive, or the one of a task.
 ///
-/// Prints what the stream ANSWERS of a site holds, oldest first. Reading takes nothing away: anybody may
-/// read at any time, as often as they like.
+/// Prints the site's stored answers, oldest first. Reading removes nothing.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AnswersArgs {
-    /// The task whose outcome is wanted, as `publish --print-ids` prints it.
+    /// Show the outcome of this task in full; `publish --print-ids` prints task ids.
     #[arg(value_name = "TASK-ID", conflicts_with_all = ["follow", "last", "provisional"])]
     task: Option<TaskId>,
-    /// Go on with what arrives, until interrupted.
+    /// Continue with new answers as they arrive, until interrupted.
     #[arg(long, short)]
     follow: bool,
-    /// So many of those that are stored; 0 with --follow for new ones only.
+    /// Show the newest N stored answers; 0 with --follow shows new ones only.
     #[arg(long, value_name = "N", default_value_t = 20)]
     last: usize,
-    /// Provisional answers too.
+    /// Show provisional answers, too.
     #[arg(long)]
     provisional: bool,
-    /// Only of this camera.
+    /// Show answers of this camera only.
     #[arg(long, value_name = "NAME")]
     camera: Option<CameraName>,
-    /// Only of images whose file name contains TEXT, in any case; older ones are looked through until --last are found.
+    /// Show images whose file name contains TEXT only, ignoring case; searches back until --last are found.
     #[arg(long, value_name = "TEXT", conflicts_with = "task")]
     file: Option<String>,
-    /// With a task: wait so long for its outcome if there is none yet.
+    /// With TASK-ID: seconds to wait for an outcome.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, requires = "task")]
     wait: u64,
-    /// JSON, one object a line.
+    /// Print JSON, one object per line.
     #[arg(long)]
     json: bool,
 }
@@ -106,7 +106,7 @@ async fn many(site: &SiteTarget, args: &AnswersArgs) -> anyhow::Result<()> {
     if args.follow { follow(&site.bus, look, after, args).await } else { Ok(()) }
 }
 
-/// Whether an answer is of an image whose file name contains a text; all are where none is asked for.
+/// Whether the image's file name contains the text; true for every image without one.
 fn is_of_file(record: &StoredMessage, text: Option<&str>) -> bool {
     let Some(text) = text else { return true };
     let file = decode::<Answer>(&record.payload).ok().and_then(|answer| answer.file);
@@ -125,19 +125,19 @@ async fn follow(bus: &Bus, look: StreamRange, mut after: u64, args: &AnswersArgs
                         show(&record, args.json)?;
                     }
                 }
-                tracing::warn!("reading was interrupted, going on");
+                tracing::warn!("read interrupted; resuming");
             }
-            Err(error) => tracing::warn!(%error, "answers cannot be read, trying again"),
+            Err(error) => tracing::warn!(%error, "read failed; retrying"),
         }
-        wait_about(AGAIN).await;
+        wait_about(RETRY_AFTER).await;
     }
 }
 
-/// Waits until the server is another process: a reader that was open goes on only after long silence then.
+/// Waits until another server process answers: after a restart, an open reader stays silent for long.
 async fn restarted(bus: &Bus) {
     let server = bus.server_id();
     while bus.server_id() == server {
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_AFTER).await;
     }
 }
 
@@ -146,7 +146,7 @@ fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
         return match schemas::codec::to_json(&record.payload) {
             Some(value) => stdout::json_line(&value),
             None => {
-                tracing::warn!(sequence = record.sequence, "answer passed over: it is not MessagePack");
+                tracing::warn!(sequence = record.sequence, "answer skipped: not MessagePack");
                 Ok(())
             }
         };
@@ -154,13 +154,13 @@ fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
     match decode::<Answer>(&record.payload) {
         Ok(answer) => stdout::print_line(line(&answer)),
         Err(error) => {
-            tracing::warn!(sequence = record.sequence, %error, "answer passed over");
+            tracing::warn!(sequence = record.sequence, %error, "answer skipped");
             Ok(())
         }
     }
 }
 
-/// One answer in one line; the task comes last, so that a narrow screen breaks there.
+/// One answer in one line; the task id comes last, where a narrow screen wraps.
 fn line(answer: &Answer) -> String {
     let label = format!("{}{}", what(answer), wrong(answer));
     let confidence = answer.confidence.map(format::percent).unwrap_or_default();
@@ -176,16 +176,16 @@ fn line(answer: &Answer) -> String {
 
 fn what(answer: &Answer) -> String {
     match (&answer.label, &answer.fault) {
-        (Some(label), _) => format::plain_number(label),
-        (None, Some(fault)) => format!("({})", format::plain_number(fault.kind.as_str())),
+        (Some(label), _) => format::plain_text(label),
+        (None, Some(fault)) => format!("({})", format::plain_text(fault.kind.as_str())),
         (None, None) => "(nothing)".into(),
     }
 }
 
-/// The truth, where it is known to be another.
+/// The true label, where it is known and differs.
 fn wrong(answer: &Answer) -> String {
     let truth = answer.truth.as_ref().filter(|truth| answer.label.as_ref() != Some(truth));
-    truth.map(|truth| format!(", truly {}", format::plain_number(truth))).unwrap_or_default()
+    truth.map(|truth| format!(" (true label {})", format::plain_text(truth))).unwrap_or_default()
 }
 
 async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
@@ -196,7 +196,7 @@ async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Res
     let until = Instant::now() + Duration::from_secs(args.wait);
     let mut outcome = reader::last_message(&site.bus, topology::ANSWERS, &slot).await?;
     while outcome.is_none() && Instant::now() < until {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOKUP_EVERY).await;
         outcome = reader::last_message(&site.bus, topology::ANSWERS, &slot).await?;
     }
     let found = match outcome {
@@ -204,7 +204,7 @@ async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Res
         None => provisional(site, task, args.camera.as_ref()).await?.with_context(|| {
             format!(
                 "no answer for task {task} at site {}: if it was published there, wait for it with --wait SECONDS, \
-                 and see what is queued with `tributary status`",
+                 and look at the queue with `tributary status`",
                 site.name
             )
         })?,
@@ -215,7 +215,7 @@ async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Res
     stdout::print_line(report(&decode(&found.payload)?, clock::now_ms()))
 }
 
-/// The provisional answer of a task, which only its headers tell from others.
+/// The provisional answer of a task, found by its headers: the subject does not name the task.
 async fn provisional(
     site: &SiteTarget,
     task: TaskId,
@@ -242,35 +242,39 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     let mut row = |name: &str, value: Option<String>| {
         rows.extend(value.map(|value| vec![name.to_owned(), value]));
     };
-    row("truth", answer.truth.as_deref().map(format::plain_number));
+    row("truth", answer.truth.as_deref().map(format::plain_text));
     let ranked = answer
         .top
         .iter()
-        .map(|best| format!("{} {}", format::plain_number(&best.label), format::percent(best.confidence)));
-    let held = answer.labels.as_ref().map(|labels| {
-        let held = labels
+        .map(|best| format!("{} {}", format::plain_text(&best.label), format::percent(best.confidence)));
+    let labels = answer.labels.as_ref().map(|labels| {
+        let ranked = labels
             .iter()
-            .map(|held| format!("{} {}", format::plain_number(&held.label), format::percent(held.confidence)));
-        held.collect::<Vec<_>>().join(", ")
+            .map(|ranked| format!("{} {}", format::plain_text(&ranked.label), format::percent(ranked.confidence)));
+        ranked.collect::<Vec<_>>().join(", ")
     });
-    row("labels", held.map(|held| if held.is_empty() { "none of the model's holds".to_owned() } else { held }));
-    row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
-        "site said",
+        "labels",
+        labels.map(|labels| if labels.is_empty() { "none of the model's labels".to_owned() } else { labels }),
+    );
+    row("top", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
+    row(
+        "site",
         answer
             .edge
             .as_ref()
-            .map(|edge| format!("{} {}", format::plain_number(&edge.label), format::percent(edge.confidence))),
+            .map(|edge| format!("{} {}", format::plain_text(&edge.label), format::percent(edge.confidence))),
     );
     row("release", answer.release.as_ref().map(ToString::to_string));
     row(
         "fault",
-        answer.fault.as_ref().map(|fault| {
-            format!("{}: {}", format::plain_number(fault.kind.as_str()), format::plain_number(&fault.reason))
-        }),
+        answer
+            .fault
+            .as_ref()
+            .map(|fault| format!("{}: {}", format::plain_text(fault.kind.as_str()), format::plain_text(&fault.reason))),
     );
-    row("remedy", answer.fault.as_ref().map(|fault| format::plain_number(&fault.remedy)));
-    row("file", answer.file.as_deref().map(format::plain_number));
+    row("remedy", answer.fault.as_ref().map(|fault| format::plain_text(&fault.remedy)));
+    row("file", answer.file.as_deref().map(format::plain_text));
     row("image", Some(format!("message {} of {}", answer.image_sequence, topology::IMAGES)));
     row(
         "tile",
@@ -288,7 +292,7 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     );
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
     for note in &answer.notes {
-        row("note", Some(format::plain_number(note)));
+        row("note", Some(format::plain_text(note)));
     }
     rows.iter().map(|row| format!("{:10} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
 }
@@ -304,10 +308,7 @@ fn stage(answer: &Answer, now_ms: u64) -> String {
         AnswerStage::Final => format!("final, by route {}: {reason}", answer.route),
         AnswerStage::Provisional => {
             let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
-            format!(
-                "provisional so far ({reason}): a verdict is awaited for another {}",
-                format::format_span(left_ms as f64)
-            )
+            format!("provisional ({reason}): waits for a verdict, {} left", format::format_span(left_ms as f64))
         }
     }
 }
@@ -339,7 +340,7 @@ mod tests {
         let stored = StorageStamp { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
         let task = Task::from_id(&stored, TaskId::from_name("a"));
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Prediction {
+        let prediction = Prediction {
             label: "coat".into(),
             confidence: 0.613,
             top: Vec::new(),
@@ -348,11 +349,11 @@ mod tests {
             temperature: None,
             novelty: None,
         };
-        Answer::for_task(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_prediction(opinion)
+        Answer::for_task(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_prediction(prediction)
     }
 
     #[test]
-    fn a_line_says_what_how_sure_why_and_how_long() {
+    fn a_line_shows_label_confidence_reason_and_time() {
         let line = line(&answer(AnswerStage::Final));
         for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::from_name("a").to_string()]
         {
@@ -363,19 +364,19 @@ mod tests {
     #[test]
     fn a_wrong_answer_shows_the_truth_and_a_right_one_does_not() {
         let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(AnswerStage::Final) });
-        assert!(with("shirt").contains("coat, truly shirt"));
-        assert!(!with("coat").contains("truly"));
+        assert!(with("shirt").contains("coat (true label shirt)"));
+        assert!(!with("coat").contains("true label"));
     }
 
     #[test]
-    fn a_provisional_answer_says_how_long_a_verdict_is_awaited() {
+    fn a_provisional_answer_shows_the_time_left_for_a_verdict() {
         let answer = Answer { deadline_at_ms: Some(1_060_000), ..answer(AnswerStage::Provisional) };
         let report = report(&answer, 1_000_000);
-        assert!(report.contains("provisional so far (low_confidence)") && report.contains("1.0 min"), "{report}");
+        assert!(report.contains("provisional (low_confidence)") && report.contains("1.0 min"), "{report}");
     }
 
     #[test]
-    fn a_task_without_an_answer_says_its_fault() {
+    fn a_task_without_a_label_shows_its_fault() {
         let fault = schemas::FaultNote::new("image_truncated", "it ends early", "send all of it");
         let dead = Answer { label: None, confidence: None, fault: Some(fault), ..answer(AnswerStage::Final) };
         assert!(line(&dead).contains("(image_truncated)"));

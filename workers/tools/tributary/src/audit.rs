@@ -1,4 +1,4 @@
-//! `tributary audit`: who did what by hand.
+//! `tributary audit`: who changed what by hand.
 
 use runtime::audit::find_break;
 use runtime::settings::LoadedSettings;
@@ -10,24 +10,24 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-Commands that change something write down who ran them, when, and what they changed: at the site or in the cloud, in a
-stream from which nothing can be deleted. Each note holds the digest of the one before it.
+Every command that changes something records who ran it, when and what changed, at the site or in the cloud, in a \
+stream that takes no deletions. Each note holds the digest of the one before.
 
 Examples:
   tributary audit
-  tributary audit --cloud --verify      whether a note was changed or taken out";
+  tributary audit --cloud --verify                detect changed or removed notes";
 
-/// Show what was done by hand at a site or in the cloud, oldest first.
+/// Show the changes made by hand at a site or in the cloud, oldest first.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AuditArgs {
-    /// Show what was done in the cloud.
+    /// Show the changes made in the cloud.
     #[arg(long)]
     cloud: bool,
-    /// Look whether each note follows the one before; fail where one does not.
+    /// Verify the chain of digests, and fail at the first broken link.
     #[arg(long)]
     verify: bool,
-    /// Print JSON, one note a line.
+    /// Print JSON, one note per line.
     #[arg(long)]
     json: bool,
 }
@@ -44,10 +44,10 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> any
     let records = read(&bus, &place).await?;
     if args.verify {
         if let Some(broken) = find_break(&records) {
-            anyhow::bail!("note {} of {place} is not as it was written: {}", broken.sequence, broken.why);
+            anyhow::bail!("note {} of {place} was changed or follows a removed one: {}", broken.sequence, broken.why);
         }
         return stdout::print_line(format_args!(
-            "{} of {place}, each follows the one before",
+            "{} of {place}: the chain is intact",
             format::count(records.len() as u64, "note")
         ));
     }
@@ -79,9 +79,9 @@ async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<StoredMessage>>
     Ok(records)
 }
 
-/// Writes down what a command did. It is done already: where that cannot be written, it is said.
+/// Records what a command did. It is done already, so a failure to record it is only logged.
 pub async fn record_command(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
     if let Err(error) = runtime::audit::record_action(bus, place, action, about).await {
-        tracing::warn!(action, error = runtime::fault::error_chain(&error), "done, and not written into the audit");
+        tracing::warn!(action, error = runtime::fault::error_chain(&error), "audit entry not written");
     }
 }

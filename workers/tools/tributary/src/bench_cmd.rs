@@ -9,7 +9,7 @@ use runtime::Shutdown;
 use crate::settings::Settings;
 use crate::stdout;
 
-/// Measure on this machine, with servers and workers of its own; nothing that runs is touched.
+/// Measure on this machine, with servers and workers started for the purpose.
 #[derive(clap::Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -18,54 +18,63 @@ pub struct BenchArgs {
 
 #[derive(clap::Subcommand)]
 enum BenchCommand {
-    /// What the whole pipeline costs over a bare loop of decode, resize and infer: images a second, CPU,
-    /// latency and memory, for both durabilities. Takes about three minutes.
+    /// Compare the whole pipeline with a bare loop of decode, resize and infer (3 minutes).
+    ///
+    /// Images per second, CPU, latency and memory, for both durabilities.
     Recognize(RecognizeBenchArgs),
-    /// Policies against each other, on a hub and a leaf with a shaped link between them: completion time,
-    /// latency, accuracy, uploads, CPU and energy, with the link good, slow, flapping or gone. Takes about a
-    /// third of an hour.
+    /// Compare policies over a link that is good, slow, flapping or down (20 minutes).
+    ///
+    /// A hub and a leaf with a shaped link between them: completion time, latency, accuracy, uploads, CPU and energy.
     Policy(PolicyBenchArgs),
-    /// Training: steps of three networks against the forward pass alone, gradients against references, learning
-    /// curves; and against PyTorch where it is installed. Takes some minutes.
+    /// Measure training: step time, gradients and learning curves (some minutes).
+    ///
+    /// Three networks, against the forward pass alone, and against PyTorch where it is installed.
     Train(TrainBenchArgs),
-    /// Rules of merging against each other: ten sites, pictures divided evenly, unevenly and with a bad site among
-    /// them, ten rounds, several seeds. Accuracy, not time. Takes more than an hour for a folder with all rules.
+    /// Compare merge rules by accuracy over ten rounds of ten sites (an hour or more).
+    ///
+    /// Images are divided evenly, unevenly, and with a bad site among the ten; several seeds each.
     Federated(FederatedBenchArgs),
-    /// Rounds that begin with a model that is deployed and good: what releases are worth on images nobody saw, against that
-    /// model and against what is shown of them. Accuracy, not time. Takes about a quarter of an hour.
+    /// Measure what rounds add to a model that is already good (15 minutes).
+    ///
+    /// Accuracy of releases on unseen images, against the deployed model and against the accuracy reported for them.
     Rounds(RoundsBenchArgs),
-    /// Merging updates: weighted sum, median and trimmed mean over a plain read of the same memory. Takes about two
-    /// minutes, and 3.3 GB on the disk.
+    /// Measure merging: weighted sum, median and trimmed mean against a plain read (2 minutes).
+    ///
+    /// Needs 3.3 GB on disk.
     Aggregate(AggregateBenchArgs),
-    /// Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how many
-    /// images. Chance, not time. Takes about two minutes.
+    /// Measure how often a canary decides correctly, and after how many images (2 minutes).
+    ///
+    /// Simulated releases of known quality: good ones should be promoted, bad ones withdrawn.
     Canary(CanaryBenchArgs),
-    /// Another release again and again while a site works at eight tenths of what it can do: images lost, what that adds to
-    /// their time, memory. Takes about four minutes.
+    /// Measure what swapping releases under load costs (4 minutes).
+    ///
+    /// Lost images, added latency and memory, at 80 % of the site's capacity.
     Swap(SwapBenchArgs),
-    /// Replaying a stream to a folder, to an archive and through a model, over the raw pull of the same stream; and what live
-    /// images feel of it. Takes about five minutes.
+    /// Measure export and evaluate against a raw pull, and their cost for live work (5 minutes).
+    ///
+    /// Exports to a folder and to an archive, and evaluates a model.
     Replay(ReplayBenchArgs),
-    /// Replicas as threads and as workers, a queue that suddenly grows, and many sites of one cloud: images a second, CPU,
-    /// fairness, recovery, memory for each site. Takes about eight minutes.
+    /// Measure replicas, workers, a sudden backlog, and many sites on one cloud (8 minutes).
+    ///
+    /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
 }
 
 #[derive(clap::Args)]
 struct ScaleBenchArgs {
-    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    /// Folder of a model [default: fixtures/models/bench-cnn].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    /// Folder of images [default: 64 generated JPEGs of 640x480].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Simulated sites of one cloud.
+    /// Number of simulated sites on one cloud.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u16).range(2..=2000))]
     sites: u16,
-    /// Folder on the disk for the servers' stores. The system's folder for temporary files if absent.
+    /// Folder for the servers' stores [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Draw the step into this folder.
+    /// Draw the charts into this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -74,14 +83,13 @@ struct ScaleBenchArgs {
 
 #[derive(clap::Args)]
 struct ReplayBenchArgs {
-    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    /// Folder of a model [default: fixtures/models/bench-cnn].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    /// Folder of images [default: 64 generated JPEGs of 640x480].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Folder on the disk for the server's store and what is exported, removed at the end. The system's folder for temporary
-    /// files if absent.
+    /// Folder for the server's store and the exports, removed at the end [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
@@ -90,19 +98,19 @@ struct ReplayBenchArgs {
 
 #[derive(clap::Args)]
 struct SwapBenchArgs {
-    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    /// Folder of a model [default: fixtures/models/bench-cnn].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    /// Folder of images [default: 64 generated JPEGs of 640x480].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Swaps in all.
+    /// Number of swaps.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(2..=10_000))]
     swaps: u16,
-    /// Replicas of the recognizer; one a core if absent.
+    /// Replicas of the recognizer [default: one per core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     replicas: Option<u16>,
-    /// Folder on the disk for the server's store. The system's folder for temporary files if absent.
+    /// Folder for the server's store [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
@@ -111,10 +119,10 @@ struct SwapBenchArgs {
 
 #[derive(clap::Args)]
 struct CanaryBenchArgs {
-    /// Canaries of each kind, with other chance each time.
+    /// Simulated canaries of each kind, each with its own random seed.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Draw a picture into this folder.
+    /// Draw the charts into this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -123,7 +131,7 @@ struct CanaryBenchArgs {
 
 #[derive(clap::Args)]
 struct AggregateBenchArgs {
-    /// Folder on the disk for the updates, removed at the end. The system's folder for temporary files if absent.
+    /// Folder for the updates, removed at the end [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
@@ -132,21 +140,21 @@ struct AggregateBenchArgs {
 
 #[derive(clap::Args)]
 struct FederatedBenchArgs {
-    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split: test is held
-    /// back); may be given more than once. fixtures/images/fashion if absent.
+    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, split; split test is the
+    /// holdout); repeatable [default: fixtures/images/fashion].
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
-    /// Column of the index.csv that says which images belong together, such as a track: whole groups go to a site in the
-    /// scheme "natural".
+    /// Column of the index.csv that groups images, such as a video track: scheme "natural" gives whole groups to a
+    /// site.
     #[arg(long, value_name = "COLUMN", default_value = "track")]
     groups: String,
-    /// Only the rule of this name, for example fedavg or "paper literal"; may be given more than once. All if absent.
+    /// Run this rule only, for example fedavg or "paper literal"; repeatable [default: all].
     #[arg(long, value_name = "NAME")]
     rule: Vec<String>,
-    /// How often everything is done, with other chance each time.
+    /// Number of repetitions, each with its own random seed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// Draw pictures into this folder.
+    /// Draw the charts into this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -155,21 +163,20 @@ struct FederatedBenchArgs {
 
 #[derive(clap::Args)]
 struct RoundsBenchArgs {
-    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split: test is held
-    /// back). fixtures/images/fashion if absent.
+    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, split; split test is the
+    /// holdout) [default: fixtures/images/fashion].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Folder of the model that is deployed. fixtures/models/fashion-light if absent.
+    /// Folder of the deployed model [default: fixtures/models/fashion-light].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder of the cloud's model, whose answers are the labels of some games. fixtures/models/fashion-heavy if absent.
+    /// Folder of the cloud's model, whose answers label some runs [default: fixtures/models/fashion-heavy].
     #[arg(long, value_name = "DIR")]
     cloud: Option<PathBuf>,
-    /// Only games that begin with this: random weights, what is right in about 60 % or 80 %, the model, or the cloud's;
-    /// may be given more than once.
+    /// Run only from this start: random weights, about 60 % or 80 % accuracy, the model, or the cloud's; repeatable.
     #[arg(long, value_name = "WHICH", value_parser = ["random", "60 %", "80 %", "model", "cloud"])]
     start: Vec<String>,
-    /// Play the games in which hard cases steer what is learned, too: twice as many as all others.
+    /// Also run with hard cases steering what sites learn, which triples the time.
     #[arg(long, conflicts_with = "quick")]
     hard_cases: bool,
     #[command(flatten)]
@@ -178,14 +185,14 @@ struct RoundsBenchArgs {
 
 #[derive(clap::Args)]
 struct TrainBenchArgs {
-    /// The Python that has PyTorch; python3 if absent.
+    /// Python with PyTorch [default: python3].
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// Folder of labelled images to learn from, besides fixtures/images/fashion; may be given more than once. It needs an
-    /// index.csv (columns file or path, label or class_name, and split: train, val, test).
+    /// Another folder of labelled images with an index.csv (columns file or path, label or class_name, split: train,
+    /// val or test); repeatable.
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
-    /// Folder of models and their gradients, as fixtures/make_gradients.py makes them; fixtures/gradients if absent.
+    /// Folder of models with reference gradients, from fixtures/make_gradients.py [default: fixtures/gradients].
     #[arg(long, value_name = "DIR")]
     gradients: Option<PathBuf>,
     /// Draw the learning curves into this folder.
@@ -197,24 +204,23 @@ struct TrainBenchArgs {
 
 #[derive(clap::Args)]
 struct PolicyBenchArgs {
-    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split);
-    /// fixtures/images/fashion if absent.
+    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, split) [default:
+    /// fixtures/images/fashion].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Folder of the site's model; fixtures/models/fashion-light if absent.
+    /// Folder of the site's model [default: fixtures/models/fashion-light].
     #[arg(long, value_name = "DIR")]
     edge_model: Option<PathBuf>,
-    /// Folder of the cloud's model, with the same labels; fixtures/models/fashion-heavy if absent.
+    /// Folder of the cloud's model, with the same labels [default: fixtures/models/fashion-heavy].
     #[arg(long, value_name = "DIR")]
     cloud_model: Option<PathBuf>,
-    /// Let the cloud answer at a pace of its own, so many milliseconds an image on each of four replicas,
-    /// instead of sharing this machine's processor.
+    /// Simulate the cloud: MS milliseconds per image on each of four replicas, without using this machine's processor.
     #[arg(long, value_name = "MS")]
     paced_ms: Option<f64>,
-    /// Folder on the disk for the servers' stores. The system's folder for temporary files if absent.
+    /// Folder for the servers' stores [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Only the scenario of this name, for example "cloud down"; may be given more than once. All if absent.
+    /// Run this scenario only, for example "cloud down"; repeatable [default: all].
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(policy::scenario_names()))]
     scenario: Vec<String>,
     /// Draw the completion times into this folder.
@@ -226,33 +232,32 @@ struct PolicyBenchArgs {
 
 #[derive(clap::Args)]
 struct RecognizeBenchArgs {
-    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    /// Folder of a model [default: fixtures/models/bench-cnn].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    /// Folder of images [default: 64 generated JPEGs of 640x480].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Replicas of the bare loop and of the recognizer; one a core if absent.
+    /// Replicas of the bare loop and of the recognizer [default: one per core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     replicas: Option<u16>,
-    /// Images that come in each second in the open loop; six tenths of what the bare loop does if absent.
+    /// Arrival rate of the open loop, images per second [default: 60 % of the bare loop's rate].
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// Folder on the disk to be measured; the servers' stores are made in it and removed at the end. The
-    /// system's folder for temporary files if absent.
+    /// Folder on the disk to measure, for the servers' stores [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
     common: BenchCommonArgs,
 }
 
-/// What every bench takes.
+/// Options of every bench.
 #[derive(clap::Args)]
 struct BenchCommonArgs {
-    /// Write everything measured into this file, as JSON.
+    /// Write all measurements to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// In less than a minute: shorter and fewer stretches.
+    /// Finish within a minute, with shorter and fewer measurements.
     #[arg(long)]
     quick: bool,
 }
@@ -260,7 +265,7 @@ struct BenchCommonArgs {
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.1..=100_000.0).contains(&rate) => Ok(rate),
-        _ => Err("write images a second, 0.1 to 100000".into()),
+        _ => Err("use 0.1 to 100000 images per second".into()),
     }
 }
 
@@ -279,7 +284,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         BenchCommand::Scale(args) => &args.common,
     };
     if let Some(path) = &common.json {
-        // Said before minutes have passed.
+        // Fail now rather than after minutes of measuring.
         std::fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
     }
     let (report, charts) = match &args.which {
@@ -351,7 +356,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         report.write(path)?;
     }
     for path in charts.map(|folder| report.draw(folder)).transpose()?.unwrap_or_default() {
-        stdout::print_note(format_args!("picture: {}", path.display()));
+        stdout::print_note(format_args!("chart: {}", path.display()));
     }
     stdout::print_line(report.text())
 }

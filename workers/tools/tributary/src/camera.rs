@@ -1,4 +1,4 @@
-//! `tributary camera`: logins of cameras at a site's server.
+//! `tributary camera`: camera logins at a site's server.
 
 use anyhow::Context;
 use runtime::clock;
@@ -12,17 +12,18 @@ use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
 use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
-A camera needs a login where other machines reach the site's server (up.listen, up.mqtt_listen). With it, a camera may
-publish images under its own name and hear that they were stored, and nothing else. On this machine alone no login is
-needed.
+Where other machines reach the site's server (up.listen, up.mqtt_listen), every camera needs a login. It may publish \
+images under its own name and read their acknowledgements, nothing else. Clients on this machine need none.
 
 Examples:
-  tributary up --model MODEL_DIR --set up.listen=0.0.0.0 --set up.port=4222     and for MQTT up.mqtt_listen, up.mqtt_port
-  tributary camera add gate-1                 prints the login; it is shown again with `camera show`
-  tributary camera add frigate --also yard --also door     one login for a program with several cameras
-  tributary camera remove gate-1              its connection ends at once";
+  tributary up --model DIR --set up.listen=0.0.0.0 --set up.port=4222
+                                                  for MQTT: up.mqtt_listen, up.mqtt_port
+  tributary camera add gate-1                     prints the login; `camera show` repeats it
+  tributary camera add frigate --also-camera yard --also-camera door
+                                                  one login for a program with several cameras
+  tributary camera remove gate-1                  also closes its connection";
 
-/// Give cameras on other machines a login at the site's server, and take it back.
+/// Manage the logins of cameras on other machines.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CameraArgs {
@@ -32,18 +33,18 @@ pub struct CameraArgs {
 
 #[derive(clap::Subcommand)]
 enum CameraCommand {
-    /// Make a login for a camera, and print it.
+    /// Create and print a login for a camera.
     Add {
-        /// Name of the camera, the last word of its subject.
+        /// Name of the camera: the last token of its subject.
         name: CameraName,
-        /// Another camera that the same program publishes for; may be repeated.
+        /// Another camera that the same login may publish for; repeatable.
         #[arg(long, value_name = "CAMERA")]
-        also: Vec<CameraName>,
+        also_camera: Vec<CameraName>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Print the login of a camera.
+    /// Print a camera's login.
     Show {
         /// Name of the camera.
         name: CameraName,
@@ -51,13 +52,13 @@ enum CameraCommand {
         #[arg(long)]
         json: bool,
     },
-    /// List the cameras that have a login.
+    /// List the cameras with a login.
     List {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// End a camera's login and its connection.
+    /// Remove a camera's login and close its connection.
     Remove {
         /// Name of the camera.
         name: CameraName,
@@ -69,20 +70,20 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> an
     let settings = &loaded.settings;
     let running = RunningUp::find_running(&settings.up.store).with_context(|| {
         format!(
-            "no `tributary up` runs with the store {} (--store names another one): logins are its server's; on a server of your own, add a user as deploy/nats/site.conf shows",
+            "no `tributary up` is running with the store {}, and logins belong to its server: start it or name another store with --store; on a server of your own, add a user as in deploy/nats/site.conf",
             settings.up.store.display()
         )
     })?;
     let site = running.site_of(loaded)?;
     let store = running.store_of(site, settings);
-    let unread = || format!("the cameras of {} cannot be read", store.display());
+    let unread = || format!("camera logins in {} cannot be read", store.display());
     let mut cameras = CameraLogins::read(&store).with_context(unread)?;
     match &args.command {
-        CameraCommand::Add { name, also, json } => {
-            let added = cameras.add(name, also, clock::now_ms())?;
+        CameraCommand::Add { name, also_camera, json } => {
+            let added = cameras.add(name, also_camera, clock::now_ms())?;
             anyhow::ensure!(
                 added.is_some(),
-                "camera {name} has a login already: `tributary camera show {name}` prints it, `tributary camera remove {name}` ends it"
+                "camera {name} already has a login: `tributary camera show {name}` prints it, `tributary camera remove {name}` removes it"
             );
             save(&cameras, &store, site)?;
             note(loaded, site, "camera add", name).await;
@@ -94,15 +95,19 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> an
             anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
             save(&cameras, &store, site)?;
             note(loaded, site, "camera remove", name).await;
-            stdout::print_line(format_args!("Camera {name} cannot publish any more."))
+            stdout::print_line(format_args!("The login of camera {name} is removed."))
         }
     }
 }
 
 fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> anyhow::Result<()> {
-    let told =
+    let is_reloaded =
         cameras.save_logins(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
-    anyhow::ensure!(told, "the server in {} does not run: it takes the change when it is started", store.display());
+    anyhow::ensure!(
+        is_reloaded,
+        "the login is saved, but the server in {} is not running: it takes effect when `tributary up` is started",
+        store.display()
+    );
     Ok(())
 }
 
@@ -115,12 +120,12 @@ async fn note(loaded: &LoadedSettings<Settings>, site: &RunningSite, action: &st
 fn known(cameras: &CameraLogins) -> String {
     let names: Vec<&str> = cameras.logins().keys().map(CameraName::as_str).collect();
     match names.is_empty() {
-        true => "no camera has".into(),
-        false => format!("those that have are {}", names.join(", ")),
+        true => "no camera has one".into(),
+        false => format!("the cameras with one are {}", names.join(", ")),
     }
 }
 
-/// Everything that whoever sets the camera up must know.
+/// Everything needed to configure the camera.
 fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: bool) -> anyhow::Result<()> {
     let login =
         cameras.logins().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
@@ -141,10 +146,15 @@ fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: boo
         stdout::print_line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
     }
     if let Some(authority) = authority {
-        stdout::print_line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
+        stdout::print_line(format_args!(
+            "authority  {}: the certificate that the camera must trust",
+            authority.display()
+        ))?;
     }
     if !is_open_to_others {
-        stdout::print_line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
+        stdout::print_line(
+            "Only this machine reaches the server; set up.listen or up.mqtt_listen to open it to others.",
+        )?;
     }
     Ok(())
 }
@@ -158,7 +168,7 @@ fn list(cameras: &CameraLogins, json: bool) -> anyhow::Result<()> {
         return stdout::json(&rows.collect::<Vec<_>>());
     }
     if cameras.logins().is_empty() {
-        return stdout::print_line("No camera has a login: `tributary camera add NAME` makes one.");
+        return stdout::print_line("No camera has a login: create one with `tributary camera add NAME`.");
     }
     let also = |also: &[CameraName]| also.iter().map(CameraName::as_str).collect::<Vec<_>>().join(", ");
     let row = |(name, login): (&CameraName, &CameraLogin)| {

@@ -1,4 +1,4 @@
-//! What ends by itself: certificates, the fleet's authority, the root that the site obeys.
+//! What expires: certificates, the fleet's authority, the root that the site trusts.
 
 use std::path::Path;
 
@@ -9,19 +9,19 @@ use schemas::{FaultNote, Root};
 use crate::format;
 use crate::settings::Settings;
 
-/// A certificate or a root, and when it ends.
+/// A certificate or a root, and when it expires.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expiry {
-    /// What it is.
+    /// Name of the certificate or root, for people and for the metric.
     pub what: String,
-    /// When it ends, milliseconds since the epoch.
+    /// Expiry, milliseconds since the epoch.
     pub ends_at_ms: u64,
-    /// What renews it.
+    /// How to renew it.
     pub remedy: String,
 }
 
-/// Everything at this place that ends. `root`: whom the site obeys now, where that is known. What cannot be read is passed
-/// over: whoever needs it says so.
+/// Everything here that expires. `root`: the root that the site trusts now, where known. Unreadable certificates are
+/// left out: whoever uses one reports it.
 pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
     let up = &settings.up;
     let mut all = Vec::new();
@@ -35,13 +35,13 @@ pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
                 &mut add,
                 "certificate for clients",
                 path,
-                "put a new one in its place, and start `tributary up` again",
+                "replace the file and restart `tributary up`",
             ),
             None => add_certificate(
                 &mut add,
                 "certificate for clients",
                 &made,
-                "start `tributary up` again: it makes a new one",
+                "restart `tributary up`, which issues a new one",
             ),
         }
     }
@@ -50,35 +50,30 @@ pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
             &mut add,
             "certificate authority of the server",
             path,
-            "make a new one, and give it to every worker",
+            "create a new one and give it to every worker",
         );
     }
     if let Some(path) = &settings.metrics.certificate {
-        add_certificate(
-            &mut add,
-            "certificate of the metrics",
-            path,
-            "put a new one in its place: it is taken at once",
-        );
+        add_certificate(&mut add, "certificate of the metrics", path, "replace the file; it is reloaded at once");
     }
     if let Ok(Some(member)) = Membership::find(&up.store) {
         add(
             "certificate authority of the fleet",
             member.authority_ends_at_ms,
-            "the operator makes a new fleet and adds the site again",
+            "the operator creates a new fleet and adds the site again",
         );
         let root = root.filter(|root| root.number > member.root.number).unwrap_or(&member.root);
         add(
             courier::trust_anchor::EXPIRY,
             root.expires_at_ms,
-            "the operator runs `tributary fleet root`; it comes over the link",
+            "the operator runs `tributary fleet root`; the site receives it over the link",
         );
     }
     all.sort_by_key(|expiry| expiry.ends_at_ms);
     all
 }
 
-/// Everything of a fleet's hub that ends.
+/// Everything of a fleet's hub that expires.
 pub fn of_hub(fleet: &FleetFolder) -> Vec<Expiry> {
     let dated = fleet.calendar().into_iter().filter_map(|entry| {
         let remedy = format!("run `{}`", entry.renewed_by);
@@ -90,36 +85,36 @@ pub fn of_hub(fleet: &FleetFolder) -> Vec<Expiry> {
 fn add_certificate(add: &mut impl FnMut(&str, u64, &'static str), what: &str, path: &Path, remedy: &'static str) {
     match certificate_end(path) {
         Ok(ends_at_ms) => add(what, ends_at_ms, remedy),
-        Err(error) => tracing::debug!(%error, what, "it is not known when it ends"),
+        Err(error) => tracing::debug!(%error, what, "expiry unreadable"),
     }
 }
 
-/// What ends within 30 days, or has ended, as faults that people are told.
+/// What has expired or expires within 30 days, as faults for `status` and `doctor`.
 pub fn faults(all: &[Expiry], now_ms: u64) -> Vec<FaultNote> {
     let soon = all.iter().map(|expiry| (expiry, days_left(expiry.ends_at_ms, now_ms)));
     soon.filter(|(_, left)| *left < RENEW_WITHIN_DAYS)
         .map(|(expiry, left)| match left {
             ..0 => FaultNote::new(
                 "expired",
-                format!("the {} ended {} ago", expiry.what, format::count(left.unsigned_abs(), "day")),
+                format!("the {} expired {} ago", expiry.what, format::count(left.unsigned_abs(), "day")),
                 &expiry.remedy,
             ),
             left => FaultNote::new(
                 "expires_soon",
-                format!("the {} ends in {}", expiry.what, format::count(left.unsigned_abs(), "day")),
+                format!("the {} expires in {}", expiry.what, format::count(left.unsigned_abs(), "day")),
                 &expiry.remedy,
             ),
         })
         .collect()
 }
 
-/// Makes it known to whoever asks for metrics, and to the log where something ends soon.
+/// Reports expiries in the metrics, and those within 30 days in the log.
 pub fn report_expiries(all: &[Expiry]) {
     for expiry in all {
         metrics::note_expiry(&expiry.what, expiry.ends_at_ms);
     }
     for fault in faults(all, clock::now_ms()) {
-        tracing::warn!(name = fault.kind.as_str(), reason = fault.reason, remedy = fault.remedy, "something ends");
+        tracing::warn!(name = fault.kind.as_str(), reason = fault.reason, remedy = fault.remedy, "expiry approaching");
     }
 }
 
@@ -128,19 +123,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_within_a_month_is_told_with_what_to_do() {
+    fn expiry_within_a_month_is_reported_with_its_remedy() {
         const DAY_MS: u64 = 86_400_000;
         let ends =
             |days: u64| Expiry { what: format!("thing {days}"), ends_at_ms: days * DAY_MS, remedy: "renew it".into() };
         let all = [ends(1), ends(99), ends(129), ends(131)];
-        let told = faults(&all, 100 * DAY_MS);
-        let told: Vec<(&str, &str)> = told.iter().map(|fault| (fault.kind.as_str(), fault.reason.as_str())).collect();
+        let reported = faults(&all, 100 * DAY_MS);
+        let reported: Vec<(&str, &str)> =
+            reported.iter().map(|fault| (fault.kind.as_str(), fault.reason.as_str())).collect();
         assert_eq!(
-            told,
+            reported,
             [
-                ("expired", "the thing 1 ended 99 days ago"),
-                ("expired", "the thing 99 ended 1 day ago"),
-                ("expires_soon", "the thing 129 ends in 29 days"),
+                ("expired", "the thing 1 expired 99 days ago"),
+                ("expired", "the thing 99 expired 1 day ago"),
+                ("expires_soon", "the thing 129 expires in 29 days"),
             ]
         );
     }

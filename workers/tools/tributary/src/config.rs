@@ -1,4 +1,4 @@
-//! `tributary config`: every setting, its value and where it came from.
+//! `tributary config`: every setting, its value and its origin.
 
 use runtime::settings::{self, ResolvedSetting};
 use serde_json::Value;
@@ -8,31 +8,32 @@ use crate::settings::{Settings, load};
 use crate::{CommonArgs, format, stdout};
 
 const EXAMPLES: &str = "\
-The last one wins: default, settings file (tributary.toml), environment, flag. A setting such as
-recognizer.gate.min_confidence_ratio is TRIBUTARY_RECOGNIZER__GATE__MIN_CONFIDENCE_RATIO in the environment
-and `--set recognizer.gate.min_confidence_ratio=0.8` as a flag. Passwords are never shown.
+Settings come from, in rising order of precedence: defaults, the settings file, the environment, flags. One setting, in each:
+  recognizer.gate.min_confidence_ratio                in tributary.toml
+  TRIBUTARY_RECOGNIZER__GATE__MIN_CONFIDENCE_RATIO    in the environment
+  --set recognizer.gate.min_confidence_ratio=0.8      as a flag
+Passwords are never shown.
 
 Examples:
   tributary config --show
-  tributary config --show --settings deploy/settings/site.toml --set publisher.retry_timeout_s=60
+  tributary config --show --settings site.toml --set publisher.retry_timeout_s=60
   tributary config --show --json | jq '.[] | select(.origin != \"default\")'";
 
-/// Show every setting, its value and where it came from.
+/// Show every setting, its value and its origin, and check them.
 ///
-/// Shows the settings as any other command would use them with the same file, environment and flags, and
-/// says what is wrong with them.
+/// Shows the settings that any other command would use with the same file, environment and flags.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ConfigArgs {
-    /// Show the settings; this is what the command does without it, too.
+    /// Show the settings (the default).
     #[arg(long)]
     show: bool,
-    /// Print them as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Shows the settings; those that cannot be used are shown as far as they are known.
+/// Shows and checks the settings; shows the defaults where they cannot be read.
 pub fn command(common: &CommonArgs, args: &ConfigArgs) -> anyhow::Result<()> {
     let _shown_in_any_case = args.show;
     match load(common, &[]) {
@@ -42,7 +43,7 @@ pub fn command(common: &CommonArgs, args: &ConfigArgs) -> anyhow::Result<()> {
         }
         Err(error) => {
             print(settings::defaults::<Settings>(), args.json)?;
-            Err(error.context("settings cannot be used; the list above shows the defaults"))
+            Err(error.context("settings cannot be read; the list above shows the defaults"))
         }
     }
 }
@@ -61,7 +62,7 @@ fn print(mut list: Vec<ResolvedSetting>, json: bool) -> anyhow::Result<()> {
     stdout::print_line(format::table(&["setting", "value", "from"], &rows))
 }
 
-/// Without credentials, and numbers as they were written: an f32 is kept in JSON as the f64 next to it.
+/// Without credentials, and numbers as they were written: JSON holds an f32 as the nearest f64.
 fn presentable(value: &Value) -> Value {
     match value {
         Value::String(text) if text.contains('@') => without_credentials(text).into(),
@@ -74,7 +75,7 @@ fn presentable(value: &Value) -> Value {
     }
 }
 
-/// A value as it stands in a settings file.
+/// A value as it is written in a settings file.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "(not set)".into(),

@@ -1,7 +1,7 @@
-//! `tributary demo`: labelled pictures through a site and a cloud on this machine, and what came of it.
+//! `tributary demo`: labelled images through a site and a cloud on this machine, with a report.
 //!
-//! The servers, the roles and the path are those of `tributary up --sites 1`; only the labels, which make
-//! it possible to say what was right, would be missing in real life.
+//! Servers, roles and path are those of `tributary up --sites 1`; only the labels, by which accuracy is measured, would
+//! be missing in production.
 
 mod results;
 mod run;
@@ -24,44 +24,43 @@ const HEAVY: &str = "fixtures/models/fashion-heavy";
 const PICTURES: &str = "fixtures/images/fashion";
 
 const EXAMPLES: &str = "\
-Without --loop: pictures go through one site and a cloud once, and what came of it is printed.
+Without --loop, labelled images go once through a site and a cloud, both on this machine.
 
-With --loop: two sites begin with a model that has never seen some classes. Pictures that it is in
-doubt about are verified by the cloud's model; the sites' trainers learn from the verdicts; a round
-merges what they learned into a release; the releaser tries it at one site, and then all have it or
-none; sites swap without losing an image. Round by round less is sent up and more is right, if it
-goes well. It ends with an error if an image was lost, or if sites do not all run what is stable.
+With --loop, two sites start with a model that has never seen some classes. The cloud verifies what they doubt; their \
+trainers learn from the verdicts; rounds merge the updates into releases, which are canaried and swapped in without \
+losing an image. If it goes well, each round sends less up and gets more right. It fails if an image is lost or the \
+sites end on different releases.
 
-Of pictures of your own, a part is never learned from (split test, or a fifth). Two models are made
-if none is named: the cloud's from half of the others (of frequent classes at most 200), the sites'
-from 30 of each class but the rarest third.
+With your own images (--data), split test, or else a fifth, is never learned from. Models that you do not name are \
+made: the cloud's from half of the other images (at most 200 per class), the sites' from 30 images per class without \
+the rarest third of the classes.
 
 Examples:
   tributary demo
   tributary demo --loop
   tributary demo --loop --rounds 8 --json loop.json
-  tributary demo --loop --dark-cameras                   from the shipped model, when it has grown dark
+  tributary demo --loop --dark-cameras            a good model, after it gets dark
   tributary demo --loop --data ./photos
-  tributary demo --loop --data ./fish --groups track     pictures of one track stay on one side
+  tributary demo --loop --data ./fish --groups track
+                                                  keeps images of a track together
   tributary demo --loop --data ./photos --model ./site --cloud-model ./cloud";
 
-/// Publish labelled pictures through sites and a cloud on this machine, and print what came of it.
+/// Run labelled images through sites and a cloud on this machine, with a report.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArgs {
-    /// How many of the 2,000 test pictures are published.
+    /// Number of test images to publish.
     #[arg(long, value_name = "N", default_value_t = 2000, conflicts_with = "looped", value_parser = clap::value_parser!(u32).range(10..=2000))]
     images: u32,
-    /// Keep the store of the servers in this folder; without it, it is removed at the end.
+    /// Keep the servers' stores in this folder [default: remove them at the end].
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     #[command(flatten)]
     closed: training_loop::LoopArgs,
-    /// Where the picture goes: tributary-demo/accuracy.svg, accuracy against the share sent up; with --loop
-    /// tributary-demo/loop.svg, both by round.
+    /// File for the chart [default: tributary-demo/accuracy.svg, with --loop tributary-demo/loop.svg].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write all numbers into this file, as JSON.
+    /// Write all results to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -73,16 +72,16 @@ impl DemoArgs {
     }
 }
 
-/// A picture with its true label.
+/// An image with its true label.
 struct DemoPicture {
     bytes: Vec<u8>,
     label: String,
 }
 
-/// Runs the demonstration.
+/// Runs the demo.
 pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     if let Some(name) = args.closed.unused_option() {
-        anyhow::bail!("{name} is for the loop: write --loop as well");
+        anyhow::bail!("{name} is for the loop: add --loop");
     }
     if args.closed.looped {
         let into =
@@ -93,7 +92,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     let (temporary, store) = match &args.keep {
         Some(folder) => (None, folder.clone()),
         None => {
-            let folder = tempfile::tempdir().context("no folder for the servers' stores can be made")?;
+            let folder = tempfile::tempdir().context("a folder for the servers' stores cannot be created")?;
             let path = folder.path().to_owned();
             (Some(folder), path)
         }
@@ -106,11 +105,11 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     stdout::print_line(intro(pictures.len()))?;
 
     let pictures = Arc::new(pictures);
-    let walked = run::run_pictures(&settings, pictures.clone(), &shutdown).await?;
+    let run = run::run_pictures(&settings, pictures.clone(), &shutdown).await?;
     drop(temporary);
     let (library, again) = (settings.onnxruntime.clone(), pictures.clone());
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;
-    let found = DemoResult::of(&pictures, walked, &cloud, settings.up.durability)?;
+    let found = DemoResult::of(&pictures, run, &cloud, settings.up.durability)?;
 
     let drawn = found.chart().svg()?;
     write(args.out(), &drawn)?;
@@ -123,15 +122,15 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
     }
     std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// So many of the labelled test pictures, of all labels alike.
+/// Reads a number of labelled test images, evenly over the labels.
 fn pictures(count: usize) -> anyhow::Result<Vec<DemoPicture>> {
     let folder = Path::new(PICTURES);
-    ensure!(folder.is_dir(), "{PICTURES} is not here: run this in a checkout of the project");
+    ensure!(folder.is_dir(), "{PICTURES} is missing: run the demo in a checkout of the project");
     let mut dataset = read_dataset(folder, None)?;
     dataset.keep_test_split();
     let read = |row: &DatasetRow| {
@@ -142,7 +141,7 @@ fn pictures(count: usize) -> anyhow::Result<Vec<DemoPicture>> {
     dataset.spread(count).map(read).collect()
 }
 
-/// The cloud model's label for every picture, as if all had been sent up.
+/// The cloud model's label for every image, as if all had been sent up.
 fn cloud_labels(library: Option<&Path>, pictures: &[DemoPicture]) -> anyhow::Result<Vec<String>> {
     let onnx = OnnxRuntime::find_and_load(library)?;
     let model = Model::load(Path::new(HEAVY))?;
@@ -151,7 +150,7 @@ fn cloud_labels(library: Option<&Path>, pictures: &[DemoPicture]) -> anyhow::Res
         let mut replica = Replica::open(&onnx, &model, &InferenceSettings::default())?;
         let label = |picture: &DemoPicture| {
             let ratios = softmax(&replica.predict(&picture.bytes)?.logits, 1.0);
-            Ok(vision::prediction(&model, &ratios).context("the cloud's model gave no scores")?.label)
+            Ok(vision::prediction(&model, &ratios).context("the cloud's model returned no scores")?.label)
         };
         pictures.iter().map(label).collect()
     };
@@ -160,7 +159,7 @@ fn cloud_labels(library: Option<&Path>, pictures: &[DemoPicture]) -> anyhow::Res
         let working: Vec<_> = parts.map(|part| scope.spawn(|| share(part))).collect();
         let mut labels = Vec::with_capacity(pictures.len());
         for thread in working {
-            labels.extend(thread.join().map_err(|_| anyhow::anyhow!("recognizing broke off"))??);
+            labels.extend(thread.join().map_err(|_| anyhow::anyhow!("inference crashed"))??);
         }
         Ok(labels)
     })
@@ -169,11 +168,11 @@ fn cloud_labels(library: Option<&Path>, pictures: &[DemoPicture]) -> anyhow::Res
 fn intro(count: usize) -> String {
     format!(
         "\
-{count} labelled pictures of clothes go through a site and a cloud, both on this machine.
+{count} labelled images of clothes go through a site and a cloud, both on this machine.
 
-The site has a small, fast model, the cloud a larger, better one. The site recognizes every picture. When it
-is sure, its answer is final. When it is not, it gives a provisional answer at once and sends the picture up;
-the cloud's verdict becomes the final answer. Each picture is kept on the disk until that has happened.
+The site has a small, fast model, the cloud a larger, better one. The site recognizes every image. If it is
+confident, its answer is final. If not, it gives a provisional answer at once and sends the image up; the
+cloud's verdict becomes the final answer. Each image is kept on disk until then.
 "
     )
 }
@@ -181,21 +180,21 @@ the cloud's verdict becomes the final answer. Each picture is kept on the disk u
 fn outro(args: &DemoArgs) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "tributary".into());
     let kept = match &args.keep {
-        Some(folder) => format!("The store was kept: {program} up --store {} goes on with it.\n\n", folder.display()),
+        Some(folder) => format!("The store was kept; continue with it: {program} up --store {}\n\n", folder.display()),
         None => String::new(),
     };
     format!(
         "\
-Picture: {}
-It shows how many answers are right for each share of pictures sent up, this run marked on it.
+Chart: {}
+Accuracy against the share of images sent up, with this run marked.
 
 {kept}Try next:
   {program} demo --set recognizer.gate.min_confidence_ratio=0.95
-      ask the cloud more often: more right answers, more bytes
+      ask the cloud more often: higher accuracy, more traffic
   {program} up --model {LIGHT} --cloud-model {HEAVY}
-      the same, kept running for pictures of your own
+      the same, kept running for your own images
   {program} publish {PICTURES}/bag --camera cam-1
-      from another terminal, while that runs; then `{program} answers`",
+      from another terminal while it runs; then `{program} answers`",
         args.out().display()
     )
 }

@@ -1,4 +1,4 @@
-//! `tributary doctor`: what on this machine, in the settings and on the servers breaks a promise.
+//! `tributary doctor`: checks this machine, the settings and the servers.
 
 mod machine_checks;
 mod server_checks;
@@ -11,24 +11,24 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-`ok` is as it should be. `warn` works and is worth knowing. `bad` does not work, or breaks a promise, which is
-then named; the exit status is 1 if something is bad. Nothing is changed.
+Each check is `ok`, `warn` (works, but worth knowing) or `bad` (does not work, or breaks a guarantee, which is named). \
+Fails if one is bad. Changes nothing.
 
 Examples:
-  tributary doctor                                    this machine and the running `tributary up`
-  tributary doctor --nats nats://127.0.0.1:4222       a server of your own
+  tributary doctor                                this machine and the running `tributary up`
+  tributary doctor --nats nats://127.0.0.1:4222   your own server
   tributary doctor --json | jq '.[] | select(.state != \"ok\")'";
 
-/// Check this machine, the settings and the servers for what breaks a promise.
+/// Check this machine, the settings and the servers for problems.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DoctorArgs {
-    /// Print the checks as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// How one thing is.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum CheckStatus {
@@ -37,18 +37,18 @@ enum CheckStatus {
     Bad,
 }
 
-/// One thing that was looked at.
+/// One check with its result.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct DoctorCheck {
     state: CheckStatus,
-    /// What was looked at.
+    /// What was checked.
     what: String,
     /// What was found.
     found: String,
-    /// The promise that is broken by it.
+    /// The guarantee that this breaks.
     #[serde(skip_serializing_if = "Option::is_none")]
     breaks: Option<&'static str>,
-    /// What to do about it.
+    /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }
@@ -66,12 +66,12 @@ impl DoctorCheck {
         Self { state: CheckStatus::Bad, ..Self::warn(what, found, remedy) }
     }
 
-    fn breaks(self, promise: &'static str) -> Self {
-        Self { breaks: Some(promise), ..self }
+    fn breaks(self, guarantee: &'static str) -> Self {
+        Self { breaks: Some(guarantee), ..self }
     }
 }
 
-/// Looks at everything and says how it is.
+/// Runs all checks and prints them.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> anyhow::Result<()> {
     let settings = loaded.settings.clone();
     let mut checks = tokio::task::spawn_blocking(move || machine_checks::checks(&settings)).await?;
@@ -82,7 +82,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> an
             checks.push(DoctorCheck::bad(
                 "server",
                 found,
-                "streams, consumers and the cloud cannot be looked at without it",
+                "start it; streams, consumers and the cloud cannot be checked without it",
             ));
         }
     }
@@ -102,8 +102,8 @@ fn text(checks: &[DoctorCheck]) -> String {
     let width = checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
     let indent = " ".repeat(width + 7);
     for DoctorCheck { state, what, found, breaks, remedy } in checks {
-        lines.push(format!("{:4}  {what:width$} {}", format::wire_word(state), format::plain_number(found)));
-        lines.extend(breaks.iter().map(|promise| format!("{indent}breaks the promise: {promise}")));
+        lines.push(format!("{:4}  {what:width$} {}", format::wire_word(state), format::plain_text(found)));
+        lines.extend(breaks.iter().map(|guarantee| format!("{indent}breaks the guarantee: {guarantee}")));
         lines.extend(remedy.iter().map(|remedy| format!("{indent}{remedy}")));
     }
     lines.join("\n")

@@ -1,4 +1,4 @@
-//! `tributary drift`: what a site's answers are like, compared with what they used to be; or take what comes as usual.
+//! `tributary drift`: compare a site's recent answers with their reference, or begin a new reference.
 
 use runtime::drift::{DriftKind, reference_note};
 use runtime::settings::LoadedSettings;
@@ -9,29 +9,31 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-The first answers of a release at a site are its reference (recognizer.drift.reference_answers); the latest ones
-(recent_answers) are compared with it. Distances run from 0 (the same) to 1: of confidence and novelty the largest
-difference between the two distributions, of agreement with sampled verdicts by how much it fell. A level is raised
-only beyond what chance and the reference's own unrest explain: watch from about 0.1, alarm from about 0.2. Novelty
-needs a score (`tributary model novelty`), agreement needs verdicts on sampled answers (recognizer.verify.sample_ratio).
+The first answers of a release at a site are the reference (recognizer.drift.reference_answers); the latest ones \
+(recognizer.drift.recent_answers) are compared with it. The distance runs from 0 (the same) to 1: for confidence and \
+novelty, the largest difference between the two distributions; for agreement with sampled verdicts, how far it fell. \
+The level is watch from about 0.1 and alarm from about 0.2, and only where chance and the reference's own variation do \
+not explain the distance.
+
+Novelty needs a score (`tributary model novelty`); agreement needs verdicts on sampled answers (recognizer.verify.sample_ratio).
 
 Examples:
-  tributary drift                 each measure of each worker
-  tributary drift --accept        the world has changed for good: the next answers are the new reference";
+  tributary drift                                 each measure of each worker
+  tributary drift --accept                        the change is permanent: start a new reference";
 
-/// Compare a site's answers with what they used to be, or accept what they are like now.
+/// Compare a site's recent answers with their reference, or start a new reference.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DriftArgs {
-    /// Begin a new reference with the next answers.
+    /// Start a new reference with the next answers.
     #[arg(long)]
     accept: bool,
-    /// Print it as JSON.
+    /// Print JSON.
     #[arg(long, conflicts_with = "accept")]
     json: bool,
 }
 
-/// Shows drift, or begins a new reference.
+/// Shows drift, or starts a new reference.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "drift").await?;
     let beats = fleet::live_workers(&site.bus).await?;
@@ -46,7 +48,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> any
         }
         return match reports.is_empty() {
             true => anyhow::bail!("no worker of site {} measures drift: start a recognizer first", site.name),
-            false => stdout::print_line(format_args!("site {}: the next answers are the new reference", site.name)),
+            false => stdout::print_line(format_args!("site {}: the next answers become the new reference", site.name)),
         };
     }
     if args.json {
@@ -56,17 +58,15 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> any
         return stdout::json(&reports.collect::<Vec<_>>());
     }
     if reports.is_empty() {
-        return stdout::print_line(
-            "No worker measures drift: neither a recognizer nor a courier with verdicts gives a sign of life.",
-        );
+        return stdout::print_line("No worker measures drift: no recognizer and no courier with verdicts is running.");
     }
     let rows: Vec<Vec<String>> = reports.iter().flat_map(|(beat, report)| rows(beat, report)).collect();
-    stdout::print_line(format::table(&["worker", "measure", "before", "now", "distance", "level"], &rows))
+    stdout::print_line(format::table(&["worker", "measure", "reference", "recent", "distance", "level"], &rows))
 }
 
-/// A row a measure; one that says how far the windows are where there is none yet.
+/// One row per measure; before there is any, one row with how far the windows are filled.
 fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
-    let worker = format!("{} {}", format::plain_number(beat.role.as_str()), format::plain_number(&beat.worker));
+    let worker = format!("{} {}", format::plain_text(beat.role.as_str()), format::plain_text(&beat.worker));
     let mut rows: Vec<Vec<String>> = report
         .measures()
         .map(|(name, measure)| {
@@ -83,7 +83,7 @@ fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
     if rows.is_empty() {
         let before = format!("{} of {}", report.reference_answers, report.reference_full);
         let now = format!("{} of {}", report.recent_answers, report.recent_full);
-        rows.push(vec![worker, "answers".to_owned(), before, now, String::new(), "too few yet".to_owned()]);
+        rows.push(vec![worker, "answers".to_owned(), before, now, String::new(), "collecting".to_owned()]);
     }
     rows
 }

@@ -1,4 +1,4 @@
-//! `tributary fleet`, `tributary site`, `tributary join`: who belongs to a fleet.
+//! `tributary fleet`, `tributary site`, `tributary join`: a fleet and its sites.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -15,21 +15,22 @@ use streams::{Bus, NatsSettings, admin, permissions};
 use crate::settings::Settings;
 use crate::{audit, format, stdout};
 
-/// Folder of a fleet where nobody names one.
+/// Default folder of a fleet.
 const FOLDER: &str = "tributary-fleet";
 
 const FLEET_EXAMPLES: &str = "\
-The folder is the operator's: a certificate authority, the hub's certificate, the keys of the roles in
-the cloud. Of a site it keeps public keys only. `ca.key` is needed for `renew`, `root.key` for `root`:
-keep both elsewhere meanwhile.
+The operator's folder holds a certificate authority, the hub's certificate and the keys of the roles in the cloud; of \
+the sites it holds public keys only. Keep ca.key and root.key elsewhere until `renew` needs ca.key, or `root` and \
+`rotate` need root.key.
 
 Examples:
   tributary fleet init tributary-fleet --hub hub.example
-  tributary up --fleet tributary-fleet --cloud-model MODEL_DIR       the hub: its server, verifier and releaser
-  tributary site add reef                                            one file, reef.site, to carry to the site
-  tributary join reef.site --model MODEL_DIR                         there";
+  tributary up --fleet tributary-fleet --cloud-model DIR
+                                                  the hub: its server, verifier and releaser
+  tributary site add reef                         writes reef.site, to carry to the site
+  tributary join reef.site --model DIR            at the site";
 
-/// Make the operator's side of a fleet, and keep its certificates.
+/// Create a fleet and maintain its certificates and keys.
 #[derive(clap::Args)]
 #[command(after_help = FLEET_EXAMPLES)]
 pub struct FleetArgs {
@@ -39,56 +40,59 @@ pub struct FleetArgs {
 
 #[derive(clap::Subcommand)]
 enum FleetCommand {
-    /// Make a certificate authority, the hub's certificate, and a key for each role in the cloud.
+    /// Create a fleet: certificate authority, hub certificate, and keys for the cloud's roles.
     Init {
-        /// Folder to make.
+        /// Folder to create.
         #[arg(value_name = "DIR", default_value = FOLDER)]
         folder: PathBuf,
-        /// Name or address by which sites reach the hub.
+        /// Host name or address of the hub, as sites reach it.
         #[arg(long, value_name = "HOST")]
         hub: String,
-        /// Port for sites.
+        /// Port for the links of sites.
         #[arg(long, value_name = "PORT", default_value_t = 7422)]
         leaf_port: u16,
-        /// Port for operators, and for roles on other machines.
+        /// Port for operators and for roles on other machines.
         #[arg(long, value_name = "PORT", default_value_t = 4222)]
         client_port: u16,
     },
-    /// Issue the hub a new certificate for a year; a running hub takes it without a restart.
+    /// Renew the hub's certificate for one year; a running hub loads it without a restart.
     Renew {
         /// Folder of the fleet.
         #[arg(value_name = "DIR", default_value = FOLDER)]
         folder: PathBuf,
     },
-    /// Make the next root: whom sites obey, for another year. Sites take it over the link within a minute.
+    /// Sign the next root, the list of keys that sites trust, valid for one year.
+    ///
+    /// Sites receive it over the link within a minute.
     Root {
         /// Folder of the fleet.
         #[arg(value_name = "DIR", default_value = FOLDER)]
         folder: PathBuf,
-        /// Release that no site runs from now on, whoever orders it; may be repeated.
+        /// Forbid this release at every site, whoever orders it; repeatable.
         #[arg(long, value_name = "RELEASE")]
         never: Vec<ReleaseId>,
-        /// File of the offline key; root.key in the folder if absent.
+        /// File of the offline key [default: root.key in the folder].
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
-    /// Give a role in the cloud new keys: verifier, aggregator, releaser, operator or system. Those of releaser and aggregator
-    /// need the offline key, for a new root names them.
+    /// Replace the keys of a role in the cloud.
+    ///
+    /// Releaser and aggregator need the offline key, because the root names their signing keys.
     Rotate {
-        /// The role.
+        /// verifier, aggregator, releaser, operator or system.
         #[arg(value_name = "ROLE")]
         role: String,
         /// Folder of the fleet.
         #[arg(value_name = "DIR", default_value = FOLDER)]
         folder: PathBuf,
-        /// Count nothing any more that the old key signed.
+        /// Distrust everything that the old key signed.
         #[arg(long)]
         stolen: bool,
-        /// File of the offline key; root.key in the folder if absent.
+        /// File of the offline key [default: root.key in the folder].
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
-    /// Show every certificate and key with the days it has left.
+    /// Show all certificates and keys with the days until they expire.
     Calendar {
         /// Folder of the fleet.
         #[arg(value_name = "DIR", default_value = FOLDER)]
@@ -100,16 +104,17 @@ enum FleetCommand {
 }
 
 const SITE_EXAMPLES: &str = "\
-A site gets one file with its keys. Whoever has the file is the site: carry it as you would a password, and delete it
-after `tributary join`. A site reaches of the hub only what is its own.
+A site gets one file with its keys. Whoever has the file can act as the site: treat it like a password, and delete it \
+after `tributary join`. At the hub, a site reaches only what is its own.
 
 Examples:
   tributary site add reef
-  tributary site add reef --sealed  the file is of no use without the code that is printed
-  tributary site rotate reef       new keys; the old ones are good until `tributary site rotate reef --settle`
-  tributary site revoke reef       its connection ends at once, and it does not come back";
+  tributary site add reef --sealed                encrypted with a code, which is printed
+  tributary site rotate reef                      new keys; the old ones work until --settle
+  tributary site rotate reef --settle
+  tributary site revoke reef                      closes its connection for good";
 
-/// Add, list, re-key and revoke the sites of a fleet.
+/// Add, list and revoke the sites of a fleet, and rotate their keys.
 #[derive(clap::Args)]
 #[command(after_help = SITE_EXAMPLES)]
 pub struct SiteArgs {
@@ -122,56 +127,56 @@ pub struct SiteArgs {
 
 #[derive(clap::Subcommand)]
 enum SiteCommand {
-    /// Make a site's keys, and the file with which it joins.
+    /// Create a site's keys and the file with which it joins.
     Add {
         /// Name of the site.
         name: SiteName,
-        /// File to write; NAME.site in this folder if absent.
+        /// File to write [default: NAME.site].
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Seal the file with a code, which is printed: tell it by another way than the file goes.
+        /// Encrypt the file with a code, which is printed: send it separately.
         #[arg(long)]
         sealed: bool,
     },
-    /// Show the sites, and which are joined at this moment.
+    /// List the sites, and which are connected now.
     List {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Give a site new keys, in a new file.
+    /// Create new keys for a site, in a new file.
     Rotate {
         /// Name of the site.
         name: SiteName,
-        /// File to write; NAME.site in this folder if absent.
+        /// File to write [default: NAME.site].
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Seal the file with a code, which is printed: tell it by another way than the file goes.
+        /// Encrypt the file with a code, which is printed: send it separately.
         #[arg(long)]
         sealed: bool,
-        /// End the old key instead, after the site has joined with the new one.
+        /// Disable the old keys, once the site has joined with the new ones.
         #[arg(long, conflicts_with_all = ["out", "sealed"])]
         settle: bool,
     },
-    /// End a site's keys and its connection.
+    /// Disable a site's keys and close its connection.
     Revoke {
         /// Name of the site.
         name: SiteName,
     },
 }
 
-/// Makes or keeps a fleet.
+/// Creates or maintains a fleet.
 pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
     match &args.command {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
             let made = FleetFolder::init(folder, address)?;
             stdout::print_line(format_args!(
-                "Made {}. Only you can read it; back it up, and keep ca.key and root.key elsewhere.",
+                "Created {}, readable by you only. Back it up, and keep ca.key and root.key elsewhere.",
                 folder.display()
             ))?;
             if made.hub().is_loopback() {
-                stdout::print_line("The hub is this machine itself: sites on other machines cannot join it.")?;
+                stdout::print_line("The hub is on loopback: sites on other machines cannot join it.")?;
             }
             stdout::print_line(format_args!(
                 "Start the hub:  tributary up --fleet {} --cloud-model MODEL_DIR",
@@ -184,32 +189,33 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             fleet.renew()?;
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
             stdout::print_line(format_args!(
-                "The hub's certificate is good until {}; a running hub takes it now.",
+                "The hub's certificate is valid until {}; a running hub loads it now.",
                 format::format_time(ends)
             ))?;
-            tell_hub(&fleet, false).await
+            reload_hub(&fleet, false).await
         }
         FleetCommand::Root { folder, never, key } => {
             let mut fleet = FleetFolder::open(folder)?;
             let root = fleet.make_root(key.as_deref(), never)?;
             stdout::print_line(format_args!(
-                "Root {} is good until {}.",
+                "Root {} is valid until {}.",
                 root.number,
                 format::format_time(root.expires_at_ms)
             ))?;
             match reach(&fleet, Role::Operator).await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
-                    let about = format!("number {}, {} never run", fleet.root().number, fleet.root().never.len());
+                    let about =
+                        format!("number {}, {} releases forbidden", fleet.root().number, fleet.root().never.len());
                     audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
-                None => stdout::print_line("The hub does not answer here: it offers the root when it is started."),
+                None => stdout::print_line("The hub does not answer from here: it offers the root once it is started."),
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
             let (mut fleet, role) = (FleetFolder::open(folder)?, fleet::hub_role(role)?);
-            // With the keys that the hub still knows.
+            // Connect first, with the keys that the hub still knows.
             let (system, operator) = (reach(&fleet, Role::System).await, reach(&fleet, Role::Operator).await);
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
@@ -220,12 +226,12 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                 Some(system) => {
                     admin::reload(&system).await?;
                     stdout::print_line(format_args!(
-                        "The {role} has new keys, and the old one is cut off from the hub. Start `tributary up --fleet` again: its roles read their keys when they start."
+                        "The {role} has new keys, and the hub refuses the old ones. Restart `tributary up --fleet`: roles read their keys at the start."
                     ))
                 }
-                None => {
-                    stdout::print_line(format_args!("The {role} has new keys; the hub takes them when it is started."))
-                }
+                None => stdout::print_line(format_args!(
+                    "The {role} has new keys; the hub accepts them once it is started."
+                )),
             }
         }
         FleetCommand::Calendar { folder, json } => {
@@ -241,7 +247,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                     let days = match left {
                         Some(left) if left < RENEW_WITHIN_DAYS => format!("{left} !"),
                         Some(left) => left.to_string(),
-                        None => "no end".into(),
+                        None => "never".into(),
                     };
                     vec![
                         dated.what,
@@ -251,12 +257,12 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                     ]
                 })
                 .collect();
-            stdout::print_line(format::table(&["what", "days left", "ends", "renewed by"], &rows))
+            stdout::print_line(format::table(&["what", "days left", "expires", "renew with"], &rows))
         }
     }
 }
 
-/// Adds, lists, re-keys or revokes.
+/// Adds, lists and revokes sites, and rotates their keys.
 pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
     let mut fleet = FleetFolder::open(&args.fleet)?;
     let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
@@ -265,35 +271,35 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             let path = file(out, name);
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.add_site(name)?;
-            give(&membership, &path, *sealed)?;
-            tell_hub(&fleet, false).await?;
+            write_membership(&membership, &path, *sealed)?;
+            reload_hub(&fleet, false).await?;
             set_up(settings, &fleet, name).await
         }
         SiteCommand::Rotate { name, settle: true, .. } => {
             match fleet.settle_rotation(name)? {
-                true => stdout::print_line(format_args!("The old key of site {name} is not good any more."))?,
-                false => stdout::print_line(format_args!("Site {name} has one key; nothing was to settle."))?,
+                true => stdout::print_line(format_args!("The old keys of site {name} are disabled."))?,
+                false => stdout::print_line(format_args!("Site {name} has no old keys; nothing to do."))?,
             }
-            tell_hub(&fleet, true).await
+            reload_hub(&fleet, true).await
         }
         SiteCommand::Rotate { name, out, sealed, settle: false } => {
             let path = file(out, name);
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.rotate_site(name)?;
-            give(&membership, &path, *sealed)?;
+            write_membership(&membership, &path, *sealed)?;
             stdout::print_line(format_args!(
-                "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
+                "Its old keys work until `tributary site rotate {name} --settle`; updates must be signed with the new one."
             ))?;
             if let Some(operator) = reach(&fleet, Role::Operator).await {
                 note_fleet(&fleet, &operator).await?;
                 audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
-            tell_hub(&fleet, false).await
+            reload_hub(&fleet, false).await
         }
         SiteCommand::Revoke { name } => {
             fleet.revoke_site(name)?;
-            stdout::print_line(format_args!("Site {name} does not belong to the fleet any more."))?;
-            tell_hub(&fleet, true).await?;
+            stdout::print_line(format_args!("Site {name} is removed from the fleet."))?;
+            reload_hub(&fleet, true).await?;
             if let Some(operator) = reach(&fleet, Role::Operator).await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
@@ -305,40 +311,40 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
     }
 }
 
-fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> anyhow::Result<()> {
+fn write_membership(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> anyhow::Result<()> {
     let code = is_sealed.then(make_code).transpose().ok().context("the system has no random numbers")?;
     membership.write_new(path, code.as_deref())?;
     let (path, site) = (path.display(), &membership.site);
     match code {
         None => stdout::print_line(format_args!(
-            "Wrote {path}: whoever has it is site {site}. Carry it there, and run `tributary join {path}`."
+            "Wrote {path}. Carry it to site {site} like a password, and run `tributary join {path}` there."
         )),
         Some(code) => stdout::print_line(format_args!(
-            "Wrote {path}, sealed with the code {code}, which is shown once. Carry the file to site {site}, tell the code by another way, and run `tributary join {path} --code CODE` there."
+            "Wrote {path}, encrypted with the code {code}, which is not shown again. Carry the file to site {site}, send the code separately, and run `tributary join {path} --code CODE` there."
         )),
     }
 }
 
-/// The hub takes what was changed. `ends`: keys ended, so connections do.
-async fn tell_hub(fleet: &FleetFolder, ends: bool) -> anyhow::Result<()> {
+/// Makes a running hub load the changed keys. `close_links`: keys were disabled, so their connections are closed.
+async fn reload_hub(fleet: &FleetFolder, close_links: bool) -> anyhow::Result<()> {
     let Some(system) = reach(fleet, Role::System).await else {
         return stdout::print_line(
-            "The hub does not answer here: it takes the change when it is started, or at the next change.",
+            "The hub does not answer from here: the change takes effect once it is started, or at the next change.",
         );
     };
     admin::reload(&system).await?;
-    if ends {
+    if close_links {
         let ended = admin::end_leaves(&system).await?;
         stdout::print_line(format_args!(
-            "The hub knows, and ended {}; sites that belong to the fleet come back by themselves.",
+            "The hub has reloaded its keys and closed {}; sites of the fleet reconnect by themselves.",
             format::count(ended as u64, "connection")
         ))?;
     }
     Ok(())
 }
 
-/// The cloud knows whom sites obey, and the aggregator the keys with which sites sign. A note without any key would take every
-/// update, so there is none before the first site.
+/// Publishes the root for the sites, and the sites' update keys for the aggregator. An empty list of keys would accept
+/// every update, so none is written before the first site.
 pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
     ledger.write(permissions::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
@@ -350,29 +356,29 @@ pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<(
     Ok(ledger.write(aggregator::check::SITE_KEYS, serde_json::to_string(&keys)?).await?)
 }
 
-/// The hub's streams and consumers of a site.
+/// Creates a site's streams and consumers at the hub.
 async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> anyhow::Result<()> {
     let Some(operator) = reach(fleet, Role::Operator).await else { return Ok(()) };
     note_fleet(fleet, &operator).await?;
     let plan = topology::plan_topology(&PlanScope::Cloud(vec![site.clone()]), &settings.streams);
     for finding in topology::apply_plan(&operator, &plan, RepairMode::Everything).await? {
         if let SetupStatus::Refused(why) = finding.state {
-            anyhow::bail!("{} cannot be set up at the hub: {why}", finding.what);
+            anyhow::bail!("{} cannot be created at the hub: {why}", finding.what);
         }
     }
     audit::record_command(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
     Ok(())
 }
 
-/// The hub as one of its roles; absent where it does not answer. What is wrong with our own files is logged.
+/// A connection to the hub as one of its roles; `None`, logged, if there is no answer.
 async fn reach(fleet: &FleetFolder, role: Role) -> Option<Bus> {
     Bus::connect(&role_settings(fleet, role), role.as_str())
         .await
-        .inspect_err(|error| tracing::debug!(%error, role = role.as_str(), "the hub is not reached"))
+        .inspect_err(|error| tracing::debug!(%error, role = role.as_str(), "hub unreachable"))
         .ok()
 }
 
-/// How a role reaches the hub.
+/// Connection settings of a role at the hub.
 pub fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
@@ -406,7 +412,7 @@ async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
         return stdout::json(&sites);
     }
     if fleet.sites().is_empty() {
-        return stdout::print_line("No site belongs to it yet: `tributary site add NAME` adds one.");
+        return stdout::print_line("The fleet has no sites yet: add one with `tributary site add NAME`.");
     }
     let rows: Vec<Vec<String>> = fleet
         .sites()
@@ -415,43 +421,42 @@ async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
             let joined = match is_joined(site) {
                 Some(true) => "yes",
                 Some(false) => "no",
-                None => "the hub does not answer",
+                None => "unknown: no answer from the hub",
             };
-            let keys = if member.previous_nkey.is_some() { "two, until rotate --settle" } else { "one" };
+            let keys = if member.previous_nkey.is_some() { "old and new, until `rotate --settle`" } else { "current" };
             vec![site.to_string(), joined.into(), format::format_time(member.since_ms), keys.into()]
         })
         .collect();
-    stdout::print_line(format::table(&["site", "joined", "keys since", "keys"], &rows))
+    stdout::print_line(format::table(&["site", "connected", "keys since", "keys"], &rows))
 }
 
 const JOIN_EXAMPLES: &str = "\
-What the file says is laid out in the store (--store, tributary-data if absent), readable by its owner alone. From then on
-`tributary up` with the same store starts the site; the file itself can be deleted.
+Unpacks the file into the store (--store), readable by its owner only, and starts the site. From then on `tributary \
+up` with the same store starts it; the file can be deleted.
 
 Examples:
-  tributary join reef.site --model MODEL_DIR
-  tributary up --model MODEL_DIR                    the next time";
+  tributary join reef.site --model DIR
+  tributary up --model DIR                        the next time";
 
 /// Make this machine a site of a fleet, and start it.
 #[derive(clap::Args)]
 #[command(after_help = JOIN_EXAMPLES)]
 pub struct JoinArgs {
-    /// File that `tributary site add` wrote.
+    /// File written by `tributary site add`.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Code of a sealed file; asked for if absent.
+    /// Code of an encrypted file [default: ask for it].
     #[arg(long, value_name = "CODE")]
     code: Option<String>,
-    /// How the site is started.
     #[command(flatten)]
     pub up: crate::up::UpArgs,
 }
 
-/// Lays out what the site's file says.
+/// Unpacks a site's file into the store.
 pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
         Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
-            stdout::print_line(format_args!("{} is sealed. Code:", args.file.display()))?;
+            stdout::print_line(format_args!("{} is encrypted. Code:", args.file.display()))?;
             let mut code = String::new();
             std::io::stdin().read_line(&mut code).context("the code cannot be read")?;
             Membership::read_with_code(&args.file, Some(&code))?
@@ -460,12 +465,14 @@ pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     };
     anyhow::ensure!(
         args.up.sites.is_none() && args.up.cloud_model.is_none() && args.up.fleet.is_none() && !args.up.merge,
-        "a site of a fleet has no --sites, --cloud-model, --fleet or --merge: the verifiers and the rounds are its hub's"
+        "--sites, --cloud-model, --fleet and --merge are for the hub: omit them at a site of a fleet"
     );
     let store = &settings.up.store;
-    membership.install(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
+    membership
+        .install(store)
+        .with_context(|| format!("the site's keys cannot be written to the store {}", store.display()))?;
     stdout::print_line(format_args!(
-        "This is site {} of the fleet at {}. {} is not needed any more: delete it.",
+        "This machine is now site {} of the fleet at {}. Delete {}; it is no longer needed.",
         membership.site,
         membership.hub,
         args.file.display()

@@ -1,4 +1,4 @@
-//! How times, sizes and tables look on a screen. Pure.
+//! Times, sizes and tables as text. Pure.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -13,7 +13,7 @@ pub fn format_time(at_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
-/// How long something took or takes.
+/// A span of time, from milliseconds.
 pub fn format_span(ms: f64) -> String {
     match ms {
         ..10.0 => format!("{ms:.1} ms"),
@@ -25,12 +25,12 @@ pub fn format_span(ms: f64) -> String {
     }
 }
 
-/// How long, from microseconds.
+/// A span of time, from microseconds.
 pub fn span_us(us: u64) -> String {
     format_span(us as f64 / 1000.0)
 }
 
-/// How many bytes.
+/// A size, from bytes.
 pub fn format_size(bytes: u64) -> String {
     let bytes = bytes as f64;
     match bytes {
@@ -41,22 +41,22 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
-/// A ratio from 0 to 1.
+/// A ratio from 0 to 1, in percent.
 pub fn percent(ratio: impl Into<f64>) -> String {
     format!("{:.1} %", ratio.into() * 100.0)
 }
 
-/// So many of something, in the plural where it is due.
+/// A number of things, in the plural where needed.
 pub fn count(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Text that others wrote, without what a terminal would obey.
-pub fn plain_number(text: &str) -> String {
+/// Untrusted text without control characters, which a terminal would execute.
+pub fn plain_text(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// A value that is a word on the wire, as that word.
+/// The wire word of a value.
 pub fn wire_word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
@@ -65,7 +65,7 @@ pub fn wire_word(value: &impl Serialize) -> String {
     }
 }
 
-/// The value of a server's setting, in a unit that can be read.
+/// The value of a server's setting, in a readable unit.
 pub fn setting(name: &str, value: &serde_json::Value) -> String {
     match (name, value.as_u64()) {
         _ if value.is_null() => "none".into(),
@@ -76,20 +76,20 @@ pub fn setting(name: &str, value: &serde_json::Value) -> String {
     }
 }
 
-/// Names with commas between them, as a flag takes them.
+/// Names separated by commas, as flags take them.
 pub fn list(names: &[impl ToString]) -> String {
     names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Letters of a cell that are shown.
+/// Most characters of a cell.
 const MOST_CELL: usize = 200;
 
-/// Rows under a head, in columns as wide as their widest cell. Cells may hold what others wrote: no terminal obeys them, and
-/// none is endless.
+/// Rows under a head, in columns as wide as their widest cell. Cells may hold untrusted text: control characters are
+/// replaced and long cells cut.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let shown = |cell: &String| match cell.chars().nth(MOST_CELL) {
-        Some(_) => plain_number(&cell.chars().take(MOST_CELL - 1).chain(['\u{2026}']).collect::<String>()),
-        None => plain_number(cell),
+        Some(_) => plain_text(&cell.chars().take(MOST_CELL - 1).chain(['\u{2026}']).collect::<String>()),
+        None => plain_text(cell),
     };
     let columns = head.len();
     let head = head.iter().map(|&cell| cell.to_owned()).collect();
@@ -138,19 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_of_a_table_neither_commands_the_terminal_nor_fills_it() {
+    fn a_cell_neither_controls_the_terminal_nor_fills_it() {
         let shown = table(&["x"], &[vec!["a\u{1b}[2J\n".to_owned() + &"b".repeat(100_000)]]);
         assert_eq!(shown.lines().count(), 2);
         assert!(shown.chars().count() < 500 && !shown.contains('\u{1b}') && shown.ends_with('\u{2026}'));
     }
 
     #[test]
-    fn a_label_cannot_command_the_terminal() {
-        assert_eq!(plain_number("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    fn a_label_cannot_control_the_terminal() {
+        assert_eq!(plain_text("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
     }
 
     #[test]
-    fn cells_that_were_bent_tell_the_terminal_nothing() {
+    fn cells_that_were_bent_cannot_control_the_terminal() {
         let cells = bend::texts(["cat", "\u{1b}[2J\u{9b}31m", "a\tb\r\n", "\u{202e}\u{1f41f}"]);
         bend::bend_all("cells of tables", &cells, bend::turns() / 4, |bytes| {
             let cell = String::from_utf8_lossy(bytes).into_owned();

@@ -1,4 +1,4 @@
-//! `tributary key`: a site's key, by which its updates are told from anybody else's.
+//! `tributary key`: a site's signing key for its updates.
 
 use std::path::PathBuf;
 
@@ -7,19 +7,20 @@ use runtime::site_key::SiteKey;
 use crate::stdout;
 
 const EXAMPLES: &str = "\
-The file stays at the site, for trainer.key; what is printed goes to the cloud, for aggregator.check.keys. With any key
-there, an update counts only if its site signed it.
+The file stays at the site, as trainer.key. The printed public key goes to the cloud, into aggregator.check.keys: with \
+any key there, updates count only if their site signed them. A fleet made with `tributary fleet init` does this by \
+itself.
 
 Examples:
   tributary key /var/lib/tributary/site.key
   tributary trainer --set trainer.key=/var/lib/tributary/site.key
   tributary aggregator --set 'aggregator.check.keys={\"reef\":\"1f0c…\"}'";
 
-/// Make a site's key, or print the public half of the one that is there.
+/// Create a site's signing key, and print its public half.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct KeyArgs {
-    /// The key's file; made if there is none.
+    /// File of the key; created if it does not exist.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }

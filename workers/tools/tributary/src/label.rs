@@ -1,4 +1,4 @@
-//! `tributary label`: what a person says tasks show, and taking it back.
+//! `tributary label`: a person's labels for tasks, and retracting them.
 
 mod retract;
 
@@ -17,31 +17,31 @@ use crate::settings::Settings;
 use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the
-latest about a task counts. `tributary answers` shows the tasks. A label can be taken back: `tributary label retract`.
+A person's label overrides the publisher's label and the cloud's verdict when the site's trainer learns; the latest \
+one counts. `tributary answers` shows the tasks, and `tributary label retract` takes labels back.
 
 Examples:
   tributary label 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 coat
-  tributary label --from corrected.csv --by anna      columns task and label, one image a line
+  tributary label --from corrected.csv --by anna  a table with columns task and label
   ... | tributary label --from -
   tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'";
 
-/// Say what tasks show: what a person saw, for the site's trainer to learn.
+/// Label answered images, for the site's trainer to learn from.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct LabelArgs {
     #[command(subcommand)]
     what: Option<LabelCommand>,
-    /// The task.
+    /// Task to label.
     #[arg(value_name = "TASK", required_unless_present = "from", requires = "label")]
     task: Option<TaskId>,
-    /// What it shows.
+    /// True label of the task's image.
     #[arg(value_name = "LABEL")]
     label: Option<String>,
-    /// Many at once: a CSV file with columns task and label; - reads standard input.
+    /// Label many tasks from a CSV file with columns task and label; - reads standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "label"])]
     from: Option<PathBuf>,
-    /// Who says so.
+    /// Name of the person who labels.
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -51,23 +51,23 @@ enum LabelCommand {
     Retract(retract::RetractArgs),
 }
 
-/// Publishes labels, or takes them back.
+/// Publishes labels, or retracts them.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
     if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }
-    let said = match (&args.from, args.task, &args.label) {
+    let labels = match (&args.from, args.task, &args.label) {
         (Some(file), ..) => from(file)?,
         (None, Some(task), Some(label)) => vec![(task, label.clone())],
-        _ => bail!("which task, and what does it show? `tributary label TASK LABEL`"),
+        _ => bail!("no task and label given: use `tributary label TASK LABEL`, or --from FILE"),
     };
-    if let Some((task, label)) = said.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
-        bail!("the label of task {task} has {} bytes, 1 to {MAX_LABEL_BYTES} are allowed", label.len());
+    if let Some((task, label)) = labels.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
+        bail!("the label of task {task} has {} bytes; it must have 1 to {MAX_LABEL_BYTES}", label.len());
     }
     let here = site_target::open(loaded, "label").await?;
     let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
     let (mut labelled, mut unknown) = (0_u64, Vec::new());
-    for (task, label) in said {
+    for (task, label) in labels {
         let slot = subject::final_answer_of_any_camera(&here.name, task);
         let Some(record) = reader::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
             unknown.push(task);
@@ -88,7 +88,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
     match &unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
-            "{} of unknown tasks passed over, the first is {first}: only tasks with a final answer at site {} can be labelled",
+            "{} of unknown tasks skipped, the first {first}: only tasks with a final answer at site {} can be labelled",
             format::count(unknown.len() as u64, "label"),
             here.name
         ),
@@ -104,18 +104,19 @@ fn from(file: &PathBuf) -> anyhow::Result<Vec<(TaskId, String)>> {
         text = std::fs::read_to_string(file).with_context(|| format!("{what} cannot be read"))?;
     }
     let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let heads = reader.headers().with_context(|| format!("{what} cannot be read"))?.clone();
-    let column =
-        |name: &str| heads.iter().position(|head| head == name).with_context(|| format!("{what} has no column {name}"));
+    let columns = reader.headers().with_context(|| format!("{what} cannot be read"))?.clone();
+    let column = |name: &str| {
+        columns.iter().position(|column| column == name).with_context(|| format!("{what} has no column {name}"))
+    };
     let (task, label) = (column("task")?, column("label")?);
-    let mut said = Vec::new();
+    let mut labels = Vec::new();
     for (number, row) in reader.records().enumerate() {
         let row = row.with_context(|| format!("{what} cannot be read"))?;
         let field = |column: usize| row.get(column).unwrap_or_default().trim();
         let id = field(task).parse().with_context(|| format!("{what}, line {}", number + 2))?;
-        said.push((id, field(label).to_owned()));
+        labels.push((id, field(label).to_owned()));
     }
-    Ok(said)
+    Ok(labels)
 }
 
 #[cfg(test)]

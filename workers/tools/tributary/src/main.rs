@@ -1,30 +1,37 @@
-//! The one binary: one file a subcommand, no logic of a role.
+//! The command line: one file per subcommand, no logic of a role.
 
 mod answers;
 mod audit;
+mod backtest;
 mod bench_cmd;
 mod camera;
 mod certificate_expiry;
 mod config;
-mod dead;
+mod dead_letters;
 mod demo;
 mod doctor;
 mod drift;
+mod evaluate;
+mod export;
 mod fleet_cmd;
 mod format;
 mod hardcases;
 mod key;
 mod label;
 mod model;
+mod pin;
 mod policy;
 mod publish;
 mod release;
-mod replay;
+mod replay_run;
+mod replay_summary;
+mod republish;
 mod retention;
 mod retrain;
 mod roles;
 mod round;
 mod scale;
+mod selection;
 mod settings;
 mod setup;
 mod site_target;
@@ -42,12 +49,17 @@ use clap::{Args, Parser, Subcommand};
 use os::process::MallocPolicy;
 use runtime::Shutdown;
 
+const EXAMPLES: &str = "\
+Examples:
+  tributary up --model DIR                        servers and all roles on this machine
+  tributary publish FOLDER --camera NAME          images, from another terminal
+  tributary answers --follow
+  tributary status
+  tributary COMMAND --help                        every command, with examples";
+
 /// Recognize images at the edge, verify the doubtful ones in the cloud.
-///
-/// Start everything on this machine with `tributary up --model DIR`, then publish images from
-/// another terminal with `tributary publish FOLDER --camera NAME` and read answers with `tributary answers`.
 #[derive(Parser)]
-#[command(name = "tributary", version, max_term_width = 100)]
+#[command(name = "tributary", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     common: CommonArgs,
@@ -55,35 +67,37 @@ struct Cli {
     command: Command,
 }
 
-/// Options every command takes.
+/// Heading of the options that every command takes.
+const COMMON: &str = "Common options";
+
+/// Options of every command.
 #[derive(Args)]
 pub(crate) struct CommonArgs {
-    /// Settings file; `tributary.toml` in this folder if there is one.
-    #[arg(long, global = true, value_name = "FILE")]
+    /// Settings file [default: `tributary.toml` in this folder, if it exists].
+    #[arg(long, global = true, value_name = "FILE", help_heading = COMMON)]
     settings: Option<PathBuf>,
-    /// One setting, for example `--set recognizer.gate.min_confidence_ratio=0.8`; may be repeated.
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    /// Override a setting, for example recognizer.gate.min_confidence_ratio=0.8; repeatable.
+    #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = COMMON)]
     set: Vec<String>,
-    /// Address of the nats-server; without it, the running `tributary up` of this folder is found.
-    #[arg(long, global = true, value_name = "URL")]
+    /// Address of the nats-server [default: that of a running `tributary up`].
+    #[arg(long, global = true, value_name = "URL", help_heading = COMMON)]
     nats: Option<String>,
     /// Name of the site.
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = COMMON)]
     site: Option<String>,
-    /// Folder of the store of `tributary up`.
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Folder with the store of `tributary up` [default: tributary-data].
+    #[arg(long, global = true, value_name = "DIR", help_heading = COMMON)]
     store: Option<PathBuf>,
-    /// Log more: -v for what happens to each message.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Log more: -v logs what happens to each message, -vv everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = COMMON)]
     verbose: u8,
-    /// Log in JSON, one object a line.
-    #[arg(long, global = true)]
+    /// Log in JSON, one object per line.
+    #[arg(long, global = true, help_heading = COMMON)]
     log_json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start servers and all roles on this machine, and keep them running.
     Up(up::UpArgs),
     Join(fleet_cmd::JoinArgs),
     Fleet(fleet_cmd::FleetArgs),
@@ -94,7 +108,7 @@ enum Command {
     Answers(answers::AnswersArgs),
     Status(status::StatusArgs),
     Tap(tap::TapArgs),
-    Dead(dead::DeadArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
     Audit(audit::AuditArgs),
     Policy(policy::PolicyArgs),
     Drift(drift::DriftArgs),
@@ -108,7 +122,11 @@ enum Command {
     Model(model::ModelCommand),
     Train(train::TrainArgs),
     Scale(scale::ScaleArgs),
-    Replay(replay::ReplayArgs),
+    Export(export::ExportArgs),
+    Evaluate(evaluate::EvaluateArgs),
+    Backtest(backtest::BacktestArgs),
+    Pin(pin::PinSetArgs),
+    Republish(republish::RepublishArgs),
     Retrain(retrain::RetrainArgs),
     Retention(retention::RetentionArgs),
     Round(round::RoundArgs),
@@ -117,27 +135,27 @@ enum Command {
     Bench(bench_cmd::BenchArgs),
     /// Run a site's recognizer on an existing nats-server.
     Recognizer(roles::ModelArgs),
-    /// Run a site's courier on an existing nats-server.
+    /// Run a site's courier, which carries messages between site and cloud.
     Courier,
-    /// Run a verifier in the cloud on an existing nats-server.
+    /// Run a verifier in the cloud, which answers what sites send up.
     Verifier(roles::ModelArgs),
-    /// Run a site's trainer on an existing nats-server: it learns from the site's labelled images and sends weights.
+    /// Run a site's trainer, which learns from labelled images and sends weights.
     Trainer(roles::ModelArgs),
-    /// Run a model's rounds in the cloud, on an existing nats-server: what sites learned becomes releases.
+    /// Run a model's aggregator, which merges the sites' updates into releases.
     Aggregator(roles::AggregatorArgs),
-    /// Let releases out in the cloud, on an existing nats-server: each is tried by a few sites before all have it.
+    /// Run the rollout controller: canary each release on a few sites, then promote or withdraw it.
     Releaser,
-    /// Run a site's janitor on an existing nats-server.
+    /// Run a site's janitor, which purges answered images and audits outcomes.
     Janitor,
-    /// Tell a site's final answers in JSON, over NATS and MQTT, on an existing nats-server.
+    /// Run a site's notifier, which publishes final answers as JSON over NATS and MQTT.
     Notifier,
-    /// Try a release; for tributary's own use.
+    /// Try a release in this process; for tributary's own use.
     #[command(name = releases::trial::COMMAND, hide = true)]
     TryRelease,
 }
 
 impl Command {
-    /// Whether it works until it is told to stop.
+    /// Whether the command runs until it is stopped.
     fn is_worker(&self) -> bool {
         matches!(
             self,
@@ -169,28 +187,27 @@ fn main() -> ExitCode {
         _ => MallocPolicy::All,
     });
     if cli.command.is_worker() {
-        // What a worker keeps, pictures among it, and what its server keeps, is nobody else's on this machine.
+        // Workers and their servers write images and keys: no other user of this machine may read them.
         os::process::keep_files_private();
     }
-    // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
+    // Before there are threads and processes, which inherit it. Evaluating and retraining can wait for idle processors.
     let scheduled = match &cli.command {
-        Command::Replay(args) if args.compares_model() => os::scheduling::set_idle_scheduling(),
-        Command::Retrain(_) => os::scheduling::set_idle_scheduling(),
+        Command::Evaluate(_) | Command::Retrain(_) => os::scheduling::set_idle_scheduling(),
         _ => os::scheduling::set_batch_scheduling(),
     };
     if let Err(error) = scheduled {
-        tracing::debug!(%error, "the kernel schedules us as anybody else");
+        tracing::debug!(%error, "scheduling policy not set; continuing with default scheduling");
     }
-    // Before there are other threads, which the kernel would not keep to the model's files.
+    // Before there are other threads: the sandbox of a trial holds for the calling thread only.
     if let Command::TryRelease = &cli.command {
-        return stdout::is_closed(roles::try_release());
+        return stdout::exit_code(roles::try_release());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    stdout::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+    stdout::exit_code(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    // These two look at settings that may be wrong.
+    // These commands work without valid settings.
     if let Command::Config(args) = &cli.command {
         return config::command(&cli.common, args);
     }
@@ -212,7 +229,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if cli.command.is_worker() {
         certificate_expiry::report_expiries(&certificate_expiry::all(settings, None));
     }
-    // Only those that finish what is in hand want to hear of signals; the others just end.
+    // Only commands with messages in flight handle signals; the others just end.
     let shutdown = Shutdown::on_signals;
     match cli.command {
         Command::Up(args) => up::command(settings, &args, shutdown()?).await,
@@ -227,7 +244,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Answers(args) => answers::command(&loaded, &args).await,
         Command::Status(args) => status::command(&loaded, &args).await,
         Command::Tap(args) => tap::command(&loaded, &args).await,
-        Command::Dead(args) => dead::command(&loaded, args).await,
+        Command::DeadLetters(args) => dead_letters::command(&loaded, args).await,
         Command::Audit(args) => audit::command(&loaded, &args).await,
         Command::Policy(args) => policy::command(&loaded, &args).await,
         Command::Drift(args) => drift::command(&loaded, &args).await,
@@ -236,7 +253,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Model(command) => model::command(settings, command).await,
         Command::Train(args) => train::command(settings, &args, shutdown()?).await,
         Command::Scale(args) => scale::command(&loaded, &args).await,
-        Command::Replay(args) => replay::command(&loaded, &args, shutdown()?).await,
+        Command::Export(args) => export::command(&loaded, &args, shutdown()?).await,
+        Command::Evaluate(args) => evaluate::command(&loaded, &args, shutdown()?).await,
+        Command::Backtest(args) => backtest::command(&loaded, &args).await,
+        Command::Pin(args) => pin::command(&loaded, &args, shutdown()?).await,
+        Command::Republish(args) => republish::command(&loaded, &args, shutdown()?).await,
         Command::Retrain(args) => retrain::command(&loaded, &args, shutdown()?).await,
         Command::Retention(args) => retention::command(&loaded, &args).await,
         Command::Round(args) => round::command(&loaded, &args).await,
@@ -255,7 +276,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// Settings that a command's own flags stand for.
+/// The settings that a command's own flags override.
 fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
     match command {
         Command::Up(args) => args.flags(),
@@ -268,5 +289,45 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         Command::Trainer(args) => args.flags(Role::Trainer),
         Command::Aggregator(args) => args.flags(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// An argument of a command whose id is that of a common option silently takes its place.
+    #[test]
+    fn every_command_takes_the_common_options() {
+        fn check(command: &clap::Command, common: &[clap::Id]) {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                for id in common {
+                    // `round open --site` asks several sites.
+                    let is_replaced = (sub.get_name(), id.as_str()) == ("open", "site");
+                    let found = sub.get_arguments().find(|argument| argument.get_id() == id);
+                    let is_common = found.is_some_and(|argument| argument.is_global_set());
+                    assert!(is_common || is_replaced, "{} has another {id}", sub.get_name());
+                }
+                check(sub, common);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        let common: Vec<clap::Id> = command
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(|argument| argument.get_id().clone())
+            .collect();
+        assert!(common.len() >= 7, "{common:?}");
+        check(&command, &common);
+    }
+
+    #[test]
+    fn round_open_takes_several_sites() {
+        let cli = Cli::try_parse_from(["tributary", "round", "open", "--site", "a", "--site", "b"]).unwrap();
+        assert!(matches!(cli.command, Command::Round(_)));
+        assert_eq!(cli.common.site.as_deref(), Some("a"));
     }
 }

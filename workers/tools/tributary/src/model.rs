@@ -1,4 +1,4 @@
-//! `tributary model`: describe a model and try it before anything depends on it.
+//! `tributary model`: describe, check and calibrate a model before it is used.
 
 use std::path::{Path, PathBuf};
 
@@ -14,99 +14,100 @@ use crate::settings::Settings;
 use crate::{format, stdout};
 
 const CHECK_EXAMPLES: &str = "\
-A folder holds model.toml, one ONNX file and labels.txt or labels.json, or a Hugging Face export as its exporter
-wrote it (config.json, preprocessor_config.json, model.onnx); a model.toml beside the latter needs to say only what is
-different. What is wrong is named with file, line and key. `tributary model init` drafts a model.toml.
+A model folder holds model.toml, one ONNX file and labels.txt or labels.json, or a Hugging Face export (config.json, \
+preprocessor_config.json, model.onnx), whose model.toml is optional and needs only what differs. Errors name file, \
+line and key. `tributary model init` drafts a model.toml.
 
-With --images the model is also run under descriptions that are often mistaken for each other (red and blue
-exchanged, other ranges of numbers), and one under which clearly more pictures are right is named.
+With --images the model also runs under descriptions that are often confused (red and blue swapped, other value \
+ranges); if one of them gives clearly more correct answers, it is named.
 
 Examples:
   tributary model check fixtures/models/fashion-light
-  tributary model check ./model --image photo.jpg     what it says about a picture
+  tributary model check ./model --image photo.jpg
   tributary model check ./model --images ./photos --labels-from-folders
   tributary model check ./model --json";
 
 const INIT_EXAMPLES: &str = "\
-Takes what the graph says (sizes, names, its last operator), what stands beside it (config.json of Hugging Face and
-timm, labels, other texts with a line a class) and what exporters write into it (ultralytics, Custom Vision); guesses the
-rest and says so. Nothing that is there is changed.
+Reads the graph (sizes, names, last operator), the files beside it (config.json of Hugging Face and timm, labels, \
+texts with one class per line) and the metadata of exporters (ultralytics, Custom Vision). Whatever is not known is \
+guessed and marked as a guess. Existing files are not changed.
 
 Examples:
   tributary model init best.onnx
   tributary model init ./model
-  tributary model check ./model --images ./photos --labels-from-folders     then: does it see what you see?";
+  tributary model check ./model --images ./photos --labels-from-folders
+                                                  then: are the answers right?";
 
 const NOVELTY_EXAMPLES: &str = "\
-The score says how far a picture's features lie from the nearest class mean, as the share of held-out pictures that
-lie nearer: 0.99 is further than 99 in 100. It is written into the folder as novelty.json and belongs to the release,
-whose name changes: give the same folder to the sites and to the cloud. It holds for these weights alone; a release that
-training makes of them has none until this command is run on it. A model that names no features output is
-measured by its logits.
+The novelty score is the distance of an image's features from the nearest class mean, as the share of known images \
+that are closer: 0.99 is further away than 99 of 100. Use images as the site's cameras take them; they need no labels. \
+Then recognizer.gate.max_novelty = 0.99 escalates stranger images to the cloud.
 
-Use pictures as the site's cameras take them; they need no labels. Then recognizer.gate.max_novelty = 0.99 sends stranger ones to the
-cloud.
+The score is written to novelty.json in the model's folder. That makes it another release: give the same folder to the \
+sites and to the cloud. It holds for these weights only; run the command again on a release that training made. A \
+model without a features output is measured by its logits.
 
 Examples:
   tributary model novelty ./model --images ./photos
-  tributary model novelty ./model --images ./photos --against ./others    how well the two kinds are told apart
+  tributary model novelty ./model --images ./photos --outliers ./others
+                                                  how well it tells the two apart
   tributary model novelty ./model --images ./photos --json";
 
-/// Rows of a side-by-side that are printed; JSON has all.
+/// Most rows of the table of answers; JSON has all.
 const MOST_ROWS: usize = 30;
 
-/// Describe a model, and try it before anything depends on it.
+/// Describe, check and calibrate a model before it is used.
 #[derive(clap::Subcommand)]
 pub enum ModelCommand {
-    /// Draft the model.toml of an ONNX file, and say where each value is from.
+    /// Draft the model.toml of an ONNX file, with the source of each value.
     #[command(after_help = INIT_EXAMPLES)]
     Init(InitArgs),
-    /// Read a model's folder, load it, run it and measure what one image costs.
+    /// Load a model, run it, and measure its cost per image.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
-    /// Teach a model's folder how strange a picture is to the model, from pictures it shall know.
+    /// Fit a novelty score: how unlike the known images an image is.
     #[command(after_help = NOVELTY_EXAMPLES)]
     Novelty(NoveltyArgs),
 }
 
-/// Which model, by which pictures.
+/// The model, and the images to fit its novelty score on.
 #[derive(clap::Args)]
 pub struct NoveltyArgs {
-    /// Its folder.
+    /// Folder of the model.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Pictures of the kind the model shall know, at least 100; of more than 20,000, as many are taken evenly.
+    /// Folder of known images, at least 100; of more than 20,000, an even selection is used.
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
-    /// Measure how well pictures of another kind, in this folder, are told apart.
+    /// Folder of outliers: measure how well the score tells them from known images.
     #[arg(long, value_name = "DIR")]
-    against: Option<PathBuf>,
+    outliers: Option<PathBuf>,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Which model.
+/// The model to describe.
 #[derive(clap::Args)]
 pub struct InitArgs {
-    /// An ONNX file, or the folder it lies in.
+    /// ONNX file, or the folder it is in.
     #[arg(value_name = "FILE|DIR")]
     path: PathBuf,
 }
 
-/// Which model, on what.
+/// The model, and the images to run it on.
 #[derive(clap::Args)]
 pub struct CheckArgs {
-    /// Its folder.
+    /// Folder of the model.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Run it on this picture instead of a generated one, and say what it sees.
+    /// Run the model on this image instead of a generated one, and show its answer.
     #[arg(long, value_name = "FILE", conflicts_with = "images")]
     image: Option<PathBuf>,
-    /// Run it on the pictures of this folder and hold what it says against their labels.
+    /// Run the model on the images of this folder, and compare its answers with their labels.
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// The label of a picture is the name of the folder it lies in, unless an index.csv names one.
+    /// Use the name of an image's folder as its label, unless an index.csv gives one.
     #[arg(long, requires = "images")]
     labels_from_folders: bool,
     /// Print the report as JSON.
@@ -114,7 +115,7 @@ pub struct CheckArgs {
     json: bool,
 }
 
-/// Describes or tries a model.
+/// Describes, checks or calibrates a model.
 pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Result<()> {
     match command {
         ModelCommand::Init(InitArgs { path }) => init(&path),
@@ -125,7 +126,7 @@ pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Resu
 
 fn init(path: &Path) -> anyhow::Result<()> {
     if !path.exists() {
-        bail!("{} does not exist; name an ONNX file or the folder it lies in", path.display());
+        bail!("{} does not exist: name an ONNX file or the folder it is in", path.display());
     }
     let (folder, graph) = match path.is_dir() {
         true => (path.to_owned(), None),
@@ -136,7 +137,7 @@ fn init(path: &Path) -> anyhow::Result<()> {
     };
     let description = folder.join("model.toml");
     if description.exists() {
-        bail!("{} is there already; remove it to have a new one drafted", description.display());
+        bail!("{} already exists: remove it to draft a new one", description.display());
     }
     let draft = vision::draft(&folder, graph.as_deref())?;
     let text = draft.toml().context("the draft cannot be written as TOML")?;
@@ -149,17 +150,17 @@ fn init(path: &Path) -> anyhow::Result<()> {
     write(&description, &text)?;
     let rows = draft.notes.iter().map(|DraftNote { key, why, is_guess }| {
         let source = if *is_guess { "guess" } else { "known" };
-        format!("{source:8} {key:16} {}", format::plain_number(why))
+        format!("{source:8} {key:16} {}", format::plain_text(why))
     });
     stdout::print_line(rows.collect::<Vec<_>>().join("\n"))?;
     let labels = if draft.labels.is_some() { " and labels.txt" } else { "" };
     let guesses = draft.notes.iter().filter(|note| note.is_guess).count();
     let advice = match guesses {
         0 => "",
-        _ => " Correct the guesses in it where you know better.",
+        _ => " Check the guesses in it.",
     };
     stdout::print_line(format!(
-        "\nWrote {}{labels}.{advice} Then hold it against pictures you know:\n  tributary model check {} --images PICTURES \
+        "\nWrote {}{labels}.{advice} Then test it on images you know:\n  tributary model check {} --images DIR \
          --labels-from-folders",
         description.display(),
         folder.display()
@@ -177,9 +178,9 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
                 publisher.labels = publish::LabelOrigin::Folder;
             }
             let (found, others) = publish::list_images(vec![images.clone()], &publisher).await?;
-            others.iter().for_each(|other| tracing::warn!("{other}"));
+            others.iter().for_each(|other| tracing::warn!("image skipped: {other}"));
             if found.is_empty() {
-                bail!("{} holds no image files", images.display());
+                bail!("{} contains no image files", images.display());
             }
             let found = found.into_iter().map(|(path, label)| TrialImage { path, label });
             Some((images, found.collect::<Vec<_>>()))
@@ -221,21 +222,21 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
     }
     stdout::print_line(text(&report))?;
     stdout::print_line(trainable(&training))?;
-    let Some((root, trial)) = trial else { return stdout::print_line("This model is fit for use.") };
+    let Some((root, trial)) = trial else { return stdout::print_line("The model is ready for use.") };
     stdout::print_line(format!("\n{}", side_by_side(&root, &trial)))?;
     match trial.findings.is_empty() {
-        true => stdout::print_line("This model is fit for use, and nothing speaks against its description."),
+        true => stdout::print_line("The model is ready for use, and its description fits the images."),
         false => {
-            let findings = trial.findings.iter().map(|finding| format!("- {}", format::plain_number(finding)));
-            stdout::print_line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
+            let findings = trial.findings.iter().map(|finding| format!("- {}", format::plain_text(finding)));
+            stdout::print_line(format!("The description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
         }
     }
 }
 
 async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
-    let NoveltyArgs { folder, images, against, json } = args;
+    let NoveltyArgs { folder, images, outliers, json } = args;
     let pictures = list(settings, images).await?;
-    let others = match against {
+    let others = match outliers {
         Some(folder) => list(settings, folder).await?,
         None => Vec::new(),
     };
@@ -258,9 +259,9 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
 /// The image files of a folder.
 async fn list(settings: &Settings, folder: PathBuf) -> anyhow::Result<Vec<PathBuf>> {
     let (found, others) = publish::list_images(vec![folder.clone()], &settings.publisher).await?;
-    others.iter().for_each(|other| tracing::warn!("{other}"));
+    others.iter().for_each(|other| tracing::warn!("image skipped: {other}"));
     match found.is_empty() {
-        true => bail!("{} holds no image files", folder.display()),
+        true => bail!("{} contains no image files", folder.display()),
         false => Ok(found.into_iter().map(|(path, _)| path).collect()),
     }
 }
@@ -268,42 +269,44 @@ async fn list(settings: &Settings, folder: PathBuf) -> anyhow::Result<Vec<PathBu
 fn novelty_text(model: &Model, report: &FitReport) -> String {
     let FitReport { source, pictures, held_out, unreadable, against } = report;
     let source = match source {
-        NoveltySource::Features => "its features output",
-        NoveltySource::Logits => "its logits, for model.toml names no features output",
+        NoveltySource::Features => "the features output",
+        NoveltySource::Logits => "the logits, because model.toml names no features output",
     };
     let mut lines = vec![
-        format!("made from    {pictures} pictures by {source}; {held_out} of them calibrate it"),
+        format!("fitted on    {pictures} images by {source}; {held_out} of them for calibration"),
         format!("written to   {}", model.folder.join(vision::novelty::FILE).display()),
         format!("release      {}; give the same folder to the sites and to the cloud", model.release),
     ];
     if let Some(first) = unreadable.first() {
         lines.push(format!(
-            "passed over  {}, the first: {}",
-            format::count(unreadable.len() as u64, "picture"),
-            format::plain_number(first)
+            "skipped      {}, the first: {}",
+            format::count(unreadable.len() as u64, "image"),
+            format::plain_text(first)
         ));
     }
     if let Some(against) = against {
         let percent = |ratio: f64| format::percent(ratio);
         lines.push(format!(
-            "told apart   from {} of another kind (area under the ROC curve): {:.3} by novelty, {:.3} by confidence, {:.3} by \
-             energy",
-            format::count(against.pictures as u64, "picture"),
+            "outliers     {}; area under the ROC curve: {:.3} by novelty, {:.3} by confidence, {:.3} by energy",
+            format::count(against.pictures as u64, "image"),
             against.novelty_auroc,
             against.confidence_auroc,
             against.energy_auroc
         ));
         lines.push(format!(
-            "doubtful     {} of those with max_novelty = 0.95, {} with 0.99",
+            "doubtful     {} of the outliers with max_novelty = 0.95, {} with 0.99",
             percent(against.above_95_ratio),
             percent(against.above_99_ratio)
         ));
     }
-    lines.push("Ask for it with recognizer.gate.max_novelty = 0.99 in the settings, or max_novelty under [gate] in model.toml.".into());
+    lines.push(
+        "Use it with recognizer.gate.max_novelty = 0.99 in the settings, or max_novelty under [gate] in model.toml."
+            .into(),
+    );
     lines.join("\n")
 }
 
-/// What the model says beside what is expected, what is wrong first.
+/// The model's answers beside the labels, wrong ones first.
 fn side_by_side(root: &Path, trial: &TrialReport) -> String {
     let is_wrong = |row: &&TrialRow| row.expected.is_some() && row.expected != row.label;
     let (wrong, others): (Vec<&TrialRow>, Vec<&TrialRow>) = trial.images.iter().partition(is_wrong);
@@ -313,54 +316,54 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
         .take(MOST_ROWS)
         .map(|row| {
             let file = row.path.strip_prefix(root).unwrap_or(&row.path).display().to_string();
-            let said = match (&row.label, &row.fault) {
-                (Some(label), _) => format::plain_number(label),
+            let answer = match (&row.label, &row.fault) {
+                (Some(label), _) => format::plain_text(label),
                 (None, fault) => {
-                    format!("cannot be read: {}", format::plain_number(fault.as_deref().unwrap_or_default()))
+                    format!("cannot be read: {}", format::plain_text(fault.as_deref().unwrap_or_default()))
                 }
             };
-            let expected = row.expected.as_deref().map(format::plain_number).unwrap_or_default();
+            let expected = row.expected.as_deref().map(format::plain_text).unwrap_or_default();
             vec![
-                format::plain_number(&file),
+                format::plain_text(&file),
                 expected,
-                said,
+                answer,
                 row.confidence_ratio.map(format::percent).unwrap_or_default(),
             ]
         })
         .collect();
-    let mut text = format::table(&["image", "expected", "says", "sure"], &rows);
+    let mut text = format::table(&["image", "label", "answer", "confidence"], &rows);
     if trial.images.len() > rows.len() {
-        text.push_str(&format!("\n… and {} more; --json has all", trial.images.len() - rows.len()));
+        text.push_str(&format!("\n… and {} more; --json lists all", trial.images.len() - rows.len()));
     }
     if trial.labelled > 0 {
         let share = trial.right as f32 / trial.labelled as f32;
         text.push_str(&format!(
-            "\n\n{} of {} labelled pictures are right, {}",
+            "\n\n{} of {} labelled images are correct, {}",
             trial.right,
             trial.labelled,
             format::percent(share)
         ));
     }
     for (label, count) in trial.unknown_labels.iter().take(5) {
-        text.push_str(&format!("\n{count} of label {}, which the model does not have", format::plain_number(label)));
+        text.push_str(&format!("\n{count} with label {}, which the model does not have", format::plain_text(label)));
     }
     text
 }
 
-/// How much of it can be trained.
+/// How much of the model can be trained.
 fn trainable(training: &Result<TrainabilityReport, TrainError>) -> String {
     match training {
-        Err(error) => format!("training cannot be done: {error}"),
+        Err(error) => format!("training impossible: {error}"),
         Ok(report) => {
-            let numbers = format!("{} numbers in {} weights", report.parameters, report.weights);
-            let in_the_way = report.unsupported.iter().map(|what| format!("\n         in the way: {what}"));
+            let numbers = format!("{} parameters in {} tensors", report.parameters, report.weights);
+            let blockers = report.unsupported.iter().map(|what| format!("\n         not trainable: {what}"));
             match report.unsupported.is_empty() {
                 true => format!("training all {} layers, {numbers}", report.layers),
                 false => format!(
                     "training the last {} of {} layers, {numbers}{}",
                     report.trainable_layers,
                     report.layers,
-                    in_the_way.collect::<String>()
+                    blockers.collect::<String>()
                 ),
             }
         }
@@ -371,25 +374,25 @@ fn text(report: &ModelReport) -> String {
     let ModelReport { name, release, files, size_bytes, runtime, input, output, labels, .. } = report;
     let (channels, layout) = (format::wire_word(&input.channels), format::wire_word(&input.layout));
     let features = output.features.map(|count| format!(", and {count} features")).unwrap_or_default();
-    let at_most = report.graph_batch.map(|most| format!(", at most {most} at once")).unwrap_or_default();
+    let at_most = report.graph_batch.map(|most| format!(", at most {most} per batch")).unwrap_or_default();
     let cost = format::format_span(report.cost_ms);
     let mut lines = vec![
         format!("model    {name}, {} in {}", format::format_size(*size_bytes), files.join(", ")),
         format!("release  {release}"),
         format!("runtime  {runtime}"),
         format!(
-            "input    {}: {}x{} px, {channels}, {layout}, fitted by {}",
+            "input    {}: {}x{} px, {channels}, {layout}, resized by {}",
             input.name,
             input.width_px,
             input.height_px,
             format::wire_word(&input.resize)
         ),
         format!("output   {}: {} of {labels} labels{features}", output.name, format::wire_word(&output.kind)),
-        format!("cost     {cost} an image on one thread, in batches of {}{at_most}", report.best_batch),
+        format!("cost     {cost} per image on one thread, in batches of {}{at_most}", report.best_batch),
     ];
     lines.extend(report.top.iter().enumerate().map(|(place, best)| {
-        let heading = if place == 0 { "sees" } else { "" };
-        format!("{heading:8} {:>7}  {}", format::percent(best.confidence_ratio), format::plain_number(&best.label))
+        let heading = if place == 0 { "answer" } else { "" };
+        format!("{heading:8} {:>7}  {}", format::percent(best.confidence_ratio), format::plain_text(&best.label))
     }));
     lines.join("\n")
 }

@@ -1,4 +1,4 @@
-//! `tributary policy`: see which policy decides where images are recognized, or choose another one.
+//! `tributary policy`: show or choose the policy that decides where images are recognized.
 
 use std::str::FromStr;
 
@@ -13,59 +13,62 @@ use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Policies:
-  earliest-finish   redirect an image only if the cloud is predicted to be done sooner (the default)
-  paper             redirect what is too much while the link is good, hold it while it is not
-  edge-only         nothing goes up; doubtful answers stay as they are
-  cloud-only        every image goes up
-  hard-example      the usual baseline: one synchronous upload for each doubtful image
-  random            a share of the images goes up, drawn by lot
-  oracle            what the edge gets wrong goes up; needs true labels, so for measurements only
+  earliest-finish   offload an image if the cloud is predicted to finish sooner (default)
+  paper             offload above the load limit while the link is good, else hold
+  edge-only         send nothing up; doubtful answers are final as they are
+  cloud-only        send every image up
+  hard-example      baseline: one synchronous upload per doubtful image
+  random            send a random share of the images up
+  oracle            send up what the site gets wrong; needs true labels, for benches only
 
-The choice is kept at the site's server: it holds for every recognizer of the site, at once and after a restart,
-until another one is chosen. --settings and --set say what holds when none was chosen.
+The choice is stored at the site's server and applies to all its recognizers, at once and after restarts. Without one, \
+the settings of each recognizer apply (recognizer.policy.name).
 
 Examples:
-  tributary policy                        which one decides, and what it decided
-  tributary policy edge-only              nothing goes up from now on
+  tributary policy                                the current policy, and its last decisions
+  tributary policy edge-only                      send nothing up from now on
   tributary policy random --share 0.1
-  tributary policy --clear                what the settings say holds again";
+  tributary policy --clear                        return to the configured policy";
 
-/// See which policy decides where images are recognized, or choose another one while the site runs.
+/// Show or choose the policy that decides where images are recognized.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PolicyArgs {
-    /// The policy to choose; without one, what is in force is shown.
+    /// Policy to choose; omit it to show the current one.
     #[arg(value_name = "NAME", value_parser = <PolicyName as FromStr>::from_str)]
     name: Option<PolicyName>,
-    /// Share of the images that `random` sends up, 0 to 1.
+    /// For `random`: share of the images to send up, 0 to 1.
     #[arg(long, value_name = "SHARE", requires = "name")]
     share: Option<f64>,
-    /// Take the choice back: what the settings say holds again.
+    /// Clear the override; return to the configured policy.
     #[arg(long, conflicts_with = "name")]
     clear: bool,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Shows or chooses.
+/// Shows or chooses the policy.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "policy").await?;
     let ledger = Ledger::open(&site.bus).await?;
     if let Some(name) = args.name {
         if let Some(share) = args.share {
-            ensure!((0.0..=1.0).contains(&share), "--share {share}: it must lie between 0 and 1");
-            ensure!(name == PolicyName::Random, "--share says how much `random` sends up; {name} has no such number");
+            ensure!((0.0..=1.0).contains(&share), "--share is {share}; it must be between 0 and 1");
+            ensure!(name == PolicyName::Random, "--share applies to `random` only; {name} takes no share");
         }
         let chosen = PolicyOverride { name, share_ratio: args.share };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
-        return stdout::print_line(format_args!("site {}: {name} decides from now on", site.name));
+        return stdout::print_line(format_args!("site {}: policy {name} chosen", site.name));
     }
     if args.clear {
         ledger.write(POLICY_NOTE, serde_json::to_string(&None::<PolicyOverride>)?).await?;
         audit::record_command(&site.bus, &site.name, "policy clear", "").await;
-        return stdout::print_line(format_args!("site {}: the settings of each recognizer hold again", site.name));
+        return stdout::print_line(format_args!(
+            "site {}: override cleared; the settings of each recognizer apply",
+            site.name
+        ));
     }
     let note = ledger.read(POLICY_NOTE).await?;
     let chosen: Option<PolicyOverride> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
@@ -80,19 +83,19 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
     }
     stdout::print_line(match &chosen {
         Some(chosen) => format!("site {}: {} was chosen", site.name, chosen.name),
-        None => format!("site {}: none was chosen, so the settings of each recognizer hold", site.name),
+        None => format!("site {}: no override; the settings of each recognizer apply", site.name),
     })?;
     for (worker, decision) in &decisions {
         stdout::print_line(format_args!(
             "{}: {}, {}; {}",
-            format::plain_number(worker),
+            format::plain_text(worker),
             decision.policy,
             decision.state,
             decision.why
         ))?;
     }
     if decisions.is_empty() {
-        stdout::print_line("No recognizer gives a sign of life.")?;
+        stdout::print_line("No recognizer is running.")?;
     }
     let names: Vec<&str> = POLICIES.iter().map(|policy| policy.as_str()).collect();
     stdout::print_line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))

@@ -1,4 +1,4 @@
-//! `tributary publish`: images into a site's stream.
+//! `tributary publish`: publishes images to a site.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,117 +20,117 @@ use crate::settings::Settings;
 use crate::site_target::{self, SiteTarget};
 use crate::{format, stdout};
 
-/// Acknowledged tasks that may wait to be printed; publishing waits when there are more.
+/// Acknowledged tasks waiting to be printed; when there are more, publishing waits.
 const PRINT_AHEAD: usize = 1024;
 
 const EXAMPLES: &str = "\
-Labels are for measuring and training; no answer depends on them. An index.csv with the columns file and label
-beside the images is found by itself. Give --labels-from-folders where each folder is named as what is in it.
+Labels are for measuring and training only; answers do not depend on them. An index.csv with the columns file and \
+label, beside the images, is read by itself.
 
 Examples:
-  tributary publish ./photos --camera cam-1           a folder, with all folders in it
+  tributary publish ./photos --camera cam-1       a folder and its subfolders
   tributary publish --watch /var/spool/cam --camera cam-1
-                                                      what is there and what comes, until interrupted
+                                                  and new files, until interrupted
   find . -name '*.jpg' | tributary publish --stdin-paths --camera cam-1 --print-ids
   tributary publish ./photos --camera load --rate 200 --poisson --duration 60
-                                                      a load: the same images over and over, as new tasks
+                                                  a load test: the same images as new tasks
   tributary publish scan.tif --camera lab --tile 512 --overlap 64";
 
 /// Publish images to a site.
 ///
-/// Returns when the site's server has stored every image, which then gets exactly one final answer. The
-/// exit status tells whether all of them were stored.
+/// Returns when the site's server has stored every image; each stored image gets exactly one final answer. Fails if one
+/// was not stored.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{RESUME_HELP}"))]
 pub struct PublishArgs {
-    /// Files, and folders with all images below them.
+    /// Image files, and folders to search for them.
     #[arg(value_name = "PATHS", required_unless_present_any = ["stdin", "stdin_paths"])]
     paths: Vec<PathBuf>,
-    /// The camera the images are said to come from.
+    /// Camera that the images come from.
     #[arg(long, value_name = "NAME", required_unless_present = "camera_from_folders")]
     camera: Option<CameraName>,
-    /// Each folder directly below PATHS is a camera of its name.
+    /// Use the name of each folder directly below PATHS as the camera.
     #[arg(long, conflicts_with_all = ["camera", "stdin", "stdin_paths"])]
     camera_from_folders: bool,
 
-    /// Go on with what is written into the one folder named, until interrupted.
-    #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["stdin", "stdin_paths", "rate"])]
+    /// Also publish files as they are written to the folder, until interrupted.
+    #[arg(long, help_heading = "Source", conflicts_with_all = ["stdin", "stdin_paths", "rate"])]
     watch: bool,
-    /// One image on standard input.
-    #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["paths", "stdin_paths", "rate"])]
+    /// Read one image from standard input.
+    #[arg(long, help_heading = "Source", conflicts_with_all = ["paths", "stdin_paths", "rate"])]
     stdin: bool,
-    /// Paths on standard input, one a line.
-    #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["paths", "rate"])]
+    /// Read paths from standard input, one per line.
+    #[arg(long, help_heading = "Source", conflicts_with_all = ["paths", "rate"])]
     stdin_paths: bool,
 
-    /// Publish only files in folders that match PATTERN, whatever their extension (`*` any text, `?` one character; with a
-    /// slash about the path, without one about the name); repeatable.
-    #[arg(long, help_heading = "Where images come from", value_name = "PATTERN")]
+    /// Publish only files that match PATTERN, with any extension; repeatable.
+    ///
+    /// `*` matches any text and `?` one character. A pattern with a slash matches the path below the folder, one
+    /// without it the file's name.
+    #[arg(long, help_heading = "Source", value_name = "PATTERN")]
     include: Vec<String>,
-    /// Pass over files and folders that match PATTERN, besides what `publisher.exclude` says (@eaDir, lastsnap.*, …);
-    /// repeatable.
-    #[arg(long, help_heading = "Where images come from", value_name = "PATTERN")]
+    /// Skip files and folders that match PATTERN, besides those of publisher.exclude; repeatable.
+    #[arg(long, help_heading = "Source", value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// With --watch: list the folder every SECONDS instead of waiting for the system's events, as network shares need.
-    #[arg(long, help_heading = "Where images come from", value_name = "SECONDS", requires = "watch")]
+    /// With --watch: list the folder every SECONDS instead of using file events; needed on network shares.
+    #[arg(long, help_heading = "Source", value_name = "SECONDS", requires = "watch")]
     poll: Option<u64>,
-    /// With --watch: take a file that its writer keeps open when it has not changed for this long, milliseconds [default:
-    /// 1000].
-    #[arg(long, help_heading = "Where images come from", value_name = "MS", requires = "watch")]
+    /// With --watch: milliseconds without a change after which a file that is still open is published [default: 1000].
+    #[arg(long, help_heading = "Source", value_name = "MS", requires = "watch")]
     settle: Option<u64>,
 
-    /// A load instead: the same images over and over as new tasks, so many a second on average.
-    #[arg(long, help_heading = "As a load", value_name = "R")]
+    /// Publish the same images repeatedly as new tasks, at R images per second on average.
+    #[arg(long, help_heading = "Load generator", value_name = "R")]
     rate: Option<f64>,
-    /// Random times between images (a Poisson process) instead of equal ones.
-    #[arg(long, help_heading = "As a load", requires = "rate")]
+    /// Use random intervals (a Poisson process) instead of equal ones.
+    #[arg(long, help_heading = "Load generator", requires = "rate")]
     poisson: bool,
-    /// Seed of the random times.
-    #[arg(long, help_heading = "As a load", value_name = "N", default_value_t = 1, requires = "poisson")]
+    /// Random seed for --poisson.
+    #[arg(long, help_heading = "Load generator", value_name = "N", default_value_t = 1, requires = "poisson")]
     seed: u64,
-    /// End after so many images.
-    #[arg(long, help_heading = "As a load", value_name = "N", requires = "rate")]
+    /// Stop after N images.
+    #[arg(long, help_heading = "Load generator", value_name = "N", requires = "rate")]
     count: Option<u64>,
-    /// End after so long.
-    #[arg(long, help_heading = "As a load", value_name = "SECONDS", requires = "rate")]
+    /// Stop after SECONDS.
+    #[arg(long, help_heading = "Load generator", value_name = "SECONDS", requires = "rate")]
     duration: Option<u64>,
 
-    /// Pages of a TIFF that become tasks: the first, or all, each a task of its own.
+    /// Pages of a TIFF to publish: first or all, each as a task [default: first].
     #[arg(long, help_heading = "Scans", value_name = "WHICH", value_parser = ["first", "all"])]
     pages: Option<String>,
-    /// Cut images larger than this into tiles with such sides, pixels; each tile is a task.
+    /// Cut larger images into square tiles of PX pixels, each as a task.
     #[arg(long, help_heading = "Scans", value_name = "PX")]
     tile: Option<u32>,
-    /// How far neighbouring tiles overlap at least, pixels.
+    /// Minimum overlap of neighbouring tiles in pixels.
     #[arg(long, help_heading = "Scans", value_name = "PX", requires = "tile")]
     overlap: Option<u32>,
 
-    /// The true label of every image for which no index.csv names one.
-    #[arg(long, help_heading = "What is said about each", value_name = "L", conflicts_with = "labels_from_folders")]
+    /// True label of every image that has none in an index.csv.
+    #[arg(long, help_heading = "Metadata", value_name = "L", conflicts_with = "labels_from_folders")]
     label: Option<String>,
-    /// The true label of an image is the name of the folder it lies in, unless an index.csv names one.
-    #[arg(long, help_heading = "What is said about each")]
+    /// Use the name of an image's folder as its true label, unless an index.csv gives one.
+    #[arg(long, help_heading = "Metadata")]
     labels_from_folders: bool,
-    /// A final answer is of use for so long after publishing, milliseconds; then the site's own stands.
-    #[arg(long, help_heading = "What is said about each", value_name = "MS")]
+    /// Deadline for the final answer in milliseconds; after it, the site's own answer is final.
+    #[arg(long, help_heading = "Metadata", value_name = "MS")]
     deadline_ms: Option<u64>,
-    /// From 0 (bulk) to 9 (first); 5 without it.
-    #[arg(long, help_heading = "What is said about each", value_name = "0-9", value_parser = clap::value_parser!(u8).range(0..=9))]
+    /// Priority from 0 (bulk) to 9 (first) [default: 5].
+    #[arg(long, help_heading = "Metadata", value_name = "0-9", value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
 
-    /// Publish what was published before once more, as new tasks that NAME tells from others.
+    /// Publish the same files again as new tasks; NAME makes their ids differ.
     #[arg(long, value_name = "NAME")]
-    again: Option<String>,
-    /// Print the id of each task that was stored, and its file; the summary goes to standard error.
+    run_id: Option<String>,
+    /// Print the task id and file of each stored image; the summary goes to standard error.
     #[arg(long)]
     print_ids: bool,
-    /// Print the summary as JSON, in one line; ids too, one object a line.
+    /// Print the summary as one line of JSON; ids too, one object per line.
     #[arg(long)]
     json: bool,
 }
 
 impl PublishArgs {
-    /// The settings these flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, Value)> {
         let flag = |key: &str, value: Option<Value>| value.map(|value| (format!("publisher.{key}"), value));
         [
@@ -153,7 +153,7 @@ impl PublishArgs {
             _ if self.stdin => Ok(ImageSource::Stdin),
             _ if self.stdin_paths => Ok(ImageSource::StdinPaths),
             ([folder], _) if self.watch => Ok(ImageSource::Watch(folder.clone())),
-            (several, _) if self.watch => bail!("--watch takes one folder and was given {}", several.len()),
+            (several, _) if self.watch => bail!("--watch takes one folder; {} were given", several.len()),
             (_, Some(rate_per_s)) => Ok(ImageSource::Generator {
                 images,
                 rate_per_s,
@@ -167,13 +167,13 @@ impl PublishArgs {
     }
 }
 
-/// Publishes images and says what became of them.
+/// Publishes images and reports the result.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "publish").await?;
     let source = args.source()?;
     let (acknowledged, printing) = printer(args);
     let options = PublishOptions {
-        again: args.again.clone(),
+        run_id: args.run_id.clone(),
         journal: JournalLocation::of_user(&server(&site, &loaded.settings)),
         progress: if args.print_ids { PublishProgress::hidden() } else { PublishProgress::on_terminal() },
         mark: RunHeaders { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
@@ -187,7 +187,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shut
     let printing = async {
         let printed = printing.await;
         if printed.is_err() {
-            // Nobody reads the ids any more: whoever asked for them has seen enough.
+            // Nobody reads the ids any more.
             stop.request();
         }
         printed
@@ -198,7 +198,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shut
     report(ended, args)
 }
 
-/// What tells the server's journals from others. The port of an `up` is another one each time.
+/// Identifies the server for the journal: by its store where known, because the port of an `up` changes.
 fn server(site: &SiteTarget, settings: &Settings) -> String {
     let store = site.store(settings).and_then(|store| store.canonicalize().ok());
     store.map_or_else(|| streams::connect::without_credentials(&site.nats.url), |store| store.display().to_string())
@@ -214,7 +214,7 @@ fn printer(
             if json {
                 stdout::json_line(&PublishedTask::from(acknowledged))
             } else {
-                stdout::print_line(told(&acknowledged))
+                stdout::print_line(task_line(&acknowledged))
             }?;
         }
         Ok(())
@@ -222,8 +222,8 @@ fn printer(
     (wanted.then_some(sender), printing)
 }
 
-fn told(acknowledged: &AcknowledgedTask) -> String {
-    let path = format::plain_number(&acknowledged.path.display().to_string());
+fn task_line(acknowledged: &AcknowledgedTask) -> String {
+    let path = format::plain_text(&acknowledged.path.display().to_string());
     let page = acknowledged.page.map(|page| format!("\tpage {page}")).unwrap_or_default();
     let tile = acknowledged.tile.as_ref().map(|tile| format!("\t{},{}", tile.x_px, tile.y_px)).unwrap_or_default();
     format!("{}\t{path}{page}{tile}", acknowledged.task)
@@ -266,7 +266,9 @@ fn report(ended: Result<PublishSummary, PublishFailure>, args: &PublishArgs) -> 
     }
     let summary = ended?;
     match summary.refused_files {
-        0 if summary.interrupted => bail!("interrupted before all was published"),
+        0 if summary.interrupted => {
+            bail!("interrupted before everything was published: run the same command again to continue")
+        }
         0 => Ok(()),
         refused => bail!("{} refused (reasons above); the others are published", format::count(refused, "file")),
     }

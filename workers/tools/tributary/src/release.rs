@@ -1,4 +1,4 @@
-//! `tributary release`: what rounds came to, what sites run of it, and deciding by hand.
+//! `tributary release`: a model's releases, their rollout, and decisions by hand.
 
 mod decide;
 mod folder;
@@ -24,39 +24,43 @@ use crate::settings::Settings;
 use crate::{format, roles, round, stdout};
 
 const EXAMPLES: &str = "\
-Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or
-az://container/prefix; keys come from the environment, as for the providers' own tools (AWS_ACCESS_KEY_ID and so on).
-A release is named by its digest; its first digits will do.
+A release is named by its digest, of which the first digits suffice. It starts as a candidate; `tributary releaser` \
+lets a few sites try it (canary), compares them with the others, and then promotes it for all sites (stable) or \
+withdraws it. Decisions by hand take effect at once.
 
-A release is a candidate first. A few sites try it (canary) and are held against the others by `tributary releaser`, which
-then lets all have it (stable) or takes it back (withdrawn). Who decides by hand decides at once.
+Releases are kept in aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, with \
+credentials from the environment as for the provider's own tools (AWS_ACCESS_KEY_ID, …).
 
 Examples:
   tributary release list
-  tributary release show 3fa71d              how it was made, and every decision with its numbers
-  tributary release import ./trained         a model trained elsewhere becomes a candidate
-  tributary release promote 3fa71d           all sites run it, whatever is known of it
-  tributary release rollback                 all sites run what was stable before
-  tributary release pin reef 3fa71d          one site runs it, whatever is decided
-  tributary release export 3fa71d ./model    its folder, as it was
+  tributary release show 3fa71d                   its lineage and every rollout decision
+  tributary release import ./trained              a model trained elsewhere, as a candidate
+  tributary release promote 3fa71d                all sites, without a canary
+  tributary release rollback                      all sites, to the previous stable release
+  tributary release pin reef 3fa71d               one site, whatever the rollout decides
+  tributary release export 3fa71d ./model
   tributary release export 3fa71d ./image --oci fish:3fa71d
-  tributary release import ./theirs --signed-by their.pem     refused unless ./theirs/model.sig is by that key
-  tributary release export 3fa71d ./model --sign our-key.pem  with a signature, ./model/model.sig
+  tributary release import ./theirs --signed-by their.pem
+                                                  only with a valid ./theirs/model.sig
+  tributary release export 3fa71d ./model --sign our-key.pem
   tributary release verify 3fa71d --model ./model --public ./public
-  tributary release remake 3fa71d --without reef --why 'its camera was mislabelled'";
+  tributary release remake 3fa71d --exclude reef --why 'its camera was mislabelled'";
 
-/// See what rounds came to and what sites run of it; decide by hand.
+/// Heading of the options that every `tributary release` command takes.
+const ALL_COMMANDS: &str = "Options of every release command";
+
+/// List, inspect, import and export releases, and decide their rollout by hand.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReleaseArgs {
-    /// The store; that of the settings if absent.
-    #[arg(long, global = true, value_name = "URL")]
+    /// Release store [default: aggregator.store].
+    #[arg(long, global = true, value_name = "URL", help_heading = ALL_COMMANDS)]
     release_store: Option<String>,
-    /// Name of the model; needed where the store has several.
-    #[arg(long, global = true, value_name = "NAME")]
+    /// Name of the model; required if the store has several.
+    #[arg(long, global = true, value_name = "NAME", help_heading = ALL_COMMANDS)]
     name: Option<ModelName>,
-    /// JSON.
-    #[arg(long, global = true)]
+    /// Print JSON.
+    #[arg(long, global = true, help_heading = ALL_COMMANDS)]
     json: bool,
     #[command(subcommand)]
     what: ReleaseCommand,
@@ -64,69 +68,68 @@ pub struct ReleaseArgs {
 
 #[derive(clap::Subcommand)]
 enum ReleaseCommand {
-    /// Every release, each with the one it came from, and how it stands.
+    /// List all releases, with parent, stage and accuracy.
     List,
-    /// How a release was come by, and what was decided about it: every number that decided.
+    /// Show how a release was produced and every rollout decision, with the supporting metrics.
     Show {
         /// First digits of the release.
         release: String,
     },
-    /// How far two releases lie apart, tensor by tensor.
+    /// Show how far two releases are apart, tensor by tensor.
     Diff {
-        /// First digits of one.
+        /// First digits of the first release.
         one: String,
-        /// First digits of the other.
+        /// First digits of the second release.
         other: String,
     },
-    /// Make a release again from what sites sent, and compare it bit by bit.
+    /// Rebuild a release from the updates of its sites, and compare it bit by bit.
     Verify {
         /// First digits of the release.
         release: String,
-        /// Folder of the model that sites were set up with; that of the settings if absent.
+        /// Folder of the baseline model that sites were set up with [default: aggregator.model].
         #[arg(long, value_name = "DIR")]
         model: Option<PathBuf>,
-        /// Folder of the public set it was made with; that of the settings if absent.
+        /// Folder of the public set that the release was made with [default: aggregator.public].
         #[arg(long, value_name = "DIR")]
         public: Option<PathBuf>,
     },
-    /// Derive a release again without some of its updates, and offer what comes of it as a candidate.
+    /// Derive a release again without some of its updates, as a new candidate.
     Remake(remake::RemakeArgs),
-    /// Make a release of a model that was trained elsewhere: it becomes a candidate, or, if it is the first of its model,
-    /// what sites come back to.
+    /// Import an externally trained model as a candidate; the first release of a model becomes its baseline.
     Import {
-        /// Its folder: model.toml, graph.onnx and labels.txt, or a Hugging Face export.
+        /// Folder of the model: model.toml, graph.onnx and labels.txt, or a Hugging Face export.
         folder: PathBuf,
         #[command(flatten)]
         signature: signature::SignatureArgs,
     },
-    /// Write a release's folder, or an OCI image layout with it.
+    /// Write a release's model folder, or an OCI image layout with it.
     Export {
         /// First digits of the release.
         release: String,
-        /// Where to; it must not exist, or be empty.
+        /// Folder to write; it must be empty or not exist.
         folder: PathBuf,
-        /// An OCI image layout with one layer, under this reference, such as `fish:3fa71d`; registries and Kubernetes image
-        /// volumes take it.
+        /// Write an OCI image layout under this reference, such as fish:3fa71d, for registries and Kubernetes image
+        /// volumes.
         #[arg(long, value_name = "REFERENCE")]
         oci: Option<String>,
-        /// Sign the folder with this private key in PEM (P-256 or P-384) in the format of OpenSSF Model Signing: writes
-        /// model.sig into it, and says how to check it.
+        /// Sign the folder with this private key (PEM, P-256 or P-384): writes model.sig in the format of OpenSSF Model
+        /// Signing.
         #[arg(long, value_name = "KEY.pem", conflicts_with = "oci")]
         sign: Option<PathBuf>,
     },
-    /// Let all sites run a release.
+    /// Promote a release to all sites.
     Promote(decide::ReleaseDecisionArgs),
-    /// Take a release back that is tried or waits.
+    /// Withdraw a candidate or canary.
     Withdraw(decide::ReleaseDecisionArgs),
-    /// Let all sites run what was stable before, and take back what is stable.
+    /// Return all sites to the previous stable release, and withdraw the current one.
     Rollback(decide::ReasonArgs),
-    /// Let one site run a release, whatever is decided.
+    /// Pin a site to a release, overriding the rollout.
     Pin(decide::PinArgs),
-    /// Let a pinned site follow what is decided again.
+    /// Unpin a site, so that it follows the rollout again.
     Unpin(decide::UnpinArgs),
 }
 
-/// Makes a release of a folder that this program made itself, in the store of the settings: nobody's signature is asked for.
+/// Imports a folder that this program made itself into the store of the settings; no signature is required.
 pub async fn import(
     loaded: &LoadedSettings<Settings>,
     name: ModelName,
@@ -137,7 +140,7 @@ pub async fn import(
     folder::import(loaded, store, Some(name), (folder, None), json).await
 }
 
-/// Shows releases, and decides about them.
+/// Shows releases and decides about them.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
     let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
@@ -168,7 +171,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
             let model = round::model(loaded, model.as_ref())?;
             let manifest = releases.find(release).await?;
             let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
-            remake_command(loaded, &releases, &manifest, model, public, args.json).await
+            verify_command(loaded, &releases, &manifest, model, public, args.json).await
         }
         ReleaseCommand::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
         ReleaseCommand::Import { .. } => Ok(()),
@@ -188,19 +191,19 @@ async fn only(store: &ReleaseStore, url: &str) -> anyhow::Result<ModelName> {
     match &models[..] {
         [only] => Ok(only.clone()),
         [] => bail!(
-            "there is no release in {url} yet: `tributary aggregator` seals them there, and `tributary release import` puts them there; --release-store names another store"
+            "there is no release in {url} yet: a running aggregator or `tributary release import` adds them; name another store with --release-store"
         ),
-        several => bail!("{url} has releases of {}: choose one with --name", format::list(several)),
+        several => bail!("{url} has releases of several models ({}): choose one with --name", format::list(several)),
     }
 }
 
 async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
-    let stands = |release: &ReleaseId| standing::standing_of(history, release);
+    let stage = |release: &ReleaseId| standing::standing_of(history, release);
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;
-            row["stage"] = stands(&manifest.release).into();
+            row["stage"] = stage(&manifest.release).into();
             Ok(row)
         });
         return stdout::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);
@@ -215,7 +218,7 @@ async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyh
         };
         vec![
             manifest.release.short().to_owned(),
-            stands(&manifest.release).to_owned(),
+            stage(&manifest.release).to_owned(),
             if manifest.round == 0 { String::new() } else { manifest.round.to_string() },
             manifest.parent.as_ref().map_or(String::new(), |parent| parent.short().to_owned()),
             made.map_or(String::new(), |made| format::format_time(made.closed_at_ms)),
@@ -227,7 +230,7 @@ async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyh
         ]
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
-    let head = ["release", "stands", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
+    let head = ["release", "stage", "round", "parent", "closed", "updates", "refused", "rule", "before", "after"];
     stdout::print_line(format::table(&head, &rows))
 }
 
@@ -246,11 +249,11 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
     signature::print_signer(manifest.signed_by.as_ref())?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return match &manifest.parent {
-            Some(parent) => stdout::print_line(format_args!("from     elsewhere, to take the place of {parent}")),
-            None => stdout::print_line("It is what sites were set up with: it came of no round."),
+            Some(parent) => stdout::print_line(format_args!("parent   {parent}; trained elsewhere")),
+            None => stdout::print_line("It is the baseline that sites were set up with, not the result of a round."),
         };
     };
-    stdout::print_line(format_args!("from     {parent}"))?;
+    stdout::print_line(format_args!("parent   {parent}"))?;
     stdout::print_line(format_args!(
         "round    {}, {} to {}: {}",
         manifest.round,
@@ -271,7 +274,7 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         stdout::print_line(format_args!("public   {reported}"))?;
         let (before, after) = (reported.before.loss, reported.after.loss);
         stdout::print_line(format_args!(
-            "         of pictures that nothing was fitted on or chosen by; loss {after:.3}, {before:.3} before"
+            "         on images that nothing was fitted on or selected by; loss {after:.3}, {before:.3} before"
         ))?;
     }
     let classes = |accuracy: &[Option<f64>]| {
@@ -294,10 +297,10 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    stdout::print_line(format::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
+    stdout::print_line(format::table(&["site", "images", "norm", "loss", "share", "accuracy by class, %", ""], &rows))?;
     for candidate in &made.record.candidates {
         stdout::print_line(format_args!(
-            "tried    {:<18} loss {:.4}, {:.1} % right",
+            "tried    {:<18} loss {:.4}, accuracy {:.1} %",
             candidate.rule,
             candidate.loss,
             candidate.accuracy_ratio * 100.0
@@ -317,10 +320,10 @@ fn show_remade(remade: &RemakeOrigin) -> anyhow::Result<()> {
         "remade   {} from the updates of release {}: {}",
         format::format_time(remade.at_ms),
         remade.of.short(),
-        format::plain_number(&remade.why)
+        format::plain_text(&remade.why)
     ))?;
     for left_out in &remade.without {
-        stdout::print_line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
+        stdout::print_line(format_args!("excluded update {} of site {}", left_out.id, left_out.site))?;
     }
     Ok(())
 }
@@ -328,14 +331,14 @@ fn show_remade(remade: &RemakeOrigin) -> anyhow::Result<()> {
 async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let mut read = Vec::new();
-    for beginning in [one, other] {
-        let manifest = releases.find(beginning).await?;
+    for digits in [one, other] {
+        let manifest = releases.find(digits).await?;
         let path = work.path().join(manifest.release.as_str());
         releases.fetch(&manifest, &path).await?;
         let bytes = tokio::fs::read(&path).await.with_context(|| format!("{} cannot be read", path.display()))?;
         read.push((manifest, training::weights::decode(&bytes)?.0));
     }
-    let [(one, first), (other, second)] = &read[..] else { bail!("two releases are compared") };
+    let [(one, first), (other, second)] = &read[..] else { bail!("name two releases") };
     let apart = verify::weight_differences(first, second);
     if json {
         let rows: Vec<_> = apart
@@ -345,7 +348,7 @@ async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> a
         return stdout::json(&rows);
     }
     stdout::print_line(format_args!(
-        "{} and {}: root of the mean square, tensor by tensor",
+        "{} and {}: root mean square of the weights and of their difference",
         one.release.short(),
         other.release.short()
     ))?;
@@ -360,7 +363,7 @@ async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> a
     stdout::print_line(format::table(&["tensor", "size", "difference", ""], &rows))
 }
 
-/// What models are tried on, if a folder is named.
+/// The public set, if a folder is named.
 async fn public_set(
     loaded: &LoadedSettings<Settings>,
     model: &Model,
@@ -374,7 +377,7 @@ async fn public_set(
     Ok(Some(Arc::new(read.await??)))
 }
 
-async fn remake_command(
+async fn verify_command(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     manifest: &Manifest,
@@ -396,12 +399,12 @@ async fn remake_command(
     match verified.same {
         true if json => Ok(()),
         true => stdout::print_line(format_args!(
-            "release {} made again of {}: the same, bit by bit",
+            "release {} rebuilt from {}: the same, bit by bit",
             manifest.release.short(),
             format::count(verified.updates as u64, "update")
         )),
         false => bail!(
-            "made again of its {} updates, release {} comes to {}: it was made on another kind of processor or with another ONNX Runtime, or something was changed",
+            "rebuilt from its {} updates, release {} becomes {}: it was made on another kind of processor or with another ONNX Runtime, or something was changed",
             verified.updates,
             manifest.release.short(),
             verified.made.short()

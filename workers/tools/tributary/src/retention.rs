@@ -1,4 +1,4 @@
-//! `tributary retention`: how long a site's images are kept, what is pinned, and what would go next.
+//! `tributary retention`: how full a site's archive is, what is pinned, and what would be purged next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -16,33 +16,33 @@ use crate::site_target::{self, SiteTarget};
 use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
-When the stream of images is fuller than janitor.high_ratio, the janitor lets the oldest answered ones go until it is
-filled to janitor.low_ratio. What no worker has answered never goes. A pinned set is a copy of its own, with what was said
-of each image, and stays until it is unpinned; all sets together hold streams.pinned_max_mib.
+When the stream of images is fuller than janitor.high_ratio, the janitor purges the oldest answered images down to \
+janitor.low_ratio; unanswered images are never purged. A pinned set is a separate copy with the answers, kept until it \
+is unpinned; streams.pinned_max_mib limits all sets together.
 
 Examples:
-  tributary retention                       how full, and what is pinned
-  tributary retention --dry-run             which images would go next, by camera
-  tributary replay --since 7d --where hard --pin doubtful
-  tributary replay --pinned doubtful --to ./doubtful
+  tributary retention
+  tributary retention --dry-run                   which images would be purged next, by camera
+  tributary pin doubtful --since 7d --where hard
+  tributary export --pinned doubtful --to ./doubtful
   tributary retention --unpin doubtful";
 
-/// See how long images are kept, what is pinned, and what would go next.
+/// Show how full the archive is, what is pinned, and what would be purged next.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RetentionArgs {
-    /// List the images that would go when the stream is next too full; nothing is removed.
+    /// List the images that the next purge would remove; nothing is removed.
     #[arg(long)]
     dry_run: bool,
-    /// Let a pinned set go.
+    /// Delete a pinned set.
     #[arg(long, value_name = "NAME", conflicts_with = "dry_run")]
     unpin: Option<SetName>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What is kept.
+/// How full the archive is, and the pinned sets.
 #[derive(Serialize)]
 struct RetentionReport {
     images: StreamLevel,
@@ -61,14 +61,14 @@ struct RetainedImages {
     bytes: u64,
     oldest_at_ms: u64,
     newest_at_ms: u64,
-    /// Of those, how many are in a pinned set.
+    /// Images that are also in a pinned set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pinned: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct PurgePreview {
-    /// Whether it goes at the janitor's next round, or when as much again as there is room has come.
+    /// Whether the janitor's next round purges it; otherwise it is purged once the stream is too full.
     now: bool,
     before_sequence: u64,
     cameras: BTreeMap<String, RetainedImages>,
@@ -83,7 +83,7 @@ impl RetainedImages {
     }
 }
 
-/// Shows what is kept, or lets a set go.
+/// Shows what is kept, or deletes a pinned set.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "retention").await?;
     if let Some(set) = &args.unpin {
@@ -96,7 +96,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) ->
                 if known.is_empty() { "none is pinned".into() } else { format!("there are {known}") }
             );
         };
-        // The large images first: whoever is stopped between them says the same again.
+        // Large images first: after an interruption, the same command finds the rest.
         let large = Blobs::open_pinned(&site.bus).await?;
         for (key, holders) in &pinned.large {
             if holders.iter().all(|holder| holder == set.as_str()) {
@@ -111,7 +111,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) ->
             format!("set {set} of {}", format::count(held.images, "image")),
         )
         .await;
-        return stdout::print_line(format_args!("set {set} of {} is unpinned", format::count(held.images, "image")));
+        return stdout::print_line(format_args!("set {set} with {} is unpinned", format::count(held.images, "image")));
     }
     let kept = look(&site, &loaded.settings, args.dry_run).await?;
     if args.json { stdout::json(&kept) } else { stdout::print_line(text(&kept, &site, &loaded.settings)) }
@@ -143,7 +143,7 @@ async fn would_go(
     let recognized =
         reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
     let now = purge::purge_before(images, &recognized, &settings.janitor);
-    // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
+    // Nothing is due yet: then the oldest go first, as much as the janitor purges at a time.
     let at_a_time = (settings.janitor.high_ratio - settings.janitor.low_ratio) * images.max_bytes as f64;
     let until = now.map_or(recognized.floor, |before| before - 1);
     if images.messages == 0 || until < images.first_sequence {
@@ -199,14 +199,14 @@ async fn pinned(site: &SiteTarget) -> Result<PinnedSets, CarryError> {
     Ok(pinned)
 }
 
-/// Where an image lies that was too large for its message.
+/// The blob of an image that was too large for its message.
 fn reference(record: &StoredMessage) -> Option<BlobRef> {
     record.header(HEADER_BLOB)?.parse().ok()
 }
 
-/// Size of an image, wherever it lies.
+/// Size of an image, in its message or in a blob.
 fn image_bytes(record: &StoredMessage) -> u64 {
-    // No image has more, whatever its header says.
+    // The header is not trusted: no image is larger than the limit.
     reference(record).map_or_else(|| record.payload_bytes(), |blob| blob.size_bytes.min(MAX_IMAGE_BYTES))
 }
 
@@ -215,20 +215,20 @@ fn ms(ns: i128) -> u64 {
 }
 
 fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> String {
-    let room = |level: &StreamLevel| {
+    let used = |level: &StreamLevel| {
         format!("{} of {}", format::format_size(level.bytes), format::format_size(level.max_bytes))
     };
-    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", format::format_time(at_ms)));
+    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", oldest {}", format::format_time(at_ms)));
     let mut lines = vec![
         format!("site {}", site.name),
         format!(
-            "  images  {} ({}){}; above {} the oldest answered go",
+            "  images  {} ({}){}; above {} the oldest answered are purged",
             kept.images.messages,
-            room(&kept.images),
+            used(&kept.images),
             oldest.unwrap_or_default(),
             format::format_size(kept.purged_above_bytes)
         ),
-        format!("  pinned  {} ({})", kept.pinned.messages, room(&kept.pinned)),
+        format!("  pinned  {} ({})", kept.pinned.messages, used(&kept.pinned)),
     ];
     let rows = |all: &BTreeMap<String, RetainedImages>| -> Vec<Vec<String>> {
         all.iter()
@@ -251,14 +251,14 @@ fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> Strin
     }
     if let Some(would_go) = &kept.would_go {
         let when = match would_go.now {
-            true => format!("within seconds, until {:.0} % are full", settings.janitor.low_ratio * 100.0),
+            true => format!("within seconds, down to {:.0} % full", settings.janitor.low_ratio * 100.0),
             false => format!(
-                "first, when {} more of images have come",
+                "first, after another {} of images",
                 format::format_size(kept.purged_above_bytes.saturating_sub(kept.images.bytes))
             ),
         };
         lines.push(String::new());
-        lines.push(format!("These would go {when}: all before sequence {}.", would_go.before_sequence));
+        lines.push(format!("To be purged {when}: all answered images before sequence {}.", would_go.before_sequence));
         lines.push(format::table(
             &["camera", "images", "bytes", "oldest", "newest", "pinned"],
             &rows(&would_go.cameras),

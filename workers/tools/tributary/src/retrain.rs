@@ -1,50 +1,56 @@
-//! `tributary retrain`: replay → train → release import, in one command.
+//! `tributary retrain`: export → train → release import, in one command.
 
 use std::path::PathBuf;
 
-use ::replay::ReplayDestination;
 use anyhow::{Context, bail};
+use replay::ReplayDestination;
 use runtime::Shutdown;
 use runtime::settings::LoadedSettings;
 use schemas::ModelName;
 use vision::Model;
 
-use crate::replay::{self, SelectionArgs};
+use crate::replay_run;
+use crate::selection::{FILTER_HELP, SelectionArgs};
 use crate::settings::Settings;
 use crate::train::{self, TrainingArgs};
 use crate::{format, release, site_target, stdout};
 
-const EXAMPLES: &str = "\
-Images of which a person, the publisher or the cloud said what they show are exported into --data (kept, and gone on
-with if it was interrupted), a model learns from them, and --import makes a candidate of it, which the releaser lets
-out by canary. A model that is not better on the images held out by more than chance is not written, and not imported.
+const ABOUT: &str = "\
+Exports the selected images that a person, the publisher or the cloud labelled into --data, trains a copy of the model \
+on them and writes it to --out. A model that does not improve on the holdout by more than chance is neither written \
+nor imported. --import makes the new model a candidate, which the releaser canaries.";
 
+const COMMANDS: &str = "\
 Examples:
-  tributary retrain --since 7d --out ./better                     from the model that `up` was given
+  tributary retrain --since 7d --out ./better       from the model that `up` was given
   tributary retrain --where 'hard or wrong' --sample per-class --limit 5000 --out ./better --import
   tributary retrain --pinned spawning --model ./model --out ./better --trainable head --epochs 20
 
 The same in three commands:
-  tributary replay --since 7d --where labelled --to ./set
+  tributary export --since 7d --where labelled --to ./set
   tributary train --model ./model --data ./set --out ./better
   tributary release import ./better";
 
-/// Learn from what was replayed: export labelled images, train on them, and make a release of the result.
+fn help() -> String {
+    [ABOUT, FILTER_HELP, COMMANDS].join("\n\n")
+}
+
+/// Export labelled images, train a model on them, and import the result as a release.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = help())]
 pub struct RetrainArgs {
     #[command(flatten)]
     selection: SelectionArgs,
-    /// Folder of the model to start from; without it, that of recognizer.model.
+    /// Folder of the model to start from [default: recognizer.model].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder for the images; without it, OUT.set beside the new model.
+    /// Folder for the exported images, which is kept [default: OUT.set].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Folder for the new model; must not exist, or be empty.
+    /// Folder for the new model; it must be empty or not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Make a candidate of it at once.
+    /// Import the new model as a candidate.
     #[arg(long)]
     import: bool,
     #[command(flatten)]
@@ -52,13 +58,13 @@ pub struct RetrainArgs {
 }
 
 impl RetrainArgs {
-    /// Settings that its flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         self.how.flags()
     }
 }
 
-/// Replays, trains, imports.
+/// Exports, trains, imports.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     training::folder::check(&args.out)?;
@@ -67,23 +73,23 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shut
     let of_up = site.up.as_ref().filter(|_| !is_chosen).map(|up| up.model.clone());
     let of_up = of_up.filter(|folder| !folder.as_os_str().is_empty());
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
-    let model = Model::load(&folder).context("the model to begin with cannot be used (--model names another one)")?;
+    let model =
+        Model::load(&folder).context("the model to start from cannot be loaded (name another one with --model)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
-    let mut options =
-        args.selection.options(format!("retrain --site {} {}", site.name, args.selection.command_line()))?;
+    let mut options = args.selection.options(&format!("retrain --site {}", site.name))?;
     options.only = Some(model.labels.clone());
-    let summary = replay::run(&site, settings, options, ReplayDestination::Folder(data.clone()), &shutdown).await?;
+    let summary = replay_run::run(&site, settings, options, ReplayDestination::Folder(data.clone()), &shutdown).await?;
     if summary.interrupted {
-        bail!("interrupted while images were replayed: the same command goes on where it stopped");
+        bail!("interrupted during the export: run the same command again to continue");
     }
     let unknown: u64 = summary.unknown.values().sum();
     stdout::print_note(format_args!(
-        "{} to {}, {} from before; {} left out without a label, {unknown} with one that the model does not know{}",
-        replay::images(&summary),
+        "exported {} to {}, {} more in an earlier run; omitted {} without a label and {unknown} with a label unknown to the model{}",
+        replay_run::images(&summary),
         data.display(),
         summary.before,
         summary.unlabelled,
-        match &summary.unknown.keys().take(5).map(|label| format::plain_number(label)).collect::<Vec<_>>()[..] {
+        match &summary.unknown.keys().take(5).map(|label| format::plain_text(label)).collect::<Vec<_>>()[..] {
             [] => String::new(),
             labels => format!(" ({})", labels.join(", ")),
         }

@@ -15,34 +15,35 @@ use vision::{Head, InferenceSettings, Model, OnnxRuntime};
 use crate::settings::Settings;
 use crate::{site_target, stdout};
 
-/// Which model a role runs.
+/// The model that a role runs.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// Folder with model.toml, graph.onnx and labels.txt, or a Hugging Face export.
+    /// Folder of the model: model.toml, graph.onnx and labels.txt, or a Hugging Face export.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
 }
 
 impl ModelArgs {
-    /// The settings these flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self, role: Role) -> Vec<(String, serde_json::Value)> {
         let model = self.model.iter().map(|model| (format!("{role}.model"), model.display().to_string().into()));
         model.collect()
     }
 }
 
-/// How a model's rounds are run.
+/// Options of the aggregator.
 #[derive(clap::Args)]
 pub struct AggregatorArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Weigh sites by this program: it reads what is known of each update as JSON and writes {"weights": {"SITE": NUMBER}}.
+    /// Weigh updates with this program, which reads facts on each update as JSON and writes {"weights": {"SITE":
+    /// NUMBER}}.
     #[arg(long, value_name = "PROGRAM")]
     rule_command: Option<PathBuf>,
 }
 
 impl AggregatorArgs {
-    /// The settings these flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         let mut flags = self.model.flags(Role::Aggregator);
         if let Some(program) = &self.rule_command {
@@ -53,7 +54,7 @@ impl AggregatorArgs {
     }
 }
 
-/// Begins with what a worker ran last, or with the model in a folder, and warms it up; off the async threads.
+/// Loads and warms up the release that the worker served last, or the model in a folder; off the async threads.
 pub async fn start(
     onnxruntime: Option<PathBuf>,
     folder: PathBuf,
@@ -69,14 +70,14 @@ pub async fn start(
     tokio::task::spawn_blocking(loading).await?
 }
 
-/// Answers a trial: reads what is asked from standard input, tries it, and says on standard output what was found.
+/// Runs a trial: reads the request from standard input, tries the release, and writes the result to standard output.
 pub fn try_release() -> anyhow::Result<()> {
-    let asked = serde_json::from_reader(std::io::stdin().lock())
-        .context("this command is for tributary's own use: it is asked in JSON on standard input")?;
-    stdout::json_line(&releases::trial::answer_trial(&asked))
+    let request = serde_json::from_reader(std::io::stdin().lock())
+        .context("this command is for tributary's own use: it reads a request in JSON from standard input")?;
+    stdout::json_line(&releases::trial::answer_trial(&request))
 }
 
-/// Loads a head, if there is one.
+/// Loads a head, if one is configured.
 pub async fn load_head(onnxruntime: Option<PathBuf>, folder: Option<PathBuf>) -> anyhow::Result<Option<Head>> {
     let Some(folder) = folder else { return Ok(None) };
     let loading = move || -> anyhow::Result<Option<Head>> {
@@ -87,7 +88,7 @@ pub async fn load_head(onnxruntime: Option<PathBuf>, folder: Option<PathBuf>) ->
     tokio::task::spawn_blocking(loading).await?
 }
 
-/// Loads what a trainer starts from: the runtime and the model as it is on the disk.
+/// Loads what a trainer starts from: the runtime, and the model on disk.
 pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(OnnxRuntime, Model)> {
     let folder = settings.trainer.model.clone().unwrap_or_else(|| settings.recognizer.model.clone());
     let onnxruntime = settings.onnxruntime.clone();
@@ -98,12 +99,12 @@ pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(OnnxRuntime, 
     tokio::task::spawn_blocking(loading).await?
 }
 
-/// Folder of the model whose rounds are run.
+/// Folder of the model that the aggregator runs rounds for.
 pub fn model_to_merge(settings: &Settings) -> PathBuf {
     settings.aggregator.model.clone().unwrap_or_else(|| settings.recognizer.model.clone())
 }
 
-/// Loads what an aggregator starts from: the runtime and the model that sites were set up with.
+/// Loads what an aggregator starts from: the runtime, and the baseline model that sites were set up with.
 pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(OnnxRuntime, Model)> {
     let (folder, onnxruntime) = (model_to_merge(settings), settings.onnxruntime.clone());
     let loading = move || -> anyhow::Result<(OnnxRuntime, Model)> {
@@ -113,27 +114,27 @@ pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(OnnxRuntime, 
     tokio::task::spawn_blocking(loading).await?
 }
 
-/// A role's end as an error for people.
+/// The result of a role as an error for people.
 pub fn role_result(role: Role, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
         Ok(()) | Err(Fault::Wait { .. }) => Ok(()),
-        Err(fault) => Err(into_anyhow(fault).context(format!("{role} had to stop"))),
+        Err(fault) => Err(into_anyhow(fault).context(format!("{role} stopped"))),
     }
 }
 
-/// A failure as an error for people.
+/// A fault as an error for people.
 pub fn into_anyhow(fault: Fault) -> anyhow::Error {
     match fault {
-        // A worker tries again by itself; whoever reads this is no worker, or one that ends.
+        // The remedy is omitted: it tells that the worker retries, and this process does not.
         Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.kind),
         Fault::Stop(note) | Fault::Reject(note) => {
             anyhow::anyhow!("{} ({}): {}", note.reason, note.kind, note.remedy)
         }
-        Fault::Wait { after } => anyhow::anyhow!("not yet: look again in {} s", after.as_secs()),
+        Fault::Wait { after } => anyhow::anyhow!("not ready: try again in {} s", after.as_secs()),
     }
 }
 
-/// How long a message may be held without a word.
+/// How long a worker may hold a message without reporting progress.
 pub fn ack_wait(settings: &Settings) -> Duration {
     Duration::from_secs(settings.streams.ack_wait_s.into())
 }
@@ -160,7 +161,8 @@ pub async fn recognizer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -
 pub async fn verifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.verifier;
-    let model = chosen.model.clone().context("which model? name its folder with --model or verifier.model")?;
+    let model =
+        chosen.model.clone().context("the verifier has no model: name its folder with --model or verifier.model")?;
     let started = start(settings.onnxruntime.clone(), model, chosen.infer.clone(), chosen.work.clone()).await?;
     let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
     let (bus, _) = connect(loaded, Role::Verifier).await?;
@@ -199,7 +201,7 @@ pub fn release_store(settings: &Settings) -> anyhow::Result<ReleaseStore> {
     ReleaseStore::open(url).with_context(|| format!("release store {url}"))
 }
 
-/// Lets releases out, in the cloud.
+/// Runs the rollout controller, in the cloud.
 pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let store = release_store(settings)?;
@@ -207,7 +209,7 @@ pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> 
     role_result(Role::Releaser, releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 
-/// Tells a site's answers in JSON.
+/// Runs a site's notifier.
 pub async fn notifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let (bus, _) = connect(loaded, Role::Notifier).await?;
     let settings = &loaded.settings;

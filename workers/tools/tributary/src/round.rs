@@ -1,4 +1,4 @@
-//! `tributary round`: ask sites for updates, and see what came of it.
+//! `tributary round`: opens and lists a model's rounds.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,17 +19,17 @@ use crate::settings::Settings;
 use crate::{audit, format, roles, site_target, stdout};
 
 const EXAMPLES: &str = "\
-A round asks sites to learn from one release; what they send is checked, weighed and merged by `tributary aggregator`
-into the next. It ends a while after enough updates came (--quorum, --grace-s), or at its deadline. Settings are those
-of [aggregator.round] in tributary.toml; with aggregator.round.every_s rounds open by themselves.
+A round asks sites to train from one release; `tributary aggregator` checks, weighs and merges their updates into the \
+next. It closes a grace period after the quorum is reached, or at its deadline. Defaults come from [aggregator.round], \
+where every_s lets rounds open by themselves.
 
 Examples:
-  tributary round open                      with the model and the terms of the settings
-  tributary round open --quorum 3 --deadline-s 3600
-  tributary round list                      every round and what came of it
-  tributary status                          what the current one waits for";
+  tributary round open
+  tributary round open --quorum 3 --deadline-s 3600 --site reef --site farm --site bay
+  tributary round list
+  tributary status                                what the current round waits for";
 
-/// Ask sites for updates, and see what came of it.
+/// Open rounds, which ask sites for updates, and list their results.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RoundArgs {
@@ -39,49 +39,54 @@ pub struct RoundArgs {
 
 #[derive(clap::Subcommand)]
 enum RoundCommand {
-    /// Ask sites for updates of a model.
+    /// Open a round: ask sites for updates of a model.
     Open(RoundOpenArgs),
-    /// Every round of a model, and what came of it.
+    /// List a model's rounds and their results.
     List(RoundListArgs),
 }
 
 #[derive(clap::Args)]
 struct RoundOpenArgs {
-    /// Folder of the model that sites were set up with; that of the settings if absent, or that of the aggregator that runs.
+    /// Folder of the baseline model that sites were set up with [default: that of the running aggregator].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// So many updates are enough.
+    /// Quorum: updates needed to close the round.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     quorum: Option<u32>,
-    /// How long others are waited for when there are enough, seconds.
+    /// Seconds to wait for stragglers after quorum.
     #[arg(long, value_name = "S")]
     grace_s: Option<u32>,
-    /// When the round is over in any case, seconds.
+    /// Seconds after which the round closes in any case.
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     deadline_s: Option<u32>,
-    /// The sites of this ring, one of aggregator.round.rings.
-    #[arg(long, value_name = "NAME", conflicts_with = "sites")]
+    /// Ask the sites of this ring, one of aggregator.round.rings.
+    #[arg(long, value_name = "NAME", conflicts_with = "site")]
     ring: Option<String>,
-    /// Only this site; may be repeated. All if absent.
-    #[arg(long = "of-site", value_name = "NAME")]
-    sites: Vec<schemas::SiteName>,
-    /// Which weights: auto (all, of which a site with few labels trains the last layers alone), all, head, `last N`
-    /// (layers), or patterns of names with commas between them.
+    /// Ask this site only; repeatable [default: every site].
+    // The id is that of the global --site, which this one replaces.
+    #[arg(id = "site", long = "site", value_name = "NAME", value_parser = site_name)]
+    sites: Vec<String>,
+    /// Weights to train: auto (a site with few labels trains the last layers only), all, head, `last N` layers, or
+    /// comma-separated name patterns.
     #[arg(long, value_name = "WHICH", value_parser = trainable)]
     trainable: Option<String>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(clap::Args)]
 struct RoundListArgs {
-    /// Folder of the model; that of the settings if absent, or that of the aggregator that runs.
+    /// Folder of the baseline model [default: that of the running aggregator].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn site_name(text: &str) -> Result<String, String> {
+    text.parse::<SiteName>().map(|site| site.to_string()).map_err(|error| error.to_string())
 }
 
 fn trainable(text: &str) -> Result<String, String> {
@@ -96,9 +101,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RoundArgs) -> any
     }
 }
 
-/// The model that rounds are about, and the release it had when sites were set up: of the folder that is named, or as the
-/// aggregator that runs says.
-async fn about(
+/// The model whose rounds are meant, and its baseline: of the named folder, or of the running aggregator.
+async fn model_and_baseline(
     loaded: &LoadedSettings<Settings>,
     named: Option<&PathBuf>,
     cloud: &Bus,
@@ -114,7 +118,10 @@ async fn about(
             [only] => return Ok(only.clone()),
             several => {
                 let names: Vec<String> = several.iter().map(|(name, _)| name.to_string()).collect();
-                bail!("rounds of {} are run here: name the folder of one with --model", format::list(&names))
+                bail!(
+                    "aggregators of several models are running ({}): name the folder of one with --model",
+                    format::list(&names)
+                )
             }
         }
     }
@@ -122,22 +129,22 @@ async fn about(
     Ok((ModelName::from_name(&model.description.name), model.release))
 }
 
-/// The model that rounds are about.
+/// The baseline model of rounds.
 pub fn model(loaded: &LoadedSettings<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
     let folder = named.cloned().unwrap_or_else(|| roles::model_to_merge(&loaded.settings));
     Model::load(&folder).with_context(|| {
-        format!("which model? {} is none: name its folder with --model, or with aggregator.model", folder.display())
+        format!("{} is no model folder: name the model with --model or aggregator.model", folder.display())
     })
 }
 
 async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> anyhow::Result<()> {
     let cloud = site_target::cloud(loaded, "round").await?;
-    let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
+    let (name, first) = model_and_baseline(loaded, args.model.as_ref(), &cloud).await?;
     let history = RoundHistory::read(&cloud, &name).await?;
     let rollout = releases::decision_log::latest(&cloud, &name).await?;
     if let Some(release) = round_open::read_undecided(&cloud, rollout.as_ref()).await? {
         bail!(
-            "release {release} of {name} is tried, and a round would start from what may be withdrawn: wait for the releaser (`tributary release list`), or decide it with `tributary release promote` or `tributary release withdraw`",
+            "release {release} of {name} is in its canary, and a round from it would be lost if it is withdrawn: wait for the releaser (`tributary release list`), or decide with `tributary release promote` or `tributary release withdraw`",
             release = release.short()
         );
     }
@@ -145,13 +152,13 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
     let (base, weights) = history.base(&withdrawn.unwrap_or_default(), &first);
     let last = history.last();
     if last > 0 && history.ended(last).is_none() {
-        bail!("round {last} of {name} has not ended: `tributary status` says what it waits for");
+        bail!("round {last} of {name} is still open: `tributary status` shows what it waits for");
     }
     let mut chosen = loaded.settings.aggregator.round.clone();
     if let Some(ring) = &args.ring {
         if !chosen.rings.contains_key(ring) {
             let known: Vec<&String> = chosen.rings.keys().collect();
-            bail!("ring {ring} is none of aggregator.round.rings ({})", format::list(&known));
+            bail!("ring {ring} is not one of aggregator.round.rings ({})", format::list(&known));
         }
         chosen.ring = Some(ring.clone());
     }
@@ -160,9 +167,10 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
         && args.sites.is_empty()
     {
         bail!(
-            "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
+            "only the aggregator knows the losses that aggregator.round.client_selection goes by: let it open rounds (aggregator.round.every_s), or name sites with --site"
         );
     }
+    let sites: Vec<SiteName> = args.sites.iter().map(|site| Ok(site.parse()?)).collect::<anyhow::Result<_>>()?;
     let asked = round_open::sites(&chosen, last + 1, &BTreeMap::new());
     let focus = round_open::read_focus(&cloud, &base, &chosen).await?;
     let of_settings = round_open::round_terms(base, weights, asked, focus, &chosen);
@@ -171,20 +179,20 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
         deadline_s: args.deadline_s.unwrap_or(of_settings.deadline_s),
         trainable: args.trainable.clone().unwrap_or_else(|| of_settings.trainable.clone()),
-        sites: if args.sites.is_empty() { of_settings.sites.clone() } else { args.sites.clone() },
+        sites: if sites.is_empty() { of_settings.sites.clone() } else { sites },
         ..of_settings
     };
     if !terms.sites.is_empty() && terms.quorum as usize > terms.sites.len() {
-        bail!("{} updates cannot come of {} sites: lower --quorum", terms.quorum, terms.sites.len());
+        bail!("--quorum is {}, but only {} sites are asked: lower it", terms.quorum, terms.sites.len());
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
     let key = site_target::round_key(loaded).map(|path| SiteKey::read(&path)).transpose()?;
-    let said =
+    let published =
         round_open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone()))
             .await;
-    if !said.map_err(roles::into_anyhow)? {
-        bail!("round {number} of {name} was opened by somebody else just now");
+    if !published.map_err(roles::into_anyhow)? {
+        bail!("round {number} of {name} was opened by someone else at the same moment");
     }
     audit::record_command(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
     if args.json {
@@ -195,7 +203,7 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
         sites => format::list(sites),
     };
     stdout::print_line(format_args!(
-        "round {number} of {name} is open: {asked} asked for an update of release {}; {} are enough, {} s at the most",
+        "round {number} of {name} is open: {asked} asked for an update of release {}; quorum {}, deadline {} s",
         terms.base.short(),
         terms.quorum,
         terms.deadline_s
@@ -204,7 +212,7 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
 
 async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow::Result<()> {
     let cloud = site_target::cloud(loaded, "round").await?;
-    let (name, _) = about(loaded, args.model.as_ref(), &cloud).await?;
+    let (name, _) = model_and_baseline(loaded, args.model.as_ref(), &cloud).await?;
     let history = RoundHistory::read(&cloud, &name).await?;
     if args.json {
         let all: Vec<_> = history
@@ -215,7 +223,7 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
         return stdout::json(&all);
     }
     if history.all.is_empty() {
-        return stdout::print_line(format_args!("no round of {name} was opened yet: `tributary round open`"));
+        return stdout::print_line(format_args!("No round of {name} yet: open one with `tributary round open`."));
     }
     let mut rows = Vec::new();
     for number in 1..=history.last() {
@@ -226,7 +234,7 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
         });
         let Some((opened_at_ms, terms)) = opened else { continue };
         let ended = of().find(|(_, _, round)| matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)));
-        let came_to = match ended.map(|(_, _, round)| &round.event) {
+        let result = match ended.map(|(_, _, round)| &round.event) {
             Some(RoundEvent::Sealed { release, updates, .. }) => {
                 format!("release {} of {}", release.short(), format::count(u64::from(*updates), "update"))
             }
@@ -235,13 +243,7 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
         };
         let took =
             ended.map_or(String::new(), |(_, at_ms, _)| format::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
-        rows.push(vec![
-            number.to_string(),
-            format::format_time(opened_at_ms),
-            took,
-            terms.base.short().into(),
-            came_to,
-        ]);
+        rows.push(vec![number.to_string(), format::format_time(opened_at_ms), took, terms.base.short().into(), result]);
     }
-    stdout::print_line(format::table(&["round", "opened", "took", "base", "came to"], &rows))
+    stdout::print_line(format::table(&["round", "opened", "took", "base", "result"], &rows))
 }

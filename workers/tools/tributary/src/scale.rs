@@ -1,4 +1,4 @@
-//! `tributary scale`: how many replicas the workers of a role run.
+//! `tributary scale`: shows or sets the replicas of a role's workers.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,41 +15,40 @@ use tokio::time::Instant;
 use crate::settings::Settings;
 use crate::{audit, format, site_target, stdout};
 
-/// How long it waits for the workers to follow: a session may take some seconds to open.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(250);
+/// How long it waits for the workers to follow: opening a session may take seconds.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
-A replica is a thread with a session of its own; all replicas of all workers of a role share one queue. The number holds
-for each worker of the role, at once and after a restart, until another one is asked for. A range follows the queue: by
-seconds of work that wait, not sooner than cooldowns allow, and no further than it helps ([recognizer.scale] and
-[verifier.scale] in tributary.toml). A replica that goes finishes what it has in hand; one for which there is no memory
-is not started.
+A replica is a copy of the model with a thread of its own; all replicas of a role share one queue. The number applies \
+to each worker of the role, at once and after restarts. A range follows the backlog in seconds of work, within the \
+cooldowns and gains of [recognizer.scale] and [verifier.scale]. A replica finishes its batch before it stops; one that \
+does not fit in memory is not started.
 
-More workers are more processes: start `tributary recognizer` or `tributary verifier` once more. In Kubernetes the
-verifiers are scaled by tributary_queue_work_seconds (deploy/k8s).
+For more processes, start `tributary recognizer` or `tributary verifier` again; on Kubernetes, verifiers scale by \
+tributary_queue_work_seconds (deploy/k8s).
 
 Examples:
-  tributary scale recognizer                how many run, and why
+  tributary scale recognizer                      how many run, and why
   tributary scale recognizer 3
-  tributary scale recognizer 1-4            as many as the queue needs
+  tributary scale recognizer 1-4                  as many as the backlog needs
   tributary scale verifier 2
-  tributary scale recognizer --clear        as many as the settings say";
+  tributary scale recognizer --clear              return to the settings";
 
-/// See or change how many replicas the workers of a role run.
+/// Show or set the number of replicas in a role's workers.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ScaleArgs {
-    /// recognizer or verifier.
+    /// Role to scale.
     #[arg(value_name = "ROLE", value_parser = scaled_role())]
     role: Role,
-    /// So many, or a range such as 1-4.
+    /// Number of replicas, or a range such as 1-4.
     #[arg(value_name = "N", value_parser = <ReplicaRequest as FromStr>::from_str, allow_hyphen_values = true)]
     replicas: Option<ReplicaRequest>,
-    /// As many as the settings say again.
+    /// Clear the override; return to the settings.
     #[arg(long, conflicts_with = "replicas")]
     clear: bool,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -61,7 +60,7 @@ fn scaled_role() -> impl TypedValueParser<Value = Role> {
     words.map(move |word| if word == Role::Verifier.as_str() { Role::Verifier } else { Role::Recognizer })
 }
 
-/// Shows or changes it.
+/// Shows or sets the replicas.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
     let here = site_target::open(loaded, "scale").await?;
     let (bus, place) = match args.role {
@@ -76,7 +75,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> any
     }
     if args.replicas.is_some() || args.clear {
         let at = if args.role == Role::Verifier { SiteName::cloud() } else { here.name.clone() };
-        let wanted = args.replicas.map_or_else(|| "as the settings say".to_owned(), |replicas| replicas.to_string());
+        let wanted = args.replicas.map_or_else(|| "per settings".to_owned(), |replicas| replicas.to_string());
         audit::record_command(&bus, &at, "scale", format!("{}: {wanted}", args.role)).await;
     }
     let asked = ledger.read(&replica_note(args.role)).await?;
@@ -95,20 +94,23 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> any
         )?;
     } else {
         stdout::print_line(match asked {
-            Some(asked) => format!("{}s at {place}: {asked} asked for", args.role),
-            None => format!("{}s at {place}: as many as the settings of each say", args.role),
+            Some(asked) => format!("{}s at {place}: {asked} requested", args.role),
+            None => format!("{}s at {place}: no override; the settings of each apply", args.role),
         })?;
         for beat in &workers {
-            let why = beat.scale.as_deref().map(|why| format!("; {}", format::plain_number(why))).unwrap_or_default();
+            let why = beat.scale.as_deref().map(|why| format!("; {}", format::plain_text(why))).unwrap_or_default();
             let replicas = format::count(beat.replicas.into(), "replica");
-            stdout::print_line(format_args!("  {}: {replicas}{why}", format::plain_number(&beat.worker)))?;
+            stdout::print_line(format_args!("  {}: {replicas}{why}", format::plain_text(&beat.worker)))?;
         }
     }
     match (&workers[..], args.replicas) {
-        ([], Some(_)) => bail!("no {} gives a sign of life: it holds for the next one that starts", args.role),
-        ([], None) => stdout::print_line(format_args!("No {} gives a sign of life.", args.role)),
+        ([], Some(_)) => bail!("no {} is running: the number applies once one starts", args.role),
+        ([], None) => stdout::print_line(format_args!("No {} is running.", args.role)),
         (workers, Some(asked)) if workers.iter().any(|beat| !follows(beat, asked)) => {
-            bail!("not every {} follows: see why above; free what is missing, or ask for fewer", args.role)
+            bail!(
+                "not every {} reached the requested number, for the reasons above: free what is missing, or request fewer",
+                args.role
+            )
         }
         _ => Ok(()),
     }
@@ -127,15 +129,15 @@ fn follows(beat: &Heartbeat, asked: ReplicaRequest) -> bool {
     }
 }
 
-/// Waits until all workers run as many as were asked for, or say why not.
+/// Waits until all workers run the requested number, or report why not.
 async fn followed(bus: &Bus, role: Role, asked: ReplicaRequest) -> anyhow::Result<Vec<Heartbeat>> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + FOLLOW_TIMEOUT;
     loop {
         let workers = workers(bus, role).await?;
         let cannot = |beat: &Heartbeat| beat.scale.as_deref().is_some_and(falls_short);
         if workers.iter().all(|beat| follows(beat, asked) || cannot(beat)) || Instant::now() > until {
             return Ok(workers);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }

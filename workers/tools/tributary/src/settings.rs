@@ -1,4 +1,4 @@
-//! All settings of the binary, each worker's in its own section.
+//! All settings, each worker's in its own section.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,35 +31,35 @@ use crate::CommonArgs;
 pub struct Settings {
     /// Name of the site.
     pub site: SiteName,
-    /// The ONNX Runtime library; looked for if absent.
+    /// File of the ONNX Runtime library; if absent, the usual places are searched.
     pub onnxruntime: Option<PathBuf>,
-    /// Where the server is.
+    /// The nats-server and how to log in.
     pub nats: NatsSettings,
-    /// How much the streams may hold.
+    /// Limits of the streams.
     pub streams: StreamSettings,
-    /// Publishing.
+    /// `tributary publish`.
     pub publisher: PublisherSettings,
-    /// Recognizing.
+    /// The recognizer: gate, policy, verification, drift.
     pub recognizer: RecognizerSettings,
-    /// The link.
+    /// The courier: link and budget.
     pub courier: CourierSettings,
-    /// Verifying.
+    /// The verifier.
     pub verifier: VerifierSettings,
-    /// Training.
+    /// The trainer.
     pub trainer: TrainSettings,
-    /// Rounds and releases.
+    /// The aggregator: rounds, merge rules, release store.
     pub aggregator: AggregatorSettings,
-    /// Which sites run what.
+    /// The releaser: rings and canaries.
     pub releaser: ReleaserSettings,
-    /// Replaying.
+    /// Reading the archive: export, evaluate, pin, republish.
     pub replayer: ReplayerSettings,
-    /// The archive.
+    /// The janitor: purging and auditing the archive.
     pub janitor: JanitorSettings,
-    /// Answers in JSON.
+    /// The notifier: answers in JSON.
     pub notifier: NotifierSettings,
-    /// What a worker tells who asks.
+    /// The metrics endpoint.
     pub metrics: MetricsSettings,
-    /// Everything on this machine.
+    /// `tributary up`.
     pub up: UpSettings,
 }
 
@@ -86,48 +86,50 @@ impl Default for Settings {
     }
 }
 
-/// What an operator may choose about `tributary up`.
+/// Settings of `tributary up`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpSettings {
     /// Folder of the servers' stores, configurations and logs.
     pub store: PathBuf,
-    /// The nats-server program; looked for if absent.
+    /// The nats-server program; if absent, the usual places are searched.
     pub nats_server: Option<PathBuf>,
-    /// When an acknowledged image is on the disk: `power-safe` before, `fast` within two minutes.
+    /// When an acknowledged image is on disk: `power-safe`, before the acknowledgement; `fast`, within two minutes.
     pub durability: Durability,
-    /// File of the key that servers encrypt with what they store; made if absent. Without it nothing stored can be read.
+    /// File of the key that encrypts the servers' stores; created if it does not exist. Without it no store can be
+    /// read.
     pub encryption_key: Option<PathBuf>,
-    /// Port for clients; 0 finds a free one. With several sites, the first site's; the others follow.
+    /// Port for clients; 0 takes a free one. With several sites, the first site's; the others follow.
     pub port: u16,
-    /// Port for clients of the cloud's server, where sites have servers of their own; 0 finds a free one.
+    /// Port for clients of the cloud's server, where sites have their own servers; 0 takes a free one.
     pub cloud_port: u16,
-    /// Port for MQTT clients; 0 finds a free one, absent offers none.
+    /// Port for MQTT clients; 0 takes a free one; absent, MQTT is off.
     pub mqtt_port: Option<u16>,
-    /// Address on which NATS clients are listened for, for example `0.0.0.0` where cameras are other machines. On any address
-    /// but loopback, connections are encrypted and every client needs a login (`tributary camera add`).
+    /// Listen address for NATS clients, for example `0.0.0.0` where cameras are other machines. Beyond loopback,
+    /// connections are encrypted and every client needs a login (`tributary camera add`).
     pub listen: IpAddr,
-    /// The same for MQTT clients.
+    /// Listen address for MQTT clients, likewise.
     pub mqtt_listen: IpAddr,
-    /// Name or address by which cameras reach this machine, and which its certificate bears; the machine's own name if absent.
+    /// Host name or address by which cameras reach this machine, named in its certificate; the machine's own name if
+    /// absent.
     pub host: Option<String>,
-    /// File with a certificate for clients, PEM; absent: one of the site's own authority, made in the store.
+    /// File of the server certificate, PEM; if absent, the site's own authority issues one into the store.
     pub certificate: Option<PathBuf>,
-    /// File with the key of `certificate`, PEM.
+    /// File of the certificate's key, PEM.
     pub certificate_key: Option<PathBuf>,
-    /// File with the authority of `certificate`, PEM; absent: one that the system trusts.
+    /// File of the certificate's authority, PEM; absent if the system trusts it.
     pub authority: Option<PathBuf>,
-    /// Whether listening beyond loopback is meant to be unencrypted and open: anybody who reaches this machine may then publish
-    /// and read images without a password.
+    /// Listen beyond loopback without encryption and logins: anybody who reaches this machine may publish and read
+    /// images.
     pub insecure: bool,
-    /// Topics of other programs whose messages are images of a camera: `"frigate/+/+/snapshot" = "$1"` takes what stands in
-    /// place of the first wildcard for the camera's name.
+    /// Topics of other programs whose messages are images, with the camera's name: `"frigate/+/+/snapshot" = "$1"`
+    /// takes the part that matches the first wildcard.
     pub camera_topics: BTreeMap<String, String>,
-    /// Whether final answers are also told in JSON, on `answer-json.<site>.<camera>`.
+    /// Also publish final answers as JSON, on `answer-json.<site>.<camera>`.
     pub answers_json: bool,
-    /// Whether each site trains, beside its work, on what is labelled there.
+    /// Run a trainer at each site, on the images labelled there.
     pub train: bool,
-    /// Whether what sites learn is merged into releases.
+    /// Run an aggregator, which merges the sites' updates into releases.
     pub merge: bool,
 }
 
@@ -157,28 +159,30 @@ impl Default for UpSettings {
 }
 
 impl UpSettings {
-    /// Whether clients from other machines can reach a site's server.
+    /// Whether other machines can reach a site's server.
     pub fn listens_beyond_loopback(&self) -> bool {
         !self.listen.is_loopback() || self.mqtt_port.is_some() && !self.mqtt_listen.is_loopback()
     }
 
     fn check(&self) -> Result<(), String> {
         match (&self.certificate, &self.certificate_key, &self.authority) {
-            (Some(_), None, _) => Err("up.certificate is set; up.certificate_key must name the file of its key".into()),
+            (Some(_), None, _) => {
+                Err("up.certificate is set, but up.certificate_key is not: name the file of its key".into())
+            }
             (None, Some(_), _) | (None, _, Some(_)) => {
-                Err("up.certificate_key or up.authority is set; up.certificate must name the certificate".into())
+                Err("up.certificate_key or up.authority is set, but up.certificate is not: name the certificate".into())
             }
             (Some(_), Some(_), _) if self.host.is_none() => {
-                Err("up.certificate is set; up.host must be the name that stands in it".into())
+                Err("up.certificate is set, but up.host is not: it must be the name in the certificate".into())
             }
             _ => Ok(()),
         }
     }
 
-    /// What a site's server is told about topics of other programs.
+    /// The server's subject mappings for topics of other programs.
     ///
     /// # Errors
-    /// One sentence that names the setting.
+    /// The setting and what is wrong with it.
     pub fn mappings(&self, site: &SiteName) -> Result<Vec<(String, String)>, String> {
         let map = |(topic, camera): (&String, &String)| streams::subject::map_topic(site, topic, camera);
         self.camera_topics.iter().map(map).collect::<Result<_, _>>().map_err(|why| format!("up.camera_topics: {why}"))
@@ -186,7 +190,7 @@ impl UpSettings {
 }
 
 impl Settings {
-    /// What is wrong with the settings, if something is.
+    /// Checks every setting's range.
     pub fn check(&self) -> anyhow::Result<()> {
         let checks = [
             self.publisher.check(),
@@ -205,16 +209,16 @@ impl Settings {
             self.metrics.check(),
         ];
         if self.site == SiteName::cloud() {
-            anyhow::bail!("setting site is {}, which stands for the cloud: name the site otherwise", self.site);
+            anyhow::bail!("setting site is {}, which is reserved for the cloud: choose another name", self.site);
         }
         for check in checks {
-            check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` says where it came from"))?;
+            check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` names its origin"))?;
         }
         Ok(())
     }
 }
 
-/// Defaults, file, environment, flags.
+/// Loads the settings from defaults, file, environment and flags, in rising order of precedence.
 pub fn load(common: &CommonArgs, more: &[(String, serde_json::Value)]) -> anyhow::Result<LoadedSettings<Settings>> {
     let mut flags = Vec::new();
     for pair in &common.set {

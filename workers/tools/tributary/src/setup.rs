@@ -1,4 +1,4 @@
-//! `tributary setup`: create what is missing, report what differs.
+//! `tributary setup`: creates missing streams, and reports differences.
 
 use anyhow::bail;
 use runtime::settings::LoadedSettings;
@@ -10,32 +10,34 @@ use crate::site_target;
 use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
-Doing it twice is doing it once. `tributary up` does it by itself; a server of your own needs it once, and
-again after an upgrade or after limits in the settings were changed.
+`tributary up` does this by itself. On your own server, run it once, and again after an upgrade or a change of limits; \
+running it twice does no harm.
 
 Examples:
-  tributary setup --nats nats://127.0.0.1:4222 --site reef      a site's server
-  tributary setup --nats nats://cloud:4222 --cloud reef,farm    the cloud's, for these two sites
-  tributary setup --apply                                       change what differs, too";
+  tributary setup --nats nats://127.0.0.1:4222 --site reef
+                                                  a site's server
+  tributary setup --nats nats://cloud:4222 --cloud reef,farm
+                                                  the cloud's server, for two sites
+  tributary setup --apply                         also change what differs";
 
-/// Create streams, consumers and buckets, and report what differs from what is wanted.
+/// Create missing streams, consumers and buckets, and report differences.
 ///
-/// Workers create nothing themselves: they wait for what this command makes.
+/// Workers wait for what this command creates.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SetupArgs {
-    /// Set up the cloud's server for these sites instead of a site's: comma-separated names.
+    /// Set up the cloud's server for these sites (comma-separated) instead of a site's server.
     #[arg(long, value_name = "SITE,…", value_delimiter = ',')]
     cloud: Vec<SiteName>,
-    /// Set up site and cloud on one server; what a running `tributary up` without --sites has.
+    /// Set up site and cloud on one server, as in `tributary up` without --sites.
     #[arg(long, conflicts_with = "cloud")]
     both: bool,
-    /// Change what differs as well; without it, differences are only reported.
+    /// Also change what differs, except limits that the server has higher.
     #[arg(long)]
     apply: bool,
-    /// With --apply, lower limits and replicas as well where the server has higher ones; this drops messages.
+    /// With --apply: also lower higher limits and replicas, which may drop messages.
     #[arg(long, requires = "apply")]
-    lower: bool,
+    shrink: bool,
     /// Print the findings as JSON.
     #[arg(long)]
     json: bool,
@@ -55,12 +57,12 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> any
         }
     };
     let at = if args.cloud.is_empty() { here.name.clone() } else { SiteName::cloud() };
-    let mend = match (args.apply, args.lower) {
+    let mode = match (args.apply, args.shrink) {
         (true, true) => RepairMode::AndLower,
         (true, false) => RepairMode::Everything,
         (false, _) => RepairMode::Missing,
     };
-    let findings = topology::apply_plan(&bus, &topology::plan_topology(&place, &settings.streams), mend).await?;
+    let findings = topology::apply_plan(&bus, &topology::plan_topology(&place, &settings.streams), mode).await?;
     let is_change = |finding: &&SetupFinding| matches!(finding.state, SetupStatus::Created | SetupStatus::Updated(_));
     let changed: Vec<&str> = findings.iter().filter(is_change).map(|finding| finding.what.as_str()).collect();
     if !changed.is_empty() {
@@ -69,7 +71,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> any
     print(&findings, &flag, args)?;
     match findings.iter().filter(|finding| matches!(finding.state, SetupStatus::Refused(_))).count() {
         0 => Ok(()),
-        refused => bail!("the server refused {refused} of {}; the rest is as said above", findings.len()),
+        refused => bail!("the server refused {refused} of {} (reasons above)", findings.len()),
     }
 }
 
@@ -84,7 +86,7 @@ fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Res
             SetupStatus::Created => stdout::print_line(format_args!("created   {what}"))?,
             SetupStatus::Missing => stdout::print_line(format_args!("missing   {what}"))?,
             SetupStatus::Refused(why) => {
-                stdout::print_line(format_args!("refused   {what}: {}", format::plain_number(why)))?
+                stdout::print_line(format_args!("refused   {what}: {}", format::plain_text(why)))?
             }
             SetupStatus::Updated(differences) | SetupStatus::Differs(differences) => {
                 differs |= matches!(state, SetupStatus::Differs(_));
@@ -99,12 +101,10 @@ fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Res
     }
     if differs && args.apply {
         stdout::print_line(format_args!(
-            "What is higher than wanted was kept; `tributary setup{flag} --apply --lower` lowers it."
+            "Higher limits were kept; `tributary setup{flag} --apply --shrink` lowers them."
         ))?;
     } else if differs {
-        stdout::print_line(format_args!(
-            "Nothing that differs was changed; `tributary setup{flag} --apply` changes it."
-        ))?;
+        stdout::print_line(format_args!("Differences were kept; `tributary setup{flag} --apply` changes them."))?;
     }
     Ok(())
 }

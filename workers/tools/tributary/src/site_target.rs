@@ -1,4 +1,4 @@
-//! Finding the servers of a running `tributary up`, so that other commands need no address.
+//! Which server a command talks to: the one that was named, or that of a running `tributary up`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,59 +17,59 @@ use streams::{Bus, NatsSettings};
 use crate::certificate_expiry;
 use crate::settings::Settings;
 
-/// Name of the one server, and of its folder in the store, where site and cloud share it.
+/// Name of the server, and of its folder in the store, where site and cloud share one.
 pub const ALONE: &str = "site";
 
-/// What a running `up` writes into its store for other commands to find.
+/// What a running `up` writes into its store, so that other commands find its servers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunningUp {
-    /// Its process.
+    /// Process id.
     pub process: u32,
-    /// The cloud's server.
+    /// Address of the cloud's server; empty at a site of a fleet.
     pub cloud_url: String,
     /// JetStream domain of the cloud as seen from a site; absent when they share a server.
     pub cloud_domain: Option<String>,
-    /// Its sites.
+    /// The sites; none at the hub of a fleet.
     pub sites: Vec<RunningSite>,
-    /// Folder of the model that its sites began with.
+    /// Folder of the model that the sites were started with.
     #[serde(default)]
     pub model: PathBuf,
-    /// How the operator is known to the hub of a fleet.
+    /// The operator's login at the hub; absent except at the hub of a fleet.
     #[serde(default)]
     pub operator: Option<CloudLogin>,
-    /// Password of the place itself at the cloud's server, where that is no hub of a fleet.
+    /// Password for everything at the cloud's server; absent with a fleet.
     #[serde(default)]
     pub cloud_password: Option<String>,
-    /// The authority by which clients know the server, where it is encrypted under one of its own.
+    /// File of the authority of the server's certificate; absent if unencrypted or publicly trusted.
     #[serde(default)]
     pub authority: Option<PathBuf>,
 }
 
-/// How somebody is known to the cloud's server.
+/// A login at the cloud's server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CloudLogin {
-    /// The authority by which the server is known.
+    /// File of the authority of the server's certificate.
     pub ca: PathBuf,
-    /// File with the seed of the key.
+    /// File of the key's seed.
     pub nkey: PathBuf,
-    /// What the subjects of answers begin with.
+    /// Inbox prefix of the login.
     pub inbox: String,
-    /// File of the key that the opening of a round is signed with.
+    /// File of the key that signs round openings.
     pub round_key: PathBuf,
 }
 
-/// The key that the opening of a round is signed with: as set, or that of a running hub.
+/// File of the key that signs round openings: as configured, or that of a running hub.
 pub fn round_key(loaded: &LoadedSettings<Settings>) -> Option<PathBuf> {
     let up = || RunningUp::find_running(&loaded.settings.up.store)?.operator.map(|operator| operator.round_key);
     loaded.settings.aggregator.key.clone().or_else(up)
 }
 
 impl RunningUp {
-    /// The site that a command speaks to: the one that was chosen, or the only one.
+    /// The site that a command is about: the one that was chosen, or the only one.
     pub fn site_of(&self, loaded: &LoadedSettings<Settings>) -> anyhow::Result<&RunningSite> {
         anyhow::ensure!(
             !self.sites.is_empty(),
-            "the running `tributary up` is a fleet's hub and has no site: run this at a site, or use a command of the cloud"
+            "the running `tributary up` is a fleet's hub and has no site: run this command at a site"
         );
         let chosen = &loaded.settings.site;
         let site = match &self.sites[..] {
@@ -78,7 +78,7 @@ impl RunningUp {
         };
         site.with_context(|| {
             let known = self.sites.iter().map(|site| site.site.as_str()).collect::<Vec<_>>().join(", ");
-            format!("site {chosen} is not one of the running `tributary up` ({known}): choose one with --site")
+            format!("the running `tributary up` has no site {chosen}: choose one of {known} with --site")
         })
     }
 
@@ -87,7 +87,7 @@ impl RunningUp {
         settings.up.store.join(if self.cloud_domain.is_some() { site.site.as_str() } else { ALONE })
     }
 
-    /// How the cloud's own server is reached. `more`: everything else.
+    /// Connection settings for the cloud's own server. `more`: everything else.
     pub fn cloud_nats(&self, more: &NatsSettings) -> NatsSettings {
         let mut nats = NatsSettings { url: self.cloud_url.clone(), ..more.clone() };
         if let Some(password) = &self.cloud_password {
@@ -102,7 +102,7 @@ impl RunningUp {
     }
 }
 
-/// How the place itself is known to its server, which it may do everything on.
+/// Connection settings with the server's own login, which may do everything.
 fn own(url: &str, password: &str, more: &NatsSettings) -> NatsSettings {
     let (user, password) = (Some(OWN_USER.to_owned()), Some(Secret::from(password.to_owned())));
     NatsSettings { url: url.into(), user, password, password_file: None, ..more.clone() }
@@ -113,13 +113,13 @@ fn own(url: &str, password: &str, more: &NatsSettings) -> NatsSettings {
 pub struct CameraEntry {
     /// Address over NATS.
     pub nats: String,
-    /// `HOST:PORT` over MQTT, where it listens for that.
+    /// `HOST:PORT` over MQTT; absent if MQTT is off.
     pub mqtt: Option<String>,
     /// Whether MQTT is encrypted.
     pub is_mqtt_encrypted: bool,
-    /// The certificate authority that cameras trust, where it is not one that the system does.
+    /// File of the authority that cameras must trust; absent if unencrypted or publicly trusted.
     pub authority: Option<PathBuf>,
-    /// Whether other machines reach it.
+    /// Whether other machines can reach it.
     pub is_open_to_others: bool,
 }
 
@@ -128,29 +128,29 @@ pub struct CameraEntry {
 pub struct RunningSite {
     /// Its name.
     pub site: SiteName,
-    /// Its server.
+    /// Address of its server.
     pub url: String,
-    /// Its port for MQTT clients.
+    /// Port for MQTT clients; absent if MQTT is off.
     pub mqtt_port: Option<u16>,
     /// Address of its server's monitoring pages.
     #[serde(default)]
     pub monitor: String,
-    /// Password at the near end of its link to the cloud, where it has one.
+    /// Password of the link's local account; absent without a link.
     #[serde(default)]
     pub link_password: Option<String>,
     /// How cameras reach its server.
     #[serde(default)]
     pub entrance: CameraEntry,
-    /// Password of the site itself, which may do everything on its server.
+    /// Password for everything at its server.
     #[serde(default)]
     pub password: String,
-    /// The authority by which clients know its server, where it is encrypted under one of its own.
+    /// File of the authority of its server's certificate; absent if unencrypted or publicly trusted.
     #[serde(default)]
     pub authority: Option<PathBuf>,
 }
 
 impl RunningSite {
-    /// How its server is reached, and the cloud over its link. `more`: everything else.
+    /// Connection settings for its server, and for the cloud over its link. `more`: everything else.
     pub fn nats(&self, cloud_domain: Option<&str>, more: &NatsSettings) -> NatsSettings {
         NatsSettings {
             ca: self.authority.clone(),
@@ -168,47 +168,48 @@ fn path(store: &Path) -> PathBuf {
 }
 
 impl RunningUp {
-    /// Makes it known.
+    /// Writes it into the store.
     pub fn write(&self, store: &Path) -> anyhow::Result<()> {
         let path = path(store);
         streams::server::write_private(&path, &serde_json::to_string_pretty(self)?)
             .with_context(|| format!("{} cannot be written", path.display()))
     }
 
-    /// The running `up` of a store, if its process lives.
+    /// Finds the running `up` of a store, if its process is alive.
     pub fn find_running(store: &Path) -> Option<Self> {
         let running: Self = serde_json::from_slice(&fs::read(path(store)).ok()?).ok()?;
         streams::server::is_alive(running.process).then_some(running)
     }
 
-    /// Takes it back.
+    /// Removes it from the store.
     pub fn remove(store: &Path) {
         if let Err(error) = fs::remove_file(path(store)) {
-            tracing::debug!(%error, "was not there");
+            tracing::debug!(%error, "up.json not removed");
         }
     }
 }
 
-/// A site that a command speaks to.
+/// The site that a command talks to.
 pub struct SiteTarget {
     /// Its name.
     pub name: SiteName,
-    /// Its server.
+    /// Connection to its server.
     pub bus: Bus,
-    /// The cloud: its own server's where that belongs to the `up` found, over the site's link with the site's rights where not.
+    /// Connection to the cloud: to its own server if that belongs to the same `up`, else over the site's link, with the
+    /// site's rights.
     pub cloud: Bus,
-    /// The cloud over the site's link.
+    /// Connection to the cloud over the site's link.
     pub link: Bus,
-    /// Whether `cloud` is its own server's, so that everything there can be seen and done.
+    /// Whether `cloud` reaches everything there, and not only what is the site's.
     pub is_cloud_whole: bool,
-    /// How its server was reached.
+    /// The connection settings of `bus`.
     pub nats: NatsSettings,
-    /// The `up` it belongs to, if that is how its server was found.
+    /// The running `up`, if the server was found by it.
     pub up: Option<RunningUp>,
 }
 
 impl SiteTarget {
-    /// Folder of the store of its server, if that belongs to the `up` found.
+    /// Folder of the store of its server; `None` unless the server belongs to a running `up` here.
     pub fn store(&self, settings: &Settings) -> Option<PathBuf> {
         let up = self.up.as_ref()?;
         let site = up.sites.iter().find(|site| site.site == self.name)?;
@@ -217,20 +218,20 @@ impl SiteTarget {
 }
 
 impl SiteTarget {
-    /// The cloud, where everything there can be seen and done.
+    /// The cloud, if everything there is reachable.
     ///
     /// # Errors
-    /// That it is seen over a site's link, which leads to what is the site's own.
+    /// The cloud is reached over a site's link, which leads only to what is the site's.
     pub fn whole_cloud(&self) -> anyhow::Result<&Bus> {
         anyhow::ensure!(
             self.is_cloud_whole,
-            "site {} sees of the cloud only what is its own: run this against the cloud's own server (--nats nats://CLOUD:4222)",
+            "site {} reaches only its own part of the cloud: run this against the cloud's server (--nats nats://CLOUD:4222)",
             self.name
         );
         Ok(&self.cloud)
     }
 
-    /// Everything that is wrong with its server, streams and link.
+    /// All faults of its server, streams, link and certificates.
     pub async fn find_faults(&self, settings: &Settings) -> Vec<FaultNote> {
         let running = self.up.iter().flat_map(|up| &up.sites).find(|site| site.site == self.name);
         let monitor = settings.janitor.monitor.as_deref().or(running.map(|site| site.monitor.as_str()));
@@ -256,20 +257,20 @@ impl SiteTarget {
     }
 }
 
-/// Whether somebody chose a setting.
+/// Whether a setting differs from its default by choice: file, environment or flag.
 pub fn is_set(loaded: &LoadedSettings<Settings>, key: &str) -> bool {
     loaded.list().iter().any(|setting| setting.key == key && setting.origin != SettingOrigin::Default)
 }
 
-/// Where a command goes.
+/// The server that a command talks to.
 struct CommandRoute {
     site: SiteName,
     nats: NatsSettings,
     up: Option<RunningUp>,
 }
 
-/// The address that was set, or a running `up`, or the usual port.
-fn way(loaded: &LoadedSettings<Settings>) -> anyhow::Result<CommandRoute> {
+/// The configured address, or a running `up`, or the default port.
+fn route(loaded: &LoadedSettings<Settings>) -> anyhow::Result<CommandRoute> {
     let settings = &loaded.settings;
     let Some(up) = RunningUp::find_running(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
         return Ok(CommandRoute { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
@@ -279,18 +280,18 @@ fn way(loaded: &LoadedSettings<Settings>) -> anyhow::Result<CommandRoute> {
     Ok(CommandRoute { site: site.site.clone(), nats, up: Some(up) })
 }
 
-/// Where a command goes: the address that was set, or a running `up`, or the usual port.
+/// Connection settings of a command: the configured address, or a running `up`, or the default port.
 pub fn nats(loaded: &LoadedSettings<Settings>) -> anyhow::Result<NatsSettings> {
-    Ok(way(loaded)?.nats)
+    Ok(route(loaded)?.nats)
 }
 
-/// A connection to the site's server, and which site that is.
+/// Connects to the site's server and to the cloud.
 pub async fn open(loaded: &LoadedSettings<Settings>, name: &str) -> anyhow::Result<SiteTarget> {
     let settings = &loaded.settings;
-    let CommandRoute { site, nats, up } = way(loaded)?;
-    let bus = reach(loaded, &nats, up.is_some(), name).await?;
+    let CommandRoute { site, nats, up } = route(loaded)?;
+    let bus = connect(loaded, &nats, up.is_some(), name).await?;
     let link = bus.connect_cloud(&nats, &site, name).await?;
-    // A hub that is away is away over the link, too, and the site is there all the same.
+    // Without an answer from the hub, the site is still of use.
     let own = match up.as_ref().filter(|up| up.cloud_domain.is_some() && !up.cloud_url.is_empty()) {
         Some(up) => Bus::connect(&up.cloud_nats(&settings.nats), name).await.ok(),
         None => None,
@@ -300,25 +301,37 @@ pub async fn open(loaded: &LoadedSettings<Settings>, name: &str) -> anyhow::Resu
     Ok(SiteTarget { name: site, bus, cloud, link, is_cloud_whole, nats, up })
 }
 
-/// A connection to the cloud's own server, not through the site's.
+/// The name of the site that a command is about, without a connection: as configured, or the only site of a running
+/// `up`.
+pub fn site_name(loaded: &LoadedSettings<Settings>) -> SiteName {
+    let up = RunningUp::find_running(&loaded.settings.up.store).filter(|_| !is_set(loaded, "nats.url"));
+    match up.as_ref().map(|up| &up.sites[..]) {
+        Some([only]) if !is_set(loaded, "site") => only.site.clone(),
+        _ => loaded.settings.site.clone(),
+    }
+}
+
+/// Connects to the cloud's own server, not over a site's link.
 pub async fn cloud(loaded: &LoadedSettings<Settings>, name: &str) -> anyhow::Result<Bus> {
     let mut nats = loaded.settings.nats.clone();
     let up = RunningUp::find_running(&loaded.settings.up.store);
     if let Some(up) = up.as_ref().filter(|_| !is_set(loaded, "nats.url")) {
         anyhow::ensure!(
             !up.cloud_url.is_empty(),
-            "this is a site of a fleet: run it at the hub, or name its server with --nats, nats.ca and nats.nkey"
+            "this is a site of a fleet: run the command at the hub, or name the hub's server with --nats, nats.ca and nats.nkey"
         );
         nats = up.cloud_nats(&nats);
     }
-    reach(loaded, &nats, up.is_some(), name).await
+    connect(loaded, &nats, up.is_some(), name).await
 }
 
-async fn reach(loaded: &LoadedSettings<Settings>, nats: &NatsSettings, up: bool, name: &str) -> anyhow::Result<Bus> {
-    let reached = Bus::connect(nats, name).await;
+async fn connect(loaded: &LoadedSettings<Settings>, nats: &NatsSettings, up: bool, name: &str) -> anyhow::Result<Bus> {
+    let connected = Bus::connect(nats, name).await;
     if up || is_set(loaded, "nats.url") {
-        return Ok(reached?);
+        return Ok(connected?);
     }
     let store = loaded.settings.up.store.display().to_string();
-    reached.with_context(|| format!("no `tributary up` runs with the store {store} (--store names another one)"))
+    connected.with_context(|| {
+        format!("no `tributary up` is running with the store {store}: start it, or name another store with --store")
+    })
 }

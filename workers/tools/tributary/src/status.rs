@@ -1,4 +1,4 @@
-//! `tributary status`: how a site does, on one screen.
+//! `tributary status`: the state of a site on one screen.
 
 mod drift;
 mod gather;
@@ -13,53 +13,53 @@ use crate::settings::Settings;
 use crate::site_target::{self, SiteTarget};
 use crate::stdout;
 
-/// How often the screen is drawn anew.
-const EVERY: Duration = Duration::from_secs(1);
-/// Home, and clear what is below it.
-const HOME: &str = "\x1b[H\x1b[J";
+/// How often --watch refreshes.
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// Terminal codes: cursor to the top left, clear below.
+const CLEAR: &str = "\x1b[H\x1b[J";
 
 const EXAMPLES: &str = "\
-Seconds of queued work are what waits times what one image costs, divided among the replicas that give a
-sign of life. What is wrong, and what to do about it, is said in words at the end.
+Problems come last, each with what to do. Seconds of work are the waiting images times the cost of one, divided by the \
+running replicas.
 
 Examples:
-  tributary status                  one screen
-  tributary status --watch          the same, every second anew
+  tributary status
+  tributary status --watch                        refreshed every second
   tributary status --json | jq .images.waiting";
 
-/// See how a site does: queues, workers, link, cloud, dead letters, and what is wrong.
+/// Show the state of a site: queues, workers, link, cloud, dead letters, and problems.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct StatusArgs {
-    /// Every second anew, in place, until interrupted.
+    /// Refresh every second, in place, until interrupted.
     #[arg(long, short)]
     watch: bool,
-    /// Print it as JSON; with --watch one object a line.
+    /// Print JSON; with --watch one object per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Shows how a site does.
+/// Shows the state of a site.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "status").await?;
     if !args.watch {
         let status = gather::gather_status(&site, &loaded.settings).await?;
         return if args.json { stdout::json(&status) } else { stdout::print_line(screen::text(&status)) };
     }
-    let in_place = if std::io::stdout().is_terminal() && !args.json { HOME } else { "" };
+    let in_place = if std::io::stdout().is_terminal() && !args.json { CLEAR } else { "" };
     loop {
-        look(&site, &loaded.settings, args.json, in_place).await?;
-        tokio::time::sleep(EVERY).await;
+        show_once(&site, &loaded.settings, args.json, in_place).await?;
+        tokio::time::sleep(REFRESH_EVERY).await;
     }
 }
 
-/// One look; a server that is away for a while is said and waited for.
-async fn look(site: &SiteTarget, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
+/// Shows the state once; without an answer from the server, logs and goes on.
+async fn show_once(site: &SiteTarget, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
     match gather::gather_status(site, settings).await {
         Ok(status) if json => stdout::json_line(&status),
         Ok(status) => stdout::print_text(format_args!("{in_place}{}\n", screen::text(&status))),
         Err(error) => {
-            tracing::warn!(%error, "site {} cannot be seen, trying again", site.name);
+            tracing::warn!(site = %site.name, %error, "status unavailable; retrying");
             Ok(())
         }
     }

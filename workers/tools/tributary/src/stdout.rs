@@ -1,5 +1,5 @@
-//! Standard output: one place that writes to it. A reader that has seen enough (`| head`) ends the command
-//! quietly and is no error.
+//! Standard output: the only place that writes to it. A reader that closes it (`| head`) ends the command quietly,
+//! without an error.
 
 use std::fmt;
 use std::io::{ErrorKind, Write};
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-/// Nobody reads any more.
+/// The reader has closed standard output.
 #[derive(Debug)]
 struct StdoutClosed;
 
@@ -20,7 +20,7 @@ impl fmt::Display for StdoutClosed {
 
 impl std::error::Error for StdoutClosed {}
 
-/// Writes text as it is, and sends it on at once.
+/// Writes text as it is, and flushes it.
 pub fn print_text(text: impl fmt::Display) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
@@ -39,18 +39,18 @@ pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(serde_json::to_string(value)?)
 }
 
-/// Writes JSON for people to look at.
+/// Writes indented JSON.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(serde_json::to_string_pretty(value)?)
 }
 
-/// Says something besides what was asked for, on standard error.
+/// Writes a note to standard error, beside the result on standard output.
 pub fn print_note(note: impl fmt::Display) {
     eprintln!("{note}");
 }
 
-/// A command's end: that nobody reads any more is a good one. What went wrong is said on standard error.
-pub fn is_closed(ended: anyhow::Result<()>) -> ExitCode {
+/// The exit code of a command; its error goes to standard error. A closed standard output is a success.
+pub fn exit_code(ended: anyhow::Result<()>) -> ExitCode {
     match ended {
         Err(error) if !error.is::<StdoutClosed>() => {
             print_note(format_args!("error: {}", with_causes(&error, "\n  because: ")));
@@ -60,7 +60,7 @@ pub fn is_closed(ended: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// An error and its causes; many repeat their cause in their own text.
+/// An error and its causes, without those that its text already includes.
 pub fn with_causes(error: &anyhow::Error, between: &str) -> String {
     error.chain().fold(String::new(), |mut text, cause| {
         let cause = cause.to_string();
@@ -78,15 +78,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_its_causes_once() {
+    fn an_error_names_its_causes_once() {
         let error =
             anyhow::anyhow!("disk is full").context("file cannot be written: disk is full").context("no report");
         assert_eq!(with_causes(&error, ": "), "no report: file cannot be written: disk is full");
     }
 
     #[test]
-    fn a_reader_that_has_gone_is_no_error() {
-        assert_eq!(is_closed(Err(anyhow::Error::new(StdoutClosed).context("list"))), ExitCode::SUCCESS);
-        assert_eq!(is_closed(Err(anyhow::anyhow!("broken"))), ExitCode::FAILURE);
+    fn a_closed_standard_output_is_no_error() {
+        assert_eq!(exit_code(Err(anyhow::Error::new(StdoutClosed).context("list"))), ExitCode::SUCCESS);
+        assert_eq!(exit_code(Err(anyhow::anyhow!("broken"))), ExitCode::FAILURE);
     }
 }

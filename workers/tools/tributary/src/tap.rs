@@ -1,4 +1,4 @@
-//! `tributary tap`: any message as it passes, decoded.
+//! `tributary tap`: messages as they pass, decoded.
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -12,50 +12,50 @@ use streams::tap::{TapMessage, watch_subject};
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
-/// Longer text that is no message of ours is shown by its length.
+/// Longer text that is no Tributary message is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
-/// What is on the server besides messages of ours.
-const WIDER: [&str; 3] = ["*", ">", "$JS"];
+/// First tokens of patterns that reach beyond Tributary's subjects.
+const WIDE_PATTERNS: [&str; 3] = ["*", ">", "$JS"];
 
 const EXAMPLES: &str = "\
-Images and answers never leave the site's server, so --cloud shows none of them. The server's own talk is
-left out unless the subject begins with $ or _.
+Images and answers never leave the site's server, so --cloud shows none of them. The server's own messages are omitted \
+unless the subject begins with $ or _.
 
 Examples:
-  tributary tap 'answer.>'                      every answer of this site, as it is made
-  tributary tap 'image.*.cam-1' --count 1       whether anything comes from a camera
-  tributary tap 'verify.>' --cloud --json       what arrives in the cloud, one JSON object a line";
+  tributary tap 'answer.>'                        every answer of this site
+  tributary tap 'image.*.cam-1' --count 1         does this camera publish?
+  tributary tap 'verify.>' --cloud --json         requests that reach the cloud";
 
-/// Every subject there is, and the examples.
+/// The table of subjects, and the examples.
 fn help() -> String {
-    let mut lines = vec!["`*` stands for one word of a subject, `>` for all that follow. What exists:".to_owned()];
+    let mut lines = vec!["`*` matches one token of a subject, `>` all that follow. Subjects:".to_owned()];
     lines.extend(SUBJECTS.iter().map(|row| format!("  {:<37} {}", row.form, row.carries)));
     lines.push(EXAMPLES.into());
     lines.join("\n")
 }
 
-/// Look at messages as they pass, decoded.
+/// Watch messages as they pass, decoded.
 ///
-/// Listens beside the streams: takes nothing, delays nothing, and sees only what passes from now on. For
-/// what is stored already, use `answers` and `dead`.
+/// Shows messages from now on, without consuming or delaying them. For stored messages, use `answers` and
+/// `dead-letters`.
 #[derive(clap::Args)]
 #[command(after_help = help())]
 pub struct TapArgs {
-    /// What to listen to, for example 'answer.>'; in quotes, for the shell would take the signs.
+    /// Subject or pattern to watch, quoted for the shell: 'answer.>'.
     #[arg(value_name = "SUBJECT")]
     subject: String,
-    /// Listen at the cloud's server instead of the site's.
+    /// Watch the cloud's server instead of the site's.
     #[arg(long)]
     cloud: bool,
-    /// End after so many messages.
+    /// Stop after N messages.
     #[arg(long, short = 'n', value_name = "N")]
     count: Option<u64>,
-    /// JSON, one object a line.
+    /// Print JSON, one object per line.
     #[arg(long)]
     json: bool,
 }
 
-/// A message for people and programs to look at.
+/// A message as it is printed.
 #[derive(Serialize)]
 struct TapLine {
     at_ms: u64,
@@ -65,23 +65,24 @@ struct TapLine {
     body: Value,
 }
 
-/// Shows messages until there were enough.
+/// Prints messages until the count is reached.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
-    let is_known = SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDER.contains(&first);
+    let is_known =
+        SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDE_PATTERNS.contains(&first);
     if !is_known && !first.starts_with(['$', '_']) {
-        tracing::warn!(
-            subject = args.subject,
-            "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)"
-        );
+        stdout::print_note(format_args!(
+            "no Tributary message has a subject like {}: `tributary tap --help` lists the subjects",
+            format::plain_text(&args.subject)
+        ));
     }
     let bus =
         if args.cloud { site_target::cloud(loaded, "tap").await? } else { site_target::open(loaded, "tap").await?.bus };
     let mut passing = std::pin::pin!(watch_subject(&bus, &args.subject).await?);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
-        let message = passing.next().await.context("server closed the connection")?;
+        let message = passing.next().await.context("the server closed the connection")?;
         let shown = shown(&message, clock::now_ms());
         if args.json { stdout::json_line(&shown) } else { stdout::print_line(text(&shown)) }?;
         left -= 1;
@@ -100,7 +101,7 @@ fn shown(message: &TapMessage, at_ms: u64) -> TapLine {
     }
 }
 
-/// A message of ours as JSON, JSON as it is, short text as text, a picture by its kind, the rest by length.
+/// A Tributary message as JSON, JSON as it is, short text as text, an image by format and size, the rest by length.
 fn body(payload: &[u8]) -> Value {
     if payload.is_empty() {
         return Value::Null;
@@ -123,13 +124,13 @@ fn body(payload: &[u8]) -> Value {
 
 fn text(shown: &TapLine) -> String {
     let TapLine { at_ms, subject, size_bytes, headers, body } = shown;
-    let mut text = format!("{}  {}  {size_bytes} bytes", format::format_time(*at_ms), format::plain_number(subject));
+    let mut text = format!("{}  {}  {size_bytes} bytes", format::format_time(*at_ms), format::plain_text(subject));
     for (name, value) in headers {
-        text.push_str(&format!("\n  {name}: {}", format::plain_number(value.as_str().unwrap_or_default())));
+        text.push_str(&format!("\n  {name}: {}", format::plain_text(value.as_str().unwrap_or_default())));
     }
     match body {
         Value::Null => text,
-        Value::String(body) => text + "\n  " + &format::plain_number(body),
+        Value::String(body) => text + "\n  " + &format::plain_text(body),
         body => text + "\n  " + &body.to_string(),
     }
 }
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_is_shown_by_its_kind_and_size() {
+    fn an_image_is_shown_by_its_format_and_size() {
         let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../fixtures/images/fashion/coat");
         let path = std::fs::read_dir(picture).unwrap().next().unwrap().unwrap().path();
         let bytes = std::fs::read(path).unwrap();

@@ -1,4 +1,4 @@
-//! `tributary train`: a better model from a folder of labelled images.
+//! `tributary train`: trains a model on a folder of labelled images.
 
 use std::path::{Path, PathBuf};
 
@@ -15,89 +15,90 @@ use crate::settings::Settings;
 use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
-The model is any ONNX classifier that `tributary model check` calls fit for training; no Python is needed. The
-folder holds an index.csv (columns file or path, label or class_name, and split), or a folder for each label.
-Images of split val are held out to measure by, images of split test are only measured at the end; without a
-split a tenth is held out. Settings are those of [trainer] in tributary.toml.
+Trains any ONNX classifier that `tributary model check` reports as trainable; needs no Python. The data folder holds \
+an index.csv (columns file or path, label or class_name, split) or one folder per label. Split val is the holdout that \
+decides whether the model improved, split test is measured once at the end; without splits, a tenth is the holdout. \
+Other settings are in [trainer].
 
 Examples:
-  tributary train --model fixtures/models/fashion-light --data fixtures/images/fashion --out ./better
+  tributary train --model fixtures/models/fashion-light --data fixtures/images/fashion \\
+      --out ./better
   tributary train --model ./model --data ./photos --out ./better --trainable head --epochs 20
   tributary train --model ./model --data ./photos --out ./better --set trainer.augment.mirror=true \\
       --set trainer.optimizer.kind=adam --learning-rate 0.001";
 
-/// Train a model on a folder of labelled images and write a new model folder.
+/// Train a model on a folder of labelled images, and write a new model folder.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArgs {
-    /// Folder of the model to start from; it is not changed.
+    /// Folder of the model to start from, which is not changed.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of labelled images.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Folder for the new model; must not exist, or be empty.
+    /// Folder for the new model; it must be empty or not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     how: TrainingArgs,
 }
 
-/// How a model is trained; shared by the commands that train.
+/// Training options of `train` and `retrain`.
 #[derive(clap::Args)]
 pub struct TrainingArgs {
-    /// Which weights: auto (all, or of a good model the last layers alone where images are few), all, head, `last N` (layers),
-    /// or patterns of names with commas between them.
-    #[arg(long, value_name = "WHICH")]
+    /// Weights to train: auto (the last layers only, if the model is good and images are few), all, head, `last N`
+    /// layers, or comma-separated name patterns.
+    #[arg(long, value_name = "WHICH", help_heading = "Training")]
     pub trainable: Option<String>,
-    /// How often every image is seen.
-    #[arg(long, value_name = "N")]
+    /// Number of passes over the images.
+    #[arg(long, value_name = "N", help_heading = "Training")]
     pub epochs: Option<u32>,
-    /// Images in a step.
-    #[arg(long, value_name = "N")]
+    /// Images per training step.
+    #[arg(long, value_name = "N", help_heading = "Training")]
     pub batch: Option<u16>,
-    /// Learning rate at the highest; without it, found by trying a few.
-    #[arg(long, value_name = "RATE")]
+    /// Peak learning rate [default: found by trying a few].
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f32>,
-    /// Threads of one step.
-    #[arg(long, value_name = "N")]
+    /// Threads per training step.
+    #[arg(long, value_name = "N", help_heading = "Training")]
     pub threads: Option<u16>,
-    /// Write the best epoch even if it is not better on the images held out by more than chance.
-    #[arg(long)]
-    pub anyway: bool,
-    /// Print what was measured as JSON.
+    /// Write the best epoch even if it does not improve on the holdout by more than chance.
+    #[arg(long, help_heading = "Training")]
+    pub keep_without_gain: bool,
+    /// Print the results as JSON.
     #[arg(long)]
     pub json: bool,
 }
 
 impl TrainArgs {
-    /// Settings that its flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         self.how.flags()
     }
 }
 
 impl TrainingArgs {
-    /// Settings that its flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
-        let given = [
+        let flags = [
             ("trainer.trainable", self.trainable.as_ref().map(|value| json!(value))),
             ("trainer.epochs", self.epochs.map(|value| json!(value))),
             ("trainer.batch", self.batch.map(|value| json!(value))),
             ("trainer.optimizer.learning_rate", self.learning_rate.map(|value| json!(value))),
             ("trainer.threads", self.threads.map(|value| json!(value))),
         ];
-        given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+        flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }
 }
 
-/// Trains.
+/// Trains a model.
 pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     train_folder(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
     Ok(())
 }
 
-/// Trains a model on a folder, and writes a new one if it is better; whether it did.
+/// Trains a model on a folder, and writes a new one if it improved; returns whether it did.
 pub async fn train_folder(
     settings: &Settings,
     model: &Path,
@@ -107,16 +108,16 @@ pub async fn train_folder(
     shutdown: Shutdown,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let stopper = stop.clone();
     let watching = tokio::spawn(async move {
         shutdown.wait_for_request().await;
-        told.cancel();
+        stopper.cancel();
     });
     let (train, onnxruntime) = (settings.trainer.clone(), settings.onnxruntime.clone());
     let (folder, data, out) = (model.to_owned(), data.to_owned(), new.to_owned());
     let bar = progress(train.epochs);
     let shown = bar.clone();
-    let anyway = how.anyway;
+    let keep_without_gain = how.keep_without_gain;
     let work = move || -> anyhow::Result<(TrainedModel, Option<Model>)> {
         training::folder::check(&out)?;
         let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
@@ -124,13 +125,13 @@ pub async fn train_folder(
         let examples = Examples::read(&data, &model.labels, train.holdout_ratio)?;
         let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&train.limits), checkpoints: None };
         let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
-        if !anyway && trained.has_no_gain().is_some() {
+        if !keep_without_gain && trained.has_no_gain().is_some() {
             return Ok((trained, None));
         }
         let written = training::folder::write(&model, &trained.onnx, &trained.values(), &out)?;
         Ok((trained, Some(written)))
     };
-    let (trained, written) = tokio::task::spawn_blocking(work).await.context("training broke off")??;
+    let (trained, written) = tokio::task::spawn_blocking(work).await.context("training crashed")??;
     watching.abort();
     bar.bar.finish_and_clear();
     if how.json {
@@ -152,12 +153,14 @@ pub async fn train_folder(
         stdout::print_line(text(&trained, written.as_ref()))?;
     }
     if let Some(why) = trained.has_no_gain().filter(|_| written.is_none()) {
-        stdout::print_note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
+        stdout::print_note(format_args!(
+            "{why}; nothing was written (write the best epoch anyway with --keep-without-gain)"
+        ));
     }
     Ok(written.is_some())
 }
 
-/// Says what happens on standard error: a line an epoch.
+/// Progress on standard error, one line per epoch.
 #[derive(Clone)]
 struct EpochPrinter {
     bar: ProgressBar,
@@ -190,20 +193,21 @@ impl EpochPrinter {
 
 fn measured(measured: &ModelAccuracy) -> String {
     let right = format::percent(measured.accuracy_ratio);
-    format!("of {} held out {right} right, loss {:.3}", measured.images, measured.loss)
+    format!("holdout of {}: accuracy {right}, loss {:.3}", measured.images, measured.loss)
 }
 
 fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
-    let mut lines = vec![format!("trained  {} numbers", trained.parameters)];
+    let mut lines = vec![format!("trained  {} parameters", trained.parameters)];
     if let Some(layers) = trained.layers {
         let layers = if layers == 1 { "layer".into() } else { format!("{layers} layers") };
-        lines
-            .push(format!("         the last {layers} alone, for images are few (--trainable all trains every layer)"));
+        lines.push(format!(
+            "         the last {layers} only, because images are few (--trainable all trains every layer)"
+        ));
     }
     let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
     let (before, after) = trained.held_out();
     lines.push(format!(
-        "held out {} right before, {} after epoch {}, of {} images; at a learning rate of {}",
+        "holdout  accuracy {} before, {} after epoch {}, {} images; learning rate {}",
         right(&before),
         right(&after),
         trained.best_epoch,
@@ -212,18 +216,18 @@ fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
     ));
     if let Some((before, after)) = &trained.test {
         lines.push(format!(
-            "test     {} right before, {} after, of {} images",
+            "test     accuracy {} before, {} after, {} images",
             right(before),
             right(after),
             after.images
         ));
     }
     if trained.unreadable > 0 {
-        lines.push(format!("passed over {} times a picture that cannot be used (-v says which)", trained.unreadable));
+        lines.push(format!("skipped  {} reads of unusable images (-v names them)", trained.unreadable));
     }
     if let Some(model) = written {
         lines.push(format!("written  {}, release {}", model.folder.display(), model.release));
-        lines.push("The gate's temperature and thresholds are those of the old model.".into());
+        lines.push("The gate keeps the temperature and thresholds of the old model.".into());
     }
     lines.join("\n")
 }

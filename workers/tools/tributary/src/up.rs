@@ -1,4 +1,4 @@
-//! `tributary up`: servers and all roles in one process, until told to stop.
+//! `tributary up`: servers and all roles in one process, until stopped.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -28,34 +28,48 @@ use crate::stdout;
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
-/// Sites that a fleet's hub has room for on its disk, if each used all it may.
+/// Sites that the disk limit of a fleet's hub is computed for.
 const MOST_SITES: usize = 1000;
 
-/// What to start.
+const EXAMPLES: &str = "\
+Starts a nats-server on a free loopback port with its store in --store, and all roles of a site and of the cloud in \
+one process; other commands in this folder find it. Ctrl-C stops it; nothing that was acknowledged is lost.
+
+Examples:
+  tributary up --model ./model                    one site; doubtful answers stay as they are
+  tributary up --model ./model --cloud-model ./larger
+                                                  the larger model verifies doubtful answers
+  tributary up --model ./model --cloud-model ./larger --sites 2 --train --merge
+                                                  a hub and two sites that learn
+  tributary up --fleet tributary-fleet --cloud-model ./larger
+                                                  the hub of a fleet";
+
+/// Start servers and all roles on this machine, and keep them running.
 #[derive(clap::Args, Debug, Default)]
+#[command(after_help = EXAMPLES)]
 pub struct UpArgs {
-    /// Folder of the site's model: model.toml, graph.onnx, labels.txt, or a Hugging Face export.
+    /// Folder of the site's model: model.toml, graph.onnx and labels.txt, or a Hugging Face export.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Folder of the cloud's model, which verifies doubtful answers; without one they stay as they are.
+    /// Folder of the cloud's model, which verifies doubtful answers.
     #[arg(long, value_name = "DIR")]
     pub cloud_model: Option<PathBuf>,
-    /// Start a hub and this many sites on servers of their own, joined by leaf links as in production.
+    /// Start a hub and N sites with a server each, joined by leaf links as in production.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub sites: Option<u16>,
-    /// Start the hub of the fleet in this folder (`tributary fleet init`) instead of a site.
+    /// Start the hub of the fleet in this folder, made by `tributary fleet init`, instead of a site.
     #[arg(long, value_name = "DIR", conflicts_with = "sites")]
     pub fleet: Option<PathBuf>,
-    /// Let each site train, beside its work, on what is labelled there.
+    /// Run a trainer at each site, on the images labelled there.
     #[arg(long)]
     pub train: bool,
-    /// Merge what sites learn into releases: `tributary round open` asks them.
+    /// Run an aggregator, which merges the sites' updates into releases (`tributary round open`).
     #[arg(long)]
     pub merge: bool,
 }
 
 impl UpArgs {
-    /// The settings these flags stand for.
+    /// The settings that the flags override.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         let flag = |key: &str, path: &Option<PathBuf>| {
             path.as_ref().map(|path| (key.to_owned(), path.display().to_string().into()))
@@ -67,21 +81,21 @@ impl UpArgs {
     }
 }
 
-/// Starts everything, says where it is, and waits.
+/// Starts everything, prints the addresses, and waits.
 pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let up = match &args.fleet {
         Some(folder) => start_hub(settings, folder, shutdown.clone()).await?,
         None => start(settings, args.sites, shutdown.clone()).await?,
     };
     if let Err(error) = stdout::print_line(welcome(&up.running, settings)) {
-        tracing::warn!(%error, "nobody reads where it is");
+        tracing::warn!(%error, "stdout closed");
     }
     up.wait_until_stopped().await
 }
 
-/// Everything that runs. Servers stop when it is dropped, after the roles.
+/// The running servers and roles. Dropping it stops the servers, after the roles.
 pub struct LocalSystem {
-    /// What other commands can find.
+    /// What other commands need to find it.
     pub running: RunningUp,
     roles: JoinSet<anyhow::Result<()>>,
     shutdown: Shutdown,
@@ -91,11 +105,11 @@ pub struct LocalSystem {
 }
 
 impl LocalSystem {
-    /// Waits until told to stop, or until a role had to; stops everything in order.
+    /// Waits until stopped, or until a role stops; then stops everything in order.
     pub async fn wait_until_stopped(mut self) -> anyhow::Result<()> {
         let mut first = Ok(());
         while let Some(ended) = self.roles.join_next().await {
-            // One role that ends takes the others with it: half a site would look like a whole one.
+            // One role that ends stops the others: half a site would look like a whole one.
             self.shutdown.request();
             let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
             first = first.and(ended);
@@ -107,17 +121,17 @@ impl LocalSystem {
     }
 }
 
-/// Starts everything and returns when it takes work.
+/// Starts everything, and returns once it accepts work.
 pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<LocalSystem> {
     streams::connect::expect_end(false);
     runtime::metrics::expect_roles(usize::MAX);
     let mut settings = settings.clone();
     let member = Membership::find(&settings.up.store)?;
     if let Some(member) = &member {
-        be_site_of(member, &mut settings, sites)?;
+        apply_membership(member, &mut settings, sites)?;
     }
     let heavy = match member.is_some() {
-        // The verifiers are the fleet's.
+        // The verifiers run at the fleet's hub.
         true => None,
         false => load_verifier(&mut settings).await?,
     };
@@ -128,9 +142,9 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     if member.is_none() {
         let nats = running.cloud_nats(&NatsSettings::default());
         let cloud = Bus::connect(&nats, "up").await?;
-        let place =
+        let scope =
             if sites.is_some() { PlanScope::Cloud(names.clone()) } else { PlanScope::Both(settings.site.clone()) };
-        set_up(&cloud, &place, &settings).await?;
+        set_up(&cloud, &scope, &settings).await?;
         let server = servers.all().next().context("no server was started")?;
         let each = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
         start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
@@ -170,19 +184,20 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     Ok(LocalSystem { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
 }
 
-/// Starts the hub of a fleet: its server, encrypted on every address, and the roles of the cloud, each with its own key.
+/// Starts the hub of a fleet: its server, encrypted on every address, and the roles of the cloud, each with its own
+/// key.
 pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -> anyhow::Result<LocalSystem> {
     runtime::metrics::expect_roles(usize::MAX);
     let fleet = FleetFolder::open(folder)?;
     let mut settings = settings.clone();
     let heavy = load_verifier(&mut settings).await?;
-    // With any key, an update counts only if its site signed it.
+    // With any key here, updates count only if their site signed them.
     let keys = fleet.sites().iter().map(|(site, member)| (site.clone(), member.update_key.clone()));
     settings.aggregator.check.keys.extend(keys);
     settings.aggregator.key.get_or_insert_with(|| fleet.signing_file(Role::Aggregator));
     settings.releaser.key.get_or_insert_with(|| fleet.signing_file(Role::Releaser));
     let names: Vec<SiteName> = fleet.sites().keys().cloned().collect();
-    let place = PlanScope::Cloud(names);
+    let scope = PlanScope::Cloud(names);
     let most_sites = PlanScope::Cloud((0..MOST_SITES).filter_map(|number| format!("s{number}").parse().ok()).collect());
     let hub = ServerSettings {
         encryption_key: settings.up.encryption_key.clone(),
@@ -208,7 +223,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     let server = spawn(hub).await?;
     let login = |role: Role| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
     let operator = Bus::connect(&login(Role::Operator), "up").await?;
-    set_up(&operator, &place, &settings).await?;
+    set_up(&operator, &scope, &settings).await?;
     fleet_cmd::note_fleet(&fleet, &operator).await?;
     let mut roles = JoinSet::new();
     let each = async |role: Role| Ok(Bus::connect(&login(role), role.as_str()).await?);
@@ -230,19 +245,19 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         authority: None,
     };
     running.write(&settings.up.store)?;
-    roles.spawn(tell_calendar(folder.to_owned(), shutdown.clone()));
-    // Telling what ends is no role.
+    roles.spawn(report_calendar(folder.to_owned(), shutdown.clone()));
+    // Reporting expiries is no role.
     runtime::metrics::expect_roles(roles.len().saturating_sub(1));
     Ok(LocalSystem { running, roles, shutdown, store: settings.up.store, _sites: Vec::new(), _cloud: Some(server) })
 }
 
-/// Says, while the hub runs, when its certificates and its root end: they are renewed by other commands meanwhile.
-async fn tell_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()> {
+/// Reports hourly when the hub's certificates and root expire; other commands renew them while it runs.
+async fn report_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()> {
     const EVERY: Duration = Duration::from_secs(3600);
     loop {
         match FleetFolder::open(&folder) {
             Ok(fleet) => certificate_expiry::report_expiries(&certificate_expiry::of_hub(&fleet)),
-            Err(error) => tracing::warn!(%error, "it is not known what ends"),
+            Err(error) => tracing::warn!(%error, "expiry check failed"),
         }
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
@@ -251,11 +266,11 @@ async fn tell_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()
     }
 }
 
-/// The store makes this a site of a fleet: what its file says holds.
-fn be_site_of(member: &Membership, settings: &mut Settings, sites: Option<u16>) -> anyhow::Result<()> {
+/// Applies the settings of a site that belongs to a fleet.
+fn apply_membership(member: &Membership, settings: &mut Settings, sites: Option<u16>) -> anyhow::Result<()> {
     anyhow::ensure!(
         sites.is_none() && settings.verifier.model.is_none() && !settings.up.merge,
-        "the store {} is that of site {}, which belongs to a fleet: its hub has the verifiers and the rounds, so leave out --sites, --cloud-model and --merge, or use another --store",
+        "the store {} belongs to site {} of a fleet, whose hub runs the verifiers and the rounds: omit --sites, --cloud-model and --merge, or use another --store",
         settings.up.store.display(),
         member.site
     );
@@ -268,7 +283,7 @@ fn be_site_of(member: &Membership, settings: &mut Settings, sites: Option<u16>) 
 /// The verifier's model, if one was named.
 async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<ServingModel>> {
     let Some(model) = settings.verifier.model.clone() else {
-        tracing::info!("no model for the cloud: doubtful answers stay as they are (--cloud-model verifies them)");
+        tracing::info!("no cloud model; doubtful answers are not verified (set --cloud-model)");
         settings.recognizer.verify.enabled = false;
         return Ok(None);
     };
@@ -276,7 +291,7 @@ async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<Serving
     Ok(Some(begin(settings.onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await?))
 }
 
-/// Starts the roles of the cloud. `connect`: the cloud as a role of this name has it.
+/// Starts the roles of the cloud. `connect`: connects to the cloud with the rights of a role.
 async fn start_cloud(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
@@ -311,7 +326,7 @@ async fn start_cloud(
     Ok(())
 }
 
-/// A site's server, and how the site itself is known to it.
+/// A site's server, with the login that may do everything.
 struct SiteServer<'a> {
     site: &'a RunningSite,
     server: &'a Server,
@@ -361,12 +376,13 @@ async fn start_site(
     Ok(())
 }
 
-/// The notifier tells by MQTT where the listener is not encrypted, for only there can it say that an answer is retained.
+/// The notifier's settings. It publishes over MQTT, which alone can retain answers, where the listener is not
+/// encrypted.
 fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -> anyhow::Result<NotifierSettings> {
     let up = &settings.up;
     let mut chosen = settings.notifier.clone();
     let Some(port) = site.mqtt_port.filter(|_| up.insecure || up.mqtt_listen.is_loopback()) else { return Ok(chosen) };
-    // Where it listens on every address, this machine's own is one of them.
+    // A server that listens on every address listens on loopback, too.
     let listen = Some(up.mqtt_listen).filter(|address| !address.is_unspecified());
     let listen = listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let login = server.login(Role::Notifier).context("the notifier has no login")?;
@@ -379,7 +395,7 @@ fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -
     Ok(chosen)
 }
 
-/// How a worker is known to a server, with the rights it needs; `nats`: how the place itself is.
+/// Connection settings with the login of a worker. `nats`: those of the place itself.
 fn as_worker(server: &Server, role: Role, nats: &NatsSettings) -> anyhow::Result<NatsSettings> {
     let login = server.login(role).with_context(|| format!("the server has no user for the {}", role.as_str()))?;
     let inbox = Some(permissions::role_inbox(role.as_str()));
@@ -475,7 +491,7 @@ async fn servers(
     Ok(LocalServers { cloud: Some(hub), sites })
 }
 
-/// How clients are let in: encrypted and by login where other machines can reach the server, unless that is not wanted.
+/// The listener for clients: encrypted and with logins where other machines can reach it, unless up.insecure is set.
 fn entry(settings: &Settings) -> anyhow::Result<ClientListener> {
     let up = &settings.up;
     if up.insecure || !up.listens_beyond_loopback() {
@@ -505,7 +521,7 @@ fn entry(settings: &Settings) -> anyhow::Result<ClientListener> {
     Ok(ClientListener { listen: up.listen, certificate: Some(certificate), is_open: false })
 }
 
-/// The name by which cameras reach this machine.
+/// Host name by which cameras reach this machine.
 fn host_name(up: &UpSettings) -> String {
     let own = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     up.host.clone().or_else(own).unwrap_or_else(|| "localhost".into())
@@ -551,14 +567,14 @@ fn running(
         authority: server.authority().map(Path::to_owned),
     };
     let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
-    // A fleet's hub is another machine's: nothing there is ours to reach.
+    // At a site of a fleet, the hub is another machine's.
     let hub = servers.all().next().filter(|_| member.is_none());
     let cloud = hub.map(Server::url).unwrap_or_default();
     let cloud_domain = match member {
         Some(member) => Some(member.domain.clone()),
         None => servers.cloud.is_some().then(|| CLOUD.to_owned()),
     };
-    // Other commands may run in another folder.
+    // Absolute, because other commands may run in another folder.
     let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
     RunningUp {
         process: std::process::id(),
@@ -578,7 +594,7 @@ async fn set_up(bus: &Bus, place: &PlanScope, settings: &Settings) -> anyhow::Re
     let refused =
         |findings: &[SetupFinding]| findings.iter().any(|finding| matches!(finding.state, SetupStatus::Refused(_)));
     if findings.as_deref().map_or(true, refused) {
-        tracing::info!("the streams are not set up yet, once more: a server on a slow disk may be busy");
+        tracing::info!("streams not set up; retrying once");
         tokio::time::sleep(Duration::from_secs(1)).await;
         findings = topology::apply_plan(bus, &plan, RepairMode::Everything).await;
     }
@@ -593,7 +609,8 @@ async fn set_up(bus: &Bus, place: &PlanScope, settings: &Settings) -> anyhow::Re
                     setting = difference.setting,
                     found = %difference.found,
                     wanted = %difference.wanted,
-                    "higher than the settings, and kept; `tributary setup --apply --lower` lowers it"
+                    remedy = "tributary setup --apply --shrink",
+                    "higher limit kept"
                 );
             }
         }
@@ -614,8 +631,8 @@ fn welcome(running: &RunningUp, settings: &Settings) -> String {
         lines[0] = String::from("The hub is up.");
         lines.push(format!("  operators         {}", running.cloud_url));
         lines.push("  add a site        tributary site add NAME".into());
-        lines.push("  see who is there  tributary site list".into());
-        lines.push("Stop it with Ctrl-C; sites go on without it and catch up.".into());
+        lines.push("  list sites        tributary site list".into());
+        lines.push("Stop it with Ctrl-C; sites continue without it and catch up.".into());
         return lines.join("\n");
     }
     // A single site is found without its name.
@@ -629,7 +646,7 @@ fn welcome(running: &RunningUp, settings: &Settings) -> String {
     };
     lines.push(format!("  publish           tributary publish FOLDER --camera cam-1{store}{site}"));
     lines.push(format!("  read answers      tributary answers --follow{store}{site}"));
-    lines.push(format!("  see how it does   tributary status{store}{site}"));
+    lines.push(format!("  show its state    tributary status{store}{site}"));
     lines.push("Stop it with Ctrl-C; nothing that was acknowledged is lost.".into());
     lines.join("\n")
 }

@@ -31,8 +31,7 @@ impl Aggregator {
         if count < quorum {
             let refused = self.refused.len();
             let reason = format!("{count} updates count, the quorum is {quorum}; {refused} were refused");
-            let remedy =
-                "open another round; check the sites' trainers and `tributary dead list`, or lower round.quorum";
+            let remedy = "open another round; check the sites' trainers and `tributary dead-letters list --cloud`, or lower round.quorum";
             return self.fail_round(number, FaultNote::new("quorum_missed", reason, remedy)).await;
         }
         let parent = self.releases.manifest(&current.terms.base).await.map_err(store_fault)?;

@@ -1,4 +1,4 @@
-//! The values of heartbeats and queues as gauges. Pure.
+//! The values of heartbeats and queues as metrics. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -61,9 +61,9 @@ fn owned(labels: &[(&'static str, &str)]) -> MetricLabels {
 /// All metrics that are looked up at a request.
 pub(super) fn of(beats: &[Heartbeat], queues: &QueueReadings, expiries: &BTreeMap<String, u64>) -> Registry {
     let mut sheet = MetricSheet::default();
-    for (what, ends_at_ms) in expiries {
-        let help = "Expiry of a certificate or the like, seconds since the epoch";
-        sheet.gauge("tributary_expires_timestamp_seconds", help, &[("what", what)], *ends_at_ms as f64 / 1000.0);
+    for (name, ends_at_ms) in expiries {
+        let help = "When a certificate or the fleet's root expires, seconds since the epoch";
+        sheet.gauge("tributary_expiry_timestamp_seconds", help, &[("name", name)], *ends_at_ms as f64 / 1000.0);
     }
     for beat in beats {
         worker(&mut sheet, beat);
@@ -73,13 +73,35 @@ pub(super) fn of(beats: &[Heartbeat], queues: &QueueReadings, expiries: &BTreeMa
         }
     }
     self::queues(&mut sheet, beats, queues);
-    if let Some(bytes) = process::resident_bytes() {
-        sheet.gauge("tributary_memory_bytes", "Memory that this process has", &[], bytes as f64);
-    }
-    if let Some(cpu) = process::cpu_time(std::process::id()) {
-        sheet.counter("tributary_cpu_seconds", "Processor time that this process used", &[], cpu.as_secs_f64());
-    }
+    this_process(&mut sheet);
     sheet.registry()
+}
+
+/// The program's version, and the standard metrics of a process by the names that Prometheus clients share.
+fn this_process(sheet: &mut MetricSheet) {
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    sheet.gauge("tributary_build_info", "Version of the program", &version, 1.0);
+    if let Some(cpu) = process::cpu_time(std::process::id()) {
+        let help = "Total user and system CPU time in seconds";
+        sheet.counter("process_cpu_seconds", help, &[], cpu.as_secs_f64());
+    }
+    let gauges = [
+        (
+            "process_resident_memory_bytes",
+            "Resident memory size in bytes",
+            process::resident_bytes().map(|bytes| bytes as f64),
+        ),
+        ("process_start_time_seconds", "Start time of the process since the epoch in seconds", process::start_time_s()),
+        ("process_open_fds", "Number of open file descriptors", process::open_files().map(|count| count as f64)),
+        (
+            "process_max_fds",
+            "Maximum number of open file descriptors",
+            process::max_open_files().map(|count| count as f64),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        value.into_iter().for_each(|value| sheet.gauge(name, help, &[], value));
+    }
 }
 
 fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
@@ -88,11 +110,7 @@ fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
     let gauges = [
         ("tributary_images_open", "Stored images without a final answer", outcomes.open as f64),
         ("tributary_image_oldest_open_seconds", "Age of the oldest image without a final answer", oldest_s),
-        (
-            "tributary_image_gaps",
-            "Images missing from the archive that the janitor did not remove",
-            outcomes.gaps as f64,
-        ),
+        ("tributary_image_gaps", "Images missing from the archive that Tributary did not purge", outcomes.gaps as f64),
         (
             "tributary_images_refused",
             "1 while new images are refused",
@@ -101,31 +119,42 @@ fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
     ];
     gauges.into_iter().for_each(|(name, help, value)| sheet.gauge(name, help, &here, value));
     if let Some(free) = outcomes.disk_free_bytes {
-        sheet.gauge("tributary_disk_free_bytes", "Bytes free on the server's disk", &here, free as f64);
+        sheet.gauge("tributary_disk_free_bytes", "Free bytes on the server's disk", &here, free as f64);
     }
     if let Some(too_large) = outcomes.too_large {
-        let help = "Connections recently closed by the server for a message over its limit";
-        sheet.gauge("tributary_connections_closed_for_size", help, &here, too_large as f64);
+        let help = "Connections recently closed by the server for a message above its size limit";
+        sheet.gauge("tributary_oversized_message_disconnects", help, &here, too_large as f64);
     }
+    let help = "Acknowledged images without an outcome that were recognized again";
+    sheet.counter("tributary_images_reprocessed", help, &here, outcomes.redone as f64);
+    let help = "Images refused near the stream's limit without notice to their publishers";
+    sheet.counter("tributary_images_refused_unnotified", help, &here, outcomes.refused as f64);
     sheet.counter(
-        "tributary_images_redone",
-        "Images requeued because they were acknowledged without an outcome",
+        "tributary_images_repeated",
+        "Images published again under the same id",
         &here,
-        outcomes.redone as f64,
+        outcomes.duplicates as f64,
     );
-    let help = "Images refused near the stream's limit whose publishers were not told";
-    sheet.counter("tributary_images_refused_untold", help, &here, outcomes.refused as f64);
-    sheet.counter("tributary_images_repeated", "Images published twice", &here, outcomes.duplicates as f64);
 }
 
 fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
     if beat.replicas > 0 {
-        sheet.gauge("tributary_replicas", "Replicas of the model", &who, beat.replicas.into());
+        sheet.gauge(
+            "tributary_replicas",
+            "Copies of the model, each with a thread of its own",
+            &who,
+            beat.replicas.into(),
+        );
     }
     if let Some(cost_ms) = beat.cost_ms {
-        sheet.gauge("tributary_image_cost_seconds", "Cost of one image on one replica", &who, cost_ms / 1000.0);
+        sheet.gauge(
+            "tributary_image_cost_seconds",
+            "Time of one replica per image, as measured",
+            &who,
+            cost_ms / 1000.0,
+        );
     }
     if let (Some(model), Some(release)) = (&beat.model, &beat.release) {
         let labels = [who[0], who[1], ("model", model), ("release", release.short())];
@@ -133,33 +162,33 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     }
     if let Some(since_ms) = beat.release_since_ms {
         let age_s = clock::now_ms().saturating_sub(since_ms) as f64 / 1000.0;
-        sheet.gauge("tributary_release_age_seconds", "Time since the worker started to run the release", &who, age_s);
+        sheet.gauge("tributary_release_age_seconds", "Seconds since the worker took its release", &who, age_s);
     }
     if let Some(ahead_ms) = beat.clock_ahead_ms {
-        let help = "How far the worker's clock is ahead of its server's";
-        sheet.gauge("tributary_clock_ahead_seconds", help, &who, ahead_ms as f64 / 1000.0);
+        let help = "Clock of the worker minus that of its server";
+        sheet.gauge("tributary_clock_offset_seconds", help, &who, ahead_ms as f64 / 1000.0);
     }
     for fault in &beat.faults {
         let labels = [who[0], who[1], ("fault", fault.kind.as_str())];
-        sheet.gauge("tributary_fault", "Faults that a worker reports at present", &labels, 1.0);
+        sheet.gauge("tributary_fault", "1 while a worker reports the fault", &labels, 1.0);
     }
     if let Some(outcomes) = &beat.outcomes {
         self::outcomes(sheet, site, outcomes);
     }
     if let Some(decision) = &beat.decision {
-        let admits = [
+        let decisions = [
             ("local", decision.local),
-            ("redirected", decision.redirected),
-            ("taken_back", decision.taken_back),
+            ("offloaded", decision.redirected),
+            ("reclaimed", decision.taken_back),
             ("held", decision.held),
         ];
-        for (admit, count) in admits {
-            let labels = [("site", site), ("admit", admit)];
-            sheet.counter("tributary_admissions", "Routing decisions before recognition", &labels, count as f64);
+        for (name, count) in decisions {
+            let labels = [("site", site), ("decision", name)];
+            sheet.counter("tributary_admissions", "Decisions where a task is recognized", &labels, count as f64);
         }
-        for (fate, count) in [("verified", decision.verified), ("kept", decision.kept)] {
-            let labels = [("site", site), ("fate", fate)];
-            sheet.counter("tributary_doubts", "What became of doubtful answers", &labels, count as f64);
+        for (outcome, count) in [("verified", decision.verified), ("kept", decision.kept)] {
+            let labels = [("site", site), ("outcome", outcome)];
+            sheet.counter("tributary_escalations", "Outcomes of doubtful answers", &labels, count as f64);
         }
     }
     if let Some(drift) = &beat.drift {
@@ -168,23 +197,23 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     if let Some(training) = &beat.training {
         let labels = [("site", site)];
         let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
-        gauge("tributary_training_labelled_images", "Labelled images that the trainer knows", training.labelled as f64);
-        gauge("tributary_training_fresh_images", "Images labelled since the last training", training.fresh as f64);
-        gauge("tributary_training_epoch", "Epochs finished", training.epoch.into());
-        gauge("tributary_training_updates_sent", "Updates sent since it started", training.sent as f64);
+        gauge("tributary_training_labelled_images", "Labelled images known to the trainer", training.labelled as f64);
+        gauge("tributary_training_new_images", "Images labelled since the last training", training.fresh as f64);
+        gauge("tributary_training_epoch", "Epochs completed in the current training", training.epoch.into());
+        gauge("tributary_training_updates_sent", "Updates sent since the trainer started", training.sent as f64);
     }
     if let (Some(rounds), Some(model)) = (&beat.rounds, &beat.model) {
         let labels = [("model", model.as_str())];
         let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
-        gauge("tributary_round_number", "Number of the last round", rounds.round as f64);
-        gauge("tributary_round_updates", "Updates accepted in the last round", rounds.updates.into());
-        gauge("tributary_round_quorum", "Updates needed to close the round", rounds.quorum.into());
+        gauge("tributary_round_number", "Number of the latest round", rounds.round as f64);
+        gauge("tributary_round_updates", "Accepted updates in the latest round", rounds.updates.into());
+        gauge("tributary_round_quorum", "Updates needed to close the latest round", rounds.quorum.into());
         gauge("tributary_round_refused", "Updates refused since the aggregator started", rounds.refused as f64);
     }
 }
 
 fn drift(sheet: &mut MetricSheet, who: &[(&'static str, &str)], report: &DriftReport) {
-    let help = "Drift of the answers: 0 steady or not known yet, 1 watch, 2 alarm";
+    let help = "Drift of answers from their reference: 0 steady or unknown, 1 watch, 2 alarm";
     sheet.gauge("tributary_drift_level", help, who, f64::from(report.level() as u8));
     for (name, measure) in report.measures() {
         let labels: Vec<_> = who.iter().copied().chain([("measure", name)]).collect();
@@ -200,22 +229,18 @@ fn link(sheet: &mut MetricSheet, site: &str, link: &LinkReport) {
     gauge("tributary_link_up", "Whether the cloud responds", f64::from(u8::from(link.up)));
     gauge(
         "tributary_link_available",
-        "Whether the link is fast enough for work that could stay at the site",
+        "Whether the link is good enough for offloading",
         f64::from(u8::from(link.available)),
     );
     gauge("tributary_link_round_trip_seconds", "Shortest recent round trip", link.rtt_min_ms / 1000.0);
-    gauge(
-        "tributary_link_slowdown_ratio",
-        "Time of a transmission divided by the shortest possible one",
-        link.slowdown_ratio,
-    );
-    gauge("tributary_link_waiting_messages", "Messages that wait for the link", link.waiting as f64);
-    gauge("tributary_link_waiting_bytes", "Bytes that wait for the link", link.waiting_bytes as f64);
+    gauge("tributary_link_slowdown_ratio", "Transmission time over the best possible one", link.slowdown_ratio);
+    gauge("tributary_link_waiting_messages", "Messages waiting for the link", link.waiting as f64);
+    gauge("tributary_link_waiting_bytes", "Bytes waiting for the link", link.waiting_bytes as f64);
     if let Some(rate) = link.rate_max_bytes_per_s {
-        gauge("tributary_link_rate_bytes_per_second", "Highest recent rate", rate);
+        gauge("tributary_link_rate_bytes_per_second", "Highest recent transmission rate", rate);
     }
     if let Some(left) = link.budget_left_bytes {
-        gauge("tributary_link_budget_left_bytes", "Bytes left in today's budget", left as f64);
+        gauge("tributary_link_budget_left_bytes", "Bytes of today's budget left", left as f64);
     }
 }
 
@@ -224,12 +249,17 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
         let name = [("stream", queue.stream), ("consumer", queue.durable.as_str())];
         for (state, count) in [("pending", queue.progress.pending), ("unacked", queue.progress.unacked)] {
             let labels = [name[0], name[1], ("state", state)];
-            sheet.gauge("tributary_queue_messages", "Messages that are not finished", &labels, count as f64);
+            sheet.gauge(
+                "tributary_queue_messages",
+                "Unfinished messages: pending, or unacknowledged by a worker",
+                &labels,
+                count as f64,
+            );
         }
         let cost_ms = beats.iter().find(|beat| beat.role == queue.role).and_then(|beat| beat.cost_ms);
         if let Some(cost_ms) = cost_ms {
             let work_s = (queue.progress.pending + queue.progress.unacked) as f64 * cost_ms / 1000.0;
-            sheet.gauge("tributary_queue_work_seconds", "Queued work, seconds of one replica", &name, work_s);
+            sheet.gauge("tributary_queue_work_seconds", "Seconds of work waiting, for one replica", &name, work_s);
         }
     }
     for (stream, level) in &queues.levels {
@@ -295,11 +325,14 @@ mod tests {
             "tributary_queue_work_seconds{stream=\"IMAGES\",consumer=\"recognizer\"} 2.0",
             "tributary_queue_messages{stream=\"IMAGES\",consumer=\"recognizer\",state=\"pending\"} 90.0",
             "tributary_replicas{role=\"recognizer\",site=\"reef\"} 2.0",
-            "tributary_doubts_total{site=\"reef\",fate=\"verified\"} 7.0",
+            "tributary_escalations_total{site=\"reef\",outcome=\"verified\"} 7.0",
             "tributary_drift_level{role=\"recognizer\",site=\"reef\"} 2.0",
             "tributary_drift_distance_ratio{role=\"recognizer\",site=\"reef\",measure=\"novelty\"} 0.5",
             "tributary_stream_max_bytes{stream=\"IMAGES\"} 9.0",
             "# TYPE tributary_admissions counter",
+            "# TYPE process_cpu_seconds counter",
+            "# TYPE process_resident_memory_bytes gauge",
+            "tributary_expiry_timestamp_seconds{name=\"root\"} 5.0",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");

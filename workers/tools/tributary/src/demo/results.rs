@@ -1,4 +1,4 @@
-//! What came of the pictures: who was right, what went up, how long it took; as text, chart and JSON.
+//! Results of the demo: accuracy, traffic and latency, as text, chart and JSON.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use streams::server::Durability;
 use super::DemoPicture;
 use super::run::{DemoAnswer, DemoRun, IN_FLIGHT};
 
-/// Points of the curve that are drawn: more cannot be told apart.
-const DRAWN: usize = 200;
+/// Most points of the curve; more cannot be told apart.
+const MAX_POINTS: usize = 200;
 
-/// What came of it.
+/// Accuracy, traffic and latency of a run.
 pub struct DemoResult {
     images: usize,
-    /// Final answers by the site, by the cloud, and tombstones.
+    /// Final answers by the site, by the cloud, and dead letters.
     by_site: usize,
     by_cloud: usize,
     dead: usize,
@@ -42,10 +42,10 @@ pub struct DemoResult {
 }
 
 impl DemoResult {
-    /// Holds the answers against the labels; `cloud` is the cloud model's label for every picture.
+    /// Compares the answers with the labels; `cloud` is the cloud model's label for every image.
     pub fn of(
         pictures: &[DemoPicture],
-        walked: DemoRun,
+        run: DemoRun,
         cloud: &[String],
         durability: Durability,
     ) -> anyhow::Result<Self> {
@@ -55,7 +55,7 @@ impl DemoResult {
         let (mut by_site, mut by_cloud, mut dead, mut right) = (0, 0, 0, 0);
         let mut times: [Vec<Duration>; 4] = Default::default();
         let [provisional, confident, verified, finals] = &mut times;
-        for ((picture, answered), cloud) in pictures.iter().zip(&walked.answered).zip(cloud) {
+        for ((picture, answered), cloud) in pictures.iter().zip(&run.answered).zip(cloud) {
             let DemoAnswer { answer, final_, .. } = answered;
             provisional.extend(answered.provisional);
             finals.push(*final_);
@@ -72,7 +72,7 @@ impl DemoResult {
                     confident.push(*final_);
                 }
             }
-            // What the site said, whoever had the last word.
+            // The site's own answer, whether or not it became final.
             let edge = answer.edge.clone().or_else(|| answer.prediction());
             judged.push(PredictionPair {
                 confidence: edge.as_ref().map_or(0.0, |edge| edge.confidence),
@@ -80,7 +80,7 @@ impl DemoResult {
                 cloud_right: is_right(Some(cloud)),
             });
         }
-        ensure!(judged.len() == images, "{} of {images} pictures were judged", judged.len());
+        ensure!(judged.len() == images, "{} of {images} images were evaluated", judged.len());
         let provisionals = provisional.len();
         let [provisional, confident, verified, finals] = times.map(Latency::of);
         Ok(Self {
@@ -91,10 +91,10 @@ impl DemoResult {
             site_alone: share(judged.iter().filter(|image| image.site_right).count()),
             together: share(right),
             cloud_alone: share(judged.iter().filter(|image| image.cloud_right).count()),
-            sent_up: walked.sent_up,
-            bytes_up: walked.bytes_up,
+            sent_up: run.sent_up,
+            bytes_up: run.bytes_up,
             image_bytes: pictures.iter().map(|picture| picture.bytes.len()).sum(),
-            images_per_s: images as f64 / walked.elapsed.as_secs_f64(),
+            images_per_s: images as f64 / run.elapsed.as_secs_f64(),
             durability,
             provisionals,
             provisional,
@@ -109,21 +109,21 @@ impl DemoResult {
         self.by_cloud as f64 / self.images.max(1) as f64
     }
 
-    /// Accuracy against the share sent up, this run marked on it.
+    /// Accuracy against the share sent up, with this run marked.
     pub fn chart(&self) -> Chart {
         let percent = |(share, right): &(f64, f64)| (share * 100.0, right * 100.0);
         let here = (self.share_verified(), self.together);
         Chart {
-            title: "Accuracy against what is sent up".into(),
-            x_label: "pictures sent up to the cloud, %".into(),
-            y_label: "right answers, %".into(),
+            title: "Accuracy against images sent up".into(),
+            x_label: "images sent up to the cloud, %".into(),
+            y_label: "accuracy, %".into(),
             lines: vec![
                 ChartLine {
-                    name: "the most doubtful first".into(),
-                    points: curve::thinned(&self.curve, DRAWN).iter().map(percent).collect(),
+                    name: "least confident first".into(),
+                    points: curve::thinned(&self.curve, MAX_POINTS).iter().map(percent).collect(),
                 },
                 ChartLine {
-                    name: "as many at random".into(),
+                    name: "at random".into(),
                     points: [(0.0, self.site_alone), (1.0, self.cloud_alone)].iter().map(percent).collect(),
                 },
             ],
@@ -131,7 +131,7 @@ impl DemoResult {
         }
     }
 
-    /// For people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let Self { images, by_site, by_cloud, dead, sent_up, bytes_up, .. } = self;
         let each = self.bytes_up as f64 / self.sent_up.max(1) as f64;
@@ -141,36 +141,36 @@ impl DemoResult {
             format!("  {what:<46}{count:>7}{:>10.1}{:>10.1}\n", latency.p50_ms, latency.p99_ms)
         };
         let mut text = format!(
-            "Right answers\n  site alone                  {}\n  site and cloud together     {}\n  cloud alone                 {}   if every picture had been sent up\n\n",
+            "Accuracy\n  site alone                  {}\n  site and cloud              {}\n  cloud alone                 {}   if every image were sent up\n\n",
             percent(self.site_alone),
             percent(self.together),
             percent(self.cloud_alone)
         );
         text += &format!(
-            "Sent up for a verdict\n  pictures                    {sent_up} of {images}: {:.1} %\n  bytes                       {:.0} kB, where all pictures would have been {all_kb:.0} kB\n                              (what the requests carry: the picture and the site's answer about it)\n\n",
+            "Sent up for a verdict\n  images                      {sent_up} of {images}: {:.1} %\n  traffic                     {:.0} kB, against {all_kb:.0} kB for all images\n                              (payloads of the requests: the image and the site's answer)\n\n",
             100.0 * *sent_up as f64 / (*images).max(1) as f64,
             *bytes_up as f64 / 1e3,
         );
         text += &format!("{:<48}{:>7}{:>10}{:>10}\n", "Milliseconds from publishing to", "count", "p50", "p99");
         text += &time("a provisional answer by the site", self.provisionals, &self.provisional);
-        text += &time("a final answer by the site, which was sure", *by_site, &self.confident);
+        text += &time("a final answer by the confident site", *by_site, &self.confident);
         text += &time("a final answer by the cloud", *by_cloud, &self.verified);
         text += &time("any final answer", *images, &self.finals);
         let kept = match self.durability {
-            Durability::PowerSafe => "each was on the disk before it was acknowledged.",
-            Durability::Fast => "each is on the disk within two minutes (durability fast).",
+            Durability::PowerSafe => "each was on disk before it was acknowledged.",
+            Durability::Fast => "each is on disk within two minutes (durability fast).",
         };
         text += &format!(
-            "\n{:.0} pictures a second, up to {IN_FLIGHT} waiting for their first answer at a time;\n{kept}\n",
+            "\n{:.0} images per second, at most {IN_FLIGHT} of them waiting for their first answer;\n{kept}\n",
             self.images_per_s
         );
         if *dead > 0 {
-            text += &format!("{dead} could not be recognized: see `tributary dead`.\n");
+            text += &format!("{dead} could not be recognized: see `tributary dead-letters list`.\n");
         }
         text
     }
 
-    /// For programs.
+    /// The report as JSON.
     pub fn json(&self) -> serde_json::Value {
         json!({
             "demo": "fashion",
@@ -192,7 +192,7 @@ impl DemoResult {
             "final": self.finals,
             "final_by_site_latency": self.confident,
             "final_by_cloud_latency": self.verified,
-            "curve": { "x": "share sent up", "y": "accuracy", "points": curve::thinned(&self.curve, DRAWN) },
+            "curve": { "x": "share sent up", "y": "accuracy", "points": curve::thinned(&self.curve, MAX_POINTS) },
             "machine": BenchMachine::here(Path::new(".")),
         })
     }

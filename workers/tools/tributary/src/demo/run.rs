@@ -1,4 +1,4 @@
-//! The pictures' walk: everything is started, every picture published and answered, everything stopped.
+//! One run of the demo: start everything, publish every image and wait for its answer, stop everything.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,27 +16,27 @@ use crate::settings::Settings;
 use crate::site_target::RunningUp;
 use crate::up;
 
-/// Pictures published and without a first answer, at a time.
+/// Most images published and without a first answer.
 pub const IN_FLIGHT: usize = 16;
-/// Everything is answered within seconds; after this something is wrong.
-const PATIENCE: Duration = Duration::from_secs(50);
-const STOPPED: &str = "stopped before it was through";
+/// Time limit for all answers, which normally takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(50);
+const STOPPED: &str = "stopped before the end";
 
-/// What became of one picture.
+/// The outcome of one image.
 pub struct DemoAnswer {
-    /// From publishing to its provisional answer, if it had one.
+    /// From publishing to the provisional answer; absent without one.
     pub provisional: Option<Duration>,
-    /// From publishing to its final answer.
+    /// From publishing to the final answer.
     pub final_: Duration,
-    /// That answer.
+    /// The final answer.
     pub answer: Answer,
 }
 
-/// What became of all of them.
+/// The outcome of all images.
 pub struct DemoRun {
-    /// In the order of the pictures.
+    /// In the order of the images.
     pub answered: Vec<DemoAnswer>,
-    /// From the first publishing to the last final answer.
+    /// From the first publish to the last final answer.
     pub elapsed: Duration,
     /// Requests that reached the cloud.
     pub sent_up: u64,
@@ -44,7 +44,7 @@ pub struct DemoRun {
     pub bytes_up: u64,
 }
 
-/// Starts everything, walks all pictures through it, stops everything.
+/// Starts everything, runs all images through it, stops everything.
 pub async fn run_pictures(
     settings: &Settings,
     pictures: Arc<Vec<DemoPicture>>,
@@ -57,73 +57,73 @@ pub async fn run_pictures(
     };
     let running = up.running.clone();
     let mut roles = tokio::spawn(up.wait_until_stopped());
-    let walked = tokio::select! {
-        walked = run_pictures_through(&running, pictures) => walked,
+    let run = tokio::select! {
+        run = run_pictures_through(&running, pictures) => run,
         ended = &mut roles => {
             ended??;
-            bail!("everything stopped by itself");
+            bail!("all roles stopped unexpectedly");
         }
         () = shutdown.wait_for_request() => Err(anyhow::anyhow!(STOPPED)),
     };
     stop.request();
     roles.await??;
-    walked
+    run
 }
 
-/// Publishes every picture, waits for every final answer.
+/// Publishes every image, and waits for every final answer.
 async fn run_pictures_through(running: &RunningUp, pictures: Arc<Vec<DemoPicture>>) -> anyhow::Result<DemoRun> {
     let site = running.sites.first().context("no site was started")?;
     let here = Bus::connect(&NatsSettings { url: site.url.clone(), ..NatsSettings::default() }, "demo").await?;
     let cloud = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
     let cloud = Bus::connect(&cloud, "demo").await?;
     let camera: CameraName = "demo".parse()?;
-    let ear = AnswerListener::open(&here, &cloud, &site.site).await?;
-    let publisher = Publisher::new(here.clone(), PATIENCE);
+    let listener = AnswerListener::open(&here, &cloud, &site.site).await?;
+    let publisher = Publisher::new(here.clone(), TIMEOUT);
     let begun = Instant::now();
     let all = async {
         let mut tasks = Vec::with_capacity(pictures.len());
-        let mut walking = futures::stream::iter(pictures.iter().map(|picture| {
+        let mut publishing = futures::stream::iter(pictures.iter().map(|picture| {
             let image = subject::image(&site.site, &camera);
-            let (publisher, ear) = (&publisher, &ear);
+            let (publisher, listener) = (&publisher, &listener);
             async move {
                 let task = TaskId::new_random();
-                let first = ear.expect_task(task, Instant::now());
+                let first = listener.expect_task(task, Instant::now());
                 let publication = Publication::with_id(image, picture.bytes.clone(), task.to_string())
                     .header(HEADER_LABEL, picture.label.clone());
                 publisher.publish(&publication).await?;
-                // Fails only if nobody listens any more, and then nothing will be complete.
+                // Fails only if the listener has ended; then waiting for the finals fails, too.
                 let _ = first.await;
                 anyhow::Ok(task)
             }
         }))
         .buffered(IN_FLIGHT);
-        while let Some(task) = walking.next().await {
+        while let Some(task) = publishing.next().await {
             tasks.push(task?);
         }
-        ear.finals_reach(tasks.len()).await;
+        listener.finals_reach(tasks.len()).await;
         anyhow::Ok(tasks)
     };
-    let tasks = match tokio::time::timeout(PATIENCE, all).await {
+    let tasks = match tokio::time::timeout(TIMEOUT, all).await {
         Ok(tasks) => tasks?,
         Err(_) => bail!(
-            "only {} of {} pictures had a final answer within {} s: is the machine very busy?",
-            ear.finals(),
+            "only {} of {} images had a final answer within {} s: is the machine very busy?",
+            listener.finals(),
             pictures.len(),
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         ),
     };
     let elapsed = begun.elapsed();
-    close(&ear, &tasks, elapsed)
+    collect_answers(&listener, &tasks, elapsed)
 }
 
-/// What became of the pictures, once all is said.
-fn close(ear: &AnswerListener, tasks: &[TaskId], elapsed: Duration) -> anyhow::Result<DemoRun> {
+/// The outcome of all tasks, once every final answer was received.
+fn collect_answers(listener: &AnswerListener, tasks: &[TaskId], elapsed: Duration) -> anyhow::Result<DemoRun> {
     let answered = tasks.iter().map(|task| {
-        let heard = ear.take_answers(*task).context("an answer was not heard")?;
-        let (final_, answer) = heard.last.context("an answer was not heard")?;
+        let heard = listener.take_answers(*task).context("an answer was not received")?;
+        let (final_, answer) = heard.last.context("an answer was not received")?;
         Ok(DemoAnswer { provisional: heard.provisional, final_, answer })
     });
     let answered = answered.collect::<anyhow::Result<_>>()?;
-    let up = ear.cloud_arrivals();
+    let up = listener.cloud_arrivals();
     Ok(DemoRun { answered, elapsed, sent_up: up.requests, bytes_up: up.bytes })
 }

@@ -1,9 +1,9 @@
 //! `tributary demo --loop`: infer → learn → release → infer, by itself, on this machine.
 //!
-//! Everything that runs is what `tributary up --sites 2 --train --merge` runs, and a round is opened as `tributary round
-//! open` does; only the labels, by which is measured what was right, would be missing in real life. [`pictures`] says who
-//! sees what, [`setup`] makes the models it begins with, [`quick_settings`] holds the settings, [`flow`] is a site's images, [`round`]
-//! one turn of the loop, [`model_standing`] reads how rounds and releases stand, [`results`] what came of it.
+//! Runs what `tributary up --sites 2 --train --merge` runs, and opens rounds as `tributary round open` does; only the
+//! labels, by which accuracy is measured, would be missing in production. [`pictures`] divides the images, [`setup`]
+//! makes the first models, [`quick_settings`] holds the settings, [`flow`] publishes a site's images, [`round`] is one
+//! turn of the loop, [`model_standing`] reads rounds and releases, [`results`] reports.
 
 mod flow;
 mod label_accuracy;
@@ -34,50 +34,49 @@ use flow::SiteFlow;
 use label_accuracy::Right;
 use model_standing::ModelStanding;
 use pictures::{PictureDivision, PictureProvenance};
-use results::Found;
+use results::LoopResult;
 use round::LoopContext;
 use setup::{LoopFolders, ModelSources, START_OF_CLASS};
 
 const INITIAL: &str = "fixtures/models/fashion-initial";
-/// Classes of the project's own pictures that the start model has never seen.
+/// Number of classes that the start model for the project's own images has never seen.
 const UNSEEN: usize = 4;
 const SITES: u16 = 2;
 const ROUNDS: u32 = 4;
-/// New pictures of a site in each turn, if there are as many.
-const OF_SITE: usize = 150;
-/// With fewer, nothing can be measured.
-const LEAST_OF_SITE: usize = 20;
-const STOPPED: &str = "stopped before it was through";
+/// New images per site and turn, if there are enough.
+const IMAGES_PER_SITE: usize = 150;
+/// Fewest images per site and turn that give a measurement.
+const MIN_IMAGES_PER_SITE: usize = 20;
+const STOPPED: &str = "stopped before the end";
 
-/// The loop's own options.
+/// Options of the loop.
 #[derive(clap::Args)]
 pub struct LoopArgs {
-    /// Close the loop: sites whose model has never seen some classes learn them, round by round, from the cloud's verdicts.
-    #[arg(long = "loop")]
+    /// Close the loop: sites learn unseen classes from the cloud's verdicts, round by round.
+    #[arg(long = "loop", help_heading = "Loop")]
     pub looped: bool,
-    /// With --loop: rounds of learning, merging and releasing; 4 if absent.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    /// Rounds of learning, merging and releasing [default: 4].
+    #[arg(long, help_heading = "Loop", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: Option<u32>,
-    /// With --loop: labelled pictures of your own, a folder with an index.csv (columns file, label, split), or with a folder for each label.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of your own labelled images: an index.csv (columns file, label, split), or one folder per label.
+    #[arg(long, help_heading = "Loop", value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Column of the index whose pictures belong together, such as the track of a video: they stay on one side.
-    #[arg(long, value_name = "COLUMN", requires = "data")]
+    /// Column of the index.csv that groups images, such as a video track; groups are never split.
+    #[arg(long, help_heading = "Loop", value_name = "COLUMN", requires = "data")]
     groups: Option<String>,
-    /// The model that sites begin with; made from some of the pictures if absent.
-    #[arg(long, value_name = "DIR", requires = "data")]
+    /// Model that sites start with [default: made from some of the images].
+    #[arg(long, help_heading = "Loop", value_name = "DIR", requires = "data")]
     model: Option<PathBuf>,
-    /// The cloud's model; made from half of the pictures if absent.
-    #[arg(long, value_name = "DIR", requires = "data")]
+    /// The cloud's model [default: made from half of the images].
+    #[arg(long, help_heading = "Loop", value_name = "DIR", requires = "data")]
     cloud_model: Option<PathBuf>,
-    /// With --loop: it has grown dark, and cameras show all pictures a quarter as bright. Without --data sites begin with the
-    /// model that is shipped, which is good by day.
-    #[arg(long)]
+    /// Darken all images to a quarter; without --data, sites start with the shipped model, which is good by day.
+    #[arg(long, help_heading = "Loop")]
     dark_cameras: bool,
 }
 
 impl LoopArgs {
-    /// An option that means nothing without --loop, if one was given.
+    /// The first given option that needs --loop, if --loop is missing.
     pub fn unused_option(&self) -> Option<&'static str> {
         let given = [
             ("--rounds", self.rounds.is_some()),
@@ -88,13 +87,13 @@ impl LoopArgs {
     }
 }
 
-/// Where results go.
+/// Where the results go.
 pub struct LoopOutput<'a> {
-    /// The picture.
+    /// File of the chart.
     pub chart: &'a Path,
-    /// All numbers.
+    /// File of the results as JSON.
     pub json: Option<&'a Path>,
-    /// Everything that is written while it runs is kept here.
+    /// Folder that keeps the stores; absent, they are removed.
     pub keep: Option<&'a Path>,
 }
 
@@ -110,7 +109,7 @@ pub async fn command(
     let (temporary, store) = match into.keep {
         Some(folder) => (None, folder.to_owned()),
         None => {
-            let folder = tempfile::tempdir().context("no folder for the stores can be made")?;
+            let folder = tempfile::tempdir().context("a folder for the stores cannot be created")?;
             let path = folder.path().to_owned();
             (Some(folder), path)
         }
@@ -121,13 +120,16 @@ pub async fn command(
     settings.check()?;
     let widened = quick_settings::widened(&settings.releaser.canary);
     let per_turn = made.divided.sites.iter().map(Vec::len).min().unwrap_or(0) / (rounds as usize + 1);
-    let of_site = OF_SITE.min(per_turn);
-    ensure!(of_site >= LEAST_OF_SITE, "{per_turn} new pictures a site and round are too few: use fewer --rounds");
+    let of_site = IMAGES_PER_SITE.min(per_turn);
+    ensure!(
+        of_site >= MIN_IMAGES_PER_SITE,
+        "{per_turn} new images per site and round are too few (at least {MIN_IMAGES_PER_SITE}): use fewer --rounds"
+    );
     stdout::print_line(intro(&made.divided, &widened, &settings, of_site))?;
 
     let turned = through(&settings, rounds, of_site, &made, &shutdown).await?;
     drop(temporary);
-    let found = Found {
+    let found = LoopResult {
         name: data.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         turns: turned.turns,
         unseen: made.divided.unseen.clone(),
@@ -144,16 +146,16 @@ pub async fn command(
     stdout::print_line(outro(&found, into.chart))
 }
 
-/// What it begins with.
+/// What the loop starts with.
 struct LoopSetup {
     onnx: OnnxRuntime,
     divided: PictureDivision,
     start: LoopFolders,
-    /// The cloud's model on the test pictures.
+    /// Accuracy of the cloud's model on the test images.
     cloud: Right,
 }
 
-/// Divides the pictures, makes what models are missing, and says how right they are.
+/// Divides the images, makes missing models, and reports their accuracy.
 async fn begin(
     settings: &Settings,
     args: &LoopArgs,
@@ -176,25 +178,28 @@ async fn begin(
     let (data, groups, store) = (data.to_owned(), args.groups.clone(), store.to_owned());
     let library = settings.onnxruntime.clone();
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let stopper = stop.clone();
     let work = tokio::task::spawn_blocking(move || -> anyhow::Result<LoopSetup> {
         let pictures = pictures::read(&data, groups.as_deref()).with_context(|| {
-            format!("pictures in {}: run this in a checkout of the project, or name --data", data.display())
+            format!(
+                "images in {}: run the demo in a checkout of the project, or name a folder with --data",
+                data.display()
+            )
         })?;
         let labels: std::collections::BTreeSet<&str> = pictures.iter().map(|picture| picture.label.as_str()).collect();
         let unseen = match (&given.start, own) {
-            // What a model has seen that is given is not known.
+            // What a given model has seen is unknown.
             (Some(_), _) => 0,
             (None, true) => UNSEEN,
             (None, false) => (labels.len() / 3).max(1),
         };
         let mut divided = pictures::divide(pictures, &makers, unseen, SITES.into())?;
         let onnx = OnnxRuntime::find_and_load(library.as_deref())?;
-        std::fs::create_dir_all(&store).with_context(|| format!("{} cannot be made", store.display()))?;
+        std::fs::create_dir_all(&store).with_context(|| format!("{} cannot be created", store.display()))?;
         if dark {
             divided.show(&[CameraStyle::Dark; 2], &store.join("shown"))?;
         }
-        let start = setup::make(&onnx, &divided, &given, &store, &told)?;
+        let start = setup::make(&onnx, &divided, &given, &store, &stopper)?;
         let right = Right::of(&onnx, &start.model, &divided.test)?;
         let cloud = Right::of(&onnx, &start.cloud, &divided.test)?;
         stdout::print_line(by_class(&divided, &right, &cloud))?;
@@ -209,13 +214,13 @@ async fn begin(
     }
 }
 
-/// All turns, and how many images they took.
+/// All turns, and the number of images published.
 struct LoopTurns {
     turns: Vec<round::LoopTurn>,
     images: usize,
 }
 
-/// Starts everything, goes through all rounds, stops everything.
+/// Starts everything, runs all rounds, stops everything.
 async fn through(
     settings: &Settings,
     rounds: u32,
@@ -234,7 +239,7 @@ async fn through(
         turned = turns(settings, rounds, of_site, made, &running) => turned,
         ended = &mut roles => {
             ended??;
-            bail!("everything stopped by itself");
+            bail!("all roles stopped unexpectedly");
         }
         () = shutdown.wait_for_request() => Err(anyhow::anyhow!(STOPPED)),
     };
@@ -281,7 +286,7 @@ async fn turns(
     Ok(LoopTurns { turns, images: flows.iter().map(SiteFlow::acknowledged).sum() })
 }
 
-/// How right both models are, class by class.
+/// Accuracy of both models by class.
 fn by_class(divided: &PictureDivision, start: &Right, cloud: &Right) -> String {
     let cell = |right: &Right, label: &String| {
         right
@@ -300,7 +305,7 @@ fn by_class(divided: &PictureDivision, start: &Right, cloud: &Right) -> String {
     rows.push(vec!["  all".into(), format::percent(start.ratio()), format::percent(cloud.ratio()), String::new()]);
     let count = divided.test.len();
     format!(
-        "right of {count} test pictures, which nobody learns from:\n{}",
+        "Accuracy on {count} test images, which nobody learns from:\n{}",
         format::table(&["  class", "start", "cloud", ""], &rows)
     )
 }
@@ -309,16 +314,15 @@ fn intro(divided: &PictureDivision, widened: &str, settings: &Settings, of_site:
     let counts: Vec<String> = divided.sites.iter().map(|site| site.len().to_string()).collect();
     format!(
         "
-Two sites and a cloud, all on this machine. Each site sees pictures of its own ({}), of other classes more often than the
-other site. A picture that its model is in doubt about goes up and gets the cloud's verdict, and so do, by lot, {} of those
-it is sure of. Sites learn from verdicts alone. A round asks them for what they learned and merges it; the merged model is
-fitted and tried on {} public pictures of all classes. The releaser tries the release at one site, and then all sites have
-it or none.
+Two sites and a cloud, all on this machine. Each site sees its own images ({}), with another mix of classes than the
+other site. Images that its model doubts go up and get the cloud's verdict, and so does a random sample of {} of the
+others. Sites learn from verdicts only. A round asks them for updates and merges them; the merged model is tuned and
+tested on {} public images of all classes. The releaser canaries the release at one site; then all sites get it, or none.
 
-Each round begins with {of_site} pictures a site that no model has seen, which the numbers are about. While sites learn and a
-release is tried, pictures that came before come again, {} a second at each site, so that a trial sees more images than
-there are pictures: it is kinder to what was learned from them than life would be.
-Trials are less strict than by default (in brackets), for a minute shows few images: {widened}.",
+Each round starts with {of_site} images per site that no model has seen; the figures are about these. While sites learn and
+a release is canaried, earlier images come again, {} per second at each site, so a canary sees more images than there
+are: it judges what was learned from them more kindly than production would.
+Canaries are less strict than by default (in parentheses), because a minute shows few images: {widened}.",
         counts.join(" and "),
         format::percent(settings.recognizer.verify.sample_ratio),
         divided.public.len(),
@@ -326,12 +330,12 @@ Trials are less strict than by default (in brackets), for a minute shows few ima
     )
 }
 
-fn outro(found: &Found, chart: &Path) -> String {
+fn outro(found: &LoopResult, chart: &Path) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "tributary".into());
     let (first, last) = (found.turns.first(), found.turns.last());
     let sum = first.zip(last).map_or_else(String::new, |(first, last)| {
         format!(
-            "Sent up: {} → {}. Test pictures that the sites' model is right about: {} → {} (the cloud's model: {}){}.\n",
+            "Sent up: {} → {}. Accuracy of the sites' model on test images: {} → {} (the cloud's model: {}){}.\n",
             format::percent(first.up_ratio()),
             format::percent(last.up_ratio()),
             format::percent(first.test.ratio()),
@@ -341,37 +345,37 @@ fn outro(found: &Found, chart: &Path) -> String {
                 String::new()
             } else {
                 let (first, last) = (first.test.percent_of(&found.unseen), last.test.percent_of(&found.unseen));
-                format!("; of unseen classes: {first} → {last}")
+                format!("; on unseen classes: {first} → {last}")
             },
         )
     });
     let tests = match found.unseen.is_empty() {
-        true => "Test: of the pictures that nobody learns from.",
+        true => "Test: accuracy on images that nobody learns from.",
         false => {
-            "Test and unseen: of the pictures that nobody learns from, all and\nthose of classes that the start model had \
+            "Test and unseen: accuracy on images that nobody learns from, all and\nthose of classes that the start model had \
              never seen."
         }
     };
     format!(
         "\
-Sent up, sites alone and with cloud: of the new pictures. {tests}
-Updates, what they make and its trial: of the round that follows.
+Sent up, sites alone and with cloud: on the new images. {tests}
+Updates, release and canary: of the round that follows.
 
 {sum}{} images were acknowledged, each has its final answer, and both sites run the stable release; {:.0} s in all.
 
-Picture: {}
+Chart: {}
 
 Try next:
   {program} demo --loop --rounds 8
-      go on longer
+      more rounds
   {program} demo --loop --set recognizer.gate.min_confidence_ratio=0.9
       ask the cloud more often: more verdicts to learn from
   {program} demo --loop --set releaser.canary.escalation_margin_ratio=0.05
-      try releases more strictly: more of them are taken back, or not decided in time
+      stricter canaries: more releases are withdrawn, or not decided in time
   {program} demo --loop --dark-cameras
-      from a model that is good, when it has grown dark
+      a good model, after it gets dark
   {program} demo --loop --data DIR
-      with pictures of your own; both models are made from them
+      with your own images; both models are made from them
   {program} up --sites 2 --train --merge --model DIR --cloud-model DIR
       the same roles, kept running; then `{program} round open` and `{program} status`",
         found.images,

@@ -1,4 +1,4 @@
-//! Here: the programs, the models and the settings, without any server.
+//! Checks of this machine: programs, models and settings, without a server.
 
 use std::path::Path;
 
@@ -9,44 +9,49 @@ use vision::{Model, OnnxRuntime};
 use super::DoctorCheck;
 use crate::settings::Settings;
 
-/// All of it; blocks.
+/// All checks of this machine; blocks.
 pub fn checks(settings: &Settings) -> Vec<DoctorCheck> {
-    let mut checks =
-        vec![chosen(settings), listening(settings), nats_server(settings), onnxruntime(settings), window(settings)];
+    let mut checks = vec![
+        checked_settings(settings),
+        listening(settings),
+        nats_server(settings),
+        onnxruntime(settings),
+        window(settings),
+    ];
     checks.push(model("recognizer", Some(&settings.recognizer.model)));
     checks.push(model("verifier", settings.verifier.model.as_deref()));
     checks
 }
 
-fn chosen(settings: &Settings) -> DoctorCheck {
+fn checked_settings(settings: &Settings) -> DoctorCheck {
     match settings.check() {
-        Ok(()) => DoctorCheck::ok("settings", "every value is in its range"),
+        Ok(()) => DoctorCheck::ok("settings", "all in range"),
         Err(error) => DoctorCheck::bad(
             "settings",
             format!("{error:#}"),
-            "change it where `tributary config --show` says it came from",
+            "change it at its origin, which `tributary config --show` names",
         ),
     }
 }
 
-/// What other machines could reach.
+/// What other machines can reach.
 fn listening(settings: &Settings) -> DoctorCheck {
     const WHAT: &str = "listening";
     let (up, metrics) = (&settings.up, &settings.metrics);
     let mut open = Vec::new();
     if up.insecure && up.listens_beyond_loopback() {
-        open.push("`tributary up` takes clients from other machines unencrypted and without a login (up.insecure)");
+        open.push("`tributary up` accepts clients from other machines unencrypted and without a login (up.insecure)");
     }
     if metrics.insecure && metrics.listen.is_some_and(|listen| !listen.ip().is_loopback()) {
-        open.push("metrics are given to whoever asks, unencrypted (metrics.insecure)");
+        open.push("metrics are served unencrypted to anybody (metrics.insecure)");
     }
     match (&open[..], up.listens_beyond_loopback()) {
-        ([], false) => DoctorCheck::ok(WHAT, "for this machine alone, as far as these settings go"),
+        ([], false) => DoctorCheck::ok(WHAT, "for this machine only, according to these settings"),
         ([], true) => DoctorCheck::ok(WHAT, "for other machines, encrypted and with a login"),
         (open, _) => DoctorCheck::warn(
             WHAT,
             open.join("; "),
-            "leave insecure out: certificates are made by themselves, and `tributary camera add` makes logins",
+            "unset insecure: certificates are then issued by themselves, and `tributary camera add` creates logins",
         ),
     }
 }
@@ -59,7 +64,7 @@ fn nats_server(settings: &Settings) -> DoctorCheck {
         Err(error) => DoctorCheck::warn(
             "nats-server",
             error.to_string(),
-            "`tributary up` needs one; with servers of your own nobody does",
+            "only `tributary up` needs it; ignore this if you run your own servers",
         ),
     }
 }
@@ -73,11 +78,11 @@ fn onnxruntime(settings: &Settings) -> DoctorCheck {
     }
 }
 
-/// A publisher that retries for longer than message ids are remembered stores an image twice.
+/// A publisher that retries longer than the server remembers message ids can store an image twice.
 fn window(settings: &Settings) -> DoctorCheck {
-    let (window_s, patience_s) = (u64::from(settings.streams.duplicate_window_s), settings.publisher.retry_timeout_s);
-    let found = format!("ids are remembered for {window_s} s, publishers retry for {patience_s} s");
-    match window_s > patience_s {
+    let (window_s, retry_s) = (u64::from(settings.streams.duplicate_window_s), settings.publisher.retry_timeout_s);
+    let found = format!("ids are remembered for {window_s} s, publishers retry for {retry_s} s");
+    match window_s > retry_s {
         true => DoctorCheck::ok("repeated publishes", found),
         false => DoctorCheck::bad(
             "repeated publishes",
@@ -91,8 +96,7 @@ fn window(settings: &Settings) -> DoctorCheck {
 fn model(role: &str, folder: Option<&Path>) -> DoctorCheck {
     let what = format!("model of a {role}");
     let setting = format!("{role}.model");
-    let unset =
-        || DoctorCheck::ok(&what, format!("not set ({setting}); where a {role} runs, --model names it as well"));
+    let unset = || DoctorCheck::ok(&what, format!("not set ({setting}); needed only where a {role} runs"));
     let Some(folder) = folder else { return unset() };
     if !folder.exists() && folder == RecognizerSettings::default().model {
         return unset();
@@ -102,16 +106,16 @@ fn model(role: &str, folder: Option<&Path>) -> DoctorCheck {
             &what,
             format!("{} {} in {}", model.description.name, model.release.short(), folder.display()),
         ),
-        // Not every machine runs every role.
+        // No failure: not every machine runs every role.
         Err(error) if !folder.exists() => DoctorCheck::warn(
             what,
             error.to_string(),
-            format!("needed where a {role} runs: name its folder with {setting} or --model"),
+            format!("if a {role} runs here, name its model with {setting} or --model"),
         ),
         Err(error) => DoctorCheck::bad(
             what,
             error.to_string(),
-            format!("try it with `tributary model check {}`", folder.display()),
+            format!("check it with `tributary model check {}`", folder.display()),
         ),
     }
 }
@@ -122,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_shorter_than_a_publishers_patience_breaks_a_promise() {
+    fn a_window_shorter_than_a_publishers_retries_breaks_a_guarantee() {
         let mut settings = Settings::default();
         assert_eq!(window(&settings).state, CheckStatus::Ok);
         settings.streams.duplicate_window_s = 60;

@@ -1,4 +1,4 @@
-//! There: the site's server, its streams, and the cloud.
+//! Checks of the site's server, its streams, and the cloud.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,25 +16,25 @@ use crate::format;
 use crate::settings::Settings;
 use crate::site_target::SiteTarget;
 
-/// The cloud has this long to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// A message is reported on three times in its wait; one image must be done many times in it.
-const IMAGES_IN_A_WAIT: f64 = 10.0;
+/// How long to wait for the cloud.
+const CLOUD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Images that must be done within one ack_wait; a worker reports progress on a message three times in it.
+const IMAGES_PER_ACK_WAIT: f64 = 10.0;
 const MIB: u64 = 1024 * 1024;
 
-/// All of it.
+/// All checks of the servers.
 pub async fn checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     let mut checks = vec![reached(site), encrypted(&site.nats.url), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
-    // At once, for what does not answer takes seconds each.
-    let (wait, found_wrong, clock, verify) = tokio::join!(
+    // Concurrently, because each takes seconds without an answer.
+    let (wait, faults, clock, verify) = tokio::join!(
         wait(&site.bus, settings),
-        found_wrong(site, settings),
+        fault_checks(site, settings),
         clock(site),
         reader::stream_level(&site.bus, topology::VERIFY),
     );
     checks.push(wait);
-    checks.extend(found_wrong);
+    checks.extend(faults);
     checks.push(clock);
     let shared = site.nats.cloud_domain.is_none();
     let both = shared && verify.is_ok();
@@ -48,22 +48,22 @@ pub async fn checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> 
     } else if !both {
         checks.push(DoctorCheck::warn(
             "cloud",
-            "there is none on this server, and nats.cloud_domain names no other",
-            "doubtful answers wait for it: set nats.cloud_domain, or recognizer.verify.enabled = false",
+            "this server has no streams of the cloud, and nats.cloud_domain is not set",
+            "set nats.cloud_domain, or recognizer.verify.enabled = false; doubtful answers wait for the cloud",
         ));
     }
     checks
 }
 
-/// What `status` and the janitor's metric say, too.
-async fn found_wrong(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
+/// The faults that `status` and the janitor's metric report, too.
+async fn fault_checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     let faults = site.find_faults(settings).await;
-    let known = settings.janitor.monitor.is_some() || site.up.is_some();
+    let is_known = settings.janitor.monitor.is_some() || site.up.is_some();
     let mut checks: Vec<DoctorCheck> = faults.into_iter().map(check_of).collect();
-    if !known && site.nats.cloud_domain.is_some() {
+    if !is_known && site.nats.cloud_domain.is_some() {
         checks.push(DoctorCheck::warn(
             "link rules",
-            "unknown: what a link lets through stands in the server's monitoring pages, and their address is not set",
+            "unknown: they are read from the server's monitoring pages, whose address is not set",
             "set janitor.monitor, for example to http://127.0.0.1:8222",
         ));
     } else if checks.is_empty() && site.nats.cloud_domain.is_some() {
@@ -83,25 +83,25 @@ fn check_of(fault: FaultNote) -> DoctorCheck {
     }
 }
 
-/// Whether this machine's clock is the server's.
+/// Compares this machine's clock with the server's.
 async fn clock(site: &SiteTarget) -> DoctorCheck {
-    const MOST_MS: i64 = 2_000;
+    const MAX_OFFSET_MS: i64 = 2_000;
     match runtime::clock::align_clock(&site.bus).await {
-        Ok(ahead_ms) if ahead_ms.abs() > MOST_MS => DoctorCheck::warn(
+        Ok(ahead_ms) if ahead_ms.abs() > MAX_OFFSET_MS => DoctorCheck::warn(
             "clock",
             format!(
                 "{} {} the server's",
                 format::format_span(ahead_ms.unsigned_abs() as f64),
                 if ahead_ms > 0 { "ahead of" } else { "behind" }
             ),
-            "set one of the two right (NTP); deadlines go by the server's",
+            "synchronize both (NTP); deadlines go by the server's",
         ),
-        Ok(_) => DoctorCheck::ok("clock", "as the server's"),
+        Ok(_) => DoctorCheck::ok("clock", "equal to the server's"),
         Err(error) => DoctorCheck::warn("clock", runtime::fault::error_chain(&error), "run `tributary setup`"),
     }
 }
 
-/// Whether what is sent to the server can be read on the way. Pure.
+/// Whether the connection to the server is encrypted. Pure.
 fn encrypted(url: &str) -> DoctorCheck {
     const WHAT: &str = "connection";
     let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
@@ -110,18 +110,18 @@ fn encrypted(url: &str) -> DoctorCheck {
     let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     match (scheme, is_here) {
         ("tls" | "wss", _) => DoctorCheck::ok(WHAT, "encrypted"),
-        (_, true) => DoctorCheck::ok(WHAT, "not encrypted, and it stays on this machine"),
+        (_, true) => DoctorCheck::ok(WHAT, "not encrypted, but on this machine only"),
         (_, false) => DoctorCheck::warn(
             WHAT,
-            format!("images and passwords go to {host} unencrypted"),
-            "use a tls:// address in nats.url, and nats.ca where the server has an authority of its own",
+            format!("images and passwords are sent to {host} unencrypted"),
+            "use a tls:// address in nats.url, and nats.ca if the server has its own certificate authority",
         ),
     }
 }
 
 fn reached(site: &SiteTarget) -> DoctorCheck {
     let (url, version) = (streams::connect::without_credentials(&site.nats.url), site.bus.server_version());
-    DoctorCheck::ok("server", format!("nats-server {version} answers at {url}"))
+    DoctorCheck::ok("server", format!("nats-server {version} at {url}"))
 }
 
 fn max_payload(bus: &Bus) -> DoctorCheck {
@@ -130,33 +130,35 @@ fn max_payload(bus: &Bus) -> DoctorCheck {
         true => DoctorCheck::ok("max_payload", format::format_size(found as u64)),
         false => DoctorCheck::bad(
             "max_payload",
-            format!("{}, and {} are needed", format::format_size(found as u64), format::format_size(needed as u64)),
-            format!("set `max_payload: {needed}` in the server's configuration and reload it"),
+            format!("{}; {} is needed", format::format_size(found as u64), format::format_size(needed as u64)),
+            format!("set `max_payload: {needed}` in the server's configuration, and reload it"),
         )
-        .breaks("every image within the limits is taken, and can be sent up or become a dead letter"),
+        .breaks("every image within the limits is accepted, and can be sent up or dead-lettered"),
     }
 }
 
 fn durability(site: &SiteTarget, settings: &Settings) -> DoctorCheck {
     const WHAT: &str = "sync_interval";
-    const PROMISE: &str = "an acknowledged image survives a power cut";
+    const GUARANTEE: &str = "an acknowledged image survives a power cut";
     match site.store(settings).and_then(|store| server::durability(&store)) {
-        Some(Durability::PowerSafe) => DoctorCheck::ok(WHAT, "always: what is acknowledged is on the disk"),
+        Some(Durability::PowerSafe) => DoctorCheck::ok(WHAT, "always: acknowledged images are on disk"),
         Some(Durability::Fast) => DoctorCheck::warn(
             WHAT,
-            "2m (up.durability = fast): what is acknowledged is on the disk within two minutes",
-            "fine if the machine never loses power; otherwise set up.durability = \"power-safe\" and start `up` again",
+            "2m (up.durability = fast): acknowledged images are on disk within two minutes",
+            "set up.durability = \"power-safe\" and restart `up`, unless the machine never loses power",
         )
-        .breaks(PROMISE),
+        .breaks(GUARANTEE),
         None => DoctorCheck::warn(
             WHAT,
-            format!("unknown: this server is not ours, and a client cannot ask; without it {PROMISE} is no promise"),
-            "see that its configuration says `jetstream { sync_interval: always }`, as deploy/nats/site.conf does",
+            format!(
+                "unknown: this server was not started by `tributary up` here; without sync_interval: always, it is not guaranteed that {GUARANTEE}"
+            ),
+            "make sure that its configuration has `jetstream { sync_interval: always }`, as in deploy/nats/site.conf",
         ),
     }
 }
 
-/// Room on the disk for what the streams may hold.
+/// Whether the disk has room for full streams.
 fn disk(site: &SiteTarget, settings: &Settings) -> Option<DoctorCheck> {
     let store = site.store(settings)?;
     let free = server::free_bytes(&store).ok()?;
@@ -167,21 +169,21 @@ fn disk(site: &SiteTarget, settings: &Settings) -> Option<DoctorCheck> {
         .sum();
     let needed = most.saturating_sub(used(&store));
     let found =
-        format!("{} free, the streams may still take {}", format::format_size(free), format::format_size(needed));
+        format!("{} free; full streams need another {}", format::format_size(free), format::format_size(needed));
     Some(match free > needed {
         true => DoctorCheck::ok("disk", found),
         false => DoctorCheck::warn(
             "disk",
             found,
             format!(
-                "make room at {}, or lower streams.images_max_mib: on a full disk the server takes nothing more",
+                "free space at {}, or lower streams.images_max_mib: on a full disk the server stores nothing more",
                 store.display()
             ),
         ),
     })
 }
 
-/// Bytes in the files below a folder.
+/// Bytes of the files below a folder.
 fn used(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.file_type() {
@@ -191,11 +193,10 @@ fn used(folder: &Path) -> u64 {
     sizes.sum()
 }
 
-/// Whether a message can be handled in the time after which another worker gets it.
+/// Whether ack_wait, after which a message is redelivered, leaves enough time for an image.
 async fn wait(bus: &Bus, settings: &Settings) -> DoctorCheck {
     const WHAT: &str = "ack_wait";
-    let alive = async { fleet::live_workers(bus).await };
-    let slowest = match alive.await {
+    let slowest = match fleet::live_workers(bus).await {
         Ok(beats) => beats.into_iter().filter_map(|beat| beat.cost_ms).reduce(f64::max),
         Err(error) => return DoctorCheck::bad(WHAT, runtime::fault::error_chain(&error), "run `tributary setup`"),
     };
@@ -203,28 +204,27 @@ async fn wait(bus: &Bus, settings: &Settings) -> DoctorCheck {
     match slowest {
         None => DoctorCheck::warn(
             WHAT,
-            format!("{ack_wait_s} s; no worker says what an image costs"),
-            "start a recognizer; `tributary status` shows who lives",
+            format!("{ack_wait_s} s; no running worker reports its cost per image"),
+            "start a recognizer; `tributary status` shows the running workers",
         ),
-        Some(cost_ms) if cost_ms * IMAGES_IN_A_WAIT > f64::from(ack_wait_s) * 1000.0 => DoctorCheck::warn(
+        Some(cost_ms) if cost_ms * IMAGES_PER_ACK_WAIT > f64::from(ack_wait_s) * 1000.0 => DoctorCheck::warn(
             WHAT,
-            format!("{ack_wait_s} s, and one image costs {}", format::format_span(cost_ms)),
-            "raise streams.ack_wait_s and run `tributary setup --apply`: images are recognized twice when it passes",
+            format!("{ack_wait_s} s, and an image takes {}", format::format_span(cost_ms)),
+            "raise streams.ack_wait_s and run `tributary setup --apply`: images that take longer are recognized twice",
         ),
-        Some(cost_ms) => DoctorCheck::ok(
-            WHAT,
-            format!("{ack_wait_s} s; an image costs {} at the most", format::format_span(cost_ms)),
-        ),
+        Some(cost_ms) => {
+            DoctorCheck::ok(WHAT, format!("{ack_wait_s} s; an image takes at most {}", format::format_span(cost_ms)))
+        }
     }
 }
 
 async fn cloud(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
-    match reader::round_trip(&site.link, PATIENCE).await {
+    match reader::round_trip(&site.link, CLOUD_TIMEOUT).await {
         Ok(round_trip) => {
             let found =
-                format!("answers through the leaf link in {}", format::format_span(round_trip.as_secs_f64() * 1000.0));
+                format!("answers over the leaf link in {}", format::format_span(round_trip.as_secs_f64() * 1000.0));
             let mut checks = vec![DoctorCheck::ok("cloud", found)];
-            // Over the link a site sees what is its own.
+            // Over its link a site sees only its own part of the cloud.
             if !site.is_cloud_whole {
                 return checks;
             }
@@ -236,12 +236,12 @@ async fn cloud(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
         Err(error) => vec![DoctorCheck::warn(
             "cloud",
             format!("does not answer: {}", runtime::fault::error_chain(&error)),
-            "the site works without it and catches up; for the link see deploy/nats/site.conf",
+            "check the link (deploy/nats/site.conf); the site works without it and catches up",
         )],
     }
 }
 
-/// What the streams and consumers of a place should be and are not.
+/// Compares the streams and consumers of a place with the settings.
 async fn streams(what: &str, bus: &Bus, place: &PlanScope, settings: &StreamSettings, flag: &str) -> Vec<DoctorCheck> {
     let plan = topology::plan_topology(place, settings);
     let findings = match topology::compare_plan(bus, &plan).await {
@@ -250,7 +250,9 @@ async fn streams(what: &str, bus: &Bus, place: &PlanScope, settings: &StreamSett
     };
     let wrong: Vec<DoctorCheck> = findings.iter().flat_map(|finding| differences(finding, flag)).collect();
     match wrong.is_empty() {
-        true => vec![DoctorCheck::ok(format!("{what}'s streams"), format!("all {} as wanted", findings.len()))],
+        true => {
+            vec![DoctorCheck::ok(format!("{what}'s streams"), format!("all {} as in the settings", findings.len()))]
+        }
         false => wrong,
     }
 }
@@ -269,7 +271,7 @@ fn differences(finding: &SetupFinding, flag: &str) -> Vec<DoctorCheck> {
             differences.iter().map(|difference| differs(what, difference, flag)).collect()
         }
         topology::SetupStatus::Refused(why) => {
-            vec![DoctorCheck::bad(what, why.clone(), "see whether its server is up; then `tributary setup`")]
+            vec![DoctorCheck::bad(what, why.clone(), "check its server, then run `tributary setup`")]
         }
         topology::SetupStatus::Same | topology::SetupStatus::Created | topology::SetupStatus::Updated(_) => Vec::new(),
     }
@@ -277,31 +279,31 @@ fn differences(finding: &SetupFinding, flag: &str) -> Vec<DoctorCheck> {
 
 fn differs(what: &str, difference: &SettingDifference, flag: &str) -> DoctorCheck {
     let SettingDifference { setting, wanted, found } = difference;
-    // Remembering ids for longer than wanted breaks nothing.
-    let harmless = setting == "duplicate_window" && found.as_u64() > wanted.as_u64();
-    let higher = setting.starts_with("max_") && found.as_i64() > wanted.as_i64();
-    let lower = if higher { " --lower" } else { "" };
+    // Remembering ids for longer breaks nothing.
+    let is_harmless = setting == "duplicate_window" && found.as_u64() > wanted.as_u64();
+    let is_higher = setting.starts_with("max_") && found.as_i64() > wanted.as_i64();
+    let shrink = if is_higher { " --shrink" } else { "" };
     let found =
         format!("{setting} is {}, wanted {}", format::setting(setting, found), format::setting(setting, wanted));
-    let remedy = format!("`tributary setup{flag} --apply{lower}` changes it");
-    match promise(setting).filter(|_| !harmless) {
-        Some(promise) => DoctorCheck::bad(what, found, remedy).breaks(promise),
+    let remedy = format!("`tributary setup{flag} --apply{shrink}` changes it");
+    match guarantee(setting).filter(|_| !is_harmless) {
+        Some(guarantee) => DoctorCheck::bad(what, found, remedy).breaks(guarantee),
         None => DoctorCheck::warn(what, found, remedy),
     }
 }
 
-/// The promise that rests on a setting of a stream or a consumer. A limit is an operator's choice.
-fn promise(setting: &str) -> Option<&'static str> {
+/// The guarantee that depends on a setting of a stream or a consumer; none for limits, which are the operator's choice.
+fn guarantee(setting: &str) -> Option<&'static str> {
     Some(match setting {
-        "discard" | "max_age" | "max_msgs_per_subject" => "what no worker has answered is never dropped",
+        "discard" | "max_age" | "max_msgs_per_subject" => "an unanswered image is never dropped",
         "duplicate_window" => "an image that is published again is one task",
         "storage" | "sealed" => "what was acknowledged survives a restart",
-        "deny_delete" | "deny_purge" => "answered images make way for new ones",
+        "deny_delete" | "deny_purge" => "answered images make room for new ones",
         "ack_policy" | "max_deliver" | "filter_subject" | "paused" => "every task ends in an answer or a dead letter",
         "retention" => "a message waits until it is done, and an image can be read again",
-        "subjects" => "what is published to a site's subjects is stored",
-        "allow_direct" => "an outcome can be fetched by its task's id",
-        "max_msg_size" => "every image within the limits is taken",
+        "subjects" => "what is published on a site's subjects is stored",
+        "allow_direct" => "an outcome can be fetched by its task id",
+        "max_msg_size" => "every image within the limits is accepted",
         _ => return None,
     })
 }
@@ -317,15 +319,15 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_carries_a_promise_is_bad_when_it_differs_and_a_limit_is_worth_knowing() {
+    fn a_setting_behind_a_guarantee_is_bad_when_it_differs_and_a_limit_is_a_warning() {
         let broken = differences(&finding("discard"), "").remove(0);
         assert_eq!(broken.state, CheckStatus::Bad);
-        assert!(broken.breaks.is_some_and(|promise| promise.contains("never dropped")));
+        assert!(broken.breaks.is_some_and(|guarantee| guarantee.contains("never dropped")));
         assert_eq!(differences(&finding("max_bytes"), "").remove(0).state, CheckStatus::Warn);
     }
 
     #[test]
-    fn what_is_missing_names_the_command_that_makes_it() {
+    fn what_is_missing_names_the_command_that_creates_it() {
         let missing = SetupFinding { what: "stream VERIFY".into(), state: topology::SetupStatus::Missing };
         let check = differences(&missing, " --cloud reef").remove(0);
         assert!(check.remedy.is_some_and(|remedy| remedy.contains("`tributary setup --cloud reef`")));

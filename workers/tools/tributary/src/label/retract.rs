@@ -1,4 +1,4 @@
-//! `tributary label retract`: takes labels back, and names what learned from them.
+//! `tributary label retract`: retracts labels, and names what learned from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,50 +23,49 @@ use crate::site_target::SiteTarget;
 use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
-Everything said of these images so far stops counting, the publisher's label and the cloud's
-verdict included: the site's next training starts without them. An image that is labelled again
-later is learned from again.
+No label of these images counts any more, not even the publisher's or the cloud's verdict: the site's next training \
+omits them until they are labelled again.
 
-Updates that learned from them are found in the site's own record, which never leaves it
-(streams.learned_max_mib). The releases these updates are in are found in the release store, where
-it can be reached from here; `tributary release remake` derives one again without them.
+Updates that learned from them are found in the site's own record, which never leaves the site \
+(streams.learned_max_mib), and the releases with these updates in the release store, if it can be reached from here. \
+`tributary release remake` derives a release again without them.
 
 Examples:
   tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'
   tributary label retract --labelled-by anna --since 2d --why 'mixed up coat and shirt'
-  tributary label retract --labelled-by anna --dry-run     name what learned, take nothing back";
+  tributary label retract --labelled-by anna --dry-run";
 
-/// Take labels back, and name every update and release that learned from them.
+/// Retract labels, and name every update and release that learned from them.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RetractArgs {
-    /// Tasks whose labels are taken back.
+    /// Tasks whose labels to retract.
     #[arg(value_name = "TASK", required_unless_present_any = ["labelled_by", "since"])]
     tasks: Vec<TaskId>,
-    /// Take back every label that this person gave and that still counts.
+    /// Retract every label by this person that still counts.
     #[arg(long, value_name = "NAME", conflicts_with = "tasks")]
     labelled_by: Option<String>,
-    /// Take back every label that persons gave since then: a date, a time, or how long ago, such as 2h or 7d.
+    /// Retract every label by persons since TIME: a date, a time or an age (2h, 7d).
     #[arg(long, value_name = "TIME", conflicts_with = "tasks")]
     since: Option<String>,
-    /// Why, for whoever asks later.
+    /// Reason, kept in the audit log.
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run", value_parser = NonEmptyStringValueParser::new())]
     why: Option<String>,
-    /// Who takes them back.
+    /// Name of the person who retracts.
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
-    /// Name what learned from them, and take nothing back.
+    /// Only name what learned from the labels; retract nothing.
     #[arg(long)]
     dry_run: bool,
-    /// The release store; that of the settings if absent.
+    /// Release store [default: aggregator.store].
     #[arg(long, value_name = "URL")]
     release_store: Option<String>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What learned from the labels.
+/// The retracted labels, and what learned from them.
 #[derive(Debug, Default, Serialize)]
 struct Consequences {
     site: String,
@@ -74,12 +73,12 @@ struct Consequences {
     unknown: Vec<TaskId>,
     updates: Vec<TracedUpdate>,
     releases: Vec<NamedRelease>,
-    /// Why releases are not known; absent where they are.
+    /// Why the releases are unknown; absent if they are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     releases_unknown: Option<String>,
 }
 
-/// A release with how it stands.
+/// A release and its stage.
 #[derive(Debug, Serialize)]
 struct NamedRelease {
     model: ModelName,
@@ -88,11 +87,11 @@ struct NamedRelease {
     tainted: TaintedRelease,
 }
 
-/// Takes labels back.
+/// Retracts labels.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
     let why = args.why.as_deref().unwrap_or_default();
     if why.len() > MAX_NOTE_BYTES {
-        bail!("--why has {} bytes; at most {MAX_NOTE_BYTES} are allowed", why.len());
+        bail!("--why has {} bytes; the limit is {MAX_NOTE_BYTES}", why.len());
     }
     let here = site_target::open(loaded, "label").await?;
     let standing = StandingLabels::read(&here.bus).await?;
@@ -105,7 +104,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> a
     }
     let retracted: BTreeSet<TaskId> = known.keys().copied().collect();
     let images: RetractionTimes = retracted.iter().map(|task| (*task, i128::MAX)).collect();
-    // After the retraction was said: a trainer writes first and looks for retractions then.
+    // After the retraction is published: a trainer records what it learned first, then looks for retractions.
     let updates = learned_images::trace_updates(&here.bus, &here.name, &images).await?;
     let releases = match here.whole_cloud() {
         Ok(cloud) => releases(loaded, args, cloud, &updates).await,
@@ -125,24 +124,24 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> a
     match &all.unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
-            "{} of unknown tasks passed over, the first is {first}: site {} knows no answer and no label of it, and no update learned from it",
+            "{} of unknown tasks skipped, the first {first}: site {} has no answer, no label and no update for it",
             format::count(all.unknown.len() as u64, "label"),
             all.site
         ),
     }
 }
 
-/// A label that counts.
+/// A label that counts: the latest of its task, not retracted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct StandingLabel {
     camera: CameraName,
     by: Option<String>,
     labelled_at_ms: u64,
-    /// Whether a person gave it, and no replay.
+    /// Whether a person gave it; false for one that was republished.
     is_own: bool,
 }
 
-/// The labels of a site that count, the latest of each task.
+/// The labels of a site that count, by task.
 #[derive(Debug, Default)]
 struct StandingLabels(BTreeMap<TaskId, StandingLabel>);
 
@@ -158,7 +157,7 @@ impl StandingLabels {
                 last.last_sequence,
                 |record| match decode::<Label>(&record.payload) {
                     Ok(label) => standing.apply_label(&label, camera(&record.subject)),
-                    Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
+                    Err(error) => tracing::warn!(sequence = record.sequence, %error, "label skipped"),
                 },
             )
             .await?;
@@ -172,14 +171,14 @@ impl StandingLabels {
             return;
         }
         let is_own = label.source.is_none();
-        // A replay says again what somebody said; who that was stands in the label before it.
+        // A republished label repeats an earlier one, which names the person.
         if is_own || !self.0.contains_key(&label.task) {
             let (by, labelled_at_ms) = (label.by.clone(), label.labelled_at_ms);
             self.0.insert(label.task, StandingLabel { camera, by, labelled_at_ms, is_own });
         }
     }
 
-    /// Tasks that persons labelled: this one, or anybody, since then.
+    /// Tasks labelled by this person, or by anybody, since a moment.
     fn by(&self, name: Option<&str>, since_ms: u64) -> BTreeSet<TaskId> {
         let meant = |label: &StandingLabel| {
             label.is_own
@@ -195,7 +194,7 @@ fn camera(subject: &str) -> CameraName {
     subject.rsplit('.').next().and_then(|camera| camera.parse().ok()).unwrap_or_else(CameraName::unknown)
 }
 
-/// The tasks that are meant.
+/// The tasks to retract.
 fn wanted(args: &RetractArgs, standing: &StandingLabels) -> anyhow::Result<BTreeSet<TaskId>> {
     if !args.tasks.is_empty() {
         return Ok(args.tasks.iter().copied().collect());
@@ -207,13 +206,13 @@ fn wanted(args: &RetractArgs, standing: &StandingLabels) -> anyhow::Result<BTree
         let who = args.labelled_by.as_deref().map_or("anybody".to_owned(), |name| format!("{name:?}"));
         let when = args.since.as_deref().map(|since| format!(" since {since}")).unwrap_or_default();
         bail!(
-            "no label by {who}{when} counts at this site: `tributary label` takes a name with --by, and what was taken back already does not count"
+            "no label by {who}{when} counts at this site: only labels given with `tributary label --by NAME` have a name, and retracted ones do not count"
         );
     }
     Ok(found)
 }
 
-/// The tasks that the site knows, each with its camera, and those that it does not.
+/// The tasks that the site knows, each with its camera; and those that it does not.
 async fn known(
     here: &SiteTarget,
     wanted: BTreeSet<TaskId>,
@@ -232,7 +231,7 @@ async fn known(
             None => silent.extend([task]),
         }
     }
-    // Answers go before what was learned from them does.
+    // Answers are purged earlier than the record of what was learned from them.
     let images: RetractionTimes = silent.iter().map(|task| (*task, i128::MAX)).collect();
     for update in learned_images::trace_updates(&here.bus, &here.name, &images).await? {
         known.extend(update.images.into_iter().map(|task| (task, CameraName::unknown())));
@@ -257,7 +256,7 @@ async fn publish(
     Ok(())
 }
 
-/// The releases that learned from these updates, by model.
+/// The releases that contain these updates or descend from one that does, by model.
 async fn releases(
     loaded: &LoadedSettings<Settings>,
     args: &RetractArgs,
@@ -278,7 +277,7 @@ async fn releases(
     for (model, updates) in of_model {
         if !models.contains(model) {
             bail!(
-                "release store {url} has no release of model {model}: name the one of the aggregator with --release-store"
+                "release store {url} has no release of model {model}: name the aggregator's store with --release-store"
             );
         }
         let manifests = ModelReleases::new(store.clone(), model.clone()).list().await?;
@@ -292,10 +291,10 @@ async fn releases(
     Ok(found)
 }
 
-/// What was decided about a model's releases; nothing where the cloud cannot be reached, which is said.
+/// The rollout decisions about a model; empty, with a note, if the cloud cannot be reached.
 async fn history(cloud: &Bus, model: &ModelName) -> Vec<Rollout> {
     releases::decision_log::history(cloud, model).await.unwrap_or_else(|error| {
-        stdout::print_note(format_args!("how releases stand is not known: {error}"));
+        stdout::print_note(format_args!("the stages of releases are unknown: {error}"));
         Vec::new()
     })
 }
@@ -303,11 +302,11 @@ async fn history(cloud: &Bus, model: &ModelName) -> Vec<Rollout> {
 fn print_consequences(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
     let count = format::count(all.retracted.len() as u64, "label");
     match args.dry_run {
-        true => stdout::print_line(format_args!("{count} would be taken back at site {}", all.site))?,
-        false => stdout::print_line(format_args!("{count} taken back at site {}", all.site))?,
+        true => stdout::print_line(format_args!("{count} would be retracted at site {}", all.site))?,
+        false => stdout::print_line(format_args!("{count} retracted at site {}", all.site))?,
     }
     if all.updates.is_empty() {
-        return stdout::print_line("No update that this site remembers learned from them.");
+        return stdout::print_line("No recorded update of this site learned from them.");
     }
     let row = |update: &TracedUpdate| {
         let round = if update.round == 0 { "none".to_owned() } else { update.round.to_string() };
@@ -319,13 +318,13 @@ fn print_consequences(args: &RetractArgs, all: &Consequences) -> anyhow::Result<
     stdout::print_line(format::table(&["update", "model", "round", "trained", "learned from"], &rows))?;
     if let Some(why) = &all.releases_unknown {
         return stdout::print_line(format_args!(
-            "Which releases learned from them is not known here: {why}\nAsk again where the release store can be reached (--release-store, --dry-run), or look for these updates in `tributary release show`."
+            "Which releases contain these updates is unknown here: {why}\nRun the command with --dry-run where the release store can be reached (--release-store), or look for the updates in `tributary release show`."
         ));
     }
-    tell_releases(&all.releases)
+    print_releases(&all.releases)
 }
 
-fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
+fn print_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
     if releases.is_empty() {
         return stdout::print_line("None of these updates is in a release.");
     }
@@ -333,19 +332,19 @@ fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
         let tainted = &named.tainted;
         let how = match (&tainted.through, tainted.updates.len()) {
             (Some(through), 0) => format!("starts from release {}", through.short()),
-            (_, count) => format!("holds {count} of these updates"),
+            (_, count) => format!("contains {count} of these updates"),
         };
         let round = if tainted.round == 0 { "none".to_owned() } else { tainted.round.to_string() };
         vec![tainted.release.short().to_owned(), named.model.to_string(), round, named.stands.clone(), how]
     };
     let rows: Vec<Vec<String>> = releases.iter().map(row).collect();
-    stdout::print_line(format::table(&["release", "model", "round", "stands", ""], &rows))?;
+    stdout::print_line(format::table(&["release", "model", "round", "stage", ""], &rows))?;
     let held = releases.iter().rev().find(|named| !named.tainted.updates.is_empty());
     let Some(NamedRelease { tainted, .. }) = held else { return Ok(()) };
-    let updates: Vec<String> = tainted.updates.iter().map(|update| format!(" --without {update}")).collect();
+    let updates: Vec<String> = tainted.updates.iter().map(|update| format!(" --exclude {update}")).collect();
     let (release, updates) = (tainted.release.short(), updates.concat());
     stdout::print_line(format_args!(
-        "Where the release store is: `tributary release remake {release}{updates} --why TEXT`"
+        "To derive it again without them, where the release store is: `tributary release remake {release}{updates} --why TEXT`"
     ))
 }
 
@@ -371,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_persons_labels_those_are_meant_that_still_count() {
+    fn a_persons_labels_are_those_that_still_count() {
         let replayed =
             Label { source: Some(schemas::LabelSource::Person), by: Some("replay".into()), ..label("a", None, 50) };
         let all = standing(&[

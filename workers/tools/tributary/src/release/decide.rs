@@ -1,4 +1,4 @@
-//! Deciding by hand: at once, whatever is known.
+//! Rollout decisions by hand, which take effect at once.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use streams::{CarryError, Publisher};
 use crate::settings::Settings;
 use crate::{audit, site_target, stdout};
 
-/// Why.
+/// The reason for a decision.
 #[derive(clap::Args)]
 pub struct ReasonArgs {
-    /// Why, for whoever asks later.
+    /// Reason, kept in the audit log and in the release's history.
     #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
     why: String,
 }
 
-/// A release, and why.
+/// A release to decide about.
 #[derive(clap::Args)]
 pub struct ReleaseDecisionArgs {
     /// First digits of the release.
@@ -31,10 +31,10 @@ pub struct ReleaseDecisionArgs {
     why: ReasonArgs,
 }
 
-/// A site and a release.
+/// A site to pin, and its release.
 #[derive(clap::Args)]
 pub struct PinArgs {
-    /// The site; `cloud` for the verifiers.
+    /// Site to pin; `cloud` for the verifiers.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
     /// First digits of the release.
@@ -43,17 +43,17 @@ pub struct PinArgs {
     why: ReasonArgs,
 }
 
-/// A site.
+/// A site to unpin.
 #[derive(clap::Args)]
 pub struct UnpinArgs {
-    /// The site.
+    /// Site to unpin; `cloud` for the verifiers.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
     #[command(flatten)]
     why: ReasonArgs,
 }
 
-/// All sites are to run a release.
+/// Promotes a release to all sites.
 pub async fn promote(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
@@ -63,11 +63,11 @@ pub async fn promote(
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
     let decided =
-        decide(loaded, model, |now, history| Ok(stage::stable(now, known(history, &wanted)?, said(&args.why))?));
+        decide(loaded, model, |now, history| Ok(stage::stable(now, known(history, &wanted)?, context(&args.why))?));
     print_decision(&decided.await?, json)
 }
 
-/// No site is to run a release that is tried or waits.
+/// Withdraws a candidate or canary.
 pub async fn withdraw(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
@@ -76,21 +76,21 @@ pub async fn withdraw(
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
-    let decided = decide(loaded, model, |now, _| Ok(stage::withdraw(now, &wanted, said(&args.why))?));
+    let decided = decide(loaded, model, |now, _| Ok(stage::withdraw(now, &wanted, context(&args.why))?));
     print_decision(&decided.await?, json)
 }
 
-/// All sites are to run what was stable before.
+/// Returns all sites to the previous stable release.
 pub async fn roll_back(
     loaded: &LoadedSettings<Settings>,
     model: &ModelName,
     why: &ReasonArgs,
     json: bool,
 ) -> anyhow::Result<()> {
-    print_decision(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(why))?)).await?, json)
+    print_decision(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, context(why))?)).await?, json)
 }
 
-/// A site is to run a release, whatever is decided.
+/// Pins a site to a release.
 pub async fn pin(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
@@ -100,27 +100,27 @@ pub async fn pin(
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
     let decided = decide(loaded, model, |now, history| {
-        Ok(stage::pin(now, args.site.clone(), known(history, &wanted)?, said(&args.why)))
+        Ok(stage::pin(now, args.site.clone(), known(history, &wanted)?, context(&args.why)))
     });
     print_decision(&decided.await?, json)
 }
 
-/// A site follows what is decided again.
+/// Unpins a site.
 pub async fn unpin(
     loaded: &LoadedSettings<Settings>,
     model: &ModelName,
     args: &UnpinArgs,
     json: bool,
 ) -> anyhow::Result<()> {
-    let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), said(&args.why))?));
+    let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), context(&args.why))?));
     print_decision(&decided.await?, json)
 }
 
-fn said(why: &ReasonArgs) -> DecisionContext {
+fn context(why: &ReasonArgs) -> DecisionContext {
     DecisionContext::new(DecisionOrigin::Hand, &why.why, clock::now_ms())
 }
 
-/// Why nothing was decided.
+/// Why no decision was made.
 #[derive(Debug, thiserror::Error)]
 enum DecisionFailure {
     #[error(transparent)]
@@ -128,16 +128,14 @@ enum DecisionFailure {
     #[error(transparent)]
     Carry(#[from] CarryError),
     #[error(
-        "nothing was decided about model {0} yet: a running aggregator begins with the model sites were set up with, or `tributary release import` does"
+        "model {0} has no rollout yet: start an aggregator, or import the model that sites were set up with (`tributary release import`)"
     )]
     Nothing(ModelName),
-    #[error(
-        "release {0} has no package that sites could fetch: it did not run when it was tried, or was sealed by an older version"
-    )]
+    #[error("release {0} has no package that sites could fetch: its trial failed, or an older version made it")]
     Unpackaged(String),
 }
 
-/// The release as it was offered to sites once.
+/// The release as it was offered to sites.
 fn known(history: &[Rollout], wanted: &ReleaseId) -> Result<Release, DecisionFailure> {
     let found = decision_log::releases(history).into_iter().find(|release| release.release == *wanted);
     found.ok_or_else(|| DecisionFailure::Unpackaged(wanted.short().into()))
@@ -155,7 +153,7 @@ async fn decide(
         let now = now.ok_or_else(|| DecisionFailure::Nothing(model.clone()))?;
         decide(now, &history).map(Some)
     });
-    let decided = decided.await?.context("nothing was decided")?;
+    let decided = decided.await?.context("no decision was made")?;
     let ReleaseDecision { stage, release, site, why, .. } = &decided.decision;
     let at = site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
     let about = format!("{model} {}{at}: {why}", release.as_str());
@@ -173,7 +171,5 @@ fn print_decision(decided: &Rollout, json: bool) -> anyhow::Result<()> {
     if decided.stable.release != decision.release {
         stdout::print_line(format_args!("stable is {}", decided.stable.release.short()))?;
     }
-    stdout::print_line(
-        "A running `tributary releaser` gives sites their orders; `tributary status` says what each runs.",
-    )
+    stdout::print_line("A running `tributary releaser` sends the orders; `tributary status` shows what each site runs.")
 }

@@ -1,4 +1,4 @@
-//! A model's folder in, a release out, and back.
+//! Import a model's folder as a release, and export a release as a folder.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::signature;
 use crate::settings::Settings;
 use crate::{audit, format, site_target, stdout};
 
-/// Makes a release of a folder; of one that is signed, of the signed files alone.
+/// Imports a folder as a release; of a signed folder, the signed files only.
 pub async fn import(
     loaded: &LoadedSettings<Settings>,
     store: ReleaseStore,
@@ -45,7 +45,7 @@ pub async fn import(
     let relabelled = match &now {
         Some(now) => {
             if let Some(stage) = stage::stage_of(now, &model.release) {
-                bail!("release {} is {} already", model.release.short(), stage.as_str());
+                bail!("release {} is already {}", model.release.short(), stage.as_str());
             }
             relabelled(&releases, now, &model.labels).await?
         }
@@ -54,7 +54,7 @@ pub async fn import(
             None
         }
     };
-    stdout::print_note(format_args!("{} is tried in a process of its own …", folder.display()));
+    stdout::print_note(format_args!("trying {} in a separate process …", folder.display()));
     let parent = now.as_ref().map(|now| now.stable.release.clone());
     let origin = ReleaseOrigin { parent: parent.clone(), words: "imported".into(), ..ReleaseOrigin::default() };
     let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
@@ -72,18 +72,20 @@ pub async fn import(
     if releases.put(&manifest, &weights_file).await? == PutOutcome::Already {
         let kept = releases.manifest(&model.release).await?;
         if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
-            stdout::print_note("The release was in the store before: `release show` says who signed it then.");
+            stdout::print_note(
+                "The release was already in the store: `tributary release show` names who signed it then.",
+            );
         }
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let decided = decision_log::decide(&cloud, &publisher, &name, |now| {
-        let said = |why| DecisionContext::new(DecisionOrigin::Hand, why, clock::now_ms());
+        let context = |why| DecisionContext::new(DecisionOrigin::Hand, why, clock::now_ms());
         Ok::<_, CarryError>(match now {
-            None => Some(stage::first(name.clone(), release.clone(), said("imported as the first"))),
-            Some(now) => stage::candidate(now, release.clone(), said("imported")).ok(),
+            None => Some(stage::first(name.clone(), release.clone(), context("imported as the first"))),
+            Some(now) => stage::candidate(now, release.clone(), context("imported")).ok(),
         })
     });
-    let decided = decided.await?.context("somebody else imported it just now")?;
+    let decided = decided.await?.context("it was imported by someone else at the same moment")?;
     let by = manifest.signed_by.as_ref().map_or(String::new(), |key| format!(", signed by key {key}"));
     audit::record_command(
         &cloud,
@@ -104,7 +106,7 @@ pub async fn import(
     signature::print_signer(manifest.signed_by.as_ref())?;
     let needs = &release.needs;
     stdout::print_line(format_args!(
-        "package  {} in {}; operators of version {}, {} MiB, tried with ONNX Runtime {}",
+        "package  {} in {}; ONNX opset {}, {} MiB of memory, tried with ONNX Runtime {}",
         format::format_size(release.size_bytes()),
         format::count(release.package.len() as u64, "piece"),
         needs.opset,
@@ -114,26 +116,26 @@ pub async fn import(
     relabelled.map_or(Ok(()), |relabelled| stdout::print_line(format_args!("labels   {relabelled}")))
 }
 
-/// Of a first release sites must be able to come back to what they run.
+/// A first release must be what the sites already run, or they could not return to it.
 async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> anyhow::Result<()> {
     let reports = decision_log::reports(cloud).await?;
     let others = reports.iter().filter(|swap| swap.model == *model && swap.release != *release);
     match others.min_by_key(|swap| (&swap.site, &swap.release)) {
         None => Ok(()),
         Some(Swap { site, release: runs, .. }) => bail!(
-            "site {site} runs release {} of {model}, which is not in the store: import that one first, so that sites can come back to it",
+            "site {site} runs release {} of {model}, which is not in the store: import that one first, so that sites can return to it",
             runs.short()
         ),
     }
 }
 
-/// How the labels of a release differ from those of what is stable, in words; an error if it does not know all of them.
+/// How the labels differ from those of the stable release, in words; an error if one is missing.
 async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) -> anyhow::Result<Option<String>> {
     let Some(stable) = releases.manifest(&now.stable.release).await? else { return Ok(None) };
     let missing: Vec<&String> = stable.labels.iter().filter(|label| !labels.contains(label)).collect();
     if !missing.is_empty() {
         bail!(
-            "it does not know {}, which {} does: a release may add labels and put them into another order, but sites, thresholds and what was learned go by their names",
+            "it has no label {}, which {} has: a release may add and reorder labels, but must not drop one, because sites, thresholds and training go by their names",
             format::list(&missing),
             now.stable.release.short()
         );
@@ -148,12 +150,12 @@ async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) 
         words.push(format!("new: {}", format::list(&added)));
     }
     if !moved.is_empty() {
-        words.push(format!("in another place of the output: {}", format::list(&moved)));
+        words.push(format!("moved in the output: {}", format::list(&moved)));
     }
     Ok((!words.is_empty()).then(|| words.join("; ")))
 }
 
-/// Writes a release's folder, or an image layout with it; the folder with a signature, if a key is named.
+/// Writes a release's model folder, signed if a key is named, or an OCI image layout with it.
 pub async fn export(
     releases: &ModelReleases,
     name: &ModelName,
@@ -164,13 +166,10 @@ pub async fn export(
     let key = key_file.map(EcPrivateKey::read).transpose()?;
     let manifest = releases.find(release).await?;
     if manifest.package.is_empty() {
-        bail!(
-            "release {} has no package: it did not run when it was tried, or was sealed by an older version",
-            manifest.release.short()
-        );
+        bail!("release {} has no package: its trial failed, or an older version made it", manifest.release.short());
     }
     if folder.exists() && std::fs::read_dir(folder).map_or(true, |mut found| found.next().is_some()) {
-        bail!("{} holds something else: name a folder that does not exist or is empty", folder.display());
+        bail!("{} is not empty: name a folder that is empty or does not exist", folder.display());
     }
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let file = work.path().join("package.tar");
@@ -185,7 +184,7 @@ pub async fn export(
         for file in &model.files {
             let to = into.join(file);
             if let Some(parent) = to.parent() {
-                std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+                std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be created", parent.display()))?;
             }
             std::fs::copy(model.folder.join(file), &to)
                 .with_context(|| format!("{} cannot be written", to.display()))?;

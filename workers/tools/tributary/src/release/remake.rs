@@ -1,4 +1,4 @@
-//! `tributary release remake`: a release once more, without some of its updates, as a candidate.
+//! `tributary release remake`: derives a release again without some of its updates, as a candidate.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,31 +27,33 @@ use super::public_set;
 use crate::settings::Settings;
 use crate::{audit, format, roles, round, site_target, stdout};
 
-/// Stands for all labels that were taken back at a site.
+/// The word for all labels that were retracted at a site.
 const LABELS: &str = "labels";
 
-/// Which release, and what is left out of it.
+/// Which release, and what to exclude from it.
 #[derive(clap::Args)]
 pub struct RemakeArgs {
     /// First digits of the release.
     release: String,
-    /// What to leave out; may be repeated. A site: all that it sent. An update, as `tributary label retract` names it. A task
-    /// whose label was taken back at the site at hand (--site): the updates that learned from it. `labels`: those that
-    /// learned from any label taken back there.
+    /// Exclude a site, an update, a task or `labels`; repeatable.
+    ///
+    /// A site excludes all its updates; an update is named by `tributary label retract`; a task whose label was
+    /// retracted at this site (--site) excludes the updates that learned from it; `labels` excludes those that learned
+    /// from any label retracted there.
     #[arg(long, value_name = "SITE|UPDATE|TASK|labels", required = true)]
-    without: Vec<ExclusionArg>,
-    /// Why, for whoever asks later.
+    exclude: Vec<ExclusionArg>,
+    /// Reason, kept in the release and in the audit log.
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     why: String,
-    /// Folder of the model that sites were set up with; that of the settings if absent.
+    /// Folder of the baseline model that sites were set up with [default: aggregator.model].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder of the public set it was made with; that of the settings if absent.
+    /// Folder of the public set that the release was made with [default: aggregator.public].
     #[arg(long, value_name = "DIR")]
     public: Option<PathBuf>,
 }
 
-/// One thing to leave out.
+/// One thing to exclude.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ExclusionArg {
     Site(SiteName),
@@ -67,7 +69,7 @@ impl std::str::FromStr for ExclusionArg {
         if text == LABELS {
             return Ok(ExclusionArg::Labels);
         }
-        // A site could be called like an id, and is none then: ids are what is asked for by such names.
+        // A site whose name reads as an id cannot be named here: ids win.
         if let Ok(id) = text.parse() {
             return Ok(ExclusionArg::Id(id));
         }
@@ -78,7 +80,7 @@ impl std::str::FromStr for ExclusionArg {
     }
 }
 
-/// Derives a release again, and offers what comes of it.
+/// Derives a release again, and offers the result as a candidate.
 pub async fn command(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
@@ -87,10 +89,10 @@ pub async fn command(
     json: bool,
 ) -> anyhow::Result<()> {
     let manifest = releases.find(&args.release).await?;
-    let (without, cloud) = what(loaded, &manifest, &args.without).await?;
+    let (without, cloud) = exclusions(loaded, &manifest, &args.exclude).await?;
     if decision_log::latest(&cloud, name).await?.is_none() {
         bail!(
-            "nothing was decided about model {name} yet: a running aggregator begins with the model sites were set up with"
+            "model {name} has no rollout yet: start an aggregator, or import the model that sites were set up with (`tributary release import`)"
         );
     }
     let model = round::model(loaded, args.model.as_ref())?;
@@ -106,16 +108,16 @@ pub async fn command(
     print_remake(releases, &manifest, &remade.manifest, &offered, json).await
 }
 
-/// What is left out, and a connection to the cloud.
-async fn what(
+/// What is excluded, and a connection to the cloud.
+async fn exclusions(
     loaded: &LoadedSettings<Settings>,
     manifest: &Manifest,
     asked: &[ExclusionArg],
 ) -> anyhow::Result<(RemakeExclusions, Bus)> {
     let merged = |id: &TaskId| manifest.made.iter().flat_map(|made| &made.updates).any(|merged| merged.id == *id);
     let (mut without, mut tasks, mut all) = (RemakeExclusions::default(), Vec::new(), false);
-    for left_out in asked {
-        match left_out {
+    for exclusion in asked {
+        match exclusion {
             ExclusionArg::Site(site) => without.sites.extend([site.clone()]),
             ExclusionArg::Id(id) if merged(id) => without.updates.extend([*id]),
             ExclusionArg::Id(task) => tasks.push(*task),
@@ -127,12 +129,12 @@ async fn what(
     }
     let here = site_target::open(loaded, "release").await?;
     let read = async {
-        let retracted = meant(&here.name, learned_images::retracted(&here.bus).await?, &tasks, all)?;
+        let retracted = select_retracted(&here.name, learned_images::retracted(&here.bus).await?, &tasks, all)?;
         anyhow::Ok(learned_images::trace_updates(&here.bus, &here.name, &retracted).await?)
     };
     let traced = read.await.with_context(|| {
         format!(
-            "what learned from labels of site {} cannot be told here: run this where the site's server is, or name the updates that `tributary label retract` printed there",
+            "the record of what learned from labels of site {} cannot be read from here: run this where the site's server is, or name the updates that `tributary label retract` printed there",
             here.name
         )
     })?;
@@ -141,21 +143,26 @@ async fn what(
     Ok((without, cloud.clone()))
 }
 
-/// The retracted labels that are meant. Pure.
-fn meant(site: &SiteName, retracted: RetractionTimes, tasks: &[TaskId], all: bool) -> anyhow::Result<RetractionTimes> {
+/// The retracted labels that were named. Pure.
+fn select_retracted(
+    site: &SiteName,
+    retracted: RetractionTimes,
+    tasks: &[TaskId],
+    all: bool,
+) -> anyhow::Result<RetractionTimes> {
     if let Some(task) = tasks.iter().find(|task| !retracted.contains_key(task)) {
         bail!(
-            "{task} is neither an update of this release nor a task whose label was taken back at site {site}: `tributary label retract {task} --why TEXT` takes it back"
+            "{task} is neither an update of this release nor a task whose label was retracted at site {site}: retract it with `tributary label retract {task} --why TEXT`"
         );
     }
     if all && retracted.is_empty() {
-        bail!("no label was taken back at site {site}: `tributary label retract` does");
+        bail!("no label was retracted at site {site}: retract labels with `tributary label retract` first");
     }
     Ok(retracted.into_iter().filter(|(task, _)| all || tasks.contains(task)).collect())
 }
 
-/// Tries the release in a process of its own, and keeps it in the store: files first, its manifest last. Its package and its
-/// weights lie where couriers fetch them.
+/// Tries the release in a separate process, and adds it to the store: files first, its manifest last. Package and
+/// weights go where couriers fetch them.
 async fn keep(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
@@ -165,13 +172,13 @@ async fn keep(
     work: &std::path::Path,
 ) -> anyhow::Result<Release> {
     let blobs = Blobs::open_in_cloud(cloud).await?;
-    stdout::print_note(format_args!("release {} is tried in a process of its own …", remade.manifest.release.short()));
+    stdout::print_note(format_args!("trying release {} in a separate process …", remade.manifest.release.short()));
     let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&remade.model, remade.origin.clone(), &trial, work).await;
     let (release, file) =
         prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.kind, fault.remedy))?;
     prepare::keep_and_offer(releases.store(), &blobs, name, &release, &file).await?;
-    // Couriers come for it when a round starts from it.
+    // Couriers fetch the weights when a round starts from this release.
     let weights = tokio::fs::read(&remade.weights).await;
     blobs.store_blob(&weights.with_context(|| format!("{} cannot be read", remade.weights.display()))?).await?;
     if let Some((blob, path)) = &remade.memory {
@@ -182,16 +189,16 @@ async fn keep(
     Ok(release)
 }
 
-/// How a remade release stands.
+/// The stage of a remade release.
 struct RemakeOffer {
-    /// In a word.
-    stands: &'static str,
-    /// Whether something was said of it that was not said before.
+    /// Its stage, in a word.
+    stage: &'static str,
+    /// Whether the offer is new; false if the same was remade before.
     is_new: bool,
 }
 
-/// Offers it to be tried by sites, and says that rounds start from it. What was broken off in between is done by the same
-/// command.
+/// Offers the release as a candidate, and announces that rounds start from it. Idempotent: the same command completes
+/// an interrupted one.
 async fn offer(
     cloud: &Bus,
     name: &ModelName,
@@ -202,11 +209,11 @@ async fn offer(
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let why = format!("{}: {why}", release.origin);
     let decided = decision_log::decide(cloud, &publisher, name, |now| {
-        let said = DecisionContext::new(DecisionOrigin::Hand, why.clone(), clock::now_ms());
-        Ok::<_, CarryError>(now.and_then(|now| stage::candidate(now, release.clone(), said).ok()))
+        let context = DecisionContext::new(DecisionOrigin::Hand, why.clone(), clock::now_ms());
+        Ok::<_, CarryError>(now.and_then(|now| stage::candidate(now, release.clone(), context).ok()))
     });
     let decided = decided.await?;
-    let is_said = publish_release_offer(&publisher, name, manifest).await?;
+    let is_announced = publish_release_offer(&publisher, name, manifest).await?;
     audit::record_command(
         cloud,
         &SiteName::cloud(),
@@ -217,12 +224,12 @@ async fn offer(
     let now = decision_log::latest(cloud, name).await?;
     let stage = now.as_ref().and_then(|now| stage::stage_of(now, &manifest.release));
     Ok(RemakeOffer {
-        stands: stage.map_or("passed over", |stage| stage.as_str()),
-        is_new: is_said || decided.is_some(),
+        stage: stage.map_or("passed over", |stage| stage.as_str()),
+        is_new: is_announced || decided.is_some(),
     })
 }
 
-/// Says in the stream of rounds what a release was remade as; false if that was said before.
+/// Announces in the stream of rounds what a release was remade as; false if it was announced before.
 async fn publish_release_offer(publisher: &Publisher, name: &ModelName, manifest: &Manifest) -> anyhow::Result<bool> {
     let Some(remade) = &manifest.remade else { return Ok(false) };
     let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
@@ -242,36 +249,36 @@ async fn print_remake(
     offered: &RemakeOffer,
     json: bool,
 ) -> anyhow::Result<()> {
-    let left_out = manifest.remade.as_ref().map(|remade| remade.without.clone()).unwrap_or_default();
+    let excluded = manifest.remade.as_ref().map(|remade| remade.without.clone()).unwrap_or_default();
     let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
-    let ids = left_out.iter().map(|left_out| left_out.id).collect();
+    let ids = excluded.iter().map(|excluded| excluded.id).collect();
     let others = tainted_release::tainted_releases(&releases.list().await?, &ids);
     let others: Vec<&str> =
         others.iter().filter(|other| other.release != before.release).map(|other| other.release.short()).collect();
-    let RemakeOffer { stands, is_new } = offered;
+    let RemakeOffer { stage, is_new } = offered;
     if json {
         return stdout::json(&json!({
-            "release": manifest.release, "of": before.release, "updates": updates, "without": left_out,
-            "stage": stands, "is_new": is_new, "still_learned_from_them": others,
+            "release": manifest.release, "of": before.release, "updates": updates, "without": excluded,
+            "stage": stage, "is_new": is_new, "still_learned_from_them": others,
         }));
     }
     let (new, old) = (manifest.release.short(), before.release.short());
     stdout::print_line(format_args!(
-        "release {new} is {stands}: release {old} once more, of {} and without {}",
+        "release {new} is {stage}: release {old} derived again from {}, without {}",
         format::count(updates as u64, "update"),
-        left_out.len()
+        excluded.len()
     ))?;
     if !is_new {
-        stdout::print_line("It was remade so before; nothing new was decided.")?;
+        stdout::print_line("The same was remade before; nothing is new.")?;
     }
     if !others.is_empty() {
         stdout::print_line(format_args!(
-            "These learned from what was left out as well, and stay as they are: {}. Withdraw or roll back those that sites run.",
+            "These releases also learned from what was excluded and are unchanged: {}. Withdraw or roll back those that sites run.",
             format::list(&others)
         ))?;
     }
     stdout::print_line(format_args!(
-        "Rounds start from it where they would have started from {old}. A running `tributary releaser` lets sites try it; `tributary release promote {new}` lets all sites run it now."
+        "Rounds start from it in place of {old}. A running `tributary releaser` canaries it; `tributary release promote {new}` promotes it to all sites now."
     ))
 }
 
@@ -289,20 +296,20 @@ mod tests {
     }
 
     #[test]
-    fn a_task_whose_label_stands_is_refused_by_name() {
+    fn a_task_whose_label_was_not_retracted_is_refused_by_name() {
         let site: SiteName = "reef".parse().unwrap();
         let (a, b) = (TaskId::from_name("a"), TaskId::from_name("b"));
         let retracted = RetractionTimes::from([(a, 1), (b, 2)]);
-        assert_eq!(meant(&site, retracted.clone(), &[a], false).unwrap(), RetractionTimes::from([(a, 1)]));
-        assert_eq!(meant(&site, retracted.clone(), &[a], true).unwrap(), retracted);
+        assert_eq!(select_retracted(&site, retracted.clone(), &[a], false).unwrap(), RetractionTimes::from([(a, 1)]));
+        assert_eq!(select_retracted(&site, retracted.clone(), &[a], true).unwrap(), retracted);
         let other = TaskId::from_name("c");
-        let refused = meant(&site, retracted, &[other], false).unwrap_err().to_string();
+        let refused = select_retracted(&site, retracted, &[other], false).unwrap_err().to_string();
         assert!(refused.contains(&format!("label retract {other}")), "{refused}");
         assert!(
-            meant(&site, RetractionTimes::new(), &[], true)
+            select_retracted(&site, RetractionTimes::new(), &[], true)
                 .unwrap_err()
                 .to_string()
-                .contains("no label was taken back")
+                .contains("no label was retracted")
         );
     }
 }

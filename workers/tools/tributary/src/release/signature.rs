@@ -1,4 +1,4 @@
-//! Models that their makers signed, in the format of OpenSSF Model Signing.
+//! Signed models, in the format of OpenSSF Model Signing.
 
 use std::path::{Path, PathBuf};
 
@@ -8,29 +8,30 @@ use vision::Model;
 
 use crate::{format, stdout};
 
-/// Whose signature a folder has to bear.
+/// The signature that a folder must have.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SignatureArgs {
-    /// Public key in PEM (P-256 or P-384): refuse the folder unless its signature is by this key and every file is as it was
-    /// signed. The format is that of OpenSSF Model Signing (`model_signing sign key`).
+    /// Import only what this public key signed (PEM, P-256 or P-384).
+    ///
+    /// The format is that of OpenSSF Model Signing (`model_signing sign key`).
     #[arg(long, value_name = "PUBLIC.pem")]
     signed_by: Option<PathBuf>,
-    /// The signature; model.sig in the folder if absent.
+    /// File of the signature [default: model.sig in the folder].
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
 }
 
-/// Holds a folder against its signature, where one is asked for: by its caller, or by releaser.trusted_keys.
+/// Verifies a folder's signature where one is required, by --signed-by or by releaser.trusted_keys.
 pub async fn verify(args: &SignatureArgs, trusted: &[PathBuf], folder: &Path) -> anyhow::Result<Option<SignedFolder>> {
     let beside = folder.join(SIGNATURE_FILE);
     let keys = accepted(args, trusted)?;
     if keys.is_empty() {
         if args.signature.is_some() {
-            bail!("a signature is checked with its maker's key: name it with --signed-by PUBLIC.pem");
+            bail!("--signature needs the signer's public key: name it with --signed-by PUBLIC.pem");
         }
         if beside.exists() {
             stdout::print_note(format_args!(
-                "{} was not checked: --signed-by PUBLIC.pem names the key of whoever made it",
+                "{} was not verified: name the signer's public key with --signed-by PUBLIC.pem",
                 beside.display()
             ));
         }
@@ -39,7 +40,7 @@ pub async fn verify(args: &SignatureArgs, trusted: &[PathBuf], folder: &Path) ->
     let signature = args.signature.clone().unwrap_or(beside);
     if !signature.exists() {
         bail!(
-            "{} is not signed: there is no {}; ask its maker for one, or name where it lies with --signature",
+            "{} is not signed: there is no {}; ask its maker for a signature, or name its file with --signature",
             folder.display(),
             signature.display()
         );
@@ -47,24 +48,27 @@ pub async fn verify(args: &SignatureArgs, trusted: &[PathBuf], folder: &Path) ->
     let folder = folder.to_owned();
     let verify = move || {
         let verified = verify_folder(&folder, &signature, &keys);
-        verified.with_context(|| format!("{} is refused by its signature {}", folder.display(), signature.display()))
+        verified.with_context(|| format!("{} does not match its signature {}", folder.display(), signature.display()))
     };
     tokio::task::spawn_blocking(verify).await?.map(Some)
 }
 
-/// The keys of which one must have signed; none where no signature is asked for.
+/// The keys of which one must have signed; empty if no signature is required.
 fn accepted(args: &SignatureArgs, trusted: &[PathBuf]) -> anyhow::Result<Vec<EcPublicKey>> {
     let trusted = trusted.iter().map(|path| EcPublicKey::read(path)).collect::<Result<Vec<_>, _>>();
     let trusted = trusted.context("setting releaser.trusted_keys")?;
     let Some(path) = &args.signed_by else { return Ok(trusted) };
     let key = EcPublicKey::read(path)?;
     if !trusted.is_empty() && !trusted.iter().any(|trusted| trusted.fingerprint() == key.fingerprint()) {
-        bail!("{} is none of releaser.trusted_keys: add it there, or import what one of those signed", path.display());
+        bail!(
+            "{} is not one of releaser.trusted_keys: add it there, or import a folder signed by one of those",
+            path.display()
+        );
     }
     Ok(vec![key])
 }
 
-/// Reads the model of a signed folder from a copy that holds what was signed and nothing else.
+/// Loads the model of a signed folder from a copy of the signed files only.
 pub async fn load(signed: &SignedFolder, folder: &Path, copy: &Path) -> anyhow::Result<Model> {
     let (signed, folder, copy) = (signed.clone(), folder.to_owned(), copy.to_owned());
     let load = move || {
@@ -74,28 +78,25 @@ pub async fn load(signed: &SignedFolder, folder: &Path, copy: &Path) -> anyhow::
             .with_context(|| format!("{} cannot be imported as it was signed", folder.display()))?;
         let model = Model::load(&copy).with_context(|| format!("signed files of {}", folder.display()))?;
         if model.release != named.release {
-            bail!(
-                "{} is another model with the files that were not signed than without them: remove those",
-                folder.display()
-            );
+            bail!("unsigned files in {} change the model: remove them", folder.display());
         }
         Ok(model)
     };
     tokio::task::spawn_blocking(load).await?
 }
 
-/// Signs a folder where it lies.
+/// Signs a folder in place.
 pub fn sign(folder: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
     let signature = sign_folder(folder, key)?;
     let path = folder.join(SIGNATURE_FILE);
     std::fs::write(&path, signature).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// How whoever gets a signed folder checks it.
+/// Prints how a recipient verifies the folder.
 pub fn print_check(folder: &Path, key_file: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
     let (folder, signature) = (folder.display(), folder.join(SIGNATURE_FILE));
     stdout::print_line(format_args!(
-        "signed   by key {}; its public half: openssl pkey -in {} -pubout -out PUBLIC.pem",
+        "signed   by key {}; its public key: openssl pkey -in {} -pubout -out PUBLIC.pem",
         key.public().fingerprint(),
         key_file.display()
     ))?;
@@ -106,7 +107,7 @@ pub fn print_check(folder: &Path, key_file: &Path, key: &EcPrivateKey) -> anyhow
     stdout::print_line(format_args!("import   tributary release import {folder} --signed-by PUBLIC.pem"))
 }
 
-/// Who signed a release, in words.
+/// Prints who signed a release, if anybody did.
 pub fn print_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
-    fingerprint.map_or(Ok(()), |key| stdout::print_line(format_args!("signed   by key {}", format::plain_number(key))))
+    fingerprint.map_or(Ok(()), |key| stdout::print_line(format_args!("signed   by key {}", format::plain_text(key))))
 }

@@ -1,4 +1,4 @@
-//! How releases stand: what was decided about each, and on what numbers.
+//! The stage of releases, and the decisions about each with their metrics.
 
 use runtime::settings::LoadedSettings;
 use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, ReleaseStage, Rollout};
@@ -6,36 +6,36 @@ use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, ReleaseStage,
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
-/// Everything that was decided about a model; nothing where the cloud's server cannot be reached, which is said.
+/// All rollout decisions about a model; empty, with a note, if the cloud's server cannot be reached.
 pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
     let read = async {
         let cloud = site_target::cloud(loaded, "release").await?;
         anyhow::Ok(releases::decision_log::history(&cloud, model).await?)
     };
     read.await.unwrap_or_else(|error| {
-        stdout::print_note(format_args!("how releases stand is not known: {}", stdout::with_causes(&error, ": ")));
+        stdout::print_note(format_args!("the stages of releases are unknown: {}", stdout::with_causes(&error, ": ")));
         Vec::new()
     })
 }
 
-/// How a release stands, in a word.
+/// The stage of a release, in a word.
 pub fn standing_of(history: &[Rollout], release: &ReleaseId) -> &'static str {
     let Some(now) = history.last() else { return "" };
     let before = || history.iter().any(|then| then.stable.release == *release).then_some("was stable");
     releases::stage::stage_of(now, release).map(ReleaseStage::as_str).or_else(before).unwrap_or("passed over")
 }
 
-/// The decisions about a release, the oldest first.
+/// The decisions about a release, oldest first.
 pub fn decisions_about<'a>(history: &'a [Rollout], release: &ReleaseId) -> Vec<&'a Rollout> {
     history.iter().filter(|then| then.decision.release == *release).collect()
 }
 
-/// Shows them.
+/// Prints a release's stage and decisions.
 pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
     if history.is_empty() {
         return Ok(());
     }
-    stdout::print_line(format_args!("stands   {}", standing_of(history, release)))?;
+    stdout::print_line(format_args!("stage    {}", standing_of(history, release)))?;
     for then in decisions_about(history, release) {
         let decision = &then.decision;
         let of = decision.site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
@@ -43,12 +43,12 @@ pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Resul
             "{:<8} {}{of} by {}: {}",
             decision.stage.as_str(),
             format::format_time(then.said_at_ms),
-            format::plain_number(decision.origin.as_str()),
-            format::plain_number(&decision.why)
+            format::plain_text(decision.origin.as_str()),
+            format::plain_text(&decision.why)
         ))?;
         if !decision.findings.is_empty() {
             let rows: Vec<Vec<String>> = decision.findings.iter().map(row).collect();
-            let head = ["", "measure", "ring", "others", "better by", "error", "too bad", "on", "says"];
+            let head = ["", "measure", "ring", "others", "better by", "error", "limit", "images", "result"];
             stdout::print_line(format::table(&head, &rows))?;
         }
     }
@@ -56,7 +56,7 @@ pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Resul
 }
 
 fn row(finding: &CanaryFinding) -> Vec<String> {
-    let says = match finding.says {
+    let result = match finding.says {
         FindingOutcome::Open => "open",
         FindingOutcome::Good => "good",
         FindingOutcome::Worse => "worse",
@@ -70,6 +70,6 @@ fn row(finding: &CanaryFinding) -> Vec<String> {
         format!("{:.4}", finding.error),
         format!("-{:.4}", finding.margin),
         finding.count.to_string(),
-        says.into(),
+        result.into(),
     ]
 }

@@ -1,23 +1,23 @@
-//! Drift: one line for a site on what its answers are like, compared with what they used to be. Pure.
+//! Drift of a site's answers from their reference, in one line. Pure.
 
 use schemas::{DriftLevel, DriftMeasure, DriftReport, Heartbeat};
 
 use crate::format;
 
-/// Each measure, and what is said of it when it fell and when it rose.
+/// Each measure, and its sentence when it fell and when it rose.
 const WORDS: [(&str, &str, &str); 3] = [
-    ("confidence", "the model is less sure", "the model is surer"),
-    ("novelty", "pictures are less strange to the model", "pictures are stranger to the model"),
+    ("confidence", "the model is less confident", "the model is more confident"),
+    ("novelty", "images are less novel to the model", "images are more novel to the model"),
     ("agreement", "the cloud agrees less often", "the cloud agrees more often"),
 ];
 
-/// The site's drift line; `None` where nobody measures it.
+/// The site's drift line; `None` if no worker measures drift.
 pub(super) fn line(workers: &[Heartbeat]) -> Option<String> {
     let reports: Vec<&DriftReport> = workers.iter().filter_map(|beat| beat.drift.as_ref()).collect();
     let measures = worst(&reports);
     let worst_level = measures.iter().map(|(_, measure)| measure.level).max().unwrap_or_default();
     if measures.is_empty() {
-        // The recognizers' windows fill first.
+        // The recognizers' windows fill before the courier's.
         return reports.iter().max_by_key(|report| report.reference_full).map(|report| filling(report));
     }
     let moved = |(_, measure): &&(&str, DriftMeasure)| measure.level == worst_level;
@@ -42,15 +42,15 @@ pub(super) fn advice(workers: &[Heartbeat]) -> Option<String> {
         .collect();
     (!alarmed.is_empty()).then(|| {
         format!(
-            "Answers are not what they used to be: {}. Look at what cameras send (`tributary replay --since 1h --limit 100 --to \
-             DIR`). Where a camera, its light or its view is at fault, mend that; where the world has changed, label some of \
-             it and retrain; then `tributary drift --accept` takes what comes as usual.",
+            "Answers have drifted: {}. Look at recent images (`tributary export --since 1h --limit 100 --to DIR`). If a camera, \
+             its light or its view is at fault, fix it; if the world has changed, label some images and retrain. Then start a \
+             new reference with `tributary drift --accept`.",
             alarmed.join("; ")
         )
     })
 }
 
-/// Of each measure the worst that a worker of the site says.
+/// The worst report of each measure among the site's workers.
 fn worst(reports: &[&DriftReport]) -> Vec<(&'static str, DriftMeasure)> {
     let of = |name: &str| {
         let all = reports.iter().flat_map(|report| report.measures()).filter(move |(measure, _)| *measure == name);
@@ -61,20 +61,18 @@ fn worst(reports: &[&DriftReport]) -> Vec<(&'static str, DriftMeasure)> {
     WORDS.iter().filter_map(|(name, ..)| of(name)).map(|(name, measure)| (name, *measure)).collect()
 }
 
-/// How much is still missing.
+/// How far the windows are filled.
 fn filling(report: &DriftReport) -> String {
     let DriftReport { reference_answers, reference_full, recent_answers, recent_full, .. } = report;
     match reference_answers < reference_full {
-        true => format!("learning what is usual: {reference_answers} of {reference_full} answers of this release"),
-        false => format!(
-            "what is usual is known; compared with it from {recent_full} more answers on: {recent_answers} so far"
-        ),
+        true => format!("collecting the reference: {reference_answers} of {reference_full} answers of this release"),
+        false => format!("reference complete; collecting recent answers: {recent_answers} of {recent_full}"),
     }
 }
 
 fn numbers(measures: &[(&str, DriftMeasure)]) -> String {
     let number = |(name, measure): &(&str, DriftMeasure)| {
-        format!("{name} {} ({} before)", ratio(measure.recent_ratio), ratio(measure.reference_ratio))
+        format!("{name} {} (reference {})", ratio(measure.recent_ratio), ratio(measure.reference_ratio))
     };
     measures.iter().map(number).collect::<Vec<_>>().join(", ")
 }
@@ -85,7 +83,7 @@ fn change(name: &str, measure: &DriftMeasure) -> String {
         .find(|(known, ..)| *known == name)
         .map_or(name, |(_, fell, rose)| if measure.recent_ratio < measure.reference_ratio { fell } else { rose });
     let (before, now) = (ratio(measure.reference_ratio), ratio(measure.recent_ratio));
-    format!("{words} ({name} {now} on average, {before} before, distance {:.2})", measure.distance_ratio)
+    format!("{words} (mean {name} {now}, reference {before}, distance {:.2})", measure.distance_ratio)
 }
 
 fn ratio(ratio: f64) -> String {
@@ -119,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_says_what_changed_at_the_site_by_the_worst_of_its_workers() {
+    fn one_line_shows_the_worst_change_among_the_sites_workers() {
         let steady = beat(Role::Recognizer, |report| report.novelty = measure(0.5, 0.51, DriftLevel::Steady));
         let alarm = beat(Role::Recognizer, |report| {
             report.novelty = measure(0.5, 0.97, DriftLevel::Alarm);
@@ -128,25 +126,25 @@ mod tests {
         let courier = beat(Role::Courier, |report| report.agreement = measure(0.97, 0.96, DriftLevel::Steady));
         let text = line(&[steady.clone(), courier.clone()]).unwrap();
         assert!(
-            text.starts_with("steady; novelty 51.0 %") && text.contains("agreement 96.0 % (97.0 % before)"),
+            text.starts_with("steady; novelty 51.0 %") && text.contains("agreement 96.0 % (reference 97.0 %)"),
             "{text}"
         );
         assert_eq!(advice(&[steady.clone(), courier.clone()]), None);
         let all = [steady, alarm, courier];
         let text = line(&all).unwrap();
-        assert!(text.starts_with("alarm: pictures are stranger to the model (novelty 97.0 %"), "{text}");
-        assert!(!text.contains("surer") && !text.contains("confidence"), "only what alarms: {text}");
+        assert!(text.starts_with("alarm: images are more novel to the model (mean novelty 97.0 %"), "{text}");
+        assert!(!text.contains("confiden"), "only what alarms: {text}");
         assert!(advice(&all).unwrap().contains("`tributary drift --accept`"));
     }
 
     #[test]
-    fn before_there_is_enough_it_says_how_much_is_missing() {
-        let learning = beat(Role::Recognizer, |report| report.reference_answers = 120);
+    fn before_there_is_enough_it_shows_how_far_the_windows_are_filled() {
+        let collecting = beat(Role::Recognizer, |report| report.reference_answers = 120);
         let courier = beat(Role::Courier, |report| (report.reference_answers, report.reference_full) = (0, 400));
-        let text = line(&[learning, courier]).unwrap();
+        let text = line(&[collecting, courier]).unwrap();
         assert!(text.contains("120 of 2000"), "{text}");
         let comparing = beat(Role::Recognizer, |report| report.recent_answers = 7);
-        assert!(line(&[comparing]).unwrap().ends_with("from 500 more answers on: 7 so far"));
+        assert!(line(&[comparing]).unwrap().ends_with("recent answers: 7 of 500"));
         assert_eq!(line(&[Heartbeat::for_worker(Role::Recognizer, "host-1".into(), None, 0)]), None);
     }
 }

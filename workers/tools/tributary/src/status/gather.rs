@@ -1,4 +1,4 @@
-//! Gather: what the servers and the workers' signs of life say about a site.
+//! Gathers a site's state from the servers and the workers' heartbeats.
 
 use std::time::Duration;
 
@@ -13,48 +13,48 @@ use streams::{Bus, CarryError, topology};
 use crate::settings::Settings;
 use crate::site_target::SiteTarget;
 
-/// The cloud has this long to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for the cloud.
+const CLOUD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a site does.
+/// The state of a site.
 #[derive(Debug, Clone, Serialize)]
 pub struct SiteStatus {
-    /// When this was, milliseconds since the epoch.
+    /// When it was gathered, milliseconds since the epoch.
     pub at_ms: u64,
     /// Its name.
     pub site: SiteName,
     /// Its server.
     pub server: ServerStatus,
-    /// Images that are stored and wait for the recognizers.
+    /// The stream of images, and those waiting for the recognizers.
     pub images: QueueStatus,
-    /// Answers that are stored.
+    /// The stream of answers.
     pub answers: StreamLevel,
-    /// Provisional answers without a final one, at the most.
+    /// Provisional answers without a final one; an upper bound.
     pub provisional: u64,
-    /// What waits for the link.
+    /// The outbox: what waits for the link.
     pub outbox: QueueStatus,
-    /// For how long the oldest message in the outbox waits, milliseconds; absent when it is empty.
+    /// Age of the oldest message in the outbox, milliseconds; absent when it is empty.
     pub outbox_oldest_ms: Option<u64>,
     /// Whether the cloud answers the courier; absent without a courier.
     pub link_up: Option<bool>,
-    /// Round trip to the cloud, milliseconds, as the courier measures it.
+    /// Round trip to the cloud measured by the courier, milliseconds; absent while the link is down.
     pub link_rtt_ms: Option<f64>,
-    /// The link in full, as the courier measures it.
+    /// The link as the courier measures it; absent without a courier.
     pub link: Option<LinkReport>,
-    /// Stored images and their outcomes, as the janitor counts them; absent without a janitor.
+    /// Stored images and their outcomes as counted by the janitor; absent without one.
     pub outcomes: Option<OutcomeReport>,
-    /// When the oldest image was stored that recognizers have not acknowledged, milliseconds since the epoch; absent when
-    /// there is none.
+    /// When the oldest image not acknowledged by a recognizer was stored, milliseconds since the epoch; absent without
+    /// one.
     pub oldest_unanswered_at_ms: Option<u64>,
-    /// How far this machine's clock is ahead of the server's, milliseconds, negative where it is behind.
+    /// This machine's clock minus the server's, milliseconds; absent if the server does not tell.
     pub clock_ahead_ms: Option<i64>,
-    /// What is wrong with streams and consumers, in words, each with what to do.
+    /// Faults of streams, consumers, link and workers, each a sentence with what to do.
     pub faults: Vec<String>,
-    /// The site's dead letters; with site and cloud on one server, those of both.
+    /// Dead letters of the site, and of the cloud if both share a server.
     pub dead_letters: u64,
-    /// Whether the workers' heartbeats could be read.
+    /// Whether heartbeats could be read.
     pub workers_known: bool,
-    /// Workers at the site that gave a sign of life.
+    /// Heartbeats of the site's running workers.
     pub workers: Vec<Heartbeat>,
     /// The cloud.
     pub cloud: CloudStatus,
@@ -67,21 +67,21 @@ pub struct ServerStatus {
     pub url: String,
     /// Its version.
     pub version: String,
-    /// When a stored message is on its disk; absent for a server that is not ours.
+    /// When a stored message is on disk; absent for a server not started by `tributary up` here.
     pub durability: Option<Durability>,
 }
 
-/// A stream that somebody works on.
+/// A stream with a role that works it off.
 #[derive(Debug, Clone, Serialize)]
 pub struct QueueStatus {
-    /// What it holds.
+    /// Messages and bytes.
     #[serde(flatten)]
     pub level: StreamLevel,
-    /// Messages that nobody has finished.
+    /// Unfinished messages.
     pub waiting: u64,
-    /// Those of them that a worker holds.
+    /// Unfinished messages that a worker holds.
     pub held: u64,
-    /// Seconds of work for the workers there are; absent without any.
+    /// Seconds of work for the running workers; absent without any.
     pub queued_s: Option<f64>,
 }
 
@@ -93,22 +93,22 @@ pub enum CloudStatus {
     Here {
         /// Whether it shares the site's server.
         shared: bool,
-        /// What waits for the verifiers.
+        /// The stream of requests for the verifiers.
         verify: QueueStatus,
-        /// Verdicts that wait for the site's courier.
+        /// Verdicts waiting for the site's courier.
         verdicts_waiting: u64,
         /// Its dead letters; absent where it shares the site's.
         dead_letters: Option<u64>,
-        /// Its workers that gave a sign of life.
+        /// Heartbeats of its running workers; empty where it shares the site's server.
         workers: Vec<Heartbeat>,
     },
-    /// It does not answer in time.
+    /// No answer in time.
     Silent,
-    /// It answers, and has no stream for this.
+    /// It answers, but its streams do not exist.
     NotSetUp,
 }
 
-/// Asks everybody.
+/// Asks the servers of site and cloud, concurrently.
 pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<SiteStatus, CarryError> {
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
@@ -124,30 +124,30 @@ pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<Sit
         clock::align_clock(bus),
     );
     let mut faults = Vec::new();
-    // Whatever cannot be read leaves its place empty; the rest of the screen is of use all the same.
-    let mut told = StatusFaults { faults: &mut faults };
-    let images = told.or_nothing(images, nothing());
-    let recognized = told.or_nothing(recognized, ConsumerProgress::default());
-    let answers = told.or_nothing(answers, nothing());
-    let promises = told.or_nothing(promises, ConsumerProgress::default());
-    let outbox = told.or_nothing(outbox, nothing());
-    let dead = told.or_nothing(dead, nothing());
+    // What cannot be read is reported as a fault and left empty; the rest is still of use.
+    let mut status_faults = StatusFaults { faults: &mut faults };
+    let images = status_faults.or_report(images, nothing());
+    let recognized = status_faults.or_report(recognized, ConsumerProgress::default());
+    let answers = status_faults.or_report(answers, nothing());
+    let promises = status_faults.or_report(promises, ConsumerProgress::default());
+    let outbox = status_faults.or_report(outbox, nothing());
+    let dead = status_faults.or_report(dead, nothing());
     let workers = match workers {
         Ok(workers) => Some(workers),
         Err(error) => {
             let why = runtime::fault::error_chain(&error);
-            told.faults.push(format!(
-                "Heartbeats cannot be read ({why}), so nothing is known of the workers: `tributary setup` creates what is missing."
+            status_faults.faults.push(format!(
+                "Heartbeats cannot be read ({why}), so the state of the workers is unknown: `tributary setup` creates what is missing."
             ));
             None
         }
     };
     let known = workers.is_some();
     let workers = workers.unwrap_or_default();
-    let cloud = told.or_nothing(cloud, CloudStatus::Silent);
+    let cloud = status_faults.or_report(cloud, CloudStatus::Silent);
     let seen = site.find_faults(settings).await;
     faults.extend(seen.iter().map(sentence));
-    // What a worker found and can only be found from where it is.
+    // Faults that only the worker itself can see.
     let others = workers.iter().filter(|beat| beat.role != Role::Janitor).flat_map(|beat| &beat.faults);
     faults.extend(others.map(sentence));
     let now_ms = clock::now_ms();
@@ -179,13 +179,13 @@ pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<Sit
     })
 }
 
-/// Collects what could not be read.
+/// Collects what could not be read, as faults.
 struct StatusFaults<'a> {
     faults: &'a mut Vec<String>,
 }
 
 impl StatusFaults<'_> {
-    fn or_nothing<T>(&mut self, read: Result<T, CarryError>, nothing: T) -> T {
+    fn or_report<T>(&mut self, read: Result<T, CarryError>, nothing: T) -> T {
         read.unwrap_or_else(|error| {
             self.faults.push(format!("{}.", runtime::fault::error_chain(&error)));
             nothing
@@ -203,7 +203,7 @@ fn sentence(fault: &FaultNote) -> String {
     format!("{reason}: {}.", fault.remedy)
 }
 
-/// When the first image above the recognizers' floor was stored.
+/// When the first image that recognizers have not acknowledged was stored.
 async fn oldest_unanswered(bus: &Bus, images: &StreamLevel, recognized: &ConsumerProgress) -> Option<u64> {
     let sequence = (recognized.floor + 1).max(images.first_sequence);
     if images.messages == 0 || sequence > images.last_sequence {
@@ -229,7 +229,7 @@ async fn oldest_ms(bus: &Bus, outbox: &StreamLevel, now_ms: u64) -> Result<Optio
 async fn cloud(site: &SiteTarget) -> Result<CloudStatus, CarryError> {
     let shared = site.nats.cloud_domain.is_none();
     let durable = topology::verdicts_durable(&site.name);
-    // Over its link a site sees how much waits, and not what streams hold.
+    // Over its link a site sees consumers, but not the levels of streams.
     let whole = async |stream: &str| match site.is_cloud_whole {
         true => reader::stream_level(&site.cloud, stream).await.map(Some),
         false => Ok(None),
@@ -251,17 +251,17 @@ async fn cloud(site: &SiteTarget) -> Result<CloudStatus, CarryError> {
         }
         Ok(CloudStatus::Here { shared, verify, verdicts_waiting, dead_letters, workers })
     };
-    match tokio::time::timeout(PATIENCE, asked).await {
+    match tokio::time::timeout(CLOUD_TIMEOUT, asked).await {
         Err(_) => Ok(CloudStatus::Silent),
         Ok(Err(CarryError::Missing { .. })) => Ok(CloudStatus::NotSetUp),
-        // Another domain that is away is refused by the site's own server at once.
+        // The site's own server refuses an unreachable domain at once.
         Ok(Err(CarryError::Broker { .. })) if !shared => Ok(CloudStatus::Silent),
         Ok(other) => other,
     }
 }
 
-/// Doubtful tasks between the site's outbox and their final answer, at the most: the courier looks at a
-/// promise that was kept only after a while, and until then counts it as open. Pure.
+/// Upper bound of the doubtful tasks between the outbox and their final answer: the courier notices an answered task
+/// only after a while. Pure.
 fn under_way(outbox: &StreamLevel, cloud: &CloudStatus) -> u64 {
     match cloud {
         CloudStatus::Here { verify, verdicts_waiting, .. } => outbox.messages + verify.waiting + verdicts_waiting,
@@ -274,7 +274,7 @@ fn queue(level: StreamLevel, progress: ConsumerProgress, workers: &[Heartbeat], 
     QueueStatus { level, waiting, held: progress.unacked, queued_s: queued_s(waiting, workers, role) }
 }
 
-/// Seconds until the workers of a role have done so many images; absent without any. Pure.
+/// Seconds until the workers of a role have worked off this many images; absent without any. Pure.
 fn queued_s(waiting: u64, workers: &[Heartbeat], role: Role) -> Option<f64> {
     let rates = workers.iter().filter(|beat| beat.role == role).filter_map(|beat| {
         let cost_ms = beat.cost_ms.filter(|cost_ms| *cost_ms > 0.0)?;
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn without_workers_nobody_knows_how_long_the_work_takes() {
+    fn without_workers_the_seconds_of_work_are_unknown() {
         assert_eq!(queued_s(800, &[], Role::Recognizer), None);
         assert_eq!(queued_s(800, &[beat(Role::Recognizer, 0, Some(1.0))], Role::Recognizer), None);
         assert_eq!(queued_s(800, &[beat(Role::Recognizer, 1, None)], Role::Recognizer), None);

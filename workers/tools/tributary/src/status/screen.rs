@@ -1,4 +1,4 @@
-//! Screen: how a site does, for people; what is wrong comes last, in words, with what to do. Pure.
+//! The state of a site as text; problems come last, each with what to do. Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
 use crate::format;
 
-/// A stream fuller than this is said.
+/// A fuller stream is reported as a problem.
 const NEARLY_FULL_RATIO: f64 = 0.9;
 
-/// One screen.
+/// The whole screen.
 pub fn text(status: &SiteStatus) -> String {
     let mut lines = vec![heading(status), String::new()];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
@@ -21,7 +21,7 @@ pub fn text(status: &SiteStatus) -> String {
     row("oldest", oldest(status));
     row(
         "answers",
-        format!("{} stored; {} provisional without a final one", status.answers.messages, status.provisional),
+        format!("{} stored; {} provisional, waiting for a final one", status.answers.messages, status.provisional),
     );
     row("outbox", outbox(status));
     row("link", link(status));
@@ -32,16 +32,16 @@ pub fn text(status: &SiteStatus) -> String {
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
     scaled.for_each(|(role, why)| {
-        row("replicas", format!("{}s: {}", format::plain_number(role.as_str()), format::plain_number(why)))
+        row("replicas", format!("{}s: {}", format::plain_text(role.as_str()), format::plain_text(why)))
     });
-    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_number(words)));
-    row("dead", dead(status));
+    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_text(words)));
+    row("dead", dead_letters(status));
     lines.push(String::new());
     lines.push(workers(status));
     lines.push(String::new());
-    match &wrong(status)[..] {
-        [] => lines.push("Nothing is wrong.".into()),
-        wrong => lines.extend(wrong.iter().map(|wrong| format!("! {wrong}"))),
+    match &problems(status)[..] {
+        [] => lines.push("No problems.".into()),
+        problems => lines.extend(problems.iter().map(|problem| format!("! {problem}"))),
     }
     lines.join("\n")
 }
@@ -56,7 +56,7 @@ fn heading(status: &SiteStatus) -> String {
     format!("site {site} at {url}, nats-server {version}{durability}, {}", format::format_time(status.at_ms))
 }
 
-fn room(queue: &QueueStatus) -> String {
+fn used(queue: &QueueStatus) -> String {
     match queue.level.max_bytes {
         0 => format::format_size(queue.level.bytes),
         max_bytes => format!("{} of {}", format::format_size(queue.level.bytes), format::format_size(max_bytes)),
@@ -66,20 +66,20 @@ fn room(queue: &QueueStatus) -> String {
 fn work(queue: &QueueStatus) -> String {
     match queue.queued_s {
         Some(queued_s) if queue.waiting > 0 => {
-            format!("{} wait, {} of work", queue.waiting, format::format_span(queued_s * 1000.0))
+            format!("{} waiting, {} of work", queue.waiting, format::format_span(queued_s * 1000.0))
         }
-        _ => format!("{} wait", queue.waiting),
+        _ => format!("{} waiting", queue.waiting),
     }
 }
 
 fn images(images: &QueueStatus) -> String {
-    format!("{} stored ({}); {}", images.level.messages, room(images), work(images))
+    format!("{} stored ({}); {}", images.level.messages, used(images), work(images))
 }
 
-/// The oldest image without a final answer, always.
+/// The oldest image without a final answer; or that there is none.
 fn oldest(status: &SiteStatus) -> String {
     let ago = |at_ms: u64| format::format_span(status.at_ms.saturating_sub(at_ms) as f64);
-    let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + SEEN_LATELY_MS)
+    let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + RECENT_COUNT_MS)
     {
         Some(seen_at_ms) => format!(" (counted {} ago)", ago(seen_at_ms)),
         None => String::new(),
@@ -87,7 +87,7 @@ fn oldest(status: &SiteStatus) -> String {
     match (&status.outcomes, status.oldest_unanswered_at_ms) {
         (Some(outcomes), _) => match (outcomes.oldest_sequence, outcomes.oldest_at_ms) {
             (Some(sequence), at_ms) => format!(
-                "image {sequence} has no final answer{}; {} have none, {} of them a provisional one{}",
+                "image {sequence} is unanswered{}; {} without a final answer, {} of them with a provisional one{}",
                 at_ms
                     .map(|at_ms| format!(" for {}", format::format_span(waits_ms(status, outcomes, at_ms))))
                     .unwrap_or_default(),
@@ -97,78 +97,82 @@ fn oldest(status: &SiteStatus) -> String {
             ),
             (None, _) => format!("every stored image has its final answer{}", seen(outcomes)),
         },
-        (None, Some(at_ms)) => format!("an image waits for {}; no janitor counts outcomes", ago(at_ms)),
-        (None, None) => "no image waits for a recognizer; no janitor counts outcomes".into(),
+        (None, Some(at_ms)) => format!("an image has waited for {}; no janitor counts outcomes", ago(at_ms)),
+        (None, None) => "no image is waiting; no janitor counts outcomes".into(),
     }
 }
 
-/// How long an image had no answer when outcomes were counted last, ms.
+/// How long an image was unanswered when outcomes were last counted, ms.
 fn waits_ms(status: &SiteStatus, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64 {
     outcomes.seen_at_ms.unwrap_or(status.at_ms).saturating_sub(stored_at_ms) as f64
 }
 
 fn outbox(status: &SiteStatus) -> String {
-    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", format::format_span(ms as f64)));
-    format!("{} wait ({}){}", status.outbox.level.messages, room(&status.outbox), oldest.unwrap_or_default())
+    let oldest = status.outbox_oldest_ms.map(|ms| format!(", oldest {}", format::format_span(ms as f64)));
+    format!("{} waiting ({}){}", status.outbox.level.messages, used(&status.outbox), oldest.unwrap_or_default())
 }
 
 fn link(status: &SiteStatus) -> String {
     let up = match (status.link_up, status.link_rtt_ms) {
-        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", format::format_span(rtt_ms)),
+        (Some(true), Some(rtt_ms)) => format!("up, round trip {}", format::format_span(rtt_ms)),
         (Some(_), _) => return "down".into(),
-        (None, _) => return "unknown, for no courier measures it".into(),
+        (None, _) => return "unknown: no courier measures it".into(),
     };
     let Some(report) = &status.link else { return up };
     let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", format::format_size(rate as u64)));
-    let slow = if report.available { String::new() } else { ", too slow to redirect work".into() };
-    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", format::format_size(left)));
-    let slowdown = format!(", {:.1} times its shortest time", report.slowdown_ratio);
+    let slow = if report.available { String::new() } else { ", too slow for offloading".into() };
+    let budget = report.budget_left_bytes.map(|left| format!(", {} of today's budget left", format::format_size(left)));
+    let slowdown = format!(", {:.1} times its best transmission time", report.slowdown_ratio);
     format!("{up}{}{slowdown}{slow}{}", rate.unwrap_or_default(), budget.unwrap_or_default())
 }
 
-/// What each recognizer decides, and by what.
+/// What each recognizer decides, and why.
 fn decisions(status: &SiteStatus) -> Vec<String> {
     let row = |report: &DecisionReport| {
         let DecisionReport { policy, state, why, local, redirected, taken_back, held, verified, kept, .. } = report;
-        let mut text = format!("{policy}: {state}; {}", format::plain_number(why));
+        let mut text = format!("{policy}: {state}; {}", format::plain_text(why));
         text += &format!(
-            "\n            {local} here, {redirected} redirected ({taken_back} taken back), {held} held at first; in doubt: {verified} verified, {kept} kept"
+            "\n            {local} local, {redirected} offloaded ({taken_back} reclaimed), {held} held first; doubtful: {verified} sent up, {kept} kept"
         );
         if let Some(belief) = &report.belief {
-            text += &format!("\n            {}", format::plain_number(belief));
+            text += &format!("\n            {}", format::plain_text(belief));
         }
         text
     };
     status.workers.iter().filter_map(|beat| beat.decision.as_ref()).map(row).collect()
 }
 
-/// What each trainer does, and what came of its last training.
+/// What each trainer does, and the result of its last training.
 fn trainings(status: &SiteStatus) -> Vec<String> {
     let row = |report: &TrainingReport| {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
-            "{}: {}; {} known, {} sent",
-            format::plain_number(state.as_str()),
-            format::plain_number(why),
+            "{}: {}; {}, {} sent",
+            format::plain_text(state.as_str()),
+            format::plain_text(why),
             format::count(*labelled, "labelled image"),
             format::count(*sent, "update")
         );
-        let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
+        let accuracy = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
         if let Some(before) = before.as_ref().filter(|_| *state != TrainerState::Collecting) {
-            let now = after.as_ref().map(|after| format!(", {} now", right(after)));
-            let held_out =
-                format!("of {} held out {} right before{}", before.images, right(before), now.unwrap_or_default());
-            text += &format!("\n            epoch {epoch} of {epochs}; {held_out}");
+            let now = after.as_ref().map(|after| format!(", {} now", accuracy(after)));
+            let holdout = format!(
+                "accuracy on the holdout of {} {} before{}",
+                before.images,
+                accuracy(before),
+                now.unwrap_or_default()
+            );
+            text += &format!("\n            epoch {epoch} of {epochs}; {holdout}");
         }
         if let Some(last) = last {
-            text += &format!("\n            last: {}", format::plain_number(last));
+            text += &format!("\n            last: {}", format::plain_text(last));
         }
         text
     };
     status.workers.iter().filter_map(|beat| beat.training.as_ref()).map(row).collect()
 }
 
-/// What a model's rounds have come to.
+/// The state of a model's rounds, and the result of the last.
 fn rounds(status: &SiteStatus) -> Vec<String> {
     let in_cloud = match &status.cloud {
         CloudStatus::Here { workers, .. } => &workers[..],
@@ -180,26 +184,29 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
         let mut text = match report.state.known() {
             Some(RoundState::Open) => format!(
                 "{}: round {} is open, {} of {} updates",
-                format::plain_number(model),
+                format::plain_text(model),
                 report.round,
                 report.updates,
                 report.quorum
             ),
             Some(RoundState::Failed) => {
-                format!("{}: failed: {}", format::plain_number(model), format::plain_number(&report.why))
+                format!("{}: failed: {}", format::plain_text(model), format::plain_text(&report.why))
             }
             _ => format!(
                 "{}: {} {}",
-                format::plain_number(model),
-                format::plain_number(report.state.as_str()),
-                format::plain_number(&report.why)
+                format::plain_text(model),
+                format::plain_text(report.state.as_str()),
+                format::plain_text(&report.why)
             ),
         };
         if report.refused > 0 {
-            text += &format!("; {} refused (`tributary dead list --cloud`)", format::count(report.refused, "update"));
+            text += &format!(
+                "; {} refused (`tributary dead-letters list --cloud`)",
+                format::count(report.refused, "update")
+            );
         }
         if let Some(last) = &report.last {
-            text += &format!("\n            last: {}", format::plain_number(last));
+            text += &format!("\n            last: {}", format::plain_text(last));
         }
         Some(text)
     };
@@ -209,22 +216,22 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
 fn cloud(cloud: &CloudStatus) -> String {
     match cloud {
         CloudStatus::Here { shared, verify, .. } => {
-            let place = if *shared { "on this server" } else { "answers" };
-            // Over its link a site does not see what the stream holds.
-            let room = if verify.level.max_bytes == 0 { String::new() } else { format!(" ({})", room(verify)) };
-            format!("{place}; {} for the verifiers{room}", work(verify))
+            let place = if *shared { "on this server" } else { "up" };
+            // Over its link a site does not see the stream's level.
+            let used = if verify.level.max_bytes == 0 { String::new() } else { format!(" ({})", used(verify)) };
+            format!("{place}; {} for the verifiers{used}", work(verify))
         }
         CloudStatus::Silent => "does not answer".into(),
         CloudStatus::NotSetUp => "is not set up".into(),
     }
 }
 
-fn dead(status: &SiteStatus) -> String {
+fn dead_letters(status: &SiteStatus) -> String {
     match &status.cloud {
         CloudStatus::Here { dead_letters: Some(in_cloud), .. } => {
             format!("{} at the site, {in_cloud} in the cloud", status.dead_letters)
         }
-        _ => format::count(status.dead_letters, "letter"),
+        _ => format::count(status.dead_letters, "dead letter"),
     }
 }
 
@@ -236,7 +243,7 @@ fn all_workers(status: &SiteStatus) -> impl Iterator<Item = &Heartbeat> {
     status.workers.iter().chain(in_cloud)
 }
 
-/// The workers, and the step of a swap each is at.
+/// The running workers, and the step of a swap that each is at.
 fn workers(status: &SiteStatus) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
     let row = |beat: &Heartbeat| {
@@ -245,14 +252,14 @@ fn workers(status: &SiteStatus) -> String {
             beat.release_since_ms.map(|since_ms| format::format_span(status.at_ms.saturating_sub(since_ms) as f64));
         vec![
             format!("  {}", beat.role),
-            format::plain_number(&beat.worker),
+            format::plain_text(&beat.worker),
             or_blank((beat.replicas > 0).then(|| beat.replicas.to_string())),
             beat.holding.to_string(),
             beat.finished.to_string(),
             or_blank(beat.cost_ms.map(format::format_span)),
             format!(
                 "{} {}",
-                beat.model.as_deref().map(format::plain_number).unwrap_or_default(),
+                beat.model.as_deref().map(format::plain_text).unwrap_or_default(),
                 release.unwrap_or_default()
             ),
             or_blank(since),
@@ -263,56 +270,56 @@ fn workers(status: &SiteStatus) -> String {
         let step = beat.swap_step()?;
         Some(format!(
             "\n  {} {}: {}",
-            format::plain_number(beat.role.as_str()),
-            format::plain_number(&beat.worker),
-            format::plain_number(step)
+            format::plain_text(beat.role.as_str()),
+            format::plain_text(&beat.worker),
+            format::plain_text(step)
         ))
     });
-    let head = ["  worker", "process", "replicas", "holds", "finished", "an image", "model", "for"];
+    let head = ["  worker", "process", "replicas", "in flight", "finished", "per image", "model", "since"];
     format::table(&head, &rows) + &steps.collect::<String>()
 }
 
-/// What is wrong, and what to do about it.
-fn wrong(status: &SiteStatus) -> Vec<String> {
+/// The problems, each with what to do.
+fn problems(status: &SiteStatus) -> Vec<String> {
     let site = &status.site;
     let has = |role: Role| all_workers(status).any(|beat| beat.role == role);
-    let mut wrong = status.faults.clone();
-    wrong.extend(wrong_with_outcomes(status));
-    wrong.extend(wrong_clocks(status));
-    wrong.extend(drift::advice(&status.workers));
+    let mut problems = status.faults.clone();
+    problems.extend(outcome_problems(status));
+    problems.extend(clock_problems(status));
+    problems.extend(drift::advice(&status.workers));
     if !status.workers_known {
-        return wrong;
+        return problems;
     }
     if !has(Role::Recognizer) {
-        wrong.push(format!(
-            "No recognizer gives a sign of life, so images wait: start one with `tributary recognizer --model DIR --site {site}`."
+        problems.push(format!(
+            "No recognizer is running, so images wait: start one with `tributary recognizer --model DIR --site {site}`."
         ));
     }
     if !has(Role::Courier) {
-        wrong.push(format!(
-            "No courier gives a sign of life, so doubtful images are not verified: start one with `tributary courier --site {site}`."
+        problems.push(format!(
+            "No courier is running, so doubtful images are not verified: start one with `tributary courier --site {site}`."
         ));
     }
     if !has(Role::Janitor) {
-        wrong.push(format!(
-            "No janitor gives a sign of life, so answered images are not cleared away: start one with `tributary janitor --site {site}`."
+        problems.push(format!(
+            "No janitor is running, so answered images are not purged: start one with `tributary janitor --site {site}`."
         ));
     }
-    wrong.extend(wrong_in_cloud(status, has(Role::Verifier)));
-    wrong.extend(full(
+    problems.extend(cloud_problem(status, has(Role::Verifier)));
+    problems.extend(full(
         "images",
         &status.images,
-        "publishers will get errors: start more recognizers, or raise streams.images_max_mib",
+        "new images are refused: start more recognizers, or raise streams.images_max_mib",
     ));
-    wrong.extend(full("outbox", &status.outbox, "doubtful answers will become final as they are: is the link alive?"));
-    wrong.extend(mixed(status, Role::Recognizer).into_iter().chain(mixed(status, Role::Verifier)));
-    wrong.extend(all_workers(status).filter_map(|beat| {
+    problems.extend(full("outbox", &status.outbox, "doubtful answers become final as they are: check the link"));
+    problems.extend(mixed(status, Role::Recognizer).into_iter().chain(mixed(status, Role::Verifier)));
+    problems.extend(all_workers(status).filter_map(|beat| {
         let swap = beat.release_refusal()?;
         Some(format!(
             "{} {} {}.",
-            format::plain_number(beat.role.as_str()),
-            format::plain_number(&beat.worker),
-            format::plain_number(swap)
+            format::plain_text(beat.role.as_str()),
+            format::plain_text(&beat.worker),
+            format::plain_text(swap)
         ))
     }));
     let in_cloud = match &status.cloud {
@@ -322,88 +329,90 @@ fn wrong(status: &SiteStatus) -> Vec<String> {
     for (count, flag) in [(status.dead_letters, ""), (in_cloud, " --cloud")] {
         if count > 0 {
             let letters = format::count(count, "dead letter");
-            wrong.push(format!("{letters}: `tributary dead list{flag}` says what was given up and why."));
+            problems.push(format!("{letters}: `tributary dead-letters list{flag}` shows them with their reasons."));
         }
     }
-    wrong
+    problems
 }
 
-/// An image is recognized in far less; a provisional answer may wait for its verdict.
+/// Longest normal time to a first answer; recognizing takes far less.
 const LATE_MS: u64 = 60_000;
-/// What was counted within this is not said to be older.
-const SEEN_LATELY_MS: u64 = 2_000;
-/// Clocks that differ by less are as good as one.
-const CLOCK_MS: i64 = 2_000;
+/// A count of this age is shown without its age.
+const RECENT_COUNT_MS: u64 = 2_000;
+/// Largest clock difference that is no problem.
+const MAX_CLOCK_OFFSET_MS: i64 = 2_000;
 
-fn wrong_with_outcomes(status: &SiteStatus) -> Vec<String> {
+fn outcome_problems(status: &SiteStatus) -> Vec<String> {
     let Some(outcomes) = &status.outcomes else { return Vec::new() };
-    let mut wrong = Vec::new();
+    let mut problems = Vec::new();
     let waits_ms = outcomes.oldest_at_ms.map_or(0.0, |at_ms| waits_ms(status, outcomes, at_ms));
     if outcomes.open > outcomes.provisional && waits_ms > LATE_MS as f64 && status.images.waiting == 0 {
-        wrong.push(format!(
-            "Image {} was acknowledged and has had no answer for {}: the janitor has it recognized again; if this stays, look at its log.",
+        problems.push(format!(
+            "Image {} was acknowledged but is unanswered for {}: the janitor has it recognized again; if this persists, look at the janitor's log.",
             outcomes.oldest_sequence.unwrap_or_default(),
             format::format_span(waits_ms)
         ));
     }
     if outcomes.gaps > 0 {
-        wrong.push(format!(
-            "{} gone from the middle of IMAGES, and nothing of ours removed {}: look for errors of the disk, and for messages deleted by hand.",
+        problems.push(format!(
+            "{} missing from the middle of IMAGES, and Tributary did not remove {}: look for disk errors and for messages deleted by hand.",
             if outcomes.gaps == 1 { "1 image is".into() } else { format!("{} images are", outcomes.gaps) },
             if outcomes.gaps == 1 { "it" } else { "them" }
         ));
     }
     if outcomes.refused > 0 {
-        wrong.push(format!(
-            "{} refused because the stream was full, and the publishers (MQTT, or without a reply) were not told: `tributary dead list --fault stream_refused`.",
+        problems.push(format!(
+            "{} refused by the full stream without notice to the publisher (MQTT, or a publish without a reply): see `tributary dead-letters list --fault stream_refused`.",
             if outcomes.refused == 1 { "1 image was".into() } else { format!("{} images were", outcomes.refused) }
         ));
     }
     if let Some(too_large @ 1..) = outcomes.too_large {
-        wrong.push(format!(
-            "{} closed lately for a message above {}: cameras that send larger images must refer to a blob (`tributary publish` does).",
+        problems.push(format!(
+            "{} recently closed for a message above {}: cameras with larger images must publish them by reference, as `tributary publish` does.",
             if too_large == 1 { "1 connection was".into() } else { format!("{too_large} connections were") },
             format::format_size(schemas::limits::MAX_MESSAGE_BYTES as u64)
         ));
     }
-    wrong
+    problems
 }
 
-/// Clocks that are not the server's. Deadlines go by the server's clock all the same; what is read elsewhere does not.
-fn wrong_clocks(status: &SiteStatus) -> Vec<String> {
+/// Clocks that differ from the server's. Deadlines are safe, because they go by the server's clock; times shown here
+/// are not.
+fn clock_problems(status: &SiteStatus) -> Vec<String> {
     let off = |ahead_ms: i64| {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
         format!("{} {way}", format::format_span(ahead_ms.unsigned_abs() as f64))
     };
     // A process has one clock, however many roles it has.
     let processes: BTreeMap<&str, i64> = all_workers(status)
-        .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > CLOCK_MS)?)))
+        .filter_map(|beat| {
+            Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > MAX_CLOCK_OFFSET_MS)?))
+        })
         .collect();
     let workers = processes.into_iter().map(|(worker, ahead_ms)| {
         format!(
-            "The clock of {} is {} its server's: set one of them right (NTP).",
-            format::plain_number(worker),
+            "The clock of {} is {} its server's: synchronize them (NTP).",
+            format::plain_text(worker),
             off(ahead_ms)
         )
     });
-    let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
-    let here = here.map(|ahead_ms| {
-        format!("This machine's clock is {} the server's: set one of them right (NTP).", off(ahead_ms))
-    });
+    let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > MAX_CLOCK_OFFSET_MS);
+    let here =
+        here.map(|ahead_ms| format!("This machine's clock is {} the server's: synchronize them (NTP).", off(ahead_ms)));
     workers.chain(here).collect()
 }
 
-fn wrong_in_cloud(status: &SiteStatus, verifier: bool) -> Option<String> {
+fn cloud_problem(status: &SiteStatus, verifier: bool) -> Option<String> {
     match (&status.cloud, status.link_up) {
         (CloudStatus::Silent, _) | (CloudStatus::Here { .. }, Some(false)) => {
-            Some("The cloud does not answer: doubtful images wait in the outbox and go up by themselves when it does.".into())
+            Some("The cloud does not answer: doubtful images wait in the outbox and are sent once it does.".into())
         }
         (CloudStatus::NotSetUp, _) if status.outbox.level.messages > 0 => Some(format!(
             "The cloud's streams do not exist, so doubtful images wait: create them with `tributary setup --cloud {}`.",
             status.site
         )),
         (CloudStatus::Here { verify, .. }, _) if !verifier && (verify.waiting > 0 || status.provisional > 0) => Some(
-            "No verifier gives a sign of life, so doubtful images wait: start one with `tributary verifier --model DIR`.".into(),
+            "No verifier is running, so doubtful images wait: start one with `tributary verifier --model DIR`.".into(),
         ),
         _ => None,
     }
@@ -411,8 +420,8 @@ fn wrong_in_cloud(status: &SiteStatus, verifier: bool) -> Option<String> {
 
 fn full(name: &str, queue: &QueueStatus, then: &str) -> Option<String> {
     let ratio = queue.level.bytes as f64 / queue.level.max_bytes.max(1) as f64;
-    let said = queue.level.max_bytes > 0 && ratio > NEARLY_FULL_RATIO;
-    said.then(|| format!("The stream of {name} is {:.0} % full; when it is full, {then}.", ratio * 100.0))
+    let is_reported = queue.level.max_bytes > 0 && ratio > NEARLY_FULL_RATIO;
+    is_reported.then(|| format!("The stream of {name} is {:.0} % full; once it is full, {then}.", ratio * 100.0))
 }
 
 /// Workers of one role that run different releases.
@@ -476,22 +485,23 @@ mod tests {
     const ALL: [Role; 4] = [Role::Courier, Role::Janitor, Role::Recognizer, Role::Verifier];
 
     #[test]
-    fn a_site_that_does_well_says_so() {
+    fn a_healthy_site_has_no_problems() {
         let text = text(&status(&ALL));
-        assert!(text.contains("Nothing is wrong.") && text.contains("3 wait, 1.5 s of work"), "{text}");
+        assert!(text.contains("No problems.") && text.contains("3 waiting, 1.5 s of work"), "{text}");
     }
 
     #[test]
     fn each_role_that_is_missing_is_named_with_its_command() {
         for missing in ALL {
             let roles: Vec<Role> = ALL.into_iter().filter(|role| *role != missing).collect();
-            let wrong = wrong(&status(&roles));
-            assert!(wrong.len() == 1 && wrong[0].contains(&format!("`tributary {missing}")), "{missing}: {wrong:?}");
+            let problems = problems(&status(&roles));
+            let names_command = problems.len() == 1 && problems[0].contains(&format!("`tributary {missing}"));
+            assert!(names_command, "{missing}: {problems:?}");
         }
     }
 
     #[test]
-    fn refused_images_gaps_odd_clocks_and_what_cannot_be_read_are_said() {
+    fn refused_images_gaps_odd_clocks_and_faults_are_problems() {
         let outcomes = OutcomeReport {
             open: 2,
             oldest_sequence: Some(7),
@@ -505,21 +515,21 @@ mod tests {
         status.images.waiting = 0;
         status.workers[0].clock_ahead_ms = Some(7_200_000);
         status.faults = vec!["New images are refused: only 9 MiB are free".into()];
-        let wrong = wrong(&status).join("\n");
-        for part in ["refused: only 9 MiB", "3 images are gone", "2.0 h ahead of", "1 connection was", "Image 7"] {
-            assert!(wrong.contains(part), "{part:?} is not in {wrong}");
+        let problems = problems(&status).join("\n");
+        for part in ["refused: only 9 MiB", "3 images are missing", "2.0 h ahead of", "1 connection was", "Image 7"] {
+            assert!(problems.contains(part), "{part:?} is not in {problems}");
         }
         let text = text(&status);
-        assert!(text.contains("image 7 has no final answer for") && text.contains("(counted 20.0 s ago)"), "{text}");
+        assert!(text.contains("image 7 is unanswered for") && text.contains("(counted 20.0 s ago)"), "{text}");
     }
 
     #[test]
-    fn a_silent_cloud_a_full_stream_and_dead_letters_are_said() {
+    fn a_silent_cloud_a_full_stream_and_dead_letters_are_problems() {
         let status =
             SiteStatus { cloud: CloudStatus::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
-        let wrong = wrong(&status).join("\n");
+        let problems = problems(&status).join("\n");
         for part in ["cloud does not answer", "images is 95 % full", "1 dead letter:"] {
-            assert!(wrong.contains(part), "{part:?} is not in {wrong}");
+            assert!(problems.contains(part), "{part:?} is not in {problems}");
         }
     }
 }

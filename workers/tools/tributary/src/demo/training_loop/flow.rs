@@ -1,4 +1,4 @@
-//! A site's images on their way: published at a steady rate, each waited for until its final answer is there.
+//! Publishes a site's images at a steady rate, and waits for the final answer of each.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,14 +17,14 @@ use tokio::time::MissedTickBehavior;
 use super::pictures::LoopPicture;
 use crate::site_target::RunningSite;
 
-/// Images a second at each site: so many that a trial is decided within a minute, and few enough for two cores.
+/// Images per second and site: enough to decide a canary within a minute, few enough for two cores.
 pub const PER_S: u32 = 80;
-/// Images that are published and not acknowledged yet, at a time.
+/// Most images published and not yet acknowledged.
 const IN_FLIGHT: usize = 32;
-/// Everything is answered within seconds; after this something is wrong.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for all answers, which normally takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A picture as a site's camera gives it. Its label stays here.
+/// An image as a site's camera publishes it. Its label stays here.
 #[derive(Clone)]
 struct CameraShot {
     bytes: bytes::Bytes,
@@ -37,20 +37,20 @@ struct SentImage {
     label: String,
 }
 
-/// What became of an image.
+/// An image's true label and its final answer.
 pub struct FlowAnswer {
-    /// What it shows.
+    /// True label.
     pub label: String,
-    /// Its final answer.
+    /// Final answer.
     pub answer: Answer,
 }
 
-/// A site and what it sees.
+/// A site and the images that it sees.
 pub struct SiteFlow {
     /// Its name.
     pub name: SiteName,
     bus: Bus,
-    ear: AnswerListener,
+    listener: AnswerListener,
     publisher: Publisher,
     camera: CameraName,
     fresh: VecDeque<CameraShot>,
@@ -59,7 +59,7 @@ pub struct SiteFlow {
 }
 
 impl SiteFlow {
-    /// Opens a site that is to see these pictures, in this order.
+    /// Connects to a site that will see these images, in this order.
     pub async fn open(site: &RunningSite, cloud: &Bus, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
         let read = |picture: &LoopPicture| {
             let bytes = std::fs::read(&picture.path);
@@ -71,8 +71,8 @@ impl SiteFlow {
         let bus = Bus::connect(&nats, "demo").await?;
         Ok(Self {
             name: site.site.clone(),
-            ear: AnswerListener::open(&bus, cloud, &site.site).await?,
-            publisher: Publisher::new(bus.clone(), PATIENCE),
+            listener: AnswerListener::open(&bus, cloud, &site.site).await?,
+            publisher: Publisher::new(bus.clone(), TIMEOUT),
             bus,
             camera: "demo".parse()?,
             fresh,
@@ -81,34 +81,34 @@ impl SiteFlow {
         })
     }
 
-    /// Publishes so many pictures that the site has not seen yet, or what is left of them; what became of them.
+    /// Publishes up to `count` images that the site has not seen; returns their answers.
     pub async fn publish_new(&mut self, count: usize) -> anyhow::Result<Vec<FlowAnswer>> {
         let mut shots: Vec<CameraShot> = self.fresh.drain(..count.min(self.fresh.len())).collect();
         shots.shuffle(&mut StdRng::seed_from_u64(self.seen.len() as u64));
         self.seen.extend(shots.iter().cloned());
-        let sent = self.pour(shots.into_iter(), &Shutdown::default()).await?;
+        let sent = self.publish_paced(shots.into_iter(), &Shutdown::default()).await?;
         self.answers(sent).await
     }
 
-    /// Publishes pictures that the site has seen, again and again, until it is enough; what became of them.
-    pub async fn publish_repeatedly(&mut self, enough: &Shutdown) -> anyhow::Result<Vec<FlowAnswer>> {
+    /// Publishes images that the site has seen, repeatedly, until stopped; returns their answers.
+    pub async fn publish_repeatedly(&mut self, stop: &Shutdown) -> anyhow::Result<Vec<FlowAnswer>> {
         let mut shots = self.seen.clone();
         shots.shuffle(&mut StdRng::seed_from_u64(self.acknowledged as u64));
-        let sent = self.pour(shots.into_iter().cycle(), enough).await?;
+        let sent = self.publish_paced(shots.into_iter().cycle(), stop).await?;
         self.answers(sent).await
     }
 
-    async fn pour(
+    async fn publish_paced(
         &mut self,
         shots: impl Iterator<Item = CameraShot>,
-        enough: &Shutdown,
+        stop: &Shutdown,
     ) -> anyhow::Result<Vec<SentImage>> {
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_S);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let paced = futures::stream::unfold((shots, ticks), |(mut shots, mut ticks)| async {
             tokio::select! {
                 biased;
-                () = enough.wait_for_request() => None,
+                () = stop.wait_for_request() => None,
                 _ = ticks.tick() => Some((shots.next()?, (shots, ticks))),
             }
         });
@@ -120,21 +120,21 @@ impl SiteFlow {
 
     async fn publish(&self, shot: CameraShot) -> anyhow::Result<SentImage> {
         let task = TaskId::new_random();
-        // That it is answered is seen by its final answer alone.
-        drop(self.ear.expect_task(task, Instant::now()));
+        // Only the final answer matters here.
+        drop(self.listener.expect_task(task, Instant::now()));
         let to = subject::image(&self.name, &self.camera);
         self.publisher.publish(&Publication::with_id(to, shot.bytes, task.to_string())).await?;
         Ok(SentImage { task, label: shot.label })
     }
 
-    /// The final answer of each; an error if one was lost.
+    /// The final answer of each image; an error if one was lost.
     async fn answers(&self, sent: Vec<SentImage>) -> anyhow::Result<Vec<FlowAnswer>> {
-        // What was not heard in time is looked for where it is stored.
-        let _ = tokio::time::timeout(PATIENCE, self.ear.finals_reach(self.acknowledged)).await;
+        // Answers that were not received in time are looked up in the stream.
+        let _ = tokio::time::timeout(TIMEOUT, self.listener.finals_reach(self.acknowledged)).await;
         let count = sent.len();
         let (mut answered, mut lost) = (Vec::with_capacity(count), Vec::new());
         for SentImage { task, label } in sent {
-            let heard = self.ear.take_answers(task).and_then(|heard| heard.last).map(|(_, answer)| answer);
+            let heard = self.listener.take_answers(task).and_then(|heard| heard.last).map(|(_, answer)| answer);
             let answer = match heard {
                 Some(answer) => Some(answer),
                 None => reader::read_outcome(&self.bus, &subject::final_answer(&self.name, &self.camera, task)).await?,
@@ -145,12 +145,12 @@ impl SiteFlow {
             }
         }
         if let Some(first) = lost.first() {
-            bail!("{} of {count} images of {} have no final answer, such as {first}", lost.len(), self.name);
+            bail!("{} of {count} images of {} have no final answer, for example task {first}", lost.len(), self.name);
         }
         Ok(answered)
     }
 
-    /// Images that were acknowledged so far.
+    /// Images acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged
     }

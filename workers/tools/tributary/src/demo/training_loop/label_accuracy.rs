@@ -1,4 +1,4 @@
-//! How right a model is, by class.
+//! Accuracy of a model by class.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,15 +9,15 @@ use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 use super::pictures::LoopPicture;
 use crate::format;
 
-/// How many were right of how many, by label.
+/// Correct and total images by label.
 #[derive(Debug, Clone, Default)]
 pub struct Right {
-    /// By label.
+    /// Correct and total images, by label.
     pub of_label: BTreeMap<String, (usize, usize)>,
 }
 
 impl Right {
-    /// Tries a model's folder on pictures, on all cores.
+    /// Evaluates a model's folder on images, on all cores.
     pub fn of(onnx: &OnnxRuntime, folder: &Path, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
         let model = Model::load(folder)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -28,8 +28,8 @@ impl Right {
                 let bytes = std::fs::read(&picture.path)
                     .with_context(|| format!("{} cannot be read", picture.path.display()))?;
                 let ratios = softmax(&replica.predict(&bytes)?.logits, 1.0);
-                let said = vision::prediction(&model, &ratios).map(|said| said.label);
-                right.see(&picture.label, said.as_deref());
+                let label = vision::prediction(&model, &ratios).map(|prediction| prediction.label);
+                right.count_answer(&picture.label, label.as_deref());
             }
             Ok(right)
         };
@@ -38,16 +38,16 @@ impl Right {
             let working: Vec<_> = parts.map(|part| scope.spawn(|| share(part))).collect();
             let mut all = Self::default();
             for thread in working {
-                all.add(thread.join().map_err(|_| anyhow::anyhow!("recognizing broke off"))??);
+                all.add(thread.join().map_err(|_| anyhow::anyhow!("inference crashed"))??);
             }
             Ok(all)
         })
     }
 
-    /// One more picture: what it shows, and what was said.
-    pub fn see(&mut self, label: &str, said: Option<&str>) {
+    /// Counts one image: its true label, and the answer.
+    pub fn count_answer(&mut self, label: &str, answer: Option<&str>) {
         let (right, count) = self.of_label.entry(label.to_owned()).or_default();
-        *right += usize::from(said == Some(label));
+        *right += usize::from(answer == Some(label));
         *count += 1;
     }
 
@@ -59,25 +59,25 @@ impl Right {
         }
     }
 
-    /// Share of all that is right, 0 to 1.
+    /// Accuracy over all images, 0 to 1.
     pub fn ratio(&self) -> f64 {
         ratio(self.of_label.values())
     }
 
-    /// The same in words, for a table; of no labels nothing.
+    /// Accuracy on these labels as text, for a table; empty for no labels.
     pub fn percent_of(&self, labels: &BTreeSet<String>) -> String {
         if labels.is_empty() { String::new() } else { format::percent(self.ratio_of(labels)) }
     }
 
-    /// The same in words, to go on with a sentence; of no labels nothing.
-    pub fn said_of(&self, labels: &BTreeSet<String>) -> String {
+    /// Accuracy on these labels as the end of a sentence; empty for no labels.
+    pub fn sentence_of(&self, labels: &BTreeSet<String>) -> String {
         if labels.is_empty() {
             return String::new();
         }
-        format!(", {} of classes unseen at the start", format::percent(self.ratio_of(labels)))
+        format!(", {} on classes unseen at the start", format::percent(self.ratio_of(labels)))
     }
 
-    /// Share of the pictures with these labels that is right, 0 to 1.
+    /// Accuracy on images with these labels, 0 to 1.
     pub fn ratio_of(&self, labels: &BTreeSet<String>) -> f64 {
         ratio(self.of_label.iter().filter(|(label, _)| labels.contains(*label)).map(|(_, counts)| counts))
     }

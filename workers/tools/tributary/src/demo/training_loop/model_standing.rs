@@ -1,4 +1,4 @@
-//! How rounds and releases stand, read from the cloud's streams as anybody can.
+//! The state of rounds and releases, read from the cloud's streams.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,42 +16,42 @@ use tokio::time::Instant;
 use crate::roles;
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
-/// A swap takes seconds; after this something is wrong.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Time limit for a swap, which normally takes seconds.
+const SWAP_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// One model's rounds and releases.
+/// A model's rounds and releases.
 pub struct ModelStanding {
-    /// The cloud.
+    /// Connection to the cloud.
     pub cloud: Bus,
-    /// The model.
+    /// Name of the model.
     pub model: ModelName,
-    /// What sites were set up with.
+    /// The baseline that sites were set up with.
     pub first: ReleaseId,
-    /// Its sites.
+    /// The sites that run the model.
     pub sites: Vec<SiteName>,
 }
 
-/// What a round came to.
+/// The result of a round.
 pub enum RoundOutcome {
-    /// A release of so many updates.
+    /// A release, and its number of updates.
     Sealed(ReleaseId, u32),
-    /// None, and why.
+    /// No release, and why.
     Failed(String),
 }
 
 impl ModelStanding {
-    /// Waits until every site has its first order: from then on it samples, and can be held against itself.
+    /// Waits until every site has its first order; from then on it samples, which canaries need.
     pub async fn all_have_orders(&self) -> anyhow::Result<()> {
-        self.until("an order for every site", PATIENCE, async || {
+        self.until("an order for every site", SWAP_TIMEOUT, async || {
             let swaps = self.swaps().await?;
             Ok(self.sites.iter().all(|site| swaps.get(site).is_some_and(|swap| swap.order > 0)).then_some(()))
         })
         .await
     }
 
-    /// Waits until every site runs what is stable, and says what that is.
+    /// Waits until every site runs the stable release, and returns it.
     pub async fn all_run_stable(&self) -> anyhow::Result<ReleaseId> {
-        self.until("every site runs the stable release", PATIENCE, async || {
+        self.until("every site runs the stable release", SWAP_TIMEOUT, async || {
             let Some(now) = decision_log::latest(&self.cloud, &self.model).await? else { return Ok(None) };
             let (stable, swaps) = (now.stable.release, self.swaps().await?);
             let all = self.sites.iter().all(|site| swaps.get(site).is_some_and(|swap| swap.release == stable));
@@ -60,7 +60,7 @@ impl ModelStanding {
         .await
     }
 
-    /// What each site said last.
+    /// The latest report of each site.
     async fn swaps(&self) -> anyhow::Result<BTreeMap<SiteName, Swap>> {
         let mut latest: BTreeMap<SiteName, Swap> = BTreeMap::new();
         for swap in decision_log::reports(&self.cloud).await? {
@@ -82,16 +82,16 @@ impl ModelStanding {
         let focus = round_open::read_focus(&self.cloud, &base, settings).await?;
         let terms = round_open::round_terms(base, weights, asked, focus, settings);
         let publisher = Publisher::new(self.cloud.clone(), Duration::from_secs(10));
-        let said =
+        let published =
             round_open::publish_round_event(&publisher, None, &self.model, number, RoundEvent::Opened(terms)).await;
-        ensure!(said.map_err(roles::into_anyhow)?, "round {number} was opened by somebody else");
+        ensure!(published.map_err(roles::into_anyhow)?, "round {number} was opened by someone else");
         Ok(number)
     }
 
     /// Waits until a round has ended.
     pub async fn ended(&self, number: u64, deadline_s: u32) -> anyhow::Result<RoundOutcome> {
-        let patience = Duration::from_secs(deadline_s.into()) + PATIENCE;
-        self.until("the end of the round", patience, async || {
+        let timeout = Duration::from_secs(deadline_s.into()) + SWAP_TIMEOUT;
+        self.until("the end of the round", timeout, async || {
             let history = RoundHistory::read(&self.cloud, &self.model).await?;
             Ok(match history.ended(number) {
                 Some(RoundEvent::Sealed { release, updates, .. }) => {
@@ -106,16 +106,16 @@ impl ModelStanding {
         .await
     }
 
-    /// Whether a release was offered to sites: one that does not run when it is tried is not.
+    /// Whether a release was offered to sites; one whose trial failed is not.
     pub async fn is_offered(&self, release: &ReleaseId) -> anyhow::Result<bool> {
         let history = decision_log::history(&self.cloud, &self.model).await?;
         Ok(decision_log::releases(&history).iter().any(|known| known.release == *release))
     }
 
-    /// Waits until a release is stable or withdrawn, and says what was decided.
+    /// Waits until a release is stable or withdrawn, and returns the decision.
     pub async fn decided(&self, release: &ReleaseId, longest_s: u64) -> anyhow::Result<ReleaseDecision> {
-        let patience = Duration::from_secs(longest_s) + PATIENCE;
-        self.until("a decision about the release", patience, async || {
+        let timeout = Duration::from_secs(longest_s) + SWAP_TIMEOUT;
+        self.until("a decision about the release", timeout, async || {
             let Some(now) = decision_log::latest(&self.cloud, &self.model).await? else { return Ok(None) };
             let stands = stage::stage_of(&now, release);
             let is = matches!(stands, Some(ReleaseStage::Stable | ReleaseStage::Withdrawn));
@@ -124,7 +124,7 @@ impl ModelStanding {
         .await
     }
 
-    /// The sites that tried a release first; none if it was not tried.
+    /// The sites of a release's first canary; none without one.
     pub async fn tried_by(&self, release: &ReleaseId) -> anyhow::Result<Vec<SiteName>> {
         let history = decision_log::history(&self.cloud, &self.model).await?;
         let tried = history.iter().filter_map(|then| then.canary.as_ref());
@@ -137,7 +137,7 @@ impl ModelStanding {
     async fn until<T>(
         &self,
         what: &str,
-        patience: Duration,
+        timeout: Duration,
         look: impl AsyncFn() -> anyhow::Result<Option<T>>,
     ) -> anyhow::Result<T> {
         let begun = Instant::now();
@@ -145,16 +145,16 @@ impl ModelStanding {
             if let Some(found) = look().await.with_context(|| format!("waiting for {what}"))? {
                 return Ok(found);
             }
-            if begun.elapsed() > patience {
-                bail!("{what}: not within {} s; is the machine very busy?", patience.as_secs());
+            if begun.elapsed() > timeout {
+                bail!("{what}: not within {} s; is the machine very busy?", timeout.as_secs());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 }
 
-/// The number that decided: what was worse, or how often verdicts agreed.
-pub fn wait_for_decision(decision: &ReleaseDecision) -> Option<&CanaryFinding> {
+/// The measure that decided: the one that was worse, or else one that stayed open.
+pub fn deciding_finding(decision: &ReleaseDecision) -> Option<&CanaryFinding> {
     let worse = decision.findings.iter().find(|finding| finding.says == FindingOutcome::Worse);
     let open = || decision.findings.iter().find(|finding| finding.says == FindingOutcome::Open);
     worse.or_else(open).or_else(|| decision.findings.first())

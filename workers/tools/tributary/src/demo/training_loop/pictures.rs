@@ -1,4 +1,4 @@
-//! Labelled pictures, and who has which: those who made the models, the public set, the sites, and nobody (the test).
+//! Labelled images, divided among the makers of models, the public set, the sites and the test set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,60 +10,60 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-/// Most pictures of a class that sites see, that models are made from, and that are measured by: of frequent classes the
-/// others are left out.
+/// Most images of a class for the sites, for making models, and for the test set each; the rest of a frequent class is
+/// unused.
 const MOST_OF_CLASS: usize = 200;
-/// Pictures of a class in the public set, at the most; a third of them is chosen by, and of fewer a gain would often be no more
-/// than chance.
+/// Most images of a class in the public set. A third of them selects releases; with fewer, gains would often be chance.
 const PUBLIC_OF_CLASS: usize = 40;
-/// Of a class that one site sees often it has so much of what there is, and the other site the rest.
+/// Share of a class's images at the site that sees it often; the other site has the rest.
 const OFTEN: f64 = 0.7;
-/// Share to measure by where the index names no split `test`.
+/// Share of the test set where the index has no split `test`.
 const TEST: f64 = 0.2;
 
-/// A labelled picture.
+/// A labelled image.
 #[derive(Debug, Clone)]
 pub struct LoopPicture {
-    /// Where it is.
+    /// File of the image.
     pub path: PathBuf,
-    /// What it shows.
+    /// True label.
     pub label: String,
-    /// What it belongs to, such as a track of a video.
+    /// Group of images that stay together, such as a video track.
     group: Option<String>,
-    /// Whether the index says that it is to measure by.
+    /// Whether the index puts it into split `test`.
     test: bool,
 }
 
-/// Whose pictures those are that the models were made from.
+/// Which images the models are made from.
 pub enum PictureProvenance {
-    /// Nobody's: both models are there.
+    /// None: both models are given.
     Nobody,
-    /// So many of each class that is known.
+    /// Up to this many of each known class.
     OfClass(usize),
-    /// Half of all, of frequent classes fewer.
+    /// Half of all, fewer of frequent classes.
     Half,
 }
 
-/// Pictures, divided.
+/// The divided images.
 pub struct PictureDivision {
-    /// Labels that there are, sorted.
+    /// All labels, sorted.
     pub labels: Vec<String>,
     /// Labels that the start model has never seen.
     pub unseen: BTreeSet<String>,
-    /// What models are made from.
+    /// Images that models are made from.
     pub makers: Vec<LoopPicture>,
-    /// What releases are tried on in the cloud.
+    /// The public set.
     pub public: Vec<LoopPicture>,
-    /// What each site comes to see, in order.
+    /// Images of each site, in order.
     pub sites: Vec<Vec<LoopPicture>>,
-    /// What is measured by; nobody learns from it.
+    /// The test set, which nobody learns from.
     pub test: Vec<LoopPicture>,
 }
 
 impl PictureDivision {
-    /// Shows what sites, the public set and the test have as cameras do, one after the other, in files of their own.
+    /// Replaces the images of the sites, the public set and the test set by what these cameras, one after the other,
+    /// make of them, as new files.
     pub fn show(&mut self, cameras: &[CameraStyle], into: &Path) -> anyhow::Result<()> {
-        std::fs::create_dir_all(into).with_context(|| format!("{} cannot be made", into.display()))?;
+        std::fs::create_dir_all(into).with_context(|| format!("{} cannot be created", into.display()))?;
         let sites = self.sites.iter_mut().flatten();
         for (number, picture) in sites.chain(&mut self.public).chain(&mut self.test).enumerate() {
             let path = into.join(format!("{number}.ppm"));
@@ -76,7 +76,7 @@ impl PictureDivision {
     }
 }
 
-/// Reads a folder of labelled pictures. `groups`: the column that says what belongs together.
+/// Reads a folder of labelled images. `groups`: the column that names an image's group.
 pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
     let dataset = read_dataset(folder, groups)?;
     if let Some(name) = groups {
@@ -92,8 +92,8 @@ pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPictu
     Ok(dataset.rows.iter().map(picture).collect())
 }
 
-/// Divides them among so many sites; what belongs together stays together. The `unseen` rarest labels are those that the
-/// start model does not know. Which picture goes where is chance, but the same chance in every run.
+/// Divides images among the sites, keeping groups together. The `unseen` rarest labels are unknown to the start model.
+/// The division is random with a fixed seed.
 pub fn divide(
     pictures: Vec<LoopPicture>,
     makers: &PictureProvenance,
@@ -108,7 +108,7 @@ pub fn divide(
         of_label.insert(label, groups);
     }
     let labels: Vec<String> = of_label.keys().cloned().collect();
-    ensure!(labels.len() >= 3, "{} labels are too few to leave some out", labels.len());
+    ensure!(labels.len() >= 3, "{} labels are too few: at least 3 are needed", labels.len());
     let unseen = rarest(&of_label, unseen);
     let mut divided = PictureDivision {
         labels,
@@ -141,7 +141,7 @@ pub fn divide(
                 divided.makers.extend(group);
             } else if taken < MOST_OF_CLASS {
                 taken += group.len();
-                // Each site has classes that it sees often, and sees the others too.
+                // Each site sees some classes often, and the others sometimes.
                 let own = place % sites;
                 let other = (own + 1 + random.random_range(0..sites.max(2) - 1)) % sites;
                 let site = if random.random_bool(OFTEN) { own } else { other };
@@ -153,11 +153,11 @@ pub fn divide(
         groups.shuffle(&mut random);
         *site = groups.into_iter().flatten().collect();
     }
-    ensure!(!divided.test.is_empty(), "there are no pictures to measure by: name some split test");
+    ensure!(!divided.test.is_empty(), "the test set is empty: mark some images as split test");
     Ok(divided)
 }
 
-/// By label, and what belongs together; a picture without a group is one by itself.
+/// Images by label and group; an image without a group is its own.
 fn grouped(pictures: Vec<LoopPicture>) -> BTreeMap<String, Vec<Vec<LoopPicture>>> {
     let mut of_label: BTreeMap<String, BTreeMap<String, Vec<LoopPicture>>> = BTreeMap::new();
     for picture in pictures {
@@ -167,7 +167,7 @@ fn grouped(pictures: Vec<LoopPicture>) -> BTreeMap<String, Vec<Vec<LoopPicture>>
     of_label.into_iter().map(|(label, groups)| (label, groups.into_values().collect())).collect()
 }
 
-/// So many labels with the fewest pictures; of those with as many, the last by name.
+/// The labels with the fewest images; of equals, the last by name.
 fn rarest(of_label: &BTreeMap<String, Vec<Vec<LoopPicture>>>, count: usize) -> BTreeSet<String> {
     let mut labels: Vec<(usize, &String)> =
         of_label.iter().map(|(label, groups)| (groups.iter().map(Vec::len).sum(), label)).collect();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn every_picture_is_in_one_place_and_what_belongs_together_stays_together() {
+    fn every_image_is_in_one_part_and_groups_stay_together() {
         let divided = divide(pictures(), &PictureProvenance::Half, 1, 2).unwrap();
         assert_eq!(divided.unseen, BTreeSet::from(["c".to_owned()]));
         let parts = [&divided.makers, &divided.public, &divided.sites[0], &divided.sites[1], &divided.test];

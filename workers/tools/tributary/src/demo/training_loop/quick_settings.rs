@@ -1,4 +1,4 @@
-//! Settings under which a round and a trial are over within a minute. What an operator chose otherwise stays.
+//! Settings with which a round and a canary take less than a minute. Settings that the operator chose stay.
 
 use std::path::Path;
 
@@ -8,17 +8,16 @@ use releaser::settings::RingSettings;
 use super::setup::{LoopFolders, SMOOTHING};
 use crate::settings::{Settings, UpSettings};
 
-/// How many times more images than the defaults are meant for it would take to see what they see: so much wider are the
-/// margins that are tests of shares.
+/// Margins of the canary, wider than the defaults: in a minute it sees far fewer images than the defaults assume.
 const AGREEMENT_MARGIN: f64 = 0.15;
 const SENT_UP_MARGIN: f64 = 0.15;
 const CONFIDENCE_MARGIN: f64 = 0.15;
 const FAULTS_MARGIN: f64 = 0.05;
 const COST: f64 = 2.5;
-/// A trial is given up after so long, seconds.
-const LONGEST_S: u64 = 45;
+/// Longest canary, seconds.
+const MAX_DURATION_S: u64 = 45;
 
-/// The settings of the loop. `store`: the folder of everything that is written.
+/// The settings of the loop. `store`: folder for everything that is written.
 pub fn settings(given: &Settings, start: &LoopFolders, store: &Path) -> Settings {
     let mut all = given.clone();
     let usual = Settings::default();
@@ -47,7 +46,7 @@ pub fn settings(given: &Settings, start: &LoopFolders, store: &Path) -> Settings
     choose(&mut own.limits.yield_queue_s, &was.limits.yield_queue_s, 10.0);
     choose(&mut own.collect.every_s, &was.collect.every_s, 1);
     choose(&mut own.collect.max_images, &was.collect.max_images, 1500);
-    // Only when a round asks.
+    // Sites train only when a round asks.
     choose(&mut own.collect.min_new_images, &was.collect.min_new_images, u32::MAX);
     let (own, was) = (&mut all.aggregator.round, &usual.aggregator.round);
     choose(&mut own.grace_s, &was.grace_s, 1);
@@ -61,7 +60,7 @@ pub fn settings(given: &Settings, start: &LoopFolders, store: &Path) -> Settings
     choose(&mut own.confidence_margin_ratio, &was.confidence_margin_ratio, CONFIDENCE_MARGIN);
     choose(&mut own.faults_margin_ratio, &was.faults_margin_ratio, FAULTS_MARGIN);
     choose(&mut own.cost_ratio, &was.cost_ratio, COST);
-    choose(&mut own.max_duration_s, &was.max_duration_s, LONGEST_S);
+    choose(&mut own.max_duration_s, &was.max_duration_s, MAX_DURATION_S);
     all
 }
 
@@ -71,7 +70,7 @@ fn choose<T: PartialEq>(own: &mut T, usual: &T, quick: T) {
     }
 }
 
-/// In what a trial differs from the defaults, in words.
+/// How the canary's settings differ from the defaults, as text.
 pub fn widened(canary: &CanarySettings) -> String {
     let usual = CanarySettings::default();
     let points = [
@@ -89,7 +88,7 @@ pub fn widened(canary: &CanarySettings) -> String {
         words.push(format!("cost {:.1}-fold ({:.1})", canary.cost_ratio, usual.cost_ratio));
     }
     if canary.max_duration_s != usual.max_duration_s {
-        words.push(format!("given up after {} s ({} h)", canary.max_duration_s, usual.max_duration_s / 3600));
+        words.push(format!("at most {} s ({} h)", canary.max_duration_s, usual.max_duration_s / 3600));
     }
     words.join(", ")
 }

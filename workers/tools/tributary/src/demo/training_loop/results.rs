@@ -1,4 +1,4 @@
-//! What came of all turns: as a table, a chart and JSON.
+//! Results of the loop, as table, chart and JSON.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,42 +9,42 @@ use schemas::ReleaseStage;
 use serde_json::json;
 
 use super::label_accuracy::Right;
-use super::model_standing::wait_for_decision;
+use super::model_standing::deciding_finding;
 use super::round::{LoopRound, LoopTurn};
 use crate::format;
 
-/// What came of it.
-pub struct Found {
-    /// Name of the pictures.
+/// Results of all turns.
+pub struct LoopResult {
+    /// Name of the data set.
     pub name: String,
-    /// Turns, the last of which only measured.
+    /// All turns; the last only measures.
     pub turns: Vec<LoopTurn>,
     /// Labels that the start model has never seen.
     pub unseen: BTreeSet<String>,
-    /// The cloud's model on the pictures that nobody learns from.
+    /// Accuracy of the cloud's model on the test set.
     pub cloud: Right,
-    /// Images that were acknowledged, each of which has its final answer.
+    /// Acknowledged images, each with its final answer.
     pub images: usize,
-    /// How long it took, seconds.
+    /// Duration, seconds.
     pub took_s: f64,
-    /// In what the trials differ from the defaults.
+    /// How the canaries' settings differ from the defaults.
     pub widened: String,
 }
 
-impl Found {
-    /// A row a turn.
+impl LoopResult {
+    /// One row per turn.
     pub fn table(&self) -> String {
         let head = [
             "round",
-            "release",
+            "serving",
             "sent up",
             "sites alone",
             "with cloud",
             "test",
             "unseen",
             "updates",
-            "makes",
-            "trial",
+            "release",
+            "canary",
             "seconds",
         ];
         let shown = |column: &usize| head[*column] != "unseen" || !self.unseen.is_empty();
@@ -68,7 +68,7 @@ impl Found {
             turn.test.percent_of(&self.unseen),
             sealed.map_or_else(String::new, |sealed| sealed.updates.to_string()),
             sealed.map_or_else(String::new, |sealed| short(&sealed.release)),
-            turn.made.as_ref().map_or_else(String::new, trial),
+            turn.made.as_ref().map_or_else(String::new, canary),
             format!("{:.0}", turn.took_s),
         ]
     }
@@ -81,18 +81,18 @@ impl Found {
         };
         Chart {
             title: "Infer, learn, release, infer: round by round".into(),
-            x_label: "rounds that were gone through".into(),
+            x_label: "completed rounds".into(),
             y_label: "%".into(),
             lines: vec![
-                line("right: the sites' model, on test pictures", &|turn| turn.test.ratio()),
-                line("right: final answers, on new pictures", &|turn| turn.together.ratio()),
-                line("sent up, of new pictures", &LoopTurn::up_ratio),
+                line("accuracy of the sites' model, test images", &|turn| turn.test.ratio()),
+                line("accuracy of final answers, new images", &|turn| turn.together.ratio()),
+                line("share sent up, new images", &LoopTurn::up_ratio),
             ],
             marks: Vec::new(),
         }
     }
 
-    /// For programs.
+    /// The results as JSON.
     pub fn json(&self) -> serde_json::Value {
         json!({
             "demo": "loop",
@@ -107,7 +107,7 @@ impl Found {
         })
     }
 
-    /// Share of the pictures of unseen classes that is right; `None` if all were seen.
+    /// Accuracy on unseen classes; `None` if all were seen.
     fn of_unseen(&self, right: &Right) -> Option<f64> {
         (!self.unseen.is_empty()).then(|| right.ratio_of(&self.unseen))
     }
@@ -143,8 +143,8 @@ impl Found {
     }
 }
 
-/// What was decided, and by which number.
-fn trial(made: &LoopRound) -> String {
+/// The decision about a release, and the measure behind it.
+fn canary(made: &LoopRound) -> String {
     let decision = made.sealed.as_ref().and_then(|sealed| sealed.decision.as_ref());
     match decision {
         None => "none".into(),
@@ -152,10 +152,10 @@ fn trial(made: &LoopRound) -> String {
             if decision.why.starts_with("undecided") {
                 return "withdrawn (undecided)".into();
             }
-            let number = wait_for_decision(decision)
+            let number = deciding_finding(decision)
                 .map(|finding| format!(" ({} {:+.3} ± {:.3})", finding.measure, finding.better, finding.error));
             let stage = if decision.stage == ReleaseStage::Stable { "stable" } else { "withdrawn" };
-            // Without numbers it was not tried at all.
+            // Without measures there was no canary.
             format!("{stage}{}", number.unwrap_or_else(|| " (public set)".into()))
         }
     }

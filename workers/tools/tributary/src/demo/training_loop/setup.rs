@@ -1,4 +1,4 @@
-//! Where the loop begins: a model that has never seen some classes, the cloud's model, and the public set.
+//! What the loop starts with: a model that has never seen some classes, the cloud's model, and the public set.
 
 use std::path::{Path, PathBuf};
 
@@ -14,40 +14,40 @@ use vision::{Model, OnnxRuntime};
 use super::pictures::{LoopPicture, PictureDivision};
 use crate::{format, stdout};
 
-/// Side of the pictures that networks made here take, pixels.
+/// Input side of the networks made here, pixels.
 const SIDE_PX: i64 = 32;
-/// Of each class the start model learned from so many pictures at the most: there is more to be learned at the sites.
+/// Most images per class for the start model: the sites should have more to learn.
 pub const START_OF_CLASS: usize = 30;
 const START_EPOCHS: u32 = 15;
 const CLOUD_EPOCHS: u32 = 24;
-/// Every so manieth epoch is told.
-const TOLD: u32 = 6;
-/// Taken from each label, so that a model that sees something new is not sure of it.
+/// Epochs between two progress lines.
+const PRINT_EVERY: u32 = 6;
+/// Label smoothing, so that a model is less confident about new classes.
 pub const SMOOTHING: f32 = 0.1;
-/// Every so manieth picture is held out to measure by.
-const HELD_OUT: usize = 10;
+/// One in this many images is in the holdout.
+const HOLDOUT_EVERY: usize = 10;
 
-/// Models that are given, and what is made where one is not.
+/// Given models, and what missing ones are made from.
 pub struct ModelSources {
-    /// The start model, if it is given; it is used as it is.
+    /// The start model, if given; used as it is.
     pub start: Option<PathBuf>,
-    /// A model with random weights to make it from; absent: a small network is made.
+    /// A model with random weights to make it from; absent, a small network.
     pub blank: Option<PathBuf>,
-    /// The cloud's model, if it is given.
+    /// The cloud's model, if given.
     pub cloud: Option<PathBuf>,
 }
 
 /// Folders of models, and of the public set.
 pub struct LoopFolders {
-    /// What sites are set up with.
+    /// Baseline model of the sites.
     pub model: PathBuf,
-    /// What verifies.
+    /// The cloud's model.
     pub cloud: PathBuf,
-    /// What releases are tried on.
+    /// The public set.
     pub public: PathBuf,
 }
 
-/// Makes what is not given, in a folder.
+/// Makes missing models and the public set in a folder.
 pub fn make(
     onnx: &OnnxRuntime,
     divided: &PictureDivision,
@@ -65,10 +65,10 @@ pub fn make(
     };
     let name = |folder: &Path| anyhow::Ok(Model::load(folder)?.description.name);
     let own = name(&model)?;
-    // Releases go by the name: one of the sites' would be for the cloud as well.
+    // Releases go by the model's name, so the two must differ.
     ensure!(
         own != name(&cloud)?,
-        "the sites' model and the cloud's are both called {own}: change the name in one model.toml"
+        "the sites' model and the cloud's are both named {own}: change the name in one model.toml"
     );
     Ok(LoopFolders { model, cloud, public: public(divided, &folder.join("public"))? })
 }
@@ -96,7 +96,7 @@ fn start_model(
     });
     let known: Vec<&LoopPicture> = known.collect();
     let classes = divided.labels.len() - divided.unseen.len();
-    stdout::print_line(format_args!("making the start model from {} pictures of {classes} classes", known.len()))?;
+    stdout::print_line(format_args!("making the start model from {} images of {classes} classes", known.len()))?;
     train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
 }
 
@@ -110,7 +110,7 @@ fn cloud_model(
     let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
     let all: Vec<&LoopPicture> = divided.makers.iter().collect();
     stdout::print_line(format_args!(
-        "making the cloud's model from {} pictures of all {} classes, {CLOUD_EPOCHS} times each: this takes a while",
+        "making the cloud's model from {} images of all {} classes, {CLOUD_EPOCHS} epochs: this takes a while",
         all.len(),
         divided.labels.len()
     ))?;
@@ -132,31 +132,31 @@ fn train(
         TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
     let example = |(number, picture): (usize, &&LoopPicture)| {
         let class = blank.labels.iter().position(|label| *label == picture.label)?;
-        let split = if number % HELD_OUT == 0 { ExampleSplit::Holdout } else { ExampleSplit::Train };
+        let split = if number % HOLDOUT_EVERY == 0 { ExampleSplit::Holdout } else { ExampleSplit::Train };
         Some(Example { path: picture.path.clone(), class, split, hard: false, times: 1.0 })
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
-    let mut told: Option<anyhow::Error> = None;
+    let mut print_error: Option<anyhow::Error> = None;
     let around = TrainContext { stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
     let trained = training::train_model(onnx, blank, &examples, &settings, around, |epoch| {
-        told = told.take().or(print_epoch(epoch, epochs).err())
+        print_error = print_error.take().or(print_epoch(epoch, epochs).err())
     })?;
-    told.map_or(Ok(()), Err)?;
+    print_error.map_or(Ok(()), Err)?;
     Ok(training::folder::write(blank, &trained.onnx, &trained.values(), into)?.folder)
 }
 
 fn print_epoch(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
-    if epoch.number == 0 || !epoch.number.is_multiple_of(TOLD) && epoch.number != epochs {
+    if epoch.number == 0 || !epoch.number.is_multiple_of(PRINT_EVERY) && epoch.number != epochs {
         return Ok(());
     }
     let right = format::percent(epoch.held_out.accuracy_ratio);
     stdout::print_line(format_args!(
-        "  epoch {} of {epochs}: {right} of {} held out",
+        "  epoch {} of {epochs}: accuracy {right} on a holdout of {}",
         epoch.number, epoch.held_out.images
     ))
 }
 
-/// A folder with an index and links: an index names what lies in its folder, and the pictures stay where they are.
+/// A folder with an index.csv and links to the images, which stay where they are.
 fn public(divided: &PictureDivision, folder: &Path) -> anyhow::Result<PathBuf> {
     let index = folder.join("index.csv");
     let written = || format!("{} cannot be written", index.display());

@@ -1,4 +1,4 @@
-//! `tributary dead`: look at messages that were given up, and give them another chance.
+//! `tributary dead-letters`: inspect and requeue dead-lettered messages.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,81 +13,81 @@ use crate::roles::into_anyhow;
 use crate::settings::Settings;
 use crate::{audit, format, site_target, stdout};
 
-/// How long a message is published again before the command gives up.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Digits of an id in the list: enough to tell some thousands apart.
+/// How long publishing a message is retried.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Digits of an id in the list, enough to tell some thousands apart.
 const SHORT_ID: usize = 8;
 
 const EXAMPLES: &str = "\
-A message is given up when it can never be handled (a picture that is none), or when no worker finished it in
-many tries. It is kept with its payload and its fault until its stream is full. `redrive` publishes it once more,
-as the same task; its letter goes, and its new outcome takes the place of the old one.
+A message becomes a dead letter when it can never be processed (a file that is no image) or when no worker finished it \
+in many attempts. Payload and fault are kept until the stream is full; then the oldest go. `redrive` publishes the \
+message again as the same task, removes the dead letter, and the new outcome replaces the old one.
 
 Examples:
-  tributary dead list --fault image_truncated
-  tributary dead list --file dock/              of files whose names contain this
-  tributary dead show 1f0c --save broken.jpg
-  tributary dead redrive 1f0c 88ab                these two, by the beginning of their ids
-  tributary dead redrive --all --fault tries_used_up
-  tributary dead list --cloud                     those the verifiers gave up";
+  tributary dead-letters list --fault image_truncated
+  tributary dead-letters list --file dock/        of files whose name contains this
+  tributary dead-letters show 1f0c --save broken.jpg
+  tributary dead-letters redrive 1f0c 88ab        two of them, by the start of their ids
+  tributary dead-letters redrive --all --fault tries_used_up
+  tributary dead-letters list --cloud             those of the verifiers";
 
-/// Look at messages that were given up, and give them another chance.
+/// Inspect and requeue dead-lettered messages.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct DeadArgs {
+pub struct DeadLettersArgs {
     #[command(subcommand)]
-    command: DeadCommand,
-    /// Those of the cloud instead of those of the site.
+    command: DeadLettersCommand,
+    /// Use the cloud's dead letters instead of the site's.
     #[arg(long, global = true)]
     cloud: bool,
 }
 
 #[derive(clap::Subcommand)]
-enum DeadCommand {
-    /// List them, oldest first.
+enum DeadLettersCommand {
+    /// List dead letters, oldest first.
     #[command(after_help = EXAMPLES)]
     List {
-        /// Only those with this fault.
+        /// List those with this fault only.
         #[arg(long, value_name = "NAME")]
         fault: Option<String>,
-        /// Only those whose file name contains TEXT, in any case.
+        /// List those whose file name contains TEXT only, ignoring case.
         #[arg(long, value_name = "TEXT")]
         file: Option<String>,
-        /// JSON, one object a line.
+        /// Print JSON, one object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Show all about one; its payload goes into a file on request.
+    /// Show one dead letter in full, and save its payload.
     #[command(after_help = EXAMPLES)]
     Show {
-        /// Its id, or the beginning of it.
+        /// The start of its id or of its task's id.
         #[arg(value_name = "ID")]
         id: String,
-        /// Write its payload, byte for byte, into this file.
+        /// Write the payload to this file.
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
-        /// JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Publish them once more, as the same tasks.
+    /// Publish dead-lettered messages again, as the same tasks.
     #[command(after_help = EXAMPLES)]
     Redrive {
-        /// Their ids, or the beginnings of them.
+        /// The starts of their ids.
         #[arg(value_name = "ID", required_unless_present = "all")]
         ids: Vec<String>,
-        /// All of them.
+        /// Redrive all of them.
         #[arg(long, conflicts_with = "ids")]
         all: bool,
-        /// With --all: only those with this fault.
+        /// With --all: redrive those with this fault only.
         #[arg(long, value_name = "NAME", requires = "all")]
         fault: Option<String>,
     },
 }
 
 /// Lists, shows or redrives.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyhow::Result<()> {
-    let site = site_target::open(loaded, "dead").await?;
+pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -> anyhow::Result<()> {
+    let site = site_target::open(loaded, "dead-letters").await?;
     let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {
         true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
@@ -96,25 +96,26 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyho
     let letters = janitor::redrive::letters(&bus).await.map_err(into_anyhow);
     let letters = letters.with_context(|| format!("dead letters of {place} cannot be read"))?;
     match args.command {
-        DeadCommand::List { fault, file, json } => {
-            let mut chosen = of_fault(letters, fault.as_deref());
+        DeadLettersCommand::List { fault, file, json } => {
+            let mut chosen = with_fault(letters, fault.as_deref());
             if let Some(text) = file.map(|text| text.to_lowercase()) {
-                chosen.retain(|(_, letter)| file_of(letter).is_some_and(|file| file.to_lowercase().contains(&text)));
+                chosen.retain(|(_, letter)| file_name(letter).is_some_and(|file| file.to_lowercase().contains(&text)));
             }
             list(&chosen, json, &place)
         }
-        DeadCommand::Show { id, save, json } => {
-            let (_, letter) = select_letters(&letters, &id)?;
+        DeadLettersCommand::Show { id, save, json } => {
+            let (_, letter) = select_dead_letter(&letters, &id)?;
             if let Some(path) = save {
                 let payload = janitor::redrive::full_payload(&bus, letter).await.map_err(into_anyhow)?;
                 std::fs::write(&path, &payload).with_context(|| format!("{} cannot be written", path.display()))?;
             }
             show(letter, json)
         }
-        DeadCommand::Redrive { ids, all, fault } => {
-            let chosen = if all { of_fault(letters, fault.as_deref()) } else { pick_all(&letters, &ids)? };
+        DeadLettersCommand::Redrive { ids, all, fault } => {
+            let chosen = if all { with_fault(letters, fault.as_deref()) } else { select_all(&letters, &ids)? };
             let ended = redrive(&bus, &chosen, &place).await;
-            audit::record_command(&bus, &at, "dead redrive", format::count(chosen.len() as u64, "letter")).await;
+            audit::record_command(&bus, &at, "dead-letters redrive", format::count(chosen.len() as u64, "dead letter"))
+                .await;
             ended
         }
     }
@@ -122,19 +123,19 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyho
 
 type DeadLetterRow = (u64, DeadLetter);
 
-fn of_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
+fn with_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
     letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.kind.as_str() == fault)).collect()
 }
 
-/// The file that its image came from, if the publisher said so.
-fn file_of(letter: &DeadLetter) -> Option<&str> {
+/// The image's file name, if its publisher gave one.
+fn file_name(letter: &DeadLetter) -> Option<&str> {
     letter.headers.get(HEADER_FILE).map(String::as_str)
 }
 
-fn pick_all(letters: &[DeadLetterRow], ids: &[String]) -> anyhow::Result<Vec<DeadLetterRow>> {
+fn select_all(letters: &[DeadLetterRow], ids: &[String]) -> anyhow::Result<Vec<DeadLetterRow>> {
     let mut chosen: Vec<DeadLetterRow> = Vec::new();
     for id in ids {
-        let letter = select_letters(letters, id)?;
+        let letter = select_dead_letter(letters, id)?;
         if chosen.iter().all(|(sequence, _)| *sequence != letter.0) {
             chosen.push(letter.clone());
         }
@@ -142,8 +143,8 @@ fn pick_all(letters: &[DeadLetterRow], ids: &[String]) -> anyhow::Result<Vec<Dea
     Ok(chosen)
 }
 
-/// The one letter whose id, or whose task's, begins so.
-fn select_letters<'a>(letters: &'a [DeadLetterRow], id: &str) -> anyhow::Result<&'a DeadLetterRow> {
+/// The one dead letter whose id, or whose task's id, starts with this.
+fn select_dead_letter<'a>(letters: &'a [DeadLetterRow], id: &str) -> anyhow::Result<&'a DeadLetterRow> {
     let begins = |whole: &str| !id.is_empty() && whole.starts_with(&id.to_ascii_lowercase());
     let fits = |(_, letter): &&DeadLetterRow| {
         begins(&letter.id.to_string()) || letter.task.is_some_and(|task| begins(&task.to_string()))
@@ -151,10 +152,10 @@ fn select_letters<'a>(letters: &'a [DeadLetterRow], id: &str) -> anyhow::Result<
     match letters.iter().filter(fits).collect::<Vec<_>>()[..] {
         [letter] => Ok(letter),
         [] => bail!(
-            "no dead letter's id begins with {id:?}: `tributary dead list` shows them, --cloud those of the cloud"
+            "no dead letter's id starts with {id:?}: `tributary dead-letters list` shows them, --cloud those of the cloud"
         ),
         [(_, first), (_, second), ..] => {
-            bail!("several dead letters' ids begin with {id:?} ({}, {}): write more of it", first.id, second.id)
+            bail!("several dead letters' ids start with {id:?} ({}, {}): write more of the id", first.id, second.id)
         }
     }
 }
@@ -178,14 +179,14 @@ fn list(letters: &[DeadLetterRow], json: bool, place: &str) -> anyhow::Result<()
             format::format_time(letter.died_at_ms),
             letter.role.to_string(),
             letter.stream.clone(),
-            format::plain_number(&letter.subject),
-            format::plain_number(letter.fault.kind.as_str()),
-            file_of(letter).map(format::plain_number).unwrap_or_default(),
-            format::plain_number(&letter.fault.reason),
+            format::plain_text(&letter.subject),
+            format::plain_text(letter.fault.kind.as_str()),
+            file_name(letter).map(format::plain_text).unwrap_or_default(),
+            format::plain_text(&letter.fault.reason),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
-    stdout::print_line(format::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
+    stdout::print_line(format::table(&["id", "since", "role", "stream", "subject", "fault", "file", "reason"], &rows))
 }
 
 fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
@@ -201,37 +202,37 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         None => format::format_size(letter.payload.len() as u64),
         Some(cut) => {
             let (whole, kept) = (format::format_size(cut.size_bytes), format::format_size(letter.payload.len() as u64));
-            format!("{whole}, of which the letter keeps the first {kept}; the rest is in {}", letter.stream)
+            format!("{whole}, of which the first {kept} are kept; the rest is in {}", letter.stream)
         }
     };
     let mut lines = vec![format!("id        {}", letter.id), format!("task      {task}")];
-    lines.extend(file_of(letter).map(|file| format!("file      {}", format::plain_number(file))));
+    lines.extend(file_name(letter).map(|file| format!("file      {}", format::plain_text(file))));
     lines.extend([
-        format!("given up  {} by the {} of site {}", format::format_time(letter.died_at_ms), letter.role, letter.site),
-        format!("message   {} of {}, on {}", letter.sequence, letter.stream, format::plain_number(&letter.subject)),
+        format!("since     {}, by the {} of site {}", format::format_time(letter.died_at_ms), letter.role, letter.site),
+        format!("message   {} of {}, on {}", letter.sequence, letter.stream, format::plain_text(&letter.subject)),
         format!("attempts  {}", letter.attempts),
-        format!("fault     {}", format::plain_number(letter.fault.kind.as_str())),
-        format!("reason    {}", format::plain_number(&letter.fault.reason)),
-        format!("remedy    {}", format::plain_number(&letter.fault.remedy)),
-        format!("payload   {payload}{kind} (--save FILE writes it)"),
+        format!("fault     {}", format::plain_text(letter.fault.kind.as_str())),
+        format!("reason    {}", format::plain_text(&letter.fault.reason)),
+        format!("remedy    {}", format::plain_text(&letter.fault.remedy)),
+        format!("payload   {payload}{kind} (save it with --save FILE)"),
     ]);
     lines.extend(
         letter
             .headers
             .iter()
-            .map(|(name, value)| format!("header    {}: {}", format::plain_number(name), format::plain_number(value))),
+            .map(|(name, value)| format!("header    {}: {}", format::plain_text(name), format::plain_text(value))),
     );
     stdout::print_line(lines.join("\n"))
 }
 
 async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::Result<()> {
-    let publisher = Publisher::new(bus.clone(), PATIENCE);
+    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
     for (done, (sequence, letter)) in letters.iter().enumerate() {
         let driven = janitor::redrive::redrive_letter(bus, &publisher, *sequence, letter).await;
         driven.map_err(into_anyhow).with_context(|| {
-            format!("dead letter {} could not be redriven; {done} were, and the rest can be tried again", letter.id)
+            format!("dead letter {} was not redriven; {done} were: run the command again for the rest", letter.id)
         })?;
-        stdout::print_line(format_args!("redriven  {}  {}", letter.id, format::plain_number(&letter.subject)))?;
+        stdout::print_line(format_args!("redriven  {}  {}", letter.id, format::plain_text(&letter.subject)))?;
     }
     match letters.len() {
         0 => stdout::print_line(format_args!("Nothing to redrive at {place}.")),
@@ -265,31 +266,34 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_is_picked_by_the_beginning_of_its_id_or_its_tasks() {
+    fn a_dead_letter_is_selected_by_the_start_of_its_id_or_its_tasks() {
         let letters = [letter("a"), letter("b")];
         let begin = |id: TaskId| id.to_string()[..8].to_owned();
-        assert_eq!(select_letters(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
-        assert_eq!(select_letters(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
+        assert_eq!(select_dead_letter(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
+        assert_eq!(
+            select_dead_letter(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(),
+            &letters[0]
+        );
     }
 
     #[test]
-    fn an_unknown_an_empty_and_an_ambiguous_beginning_are_refused() {
+    fn an_unknown_an_empty_and_an_ambiguous_start_are_refused() {
         let letters = [letter("a"), letter("a")];
-        let why = |id: &str| select_letters(&letters, id).unwrap_err().to_string();
-        assert!(why("zz").contains("no dead letter's id begins with \"zz\""));
+        let why = |id: &str| select_dead_letter(&letters, id).unwrap_err().to_string();
+        assert!(why("zz").contains("no dead letter's id starts with \"zz\""));
         assert!(why("").contains("no dead letter"));
-        assert!(why(&letters[0].1.id.to_string()).contains("write more of it"));
+        assert!(why(&letters[0].1.id.to_string()).contains("write more of the id"));
     }
 
     #[test]
-    fn a_letter_named_twice_is_redriven_once() {
+    fn a_dead_letter_named_twice_is_redriven_once() {
         let letters = [letter("a")];
         let id = letters[0].1.id.to_string();
-        assert_eq!(pick_all(&letters, &[id.clone(), id]).unwrap().len(), 1);
+        assert_eq!(select_all(&letters, &[id.clone(), id]).unwrap().len(), 1);
     }
 
     #[test]
-    fn a_listed_letter_has_its_payloads_size_and_not_its_bytes() {
+    fn a_listed_dead_letter_has_its_payloads_size_and_not_its_bytes() {
         assert_eq!(listed(&letter("a").1).unwrap()["payload"], "<3 bytes>");
     }
 }
