@@ -24,7 +24,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::answer_listener::AnswerListener;
 use crate::error::BenchError;
 use crate::fake_cloud::FakeCloudPace;
 use crate::labelled_images::{self, LabelledImage};
@@ -33,6 +32,7 @@ use crate::load_generator::schedule;
 use crate::report::{BenchMachine, BenchReport};
 use crate::testbed::{Testbed, TestbedConfig};
 use crate::workload::Workload;
+use tributary::demo::answer_listener::AnswerListener;
 
 use results::{PolicyRun, PolicyRunOutcome};
 use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};

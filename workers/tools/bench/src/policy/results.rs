@@ -8,12 +8,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::scenario::{PolicyQuestion, Scenario};
-use crate::answer_listener::AnswerListener;
 use crate::bar_chart::{BarChart, BarGroup};
 use crate::labelled_images::LabelledImage;
 use crate::report::{FigureGoal, HeadlineFigure, ReportChart, ReportTable, amount};
-use crate::stats::{Latency, median};
+use crate::stats::median;
 use crate::testbed::CpuUsage;
+use tributary::demo::answer_listener::AnswerListener;
+use tributary::demo::latency::Latency;
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
