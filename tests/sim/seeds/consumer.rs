@@ -9,9 +9,9 @@ use std::time::Duration;
 use rand::RngExt;
 use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
-use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
-use schemas::task::HEADER_MESSAGE_ID;
-use schemas::{AnswerStage, FaultNote, Reason, Role, Route};
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume, outcome};
+use schemas::task::{HEADER_MESSAGE_ID, StorageStamp};
+use schemas::{AnswerStage, FaultNote, Reason, Role, Route, Task};
 use streams::memory::{MemoryCluster, NetworkFaults};
 use streams::reader::{self, StoredMessage};
 use streams::{Bus, CarryError, Delivery, Publication, Publisher, Puller, subject, topology};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::chaos::{ChaosPlan, rng_of, run_chaos};
 use crate::oracle::{self, ImageTrail};
 use crate::seeds::{SeedResult, check_repeats, check_seeds, find_failure, history_of};
-use crate::world::{ACK_WAIT, SITE, answer_about, camera, one_site, outcome_of, site, task_of};
+use crate::world::{ACK_WAIT, SITE, answer_about, camera, one_site, site, task_of};
 
 /// How a worker takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl ToyRecognizer {
             Route::Edge,
             Reason::Confident,
         );
-        Ok(OutgoingMessages::single(outcome_of(&answer)))
+        Ok(OutgoingMessages::answer(answer))
     }
 }
 
@@ -95,18 +95,15 @@ impl Handler for ToyRecognizer {
         self.recognize(delivery).await
     }
 
-    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+    fn image_task(&self, message: &StoredMessage) -> Option<Task> {
         let task = task_of_message(message.header(HEADER_MESSAGE_ID), message.sequence);
-        let mut answer = answer_about(
-            task,
-            message.sequence,
-            message.stored_at_ns,
-            AnswerStage::Final,
-            Route::Dead,
-            Reason::GivenUp,
-        );
-        (answer.label, answer.confidence, answer.fault) = (None, None, Some(fault.clone()));
-        DeadLetterContext { site: site(), task: Some(task), publications: vec![outcome_of(&answer)] }
+        let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
+        Some(Task::from_id(&StorageStamp { site: site(), camera: camera(), sequence, stored_at_ns }, task))
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
+        let task = self.image_task(message).map(|task| task.id);
+        DeadLetterContext { site: site(), task, publications: Vec::new() }
     }
 }
 
@@ -187,8 +184,8 @@ async fn consume_wrongly(
             }
             loop {
                 let Ok(outgoing) = recognizer.recognize(&delivery).await else { continue };
-                for publication in &outgoing.publications {
-                    let _stored = publisher.publish(publication).await;
+                if let Some(answer) = &outgoing.final_answer {
+                    let _stored = outcome::store_answer(&publisher, answer).await;
                 }
                 break;
             }

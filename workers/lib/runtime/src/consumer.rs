@@ -10,17 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use schemas::{FaultNote, Route, encode};
+use schemas::{Answer, FaultNote, Route, encode};
 use streams::backoff::Backoff;
 use streams::reader::StoredMessage;
 use streams::{Bus, CarryError, Delivery, Publication, PublishOutcome, Publisher, Puller, reader, subject};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::clock;
 use crate::dead_letter;
 use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::handler::{Handler, MessageCredit, OutgoingMessages};
 use crate::metrics;
+use crate::outcome::{self, SlotContent};
 use crate::shutdown::Shutdown;
 
 /// How long in-flight messages may take to finish after the worker was told to stop.
@@ -299,17 +301,17 @@ impl<S: Handler> InFlight<S> {
 
     async fn publish(&self, outgoing: OutgoingMessages) -> Result<(), Fault> {
         for publication in &outgoing.publications {
-            match self.publisher.publish(publication).await {
-                Ok(_) => {}
-                Err(error @ CarryError::Full { .. }) if !outgoing.when_full.is_empty() => {
+            match (self.publisher.publish(publication).await, &outgoing.when_full) {
+                (Ok(_), _) => {}
+                (Err(error @ CarryError::Full { .. }), Some(answer)) => {
                     tracing::warn!(%error, "stream full; using fallback");
-                    for publication in &outgoing.when_full {
-                        self.publisher.publish(publication).await?;
-                    }
-                    return Ok(());
+                    return self.store_answer(answer).await;
                 }
-                Err(error) => return Err(error.into()),
+                (Err(error), _) => return Err(error.into()),
             }
+        }
+        if let Some(answer) = &outgoing.final_answer {
+            self.store_answer(answer).await?;
         }
         for publication in &outgoing.spare {
             match self.publisher.publish(publication).await {
@@ -321,33 +323,40 @@ impl<S: Handler> InFlight<S> {
         Ok(())
     }
 
-    /// Writes a dead letter for a message, unless its task already has another outcome.
+    /// Stores a final answer, unless its task has another outcome already.
+    async fn store_answer(&self, answer: &Answer) -> Result<(), Fault> {
+        outcome::store_answer(&self.publisher, answer).await.map(drop)
+    }
+
+    /// Gives a message up: its tombstone takes the slot of the outcome, and a dead letter says why. There is no dead letter
+    /// if the task already has another outcome.
     async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
+        let tombstone =
+            self.handler.image_task(message).map(|task| Answer::tombstone(&task, note.clone(), clock::now_ms()));
+        if let Some(tombstone) = tombstone
+            && let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, &tombstone).await?
+            && outcome.route != Route::Dead
+        {
+            return Ok(());
+        }
+        self.write_dead_letter(message, attempts, note).await
+    }
+
+    async fn write_dead_letter(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
         let context = self.handler.dead_letter(message, &note);
         for publication in &context.publications {
-            let placed = self.publisher.publish(publication).await?;
-            if placed == PublishOutcome::Taken && !self.is_dead(&publication.subject).await? {
-                return Ok(());
-            }
+            self.publisher.publish(publication).await?;
         }
-        tracing::warn!(
-            role = S::ROLE.as_str(),
-            subject = message.subject,
-            fault = note.kind.as_str(),
-            reason = note.reason,
-            "message dead-lettered"
-        );
-        metrics::count_message(S::ROLE, "given_up");
+        let (fault, reason) = (note.kind.clone(), note.reason.clone());
         let dead =
             dead_letter::from_stored_message(S::ROLE, S::STREAM, &context.site, context.task, message, attempts, note);
         let slot = subject::dead(S::STREAM, &context.site, dead.id);
-        self.publisher.publish(&Publication::first_on_subject(slot, encode(&dead)?)).await?;
+        if self.publisher.publish(&Publication::first_on_subject(slot, encode(&dead)?)).await? != PublishOutcome::Taken
+        {
+            let (role, subject) = (S::ROLE.as_str(), &message.subject);
+            tracing::warn!(role, subject, fault = fault.as_str(), reason, "message dead-lettered");
+            metrics::count_message(S::ROLE, "given_up");
+        }
         Ok(())
-    }
-
-    /// Whether the outcome in a slot is the tombstone of this very message.
-    async fn is_dead(&self, subject: &str) -> Result<bool, Fault> {
-        let outcome = reader::read_outcome(&self.from, &subject::slot_of(subject)).await?;
-        Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
     }
 }
