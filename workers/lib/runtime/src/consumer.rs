@@ -234,6 +234,9 @@ impl<S: Handler> InFlight<S> {
     }
 
     async fn process_message(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
+        if delivery.attempts > 1 && self.was_given_up(delivery).await? {
+            return Ok(delivery.ack().await?);
+        }
         let outgoing = match self.handle(delivery, credit).await {
             Err(Fault::Reject(note)) => {
                 self.give_up(&delivery.record(), delivery.attempts, note).await?;
@@ -241,7 +244,7 @@ impl<S: Handler> InFlight<S> {
             }
             other => other?,
         };
-        self.publish(outgoing).await?;
+        self.publish(outgoing, delivery).await?;
         Ok(delivery.ack().await?)
     }
 
@@ -299,19 +302,19 @@ impl<S: Handler> InFlight<S> {
         self.handler.handle(delivery, credit).await
     }
 
-    async fn publish(&self, outgoing: OutgoingMessages) -> Result<(), Fault> {
+    async fn publish(&self, outgoing: OutgoingMessages, delivery: &Delivery) -> Result<(), Fault> {
         for publication in &outgoing.publications {
             match (self.publisher.publish(publication).await, &outgoing.when_full) {
                 (Ok(_), _) => {}
                 (Err(error @ CarryError::Full { .. }), Some(answer)) => {
                     tracing::warn!(%error, "stream full; using fallback");
-                    return self.store_answer(answer).await;
+                    return self.store_answer(answer, delivery).await;
                 }
                 (Err(error), _) => return Err(error.into()),
             }
         }
         if let Some(answer) = &outgoing.final_answer {
-            self.store_answer(answer).await?;
+            self.store_answer(answer, delivery).await?;
         }
         for publication in &outgoing.spare {
             match self.publisher.publish(publication).await {
@@ -324,8 +327,36 @@ impl<S: Handler> InFlight<S> {
     }
 
     /// Stores a final answer, unless its task has another outcome already.
-    async fn store_answer(&self, answer: &Answer) -> Result<(), Fault> {
-        outcome::store_answer(&self.publisher, answer).await.map(drop)
+    async fn store_answer(&self, answer: &Answer, delivery: &Delivery) -> Result<(), Fault> {
+        let record = delivery.record();
+        if let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, answer).await?
+            && self.handler.image_task(&record).is_some_and(|task| task.id == outcome.task)
+        {
+            // Somebody gave it up meanwhile, and must not be left without a dead letter.
+            self.finish_giving_up(&record, delivery.attempts, *outcome).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether an earlier delivery gave the message up. That stays so, whatever the handler would make of it now: the
+    /// tombstone is stored before the dead letter, which may have found no room.
+    async fn was_given_up(&self, delivery: &Delivery) -> Result<bool, Fault> {
+        let record = delivery.record();
+        let Some(task) = self.handler.image_task(&record) else { return Ok(false) };
+        let slot = subject::final_answer(&task.site, &task.camera, task.id);
+        match reader::read_outcome(self.publisher.bus(), &slot).await? {
+            Some(outcome) => self.finish_giving_up(&record, delivery.attempts, outcome).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Writes the dead letter that belongs to an outcome, unless it is there; false if the outcome is not the tombstone
+    /// of this message.
+    async fn finish_giving_up(&self, message: &StoredMessage, attempts: u64, outcome: Answer) -> Result<bool, Fault> {
+        match outcome.fault.clone().filter(|_| outcome.is_tombstone_of(message.sequence)) {
+            Some(fault) => self.write_dead_letter(message, attempts, fault).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// Gives a message up: its tombstone takes the slot of the outcome, and a dead letter says why. There is no dead letter
