@@ -101,14 +101,6 @@ pub fn outcome(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("outcome.{site}.{camera}.{task}")
 }
 
-/// The subject under which a publication is stored: the same one, except for an outcome.
-pub fn slot_of(subject: &str) -> String {
-    match subject.strip_prefix("outcome.") {
-        Some(rest) => format!("answer.final.{rest}"),
-        None => subject.to_owned(),
-    }
-}
-
 /// The one slot of a task's final answer.
 pub fn final_answer(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("answer.final.{site}.{camera}.{task}")
@@ -497,6 +489,5 @@ mod tests {
         let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::new_random());
         assert_eq!(read_final_answer(&final_answer(&site, &camera, task)).unwrap(), task);
         assert!(read_final_answer("answer.final.reef.cam-1.x").is_err());
-        assert_eq!(slot_of(&outcome(&site, &camera, task)), final_answer(&site, &camera, task));
     }
 }

@@ -24,7 +24,7 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, Route, SiteName, Task, TaskId};
+use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, SiteName, Task, TaskId};
 use serving::order_watch;
 use serving::release_counter::ReleaseCounter;
 use serving::report::SwapReporter;
@@ -109,13 +109,6 @@ impl Recognizer {
         trace.doubt = Some(escalation_trace);
         if escalation == Escalation::Blocks && self.block(task, &bytes, &result, &trace).await? {
             return Ok(OutgoingMessages::default());
-        }
-        match escalation {
-            Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
-            Escalation::Expired | Escalation::Blocks => {
-                metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed)
-            }
-            Escalation::Goes(_) | Escalation::Waits => {}
         }
         let task = match escalation {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
@@ -345,17 +338,19 @@ impl Handler for Recognizer {
         self.answer(&task, delivery, credit).await
     }
 
-    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+    fn image_task(&self, message: &StoredMessage) -> Option<Task> {
         // Its outcome belongs to this site whatever the subject; without a valid camera it has the placeholder.
         let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
         let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
         let stored = StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns };
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
             .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
-        metrics::count_answer(&self.site, Route::Dead, Reason::GivenUp);
-        let task = Task::from_id(&stored, id).with_file(message.header(HEADER_FILE));
-        let tombstone = report::write_tombstone(&task, fault.clone(), clock::now_ms()).ok();
-        DeadLetterContext { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
+        Some(Task::from_id(&stored, id).with_file(message.header(HEADER_FILE)))
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
+        let task = self.image_task(message).map(|task| task.id);
+        DeadLetterContext { site: self.site.clone(), task, publications: Vec::new() }
     }
 }
 
