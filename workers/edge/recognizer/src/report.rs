@@ -70,8 +70,7 @@ impl AnswerReporter<'_> {
             Escalation::Stands(reason) => {
                 Ok(OutgoingMessages::answer(self.final_answer(task, Route::Edge, reason, &result)))
             }
-            // The baseline publishes its request by itself, and nothing else before the verdict.
-            Escalation::Expired | Escalation::Blocks => {
+            Escalation::Expired => {
                 let (route, reason) = (Route::Expired, Reason::DeadlinePassed);
                 Ok(OutgoingMessages::answer(self.final_answer(task, route, reason, &result)))
             }
@@ -118,23 +117,6 @@ impl AnswerReporter<'_> {
         let ticket = Some(self.tickets.sign(&answer));
         let request =
             VerifyRequest { reason: VerifyReason::Overload, payload, provisional: answer, hardness: None, ticket };
-        self.request(task, &request, until_ms)
-    }
-
-    /// The request of the baseline, which publishes no provisional answer.
-    pub fn verdict_request(
-        &self,
-        task: &Task,
-        bytes: &Bytes,
-        result: &EdgeResult,
-        until_ms: u64,
-    ) -> Result<Publication, Fault> {
-        let payload = self.payload(task, bytes, result.features.as_deref());
-        let mut provisional = self.provisional(task, result, result.reason, size(&payload));
-        provisional.deadline_at_ms = Some(until_ms);
-        let hardness = self.hardness(&payload, result);
-        let ticket = Some(self.tickets.sign(&provisional));
-        let request = VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional, hardness, ticket };
         self.request(task, &request, until_ms)
     }
 

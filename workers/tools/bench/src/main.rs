@@ -12,6 +12,7 @@
 
 mod aggregate;
 mod bar_chart;
+mod baseline;
 mod bench_site;
 mod camera;
 mod canary;
@@ -120,6 +121,9 @@ enum BenchCommand {
     ///
     /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
+    /// A recognizer with a policy that is only compared with; for the use of `policy`.
+    #[command(hide = true)]
+    Baseline(baseline::BaselineArgs),
     /// Try a release in this process; for the use of the loop and of swaps.
     #[command(name = releases::trial::COMMAND, hide = true)]
     TryRelease,
@@ -357,6 +361,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         BenchCommand::Loop(args) => training_loop::command(&settings, args, shutdown).await,
         BenchCommand::Chart(args) => demo_chart::command(args),
+        BenchCommand::Baseline(args) => baseline::command(&settings, args, shutdown).await,
         BenchCommand::TryRelease => Ok(()),
         command => measure(&settings, command, shutdown).await,
     }
@@ -375,7 +380,9 @@ async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown
         BenchCommand::Swap(args) => &args.common,
         BenchCommand::Replay(args) => &args.common,
         BenchCommand::Scale(args) => &args.common,
-        BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::TryRelease => return Ok(()),
+        BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::Baseline(_) | BenchCommand::TryRelease => {
+            return Ok(());
+        }
     };
     if let Some(path) = &common.json {
         // Fail now rather than after minutes of measuring.
@@ -445,7 +452,9 @@ async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown
         BenchCommand::Policy(args) => {
             (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref())
         }
-        BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::TryRelease => return Ok(()),
+        BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::Baseline(_) | BenchCommand::TryRelease => {
+            return Ok(());
+        }
     };
     if let Some(path) = &common.json {
         report.write(path)?;

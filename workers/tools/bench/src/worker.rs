@@ -38,7 +38,21 @@ impl BenchWorker {
     /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
     /// wrong, and to standard error.
     pub fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
-        let program = find_tributary().map_err(|source| BenchError::NotStarted { role, source })?;
+        Self::start_program(find_tributary(), role, folder, arguments)
+    }
+
+    /// Starts a role of this program itself.
+    pub fn start_own(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
+        Self::start_program(std::env::current_exe(), role, folder, arguments)
+    }
+
+    fn start_program(
+        program: io::Result<PathBuf>,
+        role: &'static str,
+        folder: &Path,
+        arguments: &[String],
+    ) -> Result<Self, BenchError> {
+        let program = program.map_err(|source| BenchError::NotStarted { role, source })?;
         let mut command = Command::new(program);
         command.arg(role).args(arguments).current_dir(folder).env("TRIBUTARY_LOG", "error");
         command.stdin(Stdio::null()).stdout(Stdio::null());
