@@ -47,7 +47,7 @@ pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, 
     if tokens.iter().any(|token| matches!(*token, "#" | ">")) {
         return Err(format!("topic {topic:?} matches any number of levels; write one + per level"));
     }
-    if ["$JS", "$SYS", "$KV", "$O", "$MQTT", "_INBOX", "image", "*"].contains(&tokens[0]) {
+    if ["$JS", "$SYS", "$KV", "$O", "$MQTT", "_INBOX", "image", "*"].contains(tokens.first().unwrap_or(&"")) {
         return Err(format!(
             "topic {topic:?} would match messages of Tributary or the server; name another program's topic"
         ));

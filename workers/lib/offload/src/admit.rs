@@ -211,8 +211,8 @@ mod tests {
     use super::*;
     use schemas::decision_trace::CloudLoad;
 
-    use crate::policy::POLICIES;
     use crate::policy::ObjectiveWeights;
+    use crate::policy::POLICIES;
 
     fn policy(name: PolicyName) -> Policy {
         Policy { name, ..Policy::default() }

@@ -10,6 +10,9 @@
 //!
 //! Deliberately absent: the logic of any role. What is measured is the program `tributary` beside this one.
 
+// Measurements of its own making.
+#![allow(clippy::indexing_slicing)]
+
 mod aggregate;
 mod bar_chart;
 mod baseline;
