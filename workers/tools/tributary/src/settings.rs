@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
 use streams::server::Durability;
 use streams::topology::StreamSettings;
-use training::TrainSettings;
+use trainer::TrainerSettings;
 use verifier::VerifierSettings;
 
 use crate::CommonArgs;
@@ -46,7 +46,7 @@ pub struct Settings {
     /// Verifying.
     pub verifier: VerifierSettings,
     /// Training.
-    pub trainer: TrainSettings,
+    pub trainer: TrainerSettings,
     /// Rounds and releases.
     pub aggregator: AggregatorSettings,
     /// Which sites run what.
@@ -74,7 +74,7 @@ impl Default for Settings {
             recognizer: RecognizerSettings::default(),
             courier: CourierSettings::default(),
             verifier: VerifierSettings::default(),
-            trainer: TrainSettings::default(),
+            trainer: TrainerSettings::default(),
             aggregator: AggregatorSettings::default(),
             releaser: ReleaserSettings::default(),
             replayer: ReplayerSettings::default(),
