@@ -204,7 +204,7 @@ pub fn example_indices(examples: &Examples, split: ExampleSplit) -> Vec<usize> {
 fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) -> Vec<usize> {
     let mut times = |place: &usize| {
         let example = &examples.all[*place];
-        let times = example.times * if example.hard { f64::from(settings.collect.hard_repeats) } else { 1.0 };
+        let times = example.times * if example.hard { f64::from(settings.hard_repeats) } else { 1.0 };
         let left = times.fract();
         times as usize + usize::from(left > 0.0 && random.random_bool(left))
     };

@@ -61,13 +61,14 @@ impl MetricsSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if self.certificate.is_some() != self.key.is_some() {
-            return Err("only one of metrics.certificate and metrics.key is set; set both or neither".into());
+            let (set, other) = if self.certificate.is_some() { ("certificate", "key") } else { ("key", "certificate") };
+            return Err(format!("{set} is set without {other}; set both or neither"));
         }
         let is_secure = self.certificate.is_some() && self.token_file.is_some();
         match self.listen {
             Some(listen) if !listen.ip().is_loopback() && !is_secure && !self.insecure => Err(format!(
-                "metrics.listen is {listen}, which other machines can reach; set metrics.certificate, metrics.key and \
-                 metrics.token_file, or metrics.insecure = true if anybody may read them"
+                "listen is {listen}, which other machines can reach; set certificate, key and token_file beside it, or \
+                 insecure = true if anybody may read them"
             )),
             _ => Ok(()),
         }
