@@ -1,4 +1,6 @@
-//! Builds and parses every subject; [`crate::subject_table`] lists them all. No other file spells one out.
+//! Builds and parses every subject of a message; [`crate::subject_table`] lists them all. Beside these two files, patterns
+//! of subjects are spelt where streams take them ([`crate::topology`]) and where a role listens to them
+//! ([`crate::permissions`]); a test of the table holds the streams to it.
 //!
 //! The subjects of sites and of the cloud never overlap: an overlap would store a message twice, once on each side
 //! of a leaf link.
