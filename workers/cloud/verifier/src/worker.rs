@@ -9,7 +9,7 @@ use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, 
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode, encode,
+    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode_shared, encode,
 };
 use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
@@ -45,7 +45,7 @@ impl Verifier {
     async fn verdict(&self, request: VerifyRequest) -> Result<Verdict, Fault> {
         match &request.payload {
             Payload::Image(bytes) => {
-                let bytes = Bytes::copy_from_slice(bytes);
+                let bytes = bytes.clone();
                 self.recognize_image(request, bytes, 0).await
             }
             Payload::Blob(blob) => {
@@ -150,7 +150,7 @@ impl Handler for Verifier {
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
-        let request: VerifyRequest = decode(delivery.payload())?;
+        let request: VerifyRequest = decode_shared(delivery.payload())?;
         check_sender(&request, delivery.subject())?;
         let spare = hard_case_publication(&request)?.into_iter().collect();
         let sure = match request.reason {
@@ -173,7 +173,7 @@ impl Handler for Verifier {
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
         // A request that names another site is not reported to that site.
         let request: Option<VerifyRequest> =
-            decode(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
+            decode_shared(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
         let hard_case = request.as_ref().and_then(|request| hard_case_publication(request).ok().flatten());
         let refused = request.map(|request| refuse_request(request, fault.clone(), clock::now_ms()));

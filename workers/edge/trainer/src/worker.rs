@@ -180,9 +180,15 @@ impl Trainer {
         }
         let missing = "the round does not name the weights of its base";
         let blob = terms.weights.as_ref().ok_or_else(|| Fault::retry("base_missing", missing))?;
-        let bytes = self.blobs.fetch_blob(blob, MAX_WEIGHTS_BYTES).await?;
-        let (root, into) = (self.model.clone(), base_folder(&self.settings.work, &terms.base));
-        let written = tokio::task::spawn_blocking(move || base_weights::write(&root, &bytes, &into)).await;
+        let into = base_folder(&self.settings.work, &terms.base);
+        let file = self.settings.work.join("base.safetensors");
+        let (blobs, root) = (&self.blobs, self.model.clone());
+        if !base_weights::is_written(&into).await {
+            let made = tokio::fs::create_dir_all(&self.settings.work).await;
+            made.map_err(|error| Fault::retry("base_unusable", error))?;
+            blobs.fetch_to_file(blob, MAX_WEIGHTS_BYTES, &file).await?;
+        }
+        let written = tokio::task::spawn_blocking(move || base_weights::write(&root, &file, &into)).await;
         let model = written.map_err(|error| Fault::retry("base_unusable", error))?;
         let model = model.map_err(|error| Fault::retry("base_unusable", runtime::fault::error_chain(&error)))?;
         if model.release != terms.base {

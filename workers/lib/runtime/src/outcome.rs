@@ -31,8 +31,6 @@ pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<Slot
             PublishOutcome::Taken => {
                 let slot = subject::final_answer(&answer.site, &answer.camera, answer.task);
                 match reader::read_outcome(publisher.bus(), &slot).await? {
-                    // Stored by an attempt whose acknowledgement was lost.
-                    Some(outcome) if outcome == *answer => true,
                     Some(outcome) => return Ok(SlotContent::OtherAnswer(Box::new(outcome))),
                     // It is gone again, as a tombstone is after a redrive.
                     None => false,

@@ -31,6 +31,9 @@ use tokio_rustls::TlsAcceptor;
 use super::{EXPECTED_ROLES, REGISTRY, beats, hanging, render_metrics};
 use crate::fault::Fault;
 
+/// Event of the log when metrics are served; its field `address` says where.
+pub const ENDPOINT_STARTED: &str = "metrics endpoint started";
+
 /// Most connections served at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// Timeouts of the request's headers, and of the whole exchange.
@@ -104,7 +107,7 @@ pub async fn serve(listen: SocketAddr, settings: &MetricsSettings) -> Result<Soc
     let router = Router::new().route("/metrics", metrics).route("/livez", get(live)).route("/readyz", get(ready));
     let is_encrypted = tls.is_some();
     tokio::spawn(serve_all(listener, router, tls));
-    tracing::info!(%address, is_encrypted, "metrics endpoint started");
+    tracing::info!(%address, is_encrypted, "{ENDPOINT_STARTED}");
     Ok(address)
 }
 
