@@ -211,11 +211,14 @@ async fn consume_wrongly(
                 let _sent = delivery.ack().await;
             }
             loop {
-                let Ok(outgoing) = recognizer.recognize(&delivery).await else { continue };
-                if let Some(answer) = &outgoing.final_answer {
-                    let _stored = outcome::store_answer(&publisher, answer).await;
+                match recognizer.recognize(&delivery).await {
+                    Ok(OutgoingMessages { final_answer: Some(answer), .. }) => {
+                        let _stored = outcome::store_answer(&publisher, &answer).await;
+                        break;
+                    }
+                    Ok(_) | Err(Fault::Reject(_)) => break,
+                    Err(_) => {}
                 }
-                break;
             }
             let _sent = delivery.ack().await;
         });
