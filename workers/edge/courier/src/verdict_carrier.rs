@@ -3,7 +3,7 @@
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, metrics};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, metrics, traces};
 use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, AnswerStage, FaultNote, Reason, Role, Route, SiteName, Verdict, decode, encode};
 use streams::reader::StoredMessage;
@@ -37,6 +37,7 @@ impl VerdictCarrier {
 impl Handler for VerdictCarrier {
     const ROLE: Role = Role::Courier;
     const STREAM: &'static str = topology::VERDICTS;
+    const SPAN: Option<&'static str> = Some("carry verdict");
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let verdict: Verdict = decode(delivery.payload())?;
@@ -49,12 +50,17 @@ impl Handler for VerdictCarrier {
             let remedy = "this site did not request it: check who may publish verdicts in the cloud; if the site's store was recreated, it may answer an earlier request";
             return Err(Fault::reject("verdict_unasked", reason, remedy));
         }
+        let span = traces::current();
+        span.set_task(verdict.provisional.task, &verdict.provisional.site, &verdict.provisional.camera);
         self.compare(&verdict);
         // An offloaded task that could not be judged goes back to its recognizer, which holds the image.
         if verdict.opinion.is_none() && verdict.provisional.prediction().is_none() {
             return Ok(OutgoingMessages::default());
         }
-        Ok(OutgoingMessages::single(publication(&final_answer(verdict, clock::now_ms()))?))
+        let answer = final_answer(verdict, clock::now_ms());
+        span.set("tributary.route", &answer.route.as_str());
+        span.set("tributary.reason", &answer.reason.as_str());
+        Ok(OutgoingMessages::single(publication(&answer)?))
     }
 
     fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {

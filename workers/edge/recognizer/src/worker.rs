@@ -18,7 +18,7 @@ use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
 use runtime::{
     ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat, metrics,
-    retry_until_found,
+    retry_until_found, traces,
 };
 use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
@@ -96,7 +96,10 @@ impl Recognizer {
         let _local = match placement {
             Placement::Local(local) => local,
             Placement::Redirect => match self.offload(task, delivery.payload(), credit, &trace).await? {
-                OffloadOutcome::Answered => return Ok(OutgoingMessages::default()),
+                OffloadOutcome::Answered => {
+                    traces::current().set("tributary.route", &Route::Redirected.as_str());
+                    return Ok(OutgoingMessages::default());
+                }
                 OffloadOutcome::Reclaimed => self.admission.reclaim_task(),
             },
         };
@@ -104,6 +107,9 @@ impl Recognizer {
         let mut result = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
         (result.timings.queue_us, result.timings.fetch_us) = (queue_us, fetch_us);
         metrics::observe_timings(Self::ROLE, &result.timings);
+        let span = traces::current();
+        span.add_timings(&result.timings);
+        span.set("tributary.reason", &result.reason.as_str());
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let (escalation, escalation_trace) = self.escalate(task, &bytes, &result, &trace.network);
         trace.doubt = Some(escalation_trace);
@@ -111,11 +117,16 @@ impl Recognizer {
             return Ok(OutgoingMessages::default());
         }
         match escalation {
-            Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
-            Escalation::Expired | Escalation::Blocks => {
-                metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed)
+            Escalation::Stands(reason) => {
+                span.set("tributary.route", &Route::Edge.as_str());
+                metrics::count_answer(&task.site, Route::Edge, reason);
             }
-            Escalation::Goes(_) | Escalation::Waits => {}
+            Escalation::Expired | Escalation::Blocks => {
+                span.set("tributary.route", &Route::Expired.as_str());
+                metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed);
+            }
+            Escalation::Goes(why) => span.set("tributary.verify_reason", &why.as_str()),
+            Escalation::Waits => {}
         }
         let task = match escalation {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
@@ -135,6 +146,9 @@ impl Recognizer {
         })?;
         metrics::count_notes(&self.site, usize::from(seen.envelope.note.is_some()));
         let model = &seen.model;
+        let span = traces::current();
+        span.set("tributary.model", &model.description.name);
+        span.set("tributary.release", &model.release);
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
@@ -333,6 +347,7 @@ impl Recognizer {
 impl Handler for Recognizer {
     const ROLE: Role = Role::Recognizer;
     const STREAM: &'static str = topology::IMAGES;
+    const SPAN: Option<&'static str> = Some("recognize");
 
     async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
@@ -342,6 +357,7 @@ impl Handler for Recognizer {
             Fault::reject("header_unreadable", reason, "correct the header or omit it: every header is optional")
         })?;
         metrics::count_notes(&self.site, task.notes.len());
+        traces::current().set_task(task.id, &task.site, &task.camera);
         self.answer(&task, delivery, credit).await
     }
 

@@ -37,10 +37,14 @@ mod up;
 use schemas::Role;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use os::process::MallocPolicy;
 use runtime::Shutdown;
+
+/// How long the end waits for a collector of traces.
+const SPANS_LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Recognize images at the edge, verify the doubtful ones in the cloud.
 ///
@@ -186,7 +190,13 @@ fn main() -> ExitCode {
         return stdout::is_closed(roles::try_release());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    stdout::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+    stdout::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let ended = run(cli).await;
+            runtime::traces::finish(SPANS_LEAVE_WITHIN).await;
+            ended
+        })
+    }))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -206,6 +216,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let settings = &loaded.settings;
     settings.check()?;
+    runtime::traces::start(&settings.telemetry).map_err(roles::into_anyhow)?;
     if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
         runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::into_anyhow)?;
     }

@@ -15,6 +15,7 @@ use releaser::ReleaserSettings;
 use replay::ReplayerSettings;
 use runtime::metrics::MetricsSettings;
 use runtime::settings::LoadedSettings;
+use runtime::traces::TelemetrySettings;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub notifier: NotifierSettings,
     /// What a worker tells who asks.
     pub metrics: MetricsSettings,
+    /// Traces.
+    pub telemetry: TelemetrySettings,
     /// Everything on this machine.
     pub up: UpSettings,
 }
@@ -81,6 +84,7 @@ impl Default for Settings {
             janitor: JanitorSettings::default(),
             notifier: NotifierSettings::default(),
             metrics: MetricsSettings::default(),
+            telemetry: TelemetrySettings::default(),
             up: UpSettings::default(),
         }
     }
@@ -203,6 +207,7 @@ impl Settings {
             self.streams.check(),
             self.up.check(),
             self.metrics.check(),
+            self.telemetry.check(),
         ];
         if self.site == SiteName::cloud() {
             anyhow::bail!("setting site is {}, which stands for the cloud: name the site otherwise", self.site);
