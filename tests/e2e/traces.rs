@@ -3,7 +3,7 @@
 //! The collector is a small HTTP server that knows of OTLP what it looks at. That the bytes are as OpenTelemetry defines them
 //! is compared in `runtime`, with a file that its own definitions wrote.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -225,9 +225,12 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
     let task = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     let stages = collector.stages(&trace_of(task), &path).await;
-    assert_eq!(stages.keys().map(String::as_str).collect::<Vec<_>>(), ["carry", "carry verdict", "recognize", "verify"]);
+    assert_eq!(
+        stages.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["carry", "carry verdict", "recognize", "verify"]
+    );
     assert_eq!(stages["recognize"].parent(), "", "nobody began it before");
-    check_chain(&stages, &path, task);
+    check_chain(&collector, &stages, &path, task);
 
     // Continued from a camera's, whichever way its client spells the header.
     for (number, header) in [(1, "traceparent"), (2, "Traceparent")] {
@@ -237,7 +240,7 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
         assert_eq!(answered(&world, task).await.route, Route::Verified);
         let stages = collector.stages(&trace, &path).await;
         assert_eq!(stages["recognize"].parent(), CAMERA_SPAN);
-        check_chain(&stages, &path, task);
+        check_chain(&collector, &stages, &path, task);
         assert!(collector.of_trace(&trace_of(task)).is_empty(), "it has a second trace");
         // Who hears the answer may go on with it.
         let last = reader::stream_level(&site.bus, topology::ANSWERS).await.unwrap().last_sequence;
@@ -302,15 +305,20 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
 }
 
 /// Each stage follows the one before, in its own service, and its steps are its children.
-fn check_chain(stages: &BTreeMap<String, HeardSpan>, path: &[&str], task: TaskId) {
+fn check_chain(collector: &Collector, stages: &BTreeMap<String, HeardSpan>, path: &[&str], task: TaskId) {
     for pair in path.windows(2) {
         assert_eq!(stages[pair[1]].parent(), stages[pair[0]].id(), "{} does not follow {}", pair[1], pair[0]);
     }
+    // One trace, however many stages.
+    let own = task.to_string();
+    let heard = collector.heard.lock().unwrap();
+    let traces: BTreeSet<String> =
+        heard.iter().filter(|heard| heard.text("tributary.task") == Some(&own)).map(HeardSpan::trace).collect();
+    assert_eq!(traces.len(), 1, "{traces:?}");
     let services: Vec<&str> = path.iter().map(|name| stages[*name].service.as_str()).collect();
     assert_eq!(services, ["recognizer", "courier", "verifier", "courier"]);
     for stage in stages.values() {
-        let task = task.to_string();
-        assert_eq!(stage.text("tributary.task"), Some(&*task), "{}", stage.span.name);
+        assert_eq!(stage.text("tributary.task"), Some(&*own), "{}", stage.span.name);
         assert_eq!((stage.text("tributary.site"), stage.text("tributary.camera")), (Some("site-1"), Some("cam-1")));
         assert_eq!(stage.text("messaging.system"), Some("nats"));
         assert!(stage.span.status.is_none() && stage.span.end_time_unix_nano >= stage.span.start_time_unix_nano);

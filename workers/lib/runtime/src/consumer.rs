@@ -17,12 +17,12 @@ use streams::{Bus, CarryError, Delivery, Publication, PublishOutcome, Publisher,
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::{clock, dead_letter};
 use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::handler::{Handler, MessageCredit, OutgoingMessages};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::traces::{self, StageSpan};
+use crate::{clock, dead_letter};
 
 /// How long in-flight messages may take to finish after the worker was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);

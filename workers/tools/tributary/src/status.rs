@@ -59,7 +59,7 @@ async fn look(site: &SiteTarget, settings: &Settings, json: bool, in_place: &str
         Ok(status) if json => stdout::json_line(&status),
         Ok(status) => stdout::print_text(format_args!("{in_place}{}\n", screen::text(&status))),
         Err(error) => {
-            tracing::warn!(%error, "site {} cannot be seen, trying again", site.name);
+            tracing::warn!(site = %site.name, %error, "site unreachable; trying again");
             Ok(())
         }
     }
