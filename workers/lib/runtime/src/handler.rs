@@ -69,6 +69,9 @@ impl OutgoingMessages {
 
     /// The same messages, each with its place in the trace.
     pub(crate) fn marked_by(self, span: &StageSpan) -> Self {
+        if span.trace_parent().is_none() {
+            return self;
+        }
         let mark = |messages: Vec<Publication>| messages.into_iter().map(|message| span.mark(message)).collect();
         let Self { publications, when_full, spare } = self;
         Self { publications: mark(publications), when_full: mark(when_full), spare: mark(spare) }

@@ -1,7 +1,7 @@
 //! Traces: one image is one trace, with a span for each stage that it passes at the site and in the cloud.
 //!
 //! A stage reads the header `traceparent` of the message that it takes, and writes its own span into the messages that
-//! it publishes. Where the setting `telemetry.otlp` names a collector, spans are sent to it ([`exporter`]); without it
+//! it publishes. Where the setting `telemetry.otlp` names a collector, spans are sent to it; without it
 //! a stage passes on what it was given, and nothing else is done. Nothing here waits for a collector: what finds no room
 //! is counted and dropped.
 
