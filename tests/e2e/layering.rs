@@ -100,8 +100,8 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("fast_image_resize", &["vision"]),
     ("rmp-serde", &["schemas", EXAMPLE]),
     ("figment", &["runtime"]),
-    // Autograd rewrites graphs whole; vision reads what one says of itself, without its weights.
-    ("prost", &["autograd", "vision"]),
+    // Autograd rewrites graphs whole; vision reads what one says of itself, without its weights; runtime writes traces.
+    ("prost", &["autograd", "vision", "runtime", "tributary-tests"]),
     ("tar", &["replay", "releases"]),
     ("rumqttc", &["notifier"]),
     ("clap", &["tributary", BENCH]),

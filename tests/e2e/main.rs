@@ -32,6 +32,7 @@ mod scale;
 mod soak;
 mod store;
 mod strangers;
+mod traces;
 mod training;
 mod up;
 mod weight_path;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use runtime::handler::DeadLetterContext;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, metrics, retry_until_found};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, metrics, retry_until_found, traces};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
@@ -70,6 +70,9 @@ impl Verifier {
             inference_fault(error)
         })?;
         let model = &seen.model;
+        let span = traces::current();
+        span.set("tributary.model", &model.description.name);
+        span.set("tributary.release", &model.release);
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
         let ratios = vision::probabilities(model, &seen.logits, temperature);
         let prediction =
@@ -148,10 +151,14 @@ pub fn hard_case_publication(request: &VerifyRequest) -> Result<Option<Publicati
 impl Handler for Verifier {
     const ROLE: Role = Role::Verifier;
     const STREAM: &'static str = topology::VERIFY;
+    const SPAN: Option<&'static str> = Some("verify");
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let request: VerifyRequest = decode_shared(delivery.payload())?;
         check_sender(&request, delivery.subject())?;
+        let span = traces::current();
+        span.set_task(request.provisional.task, &request.provisional.site, &request.provisional.camera);
+        span.set("tributary.verify_reason", &request.reason.as_str());
         let spare = hard_case_publication(&request)?.into_iter().collect();
         let sure = match request.reason {
             VerifyReason::Sampled => Some(true),
@@ -159,6 +166,7 @@ impl Handler for Verifier {
             _ => None,
         };
         let verdict = self.verdict(request).await?;
+        span.add_timings(&verdict.timings);
         if let (Some(sure), Some(prediction), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.prediction()) {
             let agreed = prediction.label == edge.label;
             self.counter.count_verdict(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::consumer::WorkerStats;
+use runtime::traces::StageSpan;
 use runtime::{Fault, Shutdown, clock, dead_letter, outcome};
 use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
@@ -228,25 +229,37 @@ impl OutboxCarrier {
         let Some(to) = record.header(HEADER_TO) else {
             return self.give_up(&record, unaddressed(&record.subject)).await;
         };
+        let span = begin_span(&record, to);
         // The courier may publish more than whoever writes to the outbox.
         if !OutboxKind::read(&record.subject).is_ok_and(|kind| subject::is_uploadable(kind, &self.site, to)) {
-            return self.give_up(&record, misaddressed(&record.subject, to)).await;
+            let note = misaddressed(&record.subject, to);
+            span.fail(note.kind.as_str());
+            return self.give_up(&record, note).await;
         }
         let sent = tokio::select! {
             biased;
-            sent = self.upload_message(&record, to) => sent,
-            () = self.link.down() => return Ok(UploadOutcome::Interrupted),
+            sent = self.upload_message(&record, to, &span) => sent,
+            () = self.link.down() => {
+                span.fail("link_down");
+                return Ok(UploadOutcome::Interrupted);
+            }
         };
         match sent {
             Ok(()) => upload.record_arrival(),
-            Err(Fault::Reject(note)) => return self.give_up(&record, note).await,
-            Err(other) => return Err(other),
+            Err(Fault::Reject(note)) => {
+                span.fail(note.kind.as_str());
+                return self.give_up(&record, note).await;
+            }
+            Err(other) => {
+                span.fail("carry_failed");
+                return Err(other);
+            }
         }
         reader::delete_message(&self.here, topology::OUTBOX, sequence).await?;
         Ok(UploadOutcome::Delivered)
     }
 
-    async fn upload_message(&self, record: &StoredMessage, to: &str) -> Result<(), Fault> {
+    async fn upload_message(&self, record: &StoredMessage, to: &str, span: &StageSpan) -> Result<(), Fault> {
         if let Some(blob) = record.header(HEADER_BLOB) {
             let blob: BlobRef =
                 blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it as a bug"))?;
@@ -263,7 +276,7 @@ impl OutboxCarrier {
         let has_own = matches!(OutboxKind::read(&record.subject), Ok(OutboxKind::HardCase | OutboxKind::Update));
         let own = record.header(HEADER_MESSAGE_ID).filter(|_| has_own);
         let id = own.map_or_else(derived_id, str::to_owned);
-        let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id);
+        let publication = span.mark(Publication::with_id(to.to_owned(), record.payload.clone(), id));
         Publisher::new(self.cloud.clone(), CLOUD_TIMEOUT).publish(&publication).await?;
         Ok(())
     }
@@ -424,6 +437,27 @@ fn most_bytes(subject: &str) -> u64 {
         Ok(OutboxKind::Update) => MAX_WEIGHTS_BYTES,
         Ok(OutboxKind::Verify | OutboxKind::HardCase | OutboxKind::Swap) | Err(_) => MAX_IMAGE_BYTES,
     }
+}
+
+/// The span of a request for a verdict; what else waits in the outbox belongs to no image's trace.
+fn begin_span(record: &StoredMessage, to: &str) -> StageSpan {
+    if !matches!(OutboxKind::read(&record.subject), Ok(OutboxKind::Verify)) {
+        return StageSpan::default();
+    }
+    let span = StageSpan::begin("carry", ROLE, |name| record.header(name));
+    span.set("messaging.system", &"nats");
+    span.set("messaging.operation.type", &"send");
+    span.set("messaging.destination.name", &to);
+    let waited = clock::since_ns(record.stored_at_ns).as_millis();
+    span.set_number("tributary.queue_ms", u64::try_from(waited).unwrap_or(u64::MAX));
+    span.set_number("messaging.message.body.size", record.payload.len() as u64);
+    // Only the payload names the task, and reading it copies the image.
+    if span.is_sent()
+        && let Ok(VerifyRequest { provisional, .. }) = decode(&record.payload)
+    {
+        span.set_task(provisional.task, &provisional.site, &provisional.camera);
+    }
+    span
 }
 
 fn misaddressed(subject: &str, to: &str) -> FaultNote {

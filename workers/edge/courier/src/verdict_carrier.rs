@@ -3,7 +3,7 @@
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, traces};
 use schemas::{FaultNote, Reason, Role, SiteName, Verdict, decode};
 use streams::reader::StoredMessage;
 use streams::{Delivery, topology};
@@ -36,6 +36,7 @@ impl VerdictCarrier {
 impl Handler for VerdictCarrier {
     const ROLE: Role = Role::Courier;
     const STREAM: &'static str = topology::VERDICTS;
+    const SPAN: Option<&'static str> = Some("carry verdict");
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let verdict: Verdict = decode(delivery.payload())?;
@@ -48,6 +49,8 @@ impl Handler for VerdictCarrier {
             let remedy = "this site did not request it: check who may publish verdicts in the cloud; if the site's store was recreated, it may answer an earlier request";
             return Err(Fault::reject("verdict_unasked", reason, remedy));
         }
+        let span = traces::current();
+        span.set_task(verdict.provisional.task, &verdict.provisional.site, &verdict.provisional.camera);
         self.compare(&verdict);
         let final_answer = verdict.into_final_answer(clock::now_ms());
         Ok(OutgoingMessages { final_answer, ..OutgoingMessages::default() })

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use offload::admit::finish_s;
-use runtime::{Fault, MessageCredit, Shutdown, clock};
+use runtime::{Fault, MessageCredit, Shutdown, clock, traces};
 use schemas::Task;
 use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, CarryError, Publisher, reader, subject};
@@ -86,7 +86,8 @@ impl Offloader {
         let until_ms = clock::now_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let slot = subject::final_answer(&task.site, &task.camera, task.id);
         let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
-        match self.publisher.publish(&reporter.offloaded(task, bytes, until_ms)?).await {
+        let request = traces::current().mark(reporter.offloaded(task, bytes, until_ms)?);
+        match self.publisher.publish(&request).await {
             Ok(_) => {}
             Err(CarryError::Full { .. }) => return Ok(OffloadOutcome::Reclaimed),
             Err(error) => return Err(error.into()),

@@ -15,12 +15,12 @@ use offload::{EffectiveSettings, hash_fraction};
 use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, metrics, retry_until_found};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, metrics, retry_until_found, traces};
 use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, Heartbeat, Order, Reason, Role, SiteName, Task, TaskId};
+use schemas::{CameraName, DecisionTrace, FaultNote, Heartbeat, Order, Reason, Role, Route, SiteName, Task, TaskId};
 use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
 use serving::serving_model::ServingModel;
@@ -79,7 +79,10 @@ impl Recognizer {
         let _local = match placement {
             Placement::Local(local) => local,
             Placement::Redirect => match self.offload(task, delivery.payload(), credit, &trace).await? {
-                OffloadOutcome::Answered => return Ok(OutgoingMessages::default()),
+                OffloadOutcome::Answered => {
+                    traces::current().set("tributary.route", &Route::Redirected.as_str());
+                    return Ok(OutgoingMessages::default());
+                }
                 OffloadOutcome::Reclaimed => self.admission.reclaim_task(),
             },
         };
@@ -87,9 +90,15 @@ impl Recognizer {
         let mut result = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
         (result.timings.queue_us, result.timings.fetch_us) = (queue_us, fetch_us);
         metrics::observe_timings(Self::ROLE, &result.timings);
+        let span = traces::current();
+        span.add_timings(&result.timings);
+        span.set("tributary.reason", &result.reason.as_str());
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let (escalation, escalation_trace) = self.escalate(task, &bytes, &result, &trace.network);
         trace.doubt = Some(escalation_trace);
+        if let Escalation::Goes(why) = escalation {
+            span.set("tributary.verify_reason", &why.as_str());
+        }
         let task = match escalation {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
             _ => Cow::Borrowed(task),
@@ -108,6 +117,9 @@ impl Recognizer {
         })?;
         metrics::count_notes(&self.site, usize::from(seen.envelope.note.is_some()));
         let model = &seen.model;
+        let span = traces::current();
+        span.set("tributary.model", &model.description.name);
+        span.set("tributary.release", &model.release);
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
@@ -279,6 +291,7 @@ impl Recognizer {
 impl Handler for Recognizer {
     const ROLE: Role = Role::Recognizer;
     const STREAM: &'static str = topology::IMAGES;
+    const SPAN: Option<&'static str> = Some("recognize");
 
     async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
@@ -288,6 +301,7 @@ impl Handler for Recognizer {
             Fault::reject("header_unreadable", reason, "correct the header or omit it: every header is optional")
         })?;
         metrics::count_notes(&self.site, task.notes.len());
+        traces::current().set_task(task.id, &task.site, &task.camera);
         self.answer(&task, delivery, credit).await
     }
 

@@ -69,7 +69,8 @@ pub fn since_ns(then_ns: i128) -> Duration {
     Duration::from_nanos(u64::try_from(now_ns().saturating_sub(then_ns)).unwrap_or(0))
 }
 
-fn now_ns() -> i128 {
+/// Nanoseconds since the epoch.
+pub(crate) fn now_ns() -> i128 {
     #[cfg(feature = "simulation")]
     if let Some(now_ns) = streams::memory::simulated_now_ns() {
         return now_ns;

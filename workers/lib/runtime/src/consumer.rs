@@ -24,6 +24,7 @@ use crate::handler::{Handler, MessageCredit, OutgoingMessages};
 use crate::metrics;
 use crate::outcome::{self, SlotContent};
 use crate::shutdown::Shutdown;
+use crate::traces::{self, StageSpan};
 
 /// How long in-flight messages may take to finish after the worker was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -83,6 +84,7 @@ pub async fn consume<S: Handler>(
         ack_wait: config.ack_wait,
         tries: config.tries,
         stats,
+        durable: config.durable.clone(),
     });
     metrics::register_queue(S::ROLE, from, S::STREAM, &config.durable);
     tracing::info!(role = S::ROLE.as_str(), stream = S::STREAM, credits = config.credits, "started");
@@ -166,13 +168,15 @@ struct InFlight<S> {
     ack_wait: Duration,
     tries: Option<u64>,
     stats: Arc<WorkerStats>,
+    durable: String,
 }
 
 impl<S: Handler> InFlight<S> {
     /// Handles one message to its end; returns a note if the worker must stop.
     async fn handle_delivery(&self, delivery: Delivery, credit: MessageCredit) -> Option<FaultNote> {
         self.stats.holding.fetch_add(1, Ordering::Relaxed);
-        let ended = self.finish(&delivery, &credit).await;
+        let span = self.begin_span(&delivery);
+        let ended = self.finish(&delivery, &credit, &span).await;
         self.stats.holding.fetch_sub(1, Ordering::Relaxed);
         let fault = match ended {
             Ok(()) => {
@@ -182,9 +186,11 @@ impl<S: Handler> InFlight<S> {
             }
             Err(fault) => fault,
         };
+        span.set("tributary.outcome", &"retried");
         let (subject, attempts) = (delivery.subject(), delivery.attempts);
         let after = match fault {
             Fault::Stop(note) => {
+                span.fail(note.kind.as_str());
                 tracing::error!(
                     role = S::ROLE.as_str(),
                     subject,
@@ -196,6 +202,7 @@ impl<S: Handler> InFlight<S> {
                 return Some(note);
             }
             Fault::Retry { after, note } => {
+                span.fail(note.kind.as_str());
                 tracing::warn!(
                     role = S::ROLE.as_str(),
                     subject,
@@ -218,8 +225,22 @@ impl<S: Handler> InFlight<S> {
         None
     }
 
-    async fn finish(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
-        let mut work = std::pin::pin!(self.process_message(delivery, credit));
+    /// The span of a message, if messages of this stream have one.
+    fn begin_span(&self, delivery: &Delivery) -> StageSpan {
+        let Some(name) = S::SPAN else { return StageSpan::default() };
+        let span = StageSpan::begin(name, S::ROLE, |header| delivery.header(header));
+        span.set("messaging.system", &"nats");
+        span.set("messaging.operation.type", &"process");
+        span.set("messaging.destination.name", &delivery.subject());
+        span.set("messaging.consumer.group.name", &self.durable);
+        span.set_number("tributary.attempts", delivery.attempts);
+        let waited = clock::since_ns(delivery.stored_at_ns).as_millis();
+        span.set_number("tributary.queue_ms", u64::try_from(waited).unwrap_or(u64::MAX));
+        span
+    }
+
+    async fn finish(&self, delivery: &Delivery, credit: &MessageCredit, span: &StageSpan) -> Result<(), Fault> {
+        let mut work = std::pin::pin!(span.scope(self.process_message(delivery, credit, span)));
         loop {
             tokio::select! {
                 biased;
@@ -233,18 +254,26 @@ impl<S: Handler> InFlight<S> {
         }
     }
 
-    async fn process_message(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
+    async fn process_message(
+        &self,
+        delivery: &Delivery,
+        credit: &MessageCredit,
+        span: &StageSpan,
+    ) -> Result<(), Fault> {
         if delivery.attempts > 1 && self.was_given_up(delivery).await? {
             return Ok(delivery.ack().await?);
         }
         let outgoing = match self.handle(delivery, credit).await {
             Err(Fault::Reject(note)) => {
+                span.fail(note.kind.as_str());
+                span.set("tributary.outcome", &"given_up");
                 self.give_up(&delivery.record(), delivery.attempts, note).await?;
                 return Ok(delivery.ack().await?);
             }
             other => other?,
         };
-        self.publish(outgoing, delivery).await?;
+        span.step("send", self.publish(outgoing.marked_by(span), delivery)).await?;
+        span.set("tributary.outcome", &"finished");
         Ok(delivery.ack().await?)
     }
 
@@ -375,6 +404,9 @@ impl<S: Handler> InFlight<S> {
 
     async fn write_dead_letter(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
         let context = self.handler.dead_letter(message, &note);
+        if let Some(task) = context.task {
+            traces::current().set_task_id(task);
+        }
         for publication in &context.publications {
             self.publisher.publish(publication).await?;
         }

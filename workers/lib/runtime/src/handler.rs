@@ -9,6 +9,7 @@ use streams::{Delivery, Publication};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fault::Fault;
+use crate::traces::StageSpan;
 
 /// What a role does with one message. A handler publishes nothing itself: it returns the messages to
 /// publish, so that the acknowledgement can come last.
@@ -17,6 +18,8 @@ pub trait Handler: Send + Sync + 'static {
     const ROLE: Role;
     /// Stream that its messages come from.
     const STREAM: &'static str;
+    /// Name of the span of each message; absent where messages belong to no image's trace.
+    const SPAN: Option<&'static str> = None;
 
     /// Handles one message. A handler that holds a message while it waits for somebody else, for a limited time, may
     /// release the credit early, so that others are handled meanwhile.
@@ -69,6 +72,15 @@ impl OutgoingMessages {
     /// One publication.
     pub fn single(publication: Publication) -> Self {
         Self { publications: vec![publication], ..Self::default() }
+    }
+
+    /// The same messages, each with its place in the trace. Final answers get theirs where they are stored.
+    pub(crate) fn marked_by(self, span: &StageSpan) -> Self {
+        if span.trace_parent().is_none() {
+            return self;
+        }
+        let mark = |messages: Vec<Publication>| messages.into_iter().map(|message| span.mark(message)).collect();
+        Self { publications: mark(self.publications), spare: mark(self.spare), ..self }
     }
 
     /// A final answer.

@@ -20,6 +20,7 @@ pub mod shutdown;
 pub mod site_key;
 pub mod telemetry;
 pub mod ticket;
+pub mod traces;
 pub mod trust;
 
 pub use consumer::{ConsumerConfig, consume};

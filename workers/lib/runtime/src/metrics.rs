@@ -42,6 +42,7 @@ struct MetricsRegistry {
     batches: Family<RoleLabel, Histogram>,
     answers: Family<AnswerLabels, Counter>,
     notes: Family<SiteLabel, Counter>,
+    spans: Family<SpanOutcomeLabel, Counter>,
     /// The latest heartbeat of each role and site of this process, and when it was sent.
     beats: Mutex<HeartbeatSource>,
     /// Queues that roles of this process consume.
@@ -59,6 +60,7 @@ impl Default for MetricsRegistry {
             batches: Family::new_with_constructor(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])),
             answers: Family::default(),
             notes: Family::default(),
+            spans: Family::default(),
             beats: Mutex::default(),
             queues: Mutex::default(),
             expiries: Mutex::default(),
@@ -95,6 +97,11 @@ struct SiteLabel {
     site: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpanOutcomeLabel {
+    outcome: &'static str,
+}
+
 /// A durable consumer that a role pulls from.
 #[derive(Clone)]
 struct QueueConsumer {
@@ -125,6 +132,11 @@ pub fn count_notes(site: &SiteName, count: usize) {
     if count > 0 {
         REGISTRY.notes.get_or_create(&SiteLabel { site: site.to_string() }).inc_by(count as u64);
     }
+}
+
+/// Counts spans of traces that were `sent` to the collector, or `dropped` because it did not take them.
+pub(crate) fn count_spans(outcome: &'static str, count: u64) {
+    REGISTRY.spans.get_or_create(&SpanOutcomeLabel { outcome }).inc_by(count);
 }
 
 /// Records the duration of an image's steps; a step that did not happen is omitted.
@@ -196,6 +208,7 @@ fn counted() -> Registry {
         "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",
         REGISTRY.notes.clone(),
     );
+    registry.register("tributary_trace_spans", "Spans of traces, by what became of them", REGISTRY.spans.clone());
     registry
 }
 

@@ -6,6 +6,7 @@ use streams::{Publication, PublishOutcome, Publisher, reader, subject};
 
 use crate::fault::{Fault, RETRY_DELAY};
 use crate::metrics;
+use crate::traces;
 
 /// How often an answer is offered to a slot that is taken and empty again.
 const ATTEMPTS: u32 = 2;
@@ -24,7 +25,9 @@ pub enum SlotContent {
 /// # Errors
 /// It could not be stored, or the slot could not be read.
 pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<SlotContent, Fault> {
-    let publication = publication(answer)?;
+    let span = traces::current();
+    span.set_task_id(answer.task);
+    let publication = span.mark(publication(answer)?);
     for _ in 0..ATTEMPTS {
         let is_stored = match publisher.publish(&publication).await? {
             PublishOutcome::Stored(_) | PublishOutcome::Duplicate(_) => true,
@@ -39,6 +42,8 @@ pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<Slot
         };
         if is_stored {
             metrics::count_answer(&answer.site, answer.route, answer.reason);
+            span.set("tributary.route", &answer.route.as_str());
+            span.set("tributary.reason", &answer.reason.as_str());
             return Ok(SlotContent::ThisAnswer);
         }
     }

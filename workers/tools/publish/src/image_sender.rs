@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use runtime::traces::StageSpan;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_LABEL_BYTES};
 use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_FILE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE,
@@ -88,11 +89,20 @@ impl ImageSender {
 
     /// Returns when the stream has stored the image.
     pub async fn send(&self, message: &ImageMessage) -> Result<PublishOutcome, CarryError> {
+        let span = StageSpan::begin_publishing(message.id, &self.site, &message.camera);
+        let sent = self.send_in(message, &span).await;
+        if sent.is_err() {
+            span.fail("carry_failed");
+        }
+        sent
+    }
+
+    async fn send_in(&self, message: &ImageMessage, span: &StageSpan) -> Result<PublishOutcome, CarryError> {
         let blob = match message.payload.len() > MAX_EMBEDDED_BYTES {
             true => Some(self.store(message).await?),
             false => None,
         };
-        self.publisher.publish(&publication(&self.site, &self.mark, message, blob.as_ref())).await
+        self.publisher.publish(&span.mark(publication(&self.site, &self.mark, message, blob.as_ref()))).await
     }
 
     /// Storing a blob twice has no effect, so it can be retried.

@@ -183,7 +183,7 @@ impl PublishRun {
                     Some(SourceEvent::Note(note)) => {
                         // An endless run has no summary in time.
                         if is_endless {
-                            tracing::warn!("{note}");
+                            tracing::warn!(note, "source noted");
                         }
                         self.summary.add_note(note);
                     }

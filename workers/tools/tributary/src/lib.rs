@@ -43,6 +43,7 @@ pub mod up;
 use schemas::Role;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use os::process::MallocPolicy;
@@ -65,6 +66,9 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// How long the end waits for a collector of traces.
+const SPANS_LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Heading of the options that every command takes.
 const COMMON: &str = "Common options";
@@ -209,7 +213,13 @@ pub fn run_command_line() -> ExitCode {
         return stdout::exit_code(roles::try_release());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    stdout::exit_code(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+    stdout::exit_code(runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let ended = run(cli).await;
+            runtime::traces::finish(SPANS_LEAVE_WITHIN).await;
+            ended
+        })
+    }))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -229,6 +239,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let settings = &loaded.settings;
     settings.check()?;
+    runtime::traces::start(&settings.telemetry).map_err(roles::into_anyhow)?;
     if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
         runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::into_anyhow)?;
     }

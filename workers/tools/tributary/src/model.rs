@@ -178,7 +178,7 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
                 publisher.labels = publish::LabelOrigin::Folder;
             }
             let (found, others) = publish::list_images(vec![images.clone()], &publisher).await?;
-            others.iter().for_each(|other| tracing::warn!("image skipped: {other}"));
+            others.iter().for_each(|other| tracing::warn!(other, "image skipped"));
             if found.is_empty() {
                 bail!("{} contains no image files", images.display());
             }
@@ -260,7 +260,7 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
 /// The image files of a folder.
 async fn list(settings: &Settings, folder: PathBuf) -> anyhow::Result<Vec<PathBuf>> {
     let (found, others) = publish::list_images(vec![folder.clone()], &settings.publisher).await?;
-    others.iter().for_each(|other| tracing::warn!("image skipped: {other}"));
+    others.iter().for_each(|other| tracing::warn!(other, "image skipped"));
     match found.is_empty() {
         true => bail!("{} contains no image files", folder.display()),
         false => Ok(found.into_iter().map(|(path, _)| path).collect()),

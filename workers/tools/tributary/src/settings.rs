@@ -15,6 +15,7 @@ use releaser::ReleaserSettings;
 use replay::ReplayerSettings;
 use runtime::metrics::MetricsSettings;
 use runtime::settings::LoadedSettings;
+use runtime::traces::TelemetrySettings;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub notifier: NotifierSettings,
     /// The metrics endpoint.
     pub metrics: MetricsSettings,
+    /// Traces.
+    pub telemetry: TelemetrySettings,
     /// `tributary up`.
     pub up: UpSettings,
 }
@@ -81,6 +84,7 @@ impl Default for Settings {
             janitor: JanitorSettings::default(),
             notifier: NotifierSettings::default(),
             metrics: MetricsSettings::default(),
+            telemetry: TelemetrySettings::default(),
             up: UpSettings::default(),
         }
     }
@@ -206,7 +210,7 @@ impl Settings {
     }
 
     /// What each section says of itself. Messages begin with the key within the section.
-    fn check_sections(&self) -> [(&'static str, Result<(), String>); 13] {
+    fn check_sections(&self) -> [(&'static str, Result<(), String>); 14] {
         [
             ("publisher", self.publisher.check()),
             ("recognizer", self.recognizer.check()),
@@ -221,6 +225,7 @@ impl Settings {
             ("streams", self.streams.check()),
             ("up", self.up.check(&self.site)),
             ("metrics", self.metrics.check()),
+            ("telemetry", self.telemetry.check()),
         ]
     }
 }
@@ -264,7 +269,7 @@ mod tests {
             ("recognizer.gate.max_novelty", json!(2), &[]),
             ("recognizer.gate.labels.fish", json!(2), &[]),
             ("recognizer.gate.target_accuracy_ratio", json!(0.2), &[]),
-            ("recognizer.policy.share_ratio", json!(2), &[]),
+            ("recognizer.policy.max_offloaded", json!(0), &[]),
             ("recognizer.policy.load.cpu_low_ratio", json!(1), &[]),
             ("recognizer.drift.recent_answers", json!(1), &[]),
             ("recognizer.drift.reference_answers", json!(100), &[]),
@@ -313,6 +318,8 @@ mod tests {
             ("up.camera_topics", json!({ "a topic": "cam" }), &[]),
             ("metrics.listen", json!("0.0.0.0:9464"), &[]),
             ("metrics.key", json!("metrics.key"), &[]),
+            ("telemetry.sample_ratio", json!(2), &[]),
+            ("telemetry.otlp", json!("a collector"), &[]),
         ]
     }
 
