@@ -243,9 +243,10 @@ impl OpenSpan {
     fn set(&self, key: &'static str, value: AttributeValue) {
         self.with(|content| {
             let attributes = &mut content.span.attributes;
+            let has_room = attributes.len() < MAX_ATTRIBUTES;
             match attributes.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, known)) => *known = value,
-                None if attributes.len() < MAX_ATTRIBUTES => attributes.push((key, value)),
+                None if has_room => attributes.push((key, value)),
                 None => {}
             }
         });
