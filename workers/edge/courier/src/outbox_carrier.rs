@@ -453,7 +453,7 @@ fn begin_span(record: &StoredMessage, to: &str) -> StageSpan {
     span.set_number("messaging.message.body.size", record.payload.len() as u64);
     // Only the payload names the task, and reading it copies the image.
     if span.is_sent()
-        && let Ok(VerifyRequest { provisional, .. }) = decode(&record.payload)
+        && let Ok(VerifyRequest { provisional, .. }) = decode_shared(&record.payload)
     {
         span.set_task(provisional.task, &provisional.site, &provisional.camera);
     }
