@@ -19,14 +19,15 @@ sim: setup ## Thousands of seeds of simulated faults for each scenario; TRIBUTAR
 	TRIBUTARY_SEEDS=5000 cargo test --locked --package sim -- --nocapture
 
 bench: setup ## Measure the pipeline, policies, training, merging, replaying and scaling (docs/benchmarks.md).
-	cargo run --release --locked --package tributary -- bench recognize
-	cargo run --release --locked --package tributary -- bench policy
-	cargo run --release --locked --package tributary -- bench train
-	cargo run --release --locked --package tributary -- bench aggregate
-	cargo run --release --locked --package tributary -- bench federated
-	cargo run --release --locked --package tributary -- bench rounds
-	cargo run --release --locked --package tributary -- bench replay
-	cargo run --release --locked --package tributary -- bench scale
+	cargo build --release --locked --package tributary --package tributary-bench
+	cargo run --release --locked --package tributary-bench -- recognize
+	cargo run --release --locked --package tributary-bench -- policy
+	cargo run --release --locked --package tributary-bench -- train
+	cargo run --release --locked --package tributary-bench -- aggregate
+	cargo run --release --locked --package tributary-bench -- federated
+	cargo run --release --locked --package tributary-bench -- rounds
+	cargo run --release --locked --package tributary-bench -- replay
+	cargo run --release --locked --package tributary-bench -- scale
 
 soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test hostile -- --nocapture --test-threads 1

@@ -87,7 +87,7 @@ pub enum EscalationOutcome {
     Sampled,
     /// It is provisional until its deadline; nothing goes up.
     Waits,
-    /// Nothing is published before the verdict.
+    /// Nothing was published before the verdict; no current version decides so.
     Blocks,
 }
 

@@ -11,6 +11,7 @@ pub mod dead;
 pub mod decision_trace;
 pub mod drift;
 pub mod fault;
+pub mod final_answer;
 pub mod hardcase;
 pub mod heartbeat;
 pub mod id;

@@ -93,6 +93,7 @@ fn seed_prefix() -> [u8; 2] {
     [SEED | USER >> 5, USER << 3]
 }
 
+#[expect(clippy::indexing_slicing, reason = "five bits are below the length of the alphabet")]
 fn encode(prefix: &[u8], key: &[u8]) -> String {
     let mut bytes = [prefix, key].concat();
     bytes.extend(crc16(&bytes).to_le_bytes());

@@ -126,6 +126,11 @@ impl Publisher {
         Self { bus, in_flight_kib: Arc::new(Semaphore::new(MAX_IN_FLIGHT_KIB)), timeout }
     }
 
+    /// The connection it publishes on.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// Publishes one message and waits for its acknowledgement. Waits first until it fits in the limit on bytes
     /// in flight.
     ///

@@ -47,7 +47,7 @@ pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, 
     if tokens.iter().any(|token| matches!(*token, "#" | ">")) {
         return Err(format!("topic {topic:?} matches any number of levels; write one + per level"));
     }
-    if ["$JS", "$SYS", "$KV", "$O", "$MQTT", "_INBOX", "image", "*"].contains(&tokens[0]) {
+    if ["$JS", "$SYS", "$KV", "$O", "$MQTT", "_INBOX", "image", "*"].contains(tokens.first().unwrap_or(&"")) {
         return Err(format!(
             "topic {topic:?} would match messages of Tributary or the server; name another program's topic"
         ));
@@ -99,14 +99,6 @@ pub fn provisional(site: &SiteName, camera: &CameraName) -> String {
 /// ([`final_answer`]) and republishes what it kept on that subject, so nobody hears a second outcome.
 pub fn outcome(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("outcome.{site}.{camera}.{task}")
-}
-
-/// The subject under which a publication is stored: the same one, except for an outcome.
-pub fn slot_of(subject: &str) -> String {
-    match subject.strip_prefix("outcome.") {
-        Some(rest) => format!("answer.final.{rest}"),
-        None => subject.to_owned(),
-    }
 }
 
 /// The one slot of a task's final answer.
@@ -497,6 +489,5 @@ mod tests {
         let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::new_random());
         assert_eq!(read_final_answer(&final_answer(&site, &camera, task)).unwrap(), task);
         assert!(read_final_answer("answer.final.reef.cam-1.x").is_err());
-        assert_eq!(slot_of(&outcome(&site, &camera, task)), final_answer(&site, &camera, task));
     }
 }

@@ -2,6 +2,8 @@
 //! is simulated on the latter says something about the former.
 //!
 //! `cargo test -p streams --features memory --test contract`; a clause alone by its name.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;

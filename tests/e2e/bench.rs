@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::program::{root, run_for};
+use harness::program::run_bench;
 
 /// A quick bench may take a minute of its own, more on a machine that tests something else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(480);
@@ -15,8 +15,8 @@ async fn headline(bench: &str) -> serde_json::Map<String, serde_json::Value> {
 async fn headline_with(bench: &str, more: &[&str]) -> serde_json::Map<String, serde_json::Value> {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("report.json");
-    let arguments = [&["bench", bench, "--quick", "--json", json.to_str().unwrap()], more].concat();
-    let ended = run_for(root(), &arguments, PATIENCE).await.unwrap();
+    let arguments = [&[bench, "--quick", "--json", json.to_str().unwrap()], more].concat();
+    let ended = run_bench(&arguments, PATIENCE).await.unwrap();
     assert!(ended.success, "{}\n{}", ended.out, ended.err);
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert!(report["rows"].as_array().is_some_and(|rows| !rows.is_empty()), "{report:#}");

@@ -1,8 +1,8 @@
-//! `tributary demo --loop`, as somebody runs it who has just cloned the project.
+//! `tributary-bench loop`, as somebody runs it who has just cloned the project.
 
 use std::time::Duration;
 
-use harness::program::{root, run, run_for};
+use harness::program::run_bench;
 use serde_json::Value;
 
 /// The loop takes half a minute in a build with debug assertions, on a machine that has nothing else to do.
@@ -14,8 +14,8 @@ async fn the_loop_learns_from_the_clouds_verdicts_and_ends_well() {
     let (chart, numbers) = (folder.path().join("loop.svg"), folder.path().join("loop.json"));
     let (chart, numbers) = (chart.display().to_string(), numbers.display().to_string());
     let began = std::time::Instant::now();
-    let words = ["demo", "--loop", "--rounds", "1", "--out", &chart, "--json", &numbers];
-    let ended = run_for(root(), &words, LONG).await.unwrap();
+    let words = ["loop", "--rounds", "1", "--out", &chart, "--json", &numbers];
+    let ended = run_bench(&words, LONG).await.unwrap();
     assert!(ended.success, "{}\n{}", ended.out, ended.err);
     println!("{}\nafter {:?}", ended.out, began.elapsed());
     assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
@@ -31,15 +31,14 @@ async fn the_loop_learns_from_the_clouds_verdicts_and_ends_well() {
 #[tokio::test]
 async fn what_the_loop_is_asked_for_is_understood_or_refused_by_name() {
     let refused = async |words: &[&str]| {
-        let ended = run(root(), words).await.unwrap();
+        let ended = run_bench(words, LONG).await.unwrap();
         assert!(!ended.success, "{words:?}: {}", ended.out);
         ended.err
     };
-    assert!(refused(&["demo", "--dark-cameras"]).await.contains("--dark-cameras is for the loop"));
-    assert!(refused(&["demo", "--loop", "--rounds", "0"]).await.contains("--rounds"));
+    assert!(refused(&["loop", "--rounds", "0"]).await.contains("--rounds"));
     // Understood: what is missing is the pictures.
     for more in [&[][..], &["--dark-cameras"]] {
-        let words = [&["demo", "--loop", "--rounds", "1", "--data", "/nowhere/at/all"], more].concat();
+        let words = [&["loop", "--rounds", "1", "--data", "/nowhere/at/all"], more].concat();
         assert!(refused(&words).await.contains("/nowhere/at/all"), "{more:?}");
     }
 }

@@ -32,7 +32,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "releaser" => &["schemas", "streams", "runtime", "releases"],
         "publish" => &["schemas", "streams", "runtime", "vision", "dataset"],
         "replay" => &["schemas", "streams", "runtime", "vision", "offload"],
-        "bench" | "tributary" => &[
+        BENCH | "tributary" => &[
             "schemas",
             "os",
             "streams",
@@ -56,7 +56,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "releaser",
             "publish",
             "replay",
-            "bench",
+            "tributary",
         ],
         // A program as a stranger would write it.
         EXAMPLE => &[],
@@ -104,11 +104,14 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("prost", &["autograd", "vision"]),
     ("tar", &["replay", "releases"]),
     ("rumqttc", &["notifier"]),
-    ("clap", &["tributary"]),
+    ("clap", &["tributary", BENCH]),
 ];
 
 /// The Rust example: it speaks to a site as any client does, with its own NATS client and its own words.
 const EXAMPLE: &str = "tributary-example";
+
+/// The benches, a program of their own.
+const BENCH: &str = "tributary-bench";
 
 /// What bends bytes is for tests alone.
 const BEND: &str = "bend";

@@ -1,6 +1,8 @@
 //! Walks through the whole of Tributary: real nats-servers, real ONNX Runtime, the built binary.
 //!
 //! One binary, because linking costs more than running. What is marked `ignored` runs by `make soak`.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod attacks;

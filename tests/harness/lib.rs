@@ -7,6 +7,8 @@
 //! own configuration, [`shifted`] a wrong clock. Deliberately absent: assertions; everything here returns an error or a
 //! list of violations, and the test decides.
 
+#![allow(clippy::indexing_slicing)]
+
 pub mod bare_server;
 pub mod fault;
 pub mod odd_images;

@@ -27,24 +27,33 @@ pub fn fixture(path: &str) -> PathBuf {
 /// The built `tributary`, in a form that a build running meanwhile cannot take away.
 pub fn binary() -> anyhow::Result<&'static Path> {
     static KEPT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let kept = KEPT.get_or_init(|| {
-        let tests = std::env::current_exe().map_err(|error| error.to_string())?;
-        let built = tests.parent().and_then(Path::parent).map(|profile| profile.join("tributary"));
-        let built = built.filter(|path| path.is_file()).ok_or_else(|| {
-            "the tributary binary is not built: run `make setup`, then `make test`, which builds it first".to_owned()
-        })?;
-        let (kept, new) =
-            (built.with_file_name("tributary-under-test"), built.with_extension(std::process::id().to_string()));
-        let linked = fs::hard_link(&built, &new).or_else(|_| fs::copy(&built, &new).map(|_| ()));
-        let placed = linked.and_then(|()| fs::rename(&new, &kept)).and_then(|()| match new.exists() {
-            // Two names of one file already: renaming one to the other does nothing.
-            true => fs::remove_file(&new),
-            false => Ok(()),
-        });
-        placed.map_err(|error| format!("{} cannot be kept: {error}", built.display()))?;
-        Ok(kept)
-    });
+    let kept = KEPT.get_or_init(|| keep_program("tributary"));
     kept.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
+}
+
+/// The built `tributary-bench`, in the same form. It looks for `tributary` in its own folder.
+fn bench_binary() -> anyhow::Result<&'static Path> {
+    static KEPT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let kept = KEPT.get_or_init(|| keep_program("tributary-bench"));
+    kept.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
+}
+
+fn keep_program(name: &str) -> Result<PathBuf, String> {
+    let tests = std::env::current_exe().map_err(|error| error.to_string())?;
+    let built = tests.parent().and_then(Path::parent).map(|profile| profile.join(name));
+    let built = built
+        .filter(|path| path.is_file())
+        .ok_or_else(|| format!("{name} is not built: run `make setup`, then `make test`, which builds it first"))?;
+    let kept = built.with_file_name(format!("{name}-under-test"));
+    let new = built.with_extension(std::process::id().to_string());
+    let linked = fs::hard_link(&built, &new).or_else(|_| fs::copy(&built, &new).map(|_| ()));
+    let placed = linked.and_then(|()| fs::rename(&new, &kept)).and_then(|()| match new.exists() {
+        // Two names of one file already: renaming one to the other does nothing.
+        true => fs::remove_file(&new),
+        false => Ok(()),
+    });
+    placed.map_err(|error| format!("{} cannot be kept: {error}", built.display()))?;
+    Ok(kept)
 }
 
 /// A child process of the binary; killed when dropped, and by the kernel when the tests are.
@@ -183,7 +192,21 @@ pub async fn run_for<A: AsRef<OsStr>>(
     arguments: &[A],
     patience: Duration,
 ) -> anyhow::Result<CommandOutput> {
-    let mut command = tokio::process::Command::new(binary()?);
+    run_program(binary()?, folder, arguments, patience).await
+}
+
+/// Runs `tributary-bench` at the root of the repository to its end, for so long at the most.
+pub async fn run_bench<A: AsRef<OsStr>>(arguments: &[A], patience: Duration) -> anyhow::Result<CommandOutput> {
+    run_program(bench_binary()?, root(), arguments, patience).await
+}
+
+async fn run_program<A: AsRef<OsStr>>(
+    program: &Path,
+    folder: &Path,
+    arguments: &[A],
+    patience: Duration,
+) -> anyhow::Result<CommandOutput> {
+    let mut command = tokio::process::Command::new(program);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
     clean(|variable| {
         command.env_remove(variable);

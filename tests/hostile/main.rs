@@ -4,6 +4,8 @@
 //! of turns.
 //!
 //! A binary of its own, for its memory is limited.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod fleets;

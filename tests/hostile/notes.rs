@@ -17,7 +17,7 @@ use trainer::collector::ReadPositions;
 #[test]
 fn a_note_of_the_policy_that_was_bent_is_one_that_settings_may_have() {
     bend::limit_memory();
-    let notes = texts(["null", "{\"name\":\"random\",\"share_ratio\":0.3}", "{\"name\":\"earliest-finish\"}"]);
+    let notes = texts(["null", "{\"name\":\"cloud-only\"}", "{\"name\":\"earliest-finish\"}"]);
     let settings = Policy::default();
     bend_all("notes of the policy", &notes, turns(), |bytes| {
         if let Ok(policy) = read_policy(&String::from_utf8_lossy(bytes), &settings) {

@@ -4,6 +4,7 @@
 //!
 //! `TRIBUTARY_HOSTILE_TURNS` says how long, `TRIBUTARY_HOSTILE_SEED` where to begin: a run repeats itself by its seed.
 
+#![allow(clippy::indexing_slicing)]
 // A library whose every line runs in tests: what goes wrong is to end them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 

@@ -9,18 +9,18 @@ use std::time::Duration;
 use rand::RngExt;
 use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
-use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
-use schemas::task::HEADER_MESSAGE_ID;
-use schemas::{AnswerStage, FaultNote, Reason, Role, Route};
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume, outcome};
+use schemas::task::{HEADER_MESSAGE_ID, StorageStamp};
+use schemas::{Answer, AnswerStage, FaultNote, Reason, Role, Route, Task, encode};
 use streams::memory::{MemoryCluster, NetworkFaults};
 use streams::reader::{self, StoredMessage};
 use streams::{Bus, CarryError, Delivery, Publication, Publisher, Puller, subject, topology};
 use tokio::sync::watch;
 
-use crate::chaos::{ChaosPlan, rng_of, run_chaos};
+use crate::chaos::{ChaosPlan, draw_faults, rng_of, run_chaos};
 use crate::oracle::{self, ImageTrail};
 use crate::seeds::{SeedResult, check_repeats, check_seeds, find_failure, history_of};
-use crate::world::{ACK_WAIT, SITE, answer_about, camera, one_site, outcome_of, site, task_of};
+use crate::world::{ACK_WAIT, SITE, answer_about, camera, one_site, site, task_of};
 
 /// How a worker takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +33,20 @@ enum WorkerLoop {
     IgnoresCredits,
 }
 
+/// What becomes of an image that is torn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TornImages {
+    /// It is refused whoever looks at it, however often.
+    AlwaysRefused,
+    /// Whether it is refused changes from delivery to delivery, as where a worker was set up anew meanwhile.
+    RefusedNowAndThen,
+}
+
 /// A recognizer that sees nothing and takes its time.
 struct ToyRecognizer {
     seed: u64,
+    torn: TornImages,
+    cluster: MemoryCluster,
     /// Messages it may hold.
     most: usize,
     held: AtomicUsize,
@@ -66,8 +77,11 @@ impl ToyRecognizer {
         let longest_ms = if rng.random_bool(0.1) { 15_000 } else { 800 };
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..longest_ms))).await;
         let task = task_of_message(delivery.header(HEADER_MESSAGE_ID), delivery.sequence);
-        // What is torn is torn whoever looks at it, however often.
-        if task.to_string().starts_with('0') {
+        let is_refused = match self.torn {
+            TornImages::AlwaysRefused => task.to_string().starts_with('0'),
+            TornImages::RefusedNowAndThen => rng.random_bool(0.5),
+        };
+        if is_refused {
             return Err(Fault::reject("image_corrupt", "it is torn", "publish it again"));
         }
         match rng.random_range(0..100) {
@@ -75,15 +89,25 @@ impl ToyRecognizer {
             15..20 => return Err(Fault::Wait { after: Duration::from_millis(rng.random_range(0..3000)) }),
             _ => {}
         }
-        let answer = answer_about(
-            task,
-            delivery.sequence,
-            delivery.stored_at_ns,
-            AnswerStage::Final,
-            Route::Edge,
-            Reason::Confident,
-        );
-        Ok(OutgoingMessages::single(outcome_of(&answer)))
+        let answer =
+            |stage, route, reason| answer_about(task, delivery.sequence, delivery.stored_at_ns, stage, route, reason);
+        if self.torn == TornImages::RefusedNowAndThen && rng.random_bool(0.5) {
+            let verified = answer(AnswerStage::Final, Route::Verified, Reason::LowMargin);
+            tokio::spawn(verify_later(self.cluster.clone(), verified, rng.random_range(0..20_000)));
+            let doubtful = answer(AnswerStage::Provisional, Route::Edge, Reason::LowMargin);
+            let (slot, id) = (subject::provisional(&site(), &camera()), task.child("provisional").to_string());
+            return Ok(OutgoingMessages::single(Publication::with_id(slot, encode(&doubtful).unwrap(), id)));
+        }
+        Ok(OutgoingMessages::answer(answer(AnswerStage::Final, Route::Edge, Reason::Confident)))
+    }
+}
+
+/// The verdict on a doubtful answer, which the courier brings.
+async fn verify_later(cluster: MemoryCluster, verified: Answer, after_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    let publisher = Publisher::new(cluster.connect(SITE), Duration::from_secs(10));
+    while outcome::store_answer(&publisher, &verified).await.is_err() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -95,18 +119,15 @@ impl Handler for ToyRecognizer {
         self.recognize(delivery).await
     }
 
-    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+    fn image_task(&self, message: &StoredMessage) -> Option<Task> {
         let task = task_of_message(message.header(HEADER_MESSAGE_ID), message.sequence);
-        let mut answer = answer_about(
-            task,
-            message.sequence,
-            message.stored_at_ns,
-            AnswerStage::Final,
-            Route::Dead,
-            Reason::GivenUp,
-        );
-        (answer.label, answer.confidence, answer.fault) = (None, None, Some(fault.clone()));
-        DeadLetterContext { site: site(), task: Some(task), publications: vec![outcome_of(&answer)] }
+        let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
+        Some(Task::from_id(&StorageStamp { site: site(), camera: camera(), sequence, stored_at_ns }, task))
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
+        let task = self.image_task(message).map(|task| task.id);
+        DeadLetterContext { site: site(), task, publications: Vec::new() }
     }
 }
 
@@ -114,6 +135,7 @@ impl Handler for ToyRecognizer {
 struct WorkerPool {
     cluster: MemoryCluster,
     kind: WorkerLoop,
+    torn: TornImages,
     seed: u64,
     wrong: Arc<Mutex<Vec<String>>>,
     running: Vec<(Bus, Shutdown)>,
@@ -122,7 +144,8 @@ struct WorkerPool {
 
 impl WorkerPool {
     fn new(cluster: &MemoryCluster, kind: WorkerLoop, seed: u64) -> Self {
-        Self { cluster: cluster.clone(), kind, seed, wrong: Arc::default(), running: Vec::new(), started: 0 }
+        let (torn, wrong) = (TornImages::AlwaysRefused, Arc::default());
+        Self { cluster: cluster.clone(), kind, torn, seed, wrong, running: Vec::new(), started: 0 }
     }
 
     fn start(&mut self, credits: usize, resized: Option<watch::Receiver<usize>>, most: usize) {
@@ -130,6 +153,8 @@ impl WorkerPool {
         let (bus, shutdown) = (self.cluster.connect(SITE), Shutdown::default());
         let recognizer = Arc::new(ToyRecognizer {
             seed: self.seed ^ self.started << 40,
+            torn: self.torn,
+            cluster: self.cluster.clone(),
             most,
             held: AtomicUsize::new(0),
             wrong: self.wrong.clone(),
@@ -187,8 +212,8 @@ async fn consume_wrongly(
             }
             loop {
                 let Ok(outgoing) = recognizer.recognize(&delivery).await else { continue };
-                for publication in &outgoing.publications {
-                    let _stored = publisher.publish(publication).await;
+                if let Some(answer) = &outgoing.final_answer {
+                    let _stored = outcome::store_answer(&publisher, answer).await;
                 }
                 break;
             }
@@ -295,6 +320,42 @@ fn a_worker_that_ignores_its_credits_is_caught() {
     let (seed, why) = caught.expect("thirty seeds let a worker pass that takes whatever there is");
     assert!(why.contains("are held"), "{why}");
     println!("caught at seed {seed}: {why}");
+}
+
+/// Dead letters find no room for a while, workers die, and meanwhile a worker may make something else of an image that was
+/// given up. Each image is in one worker's hands at a time, for no sign of work in progress is lost.
+async fn change_minds_without_room_for_letters(seed: u64) -> SeedResult {
+    let mut rng = rng_of(seed, 1);
+    let cluster = one_site(seed);
+    cluster.set_faults(NetworkFaults { lost_ack_ratio: 0.0, ..draw_faults(&mut rng) });
+    let mut workers = WorkerPool::new(&cluster, WorkerLoop::Ours, seed);
+    workers.torn = TornImages::RefusedNowAndThen;
+    let (count, credits) = (rng.random_range(1..10), rng.random_range(1..5));
+    for _ in 0..rng.random_range(1..3) {
+        workers.start(credits, None, credits);
+    }
+    cluster.fill_stream(SITE, topology::DEAD, true);
+    publish_images(cluster.clone(), seed, count, Duration::from_secs(10)).await;
+    for _ in 0..rng.random_range(0..5) {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..10_000))).await;
+        let which = rng.random_range(0..workers.running.len());
+        workers.end(which, true);
+        workers.start(credits, None, credits);
+    }
+    cluster.fill_stream(SITE, topology::DEAD, false);
+    cluster.set_faults(NetworkFaults::default());
+    let durable = topology::recognizer_durable(&site());
+    wait_until_done(&cluster, topology::IMAGES, &durable).await?;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let trail = ImageTrail::of(&cluster, SITE, topology::IMAGES, &durable);
+    oracle::check_ends(&cluster, &trail).await?;
+    Ok(history_of(&cluster))
+}
+
+#[test]
+fn an_image_that_was_given_up_has_its_dead_letter_whatever_its_worker_makes_of_it_later() {
+    let test = "consumer::an_image_that_was_given_up_has_its_dead_letter_whatever_its_worker_makes_of_it_later";
+    check_seeds(test, 300, change_minds_without_room_for_letters);
 }
 
 /// A worker whose credits change while it works never holds more than the most it was ever given, and in the end all is done.

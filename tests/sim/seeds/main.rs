@@ -2,6 +2,8 @@
 //!
 //! `cargo test -p sim` runs some seeds of every scenario, `TRIBUTARY_SEEDS=20000 cargo test -p sim` more of them. A seed that
 //! fails is printed with the command that runs it alone.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::task::HEADER_MESSAGE_ID;
-use schemas::{Answer, DeadLetter, Message, Route, decode};
+use schemas::{Answer, AnswerStage, DeadLetter, Message, Route, TaskId, decode};
 use streams::memory::{ClusterEvent, MemoryCluster};
 use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{subject, topology};
@@ -81,20 +81,9 @@ pub async fn dead_letters(cluster: &MemoryCluster, server: &str) -> Result<Vec<D
 }
 
 /// Every image has exactly one final outcome, was acknowledged or deleted after that was stored, and has a dead letter where
-/// it is dead.
+/// it is dead, and only there.
 pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<(), String> {
-    let images = read_stream(cluster, &trail.server, topology::IMAGES).await?;
-    let mut slots = BTreeMap::new();
-    for image in &images {
-        let id = image.header(HEADER_MESSAGE_ID).unwrap_or_default();
-        slots.insert(image.sequence, subject::final_answer(&site(), &camera(), task_of(id)));
-    }
-    for (sequence, slot) in &slots {
-        let outcomes = trail.outcomes.get(slot).map_or(0, Vec::len);
-        if outcomes != 1 {
-            return Err(format!("image {sequence} has {outcomes} outcomes"));
-        }
-    }
+    let slots = check_ends(cluster, trail).await?;
     let after_outcome = |place: usize, sequence: u64, what: &str| {
         let Some(slot) = slots.get(&sequence) else { return Ok(()) };
         match trail.outcomes.get(slot).and_then(|stored| stored.first()) {
@@ -114,12 +103,33 @@ pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Resu
     if let Some(left) = slots.keys().find(|sequence| !acknowledged.contains(sequence)) {
         return Err(format!("image {left} was never acknowledged"));
     }
-    let letters = dead_letters(cluster, &trail.server).await?;
-    let answers: Vec<Answer> = read_messages(cluster, &trail.server, topology::ANSWERS).await?;
-    for dead in answers.iter().filter(|answer| answer.route == Route::Dead) {
-        if !letters.iter().any(|letter| letter.task == Some(dead.task)) {
-            return Err(format!("task {} is dead and has no letter", dead.task));
+    Ok(())
+}
+
+/// Every image ends in exactly one final outcome, and has a dead letter if that is a tombstone, and only then. Returns the slots
+/// of the outcomes, by the sequences of the images.
+pub async fn check_ends(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<BTreeMap<u64, String>, String> {
+    let images = read_stream(cluster, &trail.server, topology::IMAGES).await?;
+    let mut slots = BTreeMap::new();
+    for image in &images {
+        let id = image.header(HEADER_MESSAGE_ID).unwrap_or_default();
+        slots.insert(image.sequence, subject::final_answer(&site(), &camera(), task_of(id)));
+    }
+    for (sequence, slot) in &slots {
+        let outcomes = trail.outcomes.get(slot).map_or(0, Vec::len);
+        if outcomes != 1 {
+            return Err(format!("image {sequence} has {outcomes} outcomes"));
         }
     }
-    Ok(())
+    let letters = dead_letters(cluster, &trail.server).await?;
+    let lettered: BTreeSet<TaskId> = letters.iter().filter_map(|letter| letter.task).collect();
+    let answers: Vec<Answer> = read_messages(cluster, &trail.server, topology::ANSWERS).await?;
+    for answer in answers.iter().filter(|answer| answer.stage == AnswerStage::Final) {
+        match (answer.route == Route::Dead, lettered.contains(&answer.task)) {
+            (true, false) => return Err(format!("task {} is dead and has no letter", answer.task)),
+            (false, true) => return Err(format!("task {} has an answer and a dead letter too", answer.task)),
+            (true, true) | (false, false) => {}
+        }
+    }
+    Ok(slots)
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use schemas::task::StorageStamp;
 use schemas::{
-    Answer, AnswerStage, CameraName, ModelName, Prediction, Reason, ReleaseId, Route, SiteName, Task, TaskId, encode,
+    Answer, AnswerStage, CameraName, ModelName, Prediction, Reason, ReleaseId, Route, SiteName, Task, TaskId,
 };
 use streams::memory::MemoryCluster;
 use streams::topology::{PlanScope, StreamSettings, plan_topology};
-use streams::{Publication, Publisher, subject};
+use streams::{Publication, Publisher};
 
 /// The site's server.
 pub const SITE: &str = "reef";
@@ -97,10 +97,4 @@ pub async fn publish_at_last(publisher: &Publisher, publication: &Publication) {
     while publisher.publish(publication).await.is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-}
-
-/// An outcome on its way to its slot.
-pub fn outcome_of(answer: &Answer) -> Publication {
-    let slot = subject::outcome(&answer.site, &answer.camera, answer.task);
-    Publication::first_on_subject(slot, encode(answer).unwrap())
 }

@@ -1,5 +1,6 @@
 //! Aggregates updates with the real ONNX Runtime, the project's own model and pictures.
 
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};

@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use runtime::handler::DeadLetterContext;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock};
-use schemas::{Answer, AnswerStage, FaultNote, Reason, Role, Route, SiteName, decode};
+use schemas::{Answer, FaultNote, Role, SiteName, decode};
 use streams::reader::StoredMessage;
 use streams::{Bus, Delivery, reader, subject, topology};
-
-use crate::verdict_carrier::publication;
 
 /// Delay of the first check, when most verdicts have arrived; a guess.
 const FIRST_CHECK: Duration = Duration::from_secs(5);
@@ -53,7 +51,7 @@ impl Handler for DeadlineKeeper {
         if left_ms > 0 {
             return Err(Fault::Wait { after: next });
         }
-        Ok(OutgoingMessages::single(publication(&expired(provisional, now_ms))?))
+        Ok(OutgoingMessages::answer(provisional.expire(now_ms)))
     }
 
     fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
@@ -66,25 +64,6 @@ impl Handler for DeadlineKeeper {
 fn next_check(attempts: u64, left: Duration) -> Duration {
     let grown = FIRST_CHECK.saturating_mul(u32::try_from(attempts).unwrap_or(u32::MAX));
     grown.min(MAX_CHECK_INTERVAL).min(left.max(Duration::from_millis(1)))
-}
-
-/// The final answer of a task without a verdict at its deadline. Pure.
-pub(crate) fn expired(provisional: Answer, now_ms: u64) -> Answer {
-    let mut answer = provisional;
-    answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
-    answer.stage = AnswerStage::Final;
-    answer.route = Route::Expired;
-    answer.reason = Reason::DeadlinePassed;
-    answer.answered_at_ms = now_ms;
-    answer
-}
-
-/// The final answer of a task that could not be sent up. Pure.
-pub(crate) fn refused(provisional: Answer, fault: FaultNote, now_ms: u64) -> Answer {
-    let mut answer = expired(provisional, now_ms);
-    answer.reason = Reason::VerifierRefused;
-    answer.fault = Some(fault);
-    answer
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //! rounds and orders down ([`note_carrier`]). It also keeps the deadlines of provisional answers ([`deadline_keeper`]).
 //!
 //! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox_index`] chooses what goes next,
-//! [`budget`] and [`breaker`] decide whether anything may. Of a message it knows its destination, urgency and deadline,
-//! but not its contents. Deliberately absent: models, decisions about confidence.
+//! [`budget`] and [`breaker`] decide whether anything may. What the final answer to a task is, [`schemas::final_answer`] says.
+//! Deliberately absent: models, decisions about confidence.
 
 pub mod breaker;
 pub mod budget;

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::consumer::WorkerStats;
-use runtime::{Fault, Shutdown, clock, dead_letter};
+use runtime::{Fault, Shutdown, clock, dead_letter, outcome};
 use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
-use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, VerifyRequest, decode, encode};
+use schemas::{BlobRef, FaultNote, HardCase, LinkReport, SiteName, TaskId, VerifyRequest, decode, encode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::reader::{self, StoredMessage, StreamRange};
@@ -27,7 +27,6 @@ use tokio::task::JoinSet;
 
 use crate::breaker::Breaker;
 use crate::budget::{Budget, BudgetUsage};
-use crate::deadline_keeper;
 use crate::outbox_index::{OutboxEntry, OutboxIndex, UrgencyClass};
 use crate::probe::LinkHandle;
 use crate::settings::CourierSettings;
@@ -275,22 +274,22 @@ impl OutboxCarrier {
         let Some(record) = reader::message_at(&self.here, topology::OUTBOX, sequence).await? else {
             return Ok(UploadOutcome::Gone);
         };
-        if let Ok(request) = decode::<VerifyRequest>(&record.payload)
-            && request.provisional.prediction().is_some()
-        {
-            self.keep_hard_case(&request).await?;
-            // The deadline keeper does the same, unless the provisional answer was dropped for space; the slot keeps
-            // the first.
-            let answer = deadline_keeper::expired(request.provisional, clock::now_ms());
-            self.publisher().publish(&crate::verdict_carrier::publication(&answer)?).await?;
+        if let Ok(request) = decode::<VerifyRequest>(&record.payload) {
+            let case = request.hard_case();
+            if let Some(answer) = request.expire(clock::now_ms()) {
+                self.keep_hard_case(case).await?;
+                // The deadline keeper does the same, unless the provisional answer was dropped for space; the slot
+                // keeps the first.
+                outcome::store_answer(&self.publisher(), &answer).await?;
+            }
         }
         reader::delete_message(&self.here, topology::OUTBOX, sequence).await?;
         Ok(UploadOutcome::Gone)
     }
 
     /// Sends up the hard case of an expired or refused request, if there is space.
-    async fn keep_hard_case(&self, request: &VerifyRequest) -> Result<(), Fault> {
-        let Some(case) = request.hard_case() else { return Ok(()) };
+    async fn keep_hard_case(&self, case: Option<HardCase>) -> Result<(), Fault> {
+        let Some(case) = case else { return Ok(()) };
         let slot = subject::outbox(&case.site, OutboxKind::HardCase);
         let publication = Publication::with_id(slot, encode(&case)?, case.message_id().to_string())
             .header(HEADER_TO, subject::hardcase(&case.site));
@@ -304,13 +303,9 @@ impl OutboxCarrier {
     async fn give_up(&self, record: &StoredMessage, note: FaultNote) -> Result<UploadOutcome, Fault> {
         let request: Option<VerifyRequest> = decode(&record.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
-        if let Some(request) = &request {
-            self.keep_hard_case(request).await?;
-        }
-        if let Some(answer) = request.map(|request| request.provisional).filter(|answer| answer.prediction().is_some())
-        {
-            let answer = deadline_keeper::refused(answer, note.clone(), clock::now_ms());
-            self.publisher().publish(&crate::verdict_carrier::publication(&answer)?).await?;
+        self.keep_hard_case(request.as_ref().and_then(VerifyRequest::hard_case)).await?;
+        if let Some(answer) = request.and_then(|request| request.refuse(note.clone(), clock::now_ms())) {
+            outcome::store_answer(&self.publisher(), &answer).await?;
         }
         tracing::warn!(
             role = ROLE.as_str(),

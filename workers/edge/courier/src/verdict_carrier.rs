@@ -1,13 +1,12 @@
-//! Turns the cloud's verdicts into final answers at the site.
+//! Carries the cloud's verdicts to the site, where they become final answers.
 
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, metrics};
-use schemas::task::HEADER_IMAGE;
-use schemas::{Answer, AnswerStage, FaultNote, Reason, Role, Route, SiteName, Verdict, decode, encode};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock};
+use schemas::{FaultNote, Reason, Role, SiteName, Verdict, decode};
 use streams::reader::StoredMessage;
-use streams::{Delivery, Publication, subject, topology};
+use streams::{Delivery, topology};
 
 /// Carries verdicts of the cloud to the site.
 pub struct VerdictCarrier {
@@ -50,45 +49,12 @@ impl Handler for VerdictCarrier {
             return Err(Fault::reject("verdict_unasked", reason, remedy));
         }
         self.compare(&verdict);
-        // An offloaded task that could not be judged goes back to its recognizer, which holds the image.
-        if verdict.opinion.is_none() && verdict.provisional.prediction().is_none() {
-            return Ok(OutgoingMessages::default());
-        }
-        Ok(OutgoingMessages::single(publication(&final_answer(verdict, clock::now_ms()))?))
+        let final_answer = verdict.into_final_answer(clock::now_ms());
+        Ok(OutgoingMessages { final_answer, ..OutgoingMessages::default() })
     }
 
     fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
         let task = decode::<Verdict>(&message.payload).ok().map(|verdict| verdict.provisional.task);
         DeadLetterContext { site: self.site.clone(), task, publications: Vec::new() }
     }
-}
-
-/// The final answer that follows from a verdict. Pure.
-pub fn final_answer(verdict: Verdict, now_ms: u64) -> Answer {
-    let provisional = verdict.provisional;
-    let edge = provisional.prediction();
-    let mut answer = provisional;
-    answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
-    answer.stage = AnswerStage::Final;
-    answer.answered_at_ms = now_ms;
-    match verdict.opinion {
-        Some(prediction) => {
-            answer.route = if edge.is_some() { Route::Verified } else { Route::Redirected };
-            answer.edge = edge;
-            answer.with_prediction(prediction)
-        }
-        None => {
-            answer.route = Route::Expired;
-            answer.reason = Reason::VerifierRefused;
-            answer.fault = verdict.fault;
-            answer
-        }
-    }
-}
-
-/// The publication of a final answer, stored only if its slot is empty. Counts the answer.
-pub fn publication(answer: &Answer) -> Result<Publication, Fault> {
-    metrics::count_answer(&answer.site, answer.route, answer.reason);
-    let slot = subject::outcome(&answer.site, &answer.camera, answer.task);
-    Ok(Publication::first_on_subject(slot, encode(answer)?).header(HEADER_IMAGE, answer.image_sequence.to_string()))
 }

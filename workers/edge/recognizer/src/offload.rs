@@ -79,7 +79,7 @@ impl Offloader {
         let predicted = finish_s(&admission.network(), size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
         let waits_for_cloud = policy.name.ignores_cloud_estimate();
         let timeout = match (waits_for_cloud, predicted) {
-            (true, _) => Duration::from_millis(policy.verdict_timeout_ms),
+            (true, _) => Duration::from_millis(policy.cloud_only_timeout_ms),
             (_, Some(predicted)) => predicted.mul_f64(TIMEOUT_RATIO).clamp(MIN_TIMEOUT, MAX_TIMEOUT),
             (_, None) => DEFAULT_TIMEOUT,
         };
@@ -114,30 +114,6 @@ impl Offloader {
         };
         admission.record_offload(outcome == OffloadOutcome::Answered);
         Ok(outcome)
-    }
-
-    /// Publishes the baseline's request to the outbox and waits for the verdict; true if it came in time.
-    pub async fn request_verdict(
-        &self,
-        reporter: &AnswerReporter<'_>,
-        task: &Task,
-        bytes: &Bytes,
-        result: &crate::report::EdgeResult,
-        timeout: Duration,
-    ) -> Result<bool, Fault> {
-        let until_ms = clock::now_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        let slot = subject::final_answer(&task.site, &task.camera, task.id);
-        let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
-        match self.publisher.publish(&reporter.verdict_request(task, bytes, result, until_ms)?).await {
-            Ok(_) => {}
-            Err(CarryError::Full { .. }) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-        tokio::select! {
-            () = wait_for_outcome(&self.bus, &slot, &mut answers) => Ok(true),
-            () = tokio::time::sleep(timeout) => Ok(false),
-            () = self.shutdown.wait_for_request() => Err(Fault::Wait { after: Duration::from_millis(1) }),
-        }
     }
 
     fn reserve_memory(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {

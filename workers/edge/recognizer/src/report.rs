@@ -7,7 +7,7 @@ use runtime::{Fault, OutgoingMessages};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_IMAGE, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
-    Answer, AnswerStage, DecisionTrace, FaultNote, Hardness, Payload, Prediction, Reason, Route, Task, VerifyReason,
+    Answer, AnswerStage, DecisionTrace, Hardness, Payload, Prediction, Reason, Route, Task, VerifyReason,
     VerifyRequest, encode,
 };
 use streams::Publication;
@@ -68,19 +68,16 @@ impl AnswerReporter<'_> {
     ) -> Result<OutgoingMessages, Fault> {
         match escalation {
             Escalation::Stands(reason) => {
-                Ok(OutgoingMessages::single(self.final_answer(task, Route::Edge, reason, result)?))
+                Ok(OutgoingMessages::answer(self.final_answer(task, Route::Edge, reason, &result)))
             }
             Escalation::Expired => {
-                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, result)?))
+                let (route, reason) = (Route::Expired, Reason::DeadlinePassed);
+                Ok(OutgoingMessages::answer(self.final_answer(task, route, reason, &result)))
             }
             Escalation::Waits => {
                 let provisional =
                     self.provisional_publication(task, &self.provisional(task, &result, result.reason, 0))?;
                 Ok(OutgoingMessages::single(provisional))
-            }
-            // The baseline publishes its request by itself, and nothing else before the verdict.
-            Escalation::Blocks => {
-                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, result)?))
             }
             Escalation::Goes(why) => self.verification(task, bytes, result, why),
         }
@@ -104,7 +101,7 @@ impl AnswerReporter<'_> {
                 self.request(task, &request, deadline_ms(self.verify, task))?,
                 self.provisional_publication(task, &request.provisional)?,
             ],
-            when_full: vec![self.final_answer(task, Route::Expired, Reason::OutboxFull, result)?],
+            when_full: Some(self.final_answer(task, Route::Expired, Reason::OutboxFull, &result)),
             ..OutgoingMessages::default()
         })
     }
@@ -123,23 +120,6 @@ impl AnswerReporter<'_> {
         self.request(task, &request, until_ms)
     }
 
-    /// The request of the baseline, which publishes no provisional answer.
-    pub fn verdict_request(
-        &self,
-        task: &Task,
-        bytes: &Bytes,
-        result: &EdgeResult,
-        until_ms: u64,
-    ) -> Result<Publication, Fault> {
-        let payload = self.payload(task, bytes, result.features.as_deref());
-        let mut provisional = self.provisional(task, result, result.reason, size(&payload));
-        provisional.deadline_at_ms = Some(until_ms);
-        let hardness = self.hardness(&payload, result);
-        let ticket = Some(self.tickets.sign(&provisional));
-        let request = VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional, hardness, ticket };
-        self.request(task, &request, until_ms)
-    }
-
     fn payload(&self, task: &Task, bytes: &Bytes, features: Option<&[f32]>) -> Payload {
         match (self.verify.payload, features, &task.blob) {
             (PayloadKind::Features | PayloadKind::Never, features, _) => {
@@ -151,8 +131,17 @@ impl AnswerReporter<'_> {
     }
 
     fn provisional(&self, task: &Task, result: &EdgeResult, reason: Reason, sent_bytes: u64) -> Answer {
-        let mut answer = Answer::for_task(task, AnswerStage::Provisional, Route::Edge, reason, self.now_ms);
-        answer.deadline_at_ms = Some(deadline_ms(self.verify, task));
+        let answer = Answer::for_task(task, AnswerStage::Provisional, Route::Edge, reason, self.now_ms);
+        let deadline_at_ms = Some(deadline_ms(self.verify, task));
+        Answer { deadline_at_ms, ..self.with_result(answer, result, sent_bytes) }
+    }
+
+    fn final_answer(&self, task: &Task, route: Route, reason: Reason, result: &EdgeResult) -> Answer {
+        self.with_result(Answer::for_task(task, AnswerStage::Final, route, reason, self.now_ms), result, 0)
+    }
+
+    /// The answer with what the site's model says, and what that took.
+    fn with_result(&self, mut answer: Answer, result: &EdgeResult, sent_bytes: u64) -> Answer {
         answer.decided = self.decided();
         answer.timings = result.timings;
         add_envelope(&mut answer, result.envelope.clone());
@@ -189,22 +178,6 @@ impl AnswerReporter<'_> {
         self.verify.hard_cases.then_some(Hardness { entropy_ratio: result.tested.entropy_ratio, features })
     }
 
-    fn final_answer(
-        &self,
-        task: &Task,
-        route: Route,
-        reason: Reason,
-        result: EdgeResult,
-    ) -> Result<Publication, Fault> {
-        let mut answer = Answer::for_task(task, AnswerStage::Final, route, reason, self.now_ms);
-        answer.decided = self.decided();
-        answer.timings = result.timings;
-        add_envelope(&mut answer, result.envelope);
-        answer.energy_mj = Some(self.energy_mj(&result.timings, 0));
-        let answer = answer.with_prediction(result.prediction);
-        outcome(task, &answer)
-    }
-
     fn decided(&self) -> Option<Box<DecisionTrace>> {
         self.decided.cloned().map(Box::new)
     }
@@ -236,20 +209,6 @@ fn size(payload: &Payload) -> u64 {
         Payload::Blob(blob) => blob.size_bytes,
         Payload::Features(features) => 4 * features.len() as u64,
     }
-}
-
-/// The outcome of a task that is given up; it takes the slot of the final answer.
-pub fn write_tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publication, Fault> {
-    let mut answer = Answer::for_task(task, AnswerStage::Final, Route::Dead, Reason::GivenUp, now_ms);
-    answer.fault = Some(fault);
-    outcome(task, &answer)
-}
-
-/// The publication of a final answer, stored only if its slot is empty.
-fn outcome(task: &Task, answer: &Answer) -> Result<Publication, Fault> {
-    let publication =
-        Publication::first_on_subject(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
-    Ok(publication.header(HEADER_IMAGE, task.image_sequence.to_string()))
 }
 
 #[cfg(test)]
@@ -304,16 +263,15 @@ mod tests {
 
     const DOUBTFUL: Escalation = Escalation::Goes(VerifyReason::Doubtful);
 
-    fn only_answer(outgoing: &OutgoingMessages) -> Answer {
-        assert_eq!(outgoing.publications.len(), 1);
-        assert!(outgoing.publications[0].first_only, "a final answer is stored only in an empty slot");
-        decode(&outgoing.publications[0].payload).unwrap()
+    fn only_answer(outgoing: OutgoingMessages) -> Answer {
+        assert!(outgoing.publications.is_empty(), "{outgoing:?}");
+        outgoing.final_answer.unwrap()
     }
 
     #[test]
     fn a_confident_answer_is_final_and_states_its_energy() {
         let stands = Escalation::Stands(Reason::Confident);
-        let answer = only_answer(&published(&VerifySettings::default(), Reason::Confident, stands, 2_000));
+        let answer = only_answer(published(&VerifySettings::default(), Reason::Confident, stands, 2_000));
         assert_eq!(
             (answer.stage, answer.route, answer.label.as_deref()),
             (AnswerStage::Final, Route::Edge, Some("fish"))
@@ -366,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_doubtful_answer_past_its_deadline_is_final_as_expired() {
-        let answer = only_answer(&published(&VerifySettings::default(), Reason::LowMargin, Escalation::Expired, 2_000));
+        let answer = only_answer(published(&VerifySettings::default(), Reason::LowMargin, Escalation::Expired, 2_000));
         assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
     }
 }

@@ -35,9 +35,6 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 pub struct PolicyOverride {
     /// Name of the policy.
     pub name: PolicyName,
-    /// Share of the images that `random` sends up, 0 to 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub share_ratio: Option<f64>,
 }
 
 /// The policy in a note, with the other numbers from the settings; the settings' policy where the override was cleared.
@@ -46,9 +43,8 @@ pub struct PolicyOverride {
 /// The note is invalid, or asks for what the settings would not allow either.
 pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
     let chosen = serde_json::from_str::<Option<PolicyOverride>>(note).map_err(|error| error.to_string())?;
-    let Some(PolicyOverride { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
-    let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
-    let policy = Policy { name, share_ratio, ..settings.clone() };
+    let Some(PolicyOverride { name }) = chosen else { return Ok(settings.clone()) };
+    let policy = Policy { name, ..settings.clone() };
     policy.check().map(|()| policy)
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use offload::admit::AdmitInput;
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use offload::gate::{Gate, GateSettings, TestedScores};
-use offload::policy::{EnergySettings, PolicyName};
+use offload::policy::EnergySettings;
 use offload::verify::{PayloadKind, VerifySettings};
 use offload::{EffectiveSettings, hash_fraction};
 use runtime::consumer::WorkerStats;
@@ -24,7 +24,7 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, Route, SiteName, Task, TaskId};
+use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, SiteName, Task, TaskId};
 use serving::order_watch;
 use serving::release_counter::ReleaseCounter;
 use serving::report::SwapReporter;
@@ -75,8 +75,6 @@ pub struct Recognizer {
     /// The current order; if there is one, a releaser compares releases.
     orders: watch::Receiver<Option<Order>>,
     share: Mutex<EscalationCap>,
-    /// Slots of the baseline, which does nothing else while it waits: one for each replica.
-    turns: Semaphore,
 }
 
 impl Recognizer {
@@ -88,10 +86,6 @@ impl Recognizer {
     ) -> Result<OutgoingMessages, Fault> {
         let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
         accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
-        let _turn = match self.admission.signals.policy().name {
-            PolicyName::HardExample => self.turns.acquire().await.ok(),
-            _ => None,
-        };
         let (placement, mut trace) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
         let _local = match placement {
             Placement::Local(local) => local,
@@ -107,16 +101,6 @@ impl Recognizer {
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let (escalation, escalation_trace) = self.escalate(task, &bytes, &result, &trace.network);
         trace.doubt = Some(escalation_trace);
-        if escalation == Escalation::Blocks && self.block(task, &bytes, &result, &trace).await? {
-            return Ok(OutgoingMessages::default());
-        }
-        match escalation {
-            Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
-            Escalation::Expired | Escalation::Blocks => {
-                metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed)
-            }
-            Escalation::Goes(_) | Escalation::Waits => {}
-        }
         let task = match escalation {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
             _ => Cow::Borrowed(task),
@@ -193,7 +177,6 @@ impl Recognizer {
             held_s: 0.0,
             may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && task.replayed.is_none(),
             priority: task.priority,
-            lot: hash_fraction(task.id, "redirect"),
         }
     }
 
@@ -214,20 +197,6 @@ impl Recognizer {
         Ok(outcome)
     }
 
-    /// The baseline's synchronous upload; true if the verdict came in time.
-    async fn block(
-        &self,
-        task: &Task,
-        bytes: &Bytes,
-        result: &EdgeResult,
-        decided: &DecisionTrace,
-    ) -> Result<bool, Fault> {
-        let timeout = Duration::from_millis(self.admission.signals.policy().verdict_timeout_ms);
-        let energy = self.energy();
-        let task = &*self.by_reference(task, bytes).await?;
-        self.offloader.request_verdict(&self.reporter(&energy, decided), task, bytes, result, timeout).await
-    }
-
     /// Decides the escalation, with its trace. `before`: link and cloud at the first decision.
     fn escalate(
         &self,
@@ -241,7 +210,6 @@ impl Recognizer {
         let input = EscalationInput {
             reason: result.reason,
             label: &result.prediction.label,
-            truth: task.truth.as_deref(),
             bytes: match self.verify.payload {
                 PayloadKind::Image => bytes.len() as u64,
                 PayloadKind::Features | PayloadKind::Never => 4 * result.features.as_ref().map_or(0, Vec::len) as u64,
@@ -281,7 +249,7 @@ impl Recognizer {
             Escalation::Stands(_) | Escalation::Expired | Escalation::Waits => {
                 counts.kept.fetch_add(1, Ordering::Relaxed);
             }
-            Escalation::Goes(_) | Escalation::Blocks => {
+            Escalation::Goes(_) => {
                 counts.verified.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -345,17 +313,19 @@ impl Handler for Recognizer {
         self.answer(&task, delivery, credit).await
     }
 
-    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+    fn image_task(&self, message: &StoredMessage) -> Option<Task> {
         // Its outcome belongs to this site whatever the subject; without a valid camera it has the placeholder.
         let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
         let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
         let stored = StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns };
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
             .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
-        metrics::count_answer(&self.site, Route::Dead, Reason::GivenUp);
-        let task = Task::from_id(&stored, id).with_file(message.header(HEADER_FILE));
-        let tombstone = report::write_tombstone(&task, fault.clone(), clock::now_ms()).ok();
-        DeadLetterContext { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
+        Some(Task::from_id(&stored, id).with_file(message.header(HEADER_FILE)))
+    }
+
+    fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
+        let task = self.image_task(message).map(|task| task.id);
+        DeadLetterContext { site: self.site.clone(), task, publications: Vec::new() }
     }
 }
 
@@ -407,7 +377,6 @@ pub async fn run(
         drift: DriftWatch::new(DriftKind::Answers, settings.drift),
         orders: orders.clone(),
         share: Mutex::default(),
-        turns: Semaphore::new(infer.replicas()),
     });
     recognizer.prepare_release(&infer.model());
     let stats = Arc::new(WorkerStats::default());

@@ -1,5 +1,6 @@
 //! Shifts of real pictures with a real model: they are noticed, and unchanged pictures raise no alarm.
 
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::{Path, PathBuf};

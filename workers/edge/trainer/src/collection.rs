@@ -52,7 +52,9 @@ impl CollectedImage {
         if statement == LabelStatement::Retracted || self.statements[0] == Some(LabelStatement::Retracted) {
             self.statements = [None; 3];
         }
-        self.statements[place] = Some(statement);
+        if let Some(slot) = self.statements.get_mut(place) {
+            *slot = Some(statement);
+        }
     }
 
     /// The label of the most trusted source, and that source.
@@ -158,8 +160,10 @@ impl Collection {
 
     fn change(&mut self, task: TaskId, fresh: bool, change: impl FnOnce(&mut CollectedImage)) {
         let before = self.images.remove(&task).unwrap_or_default();
-        if let Some((LabelStatement::Class(class), _)) = before.label() {
-            self.of_class[usize::from(class)].remove(&(before.sequence, task));
+        if let Some((LabelStatement::Class(class), _)) = before.label()
+            && let Some(tasks) = self.of_class.get_mut(usize::from(class))
+        {
+            tasks.remove(&(before.sequence, task));
         }
         let mut known = before.clone();
         change(&mut known);
@@ -167,8 +171,10 @@ impl Collection {
         if before.label() != known.label() && fresh && statement.is_class() {
             self.fresh += 1;
         }
-        if let LabelStatement::Class(class) = statement {
-            self.of_class[usize::from(class)].insert((known.sequence, task));
+        if let LabelStatement::Class(class) = statement
+            && let Some(tasks) = self.of_class.get_mut(usize::from(class))
+        {
+            tasks.insert((known.sequence, task));
         }
         self.images.insert(task, known);
         if self.images.len() > self.settings.max_images as usize {

@@ -11,6 +11,9 @@
 //! [`training_step`] shows that path; each operator's rule is a function in [`rules`]. Everything is pure: nothing is
 //! run here, and only [`onnx::read`] reads files. Deliberately absent: a runtime, a training loop, an optimizer.
 
+// Arithmetic over arrays whose shapes are checked when a graph is read.
+#![allow(clippy::indexing_slicing)]
+
 mod proto;
 
 mod batch;

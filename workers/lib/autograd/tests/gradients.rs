@@ -1,6 +1,7 @@
 //! Compares gradients with references by PyTorch in 64-bit floats (fixtures/gradients, fixtures/make_gradients.py),
 //! computed by the real runtime in 32-bit floats.
 
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;

@@ -31,6 +31,7 @@ pub(crate) struct SealedText {
 ///
 /// # Errors
 /// The system provides no random numbers.
+#[expect(clippy::indexing_slicing, reason = "the alphabet has 32 letters")]
 pub fn make_code() -> Result<String, ring::error::Unspecified> {
     let mut random = [0; CODE_LETTERS];
     SystemRandom::new().fill(&mut random)?;

@@ -1,6 +1,7 @@
 //! Signatures made by OpenSSF's own tool (fixtures/model_signature) are accepted, and any change to them is refused by
 //! name. That the tool accepts ours is an end-to-end test (tests/e2e/interop.rs), because it needs Python.
 
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -59,8 +59,6 @@ pub struct AdmitInput {
     pub may_leave: bool,
     /// 0 (bulk) to 9 (first).
     pub priority: u8,
-    /// The task's own fraction from 0 to 1, the same at every decision.
-    pub lot: f64,
 }
 
 /// Where a task goes.
@@ -102,9 +100,7 @@ pub fn decide_admission(
 ) -> (AdmitState, AdmitDecision) {
     let state = overload(policy, state, load, now_s);
     let admit = match policy.name {
-        PolicyName::EdgeOnly | PolicyName::HardExample | PolicyName::Oracle => AdmitDecision::Local,
-        PolicyName::Random if task.lot < policy.share_ratio && can_offload(network, task) => AdmitDecision::Redirect,
-        PolicyName::Random => AdmitDecision::Local,
+        PolicyName::EdgeOnly => AdmitDecision::Local,
         PolicyName::CloudOnly if can_offload(network, task) => AdmitDecision::Redirect,
         PolicyName::CloudOnly if task.may_leave => hold(policy, load, task),
         PolicyName::CloudOnly => AdmitDecision::Local,
@@ -216,6 +212,7 @@ mod tests {
     use schemas::decision_trace::CloudLoad;
 
     use crate::policy::ObjectiveWeights;
+    use crate::policy::POLICIES;
 
     fn policy(name: PolicyName) -> Policy {
         Policy { name, ..Policy::default() }
@@ -244,8 +241,7 @@ mod tests {
         most_away: 256,
     };
     const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
-    const TASK: AdmitInput =
-        AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
+    const TASK: AdmitInput = AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5 };
 
     fn admit(policy: &Policy, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
         decide_admission(policy, AdmitState::default(), load, network, task, 100.0).1
@@ -358,16 +354,11 @@ mod tests {
     }
 
     #[test]
-    fn the_baselines_do_what_their_names_say() {
-        for name in [PolicyName::EdgeOnly, PolicyName::HardExample, PolicyName::Oracle] {
-            assert_eq!(admit(&policy(name), &BUSY, &THERE, &TASK), AdmitDecision::Local);
-        }
+    fn the_fixed_policies_do_what_their_names_say() {
+        assert_eq!(admit(&policy(PolicyName::EdgeOnly), &BUSY, &THERE, &TASK), AdmitDecision::Local);
         let cloud_only = policy(PolicyName::CloudOnly);
         assert_eq!(admit(&cloud_only, &IDLE, &THERE, &TASK), AdmitDecision::Redirect);
         assert_eq!(admit(&cloud_only, &IDLE, &GONE, &TASK), AdmitDecision::Listen);
-        let random = Policy { share_ratio: 0.6, ..policy(PolicyName::Random) };
-        assert_eq!(admit(&random, &IDLE, &THERE, &TASK), AdmitDecision::Redirect);
-        assert_eq!(admit(&random, &IDLE, &THERE, &AdmitInput { lot: 0.7, ..TASK }), AdmitDecision::Local);
     }
 
     fn loads() -> impl Strategy<Value = SiteLoad> {
@@ -400,15 +391,7 @@ mod tests {
     }
 
     fn names() -> impl Strategy<Value = PolicyName> {
-        prop::sample::select(vec![
-            PolicyName::Paper,
-            PolicyName::EarliestFinish,
-            PolicyName::EdgeOnly,
-            PolicyName::CloudOnly,
-            PolicyName::HardExample,
-            PolicyName::Random,
-            PolicyName::Oracle,
-        ])
+        prop::sample::select(POLICIES.to_vec())
     }
 
     proptest! {

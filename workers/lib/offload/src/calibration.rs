@@ -151,14 +151,17 @@ impl CalibrationEvidence {
         Self { labels: labels.collect(), samples: samples.cloned().collect() }
     }
 
-    fn bins(&mut self, label: &str) -> &mut ConfidenceBins {
+    /// The bin `place` of a label; beyond [`MAX_LABELS`], labels share one.
+    #[expect(clippy::indexing_slicing, reason = "the place is at most that of the last bin")]
+    fn bin_of(&mut self, label: &str, place: usize) -> &mut ConfidenceBin {
         let known = self.labels.contains_key(label) || self.labels.len() < MAX_LABELS;
-        self.labels.entry(if known { label.to_owned() } else { String::new() }).or_default()
+        let bins = self.labels.entry(if known { label.to_owned() } else { String::new() }).or_default();
+        &mut bins[place.min(BINS - 1)]
     }
 
     /// Counts an answer. `confidence` is under the gate's own temperature.
     pub fn add_answer(&mut self, label: &str, confidence: f32) {
-        let seen = &mut self.bins(label)[bin(confidence)].seen;
+        let seen = &mut self.bin_of(label, bin(confidence)).seen;
         *seen = seen.saturating_add(1);
     }
 
@@ -168,7 +171,7 @@ impl CalibrationEvidence {
         let own = edge.temperature.unwrap_or(temperature);
         let confidence = rescaled(&edge.top, classes, own, temperature);
         let place = bin(confidence);
-        let bin = &mut self.bins(&edge.label)[place];
+        let bin = self.bin_of(&edge.label, place);
         bin.add(&ConfidenceBin { seen: 0, verified: 1, right: u64::from(edge.label == right) });
         self.samples.push(CalibrationSample::of(&edge.top, classes, own, Some(right), place));
         let surplus = self.samples.len().saturating_sub(MAX_SAMPLES);
@@ -178,7 +181,8 @@ impl CalibrationEvidence {
     /// Adds evidence that was counted elsewhere.
     pub fn add(&mut self, more: &CalibrationEvidence) {
         for (label, bins) in &more.labels {
-            for (own, other) in self.bins(label).iter_mut().zip(bins) {
+            for (place, other) in bins.iter().enumerate() {
+                let own = self.bin_of(label, place);
                 own.add(other);
             }
         }

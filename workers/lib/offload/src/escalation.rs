@@ -19,8 +19,6 @@ pub enum Escalation {
     Goes(VerifyReason),
     /// It is provisional and nothing goes up: it becomes final at its deadline, unless a person labels it before.
     Waits,
-    /// It is held until the verdict arrives, and so is everything after it: the baseline.
-    Blocks,
 }
 
 impl Escalation {
@@ -32,7 +30,6 @@ impl Escalation {
             Escalation::Goes(VerifyReason::Sampled) => EscalationOutcome::Sampled,
             Escalation::Goes(_) => EscalationOutcome::Goes,
             Escalation::Waits => EscalationOutcome::Waits,
-            Escalation::Blocks => EscalationOutcome::Blocks,
         }
     }
 }
@@ -44,13 +41,11 @@ pub struct EscalationInput<'a> {
     pub reason: Reason,
     /// The site's label.
     pub label: &'a str,
-    /// True label, if the publisher knows it; only `oracle` uses it.
-    pub truth: Option<&'a str>,
     /// Bytes that would be sent up.
     pub bytes: u64,
     /// Time to the deadline, seconds; negative once it passed.
     pub left_s: f64,
-    /// The task's own fraction from 0 to 1, different from that of the first decision.
+    /// The task's own fraction from 0 to 1, by which confident answers are sampled.
     pub lot: f64,
 }
 
@@ -64,12 +59,8 @@ pub fn escalate(
     answer: &EscalationInput<'_>,
 ) -> Escalation {
     share.earn(verify.max_share_ratio);
-    let confident = answer.reason == Reason::Confident;
-    let doubtful = match policy.name {
-        PolicyName::Oracle => answer.truth.is_some_and(|truth| truth != answer.label),
-        _ => !confident,
-    };
-    if !verify.enabled || matches!(policy.name, PolicyName::EdgeOnly | PolicyName::Random) {
+    let doubtful = answer.reason != Reason::Confident;
+    if !verify.enabled || policy.name == PolicyName::EdgeOnly {
         return Escalation::Stands(if doubtful { Reason::NotVerified } else { answer.reason });
     }
     if !doubtful {
@@ -83,9 +74,6 @@ pub fn escalate(
     }
     if verify.payload == PayloadKind::Never {
         return Escalation::Waits;
-    }
-    if policy.name == PolicyName::HardExample {
-        return Escalation::Blocks;
     }
     // Without verifiers it waits in the outbox: store and forward.
     let predicted_s = finish_s(network, answer.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
@@ -160,14 +148,8 @@ mod tests {
         away: 0,
         most_away: 256,
     };
-    const DOUBT: EscalationInput<'_> = EscalationInput {
-        reason: Reason::LowConfidence,
-        label: "cat",
-        truth: Some("dog"),
-        bytes: 40_000,
-        left_s: 3600.0,
-        lot: 0.5,
-    };
+    const DOUBT: EscalationInput<'_> =
+        EscalationInput { reason: Reason::LowConfidence, label: "cat", bytes: 40_000, left_s: 3600.0, lot: 0.5 };
     const SURE: EscalationInput<'_> = EscalationInput { reason: Reason::Confident, ..DOUBT };
 
     fn of(name: PolicyName, verify: &VerifySettings, network: &Network, answer: &EscalationInput<'_>) -> Escalation {
@@ -179,14 +161,10 @@ mod tests {
     fn each_policy_handles_doubtful_answers_as_its_name_says() {
         let verify = VerifySettings::default();
         let doubtful = |name| of(name, &verify, &THERE, &DOUBT);
-        for name in [PolicyName::Paper, PolicyName::EarliestFinish, PolicyName::CloudOnly, PolicyName::Oracle] {
+        for name in [PolicyName::Paper, PolicyName::EarliestFinish, PolicyName::CloudOnly] {
             assert_eq!(doubtful(name), Escalation::Goes(VerifyReason::Doubtful), "{name}");
         }
-        for name in [PolicyName::EdgeOnly, PolicyName::Random] {
-            assert_eq!(doubtful(name), Escalation::Stands(Reason::NotVerified), "{name}");
-        }
-        assert_eq!(doubtful(PolicyName::HardExample), Escalation::Blocks);
-        assert_eq!(of(PolicyName::Oracle, &verify, &THERE, &SURE), Escalation::Goes(VerifyReason::Doubtful));
+        assert_eq!(doubtful(PolicyName::EdgeOnly), Escalation::Stands(Reason::NotVerified));
         assert_eq!(of(PolicyName::Paper, &verify, &THERE, &SURE), Escalation::Stands(Reason::Confident));
     }
 

@@ -19,31 +19,17 @@ pub enum PolicyName {
     EdgeOnly,
     /// Send everything up.
     CloudOnly,
-    /// The usual baseline: the site first, then one synchronous upload per hard image, by a fixed
-    /// threshold, whatever the state of load and link.
-    HardExample,
-    /// Send up a random share of the images.
-    Random,
-    /// Send up what the site gets wrong; requires true labels, so for measurements only.
-    Oracle,
 }
 
 /// All policies.
-pub const POLICIES: [PolicyName; 7] = [
-    PolicyName::Paper,
-    PolicyName::EarliestFinish,
-    PolicyName::EdgeOnly,
-    PolicyName::CloudOnly,
-    PolicyName::HardExample,
-    PolicyName::Random,
-    PolicyName::Oracle,
-];
+pub const POLICIES: [PolicyName; 4] =
+    [PolicyName::Paper, PolicyName::EarliestFinish, PolicyName::EdgeOnly, PolicyName::CloudOnly];
 
 impl PolicyName {
     /// Whether it sends tasks up whatever the cloud's predicted finish: there is no alternative for them,
     /// and no reason to reclaim them early.
     pub fn ignores_cloud_estimate(self) -> bool {
-        matches!(self, PolicyName::CloudOnly | PolicyName::Random)
+        self == PolicyName::CloudOnly
     }
 
     /// The name in settings.
@@ -53,9 +39,6 @@ impl PolicyName {
             PolicyName::EarliestFinish => "earliest-finish",
             PolicyName::EdgeOnly => "edge-only",
             PolicyName::CloudOnly => "cloud-only",
-            PolicyName::HardExample => "hard-example",
-            PolicyName::Random => "random",
-            PolicyName::Oracle => "oracle",
         }
     }
 }
@@ -68,9 +51,7 @@ impl fmt::Display for PolicyName {
 
 /// An unknown name of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "policy {name:?} is unknown; use paper, earliest-finish, edge-only, cloud-only, hard-example, random or oracle"
-)]
+#[error("policy {name:?} is unknown; use earliest-finish, paper, edge-only or cloud-only")]
 pub struct UnknownPolicy {
     name: String,
 }
@@ -100,10 +81,8 @@ pub struct Policy {
     pub max_offloaded_mib: u32,
     /// Longest time a task is held before it is recognized here even without a deadline, milliseconds.
     pub hold_ms: u64,
-    /// Share of the images that `random` sends up, 0 to 1.
-    pub share_ratio: f64,
-    /// How long `hard-example` waits for each verdict, milliseconds; 12000 in the library that it represents.
-    pub verdict_timeout_ms: u64,
+    /// How long `cloud-only` waits for a verdict before an image is recognized here, milliseconds.
+    pub cloud_only_timeout_ms: u64,
     /// Energy of recognizing and sending, where the machine has no counter.
     pub energy: EnergySettings,
     /// Value of a verdict to the objective `weighted`, in points of accuracy; a guess to be replaced by
@@ -120,8 +99,7 @@ impl Default for Policy {
             max_offloaded: 256,
             max_offloaded_mib: 64,
             hold_ms: 2000,
-            share_ratio: 0.2,
-            verdict_timeout_ms: 12_000,
+            cloud_only_timeout_ms: 12_000,
             energy: EnergySettings::default(),
             cloud_gain_points: 0.0,
         }
@@ -135,7 +113,6 @@ impl Policy {
             true => Ok(()),
             false => Err(format!("recognizer.policy.{name} is {value}; it must be between 0 and 1")),
         };
-        ratio("share_ratio", self.share_ratio)?;
         let load = &self.load;
         ratio("load.cpu_high_ratio", load.cpu_high_ratio)?;
         ratio("load.memory_high_ratio", load.memory_high_ratio)?;

@@ -81,7 +81,9 @@ fn lay_out(model: &Model, folder: &Path, reference: &str) -> Result<(), PackageE
         },
     });
     let mut manifest = descriptor(MANIFEST_TYPE, &put(&blobs, &manifest)?);
-    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": reference });
+    if let Some(fields) = manifest.as_object_mut() {
+        fields.insert("annotations".into(), json!({ "org.opencontainers.image.ref.name": reference }));
+    }
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [manifest] });
     write(&folder.join("index.json"), &index.to_string())?;
     write(&folder.join("oci-layout"), &json!({ "imageLayoutVersion": "1.0.0" }).to_string())

@@ -1,4 +1,6 @@
 //! Moves a package from the release store through a blob bucket, on a real nats-server.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;

@@ -10,17 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use schemas::{FaultNote, Route, encode};
+use schemas::{Answer, FaultNote, Route, encode};
 use streams::backoff::Backoff;
 use streams::reader::StoredMessage;
 use streams::{Bus, CarryError, Delivery, Publication, PublishOutcome, Publisher, Puller, reader, subject};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::clock;
 use crate::dead_letter;
 use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::handler::{Handler, MessageCredit, OutgoingMessages};
 use crate::metrics;
+use crate::outcome::{self, SlotContent};
 use crate::shutdown::Shutdown;
 
 /// How long in-flight messages may take to finish after the worker was told to stop.
@@ -232,6 +234,9 @@ impl<S: Handler> InFlight<S> {
     }
 
     async fn process_message(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
+        if delivery.attempts > 1 && self.was_given_up(delivery).await? {
+            return Ok(delivery.ack().await?);
+        }
         let outgoing = match self.handle(delivery, credit).await {
             Err(Fault::Reject(note)) => {
                 self.give_up(&delivery.record(), delivery.attempts, note).await?;
@@ -239,7 +244,7 @@ impl<S: Handler> InFlight<S> {
             }
             other => other?,
         };
-        self.publish(outgoing).await?;
+        self.publish(outgoing, delivery).await?;
         Ok(delivery.ack().await?)
     }
 
@@ -297,19 +302,19 @@ impl<S: Handler> InFlight<S> {
         self.handler.handle(delivery, credit).await
     }
 
-    async fn publish(&self, outgoing: OutgoingMessages) -> Result<(), Fault> {
+    async fn publish(&self, outgoing: OutgoingMessages, delivery: &Delivery) -> Result<(), Fault> {
         for publication in &outgoing.publications {
-            match self.publisher.publish(publication).await {
-                Ok(_) => {}
-                Err(error @ CarryError::Full { .. }) if !outgoing.when_full.is_empty() => {
+            match (self.publisher.publish(publication).await, &outgoing.when_full) {
+                (Ok(_), _) => {}
+                (Err(error @ CarryError::Full { .. }), Some(answer)) => {
                     tracing::warn!(%error, "stream full; using fallback");
-                    for publication in &outgoing.when_full {
-                        self.publisher.publish(publication).await?;
-                    }
-                    return Ok(());
+                    return self.store_answer(answer, delivery).await;
                 }
-                Err(error) => return Err(error.into()),
+                (Err(error), _) => return Err(error.into()),
             }
+        }
+        if let Some(answer) = &outgoing.final_answer {
+            self.store_answer(answer, delivery).await?;
         }
         for publication in &outgoing.spare {
             match self.publisher.publish(publication).await {
@@ -321,33 +326,68 @@ impl<S: Handler> InFlight<S> {
         Ok(())
     }
 
-    /// Writes a dead letter for a message, unless its task already has another outcome.
-    async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
-        let context = self.handler.dead_letter(message, &note);
-        for publication in &context.publications {
-            let placed = self.publisher.publish(publication).await?;
-            if placed == PublishOutcome::Taken && !self.is_dead(&publication.subject).await? {
-                return Ok(());
-            }
+    /// Stores a final answer, unless its task has another outcome already.
+    async fn store_answer(&self, answer: &Answer, delivery: &Delivery) -> Result<(), Fault> {
+        let record = delivery.record();
+        if let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, answer).await?
+            && self.handler.image_task(&record).is_some_and(|task| task.id == outcome.task)
+        {
+            // Somebody gave it up meanwhile, and must not be left without a dead letter.
+            self.finish_giving_up(&record, delivery.attempts, *outcome).await?;
         }
-        tracing::warn!(
-            role = S::ROLE.as_str(),
-            subject = message.subject,
-            fault = note.kind.as_str(),
-            reason = note.reason,
-            "message dead-lettered"
-        );
-        metrics::count_message(S::ROLE, "given_up");
-        let dead =
-            dead_letter::from_stored_message(S::ROLE, S::STREAM, &context.site, context.task, message, attempts, note);
-        let slot = subject::dead(S::STREAM, &context.site, dead.id);
-        self.publisher.publish(&Publication::first_on_subject(slot, encode(&dead)?)).await?;
         Ok(())
     }
 
-    /// Whether the outcome in a slot is the tombstone of this very message.
-    async fn is_dead(&self, subject: &str) -> Result<bool, Fault> {
-        let outcome = reader::read_outcome(&self.from, &subject::slot_of(subject)).await?;
-        Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
+    /// Whether an earlier delivery gave the message up. That stays so, whatever the handler would make of it now: the
+    /// tombstone is stored before the dead letter, which may have found no room.
+    async fn was_given_up(&self, delivery: &Delivery) -> Result<bool, Fault> {
+        let record = delivery.record();
+        let Some(task) = self.handler.image_task(&record) else { return Ok(false) };
+        let slot = subject::final_answer(&task.site, &task.camera, task.id);
+        match reader::read_outcome(self.publisher.bus(), &slot).await? {
+            Some(outcome) => self.finish_giving_up(&record, delivery.attempts, outcome).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Writes the dead letter that belongs to an outcome, unless it is there; false if the outcome is not the tombstone
+    /// of this message.
+    async fn finish_giving_up(&self, message: &StoredMessage, attempts: u64, outcome: Answer) -> Result<bool, Fault> {
+        match outcome.fault.clone().filter(|_| outcome.is_tombstone_of(message.sequence)) {
+            Some(fault) => self.write_dead_letter(message, attempts, fault).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Gives a message up: its tombstone takes the slot of the outcome, and a dead letter says why. There is no dead letter
+    /// if the task already has another outcome.
+    async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
+        let tombstone =
+            self.handler.image_task(message).map(|task| Answer::tombstone(&task, note.clone(), clock::now_ms()));
+        if let Some(tombstone) = tombstone
+            && let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, &tombstone).await?
+            && outcome.route != Route::Dead
+        {
+            return Ok(());
+        }
+        self.write_dead_letter(message, attempts, note).await
+    }
+
+    async fn write_dead_letter(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
+        let context = self.handler.dead_letter(message, &note);
+        for publication in &context.publications {
+            self.publisher.publish(publication).await?;
+        }
+        let (fault, reason) = (note.kind.clone(), note.reason.clone());
+        let dead =
+            dead_letter::from_stored_message(S::ROLE, S::STREAM, &context.site, context.task, message, attempts, note);
+        let slot = subject::dead(S::STREAM, &context.site, dead.id);
+        if self.publisher.publish(&Publication::first_on_subject(slot, encode(&dead)?)).await? != PublishOutcome::Taken
+        {
+            let (role, subject) = (S::ROLE.as_str(), &message.subject);
+            tracing::warn!(role, subject, fault = fault.as_str(), reason, "message dead-lettered");
+            metrics::count_message(S::ROLE, "given_up");
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
-use schemas::{FaultNote, Role, SiteName, TaskId};
+use schemas::{Answer, FaultNote, Role, SiteName, Task, TaskId};
 use streams::reader::StoredMessage;
 use streams::{Delivery, Publication};
 use tokio::sync::OwnedSemaphorePermit;
@@ -26,9 +26,14 @@ pub trait Handler: Send + Sync + 'static {
         credit: &MessageCredit,
     ) -> impl Future<Output = Result<OutgoingMessages, Fault>> + Send;
 
-    /// The site and task of a message that is given up, and what to publish besides the dead letter. If one of those
-    /// publications finds its slot taken by another outcome, no dead letter
-    /// is written.
+    /// The task that a message asks to be recognized, whatever its headers; absent for all other messages. When such a
+    /// message is given up, a tombstone is stored as its task's outcome. If the task has another outcome by then, no dead
+    /// letter is written.
+    fn image_task(&self, _message: &StoredMessage) -> Option<Task> {
+        None
+    }
+
+    /// The site and task of a message that is given up, and what to publish besides the dead letter.
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext;
 }
 
@@ -52,9 +57,11 @@ impl MessageCredit {
 pub struct OutgoingMessages {
     /// Published in this order.
     pub publications: Vec<Publication>,
-    /// Published in place of `publications` when one of them finds its stream full.
-    pub when_full: Vec<Publication>,
-    /// Published after `publications`; skipped when its stream is full.
+    /// The final answer to the message's task, stored after `publications`.
+    pub final_answer: Option<Answer>,
+    /// The final answer when one of `publications` finds its stream full; nothing else is published then.
+    pub when_full: Option<Answer>,
+    /// Published last; skipped when its stream is full.
     pub spare: Vec<Publication>,
 }
 
@@ -62,6 +69,11 @@ impl OutgoingMessages {
     /// One publication.
     pub fn single(publication: Publication) -> Self {
         Self { publications: vec![publication], ..Self::default() }
+    }
+
+    /// A final answer.
+    pub fn answer(answer: Answer) -> Self {
+        Self { final_answer: Some(answer), ..Self::default() }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod fault;
 pub mod handler;
 pub mod heartbeat;
 pub mod metrics;
+pub mod outcome;
 pub mod retry;
 pub mod settings;
 pub mod shutdown;

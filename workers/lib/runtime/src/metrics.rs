@@ -1,6 +1,6 @@
 //! Metrics of a process in the text format of Prometheus, and its liveness and readiness.
 //!
-//! Counters count where something happens ([`count_answer`], [`observe_timings`], `consumer`); what heartbeats and
+//! Counters count where something happens ([`observe_timings`], `consumer`); what heartbeats and
 //! queues say is looked up at each request. Names and units follow the Prometheus naming practices
 //! (prometheus.io/docs/practices/naming): base units, `_total` for counters.
 
@@ -109,8 +109,8 @@ pub(crate) fn count_message(role: Role, outcome: &'static str) {
     REGISTRY.messages.get_or_create(&OutcomeLabel { role: role.as_str(), outcome }).inc();
 }
 
-/// Counts a final answer. One that is made again after a crash is counted again.
-pub fn count_answer(site: &SiteName, route: Route, reason: Reason) {
+/// Counts a final answer that was stored.
+pub(crate) fn count_answer(site: &SiteName, route: Route, reason: Reason) {
     let labels = AnswerLabels { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
     REGISTRY.answers.get_or_create(&labels).inc();
 }

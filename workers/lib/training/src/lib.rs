@@ -9,6 +9,9 @@
 //!
 //! Deliberately absent: messages, other sites, decisions about releases.
 
+// Arithmetic over arrays of one length.
+#![allow(clippy::indexing_slicing)]
+
 pub mod batches;
 pub mod checkpoint;
 pub mod error;

@@ -1,5 +1,6 @@
 //! Trains the project's own model on the project's own pictures with the real runtime.
 
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;

@@ -56,8 +56,9 @@ fn between(pixels: &Pixels, x: f32, y: f32) -> [f32; 3] {
         let place = 3 * (y.min(last_y) as usize * pixels.width_px as usize + x.min(last_x) as usize);
         [0, 1, 2].map(|channel| pixels.rgb.get(place + channel).copied().map_or(0.0, f32::from))
     };
-    let mix =
-        |a: [f32; 3], b: [f32; 3], share: f32| [0, 1, 2].map(|channel| a[channel] + (b[channel] - a[channel]) * share);
+    let mix = |[a0, a1, a2]: [f32; 3], [b0, b1, b2]: [f32; 3], share: f32| {
+        [a0 + (b0 - a0) * share, a1 + (b1 - a1) * share, a2 + (b2 - a2) * share]
+    };
     let upper = mix(at(left, top), at(left + 1.0, top), x - left);
     let lower = mix(at(left, top + 1.0), at(left + 1.0, top + 1.0), x - left);
     mix(upper, lower, y - top)

@@ -189,7 +189,7 @@ impl Drafter<'_> {
         self.know("input.name", "the graph");
         let colours = |size: Option<u32>| matches!(size, Some(1 | 3));
         let (layout, [channels, height, width]) = match shape {
-            [_, height, width, channels] if colours(*channels) && !colours(shape[1]) => {
+            [_, height, width, channels] if colours(*channels) && !colours(*height) => {
                 (Layout::Nhwc, [*channels, *height, *width])
             }
             [_, channels, height, width] => (Layout::Nchw, [*channels, *height, *width]),

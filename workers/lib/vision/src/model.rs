@@ -556,7 +556,7 @@ fn digest(dir: &Path, files: &[String]) -> Result<ReleaseId, ModelError> {
         loop {
             match file.read(&mut piece).map_err(unreadable)? {
                 0 => break,
-                read => hash.update(&piece[..read]),
+                read => hash.update(piece.get(..read).unwrap_or_default()),
             }
         }
     }

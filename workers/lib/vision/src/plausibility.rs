@@ -205,7 +205,8 @@ fn variants(input: &InputDescription) -> Vec<(String, InputDescription)> {
         ("-1 to 1", scaled(1.0 / 255.0, 0.5, 0.5)),
     ];
     for (range, varied) in ranges {
-        let (scale, mean, std) = (varied.scale, varied.mean[0], varied.std[0]);
+        let first = |all: &[f32]| all.first().copied().unwrap_or_default();
+        let (scale, mean, std) = (varied.scale, first(&varied.mean), first(&varied.std));
         found.push((format!("pixels from {range} (scale = {scale}, mean = {mean}, std = {std})"), varied));
     }
     if count == 3 {

@@ -148,7 +148,7 @@ impl Replica {
         if self.batch.len() < to {
             self.batch.resize(to, 0.0);
         }
-        let out = &mut self.batch[from..to];
+        let out = self.batch.get_mut(from..to).unwrap_or_default();
         let work =
             AssertUnwindSafe(|| tensor::write(&self.pixels, &self.model.description.input, &mut self.scratch, out));
         match catch_unwind(work) {
@@ -162,7 +162,7 @@ impl Replica {
     }
 
     fn run(&mut self, row: usize, images: usize) -> Result<BatchOutputs, InferenceError> {
-        let batch = &self.batch[row * self.row_len..(row + images) * self.row_len];
+        let batch = self.batch.get(row * self.row_len..(row + images) * self.row_len).unwrap_or_default();
         let work = AssertUnwindSafe(|| self.session.run(batch, images));
         match catch_unwind(work) {
             Ok(outcome) => Ok(outcome?),
@@ -183,7 +183,7 @@ struct DecodedImage {
 
 fn part(numbers: &[f32], row: usize, rows: usize) -> Vec<f32> {
     let len = numbers.len() / rows;
-    numbers[row * len..(row + 1) * len].to_vec()
+    numbers.get(row * len..(row + 1) * len).unwrap_or_default().to_vec()
 }
 
 fn micros(since: Instant) -> u64 {

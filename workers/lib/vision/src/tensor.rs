@@ -240,7 +240,7 @@ fn cut(picture: SourcePicture<'_>, part: PixelRegion, to: &mut Vec<u8>) {
     let left = part.left_px as usize * 3;
     to.clear();
     for from in picture.rgb.chunks_exact(line).skip(part.top_px as usize).take(part.height_px as usize) {
-        to.extend_from_slice(&from[left..left + row]);
+        to.extend_from_slice(from.get(left..left + row).unwrap_or_default());
     }
 }
 
@@ -252,7 +252,7 @@ fn frame(picture: SourcePicture<'_>, input: &InputDescription, framed: &mut Vec<
     framed.clear();
     framed.resize(line * input.height_px as usize, 0);
     for (from, to) in picture.rgb.chunks_exact(row).zip(framed.chunks_exact_mut(line).skip(top)) {
-        to[left..left + row].copy_from_slice(from);
+        to.iter_mut().skip(left).zip(from).for_each(|(to, from)| *to = *from);
     }
 }
 
@@ -266,8 +266,8 @@ fn normalize(rgb: &[u8], input: &InputDescription, out: &mut [f32]) {
     match (input.channels, input.layout) {
         (Channels::Gray, _) => {
             let (factor, offset) = term(0);
-            for (pixel, value) in rgb.chunks_exact(3).zip(out) {
-                *value = f32::from(luma(pixel)) * factor + offset;
+            for (pixel, value) in rgb.as_chunks::<3>().0.iter().zip(out) {
+                *value = f32::from(luma(*pixel)) * factor + offset;
             }
         }
         (Channels::Rgb, Layout::Nchw) => planes::<0, 1, 2>(rgb, [term(0), term(1), term(2)], out),
@@ -278,26 +278,28 @@ fn normalize(rgb: &[u8], input: &InputDescription, out: &mut [f32]) {
 }
 
 /// ITU-R 601 in the 16-bit integers that Pillow uses; grey stays unchanged.
-fn luma(pixel: &[u8]) -> u8 {
-    let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
+fn luma(pixel: [u8; 3]) -> u8 {
+    let [red, green, blue] = pixel.map(u32::from);
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }
 
 /// The order is a constant, so that the compiler sees fixed offsets and vectorizes the loop.
+#[expect(clippy::indexing_slicing, reason = "the order is a constant below 3")]
 fn planes<const A: usize, const B: usize, const C: usize>(rgb: &[u8], terms: [(f32, f32); 3], out: &mut [f32]) {
     let (first, rest) = out.split_at_mut(out.len() / 3);
     let (second, third) = rest.split_at_mut(rest.len() / 2);
     let [(fa, oa), (fb, ob), (fc, oc)] = terms;
-    for (((pixel, a), b), c) in rgb.chunks_exact(3).zip(first).zip(second).zip(third) {
+    for (((pixel, a), b), c) in rgb.as_chunks::<3>().0.iter().zip(first).zip(second).zip(third) {
         *a = f32::from(pixel[A]) * fa + oa;
         *b = f32::from(pixel[B]) * fb + ob;
         *c = f32::from(pixel[C]) * fc + oc;
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "the order is a constant below 3")]
 fn pixels<const A: usize, const B: usize, const C: usize>(rgb: &[u8], terms: [(f32, f32); 3], out: &mut [f32]) {
     let [(fa, oa), (fb, ob), (fc, oc)] = terms;
-    for (pixel, value) in rgb.chunks_exact(3).zip(out.chunks_exact_mut(3)) {
+    for (pixel, value) in rgb.as_chunks::<3>().0.iter().zip(out.as_chunks_mut::<3>().0) {
         value[0] = f32::from(pixel[A]) * fa + oa;
         value[1] = f32::from(pixel[B]) * fb + ob;
         value[2] = f32::from(pixel[C]) * fc + oc;

@@ -1,5 +1,7 @@
 //! Files as cameras, scanners and programs send them: each gives the right picture, or is refused with words that say
 //! what it is. `TRIBUTARY_FIELD_IMAGES` names another folder of the same layout.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::fs;

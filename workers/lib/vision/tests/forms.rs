@@ -1,5 +1,7 @@
 //! Models as people's exporters write them, compared with the scores of their makers' own processing
 //! (fixtures/make_forms.py).
+
+#![allow(clippy::indexing_slicing)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,7 @@
 //! Compares our pixels by a repository's preprocessor_config.json with those of the library's own processor
 //! (fixtures/make_processors.py).
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;

@@ -80,11 +80,6 @@ impl LinkShaper {
     pub fn set(&self, shape: LinkShape) {
         self.shape.send_replace(shape);
     }
-
-    /// What it is like.
-    pub fn shape(&self) -> LinkShape {
-        *self.shape.borrow()
-    }
 }
 
 async fn carry(near: TcpStream, to: SocketAddr, mut shape: watch::Receiver<LinkShape>) {

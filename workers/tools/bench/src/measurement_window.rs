@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::BenchError;
-use crate::stats::Latency;
 use os::process;
+use tributary::demo::latency::Latency;
 
 /// Where finished images are noted; clones share it.
 #[derive(Debug, Clone, Default)]

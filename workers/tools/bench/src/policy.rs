@@ -5,6 +5,7 @@
 //! *Offloading*: nothing is in doubt, and the question is only where the work is done; the cloud has a pace of
 //! its own there, because two models on one machine would take each other's processor.
 
+pub mod measured;
 mod results;
 mod scenario;
 
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use offload::policy::PolicyName;
 use runtime::Shutdown;
 use schemas::task::{HEADER_DEADLINE, HEADER_LABEL};
 use schemas::{CameraName, Prediction, ReleaseId, TaskId};
@@ -24,7 +24,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::answer_listener::AnswerListener;
 use crate::error::BenchError;
 use crate::fake_cloud::FakeCloudPace;
 use crate::labelled_images::{self, LabelledImage};
@@ -33,7 +32,9 @@ use crate::load_generator::schedule;
 use crate::report::{BenchMachine, BenchReport};
 use crate::testbed::{Testbed, TestbedConfig};
 use crate::workload::Workload;
+use tributary::demo::answer_listener::AnswerListener;
 
+use measured::names::{EDGE_ONLY, RANDOM};
 use results::{PolicyRun, PolicyRunOutcome};
 use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
 
@@ -45,7 +46,7 @@ const PUBLISHING: usize = 64;
 /// A run that takes longer is cut off, and what is open counts as it is.
 const LONGEST: Duration = Duration::from_secs(60);
 /// What the library waits that the baseline stands for is 12 s and more for each hard image; this is kind to it.
-const BASELINE_TIMEOUT_MS: u64 = 2000;
+pub const BASELINE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
@@ -117,11 +118,12 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     let mut runs = Vec::new();
 
     let mut ground = set.ground(options, folder.path())?;
-    ground.set.push(format!("recognizer.policy.verdict_timeout_ms={BASELINE_TIMEOUT_MS}"));
+    let timeout_ms = BASELINE_TIMEOUT.as_millis();
+    ground.set.push(format!("recognizer.policy.cloud_only_timeout_ms={timeout_ms}"));
     // The other core is the cloud's.
     ground.set.push("recognizer.infer.replicas=1".into());
     let mut field = Testbed::start("verification", ground).await?;
-    let capacity_per_s = capacity(&field, &set.images).await?;
+    let capacity_per_s = capacity(&mut field, &set.images).await?;
     print_step(&format!("the site alone recognizes {capacity_per_s:.0} images a second"));
     let bench = PolicyBench {
         part: PolicyQuestion::Verification,
@@ -146,7 +148,7 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
         ..set.ground(options, folder.path())?
     };
     let mut field = Testbed::start("offloading", ground).await?;
-    let capacity_per_s = capacity(&field, &images[..images.len().min(200)]).await?;
+    let capacity_per_s = capacity(&mut field, &images[..images.len().min(200)]).await?;
     let bench =
         PolicyBench { part: PolicyQuestion::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
     bench.all(&mut field, options, &mut runs).await?;
@@ -163,7 +165,7 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
             "cloud_model": set.cloud.display().to_string(),
             "paced_ms": options.paced_ms,
             "doubtful_ratio": set.doubtful_ratio,
-            "baseline_timeout_ms": BASELINE_TIMEOUT_MS,
+            "baseline_timeout_ms": BASELINE_TIMEOUT.as_millis(),
             "scenarios_verification": VERIFICATION,
             "scenarios_offloading": OFFLOADING,
         }),
@@ -249,8 +251,8 @@ fn prepare(options: &PolicyBenchOptions, count: usize) -> Result<VerificationSet
 }
 
 /// Images a second that the site recognizes by itself.
-async fn capacity(field: &Testbed, images: &[LabelledImage]) -> Result<f64, BenchError> {
-    field.choose(PolicyName::EdgeOnly, None).await?;
+async fn capacity(field: &mut Testbed, images: &[LabelledImage]) -> Result<f64, BenchError> {
+    field.choose(EDGE_ONLY, None).await?;
     let mut rates = Vec::new();
     for _ in 0..3 {
         let scenario = VERIFICATION[0];
@@ -294,7 +296,7 @@ impl PolicyBench<'_> {
                 }
                 for policy in policies {
                     print_step(&format!("{} {}, round {}: {policy}", self.part.as_str(), scenario.name, round + 1));
-                    let share = (policy == PolicyName::Random).then_some(self.share);
+                    let share = (policy == RANDOM).then_some(self.share);
                     field.choose(policy, share).await?;
                     let arriving = self.arriving(scenario);
                     let outcome = once(field, scenario, &arriving, self.rate(scenario)).await?;

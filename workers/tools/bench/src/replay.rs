@@ -288,7 +288,7 @@ impl ReplayTarget<'_> {
 
     fn start(&self, to: &str, more: &[String], last: Option<u64>) -> Result<tokio::process::Child, BenchError> {
         let failed = |source| BenchError::NotStarted { role: "replay", source };
-        let mut command = tokio::process::Command::new(std::env::current_exe().map_err(failed)?);
+        let mut command = tokio::process::Command::new(crate::worker::find_tributary().map_err(failed)?);
         command.args(self.arguments(to, more, last)).current_dir(self.work).env("TRIBUTARY_LOG", "error");
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
         command.spawn().map_err(failed)

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use offload::policy::PolicyName;
 use recognizer::signals::{POLICY_NOTE, PolicyOverride};
 use runtime::Shutdown;
 use schemas::{Heartbeat, Prediction, Role, SiteName};
@@ -20,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::BenchError;
 use crate::fake_cloud::{self, CloudPredictions, FakeCloudPace};
 use crate::link_shaper::{LinkShape, LinkShaper, LinkState};
+use crate::policy::measured::MeasuredPolicy;
 use crate::worker::BenchWorker;
 use os::process;
 
@@ -60,7 +60,9 @@ enum TestbedVerifier {
 /// A site and a cloud that run. Dropping it stops everything.
 pub struct Testbed {
     // Workers end before their servers.
-    recognizer: BenchWorker,
+    recognizer: Option<BenchWorker>,
+    /// Whether it is the bench's own, with a policy that is only compared with.
+    is_baseline: bool,
     courier: Option<BenchWorker>,
     verifier: TestbedVerifier,
     /// The site's own domain.
@@ -127,12 +129,10 @@ impl Testbed {
                 TestbedVerifier::Paced { stalled, _running: AbortOnDropHandle::new(running) }
             }
         };
-        let mut arguments = at(&leaf, &name);
-        arguments.extend(["--model".into(), ground.edge.display().to_string()]);
-        arguments.extend(library(&ground));
-        arguments.extend(ground.set.iter().flat_map(|setting| ["--set".into(), setting.clone()]));
-        let recognizer = BenchWorker::start("recognizer", &folder, &arguments)?;
-        let mut field = Self { recognizer, courier: None, verifier, here, cloud, link, name, leaf, hub, ground };
+        let (recognizer, is_baseline) = (None, false);
+        let mut field =
+            Self { recognizer, is_baseline, courier: None, verifier, here, cloud, link, name, leaf, hub, ground };
+        field.renew_recognizer(None)?;
         field.renew_courier(&folder)?;
         field
             .ready("a recognizer, a courier and a verifier at work", |beats| {
@@ -141,6 +141,23 @@ impl Testbed {
             })
             .await?;
         Ok(field)
+    }
+
+    /// Starts another recognizer in place of the running one; `baseline`: the bench's own, with these arguments.
+    fn renew_recognizer(&mut self, baseline: Option<&[String]>) -> Result<(), BenchError> {
+        // Two at a time would share the images.
+        self.recognizer = None;
+        let ground = &self.ground;
+        let mut arguments = at(&self.leaf, &self.name);
+        arguments.extend(["--model".into(), ground.edge.display().to_string()]);
+        arguments.extend(library(ground));
+        arguments.extend(ground.set.iter().flat_map(|setting| ["--set".into(), setting.clone()]));
+        self.recognizer = Some(match baseline {
+            None => BenchWorker::start("recognizer", &ground.folder, &arguments)?,
+            Some(more) => BenchWorker::start_own("baseline", &ground.folder, &[&arguments, more].concat())?,
+        });
+        self.is_baseline = baseline.is_some();
+        Ok(())
     }
 
     fn renew_courier(&mut self, folder: &Path) -> Result<(), BenchError> {
@@ -163,11 +180,25 @@ impl Testbed {
     }
 
     /// Chooses a policy and waits until the recognizer goes by it.
-    pub async fn choose(&self, name: PolicyName, share_ratio: Option<f64>) -> Result<(), BenchError> {
-        let chosen = PolicyOverride { name, share_ratio };
+    pub async fn choose(&mut self, policy: MeasuredPolicy, share: Option<f64>) -> Result<(), BenchError> {
+        let started_ms = runtime::clock::now_ms();
+        let name = match policy {
+            MeasuredPolicy::Product(name) => name,
+            MeasuredPolicy::Baseline(_) => {
+                let share = share.unwrap_or_default().to_string();
+                self.renew_recognizer(Some(&["--rule".into(), policy.to_string(), "--share".into(), share]))?;
+                let is_new = |beat: &Heartbeat| beat.role == Role::Recognizer && beat.sent_at_ms > started_ms;
+                return self.ready("a baseline at work", |beats| beats.iter().any(is_new)).await;
+            }
+        };
+        if self.is_baseline {
+            self.renew_recognizer(None)?;
+        }
+        let chosen = PolicyOverride { name };
         Ledger::open(&self.here).await?.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         self.ready("the policy in force", |beats| {
-            beats.iter().any(|beat| beat.decision.as_ref().is_some_and(|decision| decision.policy == name.as_str()))
+            let new = beats.iter().filter(|beat| beat.sent_at_ms > started_ms);
+            new.filter_map(|beat| beat.decision.as_ref()).any(|decision| decision.policy == name.as_str())
         })
         .await
     }
@@ -196,7 +227,9 @@ impl Testbed {
 
     /// Stops the recognizer where it is, or lets it go on.
     pub fn pause_link(&self, held: bool) {
-        self.recognizer.stop_process(held);
+        if let Some(recognizer) = &self.recognizer {
+            recognizer.stop_process(held);
+        }
     }
 
     /// Lets the verifiers take requests and not answer them, or lets them go on.
@@ -232,24 +265,19 @@ impl Testbed {
             TestbedVerifier::Paced { .. } => None,
         };
         CpuUsage {
-            site: of(self.leaf.process()) + of(Some(self.recognizer.process())) + of(courier),
+            site: of(self.leaf.process()) + of(self.recognizer.as_ref().map(BenchWorker::process)) + of(courier),
             cloud: of(self.hub.process()) + of(verifier),
         }
     }
 }
 
 fn at(leaf: &Server, name: &SiteName) -> Vec<String> {
-    let words = ["--nats", &leaf.url(), "--site", name.as_str(), "--set"];
-    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-    words.push(format!("nats.cloud_domain={CLOUD}"));
-    for pair in leaf
-        .link_password()
-        .iter()
-        .flat_map(|password| [format!("nats.link_user={LINK_USER}"), format!("nats.link_password={password}")])
-    {
-        words.extend(["--set".into(), pair]);
+    let mut pairs =
+        vec![format!("nats.url={}", leaf.url()), format!("site={name}"), format!("nats.cloud_domain={CLOUD}")];
+    if let Some(password) = leaf.link_password() {
+        pairs.extend([format!("nats.link_user={LINK_USER}"), format!("nats.link_password={password}")]);
     }
-    words
+    pairs.into_iter().flat_map(|pair| ["--set".into(), pair]).collect()
 }
 
 fn library(ground: &TestbedConfig) -> Vec<String> {

@@ -1,6 +1,7 @@
-//! Workers to be measured: this very program in a process of its own, as an operator would start it.
+//! Workers to be measured: the program `tributary` in a process of its own, as an operator would start it.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,17 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked at whether it still lives.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// The program `tributary` beside this one.
+pub fn find_tributary() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("tributary");
+    if program.is_file() {
+        return Ok(program);
+    }
+    let missing =
+        format!("{} is missing: build it beside this program, with `cargo build --release`", program.display());
+    Err(io::Error::new(io::ErrorKind::NotFound, missing))
+}
+
 /// A process; told to stop, and made to if need be, when dropped.
 pub struct BenchWorker {
     child: Child,
@@ -26,7 +38,21 @@ impl BenchWorker {
     /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
     /// wrong, and to standard error.
     pub fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
-        let program = std::env::current_exe().map_err(|source| BenchError::NotStarted { role, source })?;
+        Self::start_program(find_tributary(), role, folder, arguments)
+    }
+
+    /// Starts a role of this program itself.
+    pub fn start_own(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
+        Self::start_program(std::env::current_exe(), role, folder, arguments)
+    }
+
+    fn start_program(
+        program: io::Result<PathBuf>,
+        role: &'static str,
+        folder: &Path,
+        arguments: &[String],
+    ) -> Result<Self, BenchError> {
+        let program = program.map_err(|source| BenchError::NotStarted { role, source })?;
         let mut command = Command::new(program);
         command.arg(role).args(arguments).current_dir(folder).env("TRIBUTARY_LOG", "error");
         command.stdin(Stdio::null()).stdout(Stdio::null());

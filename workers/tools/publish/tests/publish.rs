@@ -1,4 +1,6 @@
 //! Publishes to real nats-servers, each with its own port and folder.
+
+#![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;

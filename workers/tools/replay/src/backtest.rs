@@ -224,7 +224,6 @@ impl BacktestState {
             held_s: decided.held_s,
             may_leave: are.verify.enabled && are.verify.payload == PayloadKind::Image,
             priority: decided.priority,
-            lot: hash_fraction(task.task, "redirect"),
         };
         // The same policy had the recorded state, including from times that are not recorded.
         let state = if are.policy == were.policy { recorded_state(decided) } else { self.state };
@@ -288,13 +287,12 @@ impl BacktestState {
         let about = EscalationInput {
             reason,
             label,
-            truth: task.truth.as_deref(),
             bytes,
             left_s: if decided.left_s.is_none() { doubt.left_s + longer_s } else { doubt.left_s },
             lot: hash_fraction(task.task, "sample"),
         };
         let escalation = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
-        let goes = matches!(escalation, Escalation::Goes(_) | Escalation::Blocks);
+        let goes = matches!(escalation, Escalation::Goes(_));
         let there_ms = finish_s(network, about.bytes).unwrap_or(about.left_s) * 1000.0;
         let final_ms = match (goes, task.route) {
             (false, _) => task.first_ms,

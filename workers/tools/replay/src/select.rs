@@ -115,9 +115,9 @@ pub fn sample(mut rows: Vec<TaskRow>, sample: TaskSampling, limit: Option<usize>
         }
         TaskSampling::PerClass => per_class(&rows, limit, &mut chance),
         TaskSampling::Hard => {
-            let mut places: Vec<usize> = (0..rows.len()).collect();
-            let hardness: Vec<f32> = rows.iter().map(TaskRow::hardness).collect();
-            places.sort_by(|a, b| hardness[*b].total_cmp(&hardness[*a]).then(a.cmp(b)));
+            let mut ranked: Vec<(usize, f32)> = rows.iter().map(TaskRow::hardness).enumerate().collect();
+            ranked.sort_by(|(a, hardness_a), (b, hardness_b)| hardness_b.total_cmp(hardness_a).then(a.cmp(b)));
+            let mut places: Vec<usize> = ranked.into_iter().map(|(place, _)| place).collect();
             places.truncate(limit);
             places.into_iter().collect()
         }

@@ -234,13 +234,13 @@ async fn provisional(
 /// One answer in full.
 fn report(answer: &Answer, now_ms: u64) -> String {
     let mut rows = vec![
-        vec!["task".to_owned(), answer.task.to_string()],
-        vec!["from".into(), format!("camera {} at site {}", answer.camera, answer.site)],
-        vec!["answer".into(), verdict(answer)],
-        vec!["stage".into(), stage(answer, now_ms)],
+        ["task".to_owned(), answer.task.to_string()],
+        ["from".into(), format!("camera {} at site {}", answer.camera, answer.site)],
+        ["answer".into(), verdict(answer)],
+        ["stage".into(), stage(answer, now_ms)],
     ];
     let mut row = |name: &str, value: Option<String>| {
-        rows.extend(value.map(|value| vec![name.to_owned(), value]));
+        rows.extend(value.map(|value| [name.to_owned(), value]));
     };
     row("truth", answer.truth.as_deref().map(format::plain_text));
     let ranked = answer
@@ -294,7 +294,7 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     for note in &answer.notes {
         row("note", Some(format::plain_text(note)));
     }
-    rows.iter().map(|row| format!("{:10} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
+    rows.iter().map(|[name, value]| format!("{name:10} {value}")).collect::<Vec<_>>().join("\n")
 }
 
 fn verdict(answer: &Answer) -> String {

@@ -3,9 +3,11 @@
 //! Servers, roles and path are those of `tributary up --sites 1`; only the labels, by which accuracy is measured, would
 //! be missing in production.
 
+pub mod answer_listener;
+mod curve;
+pub mod latency;
 mod results;
 mod run;
-mod training_loop;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,52 +26,24 @@ const HEAVY: &str = "fixtures/models/fashion-heavy";
 const PICTURES: &str = "fixtures/images/fashion";
 
 const EXAMPLES: &str = "\
-Without --loop, labelled images go once through a site and a cloud, both on this machine.
-
-With --loop, two sites start with a model that has never seen some classes. The cloud verifies what they doubt; their \
-trainers learn from the verdicts; rounds merge the updates into releases, which are canaried and swapped in without \
-losing an image. If it goes well, each round sends less up and gets more right. It fails if an image is lost or the \
-sites end on different releases.
-
-With your own images (--data), split test, or else a fifth, is never learned from. Models that you do not name are \
-made: the cloud's from half of the other images (at most 200 per class), the sites' from 30 images per class without \
-the rarest third of the classes.
-
 Examples:
   tributary demo
-  tributary demo --loop
-  tributary demo --loop --rounds 8 --json loop.json
-  tributary demo --loop --dark-cameras            a good model, after it gets dark
-  tributary demo --loop --data ./photos
-  tributary demo --loop --data ./fish --groups track
-                                                  keeps images of a track together
-  tributary demo --loop --data ./photos --model ./site --cloud-model ./cloud";
+  tributary demo --images 200 --json demo.json
+  tributary demo --set recognizer.gate.min_confidence_ratio=0.95";
 
-/// Run labelled images through sites and a cloud on this machine, with a report.
+/// Run labelled images through a site and a cloud on this machine, with a report.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArgs {
     /// Number of test images to publish.
-    #[arg(long, value_name = "N", default_value_t = 2000, conflicts_with = "looped", value_parser = clap::value_parser!(u32).range(10..=2000))]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=2000))]
     images: u32,
     /// Keep the servers' stores in this folder [default: remove them at the end].
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    #[command(flatten)]
-    closed: training_loop::LoopArgs,
-    /// File for the chart [default: tributary-demo/accuracy.svg, with --loop tributary-demo/loop.svg].
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
     /// Write all results to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-}
-
-impl DemoArgs {
-    fn out(&self) -> &Path {
-        let usual = if self.closed.looped { "tributary-demo/loop.svg" } else { "tributary-demo/accuracy.svg" };
-        self.out.as_deref().unwrap_or(Path::new(usual))
-    }
 }
 
 /// An image with its true label.
@@ -80,14 +54,6 @@ struct DemoPicture {
 
 /// Runs the demo.
 pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    if let Some(name) = args.closed.unused_option() {
-        anyhow::bail!("{name} is for the loop: add --loop");
-    }
-    if args.closed.looped {
-        let into =
-            training_loop::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
-        return training_loop::command(settings, &args.closed, into, shutdown).await;
-    }
     let pictures = pictures(args.images as usize)?;
     let (temporary, store) = match &args.keep {
         Some(folder) => (None, folder.clone()),
@@ -111,20 +77,12 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;
     let found = DemoResult::of(&pictures, run, &cloud, settings.up.durability)?;
 
-    let drawn = found.chart().svg()?;
-    write(args.out(), &drawn)?;
     if let Some(path) = &args.json {
-        write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
+        let text = serde_json::to_string_pretty(&found.json())? + "\n";
+        std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
     }
     stdout::print_line(found.text())?;
     stdout::print_line(outro(args))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
-    }
-    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Reads a number of labelled test images, evenly over the labels.
@@ -185,16 +143,12 @@ fn outro(args: &DemoArgs) -> String {
     };
     format!(
         "\
-Chart: {}
-Accuracy against the share of images sent up, with this run marked.
-
 {kept}Try next:
   {program} demo --set recognizer.gate.min_confidence_ratio=0.95
       ask the cloud more often: higher accuracy, more traffic
   {program} up --model {LIGHT} --cloud-model {HEAVY}
       the same, kept running for your own images
   {program} publish {PICTURES}/bag --camera cam-1
-      from another terminal while it runs; then `{program} answers`",
-        args.out().display()
+      from another terminal while it runs; then `{program} answers`"
     )
 }

@@ -205,7 +205,7 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
     let (report, trial, training) = tokio::task::spawn_blocking(checking).await??;
     if json {
         let mut whole = serde_json::to_value(&report)?;
-        whole["training"] = match &training {
+        let trainability = match &training {
             Ok(TrainabilityReport { layers, trainable_layers, weights, parameters, unsupported }) => json!({
                 "layers": layers,
                 "trainable_layers": trainable_layers,
@@ -215,8 +215,9 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
             }),
             Err(error) => json!({ "refused": error.to_string() }),
         };
+        stdout::set_field(&mut whole, "training", trainability);
         if let Some((_, trial)) = &trial {
-            whole["images"] = serde_json::to_value(trial)?;
+            stdout::set_field(&mut whole, "images", serde_json::to_value(trial)?);
         }
         return stdout::json(&whole);
     }
@@ -250,7 +251,7 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
     let (model, report) = tokio::task::spawn_blocking(fitting).await??;
     if json {
         let mut whole = serde_json::to_value(&report)?;
-        whole["release"] = json!(model.release.to_string());
+        stdout::set_field(&mut whole, "release", json!(model.release.to_string()));
         return stdout::json(&whole);
     }
     stdout::print_line(novelty_text(&model, &report))

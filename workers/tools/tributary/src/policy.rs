@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 
-use anyhow::ensure;
 use offload::policy::{POLICIES, PolicyName};
 use recognizer::signals::{POLICY_NOTE, PolicyOverride};
 use runtime::settings::LoadedSettings;
@@ -17,9 +16,6 @@ Policies:
   paper             offload above the load limit while the link is good, else hold
   edge-only         send nothing up; doubtful answers are final as they are
   cloud-only        send every image up
-  hard-example      baseline: one synchronous upload per doubtful image
-  random            send a random share of the images up
-  oracle            send up what the site gets wrong; needs true labels, for benches only
 
 The choice is stored at the site's server and applies to all its recognizers, at once and after restarts. Without one, \
 the settings of each recognizer apply (recognizer.policy.name).
@@ -27,7 +23,6 @@ the settings of each recognizer apply (recognizer.policy.name).
 Examples:
   tributary policy                                the current policy, and its last decisions
   tributary policy edge-only                      send nothing up from now on
-  tributary policy random --share 0.1
   tributary policy --clear                        return to the configured policy";
 
 /// Show or choose the policy that decides where images are recognized.
@@ -37,9 +32,6 @@ pub struct PolicyArgs {
     /// Policy to choose; omit it to show the current one.
     #[arg(value_name = "NAME", value_parser = <PolicyName as FromStr>::from_str)]
     name: Option<PolicyName>,
-    /// For `random`: share of the images to send up, 0 to 1.
-    #[arg(long, value_name = "SHARE", requires = "name")]
-    share: Option<f64>,
     /// Clear the override; return to the configured policy.
     #[arg(long, conflicts_with = "name")]
     clear: bool,
@@ -53,11 +45,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
     let site = site_target::open(loaded, "policy").await?;
     let ledger = Ledger::open(&site.bus).await?;
     if let Some(name) = args.name {
-        if let Some(share) = args.share {
-            ensure!((0.0..=1.0).contains(&share), "--share is {share}; it must be between 0 and 1");
-            ensure!(name == PolicyName::Random, "--share applies to `random` only; {name} takes no share");
-        }
-        let chosen = PolicyOverride { name, share_ratio: args.share };
+        let chosen = PolicyOverride { name };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
         return stdout::print_line(format_args!("site {}: policy {name} chosen", site.name));

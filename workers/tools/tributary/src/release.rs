@@ -159,8 +159,10 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
             let (manifest, history) = (releases.find(release).await?, standing::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
-                all["stage"] = standing::standing_of(&history, &manifest.release).into();
-                all["decisions"] = serde_json::to_value(standing::decisions_about(&history, &manifest.release))?;
+                let stage = standing::standing_of(&history, &manifest.release);
+                stdout::set_field(&mut all, "stage", stage.into());
+                let decisions = standing::decisions_about(&history, &manifest.release);
+                stdout::set_field(&mut all, "decisions", serde_json::to_value(decisions)?);
                 return stdout::json(&all);
             }
             show(&manifest)?;
@@ -203,7 +205,7 @@ async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyh
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;
-            row["stage"] = stage(&manifest.release).into();
+            stdout::set_field(&mut row, "stage", stage(&manifest.release).into());
             Ok(row)
         });
         return stdout::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);

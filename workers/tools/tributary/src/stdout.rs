@@ -44,6 +44,13 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(serde_json::to_string_pretty(value)?)
 }
 
+/// Sets a field of a JSON object.
+pub fn set_field(object: &mut serde_json::Value, name: &str, value: serde_json::Value) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(name.to_owned(), value);
+    }
+}
+
 /// Writes a note to standard error, beside the result on standard output.
 pub fn print_note(note: impl fmt::Display) {
     eprintln!("{note}");

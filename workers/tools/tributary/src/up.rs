@@ -628,7 +628,9 @@ fn welcome(running: &RunningUp, settings: &Settings) -> String {
         lines.push(format!("  cloud             {}", running.cloud_url));
     }
     if running.sites.is_empty() {
-        lines[0] = String::from("The hub is up.");
+        if let Some(first) = lines.first_mut() {
+            *first = String::from("The hub is up.");
+        }
         lines.push(format!("  operators         {}", running.cloud_url));
         lines.push("  add a site        tributary site add NAME".into());
         lines.push("  list sites        tributary site list".into());

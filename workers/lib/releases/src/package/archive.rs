@@ -147,7 +147,7 @@ impl<W> HashingWriter<W> {
 impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.to.write(bytes)?;
-        self.hash.update(&bytes[..written]);
+        self.hash.update(bytes.get(..written).unwrap_or(bytes));
         self.size_bytes += written as u64;
         Ok(written)
     }

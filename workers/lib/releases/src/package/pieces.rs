@@ -136,7 +136,7 @@ async fn assemble_from(source: PieceSource<'_>, pieces: &[BlobRef], into: &Path)
     let file = Arc::new(file);
     let partial = temporary_path(into, "partial");
     let (mut missing, mut first) = (0, None);
-    for (index, piece) in pieces.iter().enumerate().filter(|(index, _)| !present[*index]) {
+    for (index, piece) in pieces.iter().enumerate().filter(|(index, _)| present.get(*index) != Some(&true)) {
         match source.get(piece).await {
             Ok(bytes) => {
                 let file = file.clone();

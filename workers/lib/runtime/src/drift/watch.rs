@@ -59,7 +59,8 @@ impl DriftWatch {
     pub fn follow_release(&self, release: &ReleaseId) {
         self.with(|followed| {
             if let Some(index) = followed.iter().position(|target| target.monitor.release() == release) {
-                return followed[index..].rotate_left(1);
+                let target = followed.remove(index);
+                return followed.push(target);
             }
             let monitor = DriftMonitor::new(release.clone(), self.settings);
             followed.push(DriftTarget { monitor, is_kept: false });

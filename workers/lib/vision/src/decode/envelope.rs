@@ -42,10 +42,12 @@ pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
     if PictureFormat::of(bytes).is_some() {
         return UnwrappedImage { bytes: Cow::Borrowed(bytes), envelope: ImageEnvelope::default() };
     }
-    if let Some(at) = find_jpeg_start(bytes).filter(|at| is_skippable(&bytes[..*at])) {
+    let behind = find_jpeg_start(bytes).and_then(|at| bytes.split_at_checked(at));
+    if let Some((junk, jpeg)) = behind.filter(|(junk, _)| is_skippable(junk)) {
+        let at = junk.len();
         let note = Some(format!("{at} bytes before the JPEG were skipped"));
         let envelope = ImageEnvelope { note, captured_at_ms: None };
-        return UnwrappedImage { bytes: Cow::Borrowed(&bytes[at..]), envelope };
+        return UnwrappedImage { bytes: Cow::Borrowed(jpeg), envelope };
     }
     if let Some((picture, envelope)) = decode_json(bytes) {
         return UnwrappedImage { bytes: Cow::Owned(picture), envelope };
@@ -61,7 +63,7 @@ pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
 
 /// Offset of a JPEG that does not begin at once.
 pub(super) fn find_jpeg_start(bytes: &[u8]) -> Option<usize> {
-    let head = &bytes[..bytes.len().min(MAX_JUNK_BYTES + 3)];
+    let head = bytes.get(..MAX_JUNK_BYTES + 3).unwrap_or(bytes);
     head.windows(3).position(|three| three == [0xff, 0xd8, 0xff]).filter(|at| *at > 0)
 }
 
@@ -118,9 +120,9 @@ fn decode_base64(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     let (coded, form) = match text.get(..5).is_some_and(|head| head.eq_ignore_ascii_case(b"data:")) {
         true => {
             let comma = text.iter().take(256).position(|byte| *byte == b',')?;
-            let head = text[..comma].to_ascii_lowercase();
-            head.ends_with(b";base64").then_some(())?;
-            (&text[comma + 1..], "a data URL")
+            let (head, coded) = text.split_at_checked(comma)?;
+            head.to_ascii_lowercase().ends_with(b";base64").then_some(())?;
+            (coded.strip_prefix(b",")?, "a data URL")
         }
         false => (text, "base64"),
     };

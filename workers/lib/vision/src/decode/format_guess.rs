@@ -25,7 +25,7 @@ pub struct FormatGuess {
 /// Guesses what bytes of an unknown format are.
 pub(super) fn guess_unknown(bytes: &[u8]) -> FormatGuess {
     let has = |at: usize, what: &[u8]| bytes.get(at..at + what.len()) == Some(what);
-    let head = &bytes[..bytes.len().min(HEAD_BYTES)];
+    let head = bytes.get(..HEAD_BYTES).unwrap_or(bytes);
     let (what, remedy) = match () {
         () if has(4, b"ftypavif") || has(4, b"ftypavis") => ("AVIF", SAVE_AS_JPEG),
         () if has(4, b"ftyphe") || has(4, b"ftypmif1") || has(4, b"ftypmsf1") => {
@@ -61,7 +61,7 @@ pub(super) fn guess_unknown(bytes: &[u8]) -> FormatGuess {
 fn guess_text(bytes: &[u8], head: &[u8]) -> FormatGuess {
     let found = |what: String, remedy| FormatGuess { what, remedy };
     if let Some(at) = find_jpeg_start(bytes) {
-        let before = if is_text(&bytes[..at]) { "text" } else { "something else" };
+        let before = if bytes.get(..at).is_some_and(is_text) { "text" } else { "something else" };
         let what = format!("{before} with a JPEG behind it, from byte {at} on");
         return found(what, "Publish the picture alone, without the text that a program wrote before it.");
     }
@@ -96,7 +96,10 @@ fn guess_text(bytes: &[u8], head: &[u8]) -> FormatGuess {
 fn is_text(bytes: &[u8]) -> bool {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
-        Err(error) if error.error_len().is_none() => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""),
+        Err(error) if error.error_len().is_none() => {
+            let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            std::str::from_utf8(whole).unwrap_or("")
+        }
         Err(_) => return false,
     };
     !text.is_empty() && text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace())
@@ -119,10 +122,10 @@ fn find(text: &[u8], word: &[u8]) -> Option<usize> {
 }
 
 fn title(text: &[u8]) -> Option<String> {
-    let from = find(text, b"<title")?;
-    let from = from + text[from..].iter().position(|byte| *byte == b'>')? + 1;
-    let to = from + find(&text[from..], b"</title")?;
-    Some(line(&text[from..to])).filter(|title| !title.is_empty())
+    let element = text.get(find(text, b"<title")?..)?;
+    let content = element.get(element.iter().position(|byte| *byte == b'>')? + 1..)?;
+    let content = content.get(..find(content, b"</title")?)?;
+    Some(line(content)).filter(|title| !title.is_empty())
 }
 
 /// Text on one line, shortened.

@@ -31,15 +31,7 @@ const MAX_SCANS: usize = 100;
 /// This many zeros at the end are not coded data.
 const UNWRITTEN_BYTES: usize = 32;
 /// Appended to coded data. A code of only ones is reserved (section C.2), and a byte of ones is stuffed with a zero.
-const NO_CODE: [u8; 128] = {
-    let mut ones = [0xff; 128];
-    let mut at = 1;
-    while at < ones.len() {
-        ones[at] = 0;
-        at += 2;
-    }
-    ones
-};
+const NO_CODE: [[u8; 2]; 64] = [[0xff, 0]; 64];
 /// The tables of annex K.3 as a segment: frames of motion JPEG omit them.
 const USUAL_TABLES: &[u8] = include_bytes!("usual_tables.dht");
 
@@ -135,8 +127,11 @@ impl JpegStructure {
     }
 
     fn frame(&mut self, marker: u8, content: &[u8]) {
-        let (Some(height_px), Some(width_px)) = (word(content, 1), word(content, 3)) else { return };
-        (self.process, self.precision) = (marker, content[0]);
+        let (Some(precision), Some(height_px), Some(width_px)) = (content.first(), word(content, 1), word(content, 3))
+        else {
+            return;
+        };
+        (self.process, self.precision) = (marker, *precision);
         (self.width_px, self.height_px) = (width_px, height_px);
         let components = content.get(6..).unwrap_or_default().as_chunks::<3>().0.iter();
         self.components = components
@@ -309,10 +304,11 @@ fn prepare_for_decoder<'a>(bytes: &'a [u8], layout: &JpegStructure) -> Cow<'a, [
     let tables = if layout.huffman || layout.components.is_empty() { &[] } else { USUAL_TABLES };
     match layout.scans.last() {
         Some(scan) if layout.sequential() => {
-            Cow::Owned([&bytes[..2], tables, &bytes[2..scan.data.end], &NO_CODE].concat())
+            let body = bytes.get(2..scan.data.end).unwrap_or_default();
+            Cow::Owned([&[0xff, SOI], tables, body, NO_CODE.as_flattened()].concat())
         }
         _ if tables.is_empty() => Cow::Borrowed(bytes),
-        _ => Cow::Owned([&bytes[..2], tables, &bytes[2..]].concat()),
+        _ => Cow::Owned([&[0xff, SOI], tables, bytes.get(2..).unwrap_or_default()].concat()),
     }
 }
 
@@ -376,14 +372,15 @@ fn build_gray_jpeg(
     }
     // Of tables defined twice, the later one counts.
     let tables = layout.tables.iter().filter(|table| table.start < scan.header.start);
-    tables.for_each(|table| grey.extend(&bytes[table.clone()]));
+    let part = |range: &Range<usize>| bytes.get(range.clone()).unwrap_or_default();
+    tables.for_each(|table| grey.extend(part(table)));
     grey.extend([0xff, 0xc0, 0, 11, 8]);
     grey.extend(size_px.1.to_be_bytes());
     grey.extend(size_px.0.to_be_bytes());
     grey.extend([1, component.id, 0x11, component.quantization]);
-    grey.extend(&bytes[scan.header.clone()]);
-    grey.extend(&bytes[scan.data.clone()]);
-    grey.extend(NO_CODE);
+    grey.extend(part(&scan.header));
+    grey.extend(part(&scan.data));
+    grey.extend(NO_CODE.as_flattened());
     grey
 }
 

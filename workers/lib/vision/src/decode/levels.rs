@@ -64,10 +64,10 @@ pub(super) fn unpremultiply(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
 pub(super) fn blend_over(rgb: [u8; 3], alpha: u8, background: Option<[u8; 3]>) -> [u8; 3] {
     let Some(background) = background else { return rgb };
     let alpha = u32::from(alpha);
-    std::array::from_fn(|channel| {
-        let (above, below) = (u32::from(rgb[channel]), u32::from(background[channel]));
-        ((above * alpha + below * (255 - alpha) + 127) / 255) as u8
-    })
+    let blend =
+        |above: u8, below: u8| ((u32::from(above) * alpha + u32::from(below) * (255 - alpha) + 127) / 255) as u8;
+    let ([red, green, blue], [under_red, under_green, under_blue]) = (rgb, background);
+    [blend(red, under_red), blend(green, under_green), blend(blue, under_blue)]
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ fn is_every_jpeg_closed(bytes: &[u8], reader: &mut TiffReader<'_>) -> bool {
     };
     starts.into_iter().zip(counts).filter_map(|(start, count)| part(start, count)).all(|part| {
         let end = part.iter().rposition(|byte| ![0x00, 0xff].contains(byte)).map_or(0, |last| last + 1);
-        part[..end].ends_with(&[0xff, 0xd9])
+        part.get(..end).is_some_and(|written| written.ends_with(&[0xff, 0xd9]))
     })
 }
 

@@ -110,7 +110,7 @@ impl SessionChecks<'_> {
         if shape.len() != 4 || !shape.iter().zip(described).skip(1).all(|(actual, expected)| fits(*actual, expected)) {
             return Err(wrong("correct width_px, height_px, channels or layout"));
         }
-        match shape[0] {
+        match shape.first().copied().unwrap_or_default() {
             ..=-1 => Ok((None, buffer)),
             1 => Ok((Some(1), buffer)),
             0 => Err(self.mismatch("its batch is empty".to_owned(), "export it with a dynamic batch".to_owned())),

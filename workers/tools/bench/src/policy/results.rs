@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use offload::policy::PolicyName;
 use schemas::{Reason, Route, TaskId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::measured::MeasuredPolicy;
+use super::measured::names::{CLOUD_ONLY, EARLIEST_FINISH, EDGE_ONLY, HARD_EXAMPLE, PAPER, RANDOM};
 use super::scenario::{PolicyQuestion, Scenario};
-use crate::answer_listener::AnswerListener;
 use crate::bar_chart::{BarChart, BarGroup};
 use crate::labelled_images::LabelledImage;
 use crate::report::{FigureGoal, HeadlineFigure, ReportChart, ReportTable, amount};
-use crate::stats::{Latency, median};
+use crate::stats::median;
 use crate::testbed::CpuUsage;
+use tributary::demo::answer_listener::AnswerListener;
+use tributary::demo::latency::Latency;
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
@@ -23,7 +25,7 @@ pub struct PolicyRun {
     /// Which scenario.
     pub scenario: &'static str,
     /// Which policy.
-    pub policy: PolicyName,
+    pub policy: MeasuredPolicy,
     /// Which round, from 0.
     pub round: usize,
     /// What it came to.
@@ -150,7 +152,7 @@ fn of<'r>(
     runs: &'r [PolicyRun],
     part: PolicyQuestion,
     scenario: &str,
-    policy: PolicyName,
+    policy: MeasuredPolicy,
 ) -> Vec<&'r PolicyRunOutcome> {
     let wanted = |run: &&PolicyRun| run.part == part && run.scenario == scenario && run.policy == policy;
     runs.iter().filter(wanted).map(|run| &run.outcome).collect()
@@ -163,7 +165,7 @@ fn middle(outcomes: &[&PolicyRunOutcome], value: impl Fn(&PolicyRunOutcome) -> f
 }
 
 /// Each scenario and policy once, in the order they were measured first.
-fn cells(runs: &[PolicyRun]) -> Vec<(PolicyQuestion, &'static str, PolicyName)> {
+fn cells(runs: &[PolicyRun]) -> Vec<(PolicyQuestion, &'static str, MeasuredPolicy)> {
     let mut cells = Vec::new();
     for run in runs {
         let cell = (run.part, run.scenario, run.policy);
@@ -181,7 +183,7 @@ pub fn rows(runs: &[PolicyRun]) -> Vec<Value> {
 
 /// For people: medians over the rounds.
 pub fn table(runs: &[PolicyRun]) -> ReportTable {
-    let line = |(part, scenario, policy): (PolicyQuestion, &'static str, PolicyName)| {
+    let line = |(part, scenario, policy): (PolicyQuestion, &'static str, MeasuredPolicy)| {
         let found = of(runs, part, scenario, policy);
         let middle = |value: fn(&PolicyRunOutcome) -> f64| middle(&found, value).unwrap_or(f64::NAN);
         let all = found.iter().all(|outcome| outcome.complete);
@@ -224,8 +226,6 @@ pub fn table(runs: &[PolicyRun]) -> ReportTable {
     }
 }
 
-use PolicyName::{CloudOnly, EarliestFinish, EdgeOnly, HardExample, Paper, Random};
-
 /// What matters: ratios of medians over the rounds.
 pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     let value = |part, scenario: &str, policy, value: fn(&PolicyRunOutcome) -> f64| {
@@ -236,14 +236,14 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     };
     let completion = |outcome: &PolicyRunOutcome| outcome.completion_s;
     let worse = |scenario: &str| {
-        let one = ratio(PolicyQuestion::Verification, scenario, EarliestFinish, HardExample, completion)?;
-        Some(one.max(ratio(PolicyQuestion::Verification, scenario, Paper, HardExample, completion)?))
+        let one = ratio(PolicyQuestion::Verification, scenario, EARLIEST_FINISH, HARD_EXAMPLE, completion)?;
+        Some(one.max(ratio(PolicyQuestion::Verification, scenario, PAPER, HARD_EXAMPLE, completion)?))
     };
     // Against the better of the two that do not decide.
     let best_fixed = |scenario: &str| {
-        let own = value(PolicyQuestion::Offloading, scenario, EarliestFinish, completion)?;
-        let edge = value(PolicyQuestion::Offloading, scenario, EdgeOnly, completion)?;
-        let cloud = value(PolicyQuestion::Offloading, scenario, CloudOnly, completion).unwrap_or(f64::INFINITY);
+        let own = value(PolicyQuestion::Offloading, scenario, EARLIEST_FINISH, completion)?;
+        let edge = value(PolicyQuestion::Offloading, scenario, EDGE_ONLY, completion)?;
+        let cloud = value(PolicyQuestion::Offloading, scenario, CLOUD_ONLY, completion).unwrap_or(f64::INFINITY);
         Some(own / edge.min(cloud))
     };
     let bad = ["link slow", "link flapping", "cloud down", "cloud stalled"];
@@ -253,7 +253,7 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
         Some((accuracy(policy)? - accuracy(over)?) * 100.0)
     };
     let confident = |scenario: &str| {
-        ratio(PolicyQuestion::Verification, scenario, EarliestFinish, EdgeOnly, |outcome| outcome.confident.p99_ms)
+        ratio(PolicyQuestion::Verification, scenario, EARLIEST_FINISH, EDGE_ONLY, |outcome| outcome.confident.p99_ms)
     };
     let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
     let most = |most| Some(FigureGoal::AtMost(most));
@@ -269,7 +269,9 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
         figure(
             "steady_p99_over_hard_example",
             "steady: p99 of the first answer over hard-example's",
-            ratio(PolicyQuestion::Verification, "steady", EarliestFinish, HardExample, |outcome| outcome.first.p99_ms),
+            ratio(PolicyQuestion::Verification, "steady", EARLIEST_FINISH, HARD_EXAMPLE, |outcome| {
+                outcome.first.p99_ms
+            }),
             "",
             most(0.5),
         ),
@@ -290,14 +292,14 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
         figure(
             "accuracy_minus_hard_example_points_at_equal_uploads",
             "steady: accuracy beyond hard-example's, which sends up as much",
-            points(EarliestFinish, HardExample),
+            points(EARLIEST_FINISH, HARD_EXAMPLE),
             "points",
             Some(FigureGoal::AtLeast(0.0)),
         ),
         figure(
             "accuracy_minus_random_points_at_equal_uploads",
             "steady: accuracy beyond random's, which sends up as much",
-            points(EarliestFinish, Random),
+            points(EARLIEST_FINISH, RANDOM),
             "points",
             Some(FigureGoal::AtLeast(0.0)),
         ),
@@ -331,7 +333,7 @@ pub fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> 
         format!("Medians of {rounds} rounds. Verification: {} labelled images of {mean} bytes on average, {cloud}.", images.len()),
         "The project's own images are enlarged to JPEGs of 480x480 before, and the site has one replica.".into(),
         "Offloading: generated 640x480 JPEGs, one replica at the site, a cloud that takes 3 ms an image on each of 4 replicas.".into(),
-        format!("hard-example gives up an upload after {} ms; the library it stands for takes 12 s and more.", super::BASELINE_TIMEOUT_MS),
+        format!("hard-example gives up an upload after {} ms; the library it stands for takes 12 s and more.", super::BASELINE_TIMEOUT.as_millis()),
         "A `>` stands before what was cut off.".into(),
     ]
 }

@@ -1,8 +1,9 @@
 //! What the link and the arrivals are like.
 
-use offload::policy::PolicyName;
 use serde::Serialize;
 
+use super::measured::MeasuredPolicy;
+use super::measured::names::{CLOUD_ONLY, EARLIEST_FINISH, EDGE_ONLY, HARD_EXAMPLE, ORACLE, PAPER, RANDOM};
 use crate::link_shaper::{LinkShape, LinkState};
 
 /// Which question is asked.
@@ -115,16 +116,15 @@ impl Scenario {
     }
 
     /// Which policies are measured. Those that send everything up cannot end where nobody answers.
-    pub fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<PolicyName> {
-        use PolicyName::{CloudOnly, EarliestFinish, EdgeOnly, HardExample, Oracle, Paper, Random};
+    pub fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<MeasuredPolicy> {
         let all = match (part, quick) {
             (PolicyQuestion::Verification, false) => {
-                vec![HardExample, EdgeOnly, EarliestFinish, Paper, CloudOnly, Random, Oracle]
+                vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER, CLOUD_ONLY, RANDOM, ORACLE]
             }
-            (PolicyQuestion::Verification, true) => vec![HardExample, EdgeOnly, EarliestFinish, Paper],
-            (PolicyQuestion::Offloading, _) => vec![EdgeOnly, EarliestFinish, CloudOnly],
+            (PolicyQuestion::Verification, true) => vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER],
+            (PolicyQuestion::Offloading, _) => vec![EDGE_ONLY, EARLIEST_FINISH, CLOUD_ONLY],
         };
-        let may = |policy: &PolicyName| !(self.hopeless() && matches!(policy, CloudOnly | Random));
+        let may = |policy: &MeasuredPolicy| !(self.hopeless() && [CLOUD_ONLY, RANDOM].contains(policy));
         all.into_iter().filter(may).collect()
     }
 }

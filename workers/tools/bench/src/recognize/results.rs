@@ -229,7 +229,7 @@ pub fn notes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Latency;
+    use tributary::demo::latency::Latency;
 
     fn window(images_per_s: f64, cpu_ms: f64, p50_ms: f64) -> MeasurementWindow {
         let latency = Latency { p50_ms, p99_ms: p50_ms * 2.0, max_ms: p50_ms * 3.0 };

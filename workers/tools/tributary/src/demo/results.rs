@@ -1,22 +1,22 @@
-//! Results of the demo: accuracy, traffic and latency, as text, chart and JSON.
+//! Results of the demo: accuracy, traffic and latency, as text and JSON.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
-use bench::chart::{Chart, ChartLine, ChartPoint};
-use bench::curve::{self, PredictionPair};
-use bench::report::BenchMachine;
-use bench::stats::Latency;
 use schemas::Route;
 use serde_json::json;
 use streams::server::Durability;
 
 use super::DemoPicture;
+use super::curve::{self, PredictionPair};
+use super::latency::Latency;
 use super::run::{DemoAnswer, DemoRun, IN_FLIGHT};
 
 /// Most points of the curve; more cannot be told apart.
 const MAX_POINTS: usize = 200;
+
+/// Shares sent up for which the accuracy is shown.
+const SHOWN: [f64; 7] = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0];
 
 /// Accuracy, traffic and latency of a run.
 pub struct DemoResult {
@@ -109,28 +109,6 @@ impl DemoResult {
         self.by_cloud as f64 / self.images.max(1) as f64
     }
 
-    /// Accuracy against the share sent up, with this run marked.
-    pub fn chart(&self) -> Chart {
-        let percent = |(share, right): &(f64, f64)| (share * 100.0, right * 100.0);
-        let here = (self.share_verified(), self.together);
-        Chart {
-            title: "Accuracy against images sent up".into(),
-            x_label: "images sent up to the cloud, %".into(),
-            y_label: "accuracy, %".into(),
-            lines: vec![
-                ChartLine {
-                    name: "least confident first".into(),
-                    points: curve::thinned(&self.curve, MAX_POINTS).iter().map(percent).collect(),
-                },
-                ChartLine {
-                    name: "at random".into(),
-                    points: [(0.0, self.site_alone), (1.0, self.cloud_alone)].iter().map(percent).collect(),
-                },
-            ],
-            marks: vec![ChartPoint { name: "this run".into(), point: percent(&here) }],
-        }
-    }
-
     /// The report as text.
     pub fn text(&self) -> String {
         let Self { images, by_site, by_cloud, dead, sent_up, bytes_up, .. } = self;
@@ -151,6 +129,11 @@ impl DemoResult {
             100.0 * *sent_up as f64 / (*images).max(1) as f64,
             *bytes_up as f64 / 1e3,
         );
+        text += "Had the least confident images gone up, whatever their number\n  sent up         ";
+        text += &SHOWN.map(|share| format!("{:>6.0} %", share * 100.0)).concat();
+        text += "\n  accuracy        ";
+        text += &SHOWN.map(|share| format!("{:>6.1} %", curve::at(&self.curve, share) * 100.0)).concat();
+        text += "\n\n";
         text += &format!("{:<48}{:>7}{:>10}{:>10}\n", "Milliseconds from publishing to", "count", "p50", "p99");
         text += &time("a provisional answer by the site", self.provisionals, &self.provisional);
         text += &time("a final answer by the confident site", *by_site, &self.confident);
@@ -193,7 +176,7 @@ impl DemoResult {
             "final_by_site_latency": self.confident,
             "final_by_cloud_latency": self.verified,
             "curve": { "x": "share sent up", "y": "accuracy", "points": curve::thinned(&self.curve, MAX_POINTS) },
-            "machine": BenchMachine::here(Path::new(".")),
+            "tributary": env!("CARGO_PKG_VERSION"),
         })
     }
 }

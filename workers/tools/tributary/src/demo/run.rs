@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bench::answer_listener::AnswerListener;
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::task::HEADER_LABEL;
@@ -12,6 +11,7 @@ use schemas::{Answer, CameraName, TaskId};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject};
 
 use super::DemoPicture;
+use super::answer_listener::AnswerListener;
 use crate::settings::Settings;
 use crate::site_target::RunningUp;
 use crate::up;

@@ -13,7 +13,7 @@ use schemas::{
 use streams::{Bus, Publisher};
 use tokio::time::Instant;
 
-use crate::roles;
+use tributary::roles;
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// Time limit for a swap, which normally takes seconds.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::camera::{self, CameraStyle};
 use anyhow::{Context, ensure};
-use bench::camera::{self, CameraStyle};
 use dataset::{DatasetRow, ExampleSplit, INDEX_FILE, read_dataset};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;

@@ -1,4 +1,4 @@
-//! `tributary demo --loop`: infer → learn → release → infer, by itself, on this machine.
+//! `tributary-bench loop`: infer → learn → release → infer, by itself, on this machine.
 //!
 //! Runs what `tributary up --sites 2 --train --merge` runs, and opens rounds as `tributary round open` does; only the
 //! labels, by which accuracy is measured, would be missing in production. [`pictures`] divides the images, [`setup`]
@@ -18,18 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::camera::CameraStyle;
 use anyhow::{Context, bail, ensure};
-use bench::camera::CameraStyle;
 use runtime::Shutdown;
 use schemas::ModelName;
 use streams::{Bus, NatsSettings};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, OnnxRuntime};
 
-use super::{HEAVY, LIGHT, PICTURES};
-use crate::settings::Settings;
-use crate::site_target::RunningUp;
-use crate::{format, stdout, up};
 use flow::SiteFlow;
 use label_accuracy::Right;
 use model_standing::ModelStanding;
@@ -37,7 +33,13 @@ use pictures::{PictureDivision, PictureProvenance};
 use results::LoopResult;
 use round::LoopContext;
 use setup::{LoopFolders, ModelSources, START_OF_CLASS};
+use tributary::settings::Settings;
+use tributary::site_target::RunningUp;
+use tributary::{format, stdout, up};
 
+const LIGHT: &str = "fixtures/models/fashion-light";
+const HEAVY: &str = "fixtures/models/fashion-heavy";
+const PICTURES: &str = "fixtures/images/fashion";
 const INITIAL: &str = "fixtures/models/fashion-initial";
 /// Number of classes that the start model for the project's own images has never seen.
 const UNSEEN: usize = 4;
@@ -49,65 +51,71 @@ const IMAGES_PER_SITE: usize = 150;
 const MIN_IMAGES_PER_SITE: usize = 20;
 const STOPPED: &str = "stopped before the end";
 
+const EXAMPLES: &str = "\
+Two sites start with a model that has never seen some classes. The cloud verifies what they doubt; their trainers learn \
+from the verdicts; rounds merge the updates into releases, which are canaried and swapped in without losing an image. If \
+it goes well, each round sends less up and gets more right. It fails if an image is lost or the sites end on different \
+releases.
+
+With your own images (--data), split test, or else a fifth, is never learned from. Models that you do not name are \
+made: the cloud's from half of the other images (at most 200 per class), the sites' from 30 images per class without \
+the rarest third of the classes.
+
+Examples:
+  tributary-bench loop
+  tributary-bench loop --rounds 8 --json loop.json
+  tributary-bench loop --dark-cameras             a good model, after it gets dark
+  tributary-bench loop --data ./photos
+  tributary-bench loop --data ./fish --groups track
+                                                  keeps images of a track together
+  tributary-bench loop --data ./photos --model ./site --cloud-model ./cloud";
+
 /// Options of the loop.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct LoopArgs {
-    /// Close the loop: sites learn unseen classes from the cloud's verdicts, round by round.
-    #[arg(long = "loop", help_heading = "Loop")]
-    pub looped: bool,
     /// Rounds of learning, merging and releasing [default: 4].
-    #[arg(long, help_heading = "Loop", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: Option<u32>,
     /// Folder of your own labelled images: an index.csv (columns file, label, split), or one folder per label.
-    #[arg(long, help_heading = "Loop", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Column of the index.csv that groups images, such as a video track; groups are never split.
-    #[arg(long, help_heading = "Loop", value_name = "COLUMN", requires = "data")]
+    #[arg(long, value_name = "COLUMN", requires = "data")]
     groups: Option<String>,
     /// Model that sites start with [default: made from some of the images].
-    #[arg(long, help_heading = "Loop", value_name = "DIR", requires = "data")]
+    #[arg(long, value_name = "DIR", requires = "data")]
     model: Option<PathBuf>,
     /// The cloud's model [default: made from half of the images].
-    #[arg(long, help_heading = "Loop", value_name = "DIR", requires = "data")]
+    #[arg(long, value_name = "DIR", requires = "data")]
     cloud_model: Option<PathBuf>,
     /// Darken all images to a quarter; without --data, sites start with the shipped model, which is good by day.
-    #[arg(long, help_heading = "Loop")]
+    #[arg(long)]
     dark_cameras: bool,
+    /// Keep the servers' stores in this folder [default: remove them at the end].
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// File for the chart.
+    #[arg(long, value_name = "FILE", default_value = "tributary-demo/loop.svg")]
+    out: PathBuf,
+    /// Write all results to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
-impl LoopArgs {
-    /// The first given option that needs --loop, if --loop is missing.
-    pub fn unused_option(&self) -> Option<&'static str> {
-        let given = [
-            ("--rounds", self.rounds.is_some()),
-            ("--data", self.data.is_some()),
-            ("--dark-cameras", self.dark_cameras),
-        ];
-        given.into_iter().find(|(_, given)| *given && !self.looped).map(|(name, _)| name)
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
     }
-}
-
-/// Where the results go.
-pub struct LoopOutput<'a> {
-    /// File of the chart.
-    pub chart: &'a Path,
-    /// File of the results as JSON.
-    pub json: Option<&'a Path>,
-    /// Folder that keeps the stores; absent, they are removed.
-    pub keep: Option<&'a Path>,
+    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Runs the loop.
-pub async fn command(
-    settings: &Settings,
-    args: &LoopArgs,
-    into: LoopOutput<'_>,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+pub async fn command(settings: &Settings, args: &LoopArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let begun = Instant::now();
     let rounds = args.rounds.unwrap_or(ROUNDS);
-    let (temporary, store) = match into.keep {
-        Some(folder) => (None, folder.to_owned()),
+    let (temporary, store) = match &args.keep {
+        Some(folder) => (None, folder.clone()),
         None => {
             let folder = tempfile::tempdir().context("a folder for the stores cannot be created")?;
             let path = folder.path().to_owned();
@@ -138,12 +146,12 @@ pub async fn command(
         took_s: begun.elapsed().as_secs_f64(),
         widened,
     };
-    super::write(into.chart, &found.chart().svg()?)?;
-    if let Some(path) = into.json {
-        super::write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
+    write(&args.out, &found.chart().svg()?)?;
+    if let Some(path) = &args.json {
+        write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
     }
     stdout::print_line(format_args!("\n{}\n", found.table()))?;
-    stdout::print_line(outro(&found, into.chart))
+    stdout::print_line(outro(&found, &args.out))
 }
 
 /// What the loop starts with.
@@ -181,10 +189,7 @@ async fn begin(
     let stopper = stop.clone();
     let work = tokio::task::spawn_blocking(move || -> anyhow::Result<LoopSetup> {
         let pictures = pictures::read(&data, groups.as_deref()).with_context(|| {
-            format!(
-                "images in {}: run the demo in a checkout of the project, or name a folder with --data",
-                data.display()
-            )
+            format!("images in {}: run it in a checkout of the project, or name a folder with --data", data.display())
         })?;
         let labels: std::collections::BTreeSet<&str> = pictures.iter().map(|picture| picture.label.as_str()).collect();
         let unseen = match (&given.start, own) {
@@ -331,7 +336,7 @@ Canaries are less strict than by default (in parentheses), because a minute show
 }
 
 fn outro(found: &LoopResult, chart: &Path) -> String {
-    let program = std::env::args().next().unwrap_or_else(|| "tributary".into());
+    let program = std::env::args().next().unwrap_or_else(|| "tributary-bench".into());
     let (first, last) = (found.turns.first(), found.turns.last());
     let sum = first.zip(last).map_or_else(String::new, |(first, last)| {
         format!(
@@ -366,17 +371,17 @@ Updates, release and canary: of the round that follows.
 Chart: {}
 
 Try next:
-  {program} demo --loop --rounds 8
+  {program} loop --rounds 8
       more rounds
-  {program} demo --loop --set recognizer.gate.min_confidence_ratio=0.9
+  {program} loop --set recognizer.gate.min_confidence_ratio=0.9
       ask the cloud more often: more verdicts to learn from
-  {program} demo --loop --set releaser.canary.escalation_margin_ratio=0.05
+  {program} loop --set releaser.canary.escalation_margin_ratio=0.05
       stricter canaries: more releases are withdrawn, or not decided in time
-  {program} demo --loop --dark-cameras
+  {program} loop --dark-cameras
       a good model, after it gets dark
-  {program} demo --loop --data DIR
+  {program} loop --data DIR
       with your own images; both models are made from them
-  {program} up --sites 2 --train --merge --model DIR --cloud-model DIR
+  tributary up --sites 2 --train --merge --model DIR --cloud-model DIR
       the same roles, kept running; then `{program} round open` and `{program} status`",
         found.images,
         found.took_s,

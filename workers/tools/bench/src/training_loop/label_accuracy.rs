@@ -7,7 +7,7 @@ use anyhow::Context;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
 use super::pictures::LoopPicture;
-use crate::format;
+use tributary::format;
 
 /// Correct and total images by label.
 #[derive(Debug, Clone, Default)]

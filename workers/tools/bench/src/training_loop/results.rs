@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use bench::chart::{Chart, ChartLine};
-use bench::report::BenchMachine;
+use crate::chart::{Chart, ChartLine};
+use crate::report::BenchMachine;
 use schemas::ReleaseStage;
 use serde_json::json;
 
 use super::label_accuracy::Right;
 use super::model_standing::deciding_finding;
 use super::round::{LoopRound, LoopTurn};
-use crate::format;
+use tributary::format;
 
 /// Results of all turns.
 pub struct LoopResult {

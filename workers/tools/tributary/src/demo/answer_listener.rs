@@ -1,4 +1,4 @@
-//! Hears what is said about tasks: the first answer, the final one, and when; and what reached the cloud.
+//! Listens to the answers of tasks, with the time of the first and the final one, and to what reaches the cloud.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use streams::{Bus, CarryError, subject};
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Listens until dropped.
+/// A listener; it listens until dropped.
 pub struct AnswerListener {
     notes: Arc<Mutex<HashMap<TaskId, ListenerEvent>>>,
     up: Arc<Mutex<CloudArrivals>>,
@@ -19,16 +19,16 @@ pub struct AnswerListener {
     _listening: Vec<AbortOnDropHandle<()>>,
 }
 
-/// What reached the cloud.
+/// Requests that reached the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CloudArrivals {
-    /// Requests.
+    /// Number of requests.
     pub requests: u64,
     /// Bytes of their payloads.
     pub bytes: u64,
 }
 
-/// What was heard about one task.
+/// The answers of one task.
 #[derive(Debug, Clone)]
 pub struct TaskAnswers {
     /// Until its first answer, provisional or final.
@@ -52,7 +52,7 @@ struct ListenerEvent {
 }
 
 impl AnswerListener {
-    /// Listens to a site and to what it sends to the cloud.
+    /// Listens to the answers of a site and to what it sends to the cloud.
     pub async fn open(here: &Bus, cloud: &Bus, site: &SiteName) -> Result<Self, CarryError> {
         let notes = Arc::<Mutex<HashMap<TaskId, ListenerEvent>>>::default();
         let up = Arc::<Mutex<CloudArrivals>>::default();
@@ -81,7 +81,7 @@ impl AnswerListener {
         Ok(Self { notes, up, counts, _listening: listening })
     }
 
-    /// Takes note of what is published; its time runs from `begun`. The receiver hears of its first answer.
+    /// Expects the answers of a task; times run from `begun`. The receiver completes with its first answer.
     pub fn expect_task(&self, task: TaskId, begun: Instant) -> oneshot::Receiver<()> {
         let (tell, first) = oneshot::channel();
         let heard = TaskAnswers { first: None, provisional: None, last: None };
@@ -90,29 +90,29 @@ impl AnswerListener {
         first
     }
 
-    /// How many final answers were heard.
+    /// Number of final answers.
     pub fn finals(&self) -> usize {
         self.counts.borrow().finals
     }
 
-    /// Waits until so many first answers were heard.
+    /// Waits for this many first answers.
     pub async fn firsts_reach(&self, count: usize) {
-        // Fails only if nobody listens any more.
+        // Fails only when the listener is gone.
         let _ = self.counts.clone().wait_for(|counts| counts.firsts >= count).await;
     }
 
-    /// Waits until so many final answers were heard.
+    /// Waits for this many final answers.
     pub async fn finals_reach(&self, count: usize) {
-        // Fails only if nobody listens any more.
+        // Fails only when the listener is gone.
         let _ = self.counts.clone().wait_for(|counts| counts.finals >= count).await;
     }
 
-    /// What was heard about a task; forgets it.
+    /// The answers of a task, which is then forgotten.
     pub fn take_answers(&self, task: TaskId) -> Option<TaskAnswers> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).remove(&task).map(|note| note.heard)
     }
 
-    /// What reached the cloud so far.
+    /// Requests that reached the cloud so far.
     pub fn cloud_arrivals(&self) -> CloudArrivals {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,7 +123,7 @@ fn note(notes: &Mutex<HashMap<TaskId, ListenerEvent>>, answer: Answer, count: &w
     let Some(ListenerEvent { begun, tell, heard }) = notes.get_mut(&answer.task) else { return };
     let took = begun.elapsed();
     if let Some(tell) = tell.take() {
-        // Fails only if nobody waits any more.
+        // Fails only when nobody waits.
         let _ = tell.send(());
         heard.first = Some(took);
         count.send_modify(|count| count.firsts += 1);

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bench::answer_listener::AnswerListener;
 use futures::{StreamExt, TryStreamExt};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -13,9 +12,10 @@ use runtime::Shutdown;
 use schemas::{Answer, CameraName, SiteName, TaskId};
 use streams::{Bus, Publication, Publisher, reader, subject};
 use tokio::time::MissedTickBehavior;
+use tributary::demo::answer_listener::AnswerListener;
 
 use super::pictures::LoopPicture;
-use crate::site_target::RunningSite;
+use tributary::site_target::RunningSite;
 
 /// Images per second and site: enough to decide a canary within a minute, few enough for two cores.
 pub const PER_S: u32 = 80;

@@ -6,7 +6,7 @@ use releaser::CanarySettings;
 use releaser::settings::RingSettings;
 
 use super::setup::{LoopFolders, SMOOTHING};
-use crate::settings::{Settings, UpSettings};
+use tributary::settings::{Settings, UpSettings};
 
 /// Margins of the canary, wider than the defaults: in a minute it sees far fewer images than the defaults assume.
 const AGREEMENT_MARGIN: f64 = 0.15;

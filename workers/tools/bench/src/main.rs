@@ -1,23 +1,89 @@
-//! `tributary bench`: measurements anyone can repeat.
+//! `tributary-bench`: measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
+//! [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`]; and the long demonstration, [`training_loop`].
+//!
+//! Shared: [`workload`] (what is recognized), [`warm_replicas`] (the same work without the pipeline), [`bench_site`] (a
+//! server and a recognizer in processes of their own), [`load_generator`] (images in, answers out),
+//! [`measurement_window`] (what happened in a stretch of time), [`stats`], [`experiments`] (many of one kind, on all
+//! cores), [`camera`] (the same scenes shown otherwise), [`report`] (a table for people, JSON for programs), [`chart`]
+//! and [`bar_chart`]. For policies: [`testbed`] (a site and a cloud), [`link_shaper`] (the link between them),
+//! [`fake_cloud`] (a cloud with a pace of its own), [`labelled_images`] (images with true labels), [`worker`].
+//!
+//! Deliberately absent: the logic of any role. What is measured is the program `tributary` beside this one.
+
+// Measurements of its own making.
+#![allow(clippy::indexing_slicing)]
+
+mod aggregate;
+mod bar_chart;
+mod baseline;
+mod bench_site;
+mod camera;
+mod canary;
+mod chart;
+mod demo_chart;
+mod error;
+mod experiments;
+mod fake_cloud;
+mod federated;
+mod labelled_images;
+mod link_shaper;
+mod load_generator;
+mod measurement_window;
+mod policy;
+mod recognize;
+mod replay;
+mod report;
+mod rounds;
+mod scale;
+mod stats;
+mod swap;
+mod testbed;
+mod train;
+mod training_loop;
+mod warm_replicas;
+mod worker;
+mod workload;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
-use bench::{aggregate, canary, federated, policy, recognize, replay, rounds, scale, swap, train};
+use clap::Parser;
 use runtime::Shutdown;
+use tributary::CommonArgs;
+use tributary::settings::{self, Settings};
+use tributary::stdout;
 
-use crate::settings::Settings;
-use crate::stdout;
+const EXAMPLES: &str = "\
+Servers and workers are started for the purpose, workers by the program `tributary` beside this one. Run from a checkout
+of the project; a release build measures what is shipped.
 
-/// Measure on this machine, with servers and workers started for the purpose.
-#[derive(clap::Args)]
-pub struct BenchArgs {
+Examples:
+  tributary-bench recognize --quick
+  tributary-bench policy --scenario \"cloud down\" --charts ./charts
+  tributary-bench loop --rounds 8 --json loop.json
+  tributary-bench loop --dark-cameras             a good model, after it gets dark
+  tributary-bench loop --data ./photos";
+
+/// Measure Tributary on this machine.
+#[derive(Parser)]
+#[command(name = "tributary-bench", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    /// Settings file [default: `tributary.toml` in this folder, if it exists].
+    #[arg(long, global = true, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// Override a setting, for example recognizer.infer.replicas=2; repeatable.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     #[command(subcommand)]
-    which: BenchCommand,
+    command: BenchCommand,
 }
 
 #[derive(clap::Subcommand)]
 enum BenchCommand {
+    /// Close the loop on this machine: two sites learn from the cloud's verdicts, round by round (1 minute).
+    Loop(training_loop::LoopArgs),
+    Chart(demo_chart::DemoChartArgs),
     /// Compare the whole pipeline with a bare loop of decode, resize and infer (3 minutes).
     ///
     /// Images per second, CPU, latency and memory, for both durabilities.
@@ -58,6 +124,12 @@ enum BenchCommand {
     ///
     /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
+    /// A recognizer with a policy that is only compared with; for the use of `policy`.
+    #[command(hide = true)]
+    Baseline(baseline::BaselineArgs),
+    /// Try a release in this process; for the use of the loop and of swaps.
+    #[command(name = releases::trial::COMMAND, hide = true)]
+    TryRelease,
 }
 
 #[derive(clap::Args)]
@@ -269,9 +341,38 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    runtime::telemetry::init_logging("warn", false);
+    os::process::set_malloc_policy(os::process::MallocPolicy::All);
+    if let Err(error) = os::scheduling::set_batch_scheduling() {
+        tracing::debug!(%error, "scheduling policy not set; continuing with default scheduling");
+    }
+    // Before there are other threads: the sandbox of a trial holds for the calling thread only.
+    if let BenchCommand::TryRelease = &cli.command {
+        return stdout::exit_code(tributary::roles::try_release());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    stdout::exit_code(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let common = CommonArgs::from_settings(cli.settings, cli.set);
+    let settings = settings::load(&common, &[])?.settings;
+    settings.check()?;
+    let shutdown = Shutdown::on_signals()?;
+    match &cli.command {
+        BenchCommand::Loop(args) => training_loop::command(&settings, args, shutdown).await,
+        BenchCommand::Chart(args) => demo_chart::command(args),
+        BenchCommand::Baseline(args) => baseline::command(&settings, args, shutdown).await,
+        BenchCommand::TryRelease => Ok(()),
+        command => measure(&settings, command, shutdown).await,
+    }
+}
+
 /// Measures, prints a table, writes files.
-pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let common = match &args.which {
+async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown) -> anyhow::Result<()> {
+    let common = match command {
         BenchCommand::Recognize(args) => &args.common,
         BenchCommand::Policy(args) => &args.common,
         BenchCommand::Train(args) => &args.common,
@@ -282,12 +383,15 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         BenchCommand::Swap(args) => &args.common,
         BenchCommand::Replay(args) => &args.common,
         BenchCommand::Scale(args) => &args.common,
+        BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::Baseline(_) | BenchCommand::TryRelease => {
+            return Ok(());
+        }
     };
     if let Some(path) = &common.json {
         // Fail now rather than after minutes of measuring.
         std::fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    let (report, charts) = match &args.which {
+    let (report, charts) = match command {
         BenchCommand::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
         BenchCommand::Train(args) => {
             (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref())
@@ -350,6 +454,9 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         }
         BenchCommand::Policy(args) => {
             (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
+        BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::Baseline(_) | BenchCommand::TryRelease => {
+            return Ok(());
         }
     };
     if let Some(path) = &common.json {

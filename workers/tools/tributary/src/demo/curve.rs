@@ -1,7 +1,7 @@
-//! What sending more images up would bring: for every threshold of confidence, the share of images below
-//! it, and the accuracy if the cloud's opinion replaced the site's there. Pure.
+//! What sending more images up would bring: for every threshold of confidence, the share of images below it, and the
+//! accuracy if the cloud's prediction replaced the site's there. Pure.
 
-/// What both models say about one labelled image.
+/// Whether both models are right about one labelled image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PredictionPair {
     /// The site's confidence, 0 to 1.
@@ -12,8 +12,8 @@ pub struct PredictionPair {
     pub cloud_right: bool,
 }
 
-/// Share sent up and accuracy, from nothing to everything; the most doubtful go first. Images of one
-/// confidence go together, because no threshold parts them.
+/// Share sent up and accuracy, from nothing to everything; the least confident go first. Images of equal confidence go
+/// together, because no threshold separates them.
 pub fn by_confidence(judged: &[PredictionPair]) -> Vec<(f64, f64)> {
     let mut sorted = judged.to_vec();
     sorted.sort_by(|a, b| a.confidence.total_cmp(&b.confidence));
@@ -29,7 +29,13 @@ pub fn by_confidence(judged: &[PredictionPair]) -> Vec<(f64, f64)> {
     points
 }
 
-/// Some of the points, evenly spread, the first and the last among them.
+/// Accuracy at the point whose share is nearest; 0 without points.
+pub fn at(points: &[(f64, f64)], share: f64) -> f64 {
+    let distance = |(at, _): &&(f64, f64)| (at - share).abs();
+    points.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map_or(0.0, |(_, accuracy)| *accuracy)
+}
+
+/// At most about `most` of the points, evenly spread, with the first and the last.
 pub fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let last = points.len().saturating_sub(1);
     let step = last.div_ceil(most.saturating_sub(1).max(1)).max(1);
@@ -61,6 +67,13 @@ mod tests {
         let points = by_confidence(&images);
         assert_eq!(points.len(), 3);
         assert_eq!(points[1].0, 2.0 / 3.0);
+    }
+
+    #[test]
+    fn accuracy_is_that_of_the_nearest_point() {
+        let points = [(0.0, 0.5), (0.25, 0.75), (1.0, 0.6)];
+        assert_eq!([0.0, 0.2, 0.9].map(|share| at(&points, share)), [0.5, 0.75, 0.6]);
+        assert_eq!(at(&[], 0.3), 0.0);
     }
 
     #[test]

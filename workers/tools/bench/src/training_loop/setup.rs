@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::train::network::BenchNetwork;
+use crate::train::write_net;
 use anyhow::{Context, ensure};
-use bench::train::network::BenchNetwork;
-use bench::train::write_net;
 use tokio_util::sync::CancellationToken;
 use training::examples::Example;
 use training::settings::{AugmentSettings, OptimizerSettings};
@@ -12,7 +12,7 @@ use training::{Epoch, ExampleSplit, Examples, TrainContext, TrainSettings, Train
 use vision::{Model, OnnxRuntime};
 
 use super::pictures::{LoopPicture, PictureDivision};
-use crate::{format, stdout};
+use tributary::{format, stdout};
 
 /// Input side of the networks made here, pixels.
 const SIDE_PX: i64 = 32;

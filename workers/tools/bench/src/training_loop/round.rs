@@ -16,8 +16,8 @@ use super::flow::{FlowAnswer, SiteFlow};
 use super::label_accuracy::Right;
 use super::model_standing::{ModelStanding, RoundOutcome, deciding_finding};
 use super::pictures::LoopPicture;
-use crate::settings::Settings;
-use crate::{format, stdout};
+use tributary::settings::Settings;
+use tributary::{format, stdout};
 
 /// What every turn needs.
 pub struct LoopContext {

@@ -1,0 +1,69 @@
+//! `tributary-bench chart`: the picture of what `tributary demo --json` measured.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Deserialize;
+use tributary::stdout;
+
+use crate::chart::{Chart, ChartLine, ChartPoint};
+
+/// Draw accuracy against images sent up, from what `tributary demo --json FILE` wrote.
+#[derive(clap::Args)]
+pub struct DemoChartArgs {
+    /// What the demo wrote.
+    #[arg(value_name = "FILE")]
+    results: PathBuf,
+    /// File for the chart, as SVG.
+    #[arg(long, value_name = "FILE", default_value = "accuracy.svg")]
+    out: PathBuf,
+}
+
+/// The part of the demo's results that is drawn; ratios from 0 to 1.
+#[derive(Deserialize)]
+struct DemoCurve {
+    accuracy_edge_ratio: f64,
+    accuracy_collaborative_ratio: f64,
+    accuracy_cloud_ratio: f64,
+    verified_ratio: f64,
+    curve: CurvePoints,
+}
+
+#[derive(Deserialize)]
+struct CurvePoints {
+    /// Share sent up, and accuracy.
+    points: Vec<(f64, f64)>,
+}
+
+/// Draws the chart.
+pub fn command(args: &DemoChartArgs) -> anyhow::Result<()> {
+    let path = &args.results;
+    let text = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let results: DemoCurve = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not what `tributary demo --json` writes", path.display()))?;
+    write(&args.out, &draw(&results).svg()?)?;
+    stdout::print_line(format_args!("{}", args.out.display()))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+fn draw(results: &DemoCurve) -> Chart {
+    let percent = |(share, right): &(f64, f64)| (share * 100.0, right * 100.0);
+    let at_random = [(0.0, results.accuracy_edge_ratio), (1.0, results.accuracy_cloud_ratio)];
+    let here = (results.verified_ratio, results.accuracy_collaborative_ratio);
+    Chart {
+        title: "Accuracy against images sent up".into(),
+        x_label: "images sent up to the cloud, %".into(),
+        y_label: "accuracy, %".into(),
+        lines: vec![
+            ChartLine {
+                name: "least confident first".into(),
+                points: results.curve.points.iter().map(percent).collect(),
+            },
+            ChartLine { name: "at random".into(), points: at_random.iter().map(percent).collect() },
+        ],
+        marks: vec![ChartPoint { name: "this run".into(), point: percent(&here) }],
+    }
+}

@@ -1,0 +1,46 @@
+//! The policies that are measured: the product's own, and those that are only compared with.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use offload::policy::PolicyName;
+use serde::{Serialize, Serializer};
+
+use crate::baseline::BaselineRule;
+
+/// A policy that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeasuredPolicy {
+    /// One of the product's, run by the product's recognizer.
+    Product(PolicyName),
+    /// One that is only compared with, run by the bench's recognizer.
+    Baseline(BaselineRule),
+}
+
+impl fmt::Display for MeasuredPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Product(name) => name.fmt(f),
+            Self::Baseline(rule) => f.write_str(rule.to_possible_value().as_ref().map_or("", |value| value.get_name())),
+        }
+    }
+}
+
+impl Serialize for MeasuredPolicy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Short names for tables of policies.
+pub mod names {
+    use super::{BaselineRule, MeasuredPolicy, PolicyName};
+
+    pub const PAPER: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::Paper);
+    pub const EARLIEST_FINISH: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::EarliestFinish);
+    pub const EDGE_ONLY: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::EdgeOnly);
+    pub const CLOUD_ONLY: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::CloudOnly);
+    pub const HARD_EXAMPLE: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::HardExample);
+    pub const RANDOM: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::Random);
+    pub const ORACLE: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::Oracle);
+}
