@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,11 @@ pub trait Message: Serialize + DeserializeOwned {
     const KIND: &'static str;
     /// Increased by every change except an added optional field.
     const VERSION: u16;
+
+    /// Bytes to set aside before it is encoded, for messages that are large: growing the buffer would copy them again.
+    fn capacity_bytes(&self) -> usize {
+        512
+    }
 }
 
 /// Why bytes could not be read or written as a message.
@@ -67,12 +73,53 @@ pub enum CodecError {
     },
 }
 
-#[derive(Serialize)]
-struct MessageEnvelope<'a, M> {
+/// Puts kind and version before a message's own fields as they are written. Were the message flattened into its envelope,
+/// the serializer would write it to a buffer of its own first, and copy that: an image twice instead of once.
+struct EnvelopeWriter {
     kind: &'static str,
     version: u16,
-    #[serde(flatten)]
-    message: &'a M,
+    bytes: Vec<u8>,
+    /// What was written of the message's map until the number of its fields was known.
+    begun: Vec<u8>,
+    is_open: bool,
+}
+
+impl EnvelopeWriter {
+    /// Writes the head of the envelope once the message says how many fields it has.
+    fn open(&mut self) -> std::io::Result<()> {
+        let mut rest = &self.begun[..];
+        let fields = match rmp::decode::read_map_len(&mut rest) {
+            Ok(fields) => fields,
+            Err(rmp::decode::ValueReadError::TypeMismatch(_)) => {
+                return Err(std::io::Error::other("it is not a map of fields"));
+            }
+            Err(_) => return Ok(()),
+        };
+        rmp::encode::write_map_len(&mut self.bytes, fields.saturating_add(2))?;
+        rmp::encode::write_str(&mut self.bytes, "kind")?;
+        rmp::encode::write_str(&mut self.bytes, self.kind)?;
+        rmp::encode::write_str(&mut self.bytes, "version")?;
+        rmp::encode::write_uint(&mut self.bytes, self.version.into())?;
+        self.bytes.extend_from_slice(rest);
+        self.is_open = true;
+        Ok(())
+    }
+}
+
+impl std::io::Write for EnvelopeWriter {
+    fn write(&mut self, some: &[u8]) -> std::io::Result<usize> {
+        if self.is_open {
+            self.bytes.extend_from_slice(some);
+        } else {
+            self.begun.extend_from_slice(some);
+            self.open()?;
+        }
+        Ok(some.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -84,8 +131,11 @@ struct EnvelopeHead<'a> {
 
 /// Encodes a message.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
-    let envelope = MessageEnvelope { kind: M::KIND, version: M::VERSION, message };
-    rmp_serde::to_vec_named(&envelope).map_err(|source| CodecError::Unwritable { kind: M::KIND, source })
+    let bytes = Vec::with_capacity(message.capacity_bytes());
+    let mut envelope = EnvelopeWriter { kind: M::KIND, version: M::VERSION, bytes, begun: Vec::new(), is_open: false };
+    let written = rmp_serde::encode::write_named(&mut envelope, message);
+    written.map_err(|source| CodecError::Unwritable { kind: M::KIND, source })?;
+    Ok(envelope.bytes)
 }
 
 /// Decodes a message; unknown fields are ignored.
@@ -105,6 +155,11 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
         return Err(CodecError::NotFinite { kind: M::KIND });
     }
     read(bytes).map_err(unreadable)
+}
+
+/// Decodes a message whose large parts stay in the buffer it came in, without a copy.
+pub fn decode_shared<M: Message>(bytes: &Bytes) -> Result<M, CodecError> {
+    crate::shared_bytes::decode_from(bytes, decode)
 }
 
 /// Deserializes bytes up to the permitted depth.
@@ -335,6 +390,41 @@ mod tests {
             });
             assert!(reading.unwrap().join().unwrap(), "{levels} levels");
         }
+    }
+
+    #[test]
+    fn a_message_of_many_fields_or_of_none_keeps_its_envelope() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct WideSample {
+            #[serde(flatten)]
+            fields: std::collections::BTreeMap<String, u64>,
+        }
+        impl Message for WideSample {
+            const KIND: &'static str = "wide";
+            const VERSION: u16 = 300;
+        }
+        for count in [0, 1, 13, 14, 15, 16, 70_000] {
+            let sample = WideSample { fields: (0..count).map(|number| (format!("f{number}"), number)).collect() };
+            let bytes = encode(&sample).unwrap();
+            assert_eq!(
+                read_head(&bytes).map(|head| (head.kind.into_owned(), head.version)),
+                Some(("wide".into(), 300))
+            );
+            let mut rest = &bytes[..];
+            assert_eq!(u64::from(rmp::decode::read_map_len(&mut rest).unwrap()), count + 2);
+            let all: std::collections::BTreeMap<String, serde_json::Value> = read(&bytes).unwrap();
+            assert_eq!(all.len() as u64, count + 2);
+        }
+        #[derive(Serialize, Deserialize)]
+        struct NumberSample(u64);
+        impl Message for NumberSample {
+            const KIND: &'static str = "number";
+            const VERSION: u16 = 1;
+        }
+        assert!(
+            matches!(encode(&NumberSample(7)), Err(CodecError::Unwritable { .. })),
+            "without fields there is no kind"
+        );
     }
 
     proptest! {

@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn request(edge: Option<&str>) -> VerifyRequest {
-        let (reason, payload) = (VerifyReason::Doubtful, Payload::Image(Vec::new()));
+        let (reason, payload) = (VerifyReason::Doubtful, Payload::Image(Default::default()));
         VerifyRequest { reason, payload, provisional: provisional(edge), hardness: None, ticket: None }
     }
 

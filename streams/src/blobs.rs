@@ -1,32 +1,51 @@
 //! Bytes too large for a message, in the broker's object store under the digest of their content.
 //! Hashed on the way in and on the way out: no unchecked byte leaves this file (invariant 4).
 //!
+//! What may be large goes from file to file or from bucket to bucket, a few pieces at a time: [`Blobs::store_file`],
+//! [`Blobs::fetch_to_file`], [`Blobs::copy_to`]. What is used whole, an image or a piece of a package, is held in memory up
+//! to [`MAX_HELD_BYTES`].
+//!
 //! Written by the client's object store, and read by requests of our own: the client's reader follows links without
 //! limit, waits for missing pieces, and needs permission to create consumers.
 
-use async_nats::jetstream::object_store::{DeleteErrorKind, ObjectStore};
+use std::path::Path;
+use std::time::Duration;
+
+use async_nats::jetstream::object_store::{DeleteErrorKind, ObjectInfo, ObjectStore};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use futures::Stream;
+use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{BlobRef, SiteName};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
+use crate::backoff::Backoff;
 use crate::connect::Bus;
 use crate::direct_get;
 use crate::error::{CarryError, full_disk_reason, missing_or_failed};
+use crate::partial_file::{PartialFile, file_error};
 use crate::reader;
 use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS, sent_blobs};
 
 /// Why a referenced blob cannot be fetched.
 const NOT_THERE: &str = "is not in the bucket (it expired, or was never stored)";
-/// Most pieces and bytes per request; the client writes pieces of 128 KiB.
-const PIECES: usize = 64;
-const PIECES_BYTES: usize = 8 * 1024 * 1024;
+/// Most pieces and bytes per request; the client writes pieces of 128 KiB. What a transfer holds in memory is some times this.
+const PIECES: usize = 16;
+const PIECES_BYTES: usize = 2 * 1024 * 1024;
+/// Most bytes that [`Blobs::fetch_blob`] holds in memory, whatever limit its caller names.
+pub const MAX_HELD_BYTES: u64 = MAX_IMAGE_BYTES;
+/// Bytes of a file that are read at a time.
+const FILE_PART_BYTES: usize = 256 * 1024;
+/// How often in a row a reply may fail to come before a transfer ends, and the pauses before it is asked for again.
+const RESUMES: u32 = 5;
+const FIRST_RESUME: Duration = Duration::from_millis(200);
+const LAST_RESUME: Duration = Duration::from_secs(3);
 
 /// A bucket of blobs in one JetStream domain.
 #[derive(Clone)]
@@ -134,11 +153,46 @@ impl Blobs {
             Ok(_) => Ok(blob),
             Err(failure) => Err(failure.unwritten(format!("bucket {}", self.name))),
         });
-        let mut reader = bytes;
-        let stored = self.store_of_client().await?.put(blob.key.as_str(), &mut reader).await;
-        match stored {
-            Ok(_) => Ok(blob),
-            Err(error) => Err(self.storing_error(&blob, error)),
+        self.put(&blob, bytes).await.map(|_| blob)
+    }
+
+    /// Stores a file once, under its digest. Reads it twice, a little at a time.
+    ///
+    /// # Errors
+    /// Also that the file changed while it was stored, in which case nothing of it stays.
+    pub async fn store_file(&self, file: &Path) -> Result<BlobRef, CarryError> {
+        let blob = hash_file(file).await?;
+        if self.has_blob(&blob).await.unwrap_or(false) {
+            return Ok(blob);
+        }
+        in_memory!(self.bus, _link => {
+            let bytes = tokio::fs::read(file).await.map_err(file_error(file))?;
+            self.store_blob(&bytes).await
+        });
+        let opened = tokio::fs::File::open(file).await.map_err(file_error(file))?;
+        // One byte more than it had: a file that grew meanwhile is found out, and not stored to its end.
+        let stored = self.put(&blob, opened.take(blob.size_bytes.saturating_add(1))).await?;
+        if reference_of(&stored).is_some_and(|stored| stored == blob) {
+            return Ok(blob);
+        }
+        self.remove_upload(&blob, &stored.nuid).await;
+        Err(file_error(file)(std::io::Error::other("it changed while it was being stored; store it again")))
+    }
+
+    /// Writes a blob through the client's object store, which holds one piece at a time.
+    async fn put(&self, blob: &BlobRef, mut from: impl AsyncRead + Unpin) -> Result<ObjectInfo, CarryError> {
+        let stored = self.store_of_client().await?.put(blob.key.as_str(), &mut from).await;
+        stored.map_err(|error| match full_disk_reason(&error) {
+            Some(why) => CarryError::Full { subject: format!("bucket {}", self.name), why },
+            None => CarryError::broker(format!("storing blob {}", blob.key))(error),
+        })
+    }
+
+    /// Removes what an upload wrote that turned out to be something else; another's description of the same key stays.
+    async fn remove_upload(&self, blob: &BlobRef, nuid: &str) {
+        let is_ours = self.describe(blob).await.is_ok_and(|kept| kept.is_some_and(|kept| kept.nuid == nuid));
+        if is_ours && let Err(error) = self.remove_blob(&blob.key).await {
+            tracing::debug!(%error, key = blob.key, "mismatched upload not removed");
         }
     }
 
@@ -155,10 +209,11 @@ impl Blobs {
         }
     }
 
-    /// The bytes of a reference: of exactly its size and digest, or an error. The size is checked
-    /// before anything is allocated.
+    /// The bytes of a reference: of exactly its size and digest, or an error. The size is checked before anything is
+    /// allocated, against `limit_bytes` and [`MAX_HELD_BYTES`]; what may be larger is fetched with
+    /// [`Blobs::fetch_to_file`].
     pub async fn fetch_blob(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Bytes, CarryError> {
-        let mut pieces = self.pieces(blob, limit_bytes).await?;
+        let mut pieces = self.pieces(blob, limit_bytes.min(MAX_HELD_BYTES)).await?;
         // Grown as pieces arrive: a description alone is no reason to allocate.
         let mut bytes = Vec::new();
         while let Some(some) = pieces.next().await? {
@@ -167,8 +222,20 @@ impl Blobs {
         Ok(bytes.into())
     }
 
+    /// Writes a blob to a file, which appears when all of it has arrived with exactly the size and digest of its
+    /// reference; otherwise there is an error, and the file stays as it was. Holds a few pieces at a time, whatever the
+    /// size, and asks again for those whose reply was lost. The file's folder must exist.
+    pub async fn fetch_to_file(&self, blob: &BlobRef, limit_bytes: u64, into: &Path) -> Result<(), CarryError> {
+        let mut pieces = self.pieces(blob, limit_bytes).await?;
+        let mut file = PartialFile::create(into)?;
+        while let Some(some) = pieces.next_resumed().await? {
+            file = file.append(some).await?;
+        }
+        file.finish().await
+    }
+
     /// Copies a blob into another bucket unless it is there already; holds only a few pieces at a time, whatever its
-    /// size. A copy with the wrong digest is removed again.
+    /// size, and asks again for those whose reply was lost. A copy with the wrong digest is removed again.
     pub async fn copy_to(&self, other: &Self, blob: &BlobRef, limit_bytes: u64) -> Result<(), CarryError> {
         if other.has_blob(blob).await? {
             return Ok(());
@@ -181,7 +248,7 @@ impl Blobs {
         let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);
         let reading = async move {
             loop {
-                match pieces.next().await {
+                match pieces.next_resumed().await {
                     Ok(None) => return Ok(()),
                     Ok(Some(some)) => {
                         for piece in some {
@@ -199,29 +266,14 @@ impl Blobs {
                 }
             }
         };
-        let store = other.store_of_client().await?;
-        let mut reader = StreamReader::new(into_stream(receiver));
-        let writing = async { Ok(store.put(blob.key.as_str(), &mut reader).await) };
+        let writing = other.put(blob, StreamReader::new(into_stream(receiver)));
         let (read, written): (Result<(), CarryError>, Result<_, CarryError>) = tokio::join!(reading, writing);
-        // The digest is known only at the end, and the copy may be described already; another's description is kept.
-        if let (Err(_), Ok(Ok(stored))) = (&read, &written)
-            && other.describe(blob).await.is_ok_and(|kept| kept.is_some_and(|kept| kept.nuid == stored.nuid))
-            && let Err(error) = other.remove_blob(&blob.key).await
-        {
-            tracing::debug!(%error, key = blob.key, "mismatched copy not removed");
+        // The digest is known only at the end, and the copy may be described already.
+        if let (Err(_), Ok(stored)) = (&read, &written) {
+            other.remove_upload(blob, &stored.nuid).await;
         }
         read?;
-        match written? {
-            Ok(_) => Ok(()),
-            Err(error) => Err(other.storing_error(blob, error)),
-        }
-    }
-
-    fn storing_error(&self, blob: &BlobRef, error: async_nats::jetstream::object_store::PutError) -> CarryError {
-        match full_disk_reason(&error) {
-            Some(why) => CarryError::Full { subject: format!("bucket {}", self.name), why },
-            None => CarryError::broker(format!("storing blob {}", blob.key))(error),
-        }
+        written.map(|_| ())
     }
 
     /// A reader of the pieces of a blob, if its description is valid.
@@ -247,6 +299,35 @@ impl Blobs {
 /// The subject token of a blob's key. Pure.
 fn encode_key(key: &str) -> String {
     URL_SAFE.encode(key)
+}
+
+/// The reference of what the client stored, by the size and digest that it found on the way.
+fn reference_of(stored: &ObjectInfo) -> Option<BlobRef> {
+    let digest = URL_SAFE.decode(stored.digest.as_deref()?.strip_prefix("SHA-256=")?).ok()?;
+    Some(BlobRef::new(digest.try_into().ok()?, stored.size as u64))
+}
+
+/// The reference of a file's content; reads it a little at a time, off the async threads.
+async fn hash_file(file: &Path) -> Result<BlobRef, CarryError> {
+    use std::io::Read;
+    let path = file.to_owned();
+    let hash = move || {
+        let (mut opened, mut hash, mut size_bytes) = (std::fs::File::open(path)?, Sha256::new(), 0u64);
+        let mut part = vec![0; FILE_PART_BYTES];
+        loop {
+            match opened.read(&mut part) {
+                Ok(0) => return Ok(BlobRef::new(hash.finalize().into(), size_bytes)),
+                Ok(count) => {
+                    hash.update(part.get(..count).unwrap_or_default());
+                    size_bytes = size_bytes.saturating_add(count as u64);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let hashed = tokio::task::spawn_blocking(hash).await;
+    hashed.map_err(std::io::Error::other).and_then(|hashed| hashed).map_err(file_error(file))
 }
 
 /// The subject token of a blob's pieces, if its description is valid. Pure.
@@ -286,6 +367,21 @@ struct BlobChunks {
 }
 
 impl BlobChunks {
+    /// The next pieces, as [`BlobChunks::next`] gives them; where a reply does not come, it is asked for again from where
+    /// the last one ended.
+    async fn next_resumed(&mut self) -> Result<Option<Vec<Bytes>>, CarryError> {
+        let mut backoff = Backoff::new(FIRST_RESUME, LAST_RESUME);
+        loop {
+            match self.next().await {
+                Err(error @ CarryError::Broker { .. }) if backoff.failures() < RESUMES => {
+                    tracing::debug!(%error, key = self.blob.key, bytes = self.bytes, "transfer of a blob resumed");
+                    backoff.pause().await;
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// The next pieces; `None` when all have arrived and match the reference.
     async fn next(&mut self) -> Result<Option<Vec<Bytes>>, CarryError> {
         let size = self.blob.size_bytes;

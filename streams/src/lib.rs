@@ -31,6 +31,7 @@ pub mod image_refusal;
 pub mod memory;
 pub mod monitor;
 pub mod nkey;
+mod partial_file;
 pub mod permissions;
 #[cfg(test)]
 mod pinned_server;

@@ -128,6 +128,8 @@ struct ClusterState {
     faults: NetworkFaults,
     rng: StdRng,
     events: Vec<ClusterEvent>,
+    /// Requests that were made so far, answered or not.
+    requests: u64,
 }
 
 struct MemoryServer {
@@ -175,6 +177,7 @@ impl MemoryCluster {
             faults: NetworkFaults::default(),
             rng: StdRng::seed_from_u64(seed),
             events: Vec::new(),
+            requests: 0,
         };
         let began_at = Instant::now();
         JITTER.set(Some(seed.wrapping_shl(20)));
@@ -265,6 +268,11 @@ impl MemoryCluster {
     /// What happened so far.
     pub fn events(&self) -> Vec<ClusterEvent> {
         self.state().events.clone()
+    }
+
+    /// Number of requests made to its servers so far, whether or not they were answered.
+    pub fn request_count(&self) -> u64 {
+        self.state().requests
     }
 
     /// The simulated time, milliseconds since the epoch.

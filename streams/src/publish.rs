@@ -18,6 +18,10 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::connect::Bus;
 use crate::error::{CarryError, is_full, is_taken, server_error};
+use crate::reader;
+use crate::subject::slot_of;
+use crate::subject_table::stored_in;
+use crate::topology::DEAD;
 
 /// Memory for messages that await their acknowledgement, KiB. Above about 128 MB the server
 /// answers 429; 32 MiB keeps it busy at every image size measured.
@@ -106,7 +110,8 @@ pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequ
 pub enum PublishOutcome {
     /// Stored now, under this sequence.
     Stored(u64),
-    /// Stored before, under this sequence.
+    /// Stored before, under this sequence: the same id within the stream's duplicate window, or, in the slot of a message
+    /// that is stored only if it is the first, the same bytes. So is a message whose acknowledgement was lost.
     Duplicate(u64),
     /// Its slot holds another message, which stays.
     Taken,
@@ -147,7 +152,11 @@ impl Publisher {
         let mut backoff = Backoff::new(FIRST_DELAY, MAX_DELAY);
         loop {
             let pause = backoff.next_pause();
-            match self.publish_once(publication).await {
+            let published = match self.publish_once(publication).await {
+                Ok(PublishOutcome::Taken) => self.compare_slot(publication).await,
+                other => other,
+            };
+            match published {
                 Ok(outcome) => return Ok(outcome),
                 Err(Permanent(CarryError::Full { subject, why })) => return Err(self.full_error(subject, why).await),
                 Err(Permanent(error)) => return Err(error),
@@ -155,6 +164,22 @@ impl Publisher {
                 Err(Transient(error)) => tracing::debug!(subject = publication.subject, %error, "publish retried"),
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Whether a slot that is taken holds this very message: it was stored, and the acknowledgement lost. Dead letters are
+    /// not compared: each has a slot of its own, and who writes them may not read them.
+    async fn compare_slot(&self, publication: &Publication) -> Result<PublishOutcome, PublishRetry> {
+        let slot = slot_of(&publication.subject);
+        let Some(stream) = stored_in(&slot).filter(|stream| *stream != DEAD) else { return Ok(PublishOutcome::Taken) };
+        match reader::last_message(&self.bus, stream, &slot).await {
+            Ok(Some(stored)) if stored.payload == publication.payload => {
+                tracing::debug!(subject = publication.subject, sequence = stored.sequence, "message was stored before");
+                Ok(PublishOutcome::Duplicate(stored.sequence))
+            }
+            Ok(_) => Ok(PublishOutcome::Taken),
+            // Nobody knows whose message it is: asked again, as for an acknowledgement.
+            Err(error) => Err(Transient(error)),
         }
     }
 

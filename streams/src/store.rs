@@ -20,8 +20,6 @@ mod failure;
 
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,9 +30,10 @@ use object_store::path::Path as Key;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode};
 use schemas::BlobRef;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
 use crate::error::CarryError;
+use crate::partial_file::{PartialFile, file_error};
 use failure::is_absent;
 
 /// Timeout of one request, including its retries.
@@ -162,13 +161,7 @@ impl ReleaseStore {
             let what = format!("has {stored_bytes} bytes, but its reference says {}", blob.size_bytes);
             return Err(self.bad(path, what));
         }
-        let written = at(into);
-        let folder = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Removed when dropped, unless it was renamed.
-        let readable = PermissionsExt::from_mode(0o644);
-        let temporary = tempfile::Builder::new().prefix(".fetch-").permissions(readable).tempfile_in(folder);
-        let temporary = temporary.map_err(&written)?;
-        let mut file = tokio::fs::File::from_std(temporary.as_file().try_clone().map_err(&written)?);
+        let mut file = PartialFile::create(into)?;
         let mut seen = ContentDigest::default();
         while seen.size_bytes < blob.size_bytes {
             let end = blob.size_bytes.min(seen.size_bytes + PART_BYTES);
@@ -177,13 +170,10 @@ impl ReleaseStore {
                 break;
             }
             seen.add(&part);
-            file.write_all(&part).await.map_err(&written)?;
+            file = file.append(vec![part]).await?;
         }
         self.check(path, blob, seen)?;
-        file.flush().await.map_err(&written)?;
-        file.sync_all().await.map_err(&written)?;
-        temporary.persist(into).map_err(|error| written(error.error))?;
-        Ok(())
+        file.finish().await
     }
 
     /// The paths of all objects below a prefix, which must end at a part of a path; an empty prefix lists
@@ -295,21 +285,17 @@ struct FileParts<'a> {
 
 impl<'a> FileParts<'a> {
     async fn open(path: &'a Path) -> Result<Self, CarryError> {
-        let file = tokio::fs::File::open(path).await.map_err(at(path))?;
+        let file = tokio::fs::File::open(path).await.map_err(file_error(path))?;
         Ok(Self { path, file, seen: ContentDigest::default() })
     }
 
     /// The next part; empty at the end.
     async fn next(&mut self) -> Result<Vec<u8>, CarryError> {
         let mut part = Vec::new();
-        (&mut self.file).take(PART_BYTES).read_to_end(&mut part).await.map_err(at(self.path))?;
+        (&mut self.file).take(PART_BYTES).read_to_end(&mut part).await.map_err(file_error(self.path))?;
         self.seen.add(&part);
         Ok(part)
     }
-}
-
-fn at(path: &Path) -> impl Fn(io::Error) -> CarryError {
-    move |source| CarryError::File { path: path.to_owned(), source }
 }
 
 /// Parses a path that every kind of store accepts unchanged and that stays inside the store.

@@ -1,4 +1,6 @@
-//! Builds and parses every subject; [`crate::subject_table`] lists them all. No other file spells one out.
+//! Builds and parses every subject of a message; [`crate::subject_table`] lists them all. Beside these two files, patterns
+//! of subjects are spelt where streams take them ([`crate::topology`]) and where a role listens to them
+//! ([`crate::permissions`]); a test of the table holds the streams to it.
 //!
 //! The subjects of sites and of the cloud never overlap: an overlap would store a message twice, once on each side
 //! of a leaf link.
@@ -99,6 +101,14 @@ pub fn provisional(site: &SiteName, camera: &CameraName) -> String {
 /// ([`final_answer`]) and republishes what it kept on that subject, so nobody hears a second outcome.
 pub fn outcome(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("outcome.{site}.{camera}.{task}")
+}
+
+/// The subject under which a publication is stored: the same one, except for an outcome.
+pub fn slot_of(subject: &str) -> String {
+    match subject.strip_prefix("outcome.") {
+        Some(rest) => format!("answer.final.{rest}"),
+        None => subject.to_owned(),
+    }
 }
 
 /// The one slot of a task's final answer.
@@ -489,5 +499,6 @@ mod tests {
         let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::new_random());
         assert_eq!(read_final_answer(&final_answer(&site, &camera, task)).unwrap(), task);
         assert!(read_final_answer("answer.final.reef.cam-1.x").is_err());
+        assert_eq!(slot_of(&outcome(&site, &camera, task)), final_answer(&site, &camera, task));
     }
 }

@@ -3,6 +3,7 @@
 
 use schemas::{Role, SiteName};
 
+use crate::permissions::belongs_to;
 use crate::topology::{
     ANSWERS, AUDIT, DEAD, HARDCASES, IMAGES, LABELS, LEARNED, ORDERS, OUTBOX, PINNED, RELEASES, SWAPS, UPDATES,
     VERDICTS, VERIFY,
@@ -223,6 +224,14 @@ pub const SUBJECTS: &[SubjectRow] = &[
 /// Subjects that a role publishes, of one site or, without a name, of all.
 pub(crate) fn published_by(role: Role, site: Option<&SiteName>) -> Vec<String> {
     SUBJECTS.iter().filter(|row| row.publishers.contains(&role)).map(|row| row.pattern(site)).collect()
+}
+
+/// The stream that stores a subject, or a pattern within one kind of subjects.
+pub(crate) fn stored_in(subject: &str) -> Option<&'static str> {
+    SUBJECTS
+        .iter()
+        .find(|row| row.stream.is_some() && belongs_to(&row.pattern(None), subject))
+        .and_then(|row| row.stream)
 }
 
 #[cfg(test)]

@@ -225,13 +225,10 @@ impl StreamSettings {
             ("verdicts_max_mib", self.verdicts_max_mib),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("streams.{name} is 0; it must be at least 1"));
+            return Err(format!("{name} is 0; it must be at least 1"));
         }
         if self.answers_max_messages < 1000 {
-            return Err(format!(
-                "streams.answers_max_messages is {}; it must be at least 1000",
-                self.answers_max_messages
-            ));
+            return Err(format!("answers_max_messages is {}; it must be at least 1000", self.answers_max_messages));
         }
         Ok(())
     }

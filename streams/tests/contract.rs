@@ -211,6 +211,7 @@ clauses! {
     what_is_too_old_is_gone;
     what_is_delivered_too_often_is_told;
     an_outcome_is_stored_and_said_as_a_final_answer;
+    the_first_of_each_kind_is_told_from_anothers;
     rounds_are_copied_out_of_the_updates;
     a_note_is_written_read_and_changed_by_many;
     whoever_follows_a_note_hears_how_it_stands_and_how_it_changes;
@@ -218,6 +219,7 @@ clauses! {
     heartbeats_are_heard_and_counted;
     a_blob_is_stored_once_and_fetched_as_it_was;
     a_blob_of_another_hash_is_not_given_out;
+    a_file_is_stored_and_fetched_as_it_was;
     a_large_blob_is_copied_to_another_bucket;
     a_deleted_image_is_noted;
     the_server_says_what_time_it_is;
@@ -256,7 +258,7 @@ async fn a_slot_keeps_its_first_message(world: ContractWorld) {
     let second = Publication::first_on_subject(world.outcome(1), "second");
     assert_eq!(world.publish(&first).await, PublishOutcome::Stored(1));
     assert_eq!(world.publish(&second).await, PublishOutcome::Taken);
-    assert_eq!(world.publish(&first).await, PublishOutcome::Taken, "its own retry finds it taken, too");
+    assert_eq!(world.publish(&first).await, PublishOutcome::Duplicate(1), "its own retry finds its own message");
     let other = Publication::first_on_subject(world.outcome(2), "other");
     assert_eq!(world.publish(&other).await, PublishOutcome::Stored(2));
     let last = reader::last_message(&world.bus, topology::ANSWERS, &world.final_answer(1)).await.unwrap().unwrap();
@@ -626,6 +628,28 @@ async fn an_outcome_is_stored_and_said_as_a_final_answer(world: ContractWorld) {
     assert!(tokio::time::timeout(SOON, heard.next()).await.is_err(), "what is not stored is not said");
 }
 
+async fn the_first_of_each_kind_is_told_from_anothers(world: ContractWorld) {
+    let model = schemas::ModelName::from_name("light");
+    let set = "set".parse().unwrap();
+    let slots = [
+        world.outcome(1),
+        subject::round(&model, 1, "opened"),
+        subject::release(&model, 1),
+        subject::pin(&set, &world.site, &world.camera, task_id(1)),
+    ];
+    for slot in slots {
+        let (own, other) =
+            (Publication::first_on_subject(slot.clone(), "own"), Publication::first_on_subject(slot.clone(), "other"));
+        assert!(matches!(world.publish(&own).await, PublishOutcome::Stored(_)), "{slot}");
+        assert!(matches!(world.publish(&own).await, PublishOutcome::Duplicate(_)), "{slot}");
+        assert_eq!(world.publish(&other).await, PublishOutcome::Taken, "{slot}");
+    }
+    // Who writes dead letters need not be able to read them.
+    let letter = Publication::first_on_subject(subject::dead(topology::IMAGES, &world.site, task_id(1)), "letter");
+    assert!(matches!(world.publish(&letter).await, PublishOutcome::Stored(_)));
+    assert_eq!(world.publish(&letter).await, PublishOutcome::Taken);
+}
+
 async fn rounds_are_copied_out_of_the_updates(world: ContractWorld) {
     let model = schemas::ModelName::from_name("light");
     world.store(subject::update(&model, 1, &world.site), b"update").await;
@@ -716,6 +740,35 @@ async fn a_blob_of_another_hash_is_not_given_out(world: ContractWorld) {
     let other = BlobRef { sha256: "07".repeat(32), ..blob };
     let fetched = blobs.fetch_blob(&other, 1000).await;
     assert!(matches!(fetched, Err(CarryError::BadBlob { .. })), "{fetched:?}");
+}
+
+async fn a_file_is_stored_and_fetched_as_it_was(world: ContractWorld) {
+    let blobs = Blobs::open(&world.bus).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, into) = (folder.path().join("file"), folder.path().join("into"));
+    let names = || {
+        let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.collect::<BTreeSet<_>>()
+    };
+    for size in [0u32, 1, 700_000, 9_000_000] {
+        let bytes: Vec<u8> = (0..size).map(|number| (number % 251) as u8).collect();
+        std::fs::write(&file, &bytes).unwrap();
+        let blob = blobs.store_file(&file).await.unwrap();
+        assert_eq!(blobs.store_file(&file).await.unwrap(), blob, "once");
+        assert_eq!(blobs.store_blob(&bytes).await.unwrap(), blob, "a file and its bytes are one blob");
+        blobs.fetch_to_file(&blob, 10_000_000, &into).await.unwrap();
+        assert!(std::fs::read(&into).unwrap() == bytes, "{size} bytes");
+        let before = names();
+        let too_large = blobs.fetch_to_file(&blob, u64::from(size).saturating_sub(1), &into).await;
+        assert!(size == 0 || matches!(too_large, Err(CarryError::BadBlob { .. })), "{too_large:?}");
+        let missing = BlobRef::new([9; 32], u64::from(size));
+        let missing = blobs.fetch_to_file(&missing, 10_000_000, &into).await;
+        assert!(matches!(missing, Err(CarryError::BadBlob { .. })), "{missing:?}");
+        assert!(std::fs::read(&into).unwrap() == bytes, "what was there stays");
+        assert_eq!(names(), before, "nothing else is left");
+    }
+    let absent = blobs.store_file(&folder.path().join("absent")).await;
+    assert!(matches!(absent, Err(CarryError::File { .. })), "{absent:?}");
 }
 
 async fn a_large_blob_is_copied_to_another_bucket(world: ContractWorld) {

@@ -27,6 +27,7 @@ use schemas::{
     Answer, BlobRef, DeadLetter, ModelName, ReleaseId, Round, RoundEvent, RoundTerms, Route, TaskId, Verdict,
     VerifyRequest, decode, encode,
 };
+use streams::fleet::live_workers;
 use streams::permissions::{CLOUD_DOMAIN, inbox_prefix};
 use streams::reader::{self, StreamRange};
 use streams::server::LINK_USER;
@@ -121,6 +122,17 @@ impl HonestCamera {
 
     fn enter(&self, phase: usize) {
         self.phase.store(phase, Ordering::Relaxed);
+    }
+
+    /// Waits until so many of the images that it published in a phase are answered.
+    async fn has_heard(&self, phase: usize, count: usize) {
+        until("honest images are answered", PATIENCE, async || {
+            let sent = self.sent.lock().unwrap();
+            let heard = sent.values().filter(|sent| sent.phase == phase && sent.heard.is_some()).count();
+            Ok((heard >= count).then_some(()))
+        })
+        .await
+        .unwrap();
     }
 
     /// Publishes no more, and waits for the last answer.
@@ -470,9 +482,9 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     // While nobody attacks.
     let began = Instant::now();
     let honest = HonestCamera::begin(&world, ids.clone()).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    honest.has_heard(0, 10).await;
     honest.enter(1);
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    honest.has_heard(1, 45).await;
     let calm_mib: BTreeMap<String, u64> =
         world.workers.iter().map(|(name, worker)| (name.clone(), worker.peak_memory_mib())).collect();
     let processes: BTreeMap<String, u32> =
@@ -509,7 +521,12 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     let mut by_site = Vec::new();
     let (stored, asked) = foe.blobs();
     say_round(&world, &foe.model, 1, RoundEvent::Opened(terms(&foe.base))).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    until("the aggregator has opened the round", PATIENCE, async || {
+        let rounds = live_workers(&world.cloud).await?.into_iter().filter_map(|beat| beat.rounds);
+        Ok(rounds.into_iter().any(|report| report.round == 1).then_some(()))
+    })
+    .await
+    .unwrap();
     let mut groups =
         vec![foe.rights(CLOUD_DOMAIN), foe.requests(), stored, asked, foe.hard_cases(&others.unwrap_or_default())];
     // Few at a time: of one subject the stream keeps four, and what is pushed out is read by nobody.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use harness::{TestWorld, until};
 use schemas::{Answer, AnswerStage, SiteName, TaskId, decode};
+use streams::fleet::live_workers;
 use streams::reader::{self, StreamRange};
 use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, topology};
 
@@ -62,6 +63,16 @@ pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
     all.await.unwrap();
     answers.retain(|answer| answer.task == task);
     answers
+}
+
+/// Waits until the courier of a site says that the link to the cloud is down.
+pub async fn link_is_down(bus: &Bus, patience: Duration) -> anyhow::Result<()> {
+    until("the link is down", patience, async || {
+        let links = live_workers(bus).await?.into_iter().filter_map(|beat| beat.link);
+        let links: Vec<bool> = links.map(|link| link.up).collect();
+        Ok((!links.is_empty() && !links.contains(&true)).then_some(()))
+    })
+    .await
 }
 
 /// The provisional answer of a task, as soon as there is one.

@@ -181,7 +181,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
 
 /// Where a process answers for its metrics, by its log.
 pub fn listens_at(log: &str) -> Option<String> {
-    let line = log.lines().find(|line| line.contains("metrics endpoint started"))?;
+    let line = log.lines().find(|line| line.contains(runtime::metrics::ENDPOINT_STARTED))?;
     let at = line.find("127.0.0.1:")?;
     Some(line[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect())
 }

@@ -11,7 +11,7 @@ use schemas::task::HEADER_BLOB;
 use schemas::{Answer, Route, decode, encode};
 use streams::fleet::Ledger;
 use streams::server::Durability;
-use streams::{Blobs, Publication, Publisher, reader, subject, topology};
+use streams::{Blobs, Bus, Publication, Publisher, reader, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -25,15 +25,20 @@ async fn inject_fault(world: TestWorld, seed: u64, faults: Vec<InjectedFault>) {
     suffer_before(oracle, world, seed, faults).await;
 }
 
+/// Waits until images flow: a fault hits a world at work, where something is under way when it comes.
+async fn is_at_work(bus: &Bus) -> anyhow::Result<()> {
+    let before = reader::stream_level(bus, topology::IMAGES).await.map_or(0, |level| level.last_sequence);
+    until("images flow", PATIENCE, async || {
+        Ok((reader::stream_level(bus, topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
+    })
+    .await
+}
+
 async fn suffer_before(oracle: Oracle, mut world: TestWorld, seed: u64, faults: Vec<InjectedFault>) {
     let pouring = oracle.pour(IMAGES_PER_S);
     for (number, fault) in faults.iter().enumerate() {
-        // A fault hits a world at work: something is under way when it comes.
-        let before = reader::stream_level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
-        let at_work = until("images flow", PATIENCE, async || {
-            Ok((reader::stream_level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
-        });
-        at_work.await.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
+        let at_work = is_at_work(world.bus(0)).await;
+        at_work.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
         let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
     }
@@ -76,9 +81,12 @@ async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links
         .collect();
     let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(20)).collect();
     for (number, fault) in fault::plan(seed, 12, &WORKERS, true).iter().enumerate() {
+        for site in 0..2 {
+            let at_work = is_at_work(world.bus(site)).await;
+            at_work.unwrap_or_else(|error| panic!("seed {seed}, site {site}, before fault {number}: {error:#}"));
+        }
         let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for (oracle, pouring) in oracles.iter().zip(pouring) {
         oracle.enough();

@@ -112,8 +112,8 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
         tasks.push(publish(world.bus(0), &world.site(0).name, large, &[]).await);
     }
     world.worked("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();
-    let log = async || Ok(world.workers["recognizer"].log().contains("s of work queued, more than").then_some(()));
-    until("more replicas", PATIENCE, log).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let more = async || Ok(recognizers(&world).await.iter().any(|beat| beat.replicas > 1).then_some(()));
+    until("more replicas", PATIENCE, more).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     for task in tasks {
         answered(&world, task).await;
     }

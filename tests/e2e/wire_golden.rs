@@ -94,7 +94,7 @@ fn provisional() -> Answer {
 }
 
 fn verify() -> VerifyRequest {
-    let payload = Payload::Image(vec![0xff, 0xd8, 0x00, 0xd9]);
+    let payload = Payload::Image(vec![0xff, 0xd8, 0x00, 0xd9].into());
     VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None, ticket: None }
 }
 

@@ -170,6 +170,7 @@ impl MemoryLink {
         act: impl FnOnce(&mut ClusterState, Moment) -> T,
     ) -> Result<T, RequestFailure> {
         self.live().await;
+        self.cluster.state().requests += 1;
         let asked_at = Instant::now();
         let (delay, is_lost) = self.draw_trip(target, |faults| faults.lost_request_ratio);
         wait(delay).await;

@@ -122,7 +122,7 @@ impl Foe {
     }
 
     fn picture(&self, camera: &str) -> VerifyRequest {
-        self.request(camera, Payload::Image(some(false, 1).unwrap().bytes.to_vec()))
+        self.request(camera, Payload::Image(some(false, 1).unwrap().bytes.to_vec().into()))
     }
 
     fn verify_subject(&self) -> String {
@@ -233,25 +233,25 @@ impl Foe {
                 request.provisional.task = "00000000-0000-0000-0000-000000000000".parse().unwrap();
             }),
             self.asks("with no picture", ActionOutcome::dead("image_empty"), |request| {
-                request.payload = Payload::Image(Vec::new());
+                request.payload = Payload::Image(Vec::new().into());
             }),
             self.asks("with a text for a picture", ActionOutcome::dead("image_unknown_format"), |request| {
-                request.payload = Payload::Image(b"I am a picture".to_vec());
+                request.payload = Payload::Image(b"I am a picture".to_vec().into());
             }),
             self.asks("with half a picture", ActionOutcome::dead("image_*"), |request| {
                 let whole = one(false).unwrap().bytes.clone();
-                request.payload = Payload::Image(whole[..whole.len() / 2].to_vec());
+                request.payload = Payload::Image(whole[..whole.len() / 2].to_vec().into());
             }),
             self.asks("with a PNG of 20,000 x 20,000", ActionOutcome::dead("image_side_too_long"), |request| {
-                request.payload = Payload::Image(odd_images::png_bomb(20_000));
+                request.payload = Payload::Image(odd_images::png_bomb(20_000).into());
             }),
             self.asks("with 2 MiB behind a picture", ActionOutcome::Verdict, |request| {
                 let mut bytes = one(false).unwrap().bytes.to_vec();
                 bytes.resize(2 << 20, 0);
-                request.payload = Payload::Image(bytes);
+                request.payload = Payload::Image(bytes.into());
             }),
             self.asks("with 8 MiB of zeros for a picture", ActionOutcome::dead("image_unknown_format"), |request| {
-                request.payload = Payload::Image(vec![0; 8_000_000]);
+                request.payload = Payload::Image(vec![0; 8_000_000].into());
             }),
             self.asks("with features for a verifier without a head", ActionOutcome::dead("head_missing"), |request| {
                 request.payload = Payload::Features(vec![0.5; 64]);

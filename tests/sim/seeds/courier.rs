@@ -150,7 +150,7 @@ async fn doubt(bus: &Bus, tickets: &TicketKey, answer: &Answer, priority: u8) {
     let publisher = Publisher::new(bus.clone(), Duration::from_secs(3600));
     let request = VerifyRequest {
         reason: VerifyReason::Doubtful,
-        payload: Payload::Image(vec![7; 500]),
+        payload: Payload::Image(vec![7; 500].into()),
         provisional: answer.clone(),
         hardness: None,
         ticket: Some(tickets.sign(answer)),

@@ -19,6 +19,7 @@ mod consumer;
 mod courier;
 mod oracle;
 mod releasers;
+mod requests;
 mod rounds;
 mod seeds;
 mod swap;

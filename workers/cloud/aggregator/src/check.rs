@@ -73,7 +73,7 @@ impl CheckSettings {
                 ),
             ),
         ];
-        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("check.{wanted}")))
+        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(wanted.clone()))
     }
 }
 

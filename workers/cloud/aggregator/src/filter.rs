@@ -59,7 +59,7 @@ impl FilterSettings {
                 format!("trim_ratio is {}; it must be at least 0 and below 0.5", self.trim_ratio),
             ),
         ];
-        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("filter.{wanted}")))
+        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(wanted.clone()))
     }
 }
 

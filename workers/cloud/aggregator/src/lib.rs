@@ -7,6 +7,7 @@
 //! [`server_optimizer`] decides how far the release follows (pure); [`aggregate`] runs them in order and [`audit`]
 //! records the result. [`release_builder`] makes the release, [`release`] is its form in the store, [`verify`] derives
 //! it again and compares, [`remake`] derives it without some updates, [`focus`] says what a release finds hard (pure),
+//! [`hard_case_count`] counts hard cases between rounds,
 //! [`tainted_release`] names the releases that learned from an update (pure).
 //!
 //! Deliberately absent: which sites run a release.
@@ -19,6 +20,7 @@ pub mod audit;
 pub mod check;
 pub mod filter;
 pub mod focus;
+pub mod hard_case_count;
 pub mod merge;
 pub mod parameter_layout;
 pub mod public_set;

@@ -83,17 +83,17 @@ impl MergeSettings {
         };
         let names = || weigh::names().chain(BESIDES).chain([PICK]).collect::<Vec<_>>().join(", ");
         if self.rule != PICK && !known(&self.rule) {
-            return Err(format!("merge.rule is {:?}; it must be one of {}", self.rule, names()));
+            return Err(format!("rule is {:?}; it must be one of {}", self.rule, names()));
         }
         if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
             let names = weigh::names().chain(BESIDES).collect::<Vec<_>>().join(", ");
-            return Err(format!("merge.candidates contains {unknown:?}; each must be one of {names}"));
+            return Err(format!("candidates contains {unknown:?}; each must be one of {names}"));
         }
         let asks = |rule: &str| split_rule(rule).0 == COMMAND;
         if self.command.is_none()
             && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule)))
         {
-            return Err("merge.command is missing; rule `command` needs the path of a program".into());
+            return Err("command is missing; rule `command` needs the path of a program".into());
         }
         let weigh = &self.weigh;
         let wants = [
@@ -118,9 +118,10 @@ impl MergeSettings {
             ),
         ];
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
-            return Err(format!("merge.{wanted}"));
+            return Err(wanted.clone());
         }
-        self.filter.check().and_then(|()| self.server_optimizer.check()).map_err(|wrong| format!("merge.{wrong}"))
+        self.filter.check().map_err(|why| format!("filter.{why}"))?;
+        self.server_optimizer.check().map_err(|why| format!("server_optimizer.{why}"))
     }
 
     /// Whether the public set is used if there is one.

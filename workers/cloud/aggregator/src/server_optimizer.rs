@@ -55,7 +55,7 @@ impl ServerOptimizerSettings {
             ),
             (self.adaptivity > 0.0, format!("adaptivity is {}; it must be above 0", self.adaptivity)),
         ];
-        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("server_optimizer.{wanted}")))
+        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(wanted.clone()))
     }
 }
 

@@ -193,14 +193,15 @@ impl AggregatorSettings {
             ),
         ];
         if let Some(unknown) = round.ring.as_ref().filter(|ring| !round.rings.contains_key(*ring)) {
-            return Err(format!("aggregator.round.ring is {unknown:?}; it must be one of aggregator.round.rings"));
+            return Err(format!("round.ring is {unknown:?}; it must be one of round.rings"));
         }
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
-            return Err(format!("aggregator.{wanted}"));
+            return Err(wanted.clone());
         }
         if let Err(error) = round.trainable.parse::<TrainableSelection>() {
-            return Err(format!("aggregator.round.trainable: {error}"));
+            return Err(format!("round.trainable: {error}"));
         }
-        self.check.check().and_then(|()| self.merge.check()).map_err(|wrong| format!("aggregator.{wrong}"))
+        self.check.check().map_err(|why| format!("check.{why}"))?;
+        self.merge.check().map_err(|why| format!("merge.{why}"))
     }
 }

@@ -166,13 +166,11 @@ pub async fn fetch_update(
     limit_bytes: u64,
 ) -> Result<std::path::PathBuf, streams::CarryError> {
     let path = work.join("updates").join(format!("{}.safetensors", weights.sha256));
-    let there = std::fs::metadata(&path).is_ok_and(|found| found.len() == weights.size_bytes);
+    let there = tokio::fs::metadata(&path).await.is_ok_and(|found| found.len() == weights.size_bytes);
     if !there {
-        let bytes = blobs.fetch_blob(weights, limit_bytes).await?;
-        let to = path.clone();
-        let written = tokio::task::spawn_blocking(move || crate::release::write(&to, &bytes)).await;
-        let failed = |source| streams::CarryError::File { path: path.clone(), source };
-        written.map_err(std::io::Error::other).and_then(|written| written).map_err(failed)?;
+        let made = tokio::fs::create_dir_all(work.join("updates")).await;
+        made.map_err(|source| streams::CarryError::File { path: path.clone(), source })?;
+        blobs.fetch_to_file(weights, limit_bytes, &path).await?;
     }
     Ok(path)
 }

@@ -28,6 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use training::TrainError;
 use vision::{Model, OnnxRuntime};
 
+use crate::hard_case_count::HardCaseCount;
 use crate::public_set::PublicSet;
 use crate::release::{Manifest, ModelReleases, RefusedUpdate, ReleaseError};
 use crate::release_builder::{self, FetchedUpdate, RoundBase};
@@ -83,6 +84,7 @@ pub async fn run(
         fetched: Vec::new(),
         refused: Vec::new(),
         ended_at: Instant::now(),
+        hard_cases: HardCaseCount::default(),
         counted_at: Instant::now(),
         undecided_until: Instant::now(),
         opened_at_ms: 0,
@@ -184,6 +186,7 @@ struct Aggregator {
     fetched: Vec<FetchedUpdate>,
     refused: Vec<RefusedUpdate>,
     ended_at: Instant,
+    hard_cases: HardCaseCount,
     counted_at: Instant,
     /// Do not check again before this time whether the release that the next round waits for is decided.
     undecided_until: Instant,
@@ -366,18 +369,8 @@ impl Aggregator {
             return Ok(false);
         }
         self.counted_at = Instant::now();
-        let level = reader::stream_level(&self.bus, topology::HARDCASES).await?;
-        let since_ms = self.opened_at_ms;
-        let mut cases_by_site: BTreeMap<String, u32> = BTreeMap::new();
-        let range = StreamRange { headers_only: true, ..StreamRange::default() };
-        reader::read_range(&self.bus, topology::HARDCASES, range, level.last_sequence, |record| {
-            if stored_at_ms(&record) > since_ms {
-                *cases_by_site.entry(record.subject).or_default() += 1;
-            }
-        })
-        .await?;
-        let sites = cases_by_site.values().filter(|count| **count >= wanted).count();
-        Ok(sites >= self.settings.round.quorum as usize)
+        self.hard_cases.count_new(&self.bus, self.opened_at_ms).await?;
+        Ok(self.hard_cases.sites_with(wanted) >= self.settings.round.quorum as usize)
     }
 
     /// Each site's loss when it was last in a release.

@@ -89,12 +89,12 @@ impl CanarySettings {
         ];
         for (name, value, above, below) in within {
             if !(value > above && value < below) {
-                return Err(format!("canary.{name} is {value}; it must be above {above} and below {below}"));
+                return Err(format!("{name} is {value}; it must be above {above} and below {below}"));
             }
         }
         for (name, value) in [("max_duration_s", self.max_duration_s), ("crashes", self.crashes)] {
             if value == 0 {
-                return Err(format!("canary.{name} is 0; it must be at least 1"));
+                return Err(format!("{name} is 0; it must be at least 1"));
             }
         }
         Ok(())

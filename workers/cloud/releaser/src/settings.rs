@@ -26,7 +26,7 @@ pub struct ReleaserSettings {
     pub batch: u32,
     /// Periods in UTC without rollouts, such as `22:00-06:00`; bad releases are withdrawn all the same.
     pub pause: Vec<PauseWindow>,
-    /// Seconds between judgements of a canary, at least 1.
+    /// Seconds between judgements of a canary, at least 1; `status` tells what the last one waits for.
     pub judge_s: u32,
     /// Allowed drop in accuracy on the public set against its parent for a candidate to be tried, 0 to 1.
     pub public_margin_ratio: f64,
@@ -72,16 +72,16 @@ impl ReleaserSettings {
             ),
         ];
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
-            return Err(format!("releaser.{wanted}"));
+            return Err(wanted.clone());
         }
         for ring in &self.rings {
             if let Some(share) = ring.share_ratio.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
-                return Err(format!("releaser.rings.share_ratio is {share}; it must be above 0 and at most 1"));
+                return Err(format!("rings.share_ratio is {share}; it must be above 0 and at most 1"));
             }
             if ring.sites.is_empty() && ring.labels.is_empty() && ring.share_ratio.is_none() {
-                return Err("releaser.rings has an empty ring; each needs sites, labels or share_ratio".into());
+                return Err("rings has an empty ring; each needs sites, labels or share_ratio".into());
             }
         }
-        self.canary.check().map_err(|wrong| format!("releaser.{wrong}"))
+        self.canary.check().map_err(|why| format!("canary.{why}"))
     }
 }

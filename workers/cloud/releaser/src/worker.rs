@@ -68,6 +68,7 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
         evidence: BTreeMap::new(),
         standing: BTreeMap::new(),
         judged_at: None,
+        weighed: BTreeMap::new(),
     };
     tracing::info!(role = ROLE.as_str(), "started");
     let worker = async {
@@ -99,6 +100,8 @@ struct Releaser {
     /// Latest order of each site.
     standing: BTreeMap<ModelName, BTreeMap<SiteName, StandingOrder>>,
     judged_at: Option<Instant>,
+    /// The decision of each model that its evidence was last weighed for.
+    weighed: BTreeMap<ModelName, u64>,
 }
 
 impl Releaser {
@@ -113,7 +116,7 @@ impl Releaser {
     }
 
     async fn follow(&mut self) -> Result<(), Fault> {
-        (self.evidence, self.standing) = (BTreeMap::new(), BTreeMap::new());
+        (self.evidence, self.standing, self.weighed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (order, at_ms) in decision_log::orders(&self.bus).await? {
             let standing = StandingOrder { release: order.release.release, at_ms };
             self.standing.entry(order.model).or_default().insert(order.site, standing);
@@ -201,32 +204,47 @@ impl Releaser {
         }
     }
 
+    /// Weighs the evidence when it is time to judge, and for the status when somebody decided meanwhile; gives the orders
+    /// that are due at every check.
     async fn decide_next(&mut self) -> Result<(), Fault> {
         let every = Duration::from_secs(self.settings.judge_s.into());
         let judges = self.judged_at.is_none_or(|at| at.elapsed() >= every);
         if judges {
             self.judged_at = Some(Instant::now());
         }
-        let now_ms = clock::now_ms();
         for (model, rollout) in self.latest.clone() {
-            let evidence = self.evidence.entry(model.clone()).or_insert_with(|| ReleaseEvidence::of(model.clone()));
-            let sites = relevant_sites(evidence.sites(now_ms), &rollout);
-            let held_up = blocked_sites(&rollout, &sites);
-            let rollout = match next_action(&rollout, evidence, &sites, &self.settings, now_ms) {
-                ReleaserAction::Decide(decided) if judges => match self.decide(*decided).await? {
-                    Some(decided) => decided,
-                    // Another releaser was faster; its decision arrives through the stream.
-                    None => continue,
-                },
-                ReleaserAction::Decide(_) => rollout,
-                ReleaserAction::Wait(why) => {
-                    self.set_status(&model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
-                    rollout
-                }
+            let is_weighed = self.weighed.insert(model.clone(), rollout.number) == Some(rollout.number);
+            let rollout = match judges || !is_weighed {
+                true => self.weigh_evidence(&model, rollout, judges).await?,
+                false => Some(rollout),
             };
-            self.order(&model, &rollout).await?;
+            if let Some(rollout) = rollout {
+                self.order(&model, &rollout).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Decides if it is time to judge, and says otherwise what is waited for; returns what holds then.
+    async fn weigh_evidence(
+        &mut self,
+        model: &ModelName,
+        rollout: Rollout,
+        judges: bool,
+    ) -> Result<Option<Rollout>, Fault> {
+        let now_ms = clock::now_ms();
+        let evidence = self.evidence.entry(model.clone()).or_insert_with(|| ReleaseEvidence::of(model.clone()));
+        let sites = relevant_sites(evidence.sites(now_ms), &rollout);
+        let held_up = blocked_sites(&rollout, &sites);
+        match next_action(&rollout, evidence, &sites, &self.settings, now_ms) {
+            // `None` if another releaser was faster: its decision arrives through the stream.
+            ReleaserAction::Decide(decided) if judges => return self.decide(*decided).await,
+            ReleaserAction::Decide(_) => {}
+            ReleaserAction::Wait(why) => {
+                self.set_status(model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
+            }
+        }
+        Ok(Some(rollout))
     }
 
     fn set_status(&self, model: &ModelName, text: String) {

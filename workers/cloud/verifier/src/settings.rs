@@ -1,6 +1,5 @@
 //! Settings of the verifier.
 
-use schemas::Role;
 use std::path::PathBuf;
 
 use schemas::limits::MAX_TRIES;
@@ -53,17 +52,15 @@ impl Default for VerifierSettings {
 impl VerifierSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check(Role::Verifier)?;
-        self.infer.decode.check().map_err(|why| format!("verifier.{why}"))?;
+        self.scale.check().map_err(|why| format!("scale.{why}"))?;
+        self.infer.decode.check().map_err(|why| format!("infer.decode.{why}"))?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
-            return Err(format!("verifier.temperature is {temperature}; it must be above 0"));
+            return Err(format!("temperature is {temperature}; it must be above 0"));
         }
-        if self.report_s == 0 || self.count_s == 0 {
-            return Err("verifier.report_s and verifier.count_s must be at least 1".into());
-        }
+        serving::report::check_intervals(self.report_s, self.count_s)?;
         match self.tries {
             1..=MAX_TRIES => Ok(()),
-            tries => Err(format!("verifier.tries is {tries}; it must be between 1 and {MAX_TRIES}")),
+            tries => Err(format!("tries is {tries}; it must be between 1 and {MAX_TRIES}")),
         }
     }
 }

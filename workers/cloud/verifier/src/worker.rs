@@ -4,35 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
-use runtime::{
-    ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat, metrics,
-    retry_until_found,
-};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, metrics, retry_until_found};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, ModelName, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode,
-    encode,
+    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode_shared, encode,
 };
-use serving::order_watch;
+use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
-use serving::report::SwapReporter;
-use serving::scale::Scaler;
 use serving::serving_model::ServingModel;
-use serving::swap::ModelSwapper;
 use streams::reader::{self, StoredMessage};
-use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
-use tokio::sync::watch;
+use streams::{Blobs, Bus, Delivery, Publication, subject, topology};
 use tokio::time::Instant;
 use vision::{Head, InferenceError, InferencePool};
 
 use crate::judge::{make_verdict, refuse_request};
 use crate::settings::VerifierSettings;
 
-/// How long a publication is retried before its request is returned.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of heartbeats, short because sites decide by the length of our queue and the speed at which it is processed.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval of removing requests that reappeared after they were acknowledged.
 const CLEAR_INTERVAL: Duration = Duration::from_secs(30);
 /// Requests held per slot of a batch: one in the model, one waiting for it.
@@ -54,7 +45,7 @@ impl Verifier {
     async fn verdict(&self, request: VerifyRequest) -> Result<Verdict, Fault> {
         match &request.payload {
             Payload::Image(bytes) => {
-                let bytes = Bytes::copy_from_slice(bytes);
+                let bytes = bytes.clone();
                 self.recognize_image(request, bytes, 0).await
             }
             Payload::Blob(blob) => {
@@ -76,7 +67,7 @@ impl Verifier {
             if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
                 self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
-            fault(error)
+            inference_fault(error)
         })?;
         let model = &seen.model;
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
@@ -159,7 +150,7 @@ impl Handler for Verifier {
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
-        let request: VerifyRequest = decode(delivery.payload())?;
+        let request: VerifyRequest = decode_shared(delivery.payload())?;
         check_sender(&request, delivery.subject())?;
         let spare = hard_case_publication(&request)?.into_iter().collect();
         let sure = match request.reason {
@@ -182,7 +173,7 @@ impl Handler for Verifier {
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
         // A request that names another site is not reported to that site.
         let request: Option<VerifyRequest> =
-            decode(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
+            decode_shared(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
         let hard_case = request.as_ref().and_then(|request| hard_case_publication(request).ok().flatten());
         let refused = request.map(|request| refuse_request(request, fault.clone(), clock::now_ms()));
@@ -199,17 +190,7 @@ fn site_of(subject: &str) -> SiteName {
     site.unwrap_or_else(SiteName::unknown)
 }
 
-fn fault(error: InferenceError) -> Fault {
-    match error.fault_note() {
-        note if error.is_the_images_fault() => Fault::Reject(note),
-        note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },
-    }
-}
-
-/// Number of requests held for this many replicas.
-fn credits(infer: &InferencePool, replicas: usize) -> usize {
-    replicas * infer.batch() * CREDITS_PER_SLOT
-}
+impl ModelHandler for Verifier {}
 
 /// Runs a verifier until it is told to stop. The model is loaded and warm already.
 pub async fn run(
@@ -221,54 +202,28 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
-    let (infer, model) = (started.infer.clone(), ModelName::from_name(&started.root.description.name));
-    let swapper = Arc::new(ModelSwapper::new(started, blobs));
-    let (counter, temperature) = (ReleaseCounter::new(settings.count_s), settings.temperature);
-    let verifier =
-        Arc::new(Verifier { bus: bus.clone(), infer: infer.clone(), head, temperature, counter: counter.clone() });
-    let stats = Arc::new(WorkerStats::default());
-    let scaler = Scaler::new(Verifier::ROLE, infer.clone(), settings.scale.clone());
-    let (credit_sender, resized) = watch::channel(0);
-    let resize = |replicas| {
-        credit_sender.send_replace(credits(&infer, replicas));
-    };
-    let queue = (topology::VERIFY, topology::VERIFIER);
-    let scaling = scaler.run(&bus, queue, &stats, &resize, &shutdown);
-    let from = ConsumerConfig {
+    let options = ServingOptions {
+        site: None,
+        site_labels: Vec::new(),
         durable: topology::VERIFIER.into(),
-        credits: credits(&infer, infer.replicas()),
-        resized: Some(resized),
-        tries: Some(settings.tries),
+        credits_per_slot: CREDITS_PER_SLOT,
+        heartbeat_interval: HEARTBEAT_INTERVAL,
+        scale: settings.scale.clone(),
+        report_s: settings.report_s,
+        count_s: settings.count_s,
+        tries: settings.tries,
         ack_wait,
     };
-    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
-    // Sites decide by the length of our queue and the speed at which it is processed.
-    let pace = heartbeat::HeartbeatPace { every: Duration::from_secs(2), ..heartbeat::HeartbeatPace::default() };
-    let heartbeats =
-        heartbeat::send_heartbeats(bus.clone(), Verifier::ROLE, None, stats.clone(), shutdown.clone(), pace, |beat| {
-            beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
-            beat.cost_ms = Some(infer.cost_ms());
-            beat.scale = scaler.reason();
-            swapper.restore_missing(beat);
-        });
-    let reporter = SwapReporter {
-        site: SiteName::cloud(),
-        site_labels: Vec::new(),
-        swapper: swapper.clone(),
-        counter,
-        publisher: publisher.clone(),
-        every: Duration::from_secs(settings.report_s.into()),
+    let server = ModelServer::new(bus.clone(), started, blobs, options);
+    let verifier = Verifier {
+        bus: bus.clone(),
+        infer: server.infer.clone(),
+        head,
+        temperature: settings.temperature,
+        counter: server.counter.clone(),
     };
-    let reporting = reporter.run(|| true, shutdown.clone());
-    let following = order_watch::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
-    let clearing = clear_acknowledged(&bus, &shutdown);
-    let work = async {
-        let ended = consume(verifier, &bus, publisher.clone(), from, stats.clone(), shutdown.clone()).await;
-        // The other tasks end with it.
-        shutdown.request();
-        ended
-    };
-    let (ended, (), (), (), (), ()) = tokio::join!(work, heartbeats, reporting, following, scaling, clearing);
+    let serving = server.serve(Arc::new(verifier), shutdown.clone());
+    let (ended, ()) = tokio::join!(serving, clear_acknowledged(&bus, &shutdown));
     ended
 }
 

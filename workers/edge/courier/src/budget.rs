@@ -20,8 +20,8 @@ impl BudgetSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         match (self.max_bytes_per_day, self.max_bytes_per_s) {
-            (Some(0), _) => Err("courier.budget.max_bytes_per_day is 0; omit it, or disable verification".into()),
-            (_, Some(0)) => Err("courier.budget.max_bytes_per_s is 0; it must be at least 1, or omit it".into()),
+            (Some(0), _) => Err("max_bytes_per_day is 0; omit it, or disable verification".into()),
+            (_, Some(0)) => Err("max_bytes_per_s is 0; it must be at least 1, or omit it".into()),
             _ => Ok(()),
         }
     }

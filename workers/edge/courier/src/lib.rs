@@ -2,8 +2,10 @@
 //! rounds and orders down ([`note_carrier`]). It also keeps the deadlines of provisional answers ([`deadline_keeper`]).
 //!
 //! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox_index`] chooses what goes next,
-//! [`budget`] and [`breaker`] decide whether anything may. What the final answer to a task is, [`schemas::final_answer`] says.
-//! Deliberately absent: models, decisions about confidence.
+//! [`budget`] and [`breaker`] decide whether anything may. What it sends up it chooses by destination, urgency and deadline
+//! alone, and reads only to give it up: the task then has the site's own answer ([`schemas::final_answer`]), and its hard case is kept. Coming down it
+//! reads verdicts, rounds and orders, to refuse what the site did not ask for or nobody signed. Deliberately absent:
+//! models, decisions about confidence.
 
 pub mod breaker;
 pub mod budget;

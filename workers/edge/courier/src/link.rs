@@ -53,13 +53,13 @@ impl LinkSettings {
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self { max_slowdown_ratio, .. } if !(max_slowdown_ratio.is_finite() && *max_slowdown_ratio > 1.0) => {
-                Err(format!("courier.link.max_slowdown_ratio is {max_slowdown_ratio}; it must be more than 1"))
+                Err(format!("max_slowdown_ratio is {max_slowdown_ratio}; it must be more than 1"))
             }
             Self { probe_every_ms: value @ (..50 | 1001..), .. } => {
-                Err(format!("courier.link.probe_every_ms is {value}; it must be between 50 and 1000"))
+                Err(format!("probe_every_ms is {value}; it must be between 50 and 1000"))
             }
             Self { probe_timeout_ms: value @ (..50 | 10_001..), .. } => {
-                Err(format!("courier.link.probe_timeout_ms is {value}; it must be between 50 and 10000"))
+                Err(format!("probe_timeout_ms is {value}; it must be between 50 and 10000"))
             }
             _ => Ok(()),
         }

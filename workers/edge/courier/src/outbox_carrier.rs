@@ -16,7 +16,7 @@ use runtime::consumer::WorkerStats;
 use runtime::{Fault, Shutdown, clock, dead_letter, outcome};
 use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
-use schemas::{BlobRef, FaultNote, HardCase, LinkReport, SiteName, TaskId, VerifyRequest, decode, encode};
+use schemas::{BlobRef, FaultNote, HardCase, LinkReport, SiteName, TaskId, VerifyRequest, decode_shared, encode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::reader::{self, StoredMessage, StreamRange};
@@ -274,7 +274,7 @@ impl OutboxCarrier {
         let Some(record) = reader::message_at(&self.here, topology::OUTBOX, sequence).await? else {
             return Ok(UploadOutcome::Gone);
         };
-        if let Ok(request) = decode::<VerifyRequest>(&record.payload) {
+        if let Ok(request) = decode_shared::<VerifyRequest>(&record.payload) {
             let case = request.hard_case();
             if let Some(answer) = request.expire(clock::now_ms()) {
                 self.keep_hard_case(case).await?;
@@ -301,7 +301,7 @@ impl OutboxCarrier {
 
     /// Gives up a message that can never be sent: writes a dead letter, and a final answer if a task waits for one.
     async fn give_up(&self, record: &StoredMessage, note: FaultNote) -> Result<UploadOutcome, Fault> {
-        let request: Option<VerifyRequest> = decode(&record.payload).ok();
+        let request: Option<VerifyRequest> = decode_shared(&record.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
         self.keep_hard_case(request.as_ref().and_then(VerifyRequest::hard_case)).await?;
         if let Some(answer) = request.and_then(|request| request.refuse(note.clone(), clock::now_ms())) {

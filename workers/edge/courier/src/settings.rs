@@ -41,10 +41,10 @@ impl Default for CourierSettings {
 impl CourierSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.budget.check()?;
-        self.link.check()?;
+        self.budget.check().map_err(|why| format!("budget.{why}"))?;
+        self.link.check().map_err(|why| format!("link.{why}"))?;
         match self.uploads {
-            uploads @ (0 | 257..) => Err(format!("courier.uploads is {uploads}; it must be between 1 and 256")),
+            uploads @ (0 | 257..) => Err(format!("uploads is {uploads}; it must be between 1 and 256")),
             _ => Ok(()),
         }
     }

@@ -15,4 +15,4 @@ pub mod settings;
 pub mod worker;
 
 pub use settings::JanitorSettings;
-pub use worker::run;
+pub use worker::{AUDIT_FINISHED, run};

@@ -36,15 +36,13 @@ impl JanitorSettings {
     pub fn check(&self) -> Result<(), String> {
         let Self { high_ratio, low_ratio, .. } = self;
         if !(0.0..=1.0).contains(high_ratio) {
-            return Err(format!("janitor.high_ratio is {high_ratio}; it must be between 0 and 1"));
+            return Err(format!("high_ratio is {high_ratio}; it must be between 0 and 1"));
         }
         if !(0.0..=*high_ratio).contains(low_ratio) {
-            return Err(format!(
-                "janitor.low_ratio is {low_ratio}; it must be between 0 and janitor.high_ratio ({high_ratio})"
-            ));
+            return Err(format!("low_ratio is {low_ratio}; it must be between 0 and high_ratio ({high_ratio})"));
         }
         match self.every_s {
-            0 => Err("janitor.every_s is 0; it must be at least 1".into()),
+            0 => Err("every_s is 0; it must be at least 1".into()),
             _ => Ok(()),
         }
     }

@@ -20,6 +20,9 @@ use crate::purge::purge_before;
 use crate::refused;
 use crate::settings::JanitorSettings;
 
+/// Event of the log when everything that had no outcome at the start of an audit was looked at.
+pub const AUDIT_FINISHED: &str = "audit finished";
+
 const ROLE: Role = Role::Janitor;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an acknowledged image may seem to lack an outcome, while its answer is on the way to the stream or to
@@ -200,7 +203,7 @@ impl Janitor<'_> {
         }
         // Everything that was missing at the start has been examined by now.
         if let Some((_, requeued)) = audit.begun.take_if(|(at, _)| now - *at > 2 * ANSWER_GRACE) {
-            tracing::info!(requeued, "audit finished");
+            tracing::info!(requeued, "{AUDIT_FINISHED}");
         }
         let images = reader::stream_level(self.bus, topology::IMAGES).await?;
         self.report_outcomes(audit, &images).await

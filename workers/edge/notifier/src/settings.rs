@@ -21,10 +21,10 @@ impl NotifierSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if let Some(Err(why)) = self.mqtt.as_deref().map(split_address) {
-            return Err(format!("notifier.mqtt is {:?}; {why}", self.mqtt.as_deref().unwrap_or_default()));
+            return Err(format!("mqtt is {:?}; {why}", self.mqtt.as_deref().unwrap_or_default()));
         }
         match (&self.mqtt_user, &self.mqtt_password_file) {
-            (None, Some(_)) => Err("notifier.mqtt_password_file is set, so notifier.mqtt_user must be set too".into()),
+            (None, Some(_)) => Err("mqtt_password_file is set, so mqtt_user must be set too".into()),
             _ => Ok(()),
         }
     }
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(split_address("[::1]:1883"), Ok(("::1".into(), 1883)));
         for wrong in ["broker", ":1883", "broker:x", "broker:70000", "mqtt://broker"] {
             let settings = NotifierSettings { mqtt: Some(wrong.into()), ..NotifierSettings::default() };
-            assert!(settings.check().unwrap_err().contains("notifier.mqtt"), "{wrong}");
+            assert!(settings.check().unwrap_err().starts_with("mqtt is"), "{wrong}");
         }
     }
 }

@@ -8,16 +8,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown};
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::{Answer, FaultNote, Reason, ReleaseId, Role, Route, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
-use streams::{Bus, CarryError, Delivery, topology};
+use streams::{Bus, CarryError, Delivery, Publisher, topology};
 
 use offload::calibration::CalibrationEvidence;
 
 const WRITE_INTERVAL: Duration = Duration::from_secs(3);
+/// Answers handled at a time.
+const CREDITS: usize = 64;
 
 /// Evidence counted since the last write; clones share it.
 #[derive(Clone)]
@@ -65,8 +68,23 @@ impl VerdictLearner {
         act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Reads the site's answers and writes the evidence until told to stop.
+    pub async fn run(&self, bus: &Bus, publisher: &Publisher, ack_wait: Duration, shutdown: &Shutdown) {
+        let from = ConsumerConfig {
+            durable: topology::learner_durable(&self.site),
+            credits: CREDITS,
+            resized: None,
+            tries: None,
+            ack_wait,
+        };
+        let (learner, stats) = (Arc::new(self.clone()), Arc::new(WorkerStats::default()));
+        let reading = consume(learner, bus, publisher.clone(), from, stats, shutdown.clone());
+        let (ended, ()) = tokio::join!(reading, self.write(bus, shutdown.clone()));
+        tracing::debug!(?ended, "learner stopped");
+    }
+
     /// Writes the evidence to the ledger until told to stop, and once more then.
-    pub async fn write(&self, bus: &Bus, shutdown: Shutdown) {
+    async fn write(&self, bus: &Bus, shutdown: Shutdown) {
         loop {
             let stop = tokio::select! {
                 () = tokio::time::sleep(WRITE_INTERVAL) => false,

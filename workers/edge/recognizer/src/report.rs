@@ -126,7 +126,7 @@ impl AnswerReporter<'_> {
                 Payload::Features(features.unwrap_or_default().to_vec())
             }
             (PayloadKind::Image, _, Some(blob)) => Payload::Blob(blob.clone()),
-            (PayloadKind::Image, _, None) => Payload::Image(bytes.to_vec()),
+            (PayloadKind::Image, _, None) => Payload::Image(bytes.clone()),
         }
     }
 
@@ -288,7 +288,7 @@ mod tests {
             |name| out.publications[0].headers.iter().find(|(key, _)| key == name).map(|(_, value)| &value[..]);
         assert_eq!(header(HEADER_TO), Some("verify.doubtful.reef.cam1"));
         let request: VerifyRequest = decode(&out.publications[0].payload).unwrap();
-        assert_eq!(request.payload, Payload::Image(b"jpeg".to_vec()));
+        assert_eq!(request.payload, Payload::Image(Bytes::from_static(b"jpeg")));
         let provisional: Answer = decode(&out.publications[1].payload).unwrap();
         assert_eq!((provisional.stage, provisional.reason), (AnswerStage::Provisional, Reason::LowConfidence));
         assert_eq!(provisional.deadline_at_ms, Some(1_000 + 24 * 3600 * 1000));

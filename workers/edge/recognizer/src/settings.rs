@@ -1,6 +1,5 @@
 //! Settings of the recognizer.
 
-use schemas::Role;
 use std::path::PathBuf;
 
 use runtime::drift::DriftSettings;
@@ -67,18 +66,16 @@ impl Default for RecognizerSettings {
 impl RecognizerSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check(Role::Recognizer)?;
-        self.infer.decode.check().map_err(|why| format!("recognizer.{why}"))?;
-        self.gate.check()?;
-        self.policy.check()?;
-        self.drift.check(Role::Recognizer)?;
-        self.verify.check()?;
-        if self.report_s == 0 || self.count_s == 0 {
-            return Err("recognizer.report_s and recognizer.count_s must be at least 1".into());
-        }
+        self.scale.check().map_err(|why| format!("scale.{why}"))?;
+        self.infer.decode.check().map_err(|why| format!("infer.decode.{why}"))?;
+        self.gate.check().map_err(|why| format!("gate.{why}"))?;
+        self.policy.check().map_err(|why| format!("policy.{why}"))?;
+        self.drift.check().map_err(|why| format!("drift.{why}"))?;
+        self.verify.check().map_err(|why| format!("verify.{why}"))?;
+        serving::report::check_intervals(self.report_s, self.count_s)?;
         match self.tries {
             1..=MAX_TRIES => Ok(()),
-            tries => Err(format!("recognizer.tries is {tries}; it must be between 1 and {MAX_TRIES}")),
+            tries => Err(format!("tries is {tries}; it must be between 1 and {MAX_TRIES}")),
         }
     }
 }

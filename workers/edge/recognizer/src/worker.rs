@@ -12,29 +12,22 @@ use offload::gate::{Gate, GateSettings, TestedScores};
 use offload::policy::EnergySettings;
 use offload::verify::{PayloadKind, VerifySettings};
 use offload::{EffectiveSettings, hash_fraction};
-use runtime::consumer::WorkerStats;
 use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{
-    ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat, metrics,
-    retry_until_found,
-};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, metrics, retry_until_found};
 use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Role, SiteName, Task, TaskId};
-use serving::order_watch;
+use schemas::{CameraName, DecisionTrace, FaultNote, Heartbeat, Order, Reason, Role, SiteName, Task, TaskId};
+use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
-use serving::report::SwapReporter;
-use serving::scale::Scaler;
 use serving::serving_model::ServingModel;
-use serving::swap::ModelSwapper;
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
-use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
+use streams::{Blobs, Bus, Delivery, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use vision::{InferenceError, InferencePool, Model};
@@ -47,13 +40,9 @@ use crate::report::{self, AnswerReporter, EdgeResult};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
 
-/// How long a publication is retried before its image is returned.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Images held per slot of a batch: one in the model, and the others so that the exchange between server and worker
 /// covers several images at once. Half as many cost 0.1 ms more per image.
 const CREDITS_PER_SLOT: usize = 8;
-/// Answers that the learner handles at a time.
-const LEARNER_CREDITS: usize = 64;
 /// Interval of heartbeats, short because the status shows decisions.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -115,7 +104,7 @@ impl Recognizer {
             if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
                 self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
-            fault(error)
+            inference_fault(error)
         })?;
         metrics::count_notes(&self.site, usize::from(seen.envelope.note.is_some()));
         let model = &seen.model;
@@ -156,17 +145,6 @@ impl Recognizer {
             ..Timings::default()
         };
         Ok(EdgeResult { prediction, reason, features: seen.features, tested, timings, envelope: seen.envelope })
-    }
-
-    /// Prepares for a release that is about to serve.
-    fn prepare_release(&self, model: &Model) {
-        let gate = Gate::new(&self.gate, &model.description.gate);
-        if let Some(learner) = &self.learner {
-            learner.serve(&model.release, model.labels.len(), gate.temperature);
-        }
-        self.drift.follow_release(&model.release);
-        self.admission.signals.serve(&model.release, gate);
-        self.admission.set_effective_settings(|effective| effective.model.clone_from(&model.description.gate));
     }
 
     fn candidate(&self, task: &Task, delivery: &Delivery) -> AdmitInput {
@@ -329,6 +307,32 @@ impl Handler for Recognizer {
     }
 }
 
+impl ModelHandler for Recognizer {
+    fn prepare_release(&self, model: &Model) {
+        let gate = Gate::new(&self.gate, &model.description.gate);
+        if let Some(learner) = &self.learner {
+            learner.serve(&model.release, model.labels.len(), gate.temperature);
+        }
+        self.drift.follow_release(&model.release);
+        self.admission.signals.serve(&model.release, gate);
+        self.admission.set_effective_settings(|effective| effective.model.clone_from(&model.description.gate));
+    }
+
+    fn resize(&self, replicas: usize) {
+        self.admission.resized(replicas, self.infer.batch());
+    }
+
+    fn fill_heartbeat(&self, beat: &mut Heartbeat) {
+        beat.decision = Some(self.admission.report(self.infer.cost_ms()));
+        beat.drift = self.drift.report();
+        beat.faults = untested_novelty(self, &self.infer.model()).into_iter().collect();
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.admission.network().up
+    }
+}
+
 /// Runs a site's recognizer until it is told to stop. The model is loaded and warm already.
 pub async fn run(
     bus: Bus,
@@ -338,17 +342,27 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let infer = started.infer.clone();
-    check(&infer, &settings.verify)?;
+    check(&started.infer, &settings.verify)?;
     check_novelty(&started.root, &settings.gate)?;
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let Some(tickets) = retry_until_found(&shutdown, || TicketKey::open(&bus)).await else { return Ok(()) };
+    let options = ServingOptions {
+        site: Some(site.clone()),
+        site_labels: settings.site_labels.clone(),
+        durable: topology::recognizer_durable(&site),
+        credits_per_slot: CREDITS_PER_SLOT,
+        heartbeat_interval: HEARTBEAT_INTERVAL,
+        scale: settings.scale.clone(),
+        report_s: settings.report_s,
+        count_s: settings.count_s,
+        tries: settings.tries,
+        ack_wait,
+    };
+    let server = ModelServer::new(bus.clone(), started, blobs.clone(), options);
+    let (infer, publisher) = (server.infer.clone(), server.publisher.clone());
     let target_ratio = settings.gate.target_accuracy_ratio;
     let learner = target_ratio.map(|_| VerdictLearner::new(site.clone()));
     let signals = Signals::new(settings.policy.clone());
-    let model = ModelName::from_name(&started.root.description.name);
-    let swapper = Arc::new(ModelSwapper::new(started, blobs.clone()));
-    let (order_sender, orders) = watch::channel(None);
     let effective = EffectiveSettings {
         policy: settings.policy.clone(),
         gate: settings.gate.clone(),
@@ -356,7 +370,6 @@ pub async fn run(
         verify: settings.verify.clone(),
     };
     let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch(), effective));
-    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
     let offloader = Offloader {
         bus: bus.clone(),
         publisher: publisher.clone(),
@@ -373,92 +386,21 @@ pub async fn run(
         admission: admission.clone(),
         offloader,
         learner: learner.clone(),
-        counter: ReleaseCounter::new(settings.count_s),
+        counter: server.counter.clone(),
         drift: DriftWatch::new(DriftKind::Answers, settings.drift),
-        orders: orders.clone(),
+        orders: server.orders.clone(),
         share: Mutex::default(),
     });
-    recognizer.prepare_release(&infer.model());
-    let stats = Arc::new(WorkerStats::default());
-    let scaler = Scaler::new(Recognizer::ROLE, infer.clone(), settings.scale.clone());
-    let (credit_sender, resized) = watch::channel(0);
-    let resize = |replicas| {
-        admission.resized(replicas, infer.batch());
-        credit_sender.send_replace(credits(&infer, replicas));
-    };
-    let durable = topology::recognizer_durable(&site);
-    let queue = (topology::IMAGES, durable.as_str());
-    let scaling = scaler.run(&bus, queue, &stats, &resize, &shutdown);
-    let from = ConsumerConfig {
-        durable: durable.clone(),
-        credits: credits(&infer, infer.replicas()),
-        resized: Some(resized),
-        tries: Some(settings.tries),
-        ack_wait,
-    };
-    let pace = heartbeat::HeartbeatPace { every: HEARTBEAT_INTERVAL, ..heartbeat::HeartbeatPace::default() };
-    let heartbeats = heartbeat::send_heartbeats(
-        bus.clone(),
-        Recognizer::ROLE,
-        Some(site.clone()),
-        stats.clone(),
-        shutdown.clone(),
-        pace,
-        |beat| {
-            beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
-            beat.cost_ms = Some(infer.cost_ms());
-            beat.scale = scaler.reason();
-            swapper.restore_missing(beat);
-            beat.decision = Some(admission.report(infer.cost_ms()));
-            beat.drift = recognizer.drift.report();
-            beat.faults = untested_novelty(&recognizer, &infer.model()).into_iter().collect();
-        },
-    );
+    let serving = server.serve(recognizer.clone(), shutdown.clone());
     let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
-    let reporter = SwapReporter {
-        site: site.clone(),
-        site_labels: settings.site_labels.clone(),
-        swapper: swapper.clone(),
-        counter: recognizer.counter.clone(),
-        publisher: publisher.clone(),
-        every: Duration::from_secs(settings.report_s.into()),
-    };
-    let reporting = reporter.run(|| admission.network().up, shutdown.clone());
-    let following = order_watch::of_site(
-        &swapper,
-        &bus,
-        &model,
-        order_sender,
-        orders,
-        |model| recognizer.prepare_release(model),
-        &shutdown,
-    );
     let noting = note_settings(&bus, &admission, &shutdown);
     let comparing = recognizer.drift.save_reference(&bus, shutdown.clone());
     let learning = async {
         if let Some(learner) = learner {
-            let from = ConsumerConfig {
-                durable: topology::learner_durable(&site),
-                credits: LEARNER_CREDITS,
-                resized: None,
-                tries: None,
-                ack_wait,
-            };
-            let stats = Arc::new(WorkerStats::default());
-            let watching = consume(Arc::new(learner.clone()), &bus, publisher.clone(), from, stats, shutdown.clone());
-            let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
-            tracing::debug!(?watched, "learner stopped");
+            learner.run(&bus, &publisher, ack_wait, &shutdown).await;
         }
     };
-    let work = consume(recognizer.clone(), &bus, publisher.clone(), from, stats.clone(), shutdown.clone());
-    let work = async {
-        let ended = work.await;
-        // The other tasks end with it.
-        shutdown.request();
-        ended
-    };
-    let (ended, (), (), (), (), (), (), (), ()) =
-        tokio::join!(work, heartbeats, gathering, learning, reporting, following, scaling, noting, comparing);
+    let (ended, (), (), (), ()) = tokio::join!(serving, gathering, learning, noting, comparing);
     ended
 }
 
@@ -487,11 +429,6 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
         () = writing => {}
         () = shutdown.wait_for_request() => {}
     }
-}
-
-/// Number of images held for this many replicas.
-fn credits(infer: &InferencePool, replicas: usize) -> usize {
-    replicas * infer.batch() * CREDITS_PER_SLOT
 }
 
 /// Checks that the model can output what is to be sent up.
@@ -546,13 +483,6 @@ fn misdirected(site: &SiteName, subject: &str) -> Fault {
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn fault(error: InferenceError) -> Fault {
-    match error.fault_note() {
-        note if error.is_the_images_fault() => Fault::Reject(note),
-        note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },
-    }
 }
 
 fn no_class() -> Fault {

@@ -10,8 +10,14 @@ use training::weights::NamedTensors;
 use training::{TrainError, folder, weights};
 use vision::Model;
 
-/// Writes the base model's folder, unless it is already there.
-pub fn write(root: &Model, weights: &[u8], into: &Path) -> Result<Model, TrainError> {
+/// Whether the base model's folder is there, so that its weights need not be fetched.
+pub async fn is_written(into: &Path) -> bool {
+    let into = into.to_owned();
+    tokio::task::spawn_blocking(move || Model::load(&into).is_ok()).await.unwrap_or(false)
+}
+
+/// Writes the base model's folder, unless it is already there, and removes the file of its weights.
+pub fn write(root: &Model, weights: &Path, into: &Path) -> Result<Model, TrainError> {
     if let Ok(model) = Model::load(into) {
         return Ok(model);
     }
@@ -20,7 +26,10 @@ pub fn write(root: &Model, weights: &[u8], into: &Path) -> Result<Model, TrainEr
         let _absent_or_in_use = std::fs::remove_dir_all(bases);
         std::fs::create_dir_all(bases).map_err(TrainError::write(bases))?;
     }
-    patched(root, weights::decode(weights)?.0, into)
+    // The model holds these floats in memory anyway.
+    let bytes = std::fs::read(weights).map_err(TrainError::read(weights))?;
+    let _replaced_by_the_next = std::fs::remove_file(weights);
+    patched(root, weights::decode(&bytes)?.0, into)
 }
 
 fn patched(root: &Model, tensors: NamedTensors, into: &Path) -> Result<Model, TrainError> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use schemas::{Answer, Label, LabelSource, Reason, Route, TaskId};
 
-use training::settings::CollectSettings;
+use crate::settings::CollectSettings;
 
 /// Most labels by persons for tasks without a final answer; an estimate.
 const MAX_EARLY_LABELS: usize = 10_000;

@@ -9,8 +9,10 @@ pub mod base_weights;
 pub mod collection;
 pub mod collector;
 pub mod learned_images;
+pub mod settings;
 pub mod submit;
 pub mod training_copy;
 pub mod worker;
 
+pub use settings::TrainerSettings;
 pub use worker::run;

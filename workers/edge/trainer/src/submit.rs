@@ -6,7 +6,7 @@ use runtime::Fault;
 use runtime::site_key::SiteKey;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{Gain, LabelSource, ModelName, ReleaseId, SiteName, Update, encode};
+use schemas::{Gain, LabelSource, ModelName, ReleaseId, SiteName, Update, WeightFormat, encode};
 use streams::subject::OutboxKind;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
@@ -18,7 +18,7 @@ use training::train::TrainedModel;
 use training::weights;
 
 /// Encodes the weights of an update as a file.
-pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
+pub fn file(trained: &TrainedModel, format: WeightFormat) -> Result<Vec<u8>, Fault> {
     let failed = |error: &dyn std::error::Error| {
         Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it")
     };
@@ -26,8 +26,7 @@ pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>,
     for name in trained.weights.keys() {
         base.insert(name.clone(), trained.onnx.weight(name).map_err(|error| failed(&error))?);
     }
-    let bytes =
-        weights::encode(&trained.weights, &base, settings.weight_format, None).map_err(|error| failed(&error))?;
+    let bytes = weights::encode(&trained.weights, &base, format, None).map_err(|error| failed(&error))?;
     if bytes.len() as u64 > MAX_WEIGHTS_BYTES {
         let reason = format!("the trained weights have {} bytes, at most {MAX_WEIGHTS_BYTES} can be sent", bytes.len());
         let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.weight_format)";
@@ -86,6 +85,8 @@ pub struct UpdateMetadata<'a> {
     pub round: u64,
     /// Settings it was trained with.
     pub settings: &'a TrainSettings,
+    /// Number format of the weights.
+    pub format: WeightFormat,
     /// Number of images by source of their label.
     pub sources: BTreeMap<LabelSource, u64>,
     /// Number of images learned from, by label.
@@ -106,7 +107,7 @@ impl UpdateMetadata<'_> {
             round: self.round,
             base: self.base.clone(),
             weights,
-            form: self.settings.weight_format,
+            form: self.format,
             samples: self.samples,
             hard: self.hard,
             sources: self.sources,

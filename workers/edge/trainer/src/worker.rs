@@ -26,6 +26,7 @@ use vision::{Model, OnnxRuntime};
 use crate::base_weights;
 use crate::collection::Collection;
 use crate::collector::{Collector, ReadPositions};
+use crate::settings::TrainerSettings;
 use crate::submit;
 use crate::training_copy::TrainingCopy;
 use training::checkpoint::{CheckpointFolder, Epoch};
@@ -49,7 +50,7 @@ pub async fn run(
     site: SiteName,
     onnx: OnnxRuntime,
     model: Model,
-    settings: &TrainSettings,
+    settings: &TrainerSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let key = settings.key.as_deref().map(SiteKey::read).transpose();
@@ -119,7 +120,7 @@ struct Trainer {
     site: SiteName,
     onnx: OnnxRuntime,
     model: Arc<Model>,
-    settings: TrainSettings,
+    settings: TrainerSettings,
     blobs: Blobs,
     ledger: Ledger,
     /// Name of the ledger note with how far the streams were read at the last training.
@@ -179,9 +180,15 @@ impl Trainer {
         }
         let missing = "the round does not name the weights of its base";
         let blob = terms.weights.as_ref().ok_or_else(|| Fault::retry("base_missing", missing))?;
-        let bytes = self.blobs.fetch_blob(blob, MAX_WEIGHTS_BYTES).await?;
-        let (root, into) = (self.model.clone(), base_folder(&self.settings.work, &terms.base));
-        let written = tokio::task::spawn_blocking(move || base_weights::write(&root, &bytes, &into)).await;
+        let into = base_folder(&self.settings.work, &terms.base);
+        let file = self.settings.work.join("base.safetensors");
+        let (blobs, root) = (&self.blobs, self.model.clone());
+        if !base_weights::is_written(&into).await {
+            let made = tokio::fs::create_dir_all(&self.settings.work).await;
+            made.map_err(|error| Fault::retry("base_unusable", error))?;
+            blobs.fetch_to_file(blob, MAX_WEIGHTS_BYTES, &file).await?;
+        }
+        let written = tokio::task::spawn_blocking(move || base_weights::write(&root, &file, &into)).await;
         let model = written.map_err(|error| Fault::retry("base_unusable", error))?;
         let model = model.map_err(|error| Fault::retry("base_unusable", runtime::fault::error_chain(&error)))?;
         if model.release != terms.base {
@@ -275,7 +282,7 @@ impl Trainer {
         base: &Arc<Model>,
         request: Option<&RoundRequest>,
     ) -> Result<Option<String>, Fault> {
-        let settings = request.map_or_else(|| self.settings.clone(), |request| request.settings(&self.settings));
+        let settings = request.map_or_else(|| self.settings.training(), |request| request.settings(&self.settings));
         self.state.update_report(|report| {
             (report.state, report.why) = (TrainerState::Training.into(), format!("on {} images", copy.images.len()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
@@ -309,7 +316,7 @@ impl Trainer {
         let local = request.map(|request| &request.terms.local[..]).unwrap_or_default();
         base_weights::keep_own(&mut trained.weights, local, &self.settings.work)
             .map_err(|error| Fault::retry("weights_unkept", runtime::fault::error_chain(&error)))?;
-        let file = match submit::file(&trained, &settings) {
+        let file = match submit::file(&trained, self.settings.weight_format) {
             Ok(file) => file,
             Err(fault) => return Ok(Some(format!("no update sent: {}", describe_fault(&fault)))),
         };
@@ -337,16 +344,17 @@ impl Trainer {
     ) -> impl FnOnce() -> Result<(TrainedModel, BTreeMap<String, u64>, u64), TrainError> + Send + use<> {
         let onnx = self.onnx.clone();
         let (state, yields, stop) = (self.state.clone(), self.yields.clone(), self.stop.clone());
+        let (work, limits) = (self.settings.work.clone(), self.settings.limits.clone());
         move || {
-            let mut examples = Examples::read(&settings.work, &model.labels, settings.holdout_ratio)?;
+            let mut examples = Examples::read(&work, &model.labels, settings.holdout_ratio)?;
             if let Some(focus) = &focus {
                 hard_focus::apply(focus, &onnx, &model, &mut examples, settings.threads, &stop)?;
             }
-            let every = Duration::from_secs(settings.limits.checkpoint_every_s.into());
+            let every = Duration::from_secs(limits.checkpoint_every_s.into());
             let context = TrainContext {
                 stop: &stop,
-                pace: TrainingPace::background(&settings.limits, yields),
-                checkpoints: Some(CheckpointFolder::new(&settings.work, every)),
+                pace: TrainingPace::background(limits.memory_max_mib, limits.cpu_ratio, yields),
+                checkpoints: Some(CheckpointFolder::new(&work, every)),
             };
             let see = |epoch: &Epoch| {
                 state.update_report(|report| {
@@ -405,8 +413,8 @@ struct RoundRequest {
 
 impl RoundRequest {
     /// The site's settings with the terms of the round.
-    fn settings(&self, own: &TrainSettings) -> TrainSettings {
-        TrainSettings { trainable: self.terms.trainable.clone(), ..own.clone() }
+    fn settings(&self, own: &TrainerSettings) -> TrainSettings {
+        TrainSettings { trainable: self.terms.trainable.clone(), ..own.training() }
     }
 }
 

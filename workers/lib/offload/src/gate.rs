@@ -39,7 +39,7 @@ impl GateSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
-            return Err(format!("recognizer.gate.temperature is {temperature}; it must be above 0"));
+            return Err(format!("temperature is {temperature}; it must be above 0"));
         }
         let ratios = [
             ("min_confidence_ratio", self.min_confidence_ratio),
@@ -47,15 +47,14 @@ impl GateSettings {
             ("max_entropy_ratio", self.max_entropy_ratio),
             ("max_novelty", self.max_novelty),
         ];
-        let labels = self.labels.iter().map(|(label, ratio)| (label.as_str(), Some(*ratio)));
+        let ratios = ratios.map(|(name, ratio)| (name.to_owned(), ratio));
+        let labels = self.labels.iter().map(|(label, ratio)| (format!("labels.{label}"), Some(*ratio)));
         if let Some(target) = self.target_accuracy_ratio.filter(|target| !(*target > 0.5 && *target < 1.0)) {
-            return Err(format!(
-                "recognizer.gate.target_accuracy_ratio is {target}; it must be between 0.5 and 1, both excluded"
-            ));
+            return Err(format!("target_accuracy_ratio is {target}; it must be between 0.5 and 1, both excluded"));
         }
         for (name, ratio) in ratios.into_iter().chain(labels) {
             if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
-                return Err(format!("recognizer.gate: {name} is {ratio}; it must be between 0 and 1"));
+                return Err(format!("{name} is {ratio}; it must be between 0 and 1"));
             }
         }
         Ok(())

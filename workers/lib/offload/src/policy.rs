@@ -111,7 +111,7 @@ impl Policy {
     pub fn check(&self) -> Result<(), String> {
         let ratio = |name: &str, value: f64| match (0.0..=1.0).contains(&value) {
             true => Ok(()),
-            false => Err(format!("recognizer.policy.{name} is {value}; it must be between 0 and 1")),
+            false => Err(format!("{name} is {value}; it must be between 0 and 1")),
         };
         let load = &self.load;
         ratio("load.cpu_high_ratio", load.cpu_high_ratio)?;
@@ -124,17 +124,13 @@ impl Policy {
             ("queue_low_s", load.queue_low_s, load.queue_high_s),
         ];
         if let Some((name, low, high)) = pairs.into_iter().find(|(_, low, high)| !(0.0..=*high).contains(low)) {
-            return Err(format!(
-                "recognizer.policy.load.{name} is {low}; it must be between 0 and its high mark ({high})"
-            ));
+            return Err(format!("load.{name} is {low}; it must be between 0 and its high mark ({high})"));
         }
         match self {
             Self { max_offloaded: value @ (0 | 4097..), .. } => {
-                Err(format!("recognizer.policy.max_offloaded is {value}; it must be between 1 and 4096"))
+                Err(format!("max_offloaded is {value}; it must be between 1 and 4096"))
             }
-            Self { max_offloaded_mib: 0, .. } => {
-                Err("recognizer.policy.max_offloaded_mib is 0; it must be at least 1".into())
-            }
+            Self { max_offloaded_mib: 0, .. } => Err("max_offloaded_mib is 0; it must be at least 1".into()),
             _ => Ok(()),
         }
     }

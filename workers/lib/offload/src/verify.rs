@@ -55,7 +55,7 @@ impl VerifySettings {
         let shares = [("max_share_ratio", self.max_share_ratio), ("sample_ratio", Some(self.sample_ratio))];
         for (name, ratio) in shares {
             if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
-                return Err(format!("recognizer.verify.{name} is {ratio}; it must be between 0 and 1"));
+                return Err(format!("{name} is {ratio}; it must be between 0 and 1"));
             }
         }
         Ok(())

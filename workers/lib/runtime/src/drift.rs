@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use schemas::{DriftLevel, DriftMeasure, DriftReport, ReleaseId, Role};
+use schemas::{DriftLevel, DriftMeasure, DriftReport, ReleaseId};
 use serde::{Deserialize, Serialize};
 
 mod watch;
@@ -56,20 +56,19 @@ impl Default for DriftSettings {
 }
 
 impl DriftSettings {
-    /// Checks the settings. `role`: section they belong to, for messages.
+    /// Checks the settings.
     ///
     /// # Errors
     /// A sentence with the key, the value and its range.
-    pub fn check(&self, role: Role) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         let Self { reference_answers: reference, recent_answers: recent } = *self;
         if !(50..=10_000).contains(&recent) {
-            return Err(format!("{role}.drift.recent_answers is {recent}; it must be between 50 and 10000"));
+            return Err(format!("recent_answers is {recent}; it must be between 50 and 10000"));
         }
         if !((2 * recent)..=1_000_000).contains(&reference) {
             let least = 2 * recent;
             return Err(format!(
-                "{role}.drift.reference_answers is {reference}; it must be between {least}, twice {role}.drift.recent_answers, \
-                 and 1000000"
+                "reference_answers is {reference}; it must be between {least}, twice recent_answers, and 1000000"
             ));
         }
         Ok(())

@@ -69,7 +69,7 @@ pub async fn send_heartbeats(
 ) {
     let worker = worker_name();
     let mut align_at = tokio::time::Instant::now();
-    let mut ahead_ms = None;
+    let (mut ahead_ms, mut bucket) = (None, None);
     loop {
         let mut beat = Heartbeat::for_worker(role, worker.clone(), site.clone(), clock::now_ms());
         beat.finished = stats.finished.load(Ordering::Relaxed);
@@ -77,9 +77,17 @@ pub async fn send_heartbeats(
         beat.clock_ahead_ms = ahead_ms;
         more(&mut beat);
         metrics::record_heartbeat(role, &beat);
-        let sent = async { HeartbeatBucket::open(&bus).await?.publish_heartbeat(&beat).await };
-        if let Err(error) = sent.await {
-            tracing::debug!(role = role.as_str(), %error, "heartbeat not sent");
+        let sent = async {
+            let open = match bucket.take() {
+                Some(open) => open,
+                None => HeartbeatBucket::open(&bus).await?,
+            };
+            open.publish_heartbeat(&beat).await.map(|()| open)
+        };
+        match sent.await {
+            Ok(open) => bucket = Some(open),
+            // Looked up again with the next one: the bucket may be another by then.
+            Err(error) => tracing::debug!(role = role.as_str(), %error, "heartbeat not sent"),
         }
         // After the heartbeat: whoever waits for this worker to appear need not wait for it.
         if tokio::time::Instant::now() >= align_at {

@@ -22,7 +22,7 @@ use schemas::{Heartbeat, Reason, Role, Route, SiteName, Timings};
 use streams::Bus;
 use tokio::time::Instant;
 
-pub use server::{MetricsSettings, serve};
+pub use server::{ENDPOINT_STARTED, MetricsSettings, serve};
 
 /// A role without a heartbeat for this long hangs: heartbeats are sent every few seconds, and a server that is down
 /// delays one by ten.

@@ -4,8 +4,11 @@ use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, encode};
 use streams::{Publication, PublishOutcome, Publisher, reader, subject};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, RETRY_DELAY};
 use crate::metrics;
+
+/// How often an answer is offered to a slot that is taken and empty again.
+const ATTEMPTS: u32 = 2;
 
 /// What a task's slot holds after an answer was offered to it.
 #[derive(Debug)]
@@ -14,8 +17,6 @@ pub enum SlotContent {
     ThisAnswer,
     /// Another one, which came first.
     OtherAnswer(Box<Answer>),
-    /// Nothing any more: an answer that came first was removed since, as a redrive does with a tombstone.
-    Nothing,
 }
 
 /// Stores a final answer unless its slot is taken, and counts it if it is stored.
@@ -23,22 +24,25 @@ pub enum SlotContent {
 /// # Errors
 /// It could not be stored, or the slot could not be read.
 pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<SlotContent, Fault> {
-    let content = match publisher.publish(&publication(answer)?).await? {
-        PublishOutcome::Stored(_) | PublishOutcome::Duplicate(_) => SlotContent::ThisAnswer,
-        PublishOutcome::Taken => {
-            let slot = subject::final_answer(&answer.site, &answer.camera, answer.task);
-            match reader::read_outcome(publisher.bus(), &slot).await? {
-                // Stored by an attempt whose acknowledgement was lost.
-                Some(outcome) if outcome == *answer => SlotContent::ThisAnswer,
-                Some(outcome) => SlotContent::OtherAnswer(Box::new(outcome)),
-                None => SlotContent::Nothing,
+    let publication = publication(answer)?;
+    for _ in 0..ATTEMPTS {
+        let is_stored = match publisher.publish(&publication).await? {
+            PublishOutcome::Stored(_) | PublishOutcome::Duplicate(_) => true,
+            PublishOutcome::Taken => {
+                let slot = subject::final_answer(&answer.site, &answer.camera, answer.task);
+                match reader::read_outcome(publisher.bus(), &slot).await? {
+                    Some(outcome) => return Ok(SlotContent::OtherAnswer(Box::new(outcome))),
+                    // It is gone again, as a tombstone is after a redrive.
+                    None => false,
+                }
             }
+        };
+        if is_stored {
+            metrics::count_answer(&answer.site, answer.route, answer.reason);
+            return Ok(SlotContent::ThisAnswer);
         }
-    };
-    if matches!(content, SlotContent::ThisAnswer) {
-        metrics::count_answer(&answer.site, answer.route, answer.reason);
     }
-    Ok(content)
+    Err(Fault::Wait { after: RETRY_DELAY })
 }
 
 fn publication(answer: &Answer) -> Result<Publication, Fault> {

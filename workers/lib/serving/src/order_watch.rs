@@ -42,15 +42,16 @@ async fn follow_courier_note(
     Ok(())
 }
 
-/// Follows a verifier's orders in the cloud's stream, until shutdown.
+/// Follows a verifier's orders in the cloud's stream, until shutdown; otherwise as [`of_site`].
 pub async fn of_cloud(
     swapper: &ModelSwapper,
     bus: &Bus,
     model: &ModelName,
+    ordered: watch::Sender<Option<Order>>,
+    orders: watch::Receiver<Option<Order>>,
     ready: impl Fn(&Model),
     shutdown: &Shutdown,
 ) {
-    let (ordered, orders) = watch::channel(None);
     resubscribe_until_stopped(swapper, || follow_order_stream(bus, model, &ordered), orders, ready, shutdown).await;
 }
 

@@ -21,6 +21,17 @@ const SILENT_FOR: Duration = Duration::from_secs(120);
 /// Delay before the first report is retried, because the link is not up yet when a worker starts.
 const FIRST_AGAIN: Duration = Duration::from_secs(1);
 
+/// Checks the settings of a worker's reports: the interval between them, and the length of what they count, seconds.
+///
+/// # Errors
+/// One sentence that begins with the name of the invalid setting.
+pub fn check_intervals(report_s: u32, count_s: u32) -> Result<(), String> {
+    match [("report_s", report_s), ("count_s", count_s)].into_iter().find(|(_, seconds)| *seconds == 0) {
+        Some((name, _)) => Err(format!("{name} is 0; it must be at least 1")),
+        None => Ok(()),
+    }
+}
+
 /// Reports for one worker.
 pub struct SwapReporter {
     /// The worker's site; [`SiteName::cloud`] for verifiers.

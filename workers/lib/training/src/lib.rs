@@ -32,4 +32,4 @@ pub use error::TrainError;
 pub use examples::{ExampleSplit, Examples};
 pub use pace::TrainingPace;
 pub use settings::TrainSettings;
-pub use train::{TrainContext, TrainedModel, train_model};
+pub use train::{TRAINING_RESUMED, TrainContext, TrainedModel, train_model};

@@ -9,8 +9,9 @@ use os::process::resident_bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::TrainError;
-use crate::settings::LimitSettings;
 
+/// Share of a core that a training in the background takes where nothing else is said.
+pub const DEFAULT_CPU_RATIO: f64 = 0.5;
 /// Interval of checking whether it may continue.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Longest rest at a time, so that a stop request is noticed.
@@ -28,20 +29,20 @@ pub struct TrainingPace {
 }
 
 impl TrainingPace {
-    /// Without a CPU limit.
-    pub fn unlimited(limits: &LimitSettings) -> Self {
-        let memory_max_bytes = limits.memory_max_mib.map(|mib| u64::from(mib) * 1024 * 1024);
+    /// Without a CPU limit. `memory_max_mib`: absent is unlimited.
+    pub fn unlimited(memory_max_mib: Option<u32>) -> Self {
+        let memory_max_bytes = memory_max_mib.map(|mib| u64::from(mib) * 1024 * 1024);
         let memory_before_bytes = resident_bytes().unwrap_or(0);
         Self { cpu_ratio: 1.0, memory_max_bytes, yields: None, memory_before_bytes, spent: thread_time() }
     }
 
-    /// Uses idle CPU time only, at most its share, and none while `yields` is set. The calling thread, and every thread
+    /// Uses idle CPU time only, at most `cpu_ratio` of a core, and none while `yields` is set. The calling thread, and every thread
     /// it starts, is scheduled as idle from now on.
-    pub fn background(limits: &LimitSettings, yields: Arc<AtomicBool>) -> Self {
+    pub fn background(memory_max_mib: Option<u32>, cpu_ratio: f64, yields: Arc<AtomicBool>) -> Self {
         if let Err(error) = os::scheduling::set_idle_scheduling() {
             tracing::warn!(%error, "could not set SCHED_IDLE; continuing with default scheduling");
         }
-        Self { cpu_ratio: limits.cpu_ratio, yields: Some(yields), ..Self::unlimited(limits) }
+        Self { cpu_ratio, yields: Some(yields), ..Self::unlimited(memory_max_mib) }
     }
 
     /// Refuses a training that is known to need more memory than allowed.
@@ -87,8 +88,7 @@ mod tests {
 
     #[test]
     fn too_much_memory_is_refused_with_a_remedy() {
-        let limits = LimitSettings { memory_max_mib: Some(10), ..LimitSettings::default() };
-        let pace = TrainingPace::unlimited(&limits);
+        let pace = TrainingPace::unlimited(Some(10));
         assert!(pace.check_memory(10 << 20).is_ok());
         let refused = pace.check_memory(11 << 20).unwrap_err().to_string();
         assert!(refused.contains("needs 11 MiB") && refused.contains("smaller batches"), "{refused}");
@@ -96,9 +96,8 @@ mod tests {
 
     #[test]
     fn a_quarter_share_rests_three_times_as_long_as_it_works() {
-        let limits = LimitSettings { cpu_ratio: 0.25, ..LimitSettings::default() };
         let work = std::thread::spawn(move || {
-            let mut pace = TrainingPace { cpu_ratio: limits.cpu_ratio, ..TrainingPace::unlimited(&limits) };
+            let mut pace = TrainingPace { cpu_ratio: 0.25, ..TrainingPace::unlimited(None) };
             let begun = std::time::Instant::now();
             pace.yield_cpu(1, Duration::from_millis(100), &CancellationToken::new()).unwrap();
             begun.elapsed()
@@ -113,7 +112,7 @@ mod tests {
         let stop = CancellationToken::new();
         let (later, told) = (yields.clone(), stop.clone());
         let work = std::thread::spawn(move || {
-            let mut pace = TrainingPace { yields: Some(yields), ..TrainingPace::unlimited(&LimitSettings::default()) };
+            let mut pace = TrainingPace { yields: Some(yields), ..TrainingPace::unlimited(None) };
             pace.yield_cpu(1, Duration::ZERO, &stop).unwrap();
             pace.yields.is_some_and(|yields| yields.load(Ordering::Relaxed))
         });
@@ -123,7 +122,7 @@ mod tests {
         assert!(!work.join().unwrap());
         later.store(true, Ordering::Relaxed);
         told.cancel();
-        let mut pace = TrainingPace { yields: Some(later), ..TrainingPace::unlimited(&LimitSettings::default()) };
+        let mut pace = TrainingPace { yields: Some(later), ..TrainingPace::unlimited(None) };
         pace.yield_cpu(1, Duration::ZERO, &told).unwrap();
     }
 }

@@ -29,6 +29,9 @@ use crate::stepper::Stepper;
 use crate::trainable_model::{TrainableModel, prepare_model};
 use crate::weights::NamedTensors;
 
+/// Event of the log when a training goes on where its checkpoint says.
+pub const TRAINING_RESUMED: &str = "training resumed";
+
 /// Most bytes of all examples' features together; an estimate.
 const MAX_FEATURES_BYTES: usize = 256 * 1024 * 1024;
 
@@ -204,7 +207,7 @@ pub fn example_indices(examples: &Examples, split: ExampleSplit) -> Vec<usize> {
 fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) -> Vec<usize> {
     let mut times = |place: &usize| {
         let example = &examples.all[*place];
-        let times = example.times * if example.hard { f64::from(settings.collect.hard_repeats) } else { 1.0 };
+        let times = example.times * if example.hard { f64::from(settings.hard_repeats) } else { 1.0 };
         let left = times.fract();
         times as usize + usize::from(left > 0.0 && random.random_bool(left))
     };
@@ -280,7 +283,7 @@ impl<'a> TrainLoop<'a> {
         let (progress, weights, best, optimizer) = match found {
             None => (fresh, start.clone(), start.clone(), optimizer),
             Some(Checkpoint { progress, weights, best, memory, steps }) => {
-                tracing::info!(epoch = progress.epoch, batches = progress.batches, "training resumed");
+                tracing::info!(epoch = progress.epoch, batches = progress.batches, "{TRAINING_RESUMED}");
                 (progress, weights, best, optimizer.with_memory(memory, steps))
             }
         };

@@ -52,7 +52,7 @@ fn settings() -> TrainSettings {
 }
 
 fn around(stop: &CancellationToken) -> TrainContext<'_> {
-    TrainContext { stop, pace: TrainingPace::unlimited(&TrainSettings::default().limits), checkpoints: None }
+    TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None }
 }
 
 fn trained(model: &Model, settings: &TrainSettings) -> Result<TrainedModel, TrainError> {
@@ -246,9 +246,9 @@ fn the_frozen_part_is_computed_once_with_the_same_result() {
 #[test]
 fn more_memory_than_allowed_is_refused_before_it_is_taken() {
     let mut settings = settings();
-    (settings.batch, settings.limits.memory_max_mib) = (1024, Some(1));
+    settings.batch = 1024;
     let stop = CancellationToken::new();
-    let pace = TrainingPace::unlimited(&settings.limits);
+    let pace = TrainingPace::unlimited(Some(1));
     let examples = Examples::read(&fixtures().join("images/fashion"), &light().labels, 0.1).unwrap();
     let onnx = OnnxRuntime::find_and_load(None).unwrap();
     let error =

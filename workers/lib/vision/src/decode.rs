@@ -80,7 +80,7 @@ impl DecodeSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         match self.deep_bits.filter(|bits| !(8..=16).contains(bits)) {
-            Some(bits) => Err(format!("infer.decode.deep_bits is {bits}; it must be between 8 and 16")),
+            Some(bits) => Err(format!("deep_bits is {bits}; it must be between 8 and 16")),
             None => Ok(()),
         }
     }

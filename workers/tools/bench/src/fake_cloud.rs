@@ -52,7 +52,7 @@ impl Handler for FakeCloud {
         let _turn = self.busy.acquire().await;
         tokio::time::sleep(Duration::from_secs_f64(self.pace.service_ms / 1000.0)).await;
         let known = match &request.payload {
-            Payload::Image(bytes) => self.opinions.get(bytes.as_slice()),
+            Payload::Image(bytes) => self.opinions.get(&bytes[..]),
             Payload::Blob(_) | Payload::Features(_) => None,
         };
         let opinion = known.unwrap_or(&self.unknown).clone();

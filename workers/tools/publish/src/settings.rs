@@ -147,7 +147,7 @@ impl PublisherSettings {
         within("poll_s", self.poll_s, 0, 3600)?;
         let TileSettings { tile_px, overlap_px, .. } = self.tile;
         if tile_px > 0 && overlap_px >= tile_px {
-            return Err(format!("publisher.tile.overlap_px is {overlap_px}; it must be below tile_px ({tile_px})"));
+            return Err(format!("tile.overlap_px is {overlap_px}; it must be below tile_px ({tile_px})"));
         }
         Ok(())
     }
@@ -157,7 +157,7 @@ fn within(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(format!("publisher.{name} is {value}; it must be {least} to {most}"))
+    Err(format!("{name} is {value}; it must be {least} to {most}"))
 }
 
 #[cfg(test)]

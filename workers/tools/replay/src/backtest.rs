@@ -117,8 +117,10 @@ impl BacktestCandidate {
         merge(&mut all, &self.says);
         let settings: EffectiveSettings =
             serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
-        for checked in [settings.policy.check(), settings.gate.check(), settings.verify.check()] {
-            checked.map_err(|why| format!("{}: {why}", self.name))?;
+        let checks =
+            [("policy", settings.policy.check()), ("gate", settings.gate.check()), ("verify", settings.verify.check())];
+        for (section, checked) in checks {
+            checked.map_err(|why| format!("{}: {section}.{why}", self.name))?;
         }
         Ok(settings)
     }

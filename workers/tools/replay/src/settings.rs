@@ -25,10 +25,10 @@ impl ReplayerSettings {
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         if !(self.busy_mib_per_s.is_finite() && self.busy_mib_per_s > 0.0) {
-            return Err(format!("replayer.busy_mib_per_s is {}; it must be above 0", self.busy_mib_per_s));
+            return Err(format!("busy_mib_per_s is {}; it must be above 0", self.busy_mib_per_s));
         }
         match self.in_flight_mib {
-            0 => Err("replayer.in_flight_mib is 0; it must be at least 1".into()),
+            0 => Err("in_flight_mib is 0; it must be at least 1".into()),
             _ => Ok(()),
         }
     }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
 use streams::server::Durability;
 use streams::topology::StreamSettings;
-use training::TrainSettings;
+use trainer::TrainerSettings;
 use verifier::VerifierSettings;
 
 use crate::CommonArgs;
@@ -46,7 +46,7 @@ pub struct Settings {
     /// The verifier.
     pub verifier: VerifierSettings,
     /// The trainer.
-    pub trainer: TrainSettings,
+    pub trainer: TrainerSettings,
     /// The aggregator: rounds, merge rules, release store.
     pub aggregator: AggregatorSettings,
     /// The releaser: rings and canaries.
@@ -74,7 +74,7 @@ impl Default for Settings {
             recognizer: RecognizerSettings::default(),
             courier: CourierSettings::default(),
             verifier: VerifierSettings::default(),
-            trainer: TrainSettings::default(),
+            trainer: TrainerSettings::default(),
             aggregator: AggregatorSettings::default(),
             releaser: ReleaserSettings::default(),
             replayer: ReplayerSettings::default(),
@@ -164,16 +164,14 @@ impl UpSettings {
         !self.listen.is_loopback() || self.mqtt_port.is_some() && !self.mqtt_listen.is_loopback()
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, site: &SiteName) -> Result<(), String> {
+        self.map_topics(site)?;
         match (&self.certificate, &self.certificate_key, &self.authority) {
-            (Some(_), None, _) => {
-                Err("up.certificate is set, but up.certificate_key is not: name the file of its key".into())
-            }
-            (None, Some(_), _) | (None, _, Some(_)) => {
-                Err("up.certificate_key or up.authority is set, but up.certificate is not: name the certificate".into())
-            }
+            (Some(_), None, _) => Err("certificate is set; certificate_key must name the file of its key".into()),
+            (None, Some(_), _) => Err("certificate_key is set; certificate must name the certificate".into()),
+            (None, _, Some(_)) => Err("authority is set; certificate must name the certificate".into()),
             (Some(_), Some(_), _) if self.host.is_none() => {
-                Err("up.certificate is set, but up.host is not: it must be the name in the certificate".into())
+                Err("certificate is set; host must be the name in it".into())
             }
             _ => Ok(()),
         }
@@ -184,37 +182,46 @@ impl UpSettings {
     /// # Errors
     /// The setting and what is wrong with it.
     pub fn mappings(&self, site: &SiteName) -> Result<Vec<(String, String)>, String> {
+        self.map_topics(site).map_err(|why| format!("up.{why}"))
+    }
+
+    fn map_topics(&self, site: &SiteName) -> Result<Vec<(String, String)>, String> {
         let map = |(topic, camera): (&String, &String)| streams::subject::map_topic(site, topic, camera);
-        self.camera_topics.iter().map(map).collect::<Result<_, _>>().map_err(|why| format!("up.camera_topics: {why}"))
+        self.camera_topics.iter().map(map).collect::<Result<_, _>>().map_err(|why| format!("camera_topics: {why}"))
     }
 }
 
 impl Settings {
     /// Checks every setting's range.
     pub fn check(&self) -> anyhow::Result<()> {
-        let checks = [
-            self.publisher.check(),
-            self.recognizer.check(),
-            self.courier.check(),
-            self.verifier.check(),
-            self.trainer.check(),
-            self.aggregator.check(),
-            self.releaser.check(),
-            self.replayer.check(),
-            self.janitor.check(),
-            self.notifier.check(),
-            self.up.mappings(&self.site).map(|_| ()),
-            self.streams.check(),
-            self.up.check(),
-            self.metrics.check(),
-        ];
         if self.site == SiteName::cloud() {
             anyhow::bail!("setting site is {}, which is reserved for the cloud: choose another name", self.site);
         }
-        for check in checks {
-            check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` names its origin"))?;
+        for (section, check) in self.check_sections() {
+            check.map_err(|why| {
+                anyhow::anyhow!("setting {section}.{why}: `tributary config --show` names its origin")
+            })?;
         }
         Ok(())
+    }
+
+    /// What each section says of itself. Messages begin with the key within the section.
+    fn check_sections(&self) -> [(&'static str, Result<(), String>); 13] {
+        [
+            ("publisher", self.publisher.check()),
+            ("recognizer", self.recognizer.check()),
+            ("courier", self.courier.check()),
+            ("verifier", self.verifier.check()),
+            ("trainer", self.trainer.check()),
+            ("aggregator", self.aggregator.check()),
+            ("releaser", self.releaser.check()),
+            ("replayer", self.replayer.check()),
+            ("janitor", self.janitor.check()),
+            ("notifier", self.notifier.check()),
+            ("streams", self.streams.check()),
+            ("up", self.up.check(&self.site)),
+            ("metrics", self.metrics.check()),
+        ]
     }
 }
 
@@ -238,7 +245,101 @@ pub fn load(common: &CommonArgs, more: &[(String, serde_json::Value)]) -> anyhow
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::{Value, json};
+
     use super::*;
+
+    /// A key, a value that it must not have, and what else must be set for that.
+    type WrongSetting = (&'static str, Value, &'static [(&'static str, &'static str)]);
+
+    fn wrong_settings() -> Vec<WrongSetting> {
+        vec![
+            ("publisher.max_in_flight", json!(0), &[]),
+            ("publisher.tile.overlap_px", json!(64), &[("publisher.tile.tile_px", "64")]),
+            ("recognizer.scale.min_replicas", json!(0), &[]),
+            ("recognizer.scale.max_replicas", json!(1), &[("recognizer.scale.min_replicas", "2")]),
+            ("recognizer.infer.decode.deep_bits", json!(17), &[]),
+            ("recognizer.gate.max_novelty", json!(2), &[]),
+            ("recognizer.gate.labels.fish", json!(2), &[]),
+            ("recognizer.gate.target_accuracy_ratio", json!(0.2), &[]),
+            ("recognizer.policy.share_ratio", json!(2), &[]),
+            ("recognizer.policy.load.cpu_low_ratio", json!(1), &[]),
+            ("recognizer.drift.recent_answers", json!(1), &[]),
+            ("recognizer.drift.reference_answers", json!(100), &[]),
+            ("recognizer.verify.sample_ratio", json!(2), &[]),
+            ("recognizer.report_s", json!(0), &[]),
+            ("recognizer.count_s", json!(0), &[]),
+            ("recognizer.tries", json!(0), &[]),
+            ("courier.uploads", json!(0), &[]),
+            ("courier.budget.max_bytes_per_s", json!(0), &[]),
+            ("courier.link.probe_every_ms", json!(1), &[]),
+            ("verifier.scale.target_s", json!(0), &[]),
+            ("verifier.infer.decode.deep_bits", json!(7), &[]),
+            ("verifier.temperature", json!(0), &[]),
+            ("verifier.report_s", json!(0), &[]),
+            ("verifier.tries", json!(51), &[]),
+            ("trainer.epochs", json!(0), &[]),
+            ("trainer.trainable", json!("last none"), &[]),
+            ("trainer.optimizer.learning_rate", json!(0), &[]),
+            ("trainer.augment.turn_degrees", json!(181), &[]),
+            ("trainer.limits.cpu_ratio", json!(0), &[]),
+            ("trainer.collect.max_images", json!(1), &[]),
+            ("aggregator.public_max_mib", json!(0), &[]),
+            ("aggregator.round.quorum", json!(0), &[]),
+            ("aggregator.round.ring", json!("none"), &[]),
+            ("aggregator.round.trainable", json!("last none"), &[]),
+            ("aggregator.check.samples_max", json!(0), &[]),
+            ("aggregator.merge.rule", json!("none"), &[]),
+            ("aggregator.merge.weigh.size", json!(9), &[]),
+            ("aggregator.merge.filter.trim_ratio", json!(1), &[]),
+            ("aggregator.merge.server_optimizer.rate", json!(0), &[]),
+            ("releaser.judge_s", json!(0), &[]),
+            ("releaser.rings.share_ratio", json!(0), &[]),
+            ("releaser.canary.false_alarm_ratio", json!(1), &[]),
+            ("releaser.canary.crashes", json!(0), &[]),
+            ("replayer.in_flight_mib", json!(0), &[]),
+            ("janitor.high_ratio", json!(2), &[]),
+            ("janitor.low_ratio", json!(0.9), &[]),
+            ("janitor.every_s", json!(0), &[]),
+            ("notifier.mqtt", json!("broker"), &[]),
+            ("notifier.mqtt_password_file", json!("password"), &[]),
+            ("streams.images_max_mib", json!(0), &[]),
+            ("streams.answers_max_messages", json!(10), &[]),
+            ("up.certificate", json!("site.pem"), &[]),
+            ("up.certificate_key", json!("site.key"), &[]),
+            ("up.authority", json!("ca.pem"), &[]),
+            ("up.camera_topics", json!({ "a topic": "cam" }), &[]),
+            ("metrics.listen", json!("0.0.0.0:9464"), &[]),
+            ("metrics.key", json!("metrics.key"), &[]),
+        ]
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_by_its_key_as_the_user_writes_it() {
+        let nothing = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        let loaded = |key: &str, value: Value, others: &[(&str, &str)]| {
+            let mut flags: Vec<(String, Value)> =
+                others.iter().map(|(key, value)| ((*key).to_owned(), serde_json::from_str(value).unwrap())).collect();
+            flags.push(match key {
+                // Rings are a list.
+                "releaser.rings.share_ratio" => ("releaser.rings".into(), json!([{ "share_ratio": value }])),
+                key => (key.to_owned(), value),
+            });
+            runtime::settings::load::<Settings>(Some(nothing.path()), &flags).unwrap().settings
+        };
+        let mut sections: BTreeSet<&str> =
+            Settings::default().check_sections().iter().map(|(section, _)| *section).collect();
+        for (key, value, others) in wrong_settings() {
+            let text = loaded(key, value, others).check().expect_err(key).to_string();
+            let rest = text.strip_prefix("setting ").and_then(|text| text.strip_prefix(key)).unwrap_or_default();
+            assert!(rest.starts_with(' ') || rest.starts_with(": "), "{key}: {text}");
+            let names = |section: &&str| key.strip_prefix(*section).is_some_and(|rest| rest.starts_with('.'));
+            sections.retain(|section| !names(section));
+        }
+        assert!(sections.is_empty(), "nothing wrong is tried in {sections:?}");
+    }
 
     #[test]
     fn settings_that_were_bent_are_checked_or_refused_by_name() {

@@ -113,7 +113,8 @@ pub async fn train_folder(
         shutdown.wait_for_request().await;
         stopper.cancel();
     });
-    let (train, onnxruntime) = (settings.trainer.clone(), settings.onnxruntime.clone());
+    let (train, onnxruntime) = (settings.trainer.training(), settings.onnxruntime.clone());
+    let memory_max_mib = settings.trainer.limits.memory_max_mib;
     let (folder, data, out) = (model.to_owned(), data.to_owned(), new.to_owned());
     let bar = progress(train.epochs);
     let shown = bar.clone();
@@ -123,7 +124,7 @@ pub async fn train_folder(
         let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.holdout_ratio)?;
-        let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&train.limits), checkpoints: None };
+        let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(memory_max_mib), checkpoints: None };
         let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
         if !keep_without_gain && trained.has_no_gain().is_some() {
             return Ok((trained, None));

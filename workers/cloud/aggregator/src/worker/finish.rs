@@ -195,8 +195,7 @@ impl Aggregator {
 
     /// Stores weights where couriers fetch them.
     pub(super) async fn offer_weights(&self, weights: &BlobRef, path: &Path) -> Result<(), Fault> {
-        let bytes = tokio::fs::read(path).await.map_err(|error| Fault::retry("file_unreadable", error))?;
-        let stored = self.blobs.store_blob(&bytes).await?;
+        let stored = self.blobs.store_file(path).await?;
         match stored == *weights {
             true => Ok(()),
             false => Err(Fault::retry("file_changed", format!("{} was changed after it was written", path.display()))),

@@ -49,6 +49,7 @@ impl Trainer {
             base: request.map_or(&self.model.release, |request| &request.terms.base),
             round: request.map_or(0, |request| request.round),
             settings: &settings,
+            format: self.settings.weight_format,
             sources: copy.sources.clone(),
             samples,
             hard,

@@ -123,12 +123,11 @@ fn the_largest_reference_fits_a_note_of_the_ledger() {
 
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
-    let check = |reference_answers, recent_answers| {
-        DriftSettings { reference_answers, recent_answers }.check(Role::Recognizer).unwrap_err()
-    };
-    assert!(check(2000, 10).contains("recognizer.drift.recent_answers is 10"));
+    let check =
+        |reference_answers, recent_answers| DriftSettings { reference_answers, recent_answers }.check().unwrap_err();
+    assert!(check(2000, 10).contains("recent_answers is 10"));
     assert!(check(600, 500).contains("between 1000"));
-    assert_eq!(DriftSettings::default().check(Role::Recognizer), Ok(()));
+    assert_eq!(DriftSettings::default().check(), Ok(()));
 }
 
 proptest! {

@@ -31,6 +31,9 @@ use tokio_rustls::TlsAcceptor;
 use super::{EXPECTED_ROLES, REGISTRY, beats, hanging, render_metrics};
 use crate::fault::Fault;
 
+/// Event of the log when metrics are served; its field `address` says where.
+pub const ENDPOINT_STARTED: &str = "metrics endpoint started";
+
 /// Most connections served at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// Timeouts of the request's headers, and of the whole exchange.
@@ -61,13 +64,14 @@ impl MetricsSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if self.certificate.is_some() != self.key.is_some() {
-            return Err("only one of metrics.certificate and metrics.key is set; set both or neither".into());
+            let (set, other) = if self.certificate.is_some() { ("certificate", "key") } else { ("key", "certificate") };
+            return Err(format!("{set} is set without {other}; set both or neither"));
         }
         let is_secure = self.certificate.is_some() && self.token_file.is_some();
         match self.listen {
             Some(listen) if !listen.ip().is_loopback() && !is_secure && !self.insecure => Err(format!(
-                "metrics.listen is {listen}, which other machines can reach; set metrics.certificate, metrics.key and \
-                 metrics.token_file, or metrics.insecure = true if anybody may read them"
+                "listen is {listen}, which other machines can reach; set certificate, key and token_file beside it, or \
+                 insecure = true if anybody may read them"
             )),
             _ => Ok(()),
         }
@@ -103,7 +107,7 @@ pub async fn serve(listen: SocketAddr, settings: &MetricsSettings) -> Result<Soc
     let router = Router::new().route("/metrics", metrics).route("/livez", get(live)).route("/readyz", get(ready));
     let is_encrypted = tls.is_some();
     tokio::spawn(serve_all(listener, router, tls));
-    tracing::info!(%address, is_encrypted, "metrics endpoint started");
+    tracing::info!(%address, is_encrypted, "{ENDPOINT_STARTED}");
     Ok(address)
 }
 

@@ -1,6 +1,5 @@
 //! Settings of the number of replicas.
 
-use schemas::Role;
 use serde::{Deserialize, Serialize};
 
 /// Settings for a worker whose number of replicas follows its queue.
@@ -35,16 +34,14 @@ impl Default for ScaleSettings {
 }
 
 impl ScaleSettings {
-    /// Checks the settings. `role`: section they belong to, for messages.
-    pub fn check(&self, role: Role) -> Result<(), String> {
+    /// Checks the settings.
+    pub fn check(&self) -> Result<(), String> {
         let Self { min_replicas: min, max_replicas: max, .. } = self;
         if *min == 0 {
-            return Err(format!("{role}.scale.min_replicas is 0; it must be at least 1"));
+            return Err("min_replicas is 0; it must be at least 1".to_string());
         }
         if *max > 0 && max < min {
-            return Err(format!(
-                "{role}.scale.max_replicas is {max}; it must be 0, or at least {role}.scale.min_replicas ({min})"
-            ));
+            return Err(format!("max_replicas is {max}; it must be 0, or at least min_replicas ({min})"));
         }
         let positive = [
             ("target_s", self.target_s),
@@ -52,11 +49,11 @@ impl ScaleSettings {
             ("down_cooldown_s", self.down_cooldown_s),
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
-            return Err(format!("{role}.scale.{name} is {value}; it must be above 0"));
+            return Err(format!("{name} is {value}; it must be above 0"));
         }
         match (0.0..=1.0).contains(&self.min_gain_ratio) {
             true => Ok(()),
-            false => Err(format!("{role}.scale.min_gain_ratio is {}; it must be between 0 and 1", self.min_gain_ratio)),
+            false => Err(format!("min_gain_ratio is {}; it must be between 0 and 1", self.min_gain_ratio)),
         }
     }
 }

@@ -267,8 +267,7 @@ impl SiteLearner<'_> {
         if let Some(focus) = focus {
             hard_focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
         }
-        let around =
-            TrainContext { stop: self.stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
+        let around = TrainContext { stop: self.stop, pace: TrainingPace::unlimited(None), checkpoints: None };
         let trained = train_model(self.runtime, self.model, &examples, &settings, around, |_| {})?;
         let (before, after) = trained.held_out();
         let mut of_class = vec![0; self.labels.len()];

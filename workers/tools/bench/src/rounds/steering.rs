@@ -38,8 +38,8 @@ impl Steering {
         let mut settings = TrainSettings::default();
         match self {
             Self::Default => {}
-            Self::Repeats => settings.collect.hard_repeats = 2,
-            Self::None | Self::Focus | Self::Coverage => settings.collect.hard_repeats = 1,
+            Self::Repeats => settings.hard_repeats = 2,
+            Self::None | Self::Focus | Self::Coverage => settings.hard_repeats = 1,
         }
         settings
     }

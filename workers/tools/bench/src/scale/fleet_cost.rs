@@ -241,7 +241,7 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
     let provisional = Answer::for_task(&task, AnswerStage::Provisional, Route::Edge, Reason::LowConfidence, now_ms);
     let request = VerifyRequest {
         reason: VerifyReason::Doubtful,
-        payload: Payload::Image(picture.to_vec()),
+        payload: Payload::Image(picture.to_vec().into()),
         provisional: provisional.with_prediction(opinion),
         hardness: None,
         ticket: None,

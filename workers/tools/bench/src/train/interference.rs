@@ -13,7 +13,8 @@ use streams::server::Durability;
 use tokio_util::sync::CancellationToken;
 use training::TrainingPace;
 use training::optimizer::Optimizer;
-use training::settings::{LimitSettings, OptimizerSettings};
+use training::pace::DEFAULT_CPU_RATIO;
+use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
 use vision::{InferenceSettings, OnnxRuntime};
 
@@ -108,7 +109,7 @@ impl BackgroundTraining {
         let stop = CancellationToken::new();
         let told = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut pace = TrainingPace::background(&LimitSettings::default(), Arc::new(AtomicBool::new(false)));
+            let mut pace = TrainingPace::background(None, DEFAULT_CPU_RATIO, Arc::new(AtomicBool::new(false)));
             let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
             let net = BenchNetwork::mobilenetv2();
             let (onnx, shape) = (net.onnx(), net.shape());

@@ -77,7 +77,7 @@ pub fn learn(
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
-    let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
+    let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(None), checkpoints: None };
     let trained = training::train_model(runtime, &model, &examples, &settings, around, |_| {})?;
     let said = peer(runtime, &net, &model, &examples, &settings, python, place.path())?;
     Ok(LearningCurve {

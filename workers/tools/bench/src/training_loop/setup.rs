@@ -137,7 +137,7 @@ fn train(
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut print_error: Option<anyhow::Error> = None;
-    let around = TrainContext { stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
+    let around = TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None };
     let trained = training::train_model(onnx, blank, &examples, &settings, around, |epoch| {
         print_error = print_error.take().or(print_epoch(epoch, epochs).err())
     })?;
