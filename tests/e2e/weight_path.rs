@@ -113,7 +113,7 @@ async fn take_back(world: &TestWorld, task: TaskId) -> bool {
     words.extend(world.at(0));
     let said = run(world.folder(), &words).await.unwrap();
     assert!(said.success && said.out.contains("1 label retracted"), "{}{}", said.out, said.err);
-    said.out.contains("No update")
+    said.out.contains("No recorded update")
 }
 
 #[tokio::test]
