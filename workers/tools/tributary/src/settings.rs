@@ -14,7 +14,7 @@ use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
 use replay::ReplayerSettings;
 use runtime::metrics::MetricsSettings;
-use runtime::settings::LoadedSettings;
+use runtime::settings::{LoadedSettings, check_section};
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
@@ -196,9 +196,8 @@ impl Settings {
             anyhow::bail!("setting site is {}, which stands for the cloud: name the site otherwise", self.site);
         }
         for (section, check) in self.check_sections() {
-            check.map_err(|why| {
-                anyhow::anyhow!("setting {section}.{why}: `tributary config --show` says where it came from")
-            })?;
+            check_section(section, check)
+                .map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` says where it came from"))?;
         }
         Ok(())
     }
