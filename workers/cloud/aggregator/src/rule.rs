@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use runtime::settings::check_section;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{FilterSettings, UpdateFilter};
@@ -120,8 +121,8 @@ impl MergeSettings {
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(wanted.clone());
         }
-        self.filter.check().map_err(|why| format!("filter.{why}"))?;
-        self.server_optimizer.check().map_err(|why| format!("server_optimizer.{why}"))
+        check_section("filter", self.filter.check())?;
+        check_section("server_optimizer", self.server_optimizer.check())
     }
 
     /// Whether the public set is used if there is one.

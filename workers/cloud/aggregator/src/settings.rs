@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use autograd::TrainableSelection;
 use autograd::trainable::AUTO;
+use runtime::settings::check_section;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
@@ -201,7 +202,7 @@ impl AggregatorSettings {
         if let Err(error) = round.trainable.parse::<TrainableSelection>() {
             return Err(format!("round.trainable: {error}"));
         }
-        self.check.check().map_err(|why| format!("check.{why}"))?;
-        self.merge.check().map_err(|why| format!("merge.{why}"))
+        check_section("check", self.check.check())?;
+        check_section("merge", self.merge.check())
     }
 }

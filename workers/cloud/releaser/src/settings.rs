@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use runtime::settings::check_section;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +83,6 @@ impl ReleaserSettings {
                 return Err("rings has an empty ring; each needs sites, labels or share_ratio".into());
             }
         }
-        self.canary.check().map_err(|why| format!("canary.{why}"))
+        check_section("canary", self.canary.check())
     }
 }

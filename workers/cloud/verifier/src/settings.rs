@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use runtime::settings::check_section;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 use serving::scale::ScaleSettings;
@@ -52,8 +53,8 @@ impl Default for VerifierSettings {
 impl VerifierSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check().map_err(|why| format!("scale.{why}"))?;
-        self.infer.decode.check().map_err(|why| format!("infer.decode.{why}"))?;
+        check_section("scale", self.scale.check())?;
+        check_section("infer.decode", self.infer.decode.check())?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("temperature is {temperature}; it must be above 0"));
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use runtime::settings::check_section;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::BudgetSettings;
@@ -41,8 +42,8 @@ impl Default for CourierSettings {
 impl CourierSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.budget.check().map_err(|why| format!("budget.{why}"))?;
-        self.link.check().map_err(|why| format!("link.{why}"))?;
+        check_section("budget", self.budget.check())?;
+        check_section("link", self.link.check())?;
         match self.uploads {
             uploads @ (0 | 257..) => Err(format!("uploads is {uploads}; it must be between 1 and 256")),
             _ => Ok(()),

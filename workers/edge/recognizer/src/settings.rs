@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use runtime::drift::DriftSettings;
+use runtime::settings::check_section;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 use serving::scale::ScaleSettings;
@@ -66,12 +67,12 @@ impl Default for RecognizerSettings {
 impl RecognizerSettings {
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
-        self.scale.check().map_err(|why| format!("scale.{why}"))?;
-        self.infer.decode.check().map_err(|why| format!("infer.decode.{why}"))?;
-        self.gate.check().map_err(|why| format!("gate.{why}"))?;
-        self.policy.check().map_err(|why| format!("policy.{why}"))?;
-        self.drift.check().map_err(|why| format!("drift.{why}"))?;
-        self.verify.check().map_err(|why| format!("verify.{why}"))?;
+        check_section("scale", self.scale.check())?;
+        check_section("infer.decode", self.infer.decode.check())?;
+        check_section("gate", self.gate.check())?;
+        check_section("policy", self.policy.check())?;
+        check_section("drift", self.drift.check())?;
+        check_section("verify", self.verify.check())?;
         serving::report::check_intervals(self.report_s, self.count_s)?;
         match self.tries {
             1..=MAX_TRIES => Ok(()),

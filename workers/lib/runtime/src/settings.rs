@@ -57,6 +57,14 @@ pub struct ResolvedSetting {
     pub origin: SettingOrigin,
 }
 
+/// What a section says of itself, as who holds the section says it: with the section's name before the key.
+///
+/// # Errors
+/// The section's own.
+pub fn check_section(section: &str, check: Result<(), String>) -> Result<(), String> {
+    check.map_err(|why| format!("{section}.{why}"))
+}
+
 /// Where a setting comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettingOrigin {

@@ -14,6 +14,7 @@ use offload::calibration::CalibrationEvidence;
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use offload::gate::TestedScores;
 use offload::{EffectiveSettings, PayloadKind, hash_fraction};
+use runtime::settings::check_section;
 use schemas::{Answer, DecisionTrace, EscalationOutcome, Prediction, RankedClass, Reason, Route, TaskId};
 use serde_json::Value;
 
@@ -120,7 +121,7 @@ impl BacktestCandidate {
         let checks =
             [("policy", settings.policy.check()), ("gate", settings.gate.check()), ("verify", settings.verify.check())];
         for (section, checked) in checks {
-            checked.map_err(|why| format!("{}: {section}.{why}", self.name))?;
+            check_section(section, checked).map_err(|why| format!("{}: {why}", self.name))?;
         }
         Ok(settings)
     }

@@ -14,7 +14,7 @@ use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
 use replay::ReplayerSettings;
 use runtime::metrics::MetricsSettings;
-use runtime::settings::LoadedSettings;
+use runtime::settings::{LoadedSettings, check_section};
 use runtime::traces::TelemetrySettings;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -202,9 +202,8 @@ impl Settings {
             anyhow::bail!("setting site is {}, which is reserved for the cloud: choose another name", self.site);
         }
         for (section, check) in self.check_sections() {
-            check.map_err(|why| {
-                anyhow::anyhow!("setting {section}.{why}: `tributary config --show` names its origin")
-            })?;
+            check_section(section, check)
+                .map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` names its origin"))?;
         }
         Ok(())
     }

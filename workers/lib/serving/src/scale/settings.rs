@@ -38,7 +38,7 @@ impl ScaleSettings {
     pub fn check(&self) -> Result<(), String> {
         let Self { min_replicas: min, max_replicas: max, .. } = self;
         if *min == 0 {
-            return Err("min_replicas is 0; it must be at least 1".to_string());
+            return Err("min_replicas is 0; it must be at least 1".into());
         }
         if *max > 0 && max < min {
             return Err(format!("max_replicas is {max}; it must be 0, or at least min_replicas ({min})"));
