@@ -239,8 +239,11 @@ pub enum Reason {
     HighNovelty,
     /// The answer passed every test and was sampled for a check by the cloud.
     Sampled,
-    /// The site was overloaded, or the policy sends everything up.
+    /// Offloaded, because the site was overloaded.
     Overload,
+    /// Offloaded by the policy from a site that was not overloaded: it sends every image up, or the cloud was predicted
+    /// to finish sooner.
+    Offloaded,
     /// Doubtful, but a setting or the policy says not to verify.
     NotVerified,
     /// Doubtful, but the byte budget or the cap on the share of images sent up is used up.
@@ -258,6 +261,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether the site doubted its own answer; it has none for an offloaded task.
+    pub fn is_doubtful(self) -> bool {
+        !matches!(self, Reason::Confident | Reason::Sampled | Reason::Overload | Reason::Offloaded)
+    }
+
     /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -269,6 +277,7 @@ impl Reason {
             Reason::HighNovelty => "high_novelty",
             Reason::Sampled => "sampled",
             Reason::Overload => "overload",
+            Reason::Offloaded => "offloaded",
             Reason::NotVerified => "not_verified",
             Reason::BudgetSpent => "budget_spent",
             Reason::VerdictTooLate => "verdict_too_late",

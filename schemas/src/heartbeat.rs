@@ -1,5 +1,5 @@
 //! A worker's heartbeat, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training, rounds, releases, scale and drift.
+//! optional reports of link, load, decision, training, rounds, releases, canaries, scale and drift.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,7 @@ use crate::decision_trace::RoutingMode;
 use crate::drift::DriftReport;
 use crate::fault::FaultNote;
 use crate::id::{ReleaseId, SiteName};
+use crate::release::CanaryReport;
 use crate::role::Role;
 use crate::swap::RefusedRelease;
 use crate::update::ModelAccuracy;
@@ -79,6 +80,9 @@ pub struct Heartbeat {
     /// Releasers: one line for each model, in words for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub releases: Vec<String>,
+    /// Releasers: the canary of each model that has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub canaries: Vec<CanaryReport>,
     /// Recognizers and couriers: how recent answers differ from the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<DriftReport>,
@@ -110,6 +114,7 @@ impl Heartbeat {
             training: None,
             rounds: None,
             releases: Vec::new(),
+            canaries: Vec::new(),
             drift: None,
         }
     }
@@ -120,6 +125,8 @@ const NAME_CHARS: usize = 200;
 const SENTENCE_CHARS: usize = 4000;
 /// Largest plausible count, time or rate.
 const MAX_NUMBER: f64 = 1e15;
+/// More models than are tried at the same time.
+const MAX_CANARIES: usize = 64;
 /// More replicas than any machine runs.
 const MAX_REPLICAS: u32 = 10_000;
 
@@ -172,6 +179,16 @@ impl Heartbeat {
         let name = |text: &str| !text.is_empty() && text.chars().count() <= NAME_CHARS;
         if !name(self.role.as_str()) || !name(&self.worker) || self.model.as_deref().is_some_and(|model| !name(model)) {
             return Err("role, worker or model");
+        }
+        let findings = || self.canaries.iter().flat_map(|canary| &canary.findings);
+        let measured = findings().flat_map(|finding| {
+            [finding.canary, finding.stable.unwrap_or_default(), finding.better, finding.error, finding.margin]
+        });
+        if self.canaries.len() > MAX_CANARIES
+            || findings().any(|finding| !name(finding.measure.as_str()))
+            || measured.into_iter().any(|number| !(-MAX_NUMBER..=MAX_NUMBER).contains(&number))
+        {
+            return Err("canaries");
         }
         let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases).map(String::as_str);
         let sentences =

@@ -210,6 +210,23 @@ pub struct CanaryFinding {
     pub says: FindingOutcome,
 }
 
+/// A canary that is being tried, with what each measure says so far. Releasers send it in their heartbeats.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CanaryReport {
+    /// Its model.
+    pub model: ModelName,
+    /// The release.
+    pub release: ReleaseId,
+    /// One site of its ring.
+    pub site: SiteName,
+    /// Sites in its ring.
+    pub sites: u32,
+    /// When this ring began, milliseconds since the epoch.
+    pub since_ms: u64,
+    /// One finding for each measure that has numbers yet.
+    pub findings: Vec<CanaryFinding>,
+}
+
 /// Outcome of the test of one measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

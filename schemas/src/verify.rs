@@ -89,7 +89,8 @@ pub enum VerifyReason {
     Doubtful,
     /// It did, and was sampled for verification, to learn how accurate the site is.
     Sampled,
-    /// The site is overloaded and has no answer of its own yet.
+    /// The site offloads the task without an answer of its own, whatever the reason; the word on the wire is older than
+    /// the other reasons.
     Overload,
 }
 

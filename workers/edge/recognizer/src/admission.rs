@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use offload::EffectiveSettings;
-use offload::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, overload, queue_s};
-use schemas::{DecisionReport, DecisionTrace, TaskId};
+use offload::admit::{
+    AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, offload_reason, overload, queue_s,
+};
+use schemas::{DecisionReport, DecisionTrace, Reason, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -73,8 +75,8 @@ impl Drop for LocalTask {
 pub enum Placement {
     /// It is recognized here.
     Local(LocalTask),
-    /// It is offloaded to the cloud.
-    Redirect,
+    /// It is offloaded to the cloud, for this reason.
+    Redirect(Reason),
 }
 
 impl Admission {
@@ -127,10 +129,10 @@ impl Admission {
             let changed = self.signals.changed.notified();
             task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            let (admit, trace) = self.decide_once(&task, cost_ms, held.is_some());
+            let (admit, reason, trace) = self.decide_once(&task, cost_ms, held.is_some());
             match admit {
                 AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
-                AdmitDecision::Redirect => return (Placement::Redirect, trace),
+                AdmitDecision::Redirect => return (Placement::Redirect(reason), trace),
                 AdmitDecision::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
@@ -152,7 +154,8 @@ impl Admission {
         LocalTask { local: self.local.clone(), signals: self.signals.clone() }
     }
 
-    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
+    /// Decides, with the reason that an offloaded task's answer gives.
+    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, Reason, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
             self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
@@ -182,11 +185,12 @@ impl Admission {
             doubt: None,
         };
         *state = next;
+        let reason = offload_reason(&policy, &next);
         if admit == AdmitDecision::Local {
             // Counted under the lock: two tasks must not see the same free slot.
             self.local.fetch_add(1, Ordering::Relaxed);
         }
-        (admit, trace)
+        (admit, reason, trace)
     }
 
     /// Seconds since the admission started.

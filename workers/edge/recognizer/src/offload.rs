@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use offload::admit::finish_s;
 use runtime::{Fault, MessageCredit, Shutdown, clock, traces};
-use schemas::Task;
+use schemas::{Reason, Task};
 use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, CarryError, Publisher, reader, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -70,6 +70,7 @@ impl Offloader {
         reporter: &AnswerReporter<'_>,
         task: &Task,
         bytes: &Bytes,
+        reason: Reason,
         credit: &MessageCredit,
     ) -> Result<OffloadOutcome, Fault> {
         let size = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
@@ -86,7 +87,7 @@ impl Offloader {
         let until_ms = clock::now_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let slot = subject::final_answer(&task.site, &task.camera, task.id);
         let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
-        let request = traces::current().mark(reporter.offloaded(task, bytes, until_ms)?);
+        let request = traces::current().mark(reporter.offloaded(task, bytes, reason, until_ms)?);
         match self.publisher.publish(&request).await {
             Ok(_) => {}
             Err(CarryError::Full { .. }) => return Ok(OffloadOutcome::Reclaimed),

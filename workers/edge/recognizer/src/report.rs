@@ -107,10 +107,9 @@ impl AnswerReporter<'_> {
     }
 
     /// The request for a verdict on a task that is offloaded.
-    pub fn offloaded(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
+    pub fn offloaded(&self, task: &Task, bytes: &Bytes, reason: Reason, until_ms: u64) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, None);
-        let mut answer =
-            Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
+        let mut answer = Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, reason, self.now_ms);
         answer.deadline_at_ms = Some(until_ms);
         answer.decided = self.decided();
         answer.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));

@@ -78,13 +78,15 @@ impl Recognizer {
         let (placement, mut trace) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
         let _local = match placement {
             Placement::Local(local) => local,
-            Placement::Redirect => match self.offload(task, delivery.payload(), credit, &trace).await? {
-                OffloadOutcome::Answered => {
-                    traces::current().set("tributary.route", &Route::Redirected.as_str());
-                    return Ok(OutgoingMessages::default());
+            Placement::Redirect(reason) => {
+                match self.offload(task, delivery.payload(), reason, credit, &trace).await? {
+                    OffloadOutcome::Answered => {
+                        traces::current().set("tributary.route", &Route::Redirected.as_str());
+                        return Ok(OutgoingMessages::default());
+                    }
+                    OffloadOutcome::Reclaimed => self.admission.reclaim_task(),
                 }
-                OffloadOutcome::Reclaimed => self.admission.reclaim_task(),
-            },
+            }
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
         let mut result = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
@@ -174,13 +176,14 @@ impl Recognizer {
         &self,
         task: &Task,
         bytes: &Bytes,
+        reason: Reason,
         credit: &MessageCredit,
         decided: &DecisionTrace,
     ) -> Result<OffloadOutcome, Fault> {
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
-        let outcome =
-            self.offloader.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
+        let reporter = self.reporter(&energy, decided);
+        let outcome = self.offloader.offload_task(&self.admission, &reporter, task, bytes, reason, credit).await?;
         let counts = &self.admission.counts;
         let count = if outcome == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);

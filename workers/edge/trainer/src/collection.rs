@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use schemas::{Answer, Label, LabelSource, Reason, Route, TaskId};
+use schemas::{Answer, Label, LabelSource, Route, TaskId};
 
 use crate::settings::CollectSettings;
 
@@ -44,7 +44,7 @@ const SOURCES: [LabelSource; 3] = [LabelSource::Person, LabelSource::Publisher, 
 impl CollectedImage {
     fn about(&mut self, answer: &Answer) {
         self.sequence = answer.image_sequence;
-        self.hard = !matches!(answer.reason, Reason::Confident | Reason::Sampled | Reason::Overload);
+        self.hard = answer.reason.is_doubtful();
     }
 
     /// Records a source's label, or a retraction of all earlier ones; either ends an earlier retraction.
@@ -257,7 +257,7 @@ impl Collection {
 mod tests {
     use proptest::prelude::*;
     use schemas::task::StorageStamp;
-    use schemas::{AnswerStage, Task};
+    use schemas::{AnswerStage, Reason, Task};
 
     use super::*;
 

@@ -1,11 +1,13 @@
 //! Decides where a task is recognized: here, in the cloud, or not yet. The first decision, made before anything is
 //! fetched. A pure state machine; time is passed in as seconds on a steady clock.
 //!
-//! The policy `paper` follows the three signals of cloud-edge collaborative recognition (network, load,
-//! confidence): while the site is overloaded, the excess is offloaded if the network is available, and
-//! held (*listen*) if it is not, until load falls, the network returns or the task's deadline
-//! forces it to be recognized here. `earliest-finish` predicts both completion times instead.
+//! The policy `paper` goes by load and network: while the site is overloaded, the excess is offloaded if the
+//! network is available, and held (*listen*) if it is not, until load falls, the network returns, the hold time is over
+//! or the task's deadline forces it to be recognized here. `earliest-finish` predicts both completion times instead, and
+//! never holds. Confidence, the third signal of cloud-edge collaborative recognition, is not known before an image is
+//! recognized: it decides in `escalation`.
 
+use schemas::Reason;
 use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
 
 use crate::policy::{Objective, Policy, PolicyName};
@@ -115,6 +117,16 @@ pub fn decide_admission(
         AdmitDecision::Listen => RoutingMode::Listen,
     };
     (AdmitState { mode, ..state }, admit)
+}
+
+/// Why a task is offloaded, once `state` follows from the decision.
+pub fn offload_reason(policy: &Policy, state: &AdmitState) -> Reason {
+    match policy.name {
+        // It sends every image up, whatever the load.
+        PolicyName::CloudOnly => Reason::Offloaded,
+        _ if state.overloaded => Reason::Overload,
+        _ => Reason::Offloaded,
+    }
 }
 
 /// Updates whether the site counts as overloaded: from above the high mark of any signal until below the low
@@ -254,6 +266,21 @@ mod tests {
         assert_eq!(admit(&paper, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
         assert_eq!(admit(&paper, &BUSY, &GONE, &TASK), AdmitDecision::Listen);
         assert_eq!(admit(&paper, &BUSY, &Network { available: false, ..THERE }, &TASK), AdmitDecision::Listen);
+    }
+
+    #[test]
+    fn an_offloaded_task_gives_overload_as_its_reason_only_where_the_site_was_overloaded() {
+        let reason = |name: PolicyName, load: &SiteLoad| {
+            let policy = policy(name);
+            let (state, admit) = decide_admission(&policy, AdmitState::default(), load, &THERE, &TASK, 100.0);
+            (admit, offload_reason(&policy, &state))
+        };
+        let queued = SiteLoad { waiting: 40, ..BUSY };
+        assert_eq!(reason(PolicyName::CloudOnly, &IDLE), (AdmitDecision::Redirect, Reason::Offloaded));
+        assert_eq!(reason(PolicyName::CloudOnly, &BUSY), (AdmitDecision::Redirect, Reason::Offloaded));
+        assert_eq!(reason(PolicyName::Paper, &BUSY), (AdmitDecision::Redirect, Reason::Overload));
+        assert_eq!(reason(PolicyName::EarliestFinish, &BUSY), (AdmitDecision::Redirect, Reason::Overload));
+        assert_eq!(reason(PolicyName::EarliestFinish, &queued), (AdmitDecision::Redirect, Reason::Offloaded));
     }
 
     #[test]

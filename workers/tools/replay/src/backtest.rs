@@ -84,7 +84,7 @@ impl RecordedTask {
 
     /// Whether the recorded answer was doubtful.
     fn doubtful(&self) -> bool {
-        !matches!(self.reason, Reason::Confident | Reason::Sampled | Reason::Overload)
+        self.reason.is_doubtful()
     }
 
     fn sent_bytes(&self) -> u64 {

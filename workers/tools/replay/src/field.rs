@@ -112,6 +112,7 @@ const REASONS: &[&str] = &[
     "high_novelty",
     "sampled",
     "overload",
+    "offloaded",
     "not_verified",
     "budget_spent",
     "verdict_too_late",

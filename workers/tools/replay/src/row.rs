@@ -148,7 +148,7 @@ impl TaskRow {
 
     /// Whether the site found it doubtful.
     pub fn is_hard(&self) -> bool {
-        !matches!(self.reason, Reason::Confident | Reason::Sampled | Reason::Overload | Reason::GivenUp)
+        self.reason.is_doubtful() && self.reason != Reason::GivenUp
     }
 
     /// How hard it was, 0 to 1: one minus the confidence of the site's own model; 1 if that is known to have been
