@@ -127,9 +127,7 @@ pub enum CarryError {
         why: String,
     },
     /// The release store denied access.
-    #[error(
-        "{what} in store {store} was denied ({why}); make the folder writable for this user, or check that the keys in the environment (AWS_*, GOOGLE_* or AZURE_*) allow reading, writing and listing there"
-    )]
+    #[error("{what} in store {store} was denied ({why}); {remedy}", remedy = denied_remedy(store))]
     StoreDenied {
         /// Address of the store, without credentials.
         store: String,
@@ -191,6 +189,16 @@ pub enum CarryError {
         /// The expected form.
         expected: &'static str,
     },
+}
+
+/// What to do about a store that denies access: a folder has an owner, a bucket has keys.
+fn denied_remedy(store: &str) -> &'static str {
+    match store.contains("://") && !store.starts_with("file://") {
+        true => {
+            "set keys in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_* or AZURE_*) that may read, write and list there"
+        }
+        false => "make the folder writable for this user",
+    }
 }
 
 impl CarryError {

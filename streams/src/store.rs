@@ -60,6 +60,7 @@ pub struct ReleaseStore {
     /// Its address, for messages; contains no credentials.
     name: Arc<str>,
     folder: Option<Arc<Path>>,
+    has_keys: bool,
 }
 
 impl ReleaseStore {
@@ -75,7 +76,26 @@ impl ReleaseStore {
     /// Opens a store with these options in place of the environment's, under the same names.
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, CarryError> {
         let opened = client::open_store(url, options.into_iter().collect())?;
-        Ok(Self { objects: opened.objects, name: url.into(), folder: opened.folder.map(Into::into) })
+        let folder = opened.folder.map(Into::into);
+        Ok(Self { objects: opened.objects, name: url.into(), folder, has_keys: opened.has_keys })
+    }
+
+    /// Checks that the store can be listed, so that wrong or missing keys are found before anything relies on it.
+    ///
+    /// # Errors
+    /// Access is denied, or the store does not answer. A bucket without any keys counts as denied whatever the reason: a
+    /// cloud's own machines need none, but they get an answer.
+    pub async fn check_access(&self) -> Result<(), CarryError> {
+        let mut listing = self.objects.list(None);
+        let Err(error) = self.bounded(listing.try_next()).await else { return Ok(()) };
+        let what = "listing what is".to_owned();
+        match self.has_keys {
+            true => Err(self.failed(what)(error)),
+            false => {
+                let why = "the environment holds no keys".to_owned();
+                Err(CarryError::StoreDenied { store: self.name.to_string(), what, why })
+            }
+        }
     }
 
     /// Stores a small object unless its path is taken: of several callers, one receives [`PutOutcome::New`].

@@ -36,6 +36,18 @@ const ADDRESS_REMEDY: &str =
 pub(super) struct StoreClient {
     pub objects: Arc<dyn ObjectStore>,
     pub folder: Option<PathBuf>,
+    /// Whether the options name keys; without them, only a cloud's own machines are let in.
+    pub has_keys: bool,
+}
+
+/// Whether options name keys of any kind, or say that none are needed.
+fn names_keys(options: &[(String, String)]) -> bool {
+    const KEYS: [&str; 7] =
+        ["access_key", "credentials", "token", "service_account", "account_key", "client_", "skip_signature"];
+    options.iter().any(|(name, value)| {
+        let name = name.to_ascii_lowercase();
+        !value.is_empty() && KEYS.iter().any(|key| name.contains(key))
+    })
 }
 
 /// Options of object stores in the environment.
@@ -43,7 +55,9 @@ pub(super) fn store_environment() -> Vec<(String, String)> {
     let pairs =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let known = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+    // An empty variable is one that is not set: an empty key would be sent, and refused.
     pairs
+        .filter(|(_, value)| !value.is_empty())
         .filter_map(|(name, value)| match ALIASES.iter().find(|(alias, _)| *alias == name) {
             Some((_, key)) => Some(((*key).to_owned(), value)),
             None => known(&name).then_some((name, value)),
@@ -75,8 +89,10 @@ pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<St
         "" => None,
         prefix => Some(super::key(prefix).map_err(|_| refused(&format!("{scheme}://{bucket}/…"), ADDRESS_REMEDY))?),
     };
+    let has_keys = names_keys(&options);
     let objects = client(scheme, url, &format!("{scheme}://{bucket}"), options)?;
     Ok(StoreClient {
+        has_keys,
         objects: match prefix {
             Some(prefix) => Arc::new(PrefixStore::new(objects, prefix)),
             None => objects,
@@ -143,7 +159,7 @@ fn folder(path: &Path) -> Result<StoreClient, CarryError> {
     })?;
     let objects = LocalFileSystem::new_with_prefix(&folder).map_err(|error| refused(&name, &error.to_string()))?;
     // Without fsync a release could be lost in a power cut.
-    Ok(StoreClient { objects: Arc::new(objects.with_fsync(true)), folder: Some(folder) })
+    Ok(StoreClient { objects: Arc::new(objects.with_fsync(true)), folder: Some(folder), has_keys: true })
 }
 
 /// Creates a folder that survives a power cut.
@@ -159,4 +175,29 @@ fn create_synced(path: &Path) -> io::Result<()> {
 
 fn refused(url: &str, why: &str) -> CarryError {
     CarryError::StoreUrl { url: url.into(), why: why.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_from_other_options() {
+        let names = |options: &[(&str, &str)]| {
+            let options: Vec<_> = options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            names_keys(&options)
+        };
+        assert!(!names(&[]) && !names(&[("AWS_ENDPOINT", "http://x"), ("AWS_CA_BUNDLE", "/x"), ("AWS_REGION", "x")]));
+        assert!(!names(&[("AWS_ACCESS_KEY_ID", "")]), "an empty key is none");
+        for name in [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "google_service_account",
+            "AZURE_STORAGE_ACCOUNT_KEY",
+            "AWS_SKIP_SIGNATURE",
+        ] {
+            assert!(names(&[(name, "x")]), "{name}");
+        }
+    }
 }

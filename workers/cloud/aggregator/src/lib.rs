@@ -44,4 +44,4 @@ pub use parameter_layout::ParameterLayout;
 pub use release::ModelReleases;
 pub use rule::MergeSettings;
 pub use settings::AggregatorSettings;
-pub use worker::run;
+pub use worker::{check_requirements, run};

@@ -57,6 +57,7 @@ pub async fn run(
     settings: &AggregatorSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
+    check_requirements(settings).await?;
     let store = ReleaseStore::open(&settings.store).map_err(|error| stop_fault("store_unusable", &error))?;
     let key =
         settings.key.as_deref().map(SiteKey::read).transpose().map_err(|error| stop_fault("key_unusable", &error))?;
@@ -118,18 +119,32 @@ pub async fn run(
     ended
 }
 
+/// Checks what only a person can provide: the public set that the rule needs, and keys for the release store. A store
+/// that is merely away is waited for later.
+///
+/// # Errors
+/// What is missing ([`Fault::Stop`]), with what to do.
+pub async fn check_requirements(settings: &AggregatorSettings) -> Result<(), Fault> {
+    if settings.public.is_none() && settings.merge.needs_public() {
+        let reason =
+            format!("rule {} scores models on a public set, and aggregator.public is not set", settings.merge.rule);
+        let remedy = "set aggregator.public to a folder of labelled pictures, or use aggregator.merge.rule=fedavg";
+        return Err(Fault::Stop(FaultNote::new("public_set_missing", reason, remedy)));
+    }
+    let store = ReleaseStore::open(&settings.store).map_err(|error| stop_fault("store_unusable", &error))?;
+    match store.check_access().await {
+        Err(error) if !error.is_transient() => {
+            let remedy = "aggregator.store names the store; a folder needs no keys";
+            Err(Fault::Stop(FaultNote::new("store_unusable", runtime::fault::error_chain(&error), remedy)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Reads the public set, if one is configured. A set that cannot be used at all stops the role, because the configured
 /// rules could not be applied.
 async fn read_public_set(root: &Model, settings: &AggregatorSettings) -> Result<Option<Arc<PublicSet>>, Fault> {
-    let Some(folder) = settings.public.clone() else {
-        if settings.merge.needs_public() {
-            let reason =
-                format!("rule {} scores models on a public set, and aggregator.public is not set", settings.merge.rule);
-            let remedy = "set aggregator.public to a folder of labelled pictures, or use aggregator.merge.rule=fedavg";
-            return Err(Fault::Stop(FaultNote::new("public_set_missing", reason, remedy)));
-        }
-        return Ok(None);
-    };
+    let Some(folder) = settings.public.clone() else { return Ok(None) };
     let (root, max_per_class, max_bytes) =
         (root.clone(), settings.public_max_per_class as usize, (settings.public_max_mib as usize) << 20);
     let read = move || Ok(PublicSet::read(&folder, &root, max_per_class, max_bytes)?);
@@ -230,8 +245,14 @@ impl Aggregator {
         match fault {
             Fault::Stop(_) => Err(fault),
             Fault::Reject(note) | Fault::Retry { note, .. } => {
-                tracing::warn!(role = ROLE.as_str(), fault = note.kind.as_str(), reason = note.reason, "retrying");
-                set_status(&self.state, RoundState::Failed, format!("{} ({}); retrying", note.reason, note.kind));
+                let why = format!("{} ({}); retrying", note.reason, note.kind);
+                // `status` shows it for as long as it lasts; the log says it once.
+                if self.state.current_beat().why == why {
+                    tracing::debug!(role = ROLE.as_str(), fault = note.kind.as_str(), "retrying again");
+                } else {
+                    tracing::warn!(role = ROLE.as_str(), fault = note.kind.as_str(), reason = note.reason, "retrying");
+                }
+                set_status(&self.state, RoundState::Failed, why);
                 wait_about(RETRY_DELAY).await;
                 Ok(())
             }
