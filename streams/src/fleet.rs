@@ -40,6 +40,12 @@ impl HeartbeatBucket {
         stored.map_err(CarryError::broker("storing a heartbeat"))
     }
 
+    /// Removes a worker's heartbeat, so that it counts as stopped at once; an empty value is no heartbeat.
+    pub async fn remove_heartbeat(&self, role: Role, worker: &str) -> Result<(), CarryError> {
+        let removed = self.bucket.put(&format!("{role}.{worker}"), Bytes::new()).await;
+        removed.map_err(CarryError::broker("removing a heartbeat"))
+    }
+
     /// The heartbeats of a role as they arrive, starting with the latest of each worker. Ends when the connection
     /// breaks.
     pub async fn follow_heartbeats(&self, role: Role) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {

@@ -16,6 +16,9 @@ use crate::shutdown::Shutdown;
 /// Interval of synchronizing with the server's clock; steady clocks drift by less than a millisecond meanwhile.
 const ALIGN_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a worker that stops waits for its heartbeat to be removed.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// When heartbeats are sent.
 #[derive(Debug, Clone)]
 pub struct HeartbeatPace {
@@ -101,6 +104,11 @@ pub async fn send_heartbeats(
             biased;
             () = shutdown.wait_for_request() => {
                 metrics::remove_role(role, site.as_ref());
+                // Otherwise `status` shows it until the heartbeat expires, beside the worker that takes its place.
+                if let Some(open) = bucket {
+                    let removed = tokio::time::timeout(LEAVE_TIMEOUT, open.remove_heartbeat(role, &worker)).await;
+                    tracing::debug!(role = role.as_str(), is_removed = matches!(removed, Ok(Ok(()))), "heartbeat removed");
+                }
                 return;
             }
             () = pace.changed.notified() => {}
