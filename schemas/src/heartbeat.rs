@@ -186,6 +186,7 @@ impl Heartbeat {
         });
         if self.canaries.len() > MAX_CANARIES
             || findings().any(|finding| !name(finding.measure.as_str()))
+            || self.canaries.iter().flat_map(|canary| &canary.missing).any(|missing| !name(&missing.why))
             || measured.into_iter().any(|number| !(-MAX_NUMBER..=MAX_NUMBER).contains(&number))
         {
             return Err("canaries");

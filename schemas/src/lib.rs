@@ -50,8 +50,8 @@ pub use label::Label;
 pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
 pub use release::{
-    Canary, CanaryFinding, CanaryMeasure, CanaryReport, DecisionOrigin, FindingOutcome, MachineRequirements, Order,
-    Release, ReleaseDecision, ReleaseStage, Rollout,
+    Canary, CanaryFinding, CanaryMeasure, CanaryReport, DecisionOrigin, FindingOutcome, MachineRequirements,
+    MissingMeasure, Order, Release, ReleaseDecision, ReleaseStage, Rollout,
 };
 pub use role::Role;
 pub use root::{Root, Signature};

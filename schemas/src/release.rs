@@ -225,6 +225,18 @@ pub struct CanaryReport {
     pub since_ms: u64,
     /// One finding for each measure that has numbers yet.
     pub findings: Vec<CanaryFinding>,
+    /// The other measures that must be known before it is promoted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingMeasure>,
+}
+
+/// A measure of a canary without numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingMeasure {
+    /// Name of the measure.
+    pub measure: WireWord<CanaryMeasure>,
+    /// What it waits for, in words.
+    pub why: String,
 }
 
 /// Outcome of the test of one measure.

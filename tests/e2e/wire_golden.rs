@@ -7,14 +7,14 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
-    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CanaryMeasure, CloudReport,
-    DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport,
+    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CanaryMeasure, CanaryReport,
+    CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport,
     EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness,
-    Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, ModelAccuracy, MomentSums,
-    Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RefusedRelease, Release, ReleaseCounts,
-    ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round, RoundEvent, RoundReport, RoundState,
-    RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingReport, TruncatedPayload, Update, Verdict,
-    VerifyReason, VerifyRequest, WeightFormat, decode, encode,
+    Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, MissingMeasure,
+    ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RefusedRelease, Release,
+    ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round, RoundEvent, RoundReport,
+    RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingReport, TruncatedPayload,
+    Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -198,6 +198,7 @@ fn beat() -> Heartbeat {
         training: None,
         rounds: None,
         releases: Vec::new(),
+        canaries: Vec::new(),
         drift: None,
     }
 }
@@ -209,6 +210,15 @@ fn beat_releases() -> Heartbeat {
         releases: vec!["fashion-light: 010101010101 is stable".into()],
         ..beat()
     }
+}
+
+fn beat_canaries() -> Heartbeat {
+    let findings = rollout().decision.findings;
+    let (model, release) = ("fashion-light".parse().unwrap(), ReleaseId::from_sha256([1; 32]));
+    let site = "reef".parse().unwrap();
+    let missing = vec![MissingMeasure { measure: CanaryMeasure::Cost.into(), why: "no image yet".into() }];
+    let canary = CanaryReport { model, release, site, sites: 3, since_ms: 1_763_942_000_000, findings, missing };
+    Heartbeat { canaries: vec![canary], ..beat_releases() }
 }
 
 fn release(number: u8) -> Release {
@@ -574,6 +584,10 @@ fn answer_of_file() -> Answer {
     Answer { file: Some("Küche/2026-11-29/0001.jpg".into()), ..answer() }
 }
 
+fn answer_offloaded() -> Answer {
+    Answer { route: Route::Redirected, reason: Reason::Offloaded, ..answer() }
+}
+
 fn answer_novel() -> Answer {
     let edge = Prediction { novelty: Some(0.9975), ..opinion("shirt", 0.5, 1) };
     let reason = Reason::HighNovelty;
@@ -690,6 +704,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-several-labels.v1", &answer_several_labels());
     survives("beat-counted.v1", &beat_counted());
     survives("answer-novel.v1", &answer_novel());
+    survives("answer-offloaded.v1", &answer_offloaded());
     survives("beat-drifting.v1", &beat_drifting());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
@@ -703,6 +718,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("round-failed.v1", &round_failed());
     survives("round-remade.v1", &round_remade());
     survives("beat-releases.v1", &beat_releases());
+    survives("beat-canaries.v1", &beat_canaries());
     survives("rollout.v1", &rollout());
     survives("order.v1", &order());
     survives("swap.v1", &swap());
@@ -772,6 +788,7 @@ fn remake() {
         ("answer-several-labels.v1", encode(&answer_several_labels())),
         ("beat-counted.v1", encode(&beat_counted())),
         ("answer-novel.v1", encode(&answer_novel())),
+        ("answer-offloaded.v1", encode(&answer_offloaded())),
         ("beat-drifting.v1", encode(&beat_drifting())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
@@ -785,6 +802,7 @@ fn remake() {
         ("round-failed.v1", encode(&round_failed())),
         ("round-remade.v1", encode(&round_remade())),
         ("beat-releases.v1", encode(&beat_releases())),
+        ("beat-canaries.v1", encode(&beat_canaries())),
         ("rollout.v1", encode(&rollout())),
         ("order.v1", encode(&order())),
         ("swap.v1", encode(&swap())),

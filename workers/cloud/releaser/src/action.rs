@@ -1,7 +1,7 @@
 //! Decides what happens next to a model's releases. Pure.
 
 use releases::stage::{self, DecisionContext};
-use schemas::{DecisionOrigin, Release, Rollout};
+use schemas::{CanaryReport, DecisionOrigin, Release, Rollout};
 
 use crate::canary::{CanaryRuling, judge_canary};
 use crate::evidence::ReleaseEvidence;
@@ -85,6 +85,27 @@ pub fn next_action(
             }
         }
     }
+}
+
+/// What the measures say of the canary so far; `None` without one.
+pub fn canary_report(
+    rollout: &Rollout,
+    evidence: &ReleaseEvidence,
+    settings: &ReleaserSettings,
+    now_ms: u64,
+) -> Option<CanaryReport> {
+    let canary = rollout.canary.as_ref()?;
+    let trial = evidence.trial(canary, &rollout.stable.release, now_ms);
+    let judged = judge_canary(&trial, &settings.canary);
+    Some(CanaryReport {
+        model: rollout.model.clone(),
+        release: canary.release.release.clone(),
+        site: canary.ring.first()?.clone(),
+        sites: u32::try_from(canary.ring.len()).unwrap_or(u32::MAX),
+        since_ms: canary.since_ms,
+        findings: judged.findings,
+        missing: judged.missing,
+    })
 }
 
 /// Why a candidate is withdrawn without a trial; `None` if it is tried.

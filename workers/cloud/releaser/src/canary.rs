@@ -14,7 +14,7 @@
 mod effect;
 mod measure;
 
-use schemas::{CanaryFinding, CanaryMeasure, FindingOutcome, Vocabulary as _};
+use schemas::{CanaryFinding, CanaryMeasure, FindingOutcome, MissingMeasure, Vocabulary as _};
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{CanaryTrial, RingMemory};
@@ -117,6 +117,8 @@ impl CanarySettings {
 pub struct CanaryJudgement {
     /// What each measure says; measures without numbers are left out.
     pub findings: Vec<CanaryFinding>,
+    /// The measures that were left out and are waited for.
+    pub missing: Vec<MissingMeasure>,
     /// What to do.
     pub ruling: CanaryRuling,
 }
@@ -135,7 +137,7 @@ pub enum CanaryRuling {
 /// Judges a canary.
 pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJudgement {
     let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.min_images;
-    let (mut findings, mut open) = (Vec::new(), Vec::new());
+    let (mut findings, mut missing, mut open) = (Vec::new(), Vec::new(), Vec::new());
     for measure in CanaryMeasure::ALL.iter().copied() {
         match find(measure, trial, settings, enough) {
             Ok(finding) => {
@@ -145,11 +147,14 @@ pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJud
                 findings.push(finding);
             }
             Err(_) if measure == CanaryMeasure::Agreement && settings.without_verdicts => {}
-            Err(why) => open.push(format!("{} is undecided ({why})", measure.as_str())),
+            Err(why) => {
+                open.push(format!("{} is undecided ({why})", measure.as_str()));
+                missing.push(MissingMeasure { measure: measure.into(), why: why.into() });
+            }
         }
     }
     let ruling = rule(trial, settings, enough, &findings, &open);
-    CanaryJudgement { findings, ruling }
+    CanaryJudgement { findings, missing, ruling }
 }
 
 fn rule(

@@ -12,13 +12,13 @@ use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::trust;
 use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
-use schemas::{FaultNote, ModelName, ReleaseId, Role, Rollout, SiteName, Swap};
+use schemas::{CanaryReport, FaultNote, ModelName, ReleaseId, Role, Rollout, SiteName, Swap};
 use streams::backoff::wait_about;
 use streams::reader::{self, StreamLevel, StreamRange};
 use streams::{Blobs, Bus, Publisher, ReleaseStore, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::action::{ReleaserAction, next_action};
+use crate::action::{ReleaserAction, canary_report, next_action};
 use crate::evidence::ReleaseEvidence;
 use crate::ring::{StandingOrder, blocked_sites, due_orders, relevant_sites};
 use crate::settings::ReleaserSettings;
@@ -28,11 +28,13 @@ const ROLE: Role = Role::Releaser;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before retrying after a temporary failure.
 const RETRY_DELAY: Duration = Duration::from_secs(3);
+/// Most canaries in a heartbeat.
+const MOST_CANARIES: usize = 64;
 /// Interval of checking for decisions by others and for due orders.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Status of each model, in text, for the heartbeat.
-type ReleaserStatus = heartbeat::WorkerReport<BTreeMap<ModelName, String>>;
+/// Status of each model for the heartbeat: in text, and the figures of its canary.
+type ReleaserStatus = heartbeat::WorkerReport<BTreeMap<ModelName, (String, Option<CanaryReport>)>>;
 
 /// Rolls out releases of every model until shutdown. `store`: where packages are kept.
 pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
@@ -52,7 +54,9 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
         shutdown.clone(),
         state.pace(),
         move |beat| {
-            beat.releases = status.current_beat().into_iter().map(|(model, text)| format!("{model}: {text}")).collect();
+            let models = status.current_beat();
+            beat.releases = models.iter().map(|(model, (text, _))| format!("{model}: {text}")).collect();
+            beat.canaries = models.into_values().filter_map(|(_, canary)| canary).take(MOST_CANARIES).collect();
         },
     );
     let releaser = Releaser {
@@ -241,15 +245,18 @@ impl Releaser {
             ReleaserAction::Decide(decided) if judges => return self.decide(*decided).await,
             ReleaserAction::Decide(_) => {}
             ReleaserAction::Wait(why) => {
-                self.set_status(model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
+                let canary = canary_report(&rollout, evidence, &self.settings, now_ms);
+                let text = [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; ");
+                self.set_status(model, text, canary);
             }
         }
         Ok(Some(rollout))
     }
 
-    fn set_status(&self, model: &ModelName, text: String) {
-        if self.state.current_beat().get(model) != Some(&text) {
-            self.state.update_report(|report| drop(report.insert(model.clone(), text)));
+    fn set_status(&self, model: &ModelName, text: String, canary: Option<CanaryReport>) {
+        let status = (text, canary);
+        if self.state.current_beat().get(model) != Some(&status) {
+            self.state.update_report(|report| drop(report.insert(model.clone(), status)));
         }
     }
 
@@ -260,7 +267,7 @@ impl Releaser {
         }
         let (stage, why) = (decided.decision.stage.as_str(), &decided.decision.why);
         tracing::info!(role = ROLE.as_str(), model = %decided.model, release = decided.decision.release.short(), stage, why, "rollout decided");
-        self.set_status(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()));
+        self.set_status(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()), None);
         self.tally.finished.fetch_add(1, Ordering::Relaxed);
         self.stands(decided.clone());
         Ok(Some(decided))
@@ -284,7 +291,15 @@ impl Releaser {
             let signed = self.key.as_ref().map(|key| trust::sign(order.clone(), key, now_ms)).transpose()?;
             decision_log::publish_order(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
             let (release, stage) = (release.release.clone(), order.stage.as_str());
-            tracing::info!(role = ROLE.as_str(), site = %order.site, release = release.short(), stage, "order given");
+            match with_package {
+                true => {
+                    tracing::info!(role = ROLE.as_str(), site = %order.site, release = release.short(), stage, "order given")
+                }
+                // The site runs it already: it only learns that it should.
+                false => {
+                    tracing::debug!(role = ROLE.as_str(), site = %order.site, release = release.short(), stage, "order given")
+                }
+            }
             standing.insert(order.site.clone(), StandingOrder { release, at_ms: now_ms });
         }
         Ok(())

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use schemas::{
-    DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, Role, RoundState, TrainerState, TrainingReport,
+    CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role, RoundState,
+    TrainerState, TrainingReport,
 };
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
 use crate::format;
+use crate::release::standing::{FINDING_HEAD, finding_cells};
 
 /// A fuller stream is reported as a problem.
 const NEARLY_FULL_RATIO: f64 = 0.9;
@@ -34,7 +36,7 @@ pub fn text(status: &SiteStatus) -> String {
     scaled.for_each(|(role, why)| {
         row("replicas", format!("{}s: {}", format::plain_text(role.as_str()), format::plain_text(why)))
     });
-    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_text(words)));
+    releases(status).into_iter().for_each(|text| row("releases", text));
     row("dead", dead_letters(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -211,6 +213,40 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
         Some(text)
     };
     status.workers.iter().chain(in_cloud).filter_map(row).collect()
+}
+
+/// The state of each model's releases; of a canary, what its measures say, as a table.
+fn releases(status: &SiteStatus) -> Vec<String> {
+    let of_canary = |text: &&String, canaries: &[CanaryReport]| {
+        canaries.iter().any(|canary| text.starts_with(&format!("{}: ", canary.model)))
+    };
+    let texts = |beat: &Heartbeat| {
+        let others = beat.releases.iter().filter(|text| !of_canary(text, &beat.canaries));
+        others
+            .map(|text| format::plain_text(text))
+            .chain(beat.canaries.iter().map(|one| canary(one, status.at_ms)))
+            .collect::<Vec<_>>()
+    };
+    all_workers(status).flat_map(texts).collect()
+}
+
+fn canary(report: &CanaryReport, now_ms: u64) -> String {
+    let since = format::format_span(now_ms.saturating_sub(report.since_ms) as f64);
+    let ring = match report.sites {
+        ..=1 => report.site.to_string(),
+        sites => format!("{} and {} more", report.site, sites - 1),
+    };
+    let mut text = format!("{}: canary {} at {ring} for {since}", report.model, report.release.short());
+    let without_numbers = |missing: &MissingMeasure| {
+        let empty = std::iter::repeat_n(String::new(), FINDING_HEAD.len().saturating_sub(2));
+        [missing.measure.to_string()].into_iter().chain(empty).chain([missing.why.clone()]).collect()
+    };
+    let rows = report.findings.iter().map(finding_cells).chain(report.missing.iter().map(without_numbers));
+    let rows: Vec<Vec<String>> = rows.collect();
+    for line in format::table(&FINDING_HEAD, &rows).lines() {
+        text += &format!("\n            {line}");
+    }
+    text
 }
 
 fn cloud(cloud: &CloudStatus) -> String {
@@ -437,7 +473,7 @@ fn mixed(status: &SiteStatus, role: Role) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::OutcomeReport;
+    use schemas::{CanaryFinding, CanaryMeasure, FindingOutcome, OutcomeReport, ReleaseId};
 
     use super::super::gather::ServerStatus;
     use super::*;
@@ -483,6 +519,39 @@ mod tests {
     }
 
     const ALL: [Role; 4] = [Role::Courier, Role::Janitor, Role::Recognizer, Role::Verifier];
+
+    #[test]
+    fn a_canary_is_a_table_of_its_measures_and_of_those_that_are_waited_for() {
+        let finding = CanaryFinding {
+            measure: CanaryMeasure::Confidence.into(),
+            canary: 0.91,
+            stable: Some(0.9),
+            better: 0.01,
+            error: 0.02,
+            margin: 0.1,
+            odds: -0.5,
+            count: 405,
+            says: FindingOutcome::Open,
+        };
+        let missing = MissingMeasure { measure: CanaryMeasure::Agreement.into(), why: "no verdict yet".into() };
+        let mut status = SiteStatus { at_ms: 60_000, ..status(&ALL) };
+        status.workers[0].releases = vec!["fish: 010101010101 is being tried".into(), "bird: 0202 is stable".into()];
+        status.workers[0].canaries = vec![CanaryReport {
+            model: "fish".parse().unwrap(),
+            release: ReleaseId::from_sha256([1; 32]),
+            site: "reef".parse().unwrap(),
+            sites: 3,
+            since_ms: 0,
+            findings: vec![finding],
+            missing: vec![missing],
+        }];
+        let text = text(&status);
+        let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or(&text);
+        assert!(line("releases  fish").contains("canary 010101010101 at reef and 2 more for 1.0 min"), "{text}");
+        assert!(line("confidence").ends_with("405     open"), "{text}");
+        assert!(line("agreement").ends_with("no verdict yet"), "{text}");
+        assert!(text.contains("bird: 0202 is stable") && !text.contains("is being tried"), "{text}");
+    }
 
     #[test]
     fn a_healthy_site_has_no_problems() {
