@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::settings::Settings;
 use crate::site_target::{self, SiteTarget};
-use crate::{format, stdout};
+use crate::{format, stdout, task_lookup};
 
 /// Pause before reading is retried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -41,9 +41,9 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AnswersArgs {
-    /// Show the outcome of this task in full; `publish --print-ids` prints task ids.
+    /// Show the outcome of this task in full, named by the first digits of its id; `publish --print-ids` prints ids.
     #[arg(value_name = "TASK-ID", conflicts_with_all = ["follow", "last", "provisional"])]
-    task: Option<TaskId>,
+    task: Option<String>,
     /// Continue with new answers as they arrive, until interrupted.
     #[arg(long, short)]
     follow: bool,
@@ -70,8 +70,8 @@ pub struct AnswersArgs {
 /// Reads answers.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "answers").await?;
-    match args.task {
-        Some(task) => one(&site, task, args).await,
+    match &args.task {
+        Some(task) => one(&site, task_lookup::find_task(&site, task).await?, args).await,
         None => many(&site, args).await,
     }
 }
@@ -265,7 +265,7 @@ fn report(answer: &Answer, now_ms: u64) -> String {
             .as_ref()
             .map(|edge| format!("{} {}", format::plain_text(&edge.label), format::percent(edge.confidence))),
     );
-    row("release", answer.release.as_ref().map(ToString::to_string));
+    row("release", answer.release.as_ref().map(|release| release.short().to_owned()));
     row(
         "fault",
         answer

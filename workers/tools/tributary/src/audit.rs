@@ -60,8 +60,11 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> any
             )
         });
     }
-    let rows: Vec<Vec<String>> =
-        notes.map(|note| vec![format::format_time(note.at_ms), note.actor, note.action, note.about]).collect();
+    let rows: Vec<Vec<String>> = notes
+        .map(|note| {
+            vec![format::format_time(note.at_ms), note.actor, note.action, format::shorten_digests(&note.about)]
+        })
+        .collect();
     match rows.is_empty() {
         true => stdout::print_line(format_args!("Nothing was done by hand at {place} yet.")),
         false => stdout::print_line(format::table(&["when", "who", "what", "about"], &rows)),

@@ -56,6 +56,23 @@ pub fn plain_text(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// A text with every SHA-256 in it cut to the digits that name a release elsewhere.
+pub fn shorten_digests(text: &str) -> String {
+    const DIGEST: usize = 64;
+    const SHORT: usize = 12;
+    let short = |word: &str| match word.len() == DIGEST && word.chars().all(|c| c.is_ascii_hexdigit()) {
+        true => word.chars().take(SHORT).collect(),
+        false => word.to_owned(),
+    };
+    text.split_inclusive(|c: char| !c.is_ascii_alphanumeric())
+        .map(|part| {
+            let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+            let rest = part.strip_prefix(word).unwrap_or_default();
+            short(word) + rest
+        })
+        .collect()
+}
+
 /// The wire word of a value.
 pub fn wire_word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
@@ -120,6 +137,14 @@ mod tests {
     fn spans_and_sizes_keep_to_a_unit_that_can_be_read() {
         assert_eq!([0.42, 42.0, 4200.0, 420_000.0].map(format_span), ["0.4 ms", "42 ms", "4.2 s", "7.0 min"]);
         assert_eq!([783, 2048, 3 << 20, 4 << 30].map(format_size), ["783 bytes", "2.0 KiB", "3.0 MiB", "4.0 GiB"]);
+    }
+
+    #[test]
+    fn digests_are_shortened_wherever_they_stand_and_nothing_else_is() {
+        let digest = "3fa71d".repeat(11).chars().take(64).collect::<String>();
+        let text = format!("fish {digest}: because ({digest}), {digest}0 and 3fa71d");
+        let short = format!("fish 3fa71d3fa71d: because (3fa71d3fa71d), {digest}0 and 3fa71d");
+        assert_eq!(shorten_digests(&text), short);
     }
 
     #[test]

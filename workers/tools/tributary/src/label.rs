@@ -1,28 +1,31 @@
 //! `tributary label`: a person's labels for tasks, and retracting them.
 
+pub mod known_labels;
+mod label_file;
 mod retract;
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_LABEL_BYTES;
-use schemas::{Answer, Label, TaskId, decode, encode};
+use schemas::{Answer, Label, decode, encode};
 use streams::{Publication, Publisher, reader, subject, topology};
 
 use crate::settings::Settings;
-use crate::{audit, format, site_target, stdout};
+use crate::{audit, format, site_target, stdout, task_lookup};
 
 const EXAMPLES: &str = "\
 A person's label overrides the publisher's label and the cloud's verdict when the site's trainer learns; the latest \
 one counts. `tributary answers` shows the tasks, and `tributary label retract` takes labels back.
 
 Examples:
-  tributary label 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 coat
+  tributary label 0191d3c2 coat                   the first digits of a task's id suffice
   tributary label --from corrected.csv --by anna  a table with columns task and label
+  tributary export --where hard --to ./review && tributary label --from ./review
+                                                  once you filled in or corrected some of its labels
   ... | tributary label --from -
   tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'";
 
@@ -32,18 +35,22 @@ Examples:
 pub struct LabelArgs {
     #[command(subcommand)]
     what: Option<LabelCommand>,
-    /// Task to label.
+    /// Task to label, named by the first digits of its id.
     #[arg(value_name = "TASK", required_unless_present = "from", requires = "label")]
-    task: Option<TaskId>,
+    task: Option<String>,
     /// True label of the task's image.
     #[arg(value_name = "LABEL")]
     label: Option<String>,
-    /// Label many tasks from a CSV file with columns task and label; - reads standard input.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "label"])]
+    /// Label many tasks from a CSV file with columns task and label, or from an exported folder; - reads standard input.
+    /// Rows without a label are skipped, and so are those of an export whose label nobody changed.
+    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["task", "label"])]
     from: Option<PathBuf>,
     /// Name of the person who labels.
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
+    /// Accept labels that the model does not have, for a later release that will.
+    #[arg(long)]
+    new_label: bool,
 }
 
 #[derive(clap::Subcommand)]
@@ -56,15 +63,20 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
     if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }
-    let labels = match (&args.from, args.task, &args.label) {
-        (Some(file), ..) => from(file)?,
-        (None, Some(task), Some(label)) => vec![(task, label.clone())],
+    let here = site_target::open(loaded, "label").await?;
+    let (labels, skipped) = match (&args.from, &args.task, &args.label) {
+        (Some(file), ..) => label_file::read(file)?,
+        (None, Some(task), Some(label)) => (vec![(task_lookup::find_task(&here, task).await?, label.clone())], 0),
         _ => bail!("no task and label given: use `tributary label TASK LABEL`, or --from FILE"),
     };
     if let Some((task, label)) = labels.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
         bail!("the label of task {task} has {} bytes; it must have 1 to {MAX_LABEL_BYTES}", label.len());
     }
-    let here = site_target::open(loaded, "label").await?;
+    let said = labels.iter().map(|(_, label)| label.as_str()).collect();
+    let unknown = known_labels::unknown_labels(&loaded.settings, said).await;
+    if let Some(why) = unknown.filter(|_| !args.new_label) {
+        bail!("{why}. Nothing was labelled: correct it, or use --new-label for a later release that will have it");
+    }
     let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
     let (mut labelled, mut unknown) = (0_u64, Vec::new());
     for (task, label) in labels {
@@ -84,7 +96,11 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
     if labelled > 0 {
         audit::record_command(&here.bus, &here.name, "label", format::count(labelled, "task")).await;
     }
-    stdout::print_line(format!("{} at site {}", format::count(labelled, "label"), here.name))?;
+    let left = match skipped {
+        0 => String::new(),
+        skipped => format!("; {} without a new label skipped", format::count(skipped, "row")),
+    };
+    stdout::print_line(format!("{} at site {}{left}", format::count(labelled, "label"), here.name))?;
     match &unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
@@ -92,48 +108,5 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
             format::count(unknown.len() as u64, "label"),
             here.name
         ),
-    }
-}
-
-fn from(file: &PathBuf) -> anyhow::Result<Vec<(TaskId, String)>> {
-    let mut text = String::new();
-    let what = file.display();
-    if file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text).context("standard input cannot be read")?;
-    } else {
-        text = std::fs::read_to_string(file).with_context(|| format!("{what} cannot be read"))?;
-    }
-    let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let columns = reader.headers().with_context(|| format!("{what} cannot be read"))?.clone();
-    let column = |name: &str| {
-        columns.iter().position(|column| column == name).with_context(|| format!("{what} has no column {name}"))
-    };
-    let (task, label) = (column("task")?, column("label")?);
-    let mut labels = Vec::new();
-    for (number, row) in reader.records().enumerate() {
-        let row = row.with_context(|| format!("{what} cannot be read"))?;
-        let field = |column: usize| row.get(column).unwrap_or_default().trim();
-        let id = field(task).parse().with_context(|| format!("{what}, line {}", number + 2))?;
-        labels.push((id, field(label).to_owned()));
-    }
-    Ok(labels)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_of_labels_that_were_bent_are_read_or_refused() {
-        let files = bend::texts([
-            "task,label\n0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6,coat\n",
-            "label,task\n\"a,b\",0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6\n",
-        ]);
-        let place = tempfile::NamedTempFile::new().unwrap();
-        bend::bend_all("labels of persons", &files, bend::turns() / 4, |bytes| {
-            std::fs::write(place.path(), bytes).unwrap();
-            let _read = from(&place.path().to_owned()).is_ok();
-            1
-        });
     }
 }

@@ -276,7 +276,7 @@ fn novelty_text(model: &Model, report: &FitReport) -> String {
     let mut lines = vec![
         format!("fitted on    {pictures} images by {source}; {held_out} of them for calibration"),
         format!("written to   {}", model.folder.join(vision::novelty::FILE).display()),
-        format!("release      {}; give the same folder to the sites and to the cloud", model.release),
+        format!("release      {}; give the same folder to the sites and to the cloud", model.release.short()),
     ];
     if let Some(first) = unreadable.first() {
         lines.push(format!(
@@ -379,7 +379,7 @@ fn text(report: &ModelReport) -> String {
     let cost = format::format_span(report.cost_ms);
     let mut lines = vec![
         format!("model    {name}, {} in {}", format::format_size(*size_bytes), files.join(", ")),
-        format!("release  {release}"),
+        format!("release  {}", format::shorten_digests(release)),
         format!("runtime  {runtime}"),
         format!(
             "input    {}: {}x{} px, {channels}, {layout}, resized by {}",

@@ -16,6 +16,7 @@ use serde_json::Value;
 use streams::PublishOutcome;
 use tokio::sync::mpsc;
 
+use crate::label::known_labels::unknown_labels;
 use crate::settings::Settings;
 use crate::site_target::{self, SiteTarget};
 use crate::{format, stdout};
@@ -182,6 +183,16 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shut
     let mut settings = loaded.settings.publisher.clone();
     settings.exclude.extend(args.exclude.iter().cloned());
     let cameras = args.camera.clone().map_or(CameraNaming::FromFolders, CameraNaming::One);
+    let folders = if args.labels_from_folders { subfolders(&args.paths) } else { Vec::new() };
+    let labels = args.label.iter().chain(&folders).map(String::as_str).collect();
+    if let Some(why) = unknown_labels(&loaded.settings, labels).await {
+        stdout::print_note(format_args!(
+            "warning: {why}. Images with other labels are published, but not learned from"
+        ));
+    }
+    if let ImageSource::Watch(folder) = &source {
+        stdout::print_note(format_args!("watching {}; Ctrl-C stops", folder.display()));
+    }
     let stop = shutdown.clone();
     let publishing = publish::publish_images(&site.bus, &site.name, cameras, source, &settings, options, &shutdown);
     let printing = async {
@@ -196,6 +207,13 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shut
     site.bus.flush_published().await;
     printed?;
     report(ended, args)
+}
+
+/// Names of the folders directly below these.
+fn subfolders(paths: &[PathBuf]) -> Vec<String> {
+    let entries = paths.iter().filter_map(|path| path.read_dir().ok()).flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.filter_map(|folder| folder.file_name().into_string().ok()).collect()
 }
 
 /// Identifies the server for the journal: by its store where known, because the port of an `up` changes.

@@ -16,7 +16,7 @@ from. {site} and {camera} in SUBJECT stand for where each image came from.";
 
 const COMMANDS: &str = "\
 Examples:
-  tributary republish --to 'image.lab.{camera}' --camera cam-1 --pace original
+  tributary republish --to 'lab.{camera}' --camera cam-1 --pace original
   tributary republish --to 'replay.{site}.{camera}' --since 1h --pace 5
   tributary republish --to-trainer --where wrong    the site's trainer learns from them again";
 

@@ -16,7 +16,7 @@ use streams::{Bus, Publisher};
 use vision::Model;
 
 use crate::settings::Settings;
-use crate::{audit, format, roles, site_target, stdout};
+use crate::{audit, format, release, roles, site_target, stdout};
 
 const EXAMPLES: &str = "\
 A round asks sites to train from one release; `tributary aggregator` checks, weighs and merges their updates into the \
@@ -171,6 +171,7 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
         );
     }
     let sites: Vec<SiteName> = args.sites.iter().map(|site| Ok(site.parse()?)).collect::<anyhow::Result<_>>()?;
+    release::warn_of_unknown_sites(&cloud, &sites).await?;
     let asked = round_open::sites(&chosen, last + 1, &BTreeMap::new());
     let focus = round_open::read_focus(&cloud, &base, &chosen).await?;
     let of_settings = round_open::round_terms(base, weights, asked, focus, &chosen);

@@ -227,7 +227,7 @@ fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
         lines.push(format!("skipped  {} reads of unusable images (-v names them)", trained.unreadable));
     }
     if let Some(model) = written {
-        lines.push(format!("written  {}, release {}", model.folder.display(), model.release));
+        lines.push(format!("written  {}, release {}", model.folder.display(), model.release.short()));
         lines.push("The gate keeps the temperature and thresholds of the old model.".into());
     }
     lines.join("\n")

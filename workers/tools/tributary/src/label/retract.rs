@@ -20,7 +20,7 @@ use trainer::learned_images::{self, RetractionTimes, TracedUpdate};
 use crate::release::standing;
 use crate::settings::Settings;
 use crate::site_target::SiteTarget;
-use crate::{audit, format, site_target, stdout};
+use crate::{audit, format, site_target, stdout, task_lookup};
 
 const EXAMPLES: &str = "\
 No label of these images counts any more, not even the publisher's or the cloud's verdict: the site's next training \
@@ -39,9 +39,9 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RetractArgs {
-    /// Tasks whose labels to retract.
+    /// Tasks whose labels to retract, named by the first digits of their ids.
     #[arg(value_name = "TASK", required_unless_present_any = ["labelled_by", "since"])]
-    tasks: Vec<TaskId>,
+    tasks: Vec<String>,
     /// Retract every label by this person that still counts.
     #[arg(long, value_name = "NAME", conflicts_with = "tasks")]
     labelled_by: Option<String>,
@@ -95,7 +95,11 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> a
     }
     let here = site_target::open(loaded, "label").await?;
     let standing = StandingLabels::read(&here.bus).await?;
-    let wanted = wanted(args, &standing)?;
+    let mut tasks = BTreeSet::new();
+    for task in &args.tasks {
+        tasks.insert(task_lookup::find_task(&here, task).await?);
+    }
+    let wanted = wanted(args, tasks, &standing)?;
     let (known, unknown) = known(&here, wanted, &standing).await?;
     if !args.dry_run {
         publish(&here, args.by.as_ref(), why, &known).await?;
@@ -195,9 +199,9 @@ fn camera(subject: &str) -> CameraName {
 }
 
 /// The tasks to retract.
-fn wanted(args: &RetractArgs, standing: &StandingLabels) -> anyhow::Result<BTreeSet<TaskId>> {
-    if !args.tasks.is_empty() {
-        return Ok(args.tasks.iter().copied().collect());
+fn wanted(args: &RetractArgs, tasks: BTreeSet<TaskId>, standing: &StandingLabels) -> anyhow::Result<BTreeSet<TaskId>> {
+    if !tasks.is_empty() {
+        return Ok(tasks);
     }
     let since = args.since.as_deref().map(|text| timestamp::parse_timestamp(text, Some(clock::now_ms()))).transpose();
     let since_ms = since.map_err(|why| anyhow::anyhow!("--since: {why}"))?;

@@ -9,10 +9,10 @@ use releases::stage::{self, DecisionContext, StageRefusal};
 use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::{DecisionOrigin, ModelName, Release, ReleaseDecision, ReleaseId, Rollout, SiteName};
-use streams::{CarryError, Publisher};
+use streams::{Bus, CarryError, Publisher};
 
 use crate::settings::Settings;
-use crate::{audit, site_target, stdout};
+use crate::{audit, format, site_target, stdout};
 
 /// The reason for a decision.
 #[derive(clap::Args)]
@@ -99,6 +99,7 @@ pub async fn pin(
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
+    warn_of_unknown_sites(&site_target::cloud(loaded, "release").await?, std::slice::from_ref(&args.site)).await?;
     let decided = decide(loaded, model, |now, history| {
         Ok(stage::pin(now, args.site.clone(), known(history, &wanted)?, context(&args.why)))
     });
@@ -114,6 +115,20 @@ pub async fn unpin(
 ) -> anyhow::Result<()> {
     let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), context(&args.why))?));
     print_decision(&decided.await?, json)
+}
+
+/// Says which sites have not reported a release yet: they may come later, or be misspelled.
+pub async fn warn_of_unknown_sites(cloud: &Bus, sites: &[SiteName]) -> anyhow::Result<()> {
+    let mut known: Vec<SiteName> = decision_log::reports(cloud).await?.into_iter().map(|swap| swap.site).collect();
+    known.sort();
+    known.dedup();
+    for site in sites.iter().filter(|site| !known.contains(site)) {
+        let known = if known.is_empty() { "none".to_owned() } else { format::list(&known) };
+        stdout::print_note(format_args!(
+            "warning: no site {site} has reported a release yet: it takes effect once one does (known: {known})"
+        ));
+    }
+    Ok(())
 }
 
 fn context(why: &ReasonArgs) -> DecisionContext {
