@@ -6,6 +6,7 @@ mod server_checks;
 use anyhow::bail;
 use runtime::settings::LoadedSettings;
 use serde::Serialize;
+use streams::CarryError;
 
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
@@ -77,6 +78,10 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> an
     let mut checks = tokio::task::spawn_blocking(move || machine_checks::checks(&settings)).await?;
     match site_target::open(loaded, "doctor").await {
         Ok(site) => checks.extend(server_checks::checks(&site, &loaded.settings).await),
+        Err(error) if is_none_expected(loaded, &error) => checks.push(DoctorCheck::ok(
+            "server",
+            "none is running here; `tributary up --model DIR` starts one, and its streams are checked while it runs",
+        )),
         Err(error) => {
             let found = stdout::with_causes(&error, ": ");
             checks.push(DoctorCheck::bad(
@@ -95,6 +100,14 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> an
         0 => Ok(()),
         bad => bail!("{} bad", if bad == 1 { "1 check is".into() } else { format!("{bad} checks are") }),
     }
+}
+
+/// Whether no server was to be expected: none was named, and no `up` runs or was killed here. A machine on which nothing
+/// was started yet is healthy.
+fn is_none_expected(loaded: &LoadedSettings<Settings>, error: &anyhow::Error) -> bool {
+    let is_unreachable =
+        error.chain().any(|cause| matches!(cause.downcast_ref(), Some(CarryError::Unreachable { .. })));
+    is_unreachable && !site_target::is_set(loaded, "nats.url") && !site_target::was_started(&loaded.settings.up.store)
 }
 
 fn text(checks: &[DoctorCheck]) -> String {

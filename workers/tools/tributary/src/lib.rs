@@ -37,6 +37,7 @@ pub mod site_target;
 mod status;
 pub mod stdout;
 mod tap;
+mod task_lookup;
 mod train;
 pub mod up;
 
@@ -164,6 +165,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether the command starts servers of its own, whose settings are its own, too.
+    fn starts_servers(&self) -> bool {
+        matches!(self, Command::Up(_) | Command::Join(_) | Command::Demo(_))
+    }
+
     /// Whether the command runs until it is stopped.
     fn is_worker(&self) -> bool {
         matches!(
@@ -233,7 +239,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Fleet(args) = &cli.command {
         return fleet_cmd::fleet(args).await;
     }
-    let loaded = settings::load(&cli.common, &flags(&cli.command))?;
+    let mut loaded = settings::load(&cli.common, &flags(&cli.command))?;
+    if !cli.command.starts_servers() {
+        site_target::adopt_running_up(&mut loaded);
+    }
     if let Command::Doctor(args) = &cli.command {
         return doctor::command(&loaded, args).await;
     }

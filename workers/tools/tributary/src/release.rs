@@ -6,6 +6,8 @@ mod remake;
 mod signature;
 pub mod standing;
 
+pub use decide::warn_of_unknown_sites;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,11 +40,11 @@ Examples:
   tributary release promote 3fa71d                all sites, without a canary
   tributary release rollback                      all sites, to the previous stable release
   tributary release pin reef 3fa71d               one site, whatever the rollout decides
-  tributary release export 3fa71d ./model
+  tributary release export 3fa71d ./exported
   tributary release export 3fa71d ./image --oci fish:3fa71d
   tributary release import ./theirs --signed-by their.pem
                                                   only with a valid ./theirs/model.sig
-  tributary release export 3fa71d ./model --sign our-key.pem
+  tributary release export 3fa71d ./exported --sign our-key.pem
   tributary release verify 3fa71d --model ./model --public ./public
   tributary release remake 3fa71d --exclude reef --why 'its camera was mislabelled'";
 
@@ -178,6 +180,9 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
         ReleaseCommand::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
         ReleaseCommand::Import { .. } => Ok(()),
         ReleaseCommand::Export { release, folder, oci, sign } => {
+            if oci.is_none() {
+                folder::check_not_default(loaded, folder)?;
+            }
             folder::export(&releases, &model, release, folder, (oci.as_deref(), sign.as_deref())).await
         }
         ReleaseCommand::Promote(one) => decide::promote(loaded, &releases, &model, one, args.json).await,
@@ -251,11 +256,11 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
     signature::print_signer(manifest.signed_by.as_ref())?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return match &manifest.parent {
-            Some(parent) => stdout::print_line(format_args!("parent   {parent}; trained elsewhere")),
+            Some(parent) => stdout::print_line(format_args!("parent   {}; trained elsewhere", parent.short())),
             None => stdout::print_line("It is the baseline that sites were set up with, not the result of a round."),
         };
     };
-    stdout::print_line(format_args!("parent   {parent}"))?;
+    stdout::print_line(format_args!("parent   {}", parent.short()))?;
     stdout::print_line(format_args!(
         "round    {}, {} to {}: {}",
         manifest.round,

@@ -31,7 +31,7 @@ tributary_queue_work_seconds (deploy/k8s).
 Examples:
   tributary scale recognizer                      how many run, and why
   tributary scale recognizer 3
-  tributary scale recognizer 1-4                  as many as the backlog needs
+  tributary scale recognizer 1-4                  at least 1; more while work queues up and more help
   tributary scale verifier 2
   tributary scale recognizer --clear              return to the settings";
 

@@ -12,6 +12,7 @@ use streams::checkup::Checkup;
 use streams::connect::Secret;
 use streams::fleet::Ledger;
 use streams::server::{LINK_USER, OWN_USER};
+use streams::topology::StreamSettings;
 use streams::{Bus, NatsSettings};
 
 use crate::certificate_expiry;
@@ -34,6 +35,9 @@ pub struct RunningUp {
     /// Folder of the model that the sites were started with.
     #[serde(default)]
     pub model: PathBuf,
+    /// What else it was started with, for commands that would need the same flags.
+    #[serde(default)]
+    pub chosen: UpChoices,
     /// The operator's login at the hub; absent except at the hub of a fleet.
     #[serde(default)]
     pub operator: Option<CloudLogin>,
@@ -43,6 +47,69 @@ pub struct RunningUp {
     /// File of the authority of the server's certificate; absent if unencrypted or publicly trusted.
     #[serde(default)]
     pub authority: Option<PathBuf>,
+}
+
+/// What a running `up` was started with, besides the sites' model.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpChoices {
+    /// Folder of the cloud's model; absent without a verifier.
+    pub cloud_model: Option<PathBuf>,
+    /// Release store; an absolute path where it is a folder.
+    pub release_store: Option<String>,
+    /// Folder of the public set; absent without one.
+    pub public: Option<PathBuf>,
+    /// Limits of the streams.
+    pub streams: Option<StreamSettings>,
+}
+
+impl UpChoices {
+    /// The choices in these settings, with absolute paths, because other commands may run in another folder.
+    pub fn of(settings: &Settings) -> Self {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let store = &settings.aggregator.store;
+        Self {
+            cloud_model: settings.verifier.model.as_ref().map(absolute),
+            release_store: Some(match store.contains("://") {
+                true => store.clone(),
+                false => absolute(&PathBuf::from(store)).display().to_string(),
+            }),
+            public: settings.aggregator.public.as_ref().map(absolute),
+            streams: Some(settings.streams.clone()),
+        }
+    }
+}
+
+/// Takes over what a running `up` was started with, where nobody set anything else: `up --model X` is known to every
+/// command beside it.
+pub fn adopt_running_up(loaded: &mut LoadedSettings<Settings>) {
+    let up = RunningUp::find_running(&loaded.settings.up.store).filter(|_| !is_set(loaded, "nats.url"));
+    let Some(RunningUp { model, chosen, .. }) = up else { return };
+    let set: Vec<String> = loaded
+        .list()
+        .into_iter()
+        .filter(|setting| setting.origin != SettingOrigin::Default)
+        .map(|setting| setting.key)
+        .collect();
+    let is_free = |section: &str| {
+        !set.iter().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    };
+    let settings = &mut loaded.settings;
+    if is_free("recognizer.model") && !model.as_os_str().is_empty() {
+        settings.recognizer.model = model;
+    }
+    if is_free("verifier.model") {
+        settings.verifier.model = chosen.cloud_model;
+    }
+    if let Some(store) = chosen.release_store.filter(|_| is_free("aggregator.store")) {
+        settings.aggregator.store = store;
+    }
+    if is_free("aggregator.public") {
+        settings.aggregator.public = chosen.public;
+    }
+    if let Some(streams) = chosen.streams.filter(|_| is_free("streams")) {
+        settings.streams = streams;
+    }
 }
 
 /// A login at the cloud's server.
@@ -161,6 +228,11 @@ impl RunningSite {
             ..own(&self.url, &self.password, more)
         }
     }
+}
+
+/// Whether an `up` was started on this store and has not been stopped; it may have been killed.
+pub fn was_started(store: &Path) -> bool {
+    path(store).exists()
 }
 
 fn path(store: &Path) -> PathBuf {
@@ -334,4 +406,38 @@ async fn connect(loaded: &LoadedSettings<Settings>, nats: &NatsSettings, up: boo
     connected.with_context(|| {
         format!("no `tributary up` is running with the store {store}: start it, or name another store with --store")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beside_up(flags: &[(&str, &str)]) -> Settings {
+        let store = tempfile::tempdir().unwrap();
+        let running = serde_json::json!({
+            "process": std::process::id(), "cloud_url": "", "cloud_domain": null, "sites": [], "model": "/models/x",
+            "chosen": { "cloud_model": "/models/y", "release_store": "/releases", "streams": { "images_max_mib": 77 } },
+        });
+        fs::write(path(store.path()), running.to_string()).unwrap();
+        let nothing = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        let place = ("up.store".to_owned(), store.path().display().to_string().into());
+        let flags = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
+        let flags: Vec<(String, serde_json::Value)> = flags.chain([place]).collect();
+        let mut loaded = runtime::settings::load::<Settings>(Some(nothing.path()), &flags).unwrap();
+        adopt_running_up(&mut loaded);
+        loaded.settings
+    }
+
+    #[test]
+    fn what_a_running_up_was_started_with_is_taken_over_where_nothing_else_is_set() {
+        let settings = beside_up(&[]);
+        assert_eq!(settings.recognizer.model, Path::new("/models/x"));
+        assert_eq!(settings.verifier.model.as_deref(), Some(Path::new("/models/y")));
+        assert_eq!((settings.aggregator.store.as_str(), settings.streams.images_max_mib), ("/releases", 77));
+        let settings = beside_up(&[("recognizer.model", "mine"), ("aggregator.store", "here")]);
+        assert_eq!(settings.recognizer.model, Path::new("mine"));
+        assert_eq!((settings.aggregator.store.as_str(), settings.streams.images_max_mib), ("here", 77));
+        let elsewhere = beside_up(&[("nats.url", "nats://elsewhere:4222")]);
+        assert_eq!(elsewhere.recognizer.model, Settings::default().recognizer.model, "its server is another one");
+    }
 }

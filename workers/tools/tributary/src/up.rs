@@ -23,7 +23,7 @@ use crate::certificate_expiry;
 use crate::fleet_cmd;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp};
+use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp, UpChoices};
 use crate::stdout;
 
 /// JetStream domain of the cloud.
@@ -137,7 +137,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     };
     let names = names(&settings.site, sites)?;
     let servers = servers(&settings, &names, sites.is_some(), member.as_ref()).await?;
-    let running = running(&names, &servers, member.as_ref(), &settings.up, &settings.recognizer.model);
+    let running = running(&names, &servers, member.as_ref(), &settings);
     let mut roles = JoinSet::new();
     if member.is_none() {
         let nats = running.cloud_nats(&NatsSettings::default());
@@ -235,6 +235,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         cloud_domain: None,
         sites: Vec::new(),
         model: PathBuf::new(),
+        chosen: UpChoices::of(&settings),
         operator: Some(CloudLogin {
             ca: std::path::absolute(fleet.authority_file())?,
             nkey: std::path::absolute(fleet.role_file(Role::Operator))?,
@@ -300,6 +301,10 @@ async fn start_cloud(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let onnxruntime = settings.onnxruntime.clone();
+    if settings.up.merge {
+        // Before anything says that it is up.
+        aggregator::check_requirements(&settings.aggregator).await.map_err(roles::into_anyhow)?;
+    }
     let bus = connect(Role::Releaser).await?;
     clock::align_at_start(&bus).await;
     if let Some(started) = heavy {
@@ -549,13 +554,8 @@ fn entrance(up: &UpSettings, server: &Server) -> CameraEntry {
     }
 }
 
-fn running(
-    names: &[SiteName],
-    servers: &LocalServers,
-    member: Option<&Membership>,
-    up: &UpSettings,
-    model: &Path,
-) -> RunningUp {
+fn running(names: &[SiteName], servers: &LocalServers, member: Option<&Membership>, settings: &Settings) -> RunningUp {
+    let up = &settings.up;
     let site = |(site, server): (&SiteName, &Server)| RunningSite {
         site: site.clone(),
         url: server.url(),
@@ -575,13 +575,15 @@ fn running(
         None => servers.cloud.is_some().then(|| CLOUD.to_owned()),
     };
     // Absolute, because other commands may run in another folder.
-    let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
+    let model = &settings.recognizer.model;
+    let model = std::path::absolute(model).unwrap_or_else(|_| model.clone());
     RunningUp {
         process: std::process::id(),
         cloud_url: cloud,
         cloud_domain,
         sites,
         model,
+        chosen: UpChoices::of(settings),
         operator: None,
         cloud_password: hub.map(|server| server.own_login().password),
         authority: hub.and_then(Server::authority).map(Path::to_owned),

@@ -8,6 +8,7 @@ use aggregator::release::Manifest;
 use aggregator::release_builder;
 use anyhow::{Context, bail};
 use model_signature::{EcPrivateKey, SignedFolder};
+use recognizer::RecognizerSettings;
 use releases::prepare::{self, ReleaseOrigin};
 use releases::stage::{self, DecisionContext};
 use releases::trial::TrialRunner;
@@ -153,6 +154,22 @@ async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) 
         words.push(format!("moved in the output: {}", format::list(&moved)));
     }
     Ok((!words.is_empty()).then(|| words.join("; ")))
+}
+
+/// Refuses to write where recognizers look for their model: the next `up` would run what was only exported.
+pub fn check_not_default(loaded: &LoadedSettings<Settings>, folder: &Path) -> anyhow::Result<()> {
+    let default = match site_target::is_set(loaded, "recognizer.model") {
+        true => loaded.settings.recognizer.model.clone(),
+        false => RecognizerSettings::default().model,
+    };
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if absolute(folder) == absolute(&default) {
+        bail!(
+            "{} is where `tributary up` and `tributary recognizer` take their model from when none is named (recognizer.model): export to another folder",
+            folder.display()
+        );
+    }
+    Ok(())
 }
 
 /// Writes a release's model folder, signed if a key is named, or an OCI image layout with it.
