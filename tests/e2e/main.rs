@@ -34,6 +34,7 @@ mod store;
 mod strangers;
 mod traces;
 mod training;
+mod tutorial;
 mod up;
 mod weight_path;
 mod wire_golden;

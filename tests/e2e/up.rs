@@ -113,3 +113,58 @@ async fn an_interrupt_stops_everything_in_order() {
     assert!(servers.into_iter().all(is_gone), "a server outlived the process that waited for it");
     assert!(found(folder.path()).is_none(), "up.json was left behind");
 }
+
+#[tokio::test]
+async fn a_release_store_without_keys_ends_up_once_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let light = fixture(LIGHT).display().to_string();
+    let store = ["--set", "aggregator.merge.rule=fedavg", "--set", "aggregator.store=s3://models/fish"];
+    let arguments = [&["up", "--model", &light, "--merge", "--store", "store"], &store[..]].concat();
+    // Nobody listens there, and an empty key is none.
+    let environment = [("AWS_ENDPOINT", "http://127.0.0.1:1"), ("AWS_ALLOW_HTTP", "true")].into_iter();
+    let none = ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE"].map(|name| (name, ""));
+    let environment: Vec<_> =
+        environment.chain(none).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut up = WorkerProcess::start("up", folder.path(), &arguments, &environment).unwrap();
+    let status = up.end(Duration::from_secs(60)).await.unwrap();
+    let log = up.log();
+    assert!(!status.success() && log.contains("the environment holds no keys"), "{log}");
+    assert!(log.contains("AWS_ACCESS_KEY_ID") && !log.contains(" WARN "), "{log}");
+    assert!(found(folder.path()).is_none(), "it said that it runs");
+}
+
+#[tokio::test]
+async fn commands_beside_an_up_know_what_it_was_started_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let merge = ["--merge", "--set", "aggregator.merge.rule=fedavg", "--set", "streams.images_max_mib=200"];
+    let mut worker = up(folder.path(), &merge).await;
+    let beside = async |words: &[&str]| run(folder.path(), &[words, &["--store", "store"]].concat()).await.unwrap();
+    let doctor = beside(&["doctor"]).await;
+    assert!(doctor.success && doctor.out.contains("as in the settings"), "{}\n{}", doctor.out, doctor.err);
+    assert!(doctor.out.contains("fashion-light") && doctor.out.contains("fashion-heavy"), "{}", doctor.out);
+    let (bus, site) = bus(folder.path()).await;
+    let task = publish(&bus, &site, &one(true).unwrap().bytes, &[]).await;
+    outcome(&bus, &site, task).await.unwrap();
+    let start = &task.to_string()[..8];
+    let wrong = beside(&["label", start, "submarine"]).await;
+    assert!(!wrong.success && wrong.err.contains("no label \"submarine\""), "{}", wrong.err);
+    let right = beside(&["label", start, "coat"]).await;
+    assert!(right.success && right.out.contains("1 label at"), "{}\n{}", right.out, right.err);
+    until("the baseline", PATIENCE, async || {
+        let listed = beside(&["release", "list"]).await;
+        Ok(listed.out.contains("stable").then_some(()))
+    })
+    .await
+    .unwrap();
+    let listed = beside(&["release", "list"]).await;
+    let release = listed.out.lines().nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    let refused = beside(&["release", "export", &release, "./model"]).await;
+    assert!(!refused.success && refused.err.contains("recognizer.model"), "{}", refused.err);
+    let exported = beside(&["release", "export", &release, "./exported"]).await;
+    assert!(exported.success, "{}", exported.err);
+    let pinned = beside(&["release", "pin", "nowhere", &release]).await;
+    assert!(pinned.success && pinned.err.contains("no site nowhere has reported"), "{}", pinned.err);
+    worker.signal(Signal::SIGINT).unwrap();
+    assert!(worker.end(Duration::from_secs(40)).await.unwrap().success());
+    assert!(!worker.log().contains(" WARN "), "{}", worker.log());
+}

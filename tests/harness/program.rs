@@ -155,7 +155,7 @@ fn spawn(name: &str, folder: &Path, arguments: &[OsString], environment: &[(Stri
 
 /// The kernel kills it when the thread that started it ends: a test that is killed leaves none behind.
 #[allow(unsafe_code)]
-pub(crate) fn die_with_us(command: &mut Command) {
+pub fn die_with_us(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
     unsafe {
         command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));

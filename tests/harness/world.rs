@@ -286,7 +286,8 @@ impl TestWorld {
 
     /// Starts a janitor that looks every second, with more settings, as `key=value`.
     pub fn janitor_with(&mut self, name: &str, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
-        let mut options = vec!["--set".into(), "janitor.every_s=1".into()];
+        // Verbose, because an audit that finds nothing is logged at that level only.
+        let mut options = vec!["--verbose".into(), "--set".into(), "janitor.every_s=1".into()];
         if let Some(stores) = &self.plan.stores {
             let store = format!("janitor.store={}", stores.join(self.site(site).name.as_str()).display());
             options.extend(["--set".into(), store, "--set".into(), "janitor.disk_reserve_mib=24".into()]);
