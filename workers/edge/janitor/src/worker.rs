@@ -203,7 +203,11 @@ impl Janitor<'_> {
         }
         // Everything that was missing at the start has been examined by now.
         if let Some((_, requeued)) = audit.begun.take_if(|(at, _)| now - *at > 2 * ANSWER_GRACE) {
-            tracing::info!(requeued, "{AUDIT_FINISHED}");
+            // There is one after every start: one that found nothing is no event.
+            match requeued {
+                0 => tracing::debug!(requeued, "{AUDIT_FINISHED}"),
+                _ => tracing::info!(requeued, "{AUDIT_FINISHED}"),
+            }
         }
         let images = reader::stream_level(self.bus, topology::IMAGES).await?;
         self.report_outcomes(audit, &images).await

@@ -14,7 +14,7 @@ pub const MAX_REPLICAS: usize = 256;
 pub enum ReplicaRequest {
     /// Exactly this many.
     Fixed(usize),
-    /// As many as the queue needs, from the first number to the second.
+    /// From the first number to the second: more while work queues up and more help, fewer when they idle.
     Between(usize, usize),
 }
 
