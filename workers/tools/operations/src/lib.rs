@@ -6,10 +6,16 @@
 //! is recorded in the audit log by the function itself ([`audit`]).
 
 pub mod audit;
+pub mod drift;
+mod ledger_note;
+pub mod policy;
+pub mod scale;
+pub mod setup;
 pub mod words;
 
 use std::time::Duration;
 
+pub use ledger_note::NoteError;
 
 /// How long publishing a message is retried.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
