@@ -6,6 +6,7 @@
 //! is recorded in the audit log by the function itself ([`audit`]).
 
 pub mod audit;
+pub mod dead_letters;
 pub mod drift;
 mod ledger_note;
 pub mod policy;
