@@ -10,6 +10,7 @@ pub mod dead_letters;
 pub mod drift;
 mod ledger_note;
 pub mod policy;
+pub mod retention;
 pub mod scale;
 pub mod setup;
 pub mod words;
