@@ -8,9 +8,12 @@
 pub mod audit;
 pub mod dead_letters;
 pub mod drift;
+pub mod labels;
 mod ledger_note;
 pub mod policy;
+pub mod release_stage;
 pub mod retention;
+pub mod retraction;
 pub mod scale;
 pub mod setup;
 pub mod words;
