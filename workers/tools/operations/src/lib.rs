@@ -14,6 +14,7 @@ pub mod policy;
 pub mod release_stage;
 pub mod retention;
 pub mod retraction;
+pub mod rounds;
 pub mod scale;
 pub mod setup;
 pub mod words;
