@@ -65,5 +65,3 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> any
         false => stdout::print_line(format::table(&["when", "who", "what", "about"], &rows)),
     }
 }
-
-pub use operations::audit::record_change as record_command;
