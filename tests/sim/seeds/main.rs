@@ -15,6 +15,7 @@ mod backoff;
 mod chaos;
 mod consumer;
 mod courier;
+mod operations;
 mod oracle;
 mod releasers;
 mod rounds;
