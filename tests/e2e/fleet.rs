@@ -87,7 +87,7 @@ async fn refuses_by(bus: &Bus, fault: &str, times: usize) {
     let what = format!("{times} dead letters {fault}");
     // What the hub sends as it reads its accounts anew comes after the wait for an acknowledgement.
     let found = until(&what, 2 * PATIENCE, async || {
-        let letters = janitor::redrive::letters(bus).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+        let letters = operations::dead_letters::read_dead_letters(bus).await?;
         let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.kind.as_str()).collect();
         anyhow::ensure!(names.iter().filter(|name| **name == fault).count() >= times, "{names:?}");
         Ok(Some(()))
@@ -195,7 +195,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         releases::decision_log::publish_order(&publisher, &order, false).await.unwrap();
         // The latest counts in the stream: each must be seen before the next takes its place.
         refused = until("a dead letter of each forged order", PATIENCE, async || {
-            let letters = janitor::redrive::letters(&buses[0].1).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+            let letters = operations::dead_letters::read_dead_letters(&buses[0].1).await?;
             let mut names: Vec<String> = letters.into_iter().map(|(_, letter)| letter.fault.kind.to_string()).collect();
             names.sort();
             Ok((names.len() > refused.len()).then_some(names))
@@ -249,7 +249,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         ("note_misdirected", sign(farms, now_ms)),
         ("release_never", sign(never, now_ms)),
     ] {
-        let before = janitor::redrive::letters(&reef).await.unwrap();
+        let before = operations::dead_letters::read_dead_letters(&reef).await.unwrap();
         let known = before.iter().filter(|(_, letter)| letter.fault.kind.as_str() == fault).count();
         order_as_is(&publisher, "reef", &order).await;
         refuses_by(&reef, fault, known + 1).await;

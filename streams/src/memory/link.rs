@@ -57,14 +57,14 @@ impl std::error::Error for RequestFailure {}
 
 /// Why a message was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PublishFailure {
+pub(crate) enum MemoryPublishError {
     /// What the stream says.
     Refused(StoreRefusal),
     /// What the way there says.
     Request(RequestFailure),
 }
 
-impl PublishFailure {
+impl MemoryPublishError {
     /// Whether another message stands where this one was to be the next.
     pub(crate) fn is_taken(self) -> bool {
         self == Self::Refused(StoreRefusal::WrongLast)
@@ -98,7 +98,7 @@ impl PublishFailure {
     }
 }
 
-impl std::fmt::Display for PublishFailure {
+impl std::fmt::Display for MemoryPublishError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(refusal) => write!(f, "refused: {refusal:?}"),
@@ -107,7 +107,7 @@ impl std::fmt::Display for PublishFailure {
     }
 }
 
-impl std::error::Error for PublishFailure {}
+impl std::error::Error for MemoryPublishError {}
 
 /// A connection, and the server it speaks to.
 #[derive(Clone)]
@@ -250,16 +250,16 @@ impl MemoryLink {
         headers: Vec<(String, String)>,
         payload: Bytes,
         expected_last: Option<u64>,
-    ) -> Result<StoredAt, PublishFailure> {
+    ) -> Result<StoredAt, MemoryPublishError> {
         // A key-value bucket of another domain is named with the domain in the subject.
         let (target, subject) = match subject.strip_prefix("$JS.").and_then(|rest| rest.split_once(".API.")) {
             Some((domain, subject)) => (Some(domain.to_owned()), subject.to_owned()),
             None if subject.starts_with('$') => (Some(self.home.clone()), subject.to_owned()),
             None => (self.cluster.state().server_of(&self.home, subject), subject.to_owned()),
         };
-        let Some(target) = target else { return Err(PublishFailure::Refused(StoreRefusal::NoStream)) };
+        let Some(target) = target else { return Err(MemoryPublishError::Refused(StoreRefusal::NoStream)) };
         if payload.len() > MAX_MESSAGE_BYTES {
-            return Err(PublishFailure::Refused(StoreRefusal::TooLarge));
+            return Err(MemoryPublishError::Refused(StoreRefusal::TooLarge));
         }
         let incoming = IncomingMessage { subject, headers, payload, expected_last };
         let asked = self.request(&target, |state, now| {
@@ -267,7 +267,7 @@ impl MemoryLink {
             self.cluster.0.changed.notify_waiters();
             stored
         });
-        asked.await.map_err(PublishFailure::Request)?.map_err(PublishFailure::Refused)
+        asked.await.map_err(MemoryPublishError::Request)?.map_err(MemoryPublishError::Refused)
     }
 
     /// Says something to whoever listens; nobody stores it.
@@ -450,7 +450,7 @@ impl MemoryLink {
         key: &str,
         encoded: &str,
         bytes: &[u8],
-    ) -> Result<String, PublishFailure> {
+    ) -> Result<String, MemoryPublishError> {
         let nuid = format!("M{:020X}", self.cluster.state().rng.random_range(0..u64::MAX));
         let target = format!("$JS.{}.API.", self.target);
         for piece in bytes.chunks(PIECE_BYTES) {
@@ -463,12 +463,12 @@ impl MemoryLink {
         Ok(nuid)
     }
 
-    pub(crate) async fn remove_object(&self, bucket: &str, key: &str, encoded: &str) -> Result<(), PublishFailure> {
+    pub(crate) async fn remove_object(&self, bucket: &str, key: &str, encoded: &str) -> Result<(), MemoryPublishError> {
         let text = serde_json::json!({ "name": key, "bucket": bucket, "nuid": "", "size": 0, "deleted": true });
         self.describe_object(bucket, encoded, &text).await
     }
 
-    async fn describe_object(&self, bucket: &str, encoded: &str, text: &Value) -> Result<(), PublishFailure> {
+    async fn describe_object(&self, bucket: &str, encoded: &str, text: &Value) -> Result<(), MemoryPublishError> {
         let subject = format!("$O.{bucket}.M.{encoded}");
         // A description takes the place of the one before it.
         let stream = format!("OBJ_{bucket}");
@@ -718,7 +718,12 @@ impl MemoryBucket {
     }
 
     /// Writes a key; with a revision only if it still stands as it did then.
-    pub(crate) async fn write_key(&self, key: &str, value: Bytes, revision: Option<u64>) -> Result<(), PublishFailure> {
+    pub(crate) async fn write_key(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: Option<u64>,
+    ) -> Result<(), MemoryPublishError> {
         let subject = format!("$JS.{}.API.{}", self.link.target, self.subject(key));
         self.link.publish(&subject, Vec::new(), value, revision).await.map(|_| ())
     }

@@ -17,6 +17,7 @@ mod backoff;
 mod chaos;
 mod consumer;
 mod courier;
+mod operations;
 mod oracle;
 mod releasers;
 mod requests;

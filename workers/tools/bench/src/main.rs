@@ -68,7 +68,7 @@ Examples:
 /// Measure Tributary on this machine.
 #[derive(Parser)]
 #[command(name = "tributary-bench", version, max_term_width = 100, after_help = EXAMPLES)]
-struct Cli {
+struct BenchCli {
     /// Settings file [default: `tributary.toml` in this folder, if it exists].
     #[arg(long, global = true, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -342,7 +342,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = BenchCli::parse();
     runtime::telemetry::init_logging("warn", false);
     os::process::set_malloc_policy(os::process::MallocPolicy::All);
     if let Err(error) = os::scheduling::set_batch_scheduling() {
@@ -356,7 +356,7 @@ fn main() -> ExitCode {
     stdout::exit_code(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: BenchCli) -> anyhow::Result<()> {
     let common = CommonArgs::from_settings(cli.settings, cli.set);
     let settings = settings::load(&common, &[])?.settings;
     settings.check()?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use fleet::{FleetError, FleetFolder, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
+use operations::audit::record_change;
 use runtime::clock;
 use schemas::{ReleaseId, Role, SiteName};
 use streams::fleet::Ledger;
@@ -13,7 +14,7 @@ use streams::topology::{self, PlanScope, RepairMode, SetupStatus};
 use streams::{Bus, NatsSettings, admin, permissions};
 
 use crate::settings::Settings;
-use crate::{audit, format, stdout};
+use crate::{format, stdout};
 
 /// Default folder of a fleet.
 const FOLDER: &str = "tributary-fleet";
@@ -207,7 +208,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                     note_fleet(&fleet, &operator).await?;
                     let about =
                         format!("number {}, {} releases forbidden", fleet.root().number, fleet.root().never.len());
-                    audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
+                    record_change(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
                 None => stdout::print_line("The hub does not answer from here: it offers the root once it is started."),
@@ -220,7 +221,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
                 note_fleet(&fleet, &operator).await?;
-                audit::record_command(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
+                record_change(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
             }
             match system {
                 Some(system) => {
@@ -292,7 +293,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             ))?;
             if let Some(operator) = reach(&fleet, Role::Operator).await {
                 note_fleet(&fleet, &operator).await?;
-                audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
+                record_change(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
             reload_hub(&fleet, false).await
         }
@@ -303,7 +304,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             if let Some(operator) = reach(&fleet, Role::Operator).await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
-                audit::record_command(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
+                record_change(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
             }
             Ok(())
         }
@@ -366,7 +367,7 @@ async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> an
             anyhow::bail!("{} cannot be created at the hub: {why}", finding.what);
         }
     }
-    audit::record_command(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
+    record_change(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
     Ok(())
 }
 

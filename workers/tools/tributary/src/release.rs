@@ -4,7 +4,7 @@ mod decide;
 mod folder;
 mod remake;
 mod signature;
-pub mod standing;
+mod standing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use aggregator::public_set::PublicSet;
 use aggregator::release::{self, Manifest, RemakeOrigin};
 use aggregator::verify::{self, ReleaseWorkspace, verify_release};
 use anyhow::{Context, bail};
+use operations::release_stage;
 use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout};
 use streams::ReleaseStore;
@@ -159,9 +160,9 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
             let (manifest, history) = (releases.find(release).await?, standing::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
-                let stage = standing::standing_of(&history, &manifest.release);
+                let stage = release_stage::stage_word(&history, &manifest.release);
                 stdout::set_field(&mut all, "stage", stage.into());
-                let decisions = standing::decisions_about(&history, &manifest.release);
+                let decisions = release_stage::decisions_about(&history, &manifest.release);
                 stdout::set_field(&mut all, "decisions", serde_json::to_value(decisions)?);
                 return stdout::json(&all);
             }
@@ -201,7 +202,7 @@ async fn only(store: &ReleaseStore, url: &str) -> anyhow::Result<ModelName> {
 
 async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
-    let stage = |release: &ReleaseId| standing::standing_of(history, release);
+    let stage = |release: &ReleaseId| release_stage::stage_word(history, release);
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;

@@ -7,7 +7,7 @@ use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 
 use crate::settings::Settings;
 use crate::site_target;
-use crate::{audit, format, stdout};
+use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
 `tributary up` does this by itself. On your own server, run it once, and again after an upgrade or a change of limits; \
@@ -62,12 +62,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> any
         (true, false) => RepairMode::Everything,
         (false, _) => RepairMode::Missing,
     };
-    let findings = topology::apply_plan(&bus, &topology::plan_topology(&place, &settings.streams), mode).await?;
-    let is_change = |finding: &&SetupFinding| matches!(finding.state, SetupStatus::Created | SetupStatus::Updated(_));
-    let changed: Vec<&str> = findings.iter().filter(is_change).map(|finding| finding.what.as_str()).collect();
-    if !changed.is_empty() {
-        audit::record_command(&bus, &at, "setup", changed.join(", ")).await;
-    }
+    let findings = operations::setup::apply_setup(&bus, &at, &place, &settings.streams, mode).await?;
     print(&findings, &flag, args)?;
     match findings.iter().filter(|finding| matches!(finding.state, SetupStatus::Refused(_))).count() {
         0 => Ok(()),

@@ -2,7 +2,7 @@
 
 use prost::{Message, Oneof};
 
-use super::span::{AttributeValue, FinishedSpan, SpanKind};
+use super::span::{FinishedSpan, SpanKind, SpanValue};
 
 /// Flags of a span: sampled; and in bits 8 and 9, that it is known whether the parent is in another process, and it is.
 const SAMPLED: u32 = 1;
@@ -145,13 +145,13 @@ pub(super) fn rejected_spans(response: &[u8]) -> u64 {
 }
 
 fn text(key: &str, value: &str) -> KeyValue {
-    attribute(key, AttributeValue::Text(value.into()))
+    attribute(key, SpanValue::Text(value.into()))
 }
 
-fn attribute(key: &str, value: AttributeValue) -> KeyValue {
+fn attribute(key: &str, value: SpanValue) -> KeyValue {
     let value = match value {
-        AttributeValue::Text(text) => AnyValueKind::Text(text),
-        AttributeValue::Number(number) => AnyValueKind::Number(i64::try_from(number).unwrap_or(i64::MAX)),
+        SpanValue::Text(text) => AnyValueKind::Text(text),
+        SpanValue::Number(number) => AnyValueKind::Number(i64::try_from(number).unwrap_or(i64::MAX)),
     };
     KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }) }
 }
@@ -197,8 +197,8 @@ mod tests {
             start_ns: 1_700_000_000_000_000_001,
             end_ns: 1_700_000_000_005_000_002,
             attributes: vec![
-                ("tributary.site", AttributeValue::Text("reef".into())),
-                ("tributary.attempts", AttributeValue::Number(2)),
+                ("tributary.site", SpanValue::Text("reef".into())),
+                ("tributary.attempts", SpanValue::Number(2)),
             ],
             fault: Some("image_truncated".into()),
         };

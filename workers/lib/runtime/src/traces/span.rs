@@ -48,14 +48,14 @@ pub(super) struct FinishedSpan {
     pub kind: SpanKind,
     pub start_ns: u64,
     pub end_ns: u64,
-    pub attributes: Vec<(&'static str, AttributeValue)>,
+    pub attributes: Vec<(&'static str, SpanValue)>,
     /// Kind of the fault that ended it.
     pub fault: Option<String>,
 }
 
 /// Value of an attribute.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum AttributeValue {
+pub(super) enum SpanValue {
     Text(String),
     Number(u64),
 }
@@ -156,20 +156,20 @@ impl StageSpan {
     pub fn set(&self, key: &'static str, value: &dyn Display) {
         let Some(open) = self.open() else { return };
         let text = value.to_string().chars().take(MAX_TEXT_CHARS).collect();
-        open.set(key, AttributeValue::Text(text));
+        open.set(key, SpanValue::Text(text));
     }
 
     /// Adds a number as an attribute, or changes it.
     pub fn set_number(&self, key: &'static str, value: u64) {
         if let Some(open) = self.open() {
-            open.set(key, AttributeValue::Number(value));
+            open.set(key, SpanValue::Number(value));
         }
     }
 
     /// Says that a fault of this kind ended the stage.
     pub fn fail(&self, fault: &str) {
         let Some(open) = self.open() else { return };
-        open.set("error.type", AttributeValue::Text(fault.chars().take(MAX_TEXT_CHARS).collect()));
+        open.set("error.type", SpanValue::Text(fault.chars().take(MAX_TEXT_CHARS).collect()));
         open.with(|content| content.span.fault = Some(fault.chars().take(MAX_TEXT_CHARS).collect()));
     }
 
@@ -240,7 +240,7 @@ impl OpenSpan {
         act(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set(&self, key: &'static str, value: AttributeValue) {
+    fn set(&self, key: &'static str, value: SpanValue) {
         self.with(|content| {
             let attributes = &mut content.span.attributes;
             let has_room = attributes.len() < MAX_ATTRIBUTES;
