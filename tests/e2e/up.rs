@@ -15,7 +15,7 @@ use streams::{Bus, NatsSettings};
 use crate::common::{PATIENCE, outcome, publish};
 
 /// Starts `up` in a folder and waits until it takes work.
-pub async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
+pub(crate) async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
     let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
     let arguments = [&["up", "--model", &light, "--cloud-model", &heavy, "--store", "store"], more].concat();
     let mut worker = WorkerProcess::start("up", folder, &arguments, &[]).unwrap();
@@ -27,7 +27,7 @@ pub async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
 }
 
 /// What a running `up` says about itself.
-pub fn found(folder: &Path) -> Option<serde_json::Value> {
+pub(crate) fn found(folder: &Path) -> Option<serde_json::Value> {
     serde_json::from_slice(&fs::read(folder.join("store/up.json")).ok()?).ok()
 }
 
@@ -39,13 +39,13 @@ async fn bus(folder: &Path) -> (Bus, SiteName) {
 }
 
 /// The process of one of its servers.
-pub fn server_process(folder: &Path, server: &str) -> Option<Pid> {
+pub(crate) fn server_process(folder: &Path, server: &str) -> Option<Pid> {
     let text = fs::read_to_string(folder.join("store").join(server).join("nats-server.pid")).ok()?;
     text.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// Whether no such process runs; one that is dead and not yet buried does not run.
-pub fn is_gone(process: Pid) -> bool {
+pub(crate) fn is_gone(process: Pid) -> bool {
     match fs::read_to_string(format!("/proc/{process}/stat")) {
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
         Err(_) => kill(process, None).is_err(),

@@ -34,7 +34,7 @@ pub(super) struct IncomingMessage {
 }
 
 impl IncomingMessage {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
@@ -115,7 +115,7 @@ pub(super) struct MemoryStream {
 }
 
 impl MemoryStream {
-    pub fn new(config: StreamConfig) -> Self {
+    pub(super) fn new(config: StreamConfig) -> Self {
         Self {
             config,
             last: 0,
@@ -128,7 +128,7 @@ impl MemoryStream {
         }
     }
 
-    pub fn add_consumer(&mut self, config: pull::Config) {
+    pub(super) fn add_consumer(&mut self, config: pull::Config) {
         let name = config.durable_name.clone().unwrap_or_default();
         let consumer = MemoryConsumer {
             config,
@@ -141,7 +141,7 @@ impl MemoryStream {
         self.consumers.entry(name).or_insert(consumer);
     }
 
-    pub fn takes(&self, subject: &str) -> bool {
+    pub(super) fn takes(&self, subject: &str) -> bool {
         self.config.subjects.iter().any(|pattern| subject_matches(pattern, subject))
     }
 
@@ -152,7 +152,7 @@ impl MemoryStream {
     }
 
     /// Lets go what is too old, and says which messages were delivered as often as they may be.
-    pub fn expire(&mut self, now: Moment) -> Vec<ExhaustedNotice> {
+    pub(super) fn expire(&mut self, now: Moment) -> Vec<ExhaustedNotice> {
         let max_age = self.config.max_age;
         if !max_age.is_zero() {
             let is_old = |kept: &KeptMessage| now.at.saturating_duration_since(kept.stored_at) >= max_age;
@@ -190,7 +190,7 @@ impl MemoryStream {
     }
 
     /// Stores a message, or says why not.
-    pub fn store(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
+    pub(super) fn store(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
         let subject = self.stored_subject(&incoming.subject);
         // A stream that has a source does not look for duplicates at all.
         let id = incoming.header(HEADER_MESSAGE_ID).filter(|_| self.config.sources.is_none()).map(str::to_owned);
@@ -257,7 +257,7 @@ impl MemoryStream {
     }
 
     /// Takes a message away; whether it was there.
-    pub fn remove(&mut self, sequence: u64) -> bool {
+    pub(super) fn remove(&mut self, sequence: u64) -> bool {
         let Some(kept) = self.messages.remove(&sequence) else { return false };
         self.bytes = self.bytes.saturating_sub(kept.bytes);
         if let Some(all) = self.by_subject.get_mut(&kept.message.subject) {
@@ -272,7 +272,7 @@ impl MemoryStream {
         true
     }
 
-    pub fn remove_matching(&mut self, below: Option<u64>, pattern: Option<&str>) -> u64 {
+    pub(super) fn remove_matching(&mut self, below: Option<u64>, pattern: Option<&str>) -> u64 {
         let goes = |message: &StoredMessage| {
             below.is_none_or(|below| message.sequence < below)
                 && pattern.is_none_or(|pattern| subject_matches(pattern, &message.subject))
@@ -285,12 +285,12 @@ impl MemoryStream {
         gone.len() as u64
     }
 
-    pub fn at(&self, sequence: u64) -> Option<&StoredMessage> {
+    pub(super) fn at(&self, sequence: u64) -> Option<&StoredMessage> {
         self.messages.get(&sequence).map(|kept| &kept.message)
     }
 
     /// The newest message on a subject, which may hold wildcards.
-    pub fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
+    pub(super) fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
         match self.by_subject.get(pattern).and_then(|all| all.last()) {
             Some(sequence) => self.at(*sequence),
             None => {
@@ -300,23 +300,23 @@ impl MemoryStream {
     }
 
     /// The newest message of each subject that matches, oldest first.
-    pub fn last_of_each(&self, patterns: &[String]) -> Vec<StoredMessage> {
+    pub(super) fn last_of_each(&self, patterns: &[String]) -> Vec<StoredMessage> {
         let matching = self.by_subject.iter().filter(|(subject, _)| matches_any(patterns, subject));
         let newest: BTreeSet<u64> = matching.filter_map(|(_, all)| all.last().copied()).collect();
         newest.into_iter().filter_map(|sequence| self.at(sequence).cloned()).collect()
     }
 
     /// Messages from a sequence on that match; no patterns match everything.
-    pub fn from<'a>(&'a self, sequence: u64, patterns: &'a [String]) -> impl Iterator<Item = &'a StoredMessage> {
+    pub(super) fn from<'a>(&'a self, sequence: u64, patterns: &'a [String]) -> impl Iterator<Item = &'a StoredMessage> {
         let messages = self.messages.range(sequence..).map(|(_, kept)| &kept.message);
         messages.filter(|message| patterns.is_empty() || matches_any(patterns, &message.subject))
     }
 
-    pub fn last_sequence(&self) -> u64 {
+    pub(super) fn last_sequence(&self) -> u64 {
         self.last
     }
 
-    pub fn level(&self) -> StreamLevel {
+    pub(super) fn level(&self) -> StreamLevel {
         let messages = self.messages.len() as u64;
         let first_sequence =
             self.messages.keys().next().copied().unwrap_or(if self.last > 0 { self.last + 1 } else { 0 });
@@ -331,7 +331,7 @@ impl MemoryStream {
         }
     }
 
-    pub fn progress(&self, durable: &str) -> Option<ConsumerProgress> {
+    pub(super) fn progress(&self, durable: &str) -> Option<ConsumerProgress> {
         let consumer = self.consumers.get(durable)?;
         let floor = consumer.pending.keys().next().map_or(consumer.delivered, |first| first - 1);
         Some(ConsumerProgress {
@@ -347,16 +347,16 @@ impl MemoryStream {
         self.messages.range(consumer.next..).filter(|(_, kept)| consumer.wants(&kept.message.subject)).count() as u64
     }
 
-    pub fn has_consumer(&self, durable: &str) -> bool {
+    pub(super) fn has_consumer(&self, durable: &str) -> bool {
         self.consumers.contains_key(durable)
     }
 
-    pub fn consumer_names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn consumer_names(&self) -> impl Iterator<Item = &String> {
         self.consumers.keys()
     }
 
     /// The next message for whoever pulls from a consumer, with how often it was delivered and how many wait after it.
-    pub fn deliver(&mut self, durable: &str, now: Moment) -> Option<(StoredMessage, u64, u64)> {
+    pub(super) fn deliver(&mut self, durable: &str, now: Moment) -> Option<(StoredMessage, u64, u64)> {
         let consumer = self.consumers.get_mut(durable)?;
         let due = consumer.pending.iter().filter(|(_, delivery)| delivery.due_at <= now.at);
         let again = due.min_by_key(|(sequence, delivery)| (delivery.due_at, **sequence)).map(|(sequence, _)| *sequence);
@@ -385,12 +385,12 @@ impl MemoryStream {
     }
 
     /// When a consumer has something to deliver again, if it waits for that.
-    pub fn next_due(&self, durable: &str) -> Option<Instant> {
+    pub(super) fn next_due(&self, durable: &str) -> Option<Instant> {
         self.consumers.get(durable)?.pending.values().map(|delivery| delivery.due_at).min()
     }
 
     /// Whether an acknowledgement finished something.
-    pub fn acknowledge(&mut self, durable: &str, sequence: u64, now: Moment) -> bool {
+    pub(super) fn acknowledge(&mut self, durable: &str, sequence: u64, now: Moment) -> bool {
         let Some(consumer) = self.consumers.get_mut(durable) else { return false };
         let Some(delivery) = consumer.pending.remove(&sequence) else { return false };
         consumer.lately_acked.push_back((now.at, sequence, delivery.attempts));
@@ -416,7 +416,7 @@ impl MemoryStream {
     }
 
     /// Puts off when a message is delivered again: to after the whole wait, or to a moment of one's own.
-    pub fn put_off(&mut self, durable: &str, sequence: u64, delay: Option<Duration>, now: Moment) {
+    pub(super) fn put_off(&mut self, durable: &str, sequence: u64, delay: Option<Duration>, now: Moment) {
         let Some(consumer) = self.consumers.get_mut(durable) else { return };
         let ack_wait = consumer.config.ack_wait;
         if let Some(delivery) = consumer.pending.get_mut(&sequence) {
@@ -425,7 +425,7 @@ impl MemoryStream {
     }
 
     /// What a server forgets that is killed: acknowledgements that are not on its disk yet. Those messages come again.
-    pub fn forget_acks_since(&mut self, since: Instant, now: Moment) {
+    pub(super) fn forget_acks_since(&mut self, since: Instant, now: Moment) {
         for consumer in self.consumers.values_mut() {
             while let Some((at, sequence, attempts)) = consumer.lately_acked.pop_back() {
                 if at < since {

@@ -24,7 +24,7 @@ struct HostileCamera {
 }
 
 /// A header block of these lines.
-pub fn headers(lines: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn headers(lines: &[(&str, &str)]) -> Vec<u8> {
     let lines: String = lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("NATS/1.0\r\n{lines}\r\n").into_bytes()
 }
@@ -58,7 +58,7 @@ impl HostileCamera {
 
 /// Everything that a camera does. `others`: tasks of other cameras, of which it takes the ids before they do; `lies`:
 /// references to things in the bucket that are not what they say.
-pub fn actions(site: &SiteName, others: &[TaskId], lies: &[(&'static str, BlobRef)]) -> Vec<Action> {
+pub(super) fn actions(site: &SiteName, others: &[TaskId], lies: &[(&'static str, BlobRef)]) -> Vec<Action> {
     let mut camera =
         HostileCamera { site: site.clone(), picture: one(true).unwrap().bytes.clone(), actions: Vec::new() };
     header_forms(&mut camera);
@@ -445,7 +445,7 @@ fn subjects(camera: &mut HostileCamera) {
 }
 
 /// Many at once. A thousand names, a name that says nothing a thousand times, large ones, unreadable ones.
-pub fn floods(site: &SiteName) -> Vec<Action> {
+pub(super) fn floods(site: &SiteName) -> Vec<Action> {
     let picture = one(true).unwrap().bytes.clone();
     let shot = |camera: String, headers: Vec<u8>, payload: Bytes| RawPublication {
         subject: format!("image.{site}.{camera}"),

@@ -9,7 +9,7 @@ use streams::memory::{MemoryCluster, NetworkFaults};
 
 /// What may go wrong in a scenario.
 #[derive(Debug, Clone, Default)]
-pub struct ChaosPlan {
+pub(crate) struct ChaosPlan {
     /// Servers that may die.
     pub servers: Vec<&'static str>,
     /// Servers whose link may be cut.
@@ -21,12 +21,12 @@ pub struct ChaosPlan {
 }
 
 /// Another generator than any other part of a scenario has.
-pub fn rng_of(seed: u64, part: u64) -> StdRng {
+pub(crate) fn rng_of(seed: u64, part: u64) -> StdRng {
     StdRng::seed_from_u64(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ part)
 }
 
 /// A network that is bad in its own way for each seed, in some not at all.
-pub fn draw_faults(rng: &mut StdRng) -> NetworkFaults {
+pub(crate) fn draw_faults(rng: &mut StdRng) -> NetworkFaults {
     let mut ratio = |most: f64| if rng.random_bool(0.5) { rng.random_range(0.0..most) } else { 0.0 };
     let faults = NetworkFaults {
         lost_ack_ratio: ratio(0.4),
@@ -45,7 +45,7 @@ pub fn draw_faults(rng: &mut StdRng) -> NetworkFaults {
 }
 
 /// Lets things go wrong for as long as the plan says; afterwards all is well.
-pub async fn run_chaos(cluster: &MemoryCluster, plan: &ChaosPlan, mut rng: StdRng) {
+pub(crate) async fn run_chaos(cluster: &MemoryCluster, plan: &ChaosPlan, mut rng: StdRng) {
     cluster.set_faults(draw_faults(&mut rng));
     let ends_at = tokio::time::Instant::now() + plan.lasts;
     while tokio::time::Instant::now() < ends_at {

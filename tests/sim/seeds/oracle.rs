@@ -11,7 +11,7 @@ use streams::{subject, topology};
 use crate::world::{camera, site, task_of};
 
 /// What happened to the images of a site, in order.
-pub struct ImageTrail {
+pub(crate) struct ImageTrail {
     server: String,
     /// Where in the history each image was acknowledged, by its sequence.
     acknowledged: Vec<(usize, u64)>,
@@ -25,7 +25,7 @@ pub struct ImageTrail {
 
 impl ImageTrail {
     /// Of the stream that a durable takes from.
-    pub fn of(cluster: &MemoryCluster, at: &str, from: &str, by: &str) -> Self {
+    pub(crate) fn of(cluster: &MemoryCluster, at: &str, from: &str, by: &str) -> Self {
         let mut trail = Self {
             server: at.into(),
             acknowledged: Vec::new(),
@@ -59,7 +59,11 @@ impl ImageTrail {
 }
 
 /// Everything that a stream holds.
-pub async fn read_stream(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<StoredMessage>, String> {
+pub(crate) async fn read_stream(
+    cluster: &MemoryCluster,
+    server: &str,
+    stream: &str,
+) -> Result<Vec<StoredMessage>, String> {
     let bus = cluster.connect(server);
     let level = reader::stream_level(&bus, stream).await.map_err(|error| error.to_string())?;
     let mut messages = Vec::new();
@@ -70,19 +74,23 @@ pub async fn read_stream(cluster: &MemoryCluster, server: &str, stream: &str) ->
 }
 
 /// Everything that a stream holds, decoded.
-pub async fn read_messages<M: Message>(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<M>, String> {
+pub(crate) async fn read_messages<M: Message>(
+    cluster: &MemoryCluster,
+    server: &str,
+    stream: &str,
+) -> Result<Vec<M>, String> {
     let all = read_stream(cluster, server, stream).await?;
     all.iter().map(|message| decode(&message.payload).map_err(|error| error.to_string())).collect()
 }
 
 /// The dead letters of a server.
-pub async fn dead_letters(cluster: &MemoryCluster, server: &str) -> Result<Vec<DeadLetter>, String> {
+pub(crate) async fn dead_letters(cluster: &MemoryCluster, server: &str) -> Result<Vec<DeadLetter>, String> {
     read_messages(cluster, server, topology::DEAD).await
 }
 
 /// Every image has exactly one final outcome, was acknowledged or deleted after that was stored, and has a dead letter where
 /// it is dead, and only there.
-pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<(), String> {
+pub(crate) async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<(), String> {
     let slots = check_ends(cluster, trail).await?;
     let after_outcome = |place: usize, sequence: u64, what: &str| {
         let Some(slot) = slots.get(&sequence) else { return Ok(()) };
@@ -108,7 +116,7 @@ pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Resu
 
 /// Every image ends in exactly one final outcome, and has a dead letter if that is a tombstone, and only then. Returns the slots
 /// of the outcomes, by the sequences of the images.
-pub async fn check_ends(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<BTreeMap<u64, String>, String> {
+pub(crate) async fn check_ends(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<BTreeMap<u64, String>, String> {
     let images = read_stream(cluster, &trail.server, topology::IMAGES).await?;
     let mut slots = BTreeMap::new();
     for image in &images {

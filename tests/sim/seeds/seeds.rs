@@ -19,10 +19,10 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_SPIN: Duration = Duration::from_secs(120);
 
 /// What came of a seed: the history by which it is told from others, or why it is wrong.
-pub type SeedResult = Result<u64, String>;
+pub(crate) type SeedResult = Result<u64, String>;
 
 /// A scenario: a whole history of one seed.
-pub trait Scenario: Fn(u64) -> Self::Run {
+pub(crate) trait Scenario: Fn(u64) -> Self::Run {
     /// The history as it goes.
     type Run: Future<Output = SeedResult>;
 }
@@ -36,7 +36,7 @@ impl<F: Fn(u64) -> R, R: Future<Output = SeedResult>> Scenario for F {
 /// # Panics
 /// With the first seed that fails, and the command that runs it alone.
 #[track_caller]
-pub fn check_seeds(test: &str, count: u64, scenario: impl Scenario) {
+pub(crate) fn check_seeds(test: &str, count: u64, scenario: impl Scenario) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number(ONE_SEED) {
         Some(seed) => seed..seed + 1,
@@ -79,13 +79,13 @@ fn watch_for_spinning(test: &str, heard: &mpsc::Receiver<u64>) {
 }
 
 /// The first of these seeds for which a scenario fails, and why: for tests that an oracle can fail.
-pub fn find_failure(count: u64, scenario: impl Scenario) -> Option<(u64, String)> {
+pub(crate) fn find_failure(count: u64, scenario: impl Scenario) -> Option<(u64, String)> {
     (0..count).find_map(|seed| run_seed(seed, &scenario).err().map(|why| (seed, why)))
 }
 
 /// Runs one seed twice: both histories must be the same, or a seed that is printed says nothing.
 #[track_caller]
-pub fn check_repeats(test: &str, count: u64, scenario: impl Scenario) {
+pub(crate) fn check_repeats(test: &str, count: u64, scenario: impl Scenario) {
     for seed in 0..count {
         let [one, other] = [(); 2].map(|()| run_seed(seed, &scenario));
         assert_eq!(one, other, "{test}: seed {seed} has two histories");
@@ -115,7 +115,7 @@ fn failure(test: &str, seed: u64, why: &str) -> String {
 }
 
 /// What tells one history of a cluster from another.
-pub fn history_of(cluster: &MemoryCluster) -> u64 {
+pub(crate) fn history_of(cluster: &MemoryCluster) -> u64 {
     let mut hasher = DefaultHasher::new();
     cluster.events().hash(&mut hasher);
     cluster.now_ms().hash(&mut hasher);

@@ -11,66 +11,66 @@ use streams::topology::{PlanScope, StreamSettings, plan_topology};
 use streams::{Publication, Publisher};
 
 /// The site's server.
-pub const SITE: &str = "reef";
+pub(crate) const SITE: &str = "reef";
 /// The cloud's.
-pub const CLOUD: &str = "cloud";
+pub(crate) const CLOUD: &str = "cloud";
 /// How long a message may be held without a word, as workers are told.
-pub const ACK_WAIT: Duration = Duration::from_secs(4);
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(4);
 
 /// The site.
-pub fn site() -> SiteName {
+pub(crate) fn site() -> SiteName {
     SITE.parse().unwrap()
 }
 
 /// A camera of it.
-pub fn camera() -> CameraName {
+pub(crate) fn camera() -> CameraName {
     "cam-1".parse().unwrap()
 }
 
 /// The model that runs there.
-pub fn model() -> ModelName {
+pub(crate) fn model() -> ModelName {
     ModelName::from_name("light")
 }
 
 /// A release by number.
-pub fn release_id(number: u8) -> ReleaseId {
+pub(crate) fn release_id(number: u8) -> ReleaseId {
     ReleaseId::from_sha256([number; 32])
 }
 
 /// Small streams, and waits that suit simulated seconds.
-pub fn settings() -> StreamSettings {
+pub(crate) fn settings() -> StreamSettings {
     let ack_wait_s = u32::try_from(ACK_WAIT.as_secs()).unwrap();
     StreamSettings { ack_wait_s, ..StreamSettings::default() }
 }
 
 /// A site alone.
-pub fn one_site(seed: u64) -> MemoryCluster {
+pub(crate) fn one_site(seed: u64) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
     cluster.add_server(SITE, &plan_topology(&PlanScope::Site(site()), &settings()));
     cluster
 }
 
 /// A site and the cloud, with a link between them.
-pub fn site_and_cloud(seed: u64) -> MemoryCluster {
+pub(crate) fn site_and_cloud(seed: u64) -> MemoryCluster {
     let cluster = one_site(seed);
     cluster.add_server(CLOUD, &plan_topology(&PlanScope::Cloud(vec![site()]), &settings()));
     cluster
 }
 
 /// The cloud alone.
-pub fn cloud_of(seed: u64, sites: Vec<SiteName>) -> MemoryCluster {
+pub(crate) fn cloud_of(seed: u64, sites: Vec<SiteName>) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
     cluster.add_server(CLOUD, &plan_topology(&PlanScope::Cloud(sites), &settings()));
     cluster
 }
 
 /// The task of an image that was published under this id.
-pub fn task_of(message_id: &str) -> TaskId {
+pub(crate) fn task_of(message_id: &str) -> TaskId {
     TaskId::from_message_id(&site(), &camera(), message_id, b"")
 }
 
 /// What is said about an image.
-pub fn answer_about(
+pub(crate) fn answer_about(
     task: TaskId,
     image_sequence: u64,
     stored_at_ns: i128,
@@ -93,7 +93,7 @@ pub fn answer_about(
 }
 
 /// Publishes a message however long it takes.
-pub async fn publish_at_last(publisher: &Publisher, publication: &Publication) {
+pub(crate) async fn publish_at_last(publisher: &Publisher, publication: &Publication) {
     while publisher.publish(publication).await.is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -5,12 +5,12 @@
 //! [`disk`] decides when images are refused; near the limit `refused` finds those whose publisher was not told.
 
 pub mod audit;
-pub mod disk;
-pub mod outcomes;
+mod disk;
+mod outcomes;
 pub mod purge;
 mod refused;
-pub mod settings;
-pub mod worker;
+mod settings;
+mod worker;
 
 pub use settings::JanitorSettings;
 pub use worker::{AUDIT_FINISHED, run};

@@ -18,7 +18,7 @@ const RESUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 
 /// Follows the orders that a site's courier brings, until shutdown. `ordered`: sends each order; `orders`: the
 /// receiving end.
-pub async fn of_site(
+pub(crate) async fn of_site(
     swapper: &ModelSwapper,
     bus: &Bus,
     model: &ModelName,
@@ -43,7 +43,7 @@ async fn follow_courier_note(
 }
 
 /// Follows a verifier's orders in the cloud's stream, until shutdown; otherwise as [`of_site`].
-pub async fn of_cloud(
+pub(crate) async fn of_cloud(
     swapper: &ModelSwapper,
     bus: &Bus,
     model: &ModelName,

@@ -33,7 +33,7 @@ const IMAGES: &str = "fixtures/images/fashion";
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct AggregateBenchOptions {
+pub(crate) struct AggregateBenchOptions {
     /// The smallest size alone, one round.
     pub quick: bool,
     /// The ONNX Runtime library; looked for if absent.
@@ -56,7 +56,7 @@ struct AggregateBenchResult {
 }
 
 /// Measures; takes about two minutes, and 3.3 GB on the disk.
-pub async fn run(options: &AggregateBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &AggregateBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let options = options.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options));
     tokio::select! {

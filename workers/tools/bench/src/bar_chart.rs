@@ -23,7 +23,7 @@ const LEGEND_ROW_RATIO: f64 = 0.065;
 
 /// Bars in groups, all groups with the same kinds of bars.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BarChart {
+pub(crate) struct BarChart {
     /// Above it.
     pub title: String,
     /// Beside the vertical axis.
@@ -34,7 +34,7 @@ pub struct BarChart {
 
 /// One group.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BarGroup {
+pub(crate) struct BarGroup {
     /// Below it.
     pub name: String,
     /// Kind and height.
@@ -43,7 +43,7 @@ pub struct BarGroup {
 
 impl BarChart {
     /// The picture.
-    pub fn svg(&self) -> Result<String, ChartError> {
+    pub(crate) fn svg(&self) -> Result<String, ChartError> {
         let mut svg = String::new();
         if self.groups.is_empty() {
             return Err(ChartError::Empty { title: self.title.clone() });

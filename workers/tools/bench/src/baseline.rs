@@ -38,7 +38,7 @@ const CREDITS: usize = 16;
 
 /// A policy that is only compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BaselineRule {
+pub(crate) enum BaselineRule {
     /// The usual one: one synchronous upload per doubtful image, whatever the state of load and link; a replica does
     /// nothing else while it waits for a verdict.
     HardExample,
@@ -50,7 +50,7 @@ pub enum BaselineRule {
 
 /// Runs a recognizer with a policy that is only compared with.
 #[derive(clap::Args)]
-pub struct BaselineArgs {
+pub(crate) struct BaselineArgs {
     #[arg(long, value_enum)]
     rule: BaselineRule,
     /// Folder of the model.
@@ -192,7 +192,7 @@ impl Handler for BaselineRecognizer {
 }
 
 /// Runs it until it is told to stop.
-pub async fn command(settings: &Settings, args: &BaselineArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(settings: &Settings, args: &BaselineArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let chosen = &settings.recognizer;
     let library = settings.onnxruntime.clone();
     let started =

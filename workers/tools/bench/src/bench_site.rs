@@ -15,15 +15,15 @@ use crate::error::BenchError;
 use crate::worker::BenchWorker;
 
 /// Names of a site's processes in a report: our own, the nats-server, the recognizer.
-pub const LOAD: &str = "load";
+pub(crate) const LOAD: &str = "load";
 /// See [`LOAD`].
-pub const SERVER: &str = "server";
+pub(crate) const SERVER: &str = "server";
 /// See [`LOAD`].
-pub const RECOGNIZER: &str = "recognizer";
+pub(crate) const RECOGNIZER: &str = "recognizer";
 
 /// What all sites of a measurement have in common.
 #[derive(Debug, Clone)]
-pub struct TestbedPaths {
+pub(crate) struct TestbedPaths {
     /// Folder of the stores; removed by whoever made it.
     pub folder: PathBuf,
     /// The nats-server program; looked for if absent.
@@ -38,7 +38,7 @@ pub struct TestbedPaths {
 
 /// How clients of a site's server are held apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientIsolation {
+pub(crate) enum ClientIsolation {
     /// Not at all: everybody may do everything.
     Open,
     /// Each has a user with the rights it needs, unencrypted, as on loopback in production.
@@ -48,7 +48,7 @@ pub enum ClientIsolation {
 }
 
 /// A site that runs. Dropping it stops everything.
-pub struct BenchSite {
+pub(crate) struct BenchSite {
     // Dropped in this order: whoever still spoke to a server that stops would wait for it to come back.
     recognizers: Vec<BenchWorker>,
     /// A connection of ours.
@@ -61,12 +61,12 @@ pub struct BenchSite {
 
 impl BenchSite {
     /// Starts a server with everything a site and a cloud need, without a worker.
-    pub async fn start(label: &str, durability: Durability, ground: &TestbedPaths) -> Result<Self, BenchError> {
+    pub(crate) async fn start(label: &str, durability: Durability, ground: &TestbedPaths) -> Result<Self, BenchError> {
         Self::start_guarded(label, durability, ground, ClientIsolation::Open).await
     }
 
     /// The same, with clients held apart.
-    pub async fn start_guarded(
+    pub(crate) async fn start_guarded(
         label: &str,
         durability: Durability,
         ground: &TestbedPaths,
@@ -98,12 +98,12 @@ impl BenchSite {
     }
 
     /// Starts a recognizer, or one more: this very program, as an operator would.
-    pub fn recognize(&mut self, ground: &TestbedPaths) -> Result<(), BenchError> {
+    pub(crate) fn recognize(&mut self, ground: &TestbedPaths) -> Result<(), BenchError> {
         self.recognize_with(ground, &[])
     }
 
     /// The same, with more settings.
-    pub fn recognize_with(&mut self, ground: &TestbedPaths, more: &[String]) -> Result<(), BenchError> {
+    pub(crate) fn recognize_with(&mut self, ground: &TestbedPaths, more: &[String]) -> Result<(), BenchError> {
         let mut arguments = vec!["--nats".into(), self.server.url(), "--site".into(), self.name.to_string()];
         arguments.extend(["--model".into(), ground.model.display().to_string()]);
         let login = self.server.login(Role::Recognizer).filter(|_| self.guard != ClientIsolation::Open);
@@ -121,39 +121,39 @@ impl BenchSite {
     }
 
     /// Stops its recognizers; blocks until they are gone.
-    pub fn dismiss(&mut self) {
+    pub(crate) fn dismiss(&mut self) {
         self.recognizers.clear();
     }
 
     /// Our process and all that belong to this site.
-    pub fn processes(&self) -> Vec<(&'static str, u32)> {
+    pub(crate) fn processes(&self) -> Vec<(&'static str, u32)> {
         let server = self.server_process().map(|process| (SERVER, process));
         let recognizers = self.recognizers.iter().map(|recognizer| (RECOGNIZER, recognizer.process()));
         [(LOAD, std::process::id())].into_iter().chain(server).chain(recognizers).collect()
     }
 
     /// The address of its server.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.server.url()
     }
 
     /// The process of the server.
-    pub fn server_process(&self) -> Option<u32> {
+    pub(crate) fn server_process(&self) -> Option<u32> {
         self.server.process()
     }
 
     /// The process of the first recognizer.
-    pub fn recognizer_process(&self) -> Option<u32> {
+    pub(crate) fn recognizer_process(&self) -> Option<u32> {
         self.recognizers.first().map(BenchWorker::process)
     }
 
     /// The processes of all recognizers.
-    pub fn recognizer_processes(&self) -> Vec<u32> {
+    pub(crate) fn recognizer_processes(&self) -> Vec<u32> {
         self.recognizers.iter().map(BenchWorker::process).collect()
     }
 
     /// Waits until a recognizer ends by itself, which it should not.
-    pub async fn ended(&mut self) -> BenchError {
+    pub(crate) async fn ended(&mut self) -> BenchError {
         if self.recognizers.is_empty() {
             return std::future::pending().await;
         }
@@ -162,7 +162,7 @@ impl BenchSite {
     }
 
     /// Removes what earlier stretches left in the streams, so that none grows without end.
-    pub async fn clear(&self) -> Result<(), BenchError> {
+    pub(crate) async fn clear(&self) -> Result<(), BenchError> {
         for stream in [topology::IMAGES, topology::ANSWERS] {
             let level = reader::stream_level(&self.bus, stream).await?;
             if level.messages > 0 {

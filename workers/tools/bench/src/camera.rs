@@ -10,7 +10,7 @@ use crate::error::BenchError;
 /// How a camera shows its pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CameraStyle {
+pub(crate) enum CameraStyle {
     /// As they are.
     Plain,
     /// Half as bright.
@@ -23,7 +23,7 @@ pub enum CameraStyle {
 
 impl CameraStyle {
     /// What it makes of a picture.
-    pub fn show(self, image: &Pixels) -> Pixels {
+    pub(crate) fn show(self, image: &Pixels) -> Pixels {
         let mut image = image.clone();
         let (width, height) = (image.width_px as usize, image.height_px as usize);
         match self {
@@ -66,14 +66,14 @@ fn smeared(rgb: &[u8], along: (usize, usize), across: (usize, usize), reach: usi
 }
 
 /// A picture as a file: PNM, which needs no encoder.
-pub fn ppm(image: &Pixels) -> Vec<u8> {
+pub(crate) fn ppm(image: &Pixels) -> Vec<u8> {
     let mut bytes = format!("P6\n{} {}\n255\n", image.width_px, image.height_px).into_bytes();
     bytes.extend_from_slice(&image.rgb);
     bytes
 }
 
 /// A picture in a file.
-pub fn read(path: &Path) -> Result<Pixels, BenchError> {
+pub(crate) fn read(path: &Path) -> Result<Pixels, BenchError> {
     let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
     let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
     decode(&bytes, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))

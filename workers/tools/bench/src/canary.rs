@@ -22,7 +22,7 @@ use releases::{CanaryCandidate, CanaryCandidates, KINDS};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct CanaryBenchOptions {
+pub(crate) struct CanaryBenchOptions {
     /// One seed, in less than a minute.
     pub quick: bool,
     /// Canaries of each kind, at least 1.
@@ -32,7 +32,7 @@ pub struct CanaryBenchOptions {
 }
 
 /// Measures; a hundred seeds take about two minutes.
-pub async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));

@@ -19,7 +19,7 @@ const MARGIN: f64 = 0.08;
 
 /// A chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Chart {
+pub(crate) struct Chart {
     /// Above it.
     pub title: String,
     /// Below the horizontal axis.
@@ -34,7 +34,7 @@ pub struct Chart {
 
 /// A line of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ChartLine {
+pub(crate) struct ChartLine {
     /// In the legend.
     pub name: String,
     /// In order.
@@ -43,7 +43,7 @@ pub struct ChartLine {
 
 /// A point of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ChartPoint {
+pub(crate) struct ChartPoint {
     /// In the legend.
     pub name: String,
     /// Where it is.
@@ -52,7 +52,7 @@ pub struct ChartPoint {
 
 /// Why a chart could not be drawn.
 #[derive(Debug, thiserror::Error)]
-pub enum ChartError {
+pub(crate) enum ChartError {
     /// Nothing, or values that are no numbers.
     #[error("chart {title:?} has no finite values to show")]
     Empty {
@@ -71,7 +71,7 @@ pub enum ChartError {
 
 impl Chart {
     /// The picture.
-    pub fn svg(&self) -> Result<String, ChartError> {
+    pub(crate) fn svg(&self) -> Result<String, ChartError> {
         let lines = self.lines.iter().flat_map(|line| line.points.iter().copied());
         let points: Vec<(f64, f64)> = lines.chain(self.marks.iter().map(|mark| mark.point)).collect();
         let xs = range(points.iter().map(|point| point.0)).ok_or_else(|| self.empty())?;

@@ -10,7 +10,7 @@ use crate::chart::{Chart, ChartLine, ChartPoint};
 
 /// Draw accuracy against images sent up, from what `tributary demo --json FILE` wrote.
 #[derive(clap::Args)]
-pub struct DemoChartArgs {
+pub(crate) struct DemoChartArgs {
     /// What the demo wrote.
     #[arg(value_name = "FILE")]
     results: PathBuf,
@@ -36,7 +36,7 @@ struct CurvePoints {
 }
 
 /// Draws the chart.
-pub fn command(args: &DemoChartArgs) -> anyhow::Result<()> {
+pub(crate) fn command(args: &DemoChartArgs) -> anyhow::Result<()> {
     let path = &args.results;
     let text = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let results: DemoCurve = serde_json::from_slice(&text)

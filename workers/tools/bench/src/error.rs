@@ -9,7 +9,7 @@ use vision::{InferenceError, ModelError, SessionError};
 
 /// Why a measurement came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
+pub(crate) enum BenchError {
     /// The default model is not where it is looked for.
     #[error("model {looked_for} is not here: run this in a checkout of the project, or name a model with --model DIR", looked_for = looked_for.display())]
     NoModel {
@@ -129,7 +129,7 @@ pub enum BenchError {
 
 impl BenchError {
     /// A failure of the system on a file.
-    pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }
     }

@@ -7,7 +7,7 @@ use crate::error::BenchError;
 
 /// Plays every game; what came of them in the order of the games. The first that fails ends all, as does `is_stopped`.
 /// `open`: what a core needs to play. `what`: games as progress names them, told after every so many.
-pub fn run_experiments<Game: Sync, Player, Played: Send>(
+pub(crate) fn run_experiments<Game: Sync, Player, Played: Send>(
     games: &[Game],
     (what, every): (&str, usize),
     is_stopped: impl Fn() -> bool + Sync,

@@ -22,7 +22,7 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// How fast it is.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct FakeCloudPace {
+pub(crate) struct FakeCloudPace {
     /// One image on one replica, milliseconds.
     pub service_ms: f64,
     /// Images at a time.
@@ -30,10 +30,10 @@ pub struct FakeCloudPace {
 }
 
 /// What the cloud's model says about each image.
-pub type CloudPredictions = HashMap<Bytes, Prediction>;
+pub(crate) type CloudPredictions = HashMap<Bytes, Prediction>;
 
 /// See the module.
-pub struct FakeCloud {
+pub(crate) struct FakeCloud {
     pace: FakeCloudPace,
     opinions: Arc<CloudPredictions>,
     unknown: Prediction,
@@ -68,7 +68,7 @@ impl Handler for FakeCloud {
 }
 
 /// Runs one until told to stop. `unknown`: what it says about an image it knows nothing of.
-pub async fn run(
+pub(crate) async fn run(
     cloud: Bus,
     pace: FakeCloudPace,
     opinions: Arc<CloudPredictions>,

@@ -34,7 +34,7 @@ pub(crate) fn scheme_named(name: &str) -> Option<&'static DivisionScheme> {
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct FederatedBenchOptions {
+pub(crate) struct FederatedBenchOptions {
     /// One seed, few schemes and rules.
     pub quick: bool,
     /// Folders of labelled images; the project's own if empty.
@@ -139,7 +139,7 @@ fn ablation() -> Vec<RuleVariant> {
 }
 
 /// Measures; takes more than an hour for a folder with all rules, or a minute if `quick`.
-pub async fn run(options: &FederatedBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &FederatedBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), std::sync::Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));

@@ -13,7 +13,7 @@ const OWN: &str = "fixtures/images/fashion";
 
 /// An image with its true label.
 #[derive(Debug, Clone)]
-pub struct LabelledImage {
+pub(crate) struct LabelledImage {
     /// Encoded.
     pub bytes: Bytes,
     /// The true one.
@@ -25,13 +25,13 @@ pub struct LabelledImage {
 const SIDE_PX: u32 = 480;
 
 /// The labels of a folder, sorted.
-pub fn labels(folder: &Path) -> Result<Vec<String>, BenchError> {
+pub(crate) fn labels(folder: &Path) -> Result<Vec<String>, BenchError> {
     let labels: BTreeSet<String> = read_dataset(folder, None)?.rows.into_iter().map(|row| row.label).collect();
     Ok(labels.into_iter().collect())
 }
 
 /// Up to `most` images of the split `test`, or of all where none is named so; spread over the whole index.
-pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<LabelledImage>, BenchError> {
+pub(crate) fn read(folder: Option<&Path>, most: usize) -> Result<Vec<LabelledImage>, BenchError> {
     let own = folder.is_none();
     let folder = folder.unwrap_or(Path::new(OWN));
     let mut dataset = read_dataset(folder, None)?;

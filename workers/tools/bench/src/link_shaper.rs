@@ -24,7 +24,7 @@ const AHEAD: Duration = Duration::from_millis(4);
 
 /// What a link is like.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct LinkShape {
+pub(crate) struct LinkShape {
     /// Bytes a second, each way; absent: as fast as loopback.
     pub rate_bytes_per_s: Option<f64>,
     /// One way, milliseconds.
@@ -38,7 +38,7 @@ pub struct LinkShape {
 /// Whether a link is whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LinkState {
+pub(crate) enum LinkState {
     /// It is.
     Open,
     /// Nothing passes and nobody is told.
@@ -48,7 +48,7 @@ pub enum LinkState {
 }
 
 /// The proxy; it ends when dropped.
-pub struct LinkShaper {
+pub(crate) struct LinkShaper {
     port: u16,
     shape: watch::Sender<LinkShape>,
     _carrying: AbortOnDropHandle<()>,
@@ -56,7 +56,7 @@ pub struct LinkShaper {
 
 impl LinkShaper {
     /// Starts one on a free port of loopback.
-    pub async fn start(to: SocketAddr, shape: LinkShape) -> Result<Self, BenchError> {
+    pub(crate) async fn start(to: SocketAddr, shape: LinkShape) -> Result<Self, BenchError> {
         let failed = |source| BenchError::Link { source };
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
@@ -72,12 +72,12 @@ impl LinkShaper {
     }
 
     /// Where to connect to.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Makes it like this from now on.
-    pub fn set(&self, shape: LinkShape) {
+    pub(crate) fn set(&self, shape: LinkShape) {
         self.shape.send_replace(shape);
     }
 }

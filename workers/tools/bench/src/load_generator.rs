@@ -30,7 +30,7 @@ const DUE_AHEAD: usize = 4096;
 
 /// What an image is through with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AnswerMilestone {
+pub(crate) enum AnswerMilestone {
     /// The stream has it.
     Stored,
     /// Its final answer was heard.
@@ -39,7 +39,7 @@ pub enum AnswerMilestone {
 
 /// Publishes to one site and hears its answers; clones share the connection.
 #[derive(Clone)]
-pub struct LoadGenerator {
+pub(crate) struct LoadGenerator {
     publisher: Publisher,
     subject: String,
     images: Arc<[Bytes]>,
@@ -57,7 +57,7 @@ type AnswerCounts = Arc<Mutex<(BTreeMap<ReleaseId, u64>, Option<ReleaseId>)>>;
 
 impl LoadGenerator {
     /// Listens to the answers of a site.
-    pub async fn open(site: &BenchSite, images: Arc<[Bytes]>) -> Result<Self, BenchError> {
+    pub(crate) async fn open(site: &BenchSite, images: Arc<[Bytes]>) -> Result<Self, BenchError> {
         let camera: CameraName = "bench".parse().map_err(streams_error)?;
         let mut answers = Box::pin(watch_subject(&site.bus, &subject::final_answers(&site.name, None)).await?);
         let (waiting, counted) = (AnswerWaiters::default(), AnswerCounts::default());
@@ -79,7 +79,7 @@ impl LoadGenerator {
     }
 
     /// One image from beginning to end; how long it took since `begun`.
-    pub async fn send_image(&self, until: AnswerMilestone, begun: Instant) -> Result<Duration, BenchError> {
+    pub(crate) async fn send_image(&self, until: AnswerMilestone, begun: Instant) -> Result<Duration, BenchError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed) % self.images.len().max(1);
         let image = self.images.get(number).cloned().unwrap_or_default();
         let task = TaskId::new_random();
@@ -100,22 +100,22 @@ impl LoadGenerator {
     }
 
     /// The release that the latest answer names.
-    pub fn latest_release(&self) -> Option<ReleaseId> {
+    pub(crate) fn latest_release(&self) -> Option<ReleaseId> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
     /// Answers so far, by the release they name.
-    pub fn answers_by_release(&self) -> BTreeMap<ReleaseId, u64> {
+    pub(crate) fn answers_by_release(&self) -> BTreeMap<ReleaseId, u64> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     /// Whether nothing is in flight.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// So many in flight for a while.
-    pub async fn closed(
+    pub(crate) async fn closed(
         &self,
         until: AnswerMilestone,
         in_flight: usize,
@@ -137,7 +137,7 @@ impl LoadGenerator {
     }
 
     /// So many a second for a while, equally spaced, whatever becomes of them.
-    pub async fn at_rate(
+    pub(crate) async fn at_rate(
         &self,
         rate_per_s: f64,
         processes: &NamedProcesses,
@@ -147,7 +147,7 @@ impl LoadGenerator {
     }
 
     /// The same until `over`; what counts begins after `lead`.
-    pub async fn at_rate_while(
+    pub(crate) async fn at_rate_while(
         &self,
         rate_per_s: f64,
         processes: &NamedProcesses,

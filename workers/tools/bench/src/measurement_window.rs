@@ -14,11 +14,11 @@ use tributary::demo::latency::Latency;
 
 /// Where finished images are noted; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct CompletionLog(Arc<Mutex<Vec<Duration>>>);
+pub(crate) struct CompletionLog(Arc<Mutex<Vec<Duration>>>);
 
 impl CompletionLog {
     /// Notes an image that took this long.
-    pub fn record_image(&self, took: Duration) {
+    pub(crate) fn record_image(&self, took: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
     }
 
@@ -30,7 +30,7 @@ impl CompletionLog {
 
 /// How long a stretch is.
 #[derive(Debug, Clone, Copy)]
-pub struct WindowLength {
+pub(crate) struct WindowLength {
     /// Passed before anything counts.
     pub lead: Duration,
     /// What counts.
@@ -39,14 +39,14 @@ pub struct WindowLength {
 
 impl WindowLength {
     /// Its end, from now on.
-    pub fn wait_for_end(self) -> tokio::time::Sleep {
+    pub(crate) fn wait_for_end(self) -> tokio::time::Sleep {
         tokio::time::sleep(self.lead + self.counted)
     }
 }
 
 /// What happened in it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MeasurementWindow {
+pub(crate) struct MeasurementWindow {
     /// Images finished.
     pub images: u64,
     /// Images finished a second.
@@ -61,11 +61,11 @@ pub struct MeasurementWindow {
 }
 
 /// Processes that work on the images, with a name for each.
-pub type NamedProcesses = [(&'static str, u32)];
+pub(crate) type NamedProcesses = [(&'static str, u32)];
 
 /// Waits for a stretch to pass and says what happened in it. `lead`: passed before anything counts;
 /// `over`: its end, later than that.
-pub async fn measure_window(
+pub(crate) async fn measure_window(
     tape: &CompletionLog,
     processes: &NamedProcesses,
     lead: Duration,

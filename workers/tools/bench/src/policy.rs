@@ -5,7 +5,7 @@
 //! *Offloading*: nothing is in doubt, and the question is only where the work is done; the cloud has a pace of
 //! its own there, because two models on one machine would take each other's processor.
 
-pub mod measured;
+pub(crate) mod measured;
 mod results;
 mod scenario;
 
@@ -46,11 +46,11 @@ const PUBLISHING: usize = 64;
 /// A run that takes longer is cut off, and what is open counts as it is.
 const LONGEST: Duration = Duration::from_secs(60);
 /// What the library waits that the baseline stands for is 12 s and more for each hard image; this is kind to it.
-pub const BASELINE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const BASELINE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct PolicyBenchOptions {
+pub(crate) struct PolicyBenchOptions {
     /// Folder of labelled images with an index.csv; the project's own if absent.
     pub images: Option<PathBuf>,
     /// Folder of the site's model; the project's own if absent.
@@ -72,7 +72,7 @@ pub struct PolicyBenchOptions {
 }
 
 /// Names of the scenarios, each once.
-pub fn scenario_names() -> Vec<&'static str> {
+pub(crate) fn scenario_names() -> Vec<&'static str> {
     let mut names: Vec<_> = VERIFICATION.iter().chain(&OFFLOADING).map(|scenario| scenario.name).collect();
     names.sort_unstable();
     names.dedup();
@@ -97,7 +97,7 @@ impl PolicyBenchEffort {
 }
 
 /// Measures; takes a third of an hour, or about a minute if `quick`.
-pub async fn run(options: &PolicyBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &PolicyBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),

@@ -31,7 +31,7 @@ const OPEN_SHARE: f64 = 0.6;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct RecognizeBenchOptions {
+pub(crate) struct RecognizeBenchOptions {
     /// Folder of the model; the project's own if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
@@ -243,7 +243,7 @@ async fn measure_closed_loop(
 }
 
 /// Measures; takes minutes, or less than one if `quick`.
-pub async fn run(options: &RecognizeBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &RecognizeBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),

@@ -39,7 +39,7 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct ReplayBenchOptions {
+pub(crate) struct ReplayBenchOptions {
     /// Folder of the model; the project's own if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
@@ -57,7 +57,7 @@ pub struct ReplayBenchOptions {
 }
 
 /// Measures; takes some minutes.
-pub async fn run(options: &ReplayBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &ReplayBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),

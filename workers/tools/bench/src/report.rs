@@ -13,7 +13,7 @@ use crate::error::BenchError;
 
 /// What a bench found.
 #[derive(Debug, Clone)]
-pub struct BenchReport {
+pub(crate) struct BenchReport {
     /// Which bench.
     pub bench: &'static str,
     /// How it was run: rounds, lengths, workload.
@@ -34,7 +34,7 @@ pub struct BenchReport {
 
 /// A picture.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ReportChart {
+pub(crate) enum ReportChart {
     /// Bars.
     Bars(BarChart),
     /// Lines.
@@ -52,7 +52,7 @@ impl ReportChart {
 
 /// One figure of a headline.
 #[derive(Debug, Clone, PartialEq)]
-pub struct HeadlineFigure {
+pub(crate) struct HeadlineFigure {
     /// Its name in JSON, for good.
     pub name: &'static str,
     /// What it is, for people.
@@ -67,7 +67,7 @@ pub struct HeadlineFigure {
 
 /// What a figure should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum FigureGoal {
+pub(crate) enum FigureGoal {
     /// This or more.
     AtLeast(f64),
     /// This or less.
@@ -92,7 +92,7 @@ impl FigureGoal {
 
 /// Columns and lines; the first column is text, the others are numbers.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ReportTable {
+pub(crate) struct ReportTable {
     /// Names of the columns.
     pub columns: Vec<&'static str>,
     /// One text a column each.
@@ -126,7 +126,7 @@ impl ReportTable {
 
 /// Where a bench ran.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct BenchMachine {
+pub(crate) struct BenchMachine {
     /// Model of the processor.
     pub processor: Option<String>,
     /// Cores this process may use.
@@ -149,7 +149,7 @@ pub struct BenchMachine {
 
 impl BenchMachine {
     /// This one; `store` is where the servers keep their files.
-    pub fn here(store: &Path) -> Self {
+    pub(crate) fn here(store: &Path) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         let value = |text: String, name: &str| {
             let line = text.lines().find(|line| line.starts_with(name))?.split_once(':')?.1.trim().to_owned();
@@ -195,7 +195,7 @@ fn commit() -> Option<String> {
 
 impl BenchReport {
     /// For people.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = self.table.render();
         text.push('\n');
         let mut figures = ReportTable { columns: vec!["headline", "value", "goal", ""], lines: Vec::new() };
@@ -222,7 +222,7 @@ impl BenchReport {
     }
 
     /// For programs.
-    pub fn json(&self) -> Result<Value, BenchError> {
+    pub(crate) fn json(&self) -> Result<Value, BenchError> {
         let known = || self.headline.iter().filter_map(|figure| Some((figure, figure.value?)));
         let headline: Map<String, Value> =
             known().map(|(figure, value)| (figure.name.into(), rounded(value).into())).collect();
@@ -240,13 +240,13 @@ impl BenchReport {
     }
 
     /// Writes the JSON into a file.
-    pub fn write(&self, path: &Path) -> Result<(), BenchError> {
+    pub(crate) fn write(&self, path: &Path) -> Result<(), BenchError> {
         let text = serde_json::to_string_pretty(&self.json()?)? + "\n";
         std::fs::write(path, text).map_err(BenchError::file(path))
     }
 
     /// Draws the pictures into a folder, which is made if need be; returns their paths.
-    pub fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
+    pub(crate) fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
         std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
         let draw = |(name, picture): &(String, ReportChart)| {
             let path = folder.join(format!("{name}.svg"));
@@ -258,7 +258,7 @@ impl BenchReport {
 }
 
 /// A value with as many digits as can be believed.
-pub fn amount(value: f64, unit: &str) -> String {
+pub(crate) fn amount(value: f64, unit: &str) -> String {
     let digits = match value.abs() {
         ..10.0 => 2,
         10.0..100.0 => 1,

@@ -25,7 +25,7 @@ const COMPARED: u64 = 3;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct RoundsBenchOptions {
+pub(crate) struct RoundsBenchOptions {
     /// One round of few games.
     pub quick: bool,
     /// Folder of labelled images; the project's own if absent.
@@ -43,7 +43,7 @@ pub struct RoundsBenchOptions {
 }
 
 /// Measures; takes about a quarter of an hour, or a minute if `quick`.
-pub async fn run(options: &RoundsBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &RoundsBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), CancellationToken::new());
     let told = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &told));

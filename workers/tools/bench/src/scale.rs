@@ -36,7 +36,7 @@ const COUNTS: [usize; 3] = [1, 2, 4];
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct ScaleBenchOptions {
+pub(crate) struct ScaleBenchOptions {
     /// Folder of the model; the project's own if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
@@ -77,7 +77,7 @@ struct ScaleRun {
 }
 
 /// Measures; takes some minutes.
-pub async fn run(options: &ScaleBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &ScaleBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),

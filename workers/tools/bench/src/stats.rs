@@ -1,7 +1,7 @@
 //! Medians. Pure.
 
 /// The middle value; the mean of the two in the middle of an even number; 0 of none.
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct SwapBenchOptions {
+pub(crate) struct SwapBenchOptions {
     /// Folder of the model; the project's own if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
@@ -61,7 +61,7 @@ pub struct SwapBenchOptions {
 }
 
 /// Measures; takes some minutes.
-pub async fn run(options: &SwapBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &SwapBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),

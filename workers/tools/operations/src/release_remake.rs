@@ -1,7 +1,7 @@
 //! Deriving a release again without some of its updates, and offering the result as a candidate. The derivation itself
 //! is [`aggregator::remake`].
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use aggregator::ModelReleases;
@@ -151,15 +151,6 @@ pub enum RemakeOfferError {
     /// Its package was not kept.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// Its weights cannot be read.
-    #[error("{} cannot be read", path.display())]
-    Weights {
-        /// Their file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        why: std::io::Error,
-    },
     /// The store failed.
     #[error(transparent)]
     Release(#[from] ReleaseError),
@@ -236,9 +227,7 @@ async fn keep(
     let (release, file) = prepared.map_err(|note| RemakeOfferError::Unusable { note })?;
     prepare::keep_and_offer(releases.store(), &blobs, name, &release, &file).await?;
     // Couriers fetch the weights when a round starts from this release.
-    let weights = tokio::fs::read(&remade.weights).await;
-    let weights = weights.map_err(|why| RemakeOfferError::Weights { path: remade.weights.clone(), why })?;
-    blobs.store_blob(&weights).await?;
+    blobs.store_file(&remade.weights).await?;
     if let Some((blob, path)) = &remade.memory {
         releases.keep_file(blob, path).await?;
     }

@@ -18,7 +18,7 @@ Examples:
 /// Show the changes made by hand at a site or in the cloud, oldest first.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct AuditArgs {
+pub(crate) struct AuditArgs {
     /// Show the changes made in the cloud.
     #[arg(long)]
     cloud: bool,
@@ -31,7 +31,7 @@ pub struct AuditArgs {
 }
 
 /// Shows or verifies.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
     let (bus, place) = match args.cloud {
         true => (site_target::cloud(loaded, "audit").await?, SiteName::cloud()),
         false => {

@@ -27,7 +27,7 @@ Examples:
 /// Manage the logins of cameras on other machines.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct CameraArgs {
+pub(crate) struct CameraArgs {
     #[command(subcommand)]
     command: CameraCommand,
 }
@@ -67,7 +67,7 @@ enum CameraCommand {
 }
 
 /// Adds, shows and removes logins.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let running = RunningUp::find_running(&settings.up.store).with_context(|| {
         format!(

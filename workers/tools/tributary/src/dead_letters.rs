@@ -30,7 +30,7 @@ Examples:
 /// Inspect and requeue dead-lettered messages.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct DeadLettersArgs {
+pub(crate) struct DeadLettersArgs {
     #[command(subcommand)]
     command: DeadLettersCommand,
     /// Use the cloud's dead letters instead of the site's.
@@ -82,7 +82,7 @@ enum DeadLettersCommand {
 }
 
 /// Lists, shows or redrives.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "dead-letters").await?;
     let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {

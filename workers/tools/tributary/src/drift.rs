@@ -22,7 +22,7 @@ Examples:
 /// Compare a site's recent answers with their reference, or start a new reference.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct DriftArgs {
+pub(crate) struct DriftArgs {
     /// Start a new reference with the next answers.
     #[arg(long)]
     accept: bool,
@@ -32,7 +32,7 @@ pub struct DriftArgs {
 }
 
 /// Shows drift, or starts a new reference.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "drift").await?;
     if args.accept {
         drift::start_new_reference(&site.bus, &site.name).await?;

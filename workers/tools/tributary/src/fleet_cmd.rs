@@ -34,7 +34,7 @@ Examples:
 /// Create a fleet and maintain its certificates and keys.
 #[derive(clap::Args)]
 #[command(after_help = FLEET_EXAMPLES)]
-pub struct FleetArgs {
+pub(crate) struct FleetArgs {
     #[command(subcommand)]
     command: FleetCommand,
 }
@@ -118,7 +118,7 @@ Examples:
 /// Add, list and revoke the sites of a fleet, and rotate their keys.
 #[derive(clap::Args)]
 #[command(after_help = SITE_EXAMPLES)]
-pub struct SiteArgs {
+pub(crate) struct SiteArgs {
     #[command(subcommand)]
     command: SiteCommand,
     /// Folder of the fleet.
@@ -167,7 +167,7 @@ enum SiteCommand {
 }
 
 /// Creates or maintains a fleet.
-pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
+pub(crate) async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
     match &args.command {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
@@ -264,7 +264,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
 }
 
 /// Adds, lists and revokes sites, and rotates their keys.
-pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
+pub(crate) async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
     let mut fleet = FleetFolder::open(&args.fleet)?;
     let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
     match &args.command {
@@ -346,7 +346,7 @@ async fn reload_hub(fleet: &FleetFolder, close_links: bool) -> anyhow::Result<()
 
 /// Publishes the root for the sites, and the sites' update keys for the aggregator. An empty list of keys would accept
 /// every update, so none is written before the first site.
-pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
+pub(crate) async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
     ledger.write(permissions::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
     let keys: BTreeMap<&SiteName, &str> =
@@ -380,7 +380,7 @@ async fn reach(fleet: &FleetFolder, role: Role) -> Option<Bus> {
 }
 
 /// Connection settings of a role at the hub.
-pub fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
+pub(crate) fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
@@ -442,7 +442,7 @@ Examples:
 /// Make this machine a site of a fleet, and start it.
 #[derive(clap::Args)]
 #[command(after_help = JOIN_EXAMPLES)]
-pub struct JoinArgs {
+pub(crate) struct JoinArgs {
     /// File written by `tributary site add`.
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -454,7 +454,7 @@ pub struct JoinArgs {
 }
 
 /// Unpacks a site's file into the store.
-pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
+pub(crate) fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
         Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
             stdout::print_line(format_args!("{} is encrypted. Code:", args.file.display()))?;

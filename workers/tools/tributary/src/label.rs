@@ -26,7 +26,7 @@ Examples:
 /// Label answered images, for the site's trainer to learn from.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct LabelArgs {
+pub(crate) struct LabelArgs {
     #[command(subcommand)]
     what: Option<LabelCommand>,
     /// Task to label.
@@ -49,7 +49,7 @@ enum LabelCommand {
 }
 
 /// Publishes labels, or retracts them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
     if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }

@@ -28,7 +28,7 @@ Examples:
 /// Show or choose the policy that decides where images are recognized.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct PolicyArgs {
+pub(crate) struct PolicyArgs {
     /// Policy to choose; omit it to show the current one.
     #[arg(value_name = "NAME", value_parser = <PolicyName as FromStr>::from_str)]
     name: Option<PolicyName>,
@@ -41,7 +41,7 @@ pub struct PolicyArgs {
 }
 
 /// Shows or chooses the policy.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "policy").await?;
     if let Some(name) = args.name {
         policy::choose_policy(&site.bus, &site.name, name).await?;

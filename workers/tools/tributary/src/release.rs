@@ -53,7 +53,7 @@ const ALL_COMMANDS: &str = "Options of every release command";
 /// List, inspect, import and export releases, and decide their rollout by hand.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ReleaseArgs {
+pub(crate) struct ReleaseArgs {
     /// Release store [default: aggregator.store].
     #[arg(long, global = true, value_name = "URL", help_heading = ALL_COMMANDS)]
     release_store: Option<String>,
@@ -131,7 +131,7 @@ enum ReleaseCommand {
 }
 
 /// Imports a folder that this program made itself into the store of the settings; no signature is required.
-pub async fn import(
+pub(crate) async fn import(
     loaded: &LoadedSettings<Settings>,
     name: ModelName,
     folder: &Path,
@@ -142,7 +142,7 @@ pub async fn import(
 }
 
 /// Shows releases and decides about them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
     let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
     if let ReleaseCommand::Import { folder, signature } = &args.what {

@@ -26,7 +26,7 @@ Examples:
 /// Show how full the archive is, what is pinned, and what would be purged next.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct RetentionArgs {
+pub(crate) struct RetentionArgs {
     /// List the images that the next purge would remove; nothing is removed.
     #[arg(long)]
     dry_run: bool,
@@ -39,7 +39,7 @@ pub struct RetentionArgs {
 }
 
 /// Shows what is kept, or deletes a pinned set.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "retention").await?;
     if let Some(set) = &args.unpin {
         let held = retention::unpin_set(&site.bus, &site.name, set).await?;

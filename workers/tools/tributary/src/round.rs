@@ -29,7 +29,7 @@ Examples:
 /// Open rounds, which ask sites for updates, and list their results.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct RoundArgs {
+pub(crate) struct RoundArgs {
     #[command(subcommand)]
     what: RoundCommand,
 }
@@ -91,7 +91,7 @@ fn trainable(text: &str) -> Result<String, String> {
 }
 
 /// Opens a round, or lists them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
     match &args.what {
         RoundCommand::Open(args) => open_round(loaded, args).await,
         RoundCommand::List(args) => list(loaded, args).await,
@@ -115,7 +115,7 @@ async fn model_and_baseline(
 }
 
 /// The baseline model of rounds.
-pub fn model(loaded: &LoadedSettings<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
+pub(crate) fn model(loaded: &LoadedSettings<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
     let folder = named.cloned().unwrap_or_else(|| roles::model_to_merge(&loaded.settings));
     Model::load(&folder).with_context(|| {
         format!("{} is no model folder: name the model with --model or aggregator.model", folder.display())

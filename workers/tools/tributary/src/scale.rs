@@ -35,7 +35,7 @@ Examples:
 /// Show or set the number of replicas in a role's workers.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ScaleArgs {
+pub(crate) struct ScaleArgs {
     /// Role to scale.
     #[arg(value_name = "ROLE", value_parser = scaled_role())]
     role: Role,
@@ -58,7 +58,7 @@ fn scaled_role() -> impl TypedValueParser<Value = Role> {
 }
 
 /// Shows or sets the replicas.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
     let here = site_target::open(loaded, "scale").await?;
     let (bus, at, place) = match args.role {
         Role::Verifier => (here.whole_cloud()?.clone(), SiteName::cloud(), "the cloud".to_owned()),

@@ -25,7 +25,7 @@ Examples:
 /// Workers wait for what this command creates.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct SetupArgs {
+pub(crate) struct SetupArgs {
     /// Set up the cloud's server for these sites (comma-separated) instead of a site's server.
     #[arg(long, value_name = "SITE,…", value_delimiter = ',')]
     cloud: Vec<SiteName>,
@@ -44,7 +44,7 @@ pub struct SetupArgs {
 }
 
 /// Creates streams, consumers and buckets.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let here = site_target::open(loaded, "setup").await?;
     let (name, bus) = (here.name.clone(), here.bus.clone());

@@ -67,20 +67,20 @@ pub(super) struct SpanSink {
 }
 
 impl SpanSink {
-    pub fn new(sample_ratio: f64, room: usize) -> (Arc<Self>, mpsc::Receiver<FinishedSpan>) {
+    pub(super) fn new(sample_ratio: f64, room: usize) -> (Arc<Self>, mpsc::Receiver<FinishedSpan>) {
         let (sender, receiver) = mpsc::channel(room);
         (Arc::new(Self { sender, sample_ratio, dropped: AtomicU64::new(0) }), receiver)
     }
 
     /// Whether a trace that is begun here is sent: decided by the last seven bytes of its id, which are random, so that
     /// every stage decides alike.
-    pub fn samples(&self, trace_id: &[u8; 16]) -> bool {
+    pub(super) fn samples(&self, trace_id: &[u8; 16]) -> bool {
         let number = trace_id[9..].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
         (number as f64) < self.sample_ratio * (1u64 << 56) as f64
     }
 
     /// Queues a span, or drops it if there is no room.
-    pub fn send(&self, span: FinishedSpan) {
+    pub(super) fn send(&self, span: FinishedSpan) {
         if self.sender.try_send(span).is_err() {
             self.count_dropped(1);
         }
@@ -88,7 +88,7 @@ impl SpanSink {
 
     /// Spans dropped so far.
     #[cfg(test)]
-    pub fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
@@ -110,7 +110,7 @@ impl SpanExporter {
     ///
     /// # Errors
     /// The address is not one, or the client cannot be made.
-    pub fn start(address: &str, sample_ratio: f64) -> Result<Self, String> {
+    pub(super) fn start(address: &str, sample_ratio: f64) -> Result<Self, String> {
         Self::start_with(address, sample_ratio, QUEUE)
     }
 
@@ -131,7 +131,7 @@ impl SpanExporter {
     }
 
     /// Sends what is queued, once, and ends; gives up after `limit`.
-    pub async fn finish(&self, limit: Duration) {
+    pub(super) async fn finish(&self, limit: Duration) {
         self.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task

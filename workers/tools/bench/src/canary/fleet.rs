@@ -18,9 +18,9 @@ use super::releases::{CanaryCandidate, CanaryCandidates, CanaryPrediction, Candi
 use crate::federated::{gamma, normal};
 
 /// Sites.
-pub const SITES: usize = 20;
+pub(super) const SITES: usize = 20;
 /// Of those, in the ring.
-pub const RING: usize = 2;
+pub(super) const RING: usize = 2;
 const MINUTE_MS: u64 = 60_000;
 /// Images of a site in a minute.
 const IMAGES: usize = 60;
@@ -43,7 +43,7 @@ const KEEPS: f64 = 0.933;
 
 /// What became of a canary.
 #[derive(Debug, Clone, Serialize)]
-pub struct CanaryRun {
+pub(super) struct CanaryRun {
     /// What it was.
     pub kind: CandidateKind,
     /// Of all chance.
@@ -65,7 +65,7 @@ pub struct CanaryRun {
 /// How a canary ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CanaryEnd {
+pub(super) enum CanaryEnd {
     /// Every site gets it.
     Promoted,
     /// It was worse.
@@ -103,7 +103,7 @@ struct CanaryFleet<'a> {
 }
 
 /// Plays one canary.
-pub fn run_canary(
+pub(super) fn run_canary(
     releases: &CanaryCandidates,
     candidate: &CanaryCandidate,
     settings: &CanarySettings,

@@ -32,7 +32,7 @@ const STEPS: usize = 14;
 /// What a candidate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CandidateKind {
+pub(super) enum CandidateKind {
     /// Trained on.
     Good,
     /// The stable one again.
@@ -48,7 +48,7 @@ pub enum CandidateKind {
 }
 
 /// Every kind.
-pub const KINDS: [CandidateKind; 6] = [
+pub(super) const KINDS: [CandidateKind; 6] = [
     CandidateKind::Good,
     CandidateKind::Equal,
     CandidateKind::Slightly,
@@ -59,7 +59,7 @@ pub const KINDS: [CandidateKind; 6] = [
 
 impl CandidateKind {
     /// Its name in the tables.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Good => "good",
             Self::Equal => "equal",
@@ -71,7 +71,7 @@ impl CandidateKind {
     }
 
     /// Whether it ought to be promoted.
-    pub fn is_good(self) -> bool {
+    pub(super) fn is_good(self) -> bool {
         matches!(self, Self::Good | Self::Equal)
     }
 
@@ -87,7 +87,7 @@ impl CandidateKind {
 
 /// What a release says of a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CanaryPrediction {
+pub(super) struct CanaryPrediction {
     /// How sure it is, 0 to 1.
     pub confidence: f64,
     /// Whether the gate is in doubt.
@@ -98,7 +98,7 @@ pub struct CanaryPrediction {
 
 /// A release that is tried.
 #[derive(Debug, Clone)]
-pub struct CanaryCandidate {
+pub(super) struct CanaryCandidate {
     /// What it is.
     pub kind: CandidateKind,
     /// What it says of each picture.
@@ -119,7 +119,7 @@ impl CanaryCandidate {
 }
 
 /// Everything that is tried, and what it is held against.
-pub struct CanaryCandidates {
+pub(super) struct CanaryCandidates {
     /// Pictures of each class, as numbers in what is said.
     pub classes: Vec<Vec<usize>>,
     /// The stable release.
@@ -181,7 +181,7 @@ impl CandidateScorer {
 
 impl CanaryCandidates {
     /// Tries and makes them.
-    pub fn make(runtime: &OnnxRuntime) -> Result<Self, BenchError> {
+    pub(super) fn make(runtime: &OnnxRuntime) -> Result<Self, BenchError> {
         let (mut light, mut heavy) = (CandidateScorer::open(runtime, LIGHT)?, CandidateScorer::open(runtime, HEAVY)?);
         let examples = Examples::read(Path::new(PICTURES), &light.model.labels, 0.5)?;
         let everything: Vec<usize> = (0..examples.all.len()).collect();

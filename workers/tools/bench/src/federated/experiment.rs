@@ -20,17 +20,17 @@ use super::scheme::{DivisionScheme, SITES, SiteHarm, SitePictures};
 use crate::error::BenchError;
 
 /// Rounds.
-pub const ROUNDS: usize = 10;
+pub(super) const ROUNDS: usize = 10;
 /// Times a site sees its pictures in a round: as often as a trainer does by default.
 const EPOCHS: usize = 10;
 const BATCH: u16 = 16;
 const RATE: f32 = 0.05;
 /// The last rounds, over which is averaged.
-pub const LAST: usize = 3;
+pub(super) const LAST: usize = 3;
 
 /// What came of an experiment.
 #[derive(Debug, Clone, Serialize)]
-pub struct ExperimentResult {
+pub(super) struct ExperimentResult {
     /// How pictures were divided.
     pub scheme: &'static str,
     /// Name of the rule.
@@ -50,7 +50,7 @@ pub struct ExperimentResult {
 }
 
 /// Who learns and who is tried, for one thread.
-pub struct ExperimentRunner<'a> {
+pub(super) struct ExperimentRunner<'a> {
     pool: &'a PicturePool,
     ground: &'a ScoringModel,
     judges: Vec<ModelScorer>,
@@ -61,7 +61,11 @@ pub struct ExperimentRunner<'a> {
 
 impl<'a> ExperimentRunner<'a> {
     /// Loads the graphs.
-    pub fn open(runtime: &OnnxRuntime, pool: &'a PicturePool, ground: &'a ScoringModel) -> Result<Self, BenchError> {
+    pub(super) fn open(
+        runtime: &OnnxRuntime,
+        pool: &'a PicturePool,
+        ground: &'a ScoringModel,
+    ) -> Result<Self, BenchError> {
         let ready = training::trainable_model::prepare_model(runtime, &pool.model, BATCH)?;
         let step = ready.prepared.step(&ready.known, &TrainableSelection::All)?;
         let place = |name: &str| ground.layout.places().iter().position(|place| place.name == name);
@@ -71,7 +75,7 @@ impl<'a> ExperimentRunner<'a> {
     }
 
     /// Plays one experiment. `merge`: `None` learns from the public set alone.
-    pub fn run_experiment(
+    pub(super) fn run_experiment(
         &mut self,
         scheme: &DivisionScheme,
         rule: &str,
@@ -203,12 +207,12 @@ fn of_class(share: &SitePictures, classes: usize) -> Vec<u64> {
     counts
 }
 
-pub fn site(number: usize) -> schemas::SiteName {
+pub(crate) fn site(number: usize) -> schemas::SiteName {
     schemas::SiteName::try_from(format!("site-{number}")).unwrap_or_else(|_| schemas::SiteName::unknown())
 }
 
 /// Weights that know nothing: spread as He et al. advise (arXiv 1502.01852); biases are 0.
-pub fn initial_weights(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
+pub(crate) fn initial_weights(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut row = Vec::with_capacity(layout.len());
     for place in layout.places() {

@@ -28,7 +28,7 @@ const PUBLIC_OF_CLASS: usize = 60;
 const LEARN_OF_CLASS: usize = 120;
 
 /// A folder's pictures.
-pub struct PicturePool {
+pub(super) struct PicturePool {
     /// Its name.
     pub name: String,
     /// The network.
@@ -46,7 +46,7 @@ pub struct PicturePool {
 
 impl PicturePool {
     /// Reads a folder, the project's own if absent. `groups`: the column that says what belongs together, if it has it.
-    pub fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
+    pub(super) fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
         let own = folder.is_none();
         let folder = folder.unwrap_or(Path::new(OWN.0));
         let dataset = read_dataset(folder, Some(groups))?;
@@ -90,7 +90,7 @@ impl PicturePool {
     }
 
     /// A public set drawn by a seed, and the places of what is left to learn from.
-    pub fn public(&self, seed: u64) -> (PublicSet, Vec<usize>) {
+    pub(super) fn public(&self, seed: u64) -> (PublicSet, Vec<usize>) {
         let mut order: Vec<usize> = (0..self.learn.len()).collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed ^ 0x7075_626c));
         let mut taken = vec![0; self.classes];
@@ -106,7 +106,7 @@ impl PicturePool {
     }
 
     /// What there is to test with.
-    pub fn test(&self) -> PublicSet {
+    pub(super) fn test(&self) -> PublicSet {
         self.set(self.test.iter().map(|(picture, class)| (picture, *class)))
     }
 

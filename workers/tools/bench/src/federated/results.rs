@@ -14,7 +14,7 @@ const NEAR_RATIO: f64 = 0.9;
 const FEDAVG: &str = "fedavg";
 
 /// One folder's experiments.
-pub struct ExperimentSet {
+pub(super) struct ExperimentSet {
     /// Name of the folder.
     pub name: String,
     /// Classes.
@@ -76,7 +76,7 @@ fn deviation(values: &[f64]) -> f64 {
 }
 
 /// The report.
-pub fn report(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchOptions) -> BenchReport {
+pub(super) fn report(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchOptions) -> BenchReport {
     let columns = vec!["images, scheme, rule", "accuracy %", "±", "macro F1 %", "±", "weakest class %", "±", "rounds"];
     let mut lines = Vec::new();
     for set in sets {

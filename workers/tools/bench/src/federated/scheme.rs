@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
 /// Sites.
-pub const SITES: usize = 10;
+pub(super) const SITES: usize = 10;
 /// A site that got less is given some of the others' pictures.
 const LEAST: usize = 6;
 /// Of the labels of a site that labels at random.
@@ -35,7 +35,7 @@ enum Division {
 /// What one site does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SiteHarm {
+pub(crate) enum SiteHarm {
     /// Nothing.
     None,
     /// The largest site labels most of its pictures at random.
@@ -48,7 +48,7 @@ pub enum SiteHarm {
 
 /// A way to divide pictures, and what one site does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct DivisionScheme {
+pub(crate) struct DivisionScheme {
     /// Its name.
     pub name: &'static str,
     division: Division,
@@ -61,7 +61,7 @@ const fn scheme(name: &'static str, division: Division, harm: SiteHarm) -> Divis
 }
 
 /// All of them; the first is the even one.
-pub static SCHEMES: [DivisionScheme; 12] = [
+pub(super) static SCHEMES: [DivisionScheme; 12] = [
     scheme("iid", Division::Even, SiteHarm::None),
     scheme("dirichlet 1.0", Division::Dirichlet(1.0), SiteHarm::None),
     scheme("dirichlet 0.3", Division::Dirichlet(0.3), SiteHarm::None),
@@ -77,16 +77,16 @@ pub static SCHEMES: [DivisionScheme; 12] = [
 ];
 
 /// One site's pictures, by their places, with what they are said to show.
-pub type SitePictures = Vec<(usize, usize)>;
+pub(super) type SitePictures = Vec<(usize, usize)>;
 
 impl DivisionScheme {
     /// Whether pictures must be grouped for it.
-    pub fn needs_groups(&self) -> bool {
+    pub(crate) fn needs_groups(&self) -> bool {
         self.division == Division::Natural
     }
 
     /// Divides among so many sites, at least 2. `pictures`: place, class and group of each.
-    pub fn divide(
+    pub(crate) fn divide(
         &self,
         pictures: &[(usize, usize, Option<&str>)],
         classes: usize,
@@ -194,7 +194,7 @@ fn no_site_without(shares: &mut [SitePictures]) {
 }
 
 /// A number from the gamma distribution (G. Marsaglia and W. W. Tsang, 2000).
-pub fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
+pub(crate) fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
     if alpha < 1.0 {
         let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
         return gamma(alpha + 1.0, random) * uniform.powf(1.0 / alpha);
@@ -212,7 +212,7 @@ pub fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
 }
 
 /// A number from the normal distribution (Box and Muller).
-pub fn normal(random: &mut StdRng) -> f64 {
+pub(crate) fn normal(random: &mut StdRng) -> f64 {
     let (a, b): (f64, f64) = (random.random_range(f64::MIN_POSITIVE..1.0), random.random_range(0.0..1.0));
     (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
 }

@@ -19,7 +19,7 @@ use tributary::demo::latency::Latency;
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
-pub struct PolicyRun {
+pub(super) struct PolicyRun {
     /// Which question.
     pub part: PolicyQuestion,
     /// Which scenario.
@@ -35,7 +35,7 @@ pub struct PolicyRun {
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PolicyRunOutcome {
+pub(super) struct PolicyRunOutcome {
     /// Until the last final answer, seconds.
     pub completion_s: f64,
     /// Until the last image had an answer of any kind, seconds.
@@ -72,7 +72,7 @@ pub struct PolicyRunOutcome {
 impl PolicyRunOutcome {
     /// From what was heard.
     #[allow(clippy::too_many_arguments)]
-    pub fn of(
+    pub(super) fn of(
         ear: &AnswerListener,
         tasks: &[TaskId],
         images: &[LabelledImage],
@@ -177,12 +177,12 @@ fn cells(runs: &[PolicyRun]) -> Vec<(PolicyQuestion, &'static str, MeasuredPolic
 }
 
 /// For programs.
-pub fn rows(runs: &[PolicyRun]) -> Vec<Value> {
+pub(super) fn rows(runs: &[PolicyRun]) -> Vec<Value> {
     runs.iter().map(|run| json!(run)).collect()
 }
 
 /// For people: medians over the rounds.
-pub fn table(runs: &[PolicyRun]) -> ReportTable {
+pub(super) fn table(runs: &[PolicyRun]) -> ReportTable {
     let line = |(part, scenario, policy): (PolicyQuestion, &'static str, MeasuredPolicy)| {
         let found = of(runs, part, scenario, policy);
         let middle = |value: fn(&PolicyRunOutcome) -> f64| middle(&found, value).unwrap_or(f64::NAN);
@@ -227,7 +227,7 @@ pub fn table(runs: &[PolicyRun]) -> ReportTable {
 }
 
 /// What matters: ratios of medians over the rounds.
-pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
+pub(super) fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     let value = |part, scenario: &str, policy, value: fn(&PolicyRunOutcome) -> f64| {
         middle(&of(runs, part, scenario, policy), value)
     };
@@ -321,7 +321,7 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
 }
 
 /// What a reader should know.
-pub fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> Vec<String> {
+pub(super) fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> Vec<String> {
     let mean = images.iter().map(|image| image.bytes.len()).sum::<usize>() / images.len().max(1);
     let cloud = match paced_ms {
         Some(ms) => {
@@ -339,7 +339,7 @@ pub fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> 
 }
 
 /// Completion times, a picture a part.
-pub fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
+pub(super) fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
     let chart = |part: PolicyQuestion, title: &str| {
         let mut groups: Vec<BarGroup> = Vec::new();
         for (_, scenario, policy) in cells(runs).into_iter().filter(|(of, ..)| *of == part) {

@@ -9,7 +9,7 @@ use crate::link_shaper::{LinkShape, LinkState};
 /// Which question is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PolicyQuestion {
+pub(super) enum PolicyQuestion {
     /// Doubtful images are verified.
     Verification,
     /// Nothing is in doubt; only where the work is done.
@@ -18,7 +18,7 @@ pub enum PolicyQuestion {
 
 impl PolicyQuestion {
     /// For people.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             PolicyQuestion::Verification => "verification",
             PolicyQuestion::Offloading => "offloading",
@@ -29,7 +29,7 @@ impl PolicyQuestion {
 /// When images arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ArrivalPattern {
+pub(super) enum ArrivalPattern {
     /// All wait at the start.
     Batch,
     /// Equally spaced, at this share of what the site can do.
@@ -46,7 +46,7 @@ pub enum ArrivalPattern {
 
 /// What the link and the arrivals are like.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Scenario {
+pub(super) struct Scenario {
     /// Its name.
     pub name: &'static str,
     /// When images arrive.
@@ -90,7 +90,7 @@ const BATCH: Scenario = Scenario {
 const HALF: ArrivalPattern = ArrivalPattern::Steady { of_capacity: 0.5 };
 
 /// Of the part with verification.
-pub const VERIFICATION: [Scenario; 7] = [
+pub(super) const VERIFICATION: [Scenario; 7] = [
     Scenario { quick: true, ..BATCH },
     Scenario { name: "steady", arrivals: HALF, ..BATCH },
     Scenario { name: "burst", arrivals: ArrivalPattern::Burst { of_capacity: 3.0 }, ..BATCH },
@@ -101,7 +101,7 @@ pub const VERIFICATION: [Scenario; 7] = [
 ];
 
 /// Of the part without.
-pub const OFFLOADING: [Scenario; 5] = [
+pub(super) const OFFLOADING: [Scenario; 5] = [
     Scenario { name: "both work", shape: WIDE, quick: true, ..BATCH },
     Scenario { name: "link slow", shape: NARROW, ..BATCH },
     Scenario { name: "link flapping", shape: WIDE, flaps_s: Some((0.8, 0.6)), ..BATCH },
@@ -111,12 +111,12 @@ pub const OFFLOADING: [Scenario; 5] = [
 
 impl Scenario {
     /// Whether the cloud gives no answer at all.
-    pub fn hopeless(&self) -> bool {
+    pub(super) fn hopeless(&self) -> bool {
         self.stalled || self.shape.state != LinkState::Open
     }
 
     /// Which policies are measured. Those that send everything up cannot end where nobody answers.
-    pub fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<MeasuredPolicy> {
+    pub(super) fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<MeasuredPolicy> {
         let all = match (part, quick) {
             (PolicyQuestion::Verification, false) => {
                 vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER, CLOUD_ONLY, RANDOM, ORACLE]

@@ -20,7 +20,7 @@ const QUIET: f64 = 0.95;
 const PROCESSES: [&str; 4] = [LOOP, LOAD, SERVER, RECOGNIZER];
 
 /// The most memory each process had at a time, megabytes (10⁶ bytes).
-pub struct PeakMemory {
+pub(super) struct PeakMemory {
     /// Of the recognizers, the one that had more.
     pub recognizer_mb: Option<f64>,
     /// The same of the nats-servers.
@@ -29,7 +29,7 @@ pub struct PeakMemory {
 
 impl PeakMemory {
     /// Of these sites.
-    pub fn of(sites: [&BenchSite; 2]) -> Self {
+    pub(super) fn of(sites: [&BenchSite; 2]) -> Self {
         let peak = |process: Option<u32>| process.and_then(process::peak_bytes);
         let most = |process: fn(&BenchSite) -> Option<u32>| {
             let bytes = sites.iter().filter_map(|site| peak(process(site))).max();
@@ -55,7 +55,7 @@ fn cpu_of(windows: &[MeasurementWindow], process: &str) -> Option<f64> {
 }
 
 /// For programs, a row a case.
-pub fn rows(found: &[Vec<MeasurementWindow>], replicas: usize, rate_per_s: f64) -> Vec<serde_json::Value> {
+pub(super) fn rows(found: &[Vec<MeasurementWindow>], replicas: usize, rate_per_s: f64) -> Vec<serde_json::Value> {
     let row = |(case, windows): (&RecognizeCase, &Vec<MeasurementWindow>)| {
         json!({
             "title": case.title(replicas, rate_per_s),
@@ -73,7 +73,7 @@ pub fn rows(found: &[Vec<MeasurementWindow>], replicas: usize, rate_per_s: f64) 
 }
 
 /// For people, a line a case.
-pub fn table(found: &[Vec<MeasurementWindow>], replicas: usize, rate_per_s: f64) -> ReportTable {
+pub(super) fn table(found: &[Vec<MeasurementWindow>], replicas: usize, rate_per_s: f64) -> ReportTable {
     let line = |(case, windows): (&RecognizeCase, &Vec<MeasurementWindow>)| {
         vec![
             case.title(replicas, rate_per_s),
@@ -98,7 +98,11 @@ fn parts(windows: &[MeasurementWindow]) -> String {
 }
 
 /// What matters; ratios and differences are of neighbours in a round.
-pub fn headline(found: &[Vec<MeasurementWindow>], memory: &PeakMemory, own_workload: bool) -> Vec<HeadlineFigure> {
+pub(super) fn headline(
+    found: &[Vec<MeasurementWindow>],
+    memory: &PeakMemory,
+    own_workload: bool,
+) -> Vec<HeadlineFigure> {
     let of = |case: RecognizeCase| {
         let index = CASES.iter().position(|known| *known == case);
         index.and_then(|index| found.get(index)).map_or(&[][..], Vec::as_slice)
@@ -184,7 +188,7 @@ pub fn headline(found: &[Vec<MeasurementWindow>], memory: &PeakMemory, own_workl
 
 /// Of the processor time the bare loop's threads could have used, the share they got; less than all of it
 /// means that something else ran on the machine.
-pub fn undisturbed(bare: &[MeasurementWindow], threads: usize) -> Option<f64> {
+pub(super) fn undisturbed(bare: &[MeasurementWindow], threads: usize) -> Option<f64> {
     let cores = threads as f64;
     let shares: Option<Vec<f64>> =
         bare.iter().map(|window| Some(window.images_per_s * window.cpu_ms_per_image? / 1e3 / cores)).collect();
@@ -192,7 +196,7 @@ pub fn undisturbed(bare: &[MeasurementWindow], threads: usize) -> Option<f64> {
 }
 
 /// What a reader should know.
-pub fn notes(
+pub(super) fn notes(
     machine: &BenchMachine,
     memory: &PeakMemory,
     workload: &Workload,

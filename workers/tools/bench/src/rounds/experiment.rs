@@ -29,12 +29,12 @@ use crate::error::BenchError;
 use crate::federated::site;
 
 /// Sites.
-pub const SITES: usize = 4;
+pub(super) const SITES: usize = 4;
 /// Rounds; in the first, sites have as many of their pictures as there are rounds, in the last all.
-pub const ROUNDS: usize = 2;
+pub(super) const ROUNDS: usize = 2;
 
 /// What is played.
-pub struct RoundsExperiment<'a> {
+pub(super) struct RoundsExperiment<'a> {
     /// The model to begin with.
     pub start: &'a StartModel,
     /// How pictures are divided and shown.
@@ -49,7 +49,7 @@ pub struct RoundsExperiment<'a> {
 
 /// What came of a game.
 #[derive(Debug, Clone, Serialize)]
-pub struct RoundsResult {
+pub(super) struct RoundsResult {
     /// Name of the model it began with.
     pub start: String,
     /// How pictures were divided and shown.
@@ -70,7 +70,7 @@ pub struct RoundsResult {
 
 /// What came of a round.
 #[derive(Debug, Clone, Serialize)]
-pub struct RoundResult {
+pub(super) struct RoundResult {
     /// The rule that was taken; `previous` where nothing was sealed.
     pub rule: String,
     /// What was tried on the pictures that are chosen by, the base first.
@@ -87,20 +87,20 @@ pub struct RoundResult {
 
 impl RoundResult {
     /// Whether there is a new release.
-    pub fn is_sealed(&self) -> bool {
+    pub(super) fn is_sealed(&self) -> bool {
         self.rule != PREVIOUS
     }
 }
 
 impl RoundsResult {
     /// Share of the pictures nobody saw that the last release is right about.
-    pub fn end_ratio(&self) -> f64 {
+    pub(super) fn end_ratio(&self) -> f64 {
         self.rounds.last().map_or(self.start_ratio, |round| round.after_ratio)
     }
 }
 
 /// Plays a game.
-pub fn run_experiment(
+pub(super) fn run_experiment(
     runtime: &OnnxRuntime,
     world: &RoundsWorld,
     game: &RoundsExperiment<'_>,

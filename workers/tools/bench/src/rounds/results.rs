@@ -9,7 +9,7 @@ use super::world::{LabelQuality, RoundsWorld};
 use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 
 /// The report.
-pub fn report(world: &RoundsWorld, all: &[RoundsResult], options: &RoundsBenchOptions) -> BenchReport {
+pub(super) fn report(world: &RoundsWorld, all: &[RoundsResult], options: &RoundsBenchOptions) -> BenchReport {
     let (played, compared): (Vec<&RoundsResult>, Vec<&RoundsResult>) =
         all.iter().partition(|played| played.steering == Steering::Default);
     let columns = vec!["began with", "case", "labels", "start %", "end %", "points", "sealed", "shown, round by round"];

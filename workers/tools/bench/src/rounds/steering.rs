@@ -16,7 +16,7 @@ use crate::error::BenchError;
 /// What hard cases do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Steering {
+pub(super) enum Steering {
     /// What they do by default.
     Default,
     /// Nothing.
@@ -31,10 +31,10 @@ pub enum Steering {
 
 impl Steering {
     /// Those that are compared with nothing.
-    pub const COMPARED: [Self; 3] = [Self::Repeats, Self::Focus, Self::Coverage];
+    pub(super) const COMPARED: [Self; 3] = [Self::Repeats, Self::Focus, Self::Coverage];
 
     /// Of a site.
-    pub fn training(self) -> TrainSettings {
+    pub(super) fn training(self) -> TrainSettings {
         let mut settings = TrainSettings::default();
         match self {
             Self::Default => {}
@@ -45,7 +45,7 @@ impl Steering {
     }
 
     /// Of a round: how much oftener pictures like hard cases are seen.
-    pub fn strength(self) -> f32 {
+    pub(super) fn strength(self) -> f32 {
         match self {
             Self::Default => aggregator::settings::RoundSettings::default().hard_focus,
             Self::Focus => 1.0,
@@ -54,7 +54,7 @@ impl Steering {
     }
 
     /// Of the merge.
-    pub fn merge(self) -> MergeSettings {
+    pub(super) fn merge(self) -> MergeSettings {
         let mut settings = MergeSettings::default();
         if self != Self::Default {
             // What it does must show in the release, not behind a threshold.
@@ -66,7 +66,7 @@ impl Steering {
 }
 
 /// Which of these pictures the model is in doubt about, by its own gate; they are added to what is known of hard cases.
-pub fn find_doubtful(
+pub(super) fn find_doubtful(
     runtime: &OnnxRuntime,
     model: &Model,
     pictures: &[(&Path, usize)],

@@ -22,7 +22,7 @@ use crate::federated::{DivisionScheme, initial_weights, scheme_named};
 const OWN: (&str, &str, &str) =
     ("fixtures/images/fashion", "fixtures/models/fashion-light", "fixtures/models/fashion-heavy");
 /// Name of the model that was named, to begin with.
-pub const NAMED: &str = "model";
+pub(super) const NAMED: &str = "model";
 /// Of each class: pictures that the weaker models to begin with learn from, at most a fifth.
 const MAKERS_OF_CLASS: usize = 120;
 /// Of each class: pictures in the public set, at most two fifths.
@@ -40,7 +40,7 @@ const SLOW: usize = 300_000;
 
 /// How pictures are divided among sites, and what half of the cameras do to them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DivisionCase {
+pub(super) struct DivisionCase {
     /// Name of a scheme of `bench federated`.
     pub scheme: &'static str,
     /// Every other site's camera.
@@ -49,7 +49,7 @@ pub struct DivisionCase {
 
 impl DivisionCase {
     /// Its name.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self.camera {
             CameraStyle::Plain => self.scheme.to_owned(),
             CameraStyle::Dark => format!("{}, dark cameras", self.scheme),
@@ -59,13 +59,13 @@ impl DivisionCase {
     }
 
     /// How its pictures are divided.
-    pub fn scheme(&self) -> Option<&'static DivisionScheme> {
+    pub(super) fn scheme(&self) -> Option<&'static DivisionScheme> {
         scheme_named(self.scheme)
     }
 }
 
 /// All of them.
-pub const CASES: [DivisionCase; 8] = [
+pub(super) const CASES: [DivisionCase; 8] = [
     DivisionCase { scheme: "iid", camera: CameraStyle::Plain },
     DivisionCase { scheme: "dirichlet 0.3", camera: CameraStyle::Plain },
     DivisionCase { scheme: "sizes 1:100", camera: CameraStyle::Plain },
@@ -79,7 +79,7 @@ pub const CASES: [DivisionCase; 8] = [
 /// What sites believe their pictures show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LabelQuality {
+pub(super) enum LabelQuality {
     /// What they show.
     True,
     /// What the cloud's model says, where it is sure enough.
@@ -90,12 +90,12 @@ pub enum LabelQuality {
 
 impl LabelQuality {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::True, Self::Verdicts, Self::TenthWrong];
+    pub(super) const ALL: [Self; 3] = [Self::True, Self::Verdicts, Self::TenthWrong];
 }
 
 /// A picture that sites may learn from, or that is in the public set.
 #[derive(Debug, Clone)]
-pub struct PooledPicture {
+pub(super) struct PooledPicture {
     shown: Pixels,
     /// Its file, as each camera shows it.
     pub files: BTreeMap<CameraStyle, PathBuf>,
@@ -109,7 +109,7 @@ pub struct PooledPicture {
 
 /// A model to begin with.
 #[derive(Debug)]
-pub struct StartModel {
+pub(super) struct StartModel {
     /// Its name.
     pub name: String,
     /// The model.
@@ -119,7 +119,7 @@ pub struct StartModel {
 }
 
 /// Everything that games are played with.
-pub struct RoundsWorld {
+pub(super) struct RoundsWorld {
     /// Name of the folder of pictures.
     pub name: String,
     /// What there is to tell apart.
@@ -142,7 +142,7 @@ struct PictureBytes {
 
 impl RoundsWorld {
     /// Reads pictures, shows them through every camera, and makes the models to begin with.
-    pub fn make(runtime: &OnnxRuntime, options: &RoundsBenchOptions) -> Result<Self, BenchError> {
+    pub(super) fn make(runtime: &OnnxRuntime, options: &RoundsBenchOptions) -> Result<Self, BenchError> {
         let folder = options.data.clone().unwrap_or_else(|| OWN.0.into());
         let model = Model::load(&options.model.clone().unwrap_or_else(|| OWN.1.into()))?;
         let cloud = Model::load(&options.cloud.clone().unwrap_or_else(|| OWN.2.into()))?;
@@ -157,7 +157,7 @@ impl RoundsWorld {
 
     /// Draws a public set, and what is divided among sites: other pictures with every seed, or what a game says of its own
     /// public set would be said of all.
-    pub fn draw(&self, seed: u64) -> (Vec<&PooledPicture>, Vec<&PooledPicture>) {
+    pub(super) fn draw(&self, seed: u64) -> (Vec<&PooledPicture>, Vec<&PooledPicture>) {
         let mut order: Vec<&PooledPicture> = self.pool.iter().collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed));
         let (mut public, mut learn) = (Vec::new(), Vec::new());
@@ -175,7 +175,7 @@ impl RoundsWorld {
     }
 
     /// A public set, as the cameras of a case show it: every other picture through the other camera.
-    pub fn public(
+    pub(super) fn public(
         &self,
         drawn: &[&PooledPicture],
         model: &Model,
@@ -185,12 +185,12 @@ impl RoundsWorld {
     }
 
     /// What releases are tried on, likewise.
-    pub fn test(&self, model: &Model, camera: CameraStyle) -> Result<PublicSet, BenchError> {
+    pub(super) fn test(&self, model: &Model, camera: CameraStyle) -> Result<PublicSet, BenchError> {
         ready(self.test.iter().map(|shown| (&shown.image, shown.class)), model, camera)
     }
 
     /// Pictures: to be divided, in the public set, to try releases on.
-    pub fn counts(&self) -> [usize; 3] {
+    pub(super) fn counts(&self) -> [usize; 3] {
         let (public, learn) = self.draw(0);
         [learn.len(), public.len(), self.test.len()]
     }

@@ -33,7 +33,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What many sites were found to cost.
-pub struct FleetCost {
+pub(super) struct FleetCost {
     sites: usize,
     /// Memory of the server with one site, and with all, bytes.
     server_bytes: (Option<u64>, Option<u64>),
@@ -47,13 +47,13 @@ pub struct FleetCost {
 
 impl FleetCost {
     /// Memory of the server for each site, kB.
-    pub fn server_kb_per_site(&self) -> Option<f64> {
+    pub(super) fn server_kb_per_site(&self) -> Option<f64> {
         let (one, all) = (self.server_bytes.0?, self.server_bytes.1?);
         Some(all.saturating_sub(one) as f64 / 1000.0 / (self.sites as f64 - 1.0).max(1.0))
     }
 
     /// What it says, and what that says about 10,000 sites.
-    pub fn notes(&self) -> Vec<String> {
+    pub(super) fn notes(&self) -> Vec<String> {
         let mb = |bytes: Option<u64>| bytes.map_or_else(|| "?".into(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
         let number =
             |value: Option<f64>, digits: usize| value.map_or_else(|| "?".into(), |value| format!("{value:.digits$}"));
@@ -84,7 +84,7 @@ impl FleetCost {
     }
 
     /// For programs.
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         json!({
             "sites": self.sites, "server_bytes_one": self.server_bytes.0, "server_bytes_all": self.server_bytes.1,
             "server_cpu_ms_per_site_and_s": self.server_cpu_ms, "verifier_cpu_ms_per_site_and_s": self.verifier_cpu_ms,
@@ -93,7 +93,7 @@ impl FleetCost {
     }
 }
 
-pub async fn measure(
+pub(super) async fn measure(
     ground: &TestbedPaths,
     workload: &Workload,
     sites: usize,

@@ -12,14 +12,14 @@ use crate::load_generator::LoadGenerator;
 use crate::workload::Workload;
 
 /// Seconds of queued work that are enough to add replicas.
-pub const TARGET_S: f64 = 0.3;
+pub(super) const TARGET_S: f64 = 0.3;
 /// The queue must stay under its target for so long to count as recovered.
 const STAYS: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How it was at a moment.
 #[derive(Debug, Clone, Copy)]
-pub struct QueueSample {
+pub(super) struct QueueSample {
     /// Seconds since the beginning.
     pub at_s: f64,
     /// Replicas.
@@ -29,7 +29,7 @@ pub struct QueueSample {
 }
 
 /// What came of the step.
-pub struct StepResponse {
+pub(super) struct StepResponse {
     /// In order.
     pub looks: Vec<QueueSample>,
     /// When the load grew, seconds.
@@ -42,7 +42,7 @@ pub struct StepResponse {
     pub why: Vec<String>,
 }
 
-pub async fn measure(
+pub(super) async fn measure(
     site: &mut BenchSite,
     ground: &TestbedPaths,
     workload: &Workload,

@@ -47,7 +47,7 @@ impl SwapBenchResult {
         Some(last / first)
     }
 
-    pub fn headline(&self) -> Vec<HeadlineFigure> {
+    pub(super) fn headline(&self) -> Vec<HeadlineFigure> {
         let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
         vec![
             figure("images_lost", "images lost", Some(self.lost as f64), "", Some(FigureGoal::AtMost(0.0))),
@@ -75,7 +75,7 @@ impl SwapBenchResult {
         ]
     }
 
-    pub fn table(&self) -> ReportTable {
+    pub(super) fn table(&self) -> ReportTable {
         let mut lines = Vec::new();
         for (number, stretch) in self.stretches.iter().enumerate() {
             for (name, window) in [("without", &stretch.plain), ("with swaps", &stretch.swapped)] {
@@ -93,7 +93,7 @@ impl SwapBenchResult {
         ReportTable { columns, lines }
     }
 
-    pub fn rows(&self) -> Vec<Value> {
+    pub(super) fn rows(&self) -> Vec<Value> {
         let rows = self.stretches.iter().enumerate().map(|(number, stretch)| {
             json!({
                 "round": number + 1,
@@ -107,7 +107,7 @@ impl SwapBenchResult {
         rows.collect()
     }
 
-    pub fn notes(&self, capacity_per_s: f64, rate_per_s: f64) -> Vec<String> {
+    pub(super) fn notes(&self, capacity_per_s: f64, rate_per_s: f64) -> Vec<String> {
         let ms = |times: &[Duration]| times.iter().map(|took| took.as_secs_f64() * 1e3).collect::<Vec<_>>();
         let all: Vec<f64> = self.stretches.iter().flat_map(|stretch| ms(&stretch.took)).collect();
         let longest = all.iter().copied().fold(0.0, f64::max);

@@ -31,7 +31,7 @@ const SHARE: f64 = 0.6;
 
 /// One stretch.
 #[derive(Debug, Clone, Serialize)]
-pub struct TrainingInterference {
+pub(super) struct TrainingInterference {
     /// Whether it trained.
     pub trains: bool,
     /// Images a second that came in.
@@ -45,7 +45,7 @@ pub struct TrainingInterference {
 }
 
 /// Measures stretches by turns.
-pub async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
+pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?;
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
     let ground = TestbedPaths {

@@ -29,7 +29,7 @@ Examples:
 /// Retract labels, and name every update and release that learned from them.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct RetractArgs {
+pub(super) struct RetractArgs {
     /// Tasks whose labels to retract.
     #[arg(value_name = "TASK", required_unless_present_any = ["labelled_by", "since"])]
     tasks: Vec<TaskId>,
@@ -68,7 +68,7 @@ struct Consequences {
 }
 
 /// Retracts labels.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
+pub(super) async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
     let reason = RetractionReason { why: args.why.clone().unwrap_or_default(), by: args.by.clone() };
     reason.check()?;
     let here = site_target::open(loaded, "label").await?;

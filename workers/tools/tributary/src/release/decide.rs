@@ -10,7 +10,7 @@ use crate::{site_target, stdout};
 
 /// The reason for a decision.
 #[derive(clap::Args)]
-pub struct ReasonArgs {
+pub(super) struct ReasonArgs {
     /// Reason, kept in the audit log and in the release's history.
     #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
     why: String,
@@ -18,7 +18,7 @@ pub struct ReasonArgs {
 
 /// A release to decide about.
 #[derive(clap::Args)]
-pub struct ReleaseDecisionArgs {
+pub(super) struct ReleaseDecisionArgs {
     /// First digits of the release.
     release: String,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub struct ReleaseDecisionArgs {
 
 /// A site to pin, and its release.
 #[derive(clap::Args)]
-pub struct PinArgs {
+pub(super) struct PinArgs {
     /// Site to pin; `cloud` for the verifiers.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
@@ -39,7 +39,7 @@ pub struct PinArgs {
 
 /// A site to unpin.
 #[derive(clap::Args)]
-pub struct UnpinArgs {
+pub(super) struct UnpinArgs {
     /// Site to unpin; `cloud` for the verifiers.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
@@ -48,7 +48,7 @@ pub struct UnpinArgs {
 }
 
 /// Promotes a release to all sites.
-pub async fn promote(
+pub(super) async fn promote(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     model: &ModelName,
@@ -61,7 +61,7 @@ pub async fn promote(
 }
 
 /// Withdraws a candidate or canary.
-pub async fn withdraw(
+pub(super) async fn withdraw(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     model: &ModelName,
@@ -74,7 +74,7 @@ pub async fn withdraw(
 }
 
 /// Returns all sites to the previous stable release.
-pub async fn roll_back(
+pub(super) async fn roll_back(
     loaded: &LoadedSettings<Settings>,
     model: &ModelName,
     why: &ReasonArgs,
@@ -85,7 +85,7 @@ pub async fn roll_back(
 }
 
 /// Pins a site to a release.
-pub async fn pin(
+pub(super) async fn pin(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     model: &ModelName,
@@ -98,7 +98,7 @@ pub async fn pin(
 }
 
 /// Unpins a site.
-pub async fn unpin(
+pub(super) async fn unpin(
     loaded: &LoadedSettings<Settings>,
     model: &ModelName,
     args: &UnpinArgs,

@@ -16,7 +16,7 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 /// Imports a folder as a release; of a signed folder, the signed files only.
-pub async fn import(
+pub(super) async fn import(
     loaded: &LoadedSettings<Settings>,
     store: ReleaseStore,
     name: Option<ModelName>,
@@ -53,7 +53,7 @@ fn print_imported(imported: &ImportedRelease) -> anyhow::Result<()> {
 }
 
 /// Writes a release's model folder, signed if a key is named, or an OCI image layout with it.
-pub async fn export(
+pub(super) async fn export(
     releases: &ModelReleases,
     name: &ModelName,
     release: &str,

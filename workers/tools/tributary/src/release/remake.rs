@@ -23,7 +23,7 @@ use crate::{format, round, site_target, stdout};
 
 /// Which release, and what to exclude from it.
 #[derive(clap::Args)]
-pub struct RemakeArgs {
+pub(super) struct RemakeArgs {
     /// First digits of the release.
     release: String,
     /// Exclude a site, an update, a task or `labels`; repeatable.
@@ -45,7 +45,7 @@ pub struct RemakeArgs {
 }
 
 /// Derives a release again, and offers the result as a candidate.
-pub async fn command(
+pub(super) async fn command(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     name: &ModelName,

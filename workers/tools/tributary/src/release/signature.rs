@@ -9,7 +9,7 @@ use crate::{format, stdout};
 
 /// The signature that a folder must have.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct SignatureArgs {
+pub(super) struct SignatureArgs {
     /// Import only what this public key signed (PEM, P-256 or P-384).
     ///
     /// The format is that of OpenSSF Model Signing (`model_signing sign key`).
@@ -21,7 +21,11 @@ pub struct SignatureArgs {
 }
 
 /// Verifies a folder's signature where one is required, by --signed-by or by releaser.trusted_keys.
-pub async fn verify(args: &SignatureArgs, trusted: &[PathBuf], folder: &Path) -> anyhow::Result<Option<SignedFolder>> {
+pub(super) async fn verify(
+    args: &SignatureArgs,
+    trusted: &[PathBuf],
+    folder: &Path,
+) -> anyhow::Result<Option<SignedFolder>> {
     let beside = folder.join(SIGNATURE_FILE);
     let keys = accepted(args, trusted)?;
     if keys.is_empty() {
@@ -68,7 +72,7 @@ fn accepted(args: &SignatureArgs, trusted: &[PathBuf]) -> anyhow::Result<Vec<EcP
 }
 
 /// Prints how a recipient verifies the folder. `key`: fingerprint of the key that signed it.
-pub fn print_check(folder: &Path, key_file: &Path, key: &str) -> anyhow::Result<()> {
+pub(super) fn print_check(folder: &Path, key_file: &Path, key: &str) -> anyhow::Result<()> {
     let (folder, signature) = (folder.display(), folder.join(SIGNATURE_FILE));
     stdout::print_line(format_args!(
         "signed   by key {}; its public key: openssl pkey -in {} -pubout -out PUBLIC.pem",
@@ -83,6 +87,6 @@ pub fn print_check(folder: &Path, key_file: &Path, key: &str) -> anyhow::Result<
 }
 
 /// Prints who signed a release, if anybody did.
-pub fn print_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
+pub(super) fn print_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
     fingerprint.map_or(Ok(()), |key| stdout::print_line(format_args!("signed   by key {}", format::plain_text(key))))
 }

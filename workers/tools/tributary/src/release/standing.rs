@@ -8,7 +8,7 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 /// All rollout decisions about a model; empty, with a note, if the cloud's server cannot be reached.
-pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
+pub(super) async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
     let read = async {
         let cloud = site_target::cloud(loaded, "release").await?;
         anyhow::Ok(releases::decision_log::history(&cloud, model).await?)
@@ -20,7 +20,7 @@ pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) 
 }
 
 /// Prints a release's stage and decisions.
-pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
+pub(super) fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
     if history.is_empty() {
         return Ok(());
     }
