@@ -211,7 +211,7 @@ clauses! {
     what_is_too_old_is_gone;
     what_is_delivered_too_often_is_told;
     an_outcome_is_stored_and_said_as_a_final_answer;
-    the_first_of_each_kind_is_told_from_anothers;
+    the_first_of_each_kind_is_told_from_that_of_another;
     rounds_are_copied_out_of_the_updates;
     a_note_is_written_read_and_changed_by_many;
     whoever_follows_a_note_hears_how_it_stands_and_how_it_changes;
@@ -628,7 +628,7 @@ async fn an_outcome_is_stored_and_said_as_a_final_answer(world: ContractWorld) {
     assert!(tokio::time::timeout(SOON, heard.next()).await.is_err(), "what is not stored is not said");
 }
 
-async fn the_first_of_each_kind_is_told_from_anothers(world: ContractWorld) {
+async fn the_first_of_each_kind_is_told_from_that_of_another(world: ContractWorld) {
     let model = schemas::ModelName::from_name("light");
     let set = "set".parse().unwrap();
     let slots = [

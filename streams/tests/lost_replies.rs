@@ -31,7 +31,7 @@ fn outcome(payload: &'static str) -> Publication {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_whose_acknowledgement_was_lost_is_our_own_and_not_anothers() {
+async fn a_message_whose_acknowledgement_was_lost_is_our_own() {
     let mut repeated = 0;
     for seed in 0..200 {
         let (cluster, bus) = cluster(seed);
