@@ -55,8 +55,8 @@ use tributary::settings::{self, Settings};
 use tributary::stdout;
 
 const EXAMPLES: &str = "\
-Servers and workers are started for the purpose, workers by the program `tributary` beside this one. Run from a checkout
-of the project; a release build measures what is shipped.
+Run it from a checkout of the project. It starts its own servers, and its workers with the program `tributary` in its \
+own folder; a release build measures what is shipped.
 
 Examples:
   tributary-bench recognize --quick
