@@ -26,7 +26,7 @@ use os::process;
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
 /// How long workers may take to become ready.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a field consists of.
@@ -45,7 +45,7 @@ pub(crate) struct TestbedConfig {
     /// A cloud with a pace of its own instead of the real verifier.
     pub pace: Option<FakeCloudPace>,
     /// What that one says.
-    pub opinions: Arc<CloudPredictions>,
+    pub predictions: Arc<CloudPredictions>,
     /// And about what it does not know.
     pub unknown: Prediction,
     /// More settings of the recognizer, as `key=value`.
@@ -123,9 +123,9 @@ impl Testbed {
             }
             Some(pace) => {
                 let (stalled, seen) = watch::channel(false);
-                let (opinions, unknown) = (ground.opinions.clone(), ground.unknown.clone());
+                let (predictions, unknown) = (ground.predictions.clone(), ground.unknown.clone());
                 let running =
-                    tokio::spawn(fake_cloud::run(cloud.clone(), pace, opinions, unknown, seen, Shutdown::default()));
+                    tokio::spawn(fake_cloud::run(cloud.clone(), pace, predictions, unknown, seen, Shutdown::default()));
                 TestbedVerifier::Paced { stalled, _running: AbortOnDropHandle::new(running) }
             }
         };
@@ -167,7 +167,7 @@ impl Testbed {
     }
 
     /// A link of another kind: the courier begins anew, so that it knows nothing of the one before.
-    pub(crate) async fn relink(&mut self, shape: LinkShape) -> Result<(), BenchError> {
+    pub(crate) async fn replace_link(&mut self, shape: LinkShape) -> Result<(), BenchError> {
         self.link.set(LinkShape { state: LinkState::Open, ..shape });
         let folder = self.ground.folder.clone();
         self.renew_courier(&folder)?;
@@ -180,7 +180,7 @@ impl Testbed {
     }
 
     /// Chooses a policy and waits until the recognizer goes by it.
-    pub(crate) async fn choose(&mut self, policy: MeasuredPolicy, share: Option<f64>) -> Result<(), BenchError> {
+    pub(crate) async fn choose_policy(&mut self, policy: MeasuredPolicy, share: Option<f64>) -> Result<(), BenchError> {
         let started_ms = runtime::clock::now_ms();
         let name = match policy {
             MeasuredPolicy::Product(name) => name,
@@ -212,21 +212,21 @@ impl Testbed {
     }
 
     async fn ready(&self, what: &'static str, is: impl Fn(&[Heartbeat]) -> bool) -> Result<(), BenchError> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         loop {
             let beats = fleet::live_workers(&self.here).await?;
             if is(&beats) {
                 return Ok(());
             }
             if Instant::now() > until {
-                return Err(BenchError::NotReady { what, patience: PATIENCE });
+                return Err(BenchError::NotReady { what, timeout: TIMEOUT });
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
     /// Stops the recognizer where it is, or lets it go on.
-    pub(crate) fn pause_link(&self, held: bool) {
+    pub(crate) fn pause_recognizer(&self, held: bool) {
         if let Some(recognizer) = &self.recognizer {
             recognizer.stop_process(held);
         }

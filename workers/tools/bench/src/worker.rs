@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::error::BenchError;
 
 /// How long a worker may take to end before it is made to.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked at whether it still lives.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -66,7 +66,7 @@ impl BenchWorker {
     }
 
     /// Waits until it ends by itself, which it should not.
-    pub(crate) async fn ended(&mut self) -> BenchError {
+    pub(crate) async fn wait_for_exit(&mut self) -> BenchError {
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return BenchError::Ended { role: self.role, how: status.to_string() },
@@ -92,20 +92,20 @@ impl Drop for BenchWorker {
         // A frozen process would not hear it.
         self.stop_process(false);
         self.signal(Signal::SIGTERM);
-        let until = Instant::now() + STOP_PATIENCE;
+        let until = Instant::now() + STOP_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > until {
                 let (killed, waited) = (self.child.kill(), self.child.wait());
                 tracing::debug!(?killed, ?waited, role = self.role, "worker killed");
                 return;
             }
-            pause_process(Duration::from_millis(10));
+            sleep_blocking(Duration::from_millis(10));
         }
     }
 }
 
 /// Waits on a thread that has nothing else to do.
-pub(crate) fn pause_process(time: Duration) {
+pub(crate) fn sleep_blocking(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);
 }

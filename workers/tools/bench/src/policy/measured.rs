@@ -1,4 +1,4 @@
-//! The policies that are measured: the product's own, and those that are only compared with.
+//! The measured policies: the product's own and the baselines.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use serde::{Serialize, Serializer};
 
 use crate::baseline::BaselineRule;
 
-/// A policy that is measured.
+/// A measured policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MeasuredPolicy {
-    /// One of the product's, run by the product's recognizer.
+    /// A policy of the product, run by its recognizer.
     Product(PolicyName),
-    /// One that is only compared with, run by the bench's recognizer.
+    /// A baseline, run by the bench's recognizer.
     Baseline(BaselineRule),
 }
 
@@ -32,7 +32,7 @@ impl Serialize for MeasuredPolicy {
     }
 }
 
-/// Short names for tables of policies.
+/// Short names for lists of policies.
 pub(crate) mod names {
     use super::{BaselineRule, MeasuredPolicy, PolicyName};
 

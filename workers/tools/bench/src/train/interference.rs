@@ -56,13 +56,13 @@ pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<
         infer: InferenceSettings::default(),
     };
     let mut site = BenchSite::start("beside", Durability::Fast, &ground).await?;
-    site.recognize(&ground)?;
+    site.start_recognizer(&ground)?;
     let load = LoadGenerator::open(&site, workload.images.clone()).await?;
     let (ms, rounds) = if options.quick { (1000, 2) } else { (4000, 5) };
     let length = WindowLength { lead: Duration::from_millis(500), counted: Duration::from_millis(ms) };
     let measured = async {
         load.send_image(AnswerMilestone::Answered, Instant::now()).await?;
-        let full = load.closed(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
+        let full = load.run_closed_loop(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
         let rate_per_s = full.images_per_s * SHARE;
         let mut stretches = Vec::new();
         for round in 0..rounds {
@@ -74,7 +74,7 @@ pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<
                 );
                 let training = trains.then(|| BackgroundTraining::start(options.onnxruntime.clone()));
                 let begun = Instant::now();
-                let window = load.at_rate(rate_per_s, &site.processes(), length).await?;
+                let window = load.run_at_rate(rate_per_s, &site.processes(), length).await?;
                 let elapsed = begun.elapsed().as_secs_f64();
                 let steps = match training {
                     Some(training) => training.end().await?,

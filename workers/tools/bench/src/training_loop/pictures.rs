@@ -67,8 +67,8 @@ impl PictureDivision {
         let sites = self.sites.iter_mut().flatten();
         for (number, picture) in sites.chain(&mut self.public).chain(&mut self.test).enumerate() {
             let path = into.join(format!("{number}.ppm"));
-            let shown = cameras.iter().fold(camera::read(&picture.path)?, |image, camera| camera.show(&image));
-            std::fs::write(&path, camera::ppm(&shown))
+            let shown = cameras.iter().fold(camera::read_picture(&picture.path)?, |image, camera| camera.apply(&image));
+            std::fs::write(&path, camera::encode_ppm(&shown))
                 .with_context(|| format!("{} cannot be written", path.display()))?;
             picture.path = path;
         }
