@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::proxy::LinkCut;
+use crate::proxy::ProxyMode;
 use crate::until::until;
 use crate::world::{TestWorld, crash};
 
@@ -59,7 +59,7 @@ pub enum InjectedFault {
         /// Which site.
         site: usize,
         /// Whether packets are lost or connections are reset.
-        cut: LinkCut,
+        cut: ProxyMode,
         /// For how long.
         time: Duration,
     },
@@ -103,7 +103,7 @@ pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Injec
             Some(1) => InjectedFault::CrashSite { site: 0 },
             Some(2) => InjectedFault::CrashCloud,
             Some(kind) => {
-                let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
+                let cut = if rng.random_bool(0.5) { ProxyMode::Silent } else { ProxyMode::Reset };
                 let time = Duration::from_millis(if kind == 3 { 500 } else { 5_000 });
                 InjectedFault::CutLink { site: 0, cut, time }
             }
@@ -150,14 +150,14 @@ impl TestWorld {
     pub async fn inject_fault(&mut self, fault: &InjectedFault) -> anyhow::Result<()> {
         match fault {
             InjectedFault::Kill { worker, away } => {
-                let worker = self.worked(worker)?;
+                let worker = self.worker_mut(worker)?;
                 worker.kill()?;
                 tokio::time::sleep(*away).await;
                 worker.restart()
             }
             InjectedFault::Freeze { worker, beyond } => {
                 let time = self.ack_wait() + *beyond;
-                let worker = self.worked(worker)?;
+                let worker = self.worker_mut(worker)?;
                 worker.signal(Signal::SIGSTOP)?;
                 tokio::time::sleep(time).await;
                 worker.signal(Signal::SIGCONT)

@@ -24,7 +24,7 @@ pub mod world;
 pub use fault::InjectedFault;
 pub use oracle::{Judgement, Oracle};
 pub use program::{CommandOutput, WorkerProcess, run};
-pub use proxy::{LinkCut, Proxy};
+pub use proxy::{Proxy, ProxyMode};
 pub use until::until;
 pub use world::{TestWorld, WorldPlan};
 

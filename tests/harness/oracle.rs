@@ -73,7 +73,7 @@ impl Oracle {
     }
 
     /// Publishes `images_per_s` images per second until told to stop. The task ends when all are acknowledged.
-    pub fn pour(&self, images_per_s: u32) -> JoinHandle<anyhow::Result<()>> {
+    pub fn start_publishing(&self, images_per_s: u32) -> JoinHandle<anyhow::Result<()>> {
         let oracle = self.clone();
         tokio::spawn(async move {
             let mut rng = StdRng::seed_from_u64(oracle.seed);
@@ -103,8 +103,8 @@ impl Oracle {
         })
     }
 
-    /// Tells [`Oracle::pour`] to publish no more.
-    pub fn enough(&self) {
+    /// Tells [`Oracle::start_publishing`] to publish no more.
+    pub fn stop_publishing(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 

@@ -52,12 +52,12 @@ pub fn pictures() -> anyhow::Result<&'static [TestPicture]> {
 }
 
 /// The first picture about which the edge's model is confident, or is not.
-pub fn one(confident: bool) -> anyhow::Result<&'static TestPicture> {
-    some(confident, 0)
+pub fn first_picture(confident: bool) -> anyhow::Result<&'static TestPicture> {
+    nth_picture(confident, 0)
 }
 
 /// A picture by number, counted among those about which the edge's model is confident, or is not.
-pub fn some(confident: bool, number: usize) -> anyhow::Result<&'static TestPicture> {
+pub fn nth_picture(confident: bool, number: usize) -> anyhow::Result<&'static TestPicture> {
     let matching = pictures()?.iter().filter(|picture| picture.confident == confident);
     matching.cycle().nth(number).context("no such picture")
 }

@@ -129,7 +129,7 @@ impl WorkerProcess {
     }
 
     /// Waits until its log contains a text.
-    pub async fn says(&self, text: &str, timeout: Duration) -> anyhow::Result<()> {
+    pub async fn wait_for_log(&self, text: &str, timeout: Duration) -> anyhow::Result<()> {
         let logged = until(text, timeout, async || Ok(self.log().contains(text).then_some(()))).await;
         logged.with_context(|| format!("log of {}:\n{}", self.name, self.log()))
     }

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// State of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkCut {
+pub enum ProxyMode {
     /// The link works.
     Open,
     /// Bytes are held back but not lost, and connections stay open, as when the network is down.
@@ -24,7 +24,7 @@ pub enum LinkCut {
 /// A TCP proxy to one address.
 pub struct Proxy {
     port: u16,
-    state: watch::Sender<LinkCut>,
+    state: watch::Sender<ProxyMode>,
     passed: ProxyTraffic,
     task: JoinHandle<()>,
 }
@@ -37,7 +37,7 @@ impl Proxy {
     pub async fn start(to: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let (state, link) = watch::channel(LinkCut::Open);
+        let (state, link) = watch::channel(ProxyMode::Open);
         let passed = ProxyTraffic::default();
         let recorded = passed.clone();
         let task = tokio::spawn(async move {
@@ -56,26 +56,26 @@ impl Proxy {
     }
 
     /// Starts recording the bytes sent towards the cloud.
-    pub fn note(&self) {
+    pub fn start_recording(&self) {
         *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
     }
 
-    /// Whether these bytes were sent towards the cloud since [`Proxy::note`].
+    /// Whether these bytes were sent towards the cloud since [`Proxy::start_recording`].
     pub fn has_passed(&self, bytes: &[u8]) -> bool {
         let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         passed.iter().any(|passed| passed.windows(bytes.len()).any(|window| window == bytes))
     }
 
     /// Cuts or restores the link.
-    pub fn set(&self, cut: LinkCut) {
+    pub fn set(&self, cut: ProxyMode) {
         self.state.send_replace(cut);
     }
 
     /// Cuts the link for a while.
-    pub async fn cut_for(&self, cut: LinkCut, time: Duration) {
+    pub async fn cut_for(&self, cut: ProxyMode, time: Duration) {
         self.set(cut);
         tokio::time::sleep(time).await;
-        self.set(LinkCut::Open);
+        self.set(ProxyMode::Open);
     }
 }
 
@@ -85,15 +85,15 @@ impl Drop for Proxy {
     }
 }
 
-async fn forward(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<LinkCut>, passed: ProxyTraffic) {
-    if link.wait_for(|cut| *cut != LinkCut::Silent).await.is_ok_and(|cut| *cut == LinkCut::Reset) {
+async fn forward(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<ProxyMode>, passed: ProxyTraffic) {
+    if link.wait_for(|cut| *cut != ProxyMode::Silent).await.is_ok_and(|cut| *cut == ProxyMode::Reset) {
         return reset_on_close(&near);
     }
     let Ok(far) = TcpStream::connect(to).await else { return reset_on_close(&near) };
     let _no_delay = (near.set_nodelay(true), far.set_nodelay(true));
     let resets = async {
         let mut link = link.clone();
-        let _sender_gone = link.wait_for(|cut| *cut == LinkCut::Reset).await;
+        let _sender_gone = link.wait_for(|cut| *cut == ProxyMode::Reset).await;
     };
     // Set this before splitting: the halves have no such option.
     reset_on_close(&near);
@@ -114,12 +114,12 @@ fn reset_on_close(stream: &TcpStream) {
 async fn copy_bytes(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut link: watch::Receiver<LinkCut>,
+    mut link: watch::Receiver<ProxyMode>,
     passed: Option<ProxyTraffic>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if link.wait_for(|cut| *cut != LinkCut::Silent).await.is_err() {
+        if link.wait_for(|cut| *cut != ProxyMode::Silent).await.is_err() {
             return;
         }
         let Some(bytes) = buffer.get(..read) else { return };

@@ -115,7 +115,7 @@ pub struct TestWorld {
     /// Environment variables for workers that are started from now on.
     pub environment: Vec<(String, String)>,
     plan: WorldPlan,
-    may_be_refused: AtomicBool,
+    allows_refusals: AtomicBool,
     fleet: Option<FleetFolder>,
     folder: TempDir,
     _permit: SemaphorePermit<'static>,
@@ -209,7 +209,7 @@ impl TestWorld {
             cloud,
             environment,
             plan,
-            may_be_refused: AtomicBool::new(false),
+            allows_refusals: AtomicBool::new(false),
             fleet,
             folder,
             _permit: permit,
@@ -217,14 +217,14 @@ impl TestWorld {
     }
 
     /// Starts the servers, a verifier, and a recognizer, a courier and a janitor for each site.
-    pub async fn whole(plan: WorldPlan) -> anyhow::Result<Self> {
+    pub async fn start_with_workers(plan: WorldPlan) -> anyhow::Result<Self> {
         let mut world = Self::start(plan).await?;
-        world.crew().await?;
+        world.start_workers().await?;
         Ok(world)
     }
 
     /// Starts a verifier, and a recognizer, a courier and a janitor for each site.
-    pub async fn crew(&mut self) -> anyhow::Result<()> {
+    pub async fn start_workers(&mut self) -> anyhow::Result<()> {
         self.verifier("verifier-0")?;
         for site in 0..self.sites.len() {
             self.recognizer(&format!("recognizer-{site}"), site)?;
@@ -237,7 +237,7 @@ impl TestWorld {
     /// Waits until every worker has logged its start.
     pub async fn all_started(&mut self) -> anyhow::Result<()> {
         for worker in self.workers.values() {
-            worker.says("started", Duration::from_secs(30)).await?;
+            worker.wait_for_log("started", Duration::from_secs(30)).await?;
         }
         Ok(())
     }
@@ -248,7 +248,7 @@ impl TestWorld {
     }
 
     /// Starts a recognizer with an untrained model, to which nearly every image is doubtful.
-    pub fn beginner(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
+    pub fn untrained_recognizer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.recognizer_of(name, site, INITIAL)
     }
 
@@ -341,7 +341,7 @@ impl TestWorld {
     }
 
     /// Creates the cloud's streams for one more site, which has no server. Idempotent.
-    pub async fn tell_cloud_of(&self, site: &SiteName) -> anyhow::Result<()> {
+    pub async fn add_site_to_cloud(&self, site: &SiteName) -> anyhow::Result<()> {
         if Blobs::open_sent_by(&self.cloud, site).bucket_exists().await? {
             return Ok(());
         }
@@ -393,13 +393,13 @@ impl TestWorld {
     }
 
     /// A worker by name; an error if it was never started.
-    pub fn worked(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
+    pub fn worker_mut(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         self.workers.get_mut(name).with_context(|| format!("no worker {name}"))
     }
 
     /// Lets the test pass although servers refuse workers something, when that is what it tests.
-    pub fn forgive_refusals(&self) {
-        self.may_be_refused.store(true, Ordering::Relaxed);
+    pub fn allow_refusals(&self) {
+        self.allows_refusals.store(true, Ordering::Relaxed);
     }
 
     /// The temporary folder with the logs, and with the stores unless [`WorldPlan::stores`] names another.
@@ -413,7 +413,7 @@ impl TestWorld {
     }
 
     /// The last lines of every worker's log, for failure messages.
-    pub fn last_words(&self) -> String {
+    pub fn log_tails(&self) -> String {
         let mut text = String::new();
         for worker in self.workers.values() {
             let log = worker.log();
@@ -475,7 +475,7 @@ fn worker_violations(folder: &Path) -> Vec<String> {
 
 impl Drop for TestWorld {
     fn drop(&mut self) {
-        if self.may_be_refused.load(Ordering::Relaxed) {
+        if self.allows_refusals.load(Ordering::Relaxed) {
             return;
         }
         let violations = worker_violations(self.plan.stores.as_deref().unwrap_or(self.folder.path()));
