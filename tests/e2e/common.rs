@@ -49,7 +49,7 @@ pub(crate) async fn answered(world: &TestWorld, task: TaskId) -> Answer {
     let site = world.site(0);
     match outcome(&site.bus, &site.name, task).await {
         Ok(answer) => answer,
-        Err(error) => panic!("{error:#}\n{}", world.last_words()),
+        Err(error) => panic!("{error:#}\n{}", world.log_tails()),
     }
 }
 
@@ -82,5 +82,5 @@ pub(crate) async fn promised(world: &TestWorld, task: TaskId) -> Answer {
         let answers = answers(world.bus(0), task).await;
         Ok(answers.into_iter().find(|answer| answer.stage == AnswerStage::Provisional))
     });
-    found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+    found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::bare_server::free_ports;
-use harness::pictures::{HEAVY, LIGHT, one};
+use harness::pictures::{HEAVY, LIGHT, first_picture};
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
 use runtime::site_key::SiteKey;
@@ -158,7 +158,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         let url = running(at, site, worker).await["sites"][0]["url"].as_str().unwrap().to_owned();
         let bus = Bus::connect(&NatsSettings { url, ..NatsSettings::default() }, "test").await.unwrap();
         let name: SiteName = site.parse().unwrap();
-        let task = publish(&bus, &name, &one(false).unwrap().bytes, &[]).await;
+        let task = publish(&bus, &name, &first_picture(false).unwrap().bytes, &[]).await;
         let answer = outcome(&bus, &name, task).await;
         let answer = answer.unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", worker.log(), hub.log()));
         assert_eq!(answer.route, Route::Verified, "{}\n{}", worker.log(), hub.log());
@@ -309,10 +309,10 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     println!("the revoked site noticed {} ms after the command began", began.elapsed().as_millis());
     until("the other site is back", PATIENCE, async || Ok(joined(at, "farm").await.then_some(()))).await.unwrap();
     let (reef, bus) = &buses[0];
-    let task = publish(bus, reef, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(bus, reef, &first_picture(true).unwrap().bytes, &[]).await;
     assert_eq!(outcome(bus, reef, task).await.unwrap().route, Route::Edge, "the site itself goes on");
     let (farm, bus) = &buses[1];
-    let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(bus, farm, &first_picture(false).unwrap().bytes, &[]).await;
     let slot = subject::final_answer(farm, &"cam-1".parse().unwrap(), task);
     let verified =
         until("an answer of the cloud", 2 * PATIENCE, async || Ok(reader::read_outcome(bus, &slot).await?)).await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::pictures::{HEAVY, LIGHT, one};
+use harness::pictures::{HEAVY, LIGHT, first_picture};
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
 use nix::sys::signal::{Signal, kill};
@@ -62,7 +62,7 @@ async fn a_second_up_on_the_same_store_refuses_and_the_first_goes_on() {
     assert!(second.err.contains("in use by another tributary"), "{}", second.err);
     assert_eq!(first.ended().unwrap(), None);
     let (bus, site) = bus(folder.path()).await;
-    let task = publish(&bus, &site, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(&bus, &site, &first_picture(true).unwrap().bytes, &[]).await;
     assert_eq!(outcome(&bus, &site, task).await.unwrap().route, Route::Edge);
 }
 
@@ -71,7 +71,7 @@ async fn an_up_that_is_killed_leaves_no_server_behind_and_starts_again_on_its_st
     let folder = tempfile::tempdir().unwrap();
     let mut worker = up(folder.path(), &["--sites", "2"]).await;
     let (before, site) = bus(folder.path()).await;
-    let task = publish(&before, &site, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(&before, &site, &first_picture(false).unwrap().bytes, &[]).await;
     assert_eq!(outcome(&before, &site, task).await.unwrap().route, Route::Verified);
     let servers = ["cloud", "site-1", "site-2"].map(|server| server_process(folder.path(), server).expect(server));
     worker.kill().unwrap();
@@ -97,7 +97,7 @@ async fn a_server_that_dies_is_started_again_by_up() {
     });
     second.await.unwrap();
     let (bus, site) = bus(folder.path()).await;
-    let task = publish(&bus, &site, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(&bus, &site, &first_picture(false).unwrap().bytes, &[]).await;
     assert_eq!(outcome(&bus, &site, task).await.unwrap().route, Route::Verified);
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
 }

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use harness::odd_images;
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use runtime::site_key::SiteKey;
 use schemas::swap::{Agreement, AgreementCount, ReleaseCounts};
 use schemas::task::StorageStamp;
@@ -122,7 +122,7 @@ impl Foe {
     }
 
     fn picture(&self, camera: &str) -> VerifyRequest {
-        self.request(camera, Payload::Image(some(false, 1).unwrap().bytes.to_vec().into()))
+        self.request(camera, Payload::Image(nth_picture(false, 1).unwrap().bytes.to_vec().into()))
     }
 
     fn verify_subject(&self) -> String {
@@ -239,14 +239,14 @@ impl Foe {
                 request.payload = Payload::Image(b"I am a picture".to_vec().into());
             }),
             self.asks("with half a picture", ActionOutcome::dead("image_*"), |request| {
-                let whole = one(false).unwrap().bytes.clone();
+                let whole = first_picture(false).unwrap().bytes.clone();
                 request.payload = Payload::Image(whole[..whole.len() / 2].to_vec().into());
             }),
             self.asks("with a PNG of 20,000 x 20,000", ActionOutcome::dead("image_side_too_long"), |request| {
                 request.payload = Payload::Image(odd_images::png_bomb(20_000).into());
             }),
             self.asks("with 2 MiB behind a picture", ActionOutcome::Verdict, |request| {
-                let mut bytes = one(false).unwrap().bytes.to_vec();
+                let mut bytes = first_picture(false).unwrap().bytes.to_vec();
                 bytes.resize(2 << 20, 0);
                 request.payload = Payload::Image(bytes.into());
             }),
