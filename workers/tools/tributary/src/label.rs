@@ -1,21 +1,17 @@
 //! `tributary label`: a person's labels for tasks, and retracting them.
 
-pub mod known_labels;
+pub(crate) mod known_labels;
 mod label_file;
 mod retract;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::bail;
-use runtime::clock;
+use operations::labels::{self, LabelBatch};
 use runtime::settings::LoadedSettings;
-use schemas::limits::MAX_LABEL_BYTES;
-use schemas::{Answer, Label, decode, encode};
-use streams::{Publication, Publisher, reader, subject, topology};
 
 use crate::settings::Settings;
-use crate::{audit, format, site_target, stdout, task_lookup};
+use crate::{format, site_target, stdout, task_lookup};
 
 const EXAMPLES: &str = "\
 A person's label overrides the publisher's label and the cloud's verdict when the site's trainer learns; the latest \
@@ -32,7 +28,7 @@ Examples:
 /// Label answered images, for the site's trainer to learn from.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct LabelArgs {
+pub(crate) struct LabelArgs {
     #[command(subcommand)]
     what: Option<LabelCommand>,
     /// Task to label, named by the first digits of its id.
@@ -59,7 +55,7 @@ enum LabelCommand {
 }
 
 /// Publishes labels, or retracts them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
     if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }
@@ -69,43 +65,22 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
         (None, Some(task), Some(label)) => (vec![(task_lookup::find_task(&here, task).await?, label.clone())], 0),
         _ => bail!("no task and label given: use `tributary label TASK LABEL`, or --from FILE"),
     };
-    if let Some((task, label)) = labels.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
-        bail!("the label of task {task} has {} bytes; it must have 1 to {MAX_LABEL_BYTES}", label.len());
-    }
     let said = labels.iter().map(|(_, label)| label.as_str()).collect();
     let unknown = known_labels::unknown_labels(&loaded.settings, said).await;
     if let Some(why) = unknown.filter(|_| !args.new_label) {
         bail!("{why}. Nothing was labelled: correct it, or use --new-label for a later release that will have it");
     }
-    let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
-    let (mut labelled, mut unknown) = (0_u64, Vec::new());
-    for (task, label) in labels {
-        let slot = subject::final_answer_of_any_camera(&here.name, task);
-        let Some(record) = reader::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
-            unknown.push(task);
-            continue;
-        };
-        let answer: Answer = decode(&record.payload)?;
-        let by = args.by.clone();
-        let label = Label { task, label, by, labelled_at_ms: clock::now_ms(), source: None, retracted: None };
-        let id = task.child(&format!("label-{}-{}", label.label, label.labelled_at_ms)).to_string();
-        let publication = Publication::with_id(subject::label(&here.name, &answer.camera), encode(&label)?, id);
-        publisher.publish(&publication).await?;
-        labelled += 1;
-    }
-    if labelled > 0 {
-        audit::record_command(&here.bus, &here.name, "label", format::count(labelled, "task")).await;
-    }
+    let done = labels::label_tasks(&here.bus, &here.name, LabelBatch::new(labels)?, args.by.as_deref()).await?;
     let left = match skipped {
         0 => String::new(),
         skipped => format!("; {} without a new label skipped", format::count(skipped, "row")),
     };
-    stdout::print_line(format!("{} at site {}{left}", format::count(labelled, "label"), here.name))?;
-    match &unknown[..] {
+    stdout::print_line(format!("{} at site {}{left}", format::count(done.labelled, "label"), here.name))?;
+    match &done.unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
             "{} of unknown tasks skipped, the first {first}: only tasks with a final answer at site {} can be labelled",
-            format::count(unknown.len() as u64, "label"),
+            format::count(done.unknown.len() as u64, "label"),
             here.name
         ),
     }

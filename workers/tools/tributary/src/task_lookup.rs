@@ -14,7 +14,7 @@ const LEAST_DIGITS: usize = 4;
 ///
 /// # Errors
 /// No answered task begins like this, or several do.
-pub async fn find_task(site: &SiteTarget, text: &str) -> anyhow::Result<TaskId> {
+pub(crate) async fn find_task(site: &SiteTarget, text: &str) -> anyhow::Result<TaskId> {
     let wanted = match text.parse() {
         Ok(task) => return Ok(task),
         Err(_) if is_beginning(text) => text.to_ascii_lowercase(),

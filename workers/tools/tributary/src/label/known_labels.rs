@@ -17,7 +17,7 @@ const LISTED: usize = 20;
 
 /// What is wrong with labels that no release of the site's model has, and which it has, in words; `None` if all are
 /// known, or if the model is not on this machine: the trainer counts the labels that its model does not know.
-pub async fn unknown_labels(settings: &Settings, labels: BTreeSet<&str>) -> Option<String> {
+pub(crate) async fn unknown_labels(settings: &Settings, labels: BTreeSet<&str>) -> Option<String> {
     labels.first()?;
     let model = Model::load(&settings.recognizer.model).ok()?;
     let mut known: BTreeSet<String> = model.labels.iter().cloned().chain([NO_LABEL.to_owned()]).collect();

@@ -7,7 +7,7 @@ use anyhow::Context;
 use schemas::{LabelSource, TaskId};
 
 /// Each row's task and label in a file, or in the index of a folder, and how many rows had nothing new to say: no label, or the one that was exported.
-pub fn read(file: &Path) -> anyhow::Result<(Vec<(TaskId, String)>, u64)> {
+pub(super) fn read(file: &Path) -> anyhow::Result<(Vec<(TaskId, String)>, u64)> {
     let mut text = String::new();
     let table = if file.is_dir() { file.join("index.csv") } else { file.to_owned() };
     let what = table.display();

@@ -1,5 +1,6 @@
 //! The stage of releases, and the decisions about each with their metrics.
 
+use operations::release_stage::{decisions_about, stage_word};
 use runtime::settings::LoadedSettings;
 use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, ReleaseStage, Rollout};
 
@@ -7,7 +8,7 @@ use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 /// All rollout decisions about a model; empty, with a note, if the cloud's server cannot be reached.
-pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
+pub(super) async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
     let read = async {
         let cloud = site_target::cloud(loaded, "release").await?;
         anyhow::Ok(releases::decision_log::history(&cloud, model).await?)
@@ -16,27 +17,6 @@ pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) 
         stdout::print_note(format_args!("the stages of releases are unknown: {}", stdout::with_causes(&error, ": ")));
         Vec::new()
     })
-}
-
-/// The stage of a release, in a word.
-pub fn standing_of(history: &[Rollout], release: &ReleaseId) -> &'static str {
-    let Some(now) = history.last() else { return "" };
-    let before = || history.iter().any(|then| then.stable.release == *release).then_some("was stable");
-    releases::stage::stage_of(now, release).map(ReleaseStage::as_str).or_else(before).unwrap_or("passed over")
-}
-
-/// The decisions about a release, oldest first: those that name it, and those about another one that moved it, as a
-/// rollback and a promotion do.
-pub fn decisions_about<'a>(history: &'a [Rollout], release: &ReleaseId) -> Vec<&'a Rollout> {
-    let mut before = None;
-    let moved = |then: &&Rollout| {
-        let stage = releases::stage::stage_of(then, release);
-        // The names of withdrawn releases are forgotten in time, which is no decision.
-        let was_moved = before.is_some_and(|before| stage != Some(before) && before != ReleaseStage::Withdrawn);
-        before = stage;
-        was_moved || then.decision.release == *release
-    };
-    history.iter().filter(moved).collect()
 }
 
 /// What a decision made of a release, in a word, and about which other release it was, if it was about another.
@@ -51,11 +31,11 @@ fn effect_on<'a>(then: &'a Rollout, release: &ReleaseId) -> (&'static str, Optio
 }
 
 /// Prints a release's stage and decisions.
-pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
+pub(super) fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
     if history.is_empty() {
         return Ok(());
     }
-    stdout::print_line(format_args!("stage    {}", standing_of(history, release)))?;
+    stdout::print_line(format_args!("stage    {}", stage_word(history, release)))?;
     for then in decisions_about(history, release) {
         let decision = &then.decision;
         let (stage, other) = effect_on(then, release);
@@ -79,10 +59,11 @@ pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Resul
 }
 
 /// Head of a table of findings.
-pub const FINDING_HEAD: [&str; 8] = ["measure", "ring", "others", "better by", "error", "limit", "images", "result"];
+pub(crate) const FINDING_HEAD: [&str; 8] =
+    ["measure", "ring", "others", "better by", "error", "limit", "images", "result"];
 
 /// A finding as a row of that table.
-pub fn finding_cells(finding: &CanaryFinding) -> Vec<String> {
+pub(crate) fn finding_cells(finding: &CanaryFinding) -> Vec<String> {
     let result = match finding.says {
         FindingOutcome::Open => "open",
         FindingOutcome::Good => "good",
