@@ -233,7 +233,7 @@ fn report(
             "until the queue is under its target again, after five times the load",
             stepped.recovery_s,
             "s",
-            None,
+            Some(crate::report::FigureGoal::AtMost(5.0)),
         ),
         figure(
             "server_kb_per_site",
@@ -260,9 +260,10 @@ fn report(
         ],
         marks: Vec::new(),
     };
+    let in_the_end = stepped.looks.iter().rfind(|look| look.at_s < stepped.to_s).map_or(0.0, |look| look.replicas);
     let mut notes = vec![format!(
-        "A step from {base_per_s:.0} to {:.0} images a second, target {:.1} s of queued work, one replica at the start and {:.0} at \
-             the most; the longest queue was {:.1} s.",
+        "A step from {base_per_s:.0} to {:.0} images a second, target {:.1} s of queued work, one replica at the start, {in_the_end:.0} \
+             at the end of the load and {:.0} at the most; the longest queue was {:.1} s.",
         5.0 * base_per_s,
         step_response::TARGET_S,
         stepped.looks.iter().map(|look| look.replicas).fold(0.0, f64::max),

@@ -104,7 +104,8 @@ async fn look(
             looks.push(QueueSample { at_s: begun_at.elapsed().as_secs_f64(), replicas, queued_s });
             // Where the number changed, and why; how much waits changes with every look.
             let changed = |why: &String| {
-                ["more than", "do not help", "would have sufficed"].iter().any(|part| why.contains(part))
+                let parts = ["more than the target", "do not help", "replicas did", "would have sufficed"];
+                parts.iter().any(|part| why.contains(part)) && !why.contains("the first go after")
             };
             let changed = beat.scale.clone().filter(changed);
             why.extend(changed.filter(|said| why.last() != Some(said)));
