@@ -400,7 +400,7 @@ impl<R: ReplicaRule> LoadStep<R> {
 #[test]
 fn a_noisy_worker_follows_its_load_and_never_gives_up() {
     let test = "scale::a_noisy_worker_follows_its_load_and_never_gives_up";
-    check_seeds(test, 3000, |seed| async move { LoadStep::<PresentRule>::take(seed).check() });
+    check_seeds(test, 2000, |seed| async move { LoadStep::<PresentRule>::take(seed).check() });
 }
 
 #[test]
@@ -413,7 +413,7 @@ fn a_rule_that_gives_up_is_caught() {
 /// Noise alone leaves a few with more than that, which is no proof against them.
 #[test]
 fn nearly_all_workers_end_within_one_of_the_best_number() {
-    const SEEDS: u64 = 2000;
+    const SEEDS: u64 = 1000;
     let off = |is_off: fn(u64) -> bool| (0..SEEDS).filter(|seed| is_off(*seed)).count();
     let present = off(|seed| !LoadStep::<PresentRule>::take(seed).is_within_one_of_the_best());
     let before = off(|seed| !LoadStep::<RuleThatGivesUp>::take(seed).is_within_one_of_the_best());
@@ -444,7 +444,7 @@ fn follow_rising_load<R: ReplicaRule>(seed: u64) -> Result<f64, String> {
 #[test]
 fn a_queue_stays_short_while_the_load_rises() {
     let test = "scale::a_queue_stays_short_while_the_load_rises";
-    check_seeds(test, 3000, |seed| async move { follow_rising_load::<PresentRule>(seed).map(f64::to_bits) });
+    check_seeds(test, 1500, |seed| async move { follow_rising_load::<PresentRule>(seed).map(f64::to_bits) });
     let (_, why) =
         find_failure(3000, |seed| async move { follow_rising_load::<RuleThatGivesUp>(seed).map(f64::to_bits) })
             .expect("a rule that gives up passes");
