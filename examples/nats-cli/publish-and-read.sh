@@ -20,16 +20,16 @@ else
     task=$(uuidgen | tr '[:upper:]' '[:lower:]')
 fi
 
-# Listen first: the answer may be there before the acknowledgement is. The command does not say when it listens, hence
-# the pause. Every answer of the camera comes this way, one JSON object a line.
+# Subscribe first: the answer may arrive before the acknowledgement. The command does not say when it has subscribed, hence
+# the pause. It prints every answer of the camera, one JSON object per line.
 exec 3< <(exec nats sub "answer-json.$site.$camera" --raw)
 trap 'kill $! 2>/dev/null' EXIT
 sleep 1
 
-# --jetstream waits for the acknowledgement: the image is stored and will be answered. --no-templates, for the bytes of an
-# image may happen to look like a template.
+# --jetstream waits for the acknowledgement: the image is stored and will be answered. --no-templates, because an image's
+# bytes may happen to look like a template.
 nats pub "image.$site.$camera" --jetstream --no-templates --force-stdin \
     --header "Nats-Msg-Id:$task" --header "Tributary-File:${image##*/}" <"$image"
 
 timeout "$answer_timeout_s" grep --max-count 1 --fixed-strings "$task" <&3 ||
-    { printf 'no answer within %s s; tributary answers %s shows it once it is there\n' "$answer_timeout_s" "$task" >&2; exit 1; }
+    { printf 'no answer within %s s; run `tributary answers %s` later to see it\n' "$answer_timeout_s" "$task" >&2; exit 1; }

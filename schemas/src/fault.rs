@@ -1,4 +1,4 @@
-//! What went wrong, in words for people, and its kind where something follows from it.
+//! Faults: a reason and a remedy for people, and a kind that programs can act on.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,36 +6,37 @@ use crate::limits::MAX_NOTE_BYTES;
 use crate::vocabulary::WireWord;
 
 crate::vocabulary! {
-    /// Kinds of fault that a program acts on. Every other kind is only shown and stands where it is told, as
-    /// [`WireWord::Other`].
+    /// Kinds of fault that a program acts on. Every other kind is only displayed; it is written where the fault occurs,
+    /// as [`WireWord::Other`].
     pub enum FaultKind {
         /// A release's package is not in the cloud's store.
         PackageMissing = "package_missing",
         /// A release's package could not be fetched.
         PackageUnreachable = "package_unreachable",
-        /// A release's package could not be written to the disk here.
+        /// A release's package could not be written to the local disk.
         PackageUnwritable = "package_unwritable",
-        /// Too little memory is free for a release.
+        /// Too little memory is free to load a release.
         MemoryShort = "memory_short",
-        /// The process that tries a release could not be started.
+        /// The trial process of a release could not be started.
         TrialImpossible = "trial_impossible",
-        /// A release ended the process that ran it.
+        /// A release crashed the process that ran it.
         ReleaseCrashed = "release_crashed",
         /// A round's aggregate is no better than its base.
         NothingGained = "nothing_gained",
         /// The site's server does not answer.
         ServerAway = "server_away",
-        /// A link passes on what must stay at the site.
+        /// A link forwards subjects that must stay at the site.
         LinkLetsThrough = "link_lets_through",
-        /// A consumer is paused, so that nothing is taken.
+        /// A consumer is paused, so that it delivers nothing.
         ConsumerPaused = "consumer_paused",
-        /// A consumer that workers need is not there.
+        /// A consumer that workers need does not exist.
         ConsumerMissing = "consumer_missing",
     }
 }
 
 impl FaultKind {
-    /// Whether a release that is not run for it is tried again: it may pass by itself, and is no refusal for good.
+    /// Whether a site retries a release that it did not run because of this fault. Such a fault can pass by itself and
+    /// does not refuse the release for good.
     pub fn is_passing(self) -> bool {
         match self {
             Self::PackageMissing
@@ -66,12 +67,13 @@ pub struct FaultNote {
 }
 
 impl FaultNote {
-    /// A note; `reason` and `remedy` are cut to [`MAX_NOTE_BYTES`].
+    /// Creates a note; `reason` and `remedy` are cut to [`MAX_NOTE_BYTES`].
     pub fn new(kind: impl Into<WireWord<FaultKind>>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { kind: kind.into(), reason: truncate(reason.into()), remedy: truncate(remedy.into()) }
     }
 
-    /// Whether a release that is not run for it is tried again; not for a kind that is only shown.
+    /// Whether a site retries a release that it did not run because of this fault; false for a kind that is only
+    /// displayed.
     pub fn is_passing(&self) -> bool {
         self.kind.known().is_some_and(FaultKind::is_passing)
     }

@@ -4,32 +4,32 @@
 //! format: MessagePack maps with named fields ([`codec`]), so that any client can read them.
 
 pub mod answer;
-pub mod audit;
-pub mod blob;
+mod audit;
+mod blob;
 pub mod codec;
-pub mod dead;
+mod dead;
 pub mod decision_trace;
-pub mod drift;
-pub mod fault;
+mod drift;
+mod fault;
 pub mod final_answer;
-pub mod hardcase;
-pub mod heartbeat;
-pub mod id;
-pub mod label;
-pub mod learned_images;
+mod hardcase;
+mod heartbeat;
+mod id;
+mod label;
+mod learned_images;
 pub mod limits;
 pub mod model;
-pub mod release;
-pub mod role;
-pub mod root;
+mod release;
+mod role;
+mod root;
 pub mod round;
 mod shared_bytes;
 pub mod swap;
 pub mod task;
 pub mod trace_parent;
-pub mod update;
-pub mod verdict;
-pub mod verify;
+mod update;
+mod verdict;
+mod verify;
 pub mod vocabulary;
 
 pub use answer::{Answer, AnswerStage, MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass, Reason, Route, Timings};

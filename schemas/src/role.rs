@@ -1,4 +1,4 @@
-//! Roles: workers, and the other clients of a server.
+//! Roles of a server's clients: workers, cameras and people.
 
 crate::vocabulary! {
     /// A kind of client that connects to a server. Workers write it into heartbeats and dead letters.
@@ -7,25 +7,25 @@ crate::vocabulary! {
         Camera = "camera",
         /// Recognizes images at a site.
         Recognizer = "recognizer",
-        /// Carries between a site and the cloud.
+        /// Carries messages between a site and the cloud.
         Courier = "courier",
         /// Trains on a site's labelled images.
         Trainer = "trainer",
-        /// Frees space at a site.
+        /// Frees disk space at a site.
         Janitor = "janitor",
         /// Publishes final answers in JSON at a site.
         Notifier = "notifier",
         /// A site's courier as the hub knows it, at the other end of the link.
         Site = "site",
-        /// Verifies in the cloud.
+        /// Verifies doubtful answers in the cloud.
         Verifier = "verifier",
-        /// Merges updates in the cloud.
+        /// Merges model updates into releases in the cloud.
         Aggregator = "aggregator",
-        /// Decides about releases in the cloud.
+        /// Decides in the cloud which sites run which release.
         Releaser = "releaser",
         /// A person, with all rights at a site or in the cloud.
         Operator = "operator",
-        /// An operator of the server itself: reloads it and ends connections.
+        /// An operator of the NATS server itself: reloads it and closes connections.
         System = "system",
     }
 }

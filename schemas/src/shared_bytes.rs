@@ -1,7 +1,7 @@
-//! Large bytes in a message, decoded without a copy: they stay in the buffer that the message came in.
+//! Decodes large byte fields without a copy: they share the buffer in which the message was received.
 //!
-//! For `#[serde(with = "shared_bytes")]`. serde hands the decoder's slice of the input to a visitor that knows nothing else, so
-//! [`decode_from`] notes the buffer for as long as its thread decodes.
+//! For `#[serde(with = "shared_bytes")]`. serde gives a visitor only a slice of the input, not the buffer that owns it,
+//! so [`decode_from`] keeps the buffer in a thread-local variable while its thread decodes.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,25 +11,25 @@ use serde::de::{Deserializer, Visitor};
 use serde::ser::Serializer;
 
 thread_local! {
-    /// The buffer that this thread decodes a message from.
+    /// The buffer from which this thread is decoding a message.
     static SOURCE: RefCell<Option<Bytes>> = const { RefCell::new(None) };
 }
 
-/// Decodes from a buffer whose parts the decoded value may share.
+/// Decodes a value that may share parts of the buffer.
 pub(crate) fn decode_from<T>(source: &Bytes, decode: impl FnOnce(&[u8]) -> T) -> T {
-    /// Also when decoding panics: a buffer that stays would be kept in memory.
-    struct Noted;
-    impl Drop for Noted {
+    /// Clears the variable, even if decoding panics, so that the buffer is freed.
+    struct ClearSource;
+    impl Drop for ClearSource {
         fn drop(&mut self) {
             SOURCE.set(None);
         }
     }
     SOURCE.set(Some(source.clone()));
-    let _noted = Noted;
+    let _clear_source = ClearSource;
     decode(source)
 }
 
-/// The part of the noted buffer that is this very slice; a copy if it lies elsewhere.
+/// The part of the current buffer that this slice points into; a copy if it points elsewhere.
 fn share(slice: &[u8]) -> Bytes {
     SOURCE.with_borrow(|source| {
         let Some(source) = source else { return Bytes::copy_from_slice(slice) };
@@ -80,7 +80,7 @@ impl<'de> Visitor<'de> for SharedBytesVisitor {
     }
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut from: A) -> Result<Bytes, A::Error> {
-        // A count that a message claims is no reason to allocate.
+        // Do not trust the claimed length for an allocation.
         let mut bytes = Vec::new();
         while let Some(byte) = from.next_element()? {
             bytes.push(byte);

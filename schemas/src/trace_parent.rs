@@ -1,4 +1,4 @@
-//! The place of a message in a trace, as W3C Trace Context writes it in the header `traceparent` (version 00):
+//! A message's trace context in the W3C Trace Context header `traceparent` (version 00):
 //! `00-<trace, 32 hex digits>-<span, 16 hex digits>-<flags, 2 hex digits>`. `tracestate` is not carried.
 
 use std::fmt;
@@ -6,38 +6,38 @@ use std::str::FromStr;
 
 use crate::id::TaskId;
 
-/// Name of the header, as the specification writes it.
+/// Name of the header, spelled as in the specification.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
-/// The same header from clients that write the headers of NATS as HTTP's, as OpenTelemetry's carrier in Go does.
+/// The header's name from clients that canonicalize NATS headers as in HTTP, such as OpenTelemetry's carrier in Go.
 const HEADER_TRACEPARENT_HTTP: &str = "Traceparent";
 
 const TEXT_BYTES: usize = 55;
 const SAMPLED: u8 = 1;
 
-/// The span that a message was sent in.
+/// The span in which a message was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceParent {
     /// Id of the trace; not zero.
     pub trace_id: [u8; 16],
     /// Id of the span; not zero.
     pub span_id: [u8; 8],
-    /// Whether whoever began the trace records it; the stages that follow do as it did.
+    /// Whether the trace is recorded. Its first stage decides; the later stages follow.
     pub is_sampled: bool,
 }
 
-/// A text that is no `traceparent` of version 00. What is wrong with it is of no use to anybody: a new trace is begun.
+/// An invalid `traceparent`. It carries no details, because readers ignore the header and begin a new trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("header {HEADER_TRACEPARENT} must have {TEXT_BYTES} characters and be of version 00")]
 pub struct TraceParentError;
 
 impl TraceParent {
-    /// The trace that a message's headers name; none if they name none, or one that cannot be read.
+    /// Reads the trace context from a message's headers; absent if there is none or it is invalid.
     pub fn from_headers<'h>(header: impl Fn(&'static str) -> Option<&'h str>) -> Option<Self> {
         header(HEADER_TRACEPARENT).or_else(|| header(HEADER_TRACEPARENT_HTTP))?.parse().ok()
     }
 
-    /// Id of the trace of a task that came without one: the task's own, so that every stage finds the same, and a person
-    /// finds the trace by the task. None for the id that is all zeros, which is no trace's.
+    /// Trace id for a task that came without a trace: the task's own id, so that every stage uses the same and people
+    /// can look the trace up by the task. Absent for the all-zero id, which is not a valid trace id.
     pub fn trace_of_task(task: TaskId) -> Option<[u8; 16]> {
         Some(*task.as_bytes()).filter(|id| *id != [0; 16])
     }
@@ -76,7 +76,7 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// Lower-case hexadecimal digits, two a byte; the specification allows no other.
+/// Reads lower-case hexadecimal digits, two per byte; the specification allows no upper case.
 fn read_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),
@@ -104,19 +104,19 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_is_read_and_written_as_the_specification_does() {
+    fn a_traceparent_is_read_and_written_as_specified() {
         let text = format!("00-{TRACE}-{SPAN}-01");
         let parent = read(&text).unwrap();
         assert!(parent.is_sampled);
         assert_eq!((parent.trace_id[0], parent.span_id[7]), (0x4b, 0xb7));
         assert_eq!(parent.to_string(), text);
-        // Flags that are not of this version are ignored and not passed on.
+        // Flags unknown to this version are ignored and not passed on.
         let other = read(&format!("00-{TRACE}-{SPAN}-fe")).unwrap();
         assert_eq!(other.to_string(), format!("00-{TRACE}-{SPAN}-00"));
     }
 
     #[test]
-    fn what_is_no_parent_is_refused() {
+    fn an_invalid_traceparent_is_refused() {
         let zeros = |digits: usize| "0".repeat(digits);
         for text in [
             String::new(),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn both_spellings_of_the_header_are_read_and_the_specifications_comes_first() {
+    fn both_spellings_of_the_header_are_read_and_the_specifications_wins() {
         let other = SPAN.replace('b', "c");
         let (lower, upper) = (format!("00-{TRACE}-{SPAN}-01"), format!("00-{TRACE}-{other}-01"));
         let from = |headers: &[(&str, &str)]| {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_found_under_its_own_id() {
+    fn a_tasks_trace_has_the_tasks_id() {
         let task = TaskId::new_random();
         let trace_id = TraceParent::trace_of_task(task).unwrap();
         let parent = TraceParent { trace_id, span_id: [1; 8], is_sampled: true };

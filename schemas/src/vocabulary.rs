@@ -1,26 +1,26 @@
-//! Words that programs act on: a closed enum here, one short text on the wire, and a place for the words that a newer
-//! release adds.
+//! Words that programs act on: a closed enum in code, a short text on the wire, and a variant that keeps words from
+//! newer releases.
 
 use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// An enum that stands for fixed words; [`vocabulary!`](crate::vocabulary!) implements it.
+/// An enum with one fixed word per variant; [`vocabulary!`](crate::vocabulary!) implements it.
 pub trait Vocabulary: Copy + Eq + 'static {
-    /// Every word there is.
+    /// Every variant.
     const ALL: &'static [Self];
 
-    /// The word for it, on the wire and for people.
+    /// The word, as on the wire and in output.
     fn word(self) -> &'static str;
 
-    /// The variant for a word; `None` for one that this release does not know.
+    /// The variant for a word; `None` if this release does not know the word.
     fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|known| known.word() == word)
     }
 }
 
-/// Declares an enum together with its words, so that a new word is one row.
+/// Declares an enum together with its words, so that a new word is one line.
 #[macro_export]
 macro_rules! vocabulary {
     ($(#[$about:meta])* $visibility:vis enum $name:ident {
@@ -33,7 +33,7 @@ macro_rules! vocabulary {
         }
 
         impl $name {
-            /// The word for it, on the wire and for people.
+            /// The word, as on the wire and in output.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
@@ -57,17 +57,17 @@ macro_rules! vocabulary {
     };
 }
 
-/// A word in a message: one of `T`, or one that `T` does not list, which is kept as it was written.
+/// A word in a message: a variant of `T`, or another text, which is kept as received.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum WireWord<T> {
-    /// A word of `T`.
+    /// A variant of `T`.
     Known(T),
-    /// Any other text: only shown, or of a newer release.
+    /// Any other text: one that is only displayed, or a word from a newer release.
     Other(String),
 }
 
 impl<T: Vocabulary> WireWord<T> {
-    /// The word as it is written.
+    /// The word as on the wire.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Known(known) => known.word(),
@@ -75,7 +75,7 @@ impl<T: Vocabulary> WireWord<T> {
         }
     }
 
-    /// The variant, where it is one.
+    /// The variant, if the word is known.
     pub fn known(&self) -> Option<T> {
         match self {
             Self::Known(known) => Some(*known),
@@ -108,7 +108,7 @@ impl<T: Vocabulary> PartialEq<T> for WireWord<T> {
     }
 }
 
-/// By their letters, whether known or not.
+/// Orders by text, known or not.
 impl<T: Vocabulary> Ord for WireWord<T> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.as_str().cmp(other.as_str())
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_is_read_again_and_one_of_a_newer_release_is_kept() {
+    fn every_word_round_trips_and_an_unknown_one_is_kept() {
         check_words::<FaultKind>();
         check_words::<Role>();
         check_words::<TrainerState>();

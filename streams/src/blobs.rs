@@ -39,7 +39,7 @@ const NOT_THERE: &str = "is not in the bucket (it expired, or was never stored)"
 const PIECES: usize = 16;
 const PIECES_BYTES: usize = 2 * 1024 * 1024;
 /// Most bytes that [`Blobs::fetch_blob`] holds in memory, whatever limit its caller names.
-pub const MAX_HELD_BYTES: u64 = MAX_IMAGE_BYTES;
+pub(crate) const MAX_HELD_BYTES: u64 = MAX_IMAGE_BYTES;
 /// Bytes of a file that are read at a time.
 const FILE_PART_BYTES: usize = 256 * 1024;
 /// How often in a row a reply may fail to come before a transfer ends, and the pauses before it is asked for again.

@@ -1,4 +1,4 @@
-//! A bucket of small values under keys, each of which can be changed by one who knows how it stood.
+//! A NATS key-value bucket, with compare-and-set updates by revision.
 
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use crate::memory::MemoryBucket;
 
 /// A key-value bucket of one domain.
 #[derive(Clone)]
-// The small one is for tests alone.
+// The small variant exists in tests only.
 #[allow(clippy::large_enum_variant)]
 pub(crate) enum KeyValueBucket {
     Nats(Store),
@@ -21,14 +21,14 @@ pub(crate) enum KeyValueBucket {
     Memory(MemoryBucket),
 }
 
-/// How a key stands: its value, absent where it has none, and the revision that a change must name.
+/// A key's value, absent if it was deleted or never written, and the revision that an update must name.
 pub(crate) struct KeyState {
     pub(crate) value: Option<Bytes>,
     pub(crate) revision: u64,
 }
 
 impl KeyValueBucket {
-    /// Looks a bucket up; creates nothing.
+    /// Opens an existing bucket.
     pub(crate) async fn open(bus: &Bus, name: &str) -> Result<Self, CarryError> {
         in_memory!(bus, link => Ok(Self::Memory(MemoryBucket::open(link, name).await?)));
         let found = bus.nats()?.js.get_key_value(name).await;
@@ -65,7 +65,7 @@ impl KeyValueBucket {
         }
     }
 
-    /// Changes a key that still stands as it did at a revision, 0 for never; false if it does not.
+    /// Writes a key if `revision` is still its latest, 0 for a key never written; false if it is not.
     pub(crate) async fn update(&self, key: &str, value: Bytes, revision: u64) -> Result<bool, async_nats::Error> {
         match self {
             Self::Nats(store) => match store.update(key, value, revision).await {
@@ -82,7 +82,7 @@ impl KeyValueBucket {
         }
     }
 
-    /// Keys that match with their values, as they stand and whenever they change. Ends when the watch breaks.
+    /// Yields the matching keys with their current values, then every change. Ends when the watch breaks.
     pub(crate) async fn watch(&self, keys: &str) -> Result<BoxStream<'static, (String, Bytes)>, async_nats::Error> {
         match self {
             Self::Nats(store) => {

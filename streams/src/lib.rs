@@ -17,7 +17,7 @@ macro_rules! in_memory {
 pub mod admin;
 pub mod backoff;
 pub mod blob_sweep;
-pub mod blobs;
+mod blobs;
 mod bucket;
 pub mod cameras;
 pub mod checkup;
@@ -36,7 +36,7 @@ pub mod permissions;
 #[cfg(test)]
 mod pinned_server;
 pub mod publish;
-pub mod puller;
+mod puller;
 pub mod reader;
 pub mod server;
 pub mod store;

@@ -1,10 +1,10 @@
-//! Servers in memory, for tests under simulated time: the same plans, the same verbs and a network whose faults are drawn by
-//! a seed.
+//! NATS servers in memory, for tests under simulated time: the same topology plans, the same operations, and a network
+//! whose faults are drawn from a seed.
 //!
-//! [`MemoryCluster`] interprets the very settings of streams and consumers that [`topology`](crate::topology) plans, so what
-//! is added there works here without a second table. A connection to it is a [`Bus`] like any other; which of the verbs that
-//! a real server has it knows, and that it means the same by them, is held by tests/contract.rs. What it does not know fails
-//! by name. Never compiled into the product.
+//! [`MemoryCluster`] interprets the stream and consumer settings that [`topology`](crate::topology) plans, so what is
+//! added there works here without a second table. A connection to it is an ordinary [`Bus`]. tests/contract.rs runs the
+//! same tests on a real server and on this one, and so shows which operations it supports and that they behave alike.
+//! An operation that it does not support fails with an error that names it. Never compiled into the product.
 
 mod link;
 mod stream;
@@ -28,54 +28,54 @@ use crate::topology::{ADVISORIES, TopologyPlan};
 pub(crate) use self::link::{MemoryBucket, MemoryDelivery, MemoryLink, MemoryPull};
 use self::stream::{IncomingMessage, MemoryStream, Moment, StoreRefusal, StoredAt, subject_matches};
 
-/// When every simulation begins, nanoseconds since the epoch: 2026-01-01.
-const BEGAN_NS: i128 = 1_767_225_600_000_000_000;
+/// Start of every simulation, nanoseconds since the epoch: 2026-01-01.
+const START_NS: i128 = 1_767_225_600_000_000_000;
 
-/// What goes wrong on the way to a server and back, each drawn anew for each message by the cluster's seed.
+/// Network faults on the way to a server and back. The cluster's seed decides anew for each message.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NetworkFaults {
-    /// Share of acknowledgements of deliveries that are lost, 0 to 1.
+    /// Share of delivery acknowledgements that are lost, 0 to 1.
     pub lost_ack_ratio: f64,
-    /// Share of requests that are carried out and whose answer is lost, 0 to 1.
+    /// Share of requests that the server carries out but whose reply is lost, 0 to 1.
     pub lost_reply_ratio: f64,
-    /// Share of requests that are lost before they are carried out, 0 to 1.
+    /// Share of requests that are lost on their way to the server, 0 to 1.
     pub lost_request_ratio: f64,
-    /// Share of deliveries that are lost on their way to who pulls, 0 to 1.
+    /// Share of deliveries that are lost on their way to the puller, 0 to 1.
     pub lost_delivery_ratio: f64,
-    /// Share of messages behind which whoever follows a stream loses the connection, 0 to 1.
+    /// Share of messages at which a follower of a stream loses its connection, 0 to 1.
     pub broken_follow_ratio: f64,
-    /// Longest way to a server or back.
+    /// Longest delay of one trip to a server or back.
     pub max_delay: Duration,
-    /// Longest way over a link between two servers, in addition.
+    /// Longest additional delay of one trip over the link between two servers.
     pub max_link_delay: Duration,
 }
 
-/// What happened in a cluster, in order: what an oracle judges by.
+/// One event in a cluster's history, from which an oracle judges a test.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ClusterEvent {
-    /// A message was stored.
+    /// A stream stored a message.
     Stored {
         /// The server.
         server: String,
         /// Its stream.
         stream: String,
-        /// The sequence it has there.
+        /// Its sequence in that stream.
         sequence: u64,
         /// Its subject.
         subject: String,
-        /// The id that tells it from its repetitions, where it has one.
+        /// Its `Nats-Msg-Id`, if it has one.
         message_id: Option<String>,
-        /// When, nanoseconds since the epoch.
+        /// Simulated time, nanoseconds since the epoch.
         stored_at_ns: i128,
     },
-    /// A full stream took no message.
+    /// A full stream refused a message.
     Refused {
         /// The server.
         server: String,
         /// The message's subject.
         subject: String,
     },
-    /// A message was given to whoever pulled.
+    /// A consumer delivered a message to a puller; the network may still lose it.
     Delivered {
         /// The server.
         server: String,
@@ -85,10 +85,10 @@ pub enum ClusterEvent {
         durable: String,
         /// The message's sequence.
         sequence: u64,
-        /// Which delivery this is, from 1.
+        /// Number of this delivery, from 1.
         attempts: u64,
     },
-    /// An acknowledgement arrived and finished a message.
+    /// An acknowledgement reached the server and finished a message.
     Acknowledged {
         /// The server.
         server: String,
@@ -99,7 +99,7 @@ pub enum ClusterEvent {
         /// The message's sequence.
         sequence: u64,
     },
-    /// A message was deleted by hand.
+    /// A client deleted a message.
     Deleted {
         /// The server.
         server: String,
@@ -110,25 +110,25 @@ pub enum ClusterEvent {
     },
 }
 
-/// Servers in memory and what lies between them; clones share them.
+/// Servers in memory and the network between them. Clones share both.
 #[derive(Clone)]
 pub struct MemoryCluster(Arc<ClusterShared>);
 
 struct ClusterShared {
     state: Mutex<ClusterState>,
-    /// Told whenever somebody who waits for a server or a message should look again.
+    /// Notified whenever a task that waits for a server or a message should check again.
     changed: Notify,
-    began_at: Instant,
+    started_at: Instant,
 }
 
 struct ClusterState {
     servers: BTreeMap<String, MemoryServer>,
-    /// Servers whose link to the others is cut.
+    /// Servers whose link to the other servers is cut.
     cut: BTreeSet<String>,
     faults: NetworkFaults,
     rng: StdRng,
     events: Vec<ClusterEvent>,
-    /// Requests that were made so far, answered or not.
+    /// Requests made so far, answered or not.
     requests: u64,
 }
 
@@ -136,40 +136,40 @@ struct MemoryServer {
     name: String,
     streams: BTreeMap<String, MemoryStream>,
     is_up: bool,
-    /// Goes up with every start.
+    /// Increases with every start.
     incarnation: u64,
-    /// Streams that take nothing at the moment.
+    /// Streams that a test has declared full: they refuse every message.
     full: BTreeSet<String>,
     taps: Vec<(String, mpsc::UnboundedSender<TapMessage>)>,
 }
 
 thread_local! {
-    /// What the next pauses of this thread begin with.
-    static JITTER: Cell<Option<u64>> = const { Cell::new(None) };
-    /// When the simulation of this thread began.
-    static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Seed of the next backoff on this thread; absent outside a simulation.
+    static JITTER_SEED: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Start of this thread's simulation.
+    static STARTED_AT: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// What the clocks of a simulation show, nanoseconds since the epoch; absent outside of one.
+/// Simulated time, nanoseconds since the epoch; absent outside a simulation.
 pub fn simulated_now_ns() -> Option<i128> {
-    BEGAN.get().map(|began_at| ns_since(began_at, Instant::now()))
+    STARTED_AT.get().map(|started_at| ns_since(started_at, Instant::now()))
 }
 
-fn ns_since(began_at: Instant, now: Instant) -> i128 {
-    let since = now.saturating_duration_since(began_at).as_nanos();
-    BEGAN_NS.saturating_add(i128::try_from(since).unwrap_or(0))
+fn ns_since(started_at: Instant, now: Instant) -> i128 {
+    let since = now.saturating_duration_since(started_at).as_nanos();
+    START_NS.saturating_add(i128::try_from(since).unwrap_or(0))
 }
 
-/// What the pauses of a simulation begin with; absent outside of one.
+/// Seed for the next backoff, derived from the simulation's seed; absent outside a simulation.
 pub(crate) fn next_jitter_seed() -> Option<u64> {
-    let seed = JITTER.get()?;
-    JITTER.set(Some(seed.wrapping_add(1)));
+    let seed = JITTER_SEED.get()?;
+    JITTER_SEED.set(Some(seed.wrapping_add(1)));
     Some(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
 impl MemoryCluster {
-    /// A cluster without servers, inside a runtime of one thread whose time is paused. The seed decides which faults there
-    /// are, and how long pauses between tries take.
+    /// Creates a cluster without servers. Needs a single-threaded runtime with paused time. The seed decides which
+    /// faults occur and how long each backoff takes.
     pub fn new(seed: u64) -> Self {
         let state = ClusterState {
             servers: BTreeMap::new(),
@@ -179,13 +179,13 @@ impl MemoryCluster {
             events: Vec::new(),
             requests: 0,
         };
-        let began_at = Instant::now();
-        JITTER.set(Some(seed.wrapping_shl(20)));
-        BEGAN.set(Some(began_at));
-        Self(Arc::new(ClusterShared { state: Mutex::new(state), changed: Notify::new(), began_at }))
+        let started_at = Instant::now();
+        JITTER_SEED.set(Some(seed.wrapping_shl(20)));
+        STARTED_AT.set(Some(started_at));
+        Self(Arc::new(ClusterShared { state: Mutex::new(state), changed: Notify::new(), started_at }))
     }
 
-    /// A server of this name with what the plan wants; the name is its JetStream domain, too.
+    /// Adds a server with the plan's streams and consumers. Its name is also its JetStream domain.
     pub fn add_server(&self, name: &str, plan: &TopologyPlan) {
         let mut streams: BTreeMap<String, MemoryStream> =
             plan.streams.iter().map(|config| (config.name.clone(), MemoryStream::new(config.clone()))).collect();
@@ -206,26 +206,26 @@ impl MemoryCluster {
         self.state().servers.insert(name, server);
     }
 
-    /// A connection to a server. With [`Bus::in_domain`] it speaks to another one over the link.
+    /// Connects to a server. [`Bus::in_domain`] reaches another server over the link.
     pub fn connect(&self, server: &str) -> Bus {
         Bus::in_memory(MemoryLink::new(self.clone(), server))
     }
 
-    /// Kills whoever has this connection, and its clones: nothing they say arrives any more, and what they hold is delivered
-    /// to others when its time is up.
+    /// Kills the client that holds this connection, with its clones: nothing it sends arrives any more, and its
+    /// unacknowledged messages are redelivered to others after the acknowledgement wait.
     pub fn kill_client(&self, bus: &Bus) {
         if let Some(link) = bus.memory() {
             link.kill();
         }
     }
 
-    /// Which faults there are from now on.
+    /// Sets the network's faults from now on.
     pub fn set_faults(&self, faults: NetworkFaults) {
         self.state().faults = faults;
     }
 
-    /// Cuts a server's link to the others, or mends it.
-    pub fn cut_link(&self, server: &str, is_cut: bool) {
+    /// Cuts or restores a server's link to the other servers.
+    pub fn set_link_cut(&self, server: &str, is_cut: bool) {
         let mut state = self.state();
         match is_cut {
             true => state.cut.insert(server.into()),
@@ -235,7 +235,8 @@ impl MemoryCluster {
         self.0.changed.notify_waiters();
     }
 
-    /// Kills a server. Acknowledgements of the last `forgets` are not on its disk: those messages come again.
+    /// Kills a server. Acknowledgements from the last `forgets` had not reached its disk, so those messages are
+    /// redelivered.
     pub fn stop_server(&self, server: &str, forgets: Duration) {
         let now = self.now();
         if let Some(server) = self.state().servers.get_mut(server) {
@@ -246,7 +247,7 @@ impl MemoryCluster {
         self.0.changed.notify_waiters();
     }
 
-    /// Starts a server again.
+    /// Restarts a killed server.
     pub fn start_server(&self, server: &str) {
         if let Some(server) = self.state().servers.get_mut(server) {
             server.is_up = true;
@@ -255,8 +256,8 @@ impl MemoryCluster {
         self.0.changed.notify_waiters();
     }
 
-    /// Lets a stream take nothing, or take messages again.
-    pub fn fill_stream(&self, server: &str, stream: &str, is_full: bool) {
+    /// Declares a stream full, so that it refuses every message, or clears that.
+    pub fn set_stream_full(&self, server: &str, stream: &str, is_full: bool) {
         if let Some(server) = self.state().servers.get_mut(server) {
             match is_full {
                 true => server.full.insert(stream.into()),
@@ -265,24 +266,24 @@ impl MemoryCluster {
         }
     }
 
-    /// What happened so far.
+    /// History so far, oldest first.
     pub fn events(&self) -> Vec<ClusterEvent> {
         self.state().events.clone()
     }
 
-    /// Number of requests made to its servers so far, whether or not they were answered.
+    /// Number of requests made so far to all servers, answered or not.
     pub fn request_count(&self) -> u64 {
         self.state().requests
     }
 
-    /// The simulated time, milliseconds since the epoch.
+    /// Simulated time, milliseconds since the epoch.
     pub fn now_ms(&self) -> u64 {
         u64::try_from(self.now().ns / 1_000_000).unwrap_or(0)
     }
 
     fn now(&self) -> Moment {
         let at = Instant::now();
-        Moment { at, ns: ns_since(self.0.began_at, at) }
+        Moment { at, ns: ns_since(self.0.started_at, at) }
     }
 
     fn state(&self) -> MutexGuard<'_, ClusterState> {
@@ -292,7 +293,8 @@ impl MemoryCluster {
 
 impl ClusterState {
     fn draw(&mut self, ratio: f64) -> bool {
-        // Nothing is drawn where there is no such fault: seeds of tests without it do not depend on how it is drawn.
+        // Do not advance the generator when the fault is off, so that its seeds stay valid for tests without this
+        // fault.
         ratio > 0.0 && self.rng.random_bool(ratio.min(1.0))
     }
 
@@ -301,20 +303,20 @@ impl ClusterState {
         Duration::from_micros(if longest_us == 0 { 0 } else { self.rng.random_range(0..=longest_us) })
     }
 
-    /// Whether what leaves one server arrives at another.
+    /// Whether a message from one server can reach another.
     fn is_reachable(&self, home: &str, target: &str) -> bool {
         let is_up = |name: &str| self.servers.get(name).is_some_and(|server| server.is_up);
         is_up(home) && is_up(target) && (home == target || !self.cut.contains(home) && !self.cut.contains(target))
     }
 
-    /// A stream as it is now: what is too old is gone, and what was delivered too often was told.
+    /// Returns a stream after expiring old messages and publishing the advisories that are due.
     fn stream(&mut self, server: &str, stream: &str, now: Moment) -> Option<&mut MemoryStream> {
         let server = self.servers.get_mut(server)?;
         server.expire(stream, now);
         server.streams.get_mut(stream)
     }
 
-    /// Stores what was published at a server, there or where a link leads to a stream that takes it.
+    /// Stores a message at a server, and records it in the history.
     fn publish(&mut self, server: &str, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
         let Some(server) = self.servers.get_mut(server) else { return Err(StoreRefusal::NoStream) };
         let name = server.name.clone();
@@ -337,17 +339,17 @@ impl ClusterState {
         Ok(stored.at)
     }
 
-    /// The server whose stream takes a subject, as one sees it from another.
+    /// Name of the server whose stream accepts a subject, the client's own server first.
     fn server_of(&self, home: &str, subject: &str) -> Option<String> {
-        let takes = |server: &MemoryServer| server.streams.values().any(|stream| stream.takes(subject));
-        if self.servers.get(home).is_some_and(takes) {
+        let accepts = |server: &MemoryServer| server.streams.values().any(|stream| stream.accepts(subject));
+        if self.servers.get(home).is_some_and(accepts) {
             return Some(home.to_owned());
         }
-        self.servers.values().find(|server| takes(server)).map(|server| server.name.clone())
+        self.servers.values().find(|server| accepts(server)).map(|server| server.name.clone())
     }
 }
 
-/// What became of a message, and where it is now: in its stream and in those that copy from it.
+/// Result of storing a message: its position, and every stream that holds it, copies included.
 struct StoredIn {
     at: StoredAt,
     /// Stream, sequence and subject.
@@ -355,7 +357,8 @@ struct StoredIn {
 }
 
 impl MemoryServer {
-    /// Lets go what is too old in a stream, and tells what was delivered too often.
+    /// Expires old messages of a stream and publishes a max-deliveries advisory for each message that reached the
+    /// limit.
     fn expire(&mut self, name: &str, now: Moment) {
         let notices = self.streams.get_mut(name).map(|stream| stream.expire(now)).unwrap_or_default();
         for notice in notices {
@@ -369,9 +372,9 @@ impl MemoryServer {
     }
 
     fn publish(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredIn, StoreRefusal> {
-        self.pass_by(&incoming.subject, &incoming.headers, &incoming.payload);
-        let taker = self.streams.iter().find(|(_, stream)| stream.takes(&incoming.subject));
-        let Some(name) = taker.map(|(name, _)| name.clone()) else { return Err(StoreRefusal::NoStream) };
+        self.notify_taps(&incoming.subject, &incoming.headers, &incoming.payload);
+        let target = self.streams.iter().find(|(_, stream)| stream.accepts(&incoming.subject));
+        let Some(name) = target.map(|(name, _)| name.clone()) else { return Err(StoreRefusal::NoStream) };
         if self.full.contains(&name) {
             return Err(StoreRefusal::Full("maximum bytes exceeded"));
         }
@@ -382,9 +385,9 @@ impl MemoryServer {
         let Some(message) = stream.at(at.sequence).cloned().filter(|_| !at.is_duplicate) else {
             return Ok(StoredIn { at, places: Vec::new() });
         };
-        // Ours say a message again under its own subject.
+        // Our plans republish a message under its own subject.
         if republish.is_some_and(|rule| subject_matches(&rule.source, &message.subject)) {
-            self.pass_by(&message.subject, &message.headers, &message.payload);
+            self.notify_taps(&message.subject, &message.headers, &message.payload);
         }
         let mut places = vec![(name.clone(), at.sequence, message.subject.clone())];
         for (copy, stream) in &mut self.streams {
@@ -403,8 +406,8 @@ impl MemoryServer {
         Ok(StoredIn { at, places })
     }
 
-    /// Tells whoever listens at this moment.
-    fn pass_by(&mut self, subject: &str, headers: &[(String, String)], payload: &Bytes) {
+    /// Passes a message to the current core-NATS subscribers.
+    fn notify_taps(&mut self, subject: &str, headers: &[(String, String)], payload: &Bytes) {
         self.taps.retain(|(_, listener)| !listener.is_closed());
         for (_, listener) in self.taps.iter().filter(|(pattern, _)| subject_matches(pattern, subject)) {
             let message = TapMessage {

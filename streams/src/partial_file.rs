@@ -1,5 +1,5 @@
-//! A file that is written beside its place and appears there only when it is complete. Whoever is interrupted leaves the
-//! place as it was.
+//! A file that is written to a temporary file and renamed into place only when it is complete. An interrupted write
+//! leaves the destination as it was.
 
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,49 +10,47 @@ use tempfile::NamedTempFile;
 
 use crate::error::CarryError;
 
-/// The part of a file that has arrived. Removed when dropped, unless it was finished.
+/// A partly received file. Dropping it removes the temporary file, unless it was finished.
 pub(crate) struct PartialFile {
     temporary: NamedTempFile,
-    into: PathBuf,
+    destination: PathBuf,
 }
 
 impl PartialFile {
-    /// An empty file in the folder of the one that it becomes.
-    pub(crate) fn create(into: &Path) -> Result<Self, CarryError> {
-        let folder = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    /// Creates an empty temporary file in the destination's folder.
+    pub(crate) fn create(destination: &Path) -> Result<Self, CarryError> {
+        let folder = destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let readable = PermissionsExt::from_mode(0o644);
         let temporary = tempfile::Builder::new().prefix(".fetch-").permissions(readable).tempfile_in(folder);
-        Ok(Self { temporary: temporary.map_err(file_error(into))?, into: into.to_owned() })
+        Ok(Self { temporary: temporary.map_err(file_error(destination))?, destination: destination.to_owned() })
     }
 
-    /// Appends what arrived.
-    pub(crate) async fn append(mut self, pieces: Vec<Bytes>) -> Result<Self, CarryError> {
-        let into = self.into.clone();
+    /// Appends received chunks.
+    pub(crate) async fn append(mut self, chunks: Vec<Bytes>) -> Result<Self, CarryError> {
+        let destination = self.destination.clone();
         let write = move || {
             let file = self.temporary.as_file_mut();
-            pieces.iter().try_for_each(|piece| file.write_all(piece)).map(|()| self)
+            chunks.iter().try_for_each(|chunk| file.write_all(chunk)).map(|()| self)
         };
-        on_a_blocking_thread(write).await.map_err(file_error(&into))
+        spawn_blocking_io(write).await.map_err(file_error(&destination))
     }
 
-    /// Moves the whole file into its place, and onto the disk.
+    /// Syncs the complete file to disk and renames it to its destination.
     pub(crate) async fn finish(self) -> Result<(), CarryError> {
-        let into = self.into.clone();
+        let destination = self.destination.clone();
         let finish = move || {
             self.temporary.as_file().sync_all()?;
-            self.temporary.persist(&self.into).map(|_| ()).map_err(|error| error.error)
+            self.temporary.persist(&self.destination).map(|_| ()).map_err(|error| error.error)
         };
-        on_a_blocking_thread(finish).await.map_err(file_error(&into))
+        spawn_blocking_io(finish).await.map_err(file_error(&destination))
     }
 }
 
-async fn on_a_blocking_thread<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+async fn spawn_blocking_io<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await?
 }
 
-/// An error of the operating system about a file.
+/// Wraps an I/O error with the file's path.
 pub(crate) fn file_error(path: &Path) -> impl Fn(io::Error) -> CarryError {
     move |source| CarryError::File { path: path.to_owned(), source }
 }

@@ -1,4 +1,5 @@
-//! What the pinned nats-server answers where we act on a code of its, and what it writes where it has no code.
+//! Tests of the pinned nats-server version: the error codes that we act on, and the log and error texts where it has no
+//! code.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,14 +17,14 @@ use crate::error::{CarryError, is_full, is_message_gone, is_missing};
 use crate::monitor::{self, Health};
 use crate::{admin, fleet, reader, server};
 
-/// A server of a test's own; killed when dropped.
+/// A nats-server for one test; killed when dropped.
 struct PinnedServer {
     folder: TempDir,
     child: Child,
 }
 
 impl PinnedServer {
-    /// `more` stands in its configuration, `limits` in that of its store.
+    /// Starts a server. `limits` is added to its JetStream block, `more` to the end of its configuration.
     fn start(limits: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (store, file) = (folder.path().display(), folder.path().join("server.conf"));
@@ -38,7 +39,7 @@ impl PinnedServer {
         Self { folder, child }
     }
 
-    /// Its addresses for clients and of its monitoring pages, once it listens.
+    /// Waits until it listens; returns its client URL and its monitoring URL.
     async fn urls(&self) -> (String, String) {
         let file = self.folder.path().join(format!("nats-server_{}.ports", self.child.id()));
         let read = || serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&file).ok()?).ok();
@@ -52,7 +53,7 @@ impl PinnedServer {
         Bus::connect(&NatsSettings { url, ..NatsSettings::default() }, "test").await.unwrap()
     }
 
-    /// The folder of a stream.
+    /// Folder in which the server stores a stream.
     fn stream_folder(&self, stream: &str) -> PathBuf {
         self.folder.path().join("jetstream/$G/streams").join(stream)
     }
@@ -65,10 +66,10 @@ impl Drop for PinnedServer {
     }
 }
 
-async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+async fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     for _ in 0..200 {
-        if let Some(found) = look() {
-            return found;
+        if let Some(value) = check() {
+            return value;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -81,13 +82,13 @@ async fn make_stream(bus: &Bus, name: &str) {
     bus.nats().unwrap().js.create_stream(config).await.unwrap();
 }
 
-/// What is written to this file fails as on a full disk.
+/// Makes every write to this file fail as on a full disk.
 fn fill(file: &Path) {
     symlink("/dev/full", file).unwrap();
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_told_by_its_code() {
+async fn missing_streams_consumers_and_buckets_are_recognized_by_code() {
     let server = PinnedServer::start("", "");
     let bus = server.connect().await;
     let is_absent = |error: &CarryError| matches!(error, CarryError::Missing { .. });
@@ -95,7 +96,7 @@ async fn what_is_not_there_is_told_by_its_code() {
     assert!(is_absent(&reader::stream_restriction(&bus, "A").await.unwrap_err()));
     assert!(is_absent(&fleet::Ledger::open(&bus).await.err().unwrap()));
     assert!(is_absent(&Blobs::open(&bus).await.err().unwrap()));
-    for _with_and_without_its_stream in 0..2 {
+    for _without_and_with_its_stream in 0..2 {
         let consumer = bus.nats().unwrap().js.get_consumer_from_stream::<pull::Config, _, _>("nobody", "A").await;
         assert!(is_missing(&consumer.err().unwrap()));
         let stream = bus.nats().unwrap().js.get_stream_no_info("A").await.unwrap();
@@ -104,15 +105,15 @@ async fn what_is_not_there_is_told_by_its_code() {
         assert!(is_missing(&deleted.err().unwrap()));
         make_stream(&bus, "A").await;
     }
-    // Nothing waits for a site that nothing ever waited for.
+    // Forgetting a site that the server does not know succeeds.
     admin::forget_site(&bus, &"reef".parse().unwrap()).await.unwrap();
-    // A name that no stream can have is another matter.
+    // An invalid stream name is a different error.
     let error = bus.nats().unwrap().js.get_stream("a.b").await.unwrap_err();
     assert!(!is_missing(&error), "{error}");
 }
 
 #[tokio::test]
-async fn a_message_that_is_gone_is_deleted_again_without_complaint() {
+async fn deleting_a_deleted_message_succeeds() {
     let server = PinnedServer::start("", "");
     let bus = server.connect().await;
     make_stream(&bus, "A").await;
@@ -120,18 +121,19 @@ async fn a_message_that_is_gone_is_deleted_again_without_complaint() {
     for _ in 0..3 {
         bus.nats().unwrap().js.publish("a.x", "hi".into()).await.unwrap().await.unwrap();
     }
-    // In the middle, then before the first: the server has a code for one and a text for the other.
+    // First in the middle of the stream, then before its first message: the server has a code for one and only a text
+    // for the other.
     for sequence in [2, 2, 1, 1] {
         reader::delete_message(&bus, "A", sequence).await.unwrap();
     }
     let error = reader::delete_message(&bus, "A", 99).await.unwrap_err();
-    assert!(matches!(error, CarryError::Broker { .. }), "one that was never there is no such message: {error}");
+    assert!(matches!(error, CarryError::Broker { .. }), "a message that was never stored must be an error: {error}");
     let level = reader::stream_level(&bus, "A").await.unwrap();
     assert_eq!((level.messages, level.first_sequence), (1, 3));
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_by_the_text_of_the_operating_system() {
+async fn a_full_disk_is_recognized_by_the_operating_systems_error_text() {
     use async_nats::jetstream::response::Response;
     let server = PinnedServer::start("", "");
     let bus = server.connect().await;
@@ -142,19 +144,19 @@ async fn a_full_disk_is_told_by_the_text_of_the_operating_system() {
     });
     let answer: Response<serde_json::Value> =
         bus.nats().unwrap().js.request("STREAM.UPDATE.A", &changed).await.unwrap();
-    let Response::Err { error } = answer else { panic!("the disk is not full: {answer:?}") };
+    let Response::Err { error } = answer else { panic!("the update succeeded on a full disk: {answer:?}") };
     assert!(is_full(&error), "{error}");
     assert!(!is_message_gone(&error), "{error}");
 }
 
 #[tokio::test]
-async fn a_stream_that_cannot_write_is_unwell_for_that_reason() {
+async fn a_stream_that_cannot_write_is_reported_as_such() {
     let server = PinnedServer::start("", "");
     let bus = server.connect().await;
     make_stream(&bus, "A").await;
     let monitor = server.urls().await.1;
     assert_eq!(monitor::health_at(&monitor).await, Some(Health::Well));
-    // The first file of a stream is open; the server begins a second one after 8 MiB.
+    // The stream's first block file is already open; the server starts a second one after 8 MiB.
     fill(&server.stream_folder("A").join("msgs/2.blk"));
     for _ in 0..200 {
         bus.nats().unwrap().client.publish("a.x", vec![7; 64 << 10].into()).await.unwrap();
@@ -167,11 +169,11 @@ async fn a_stream_that_cannot_write_is_unwell_for_that_reason() {
             Some(Health::Well) | None => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
-    panic!("the server takes what it cannot write");
+    panic!("the server accepts messages that it cannot write");
 }
 
 #[tokio::test]
-async fn a_refused_publication_stands_in_the_log() {
+async fn the_log_names_a_refused_publication() {
     let server = PinnedServer::start(
         "",
         "authorization { users: [ { user: a, password: b, permissions: { publish: \"a.>\" } } ] }",
@@ -186,7 +188,7 @@ async fn a_refused_publication_stands_in_the_log() {
 }
 
 #[tokio::test]
-async fn dropped_messages_stand_in_the_log() {
+async fn the_log_names_the_stream_of_dropped_messages() {
     let server = PinnedServer::start(", max_buffered_msgs: 2", "");
     let bus = server.connect().await;
     make_stream(&bus, "A").await;
@@ -201,5 +203,5 @@ async fn dropped_messages_stand_in_the_log() {
             return;
         }
     }
-    panic!("the server takes whatever comes");
+    panic!("the server dropped no message");
 }

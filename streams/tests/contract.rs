@@ -1,7 +1,7 @@
-//! What a server means by the verbs that workers use, as clauses that hold on a real one and on the one in memory alike: what
-//! is simulated on the latter says something about the former.
+//! The server operations that workers use, each tested on a real server and on the one in memory, so that simulations
+//! on the latter say something about the former.
 //!
-//! `cargo test -p streams --features memory --test contract`; a clause alone by its name.
+//! `cargo test -p streams --features memory --test contract`; add a test's name to run it alone.
 
 #![allow(clippy::indexing_slicing)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -21,17 +21,17 @@ use streams::{
     tap,
 };
 
-/// A message that is taken and not acknowledged comes again after this.
+/// Acknowledgement wait of the consumers.
 const ACK_WAIT: Duration = Duration::from_secs(1);
-/// Longer than any server takes for what it does at once.
+/// Longer than a server takes for anything that it does immediately.
 const SOON: Duration = Duration::from_millis(400);
 
-/// A place with everything that a site and the cloud on one server have.
+/// One server with the streams of a site and of the cloud.
 struct ContractWorld {
     bus: Bus,
     site: SiteName,
     camera: CameraName,
-    /// Dropped last.
+    /// The real server and its folder; absent in memory. Dropped last.
     _server: Option<(Server, tempfile::TempDir)>,
 }
 
@@ -92,7 +92,7 @@ impl ContractWorld {
         self.publisher().publish(publication).await.unwrap()
     }
 
-    /// Publishes plain bytes; returns their sequence.
+    /// Publishes bytes and returns their sequence.
     async fn store(&self, subject: impl Into<String>, payload: &[u8]) -> u64 {
         match self.publish(&plain(subject, payload)).await {
             PublishOutcome::Stored(sequence) => sequence,
@@ -140,7 +140,7 @@ fn task_id(number: u8) -> TaskId {
     TaskId::from_name(&format!("task {number}"))
 }
 
-/// The next delivery within a time, if there is one.
+/// The next delivery, if one comes in time.
 async fn next_within(puller: &mut Puller, time: Duration) -> Option<Delivery> {
     tokio::time::timeout(time, puller.next()).await.ok()
 }
@@ -150,15 +150,18 @@ async fn take(puller: &mut Puller) -> Delivery {
 }
 
 async fn next_of<T>(stream: &mut (impl Stream<Item = T> + Unpin)) -> T {
-    tokio::time::timeout(Duration::from_secs(5), stream.next()).await.expect("nothing came").expect("it ended")
+    tokio::time::timeout(Duration::from_secs(5), stream.next())
+        .await
+        .expect("no message arrived")
+        .expect("the stream ended")
 }
 
 fn payloads(messages: &[StoredMessage]) -> Vec<&[u8]> {
     messages.iter().map(|message| &message.payload[..]).collect()
 }
 
-/// Each clause as two tests: on a real server, and in memory under paused time.
-macro_rules! clauses {
+/// Turns each function into two tests: on a real server, and in memory under paused time.
+macro_rules! contract_tests {
     ($($(#[$doc:meta])* $name:ident;)*) => {
         mod on_a_server {
             $(
@@ -179,70 +182,72 @@ macro_rules! clauses {
     };
 }
 
-clauses! {
-    an_id_is_stored_once_within_its_window;
-    a_stream_with_a_source_knows_no_duplicates;
-    an_id_is_remembered_though_its_message_was_deleted;
+contract_tests! {
+    a_message_id_is_stored_once_within_the_duplicate_window;
+    a_stream_with_a_source_ignores_message_ids;
+    a_message_id_is_remembered_after_its_message_is_deleted;
     a_slot_keeps_its_first_message;
-    a_message_is_appended_only_behind_the_one_that_is_named;
-    a_full_stream_that_drops_nothing_refuses;
-    a_full_stream_that_may_drop_drops_the_oldest;
-    of_one_subject_the_latest_are_kept;
-    what_is_larger_than_a_message_is_refused;
-    what_no_stream_takes_is_told;
-    a_message_keeps_its_headers_its_bytes_and_its_time;
+    a_message_is_appended_only_after_the_expected_sequence;
+    a_full_stream_that_discards_new_refuses_messages;
+    a_full_stream_that_discards_old_drops_the_oldest;
+    a_stream_keeps_the_latest_messages_of_each_subject;
+    an_oversized_message_is_refused;
+    publishing_to_a_subject_without_a_stream_fails;
+    a_message_keeps_its_headers_bytes_and_storage_time;
     the_last_message_of_a_subject_is_found;
-    a_range_is_read_in_order_from_where_it_begins;
-    headers_alone_say_how_large_a_message_is;
-    whoever_follows_hears_what_was_stored_and_what_comes;
-    the_newest_messages_are_found_from_behind;
+    a_range_is_read_in_order_from_its_first_sequence;
+    a_headers_only_read_includes_the_message_size;
+    a_follower_receives_stored_and_new_messages;
+    the_newest_matching_messages_are_found;
     a_level_counts_messages_and_gaps;
     messages_are_purged_below_a_sequence_and_on_a_subject;
-    a_stream_that_is_not_there_is_missing;
+    a_missing_stream_or_consumer_is_reported;
     messages_are_delivered_in_order_and_once;
-    what_is_not_acknowledged_comes_again;
-    who_reports_progress_keeps_a_message;
-    what_is_handed_back_comes_after_its_delay;
-    two_who_pull_share_the_messages;
+    an_unacknowledged_message_is_redelivered;
+    progress_postpones_redelivery;
+    a_message_with_a_nak_is_redelivered_after_the_delay;
+    two_pullers_share_the_messages;
     a_late_acknowledgement_counts;
-    a_consumer_says_how_far_it_is;
-    a_work_queue_keeps_what_is_not_done;
-    an_interest_stream_keeps_what_somebody_waits_for;
-    what_is_too_old_is_gone;
-    what_is_delivered_too_often_is_told;
-    an_outcome_is_stored_and_said_as_a_final_answer;
-    the_first_of_each_kind_is_told_from_anothers;
-    rounds_are_copied_out_of_the_updates;
-    a_note_is_written_read_and_changed_by_many;
-    whoever_follows_a_note_hears_how_it_stands_and_how_it_changes;
-    a_note_is_written_by_its_subject;
-    heartbeats_are_heard_and_counted;
-    a_blob_is_stored_once_and_fetched_as_it_was;
-    a_blob_of_another_hash_is_not_given_out;
-    a_file_is_stored_and_fetched_as_it_was;
+    a_consumer_reports_its_progress;
+    a_work_queue_keeps_unacknowledged_messages;
+    an_interest_stream_keeps_messages_that_a_consumer_wants;
+    messages_expire;
+    an_advisory_names_a_message_that_reached_its_delivery_limit;
+    an_outcome_is_stored_and_republished_as_a_final_answer;
+    a_taken_slot_tells_our_own_message_from_anothers;
+    rounds_are_copied_from_the_updates_stream;
+    concurrent_changes_of_a_note_are_all_kept;
+    a_follower_of_a_note_receives_its_value_and_its_changes;
+    a_note_is_written_through_its_subject;
+    heartbeats_are_followed_and_listed;
+    a_blob_is_stored_once_and_fetched_unchanged;
+    a_blob_with_the_wrong_hash_is_refused;
+    a_file_is_stored_and_fetched_unchanged;
     a_large_blob_is_copied_to_another_bucket;
     a_deleted_image_is_noted;
-    the_server_says_what_time_it_is;
-    a_subject_leads_to_its_stream;
-    a_connection_knows_where_it_leads;
+    the_server_reports_its_time;
+    the_stream_of_a_subject_is_found;
+    a_connection_knows_its_domain_and_server;
 }
 
-async fn an_id_is_stored_once_within_its_window(world: ContractWorld) {
+async fn a_message_id_is_stored_once_within_the_duplicate_window(world: ContractWorld) {
     let publication = |payload: &'static str| Publication::with_id(world.label(), payload, "same");
-    let PublishOutcome::Stored(first) = world.publish(&publication("a")).await else { panic!("it was there before") };
+    let PublishOutcome::Stored(first) = world.publish(&publication("a")).await else {
+        panic!("the id was stored before")
+    };
     assert_eq!(world.publish(&publication("b")).await, PublishOutcome::Duplicate(first));
     assert_eq!(payloads(&world.read_all(topology::LABELS, StreamRange::default()).await), [b"a"]);
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(world.publish(&publication("c")).await, PublishOutcome::Stored(first + 1));
 }
 
-async fn a_stream_with_a_source_knows_no_duplicates(world: ContractWorld) {
+async fn a_stream_with_a_source_ignores_message_ids(world: ContractWorld) {
     let publication = Publication::with_id(world.image(), "a", "same");
     assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(1));
     assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(2));
 }
 
-async fn an_id_is_remembered_though_its_message_was_deleted(world: ContractWorld) {
+async fn a_message_id_is_remembered_after_its_message_is_deleted(world: ContractWorld) {
     let publication = Publication::with_id(world.label(), "a", "same");
     assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(1));
     reader::delete_message(&world.bus, topology::LABELS, 1).await.unwrap();
@@ -258,14 +263,14 @@ async fn a_slot_keeps_its_first_message(world: ContractWorld) {
     let second = Publication::first_on_subject(world.outcome(1), "second");
     assert_eq!(world.publish(&first).await, PublishOutcome::Stored(1));
     assert_eq!(world.publish(&second).await, PublishOutcome::Taken);
-    assert_eq!(world.publish(&first).await, PublishOutcome::Duplicate(1), "its own retry finds its own message");
+    assert_eq!(world.publish(&first).await, PublishOutcome::Duplicate(1), "a retry finds its own message");
     let other = Publication::first_on_subject(world.outcome(2), "other");
     assert_eq!(world.publish(&other).await, PublishOutcome::Stored(2));
     let last = reader::last_message(&world.bus, topology::ANSWERS, &world.final_answer(1)).await.unwrap().unwrap();
     assert_eq!(&last.payload[..], b"first");
 }
 
-async fn a_message_is_appended_only_behind_the_one_that_is_named(world: ContractWorld) {
+async fn a_message_is_appended_only_after_the_expected_sequence(world: ContractWorld) {
     let subject = subject::audit(&world.site);
     let append = |text: &'static str, after| publish::append_message(&world.bus, &subject, text.into(), after);
     assert!(append("a", 0).await.unwrap());
@@ -275,7 +280,7 @@ async fn a_message_is_appended_only_behind_the_one_that_is_named(world: Contract
     assert_eq!(payloads(&world.read_all(topology::AUDIT, StreamRange::default()).await), [b"a", b"c"]);
 }
 
-async fn a_full_stream_that_drops_nothing_refuses(world: ContractWorld) {
+async fn a_full_stream_that_discards_new_refuses_messages(world: ContractWorld) {
     let payload = vec![7u8; 300 * 1024];
     for sequence in 1..=3 {
         assert_eq!(world.store(world.image(), &payload).await, sequence);
@@ -285,10 +290,10 @@ async fn a_full_stream_that_drops_nothing_refuses(world: ContractWorld) {
     let level = reader::stream_level(&world.bus, topology::IMAGES).await.unwrap();
     assert_eq!((level.messages, level.first_sequence, level.last_sequence), (3, 1, 3));
     reader::delete_message(&world.bus, topology::IMAGES, 2).await.unwrap();
-    assert_eq!(world.store(world.image(), &payload).await, 4, "there is room again");
+    assert_eq!(world.store(world.image(), &payload).await, 4, "a deletion must free space");
 }
 
-async fn a_full_stream_that_may_drop_drops_the_oldest(world: ContractWorld) {
+async fn a_full_stream_that_discards_old_drops_the_oldest(world: ContractWorld) {
     let payload = vec![7u8; 300 * 1024];
     for sequence in 1..=5 {
         assert_eq!(world.store(world.label(), &payload).await, sequence);
@@ -298,7 +303,7 @@ async fn a_full_stream_that_may_drop_drops_the_oldest(world: ContractWorld) {
     assert!(level.bytes <= level.max_bytes);
 }
 
-async fn of_one_subject_the_latest_are_kept(world: ContractWorld) {
+async fn a_stream_keeps_the_latest_messages_of_each_subject(world: ContractWorld) {
     let model = schemas::ModelName::from_name("light");
     let subject = subject::update(&model, 1, &world.site);
     for number in 0..6u8 {
@@ -312,19 +317,19 @@ async fn of_one_subject_the_latest_are_kept(world: ContractWorld) {
     assert_eq!(payloads(&world.read_all(topology::ORDERS, StreamRange::default()).await), [b"b"]);
 }
 
-async fn what_is_larger_than_a_message_is_refused(world: ContractWorld) {
+async fn an_oversized_message_is_refused(world: ContractWorld) {
     let payload = vec![0u8; world.bus.max_payload_bytes() + 1];
     let refused = world.publisher().publish(&plain(world.label(), &payload)).await;
     assert!(matches!(refused, Err(CarryError::TooLarge { .. })), "{refused:?}");
 }
 
-async fn what_no_stream_takes_is_told(world: ContractWorld) {
+async fn publishing_to_a_subject_without_a_stream_fails(world: ContractWorld) {
     let publisher = Publisher::new(world.bus.clone(), Duration::from_millis(200));
     let refused = publisher.publish(&plain("nobody.takes.this", b"a")).await;
     assert!(matches!(refused, Err(CarryError::NoStream { .. })), "{refused:?}");
 }
 
-async fn a_message_keeps_its_headers_its_bytes_and_its_time(world: ContractWorld) {
+async fn a_message_keeps_its_headers_bytes_and_storage_time(world: ContractWorld) {
     let (before_ns, _) = reader::server_time(&world.bus).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     let publication =
@@ -354,7 +359,7 @@ async fn the_last_message_of_a_subject_is_found(world: ContractWorld) {
     assert!(last("label.*.cam-3").await.is_none());
 }
 
-async fn a_range_is_read_in_order_from_where_it_begins(world: ContractWorld) {
+async fn a_range_is_read_in_order_from_its_first_sequence(world: ContractWorld) {
     let [one, other] = ["cam-1", "cam-2"].map(|camera| subject::label(&world.site, &camera.parse().unwrap()));
     for number in 0..10u8 {
         world.store(if number % 2 == 0 { &one } else { &other }, &[number]).await;
@@ -375,7 +380,7 @@ async fn a_range_is_read_in_order_from_where_it_begins(world: ContractWorld) {
     assert_eq!(until, [1, 2, 3, 4]);
 }
 
-async fn headers_alone_say_how_large_a_message_is(world: ContractWorld) {
+async fn a_headers_only_read_includes_the_message_size(world: ContractWorld) {
     world.publish(&plain(world.label(), &[7; 1000]).header("Tributary-Label", "kelp")).await;
     let range = StreamRange { headers_only: true, ..StreamRange::default() };
     let messages = world.read_all(topology::LABELS, range).await;
@@ -383,7 +388,7 @@ async fn headers_alone_say_how_large_a_message_is(world: ContractWorld) {
     assert_eq!((messages[0].payload_bytes(), messages[0].header("Tributary-Label")), (1000, Some("kelp")));
 }
 
-async fn whoever_follows_hears_what_was_stored_and_what_comes(world: ContractWorld) {
+async fn a_follower_receives_stored_and_new_messages(world: ContractWorld) {
     world.store(world.label(), b"a").await;
     let follow = async |range| Box::pin(reader::follow_range(&world.bus, topology::LABELS, range).await.unwrap());
     let mut all = follow(StreamRange::default()).await;
@@ -393,10 +398,10 @@ async fn whoever_follows_hears_what_was_stored_and_what_comes(world: ContractWor
     for follower in [&mut all, &mut new] {
         assert_eq!(&next_of(follower).await.unwrap().payload[..], b"b");
     }
-    assert!(tokio::time::timeout(SOON, all.next()).await.is_err(), "nothing more came");
+    assert!(tokio::time::timeout(SOON, all.next()).await.is_err(), "an unexpected message arrived");
 }
 
-async fn the_newest_messages_are_found_from_behind(world: ContractWorld) {
+async fn the_newest_matching_messages_are_found(world: ContractWorld) {
     for number in 0..20u8 {
         world.store(world.label(), &[number]).await;
     }
@@ -436,7 +441,7 @@ async fn messages_are_purged_below_a_sequence_and_on_a_subject(world: ContractWo
     assert_eq!(left.iter().map(|message| message.sequence).collect::<Vec<_>>(), [5, 7]);
 }
 
-async fn a_stream_that_is_not_there_is_missing(world: ContractWorld) {
+async fn a_missing_stream_or_consumer_is_reported(world: ContractWorld) {
     let level = reader::stream_level(&world.bus, "NOBODY").await;
     assert!(matches!(level, Err(CarryError::Missing { .. })), "{level:?}");
     let progress = reader::consumer_progress(&world.bus, topology::VERIFY, "nobody").await;
@@ -460,10 +465,10 @@ async fn messages_are_delivered_in_order_and_once(world: ContractWorld) {
         delivery.ack().await.unwrap();
     }
     world.bus.flush_published().await;
-    assert!(next_within(&mut puller, ACK_WAIT * 2).await.is_none(), "what is done is done");
+    assert!(next_within(&mut puller, ACK_WAIT * 2).await.is_none(), "an acknowledged message was redelivered");
 }
 
-async fn what_is_not_acknowledged_comes_again(world: ContractWorld) {
+async fn an_unacknowledged_message_is_redelivered(world: ContractWorld) {
     world.store(world.verify(), b"a").await;
     let mut puller = world.verifier(1);
     let began = tokio::time::Instant::now();
@@ -476,12 +481,12 @@ async fn what_is_not_acknowledged_comes_again(world: ContractWorld) {
     assert!(next_within(&mut puller, ACK_WAIT * 2).await.is_none());
 }
 
-async fn who_reports_progress_keeps_a_message(world: ContractWorld) {
+async fn progress_postpones_redelivery(world: ContractWorld) {
     world.store(world.verify(), b"a").await;
     let (mut holder, mut other) = (world.verifier(1), world.verifier(1));
     let held = take(&mut holder).await;
     for _ in 0..4 {
-        assert!(next_within(&mut other, ACK_WAIT / 2).await.is_none(), "it is held");
+        assert!(next_within(&mut other, ACK_WAIT / 2).await.is_none(), "redelivered despite progress");
         held.progress().await.unwrap();
     }
     let again = take(&mut other).await;
@@ -489,7 +494,7 @@ async fn who_reports_progress_keeps_a_message(world: ContractWorld) {
     again.ack().await.unwrap();
 }
 
-async fn what_is_handed_back_comes_after_its_delay(world: ContractWorld) {
+async fn a_message_with_a_nak_is_redelivered_after_the_delay(world: ContractWorld) {
     world.store(world.verify(), b"a").await;
     let mut puller = world.verifier(1);
     take(&mut puller).await.retry(Duration::ZERO).await.unwrap();
@@ -504,7 +509,7 @@ async fn what_is_handed_back_comes_after_its_delay(world: ContractWorld) {
     third.ack().await.unwrap();
 }
 
-async fn two_who_pull_share_the_messages(world: ContractWorld) {
+async fn two_pullers_share_the_messages(world: ContractWorld) {
     let (mut one, mut other) = (world.verifier(1), world.verifier(1));
     let mut seen = BTreeSet::new();
     for _ in 0..10 {
@@ -528,10 +533,10 @@ async fn a_late_acknowledgement_counts(world: ContractWorld) {
     let _second = take(&mut puller).await;
     first.ack().await.unwrap();
     world.bus.flush_published().await;
-    assert!(next_within(&mut puller, ACK_WAIT * 2).await.is_none(), "whoever finished it finished it");
+    assert!(next_within(&mut puller, ACK_WAIT * 2).await.is_none(), "redelivered after a late acknowledgement");
 }
 
-async fn a_consumer_says_how_far_it_is(world: ContractWorld) {
+async fn a_consumer_reports_its_progress(world: ContractWorld) {
     let progress = async || {
         world.bus.flush_published().await;
         let progress = reader::consumer_progress(&world.bus, topology::VERIFY, topology::VERIFIER).await.unwrap();
@@ -546,20 +551,20 @@ async fn a_consumer_says_how_far_it_is(world: ContractWorld) {
     let [one, two, _three] = [take(&mut puller).await, take(&mut puller).await, take(&mut puller).await];
     one.ack().await.unwrap();
     two.ack().await.unwrap();
-    // Acknowledgements are not acknowledged themselves, so the server may not have heard of them yet. One more message may
-    // be on its way to whoever pulls.
-    let heard = async || loop {
+    // The server does not confirm acknowledgements, so it may not have received them yet. One more message may be on
+    // its way to the puller.
+    let remaining = async || loop {
         let (pending, unacked, _, finished) = progress().await;
         if finished == 2 {
             return pending + unacked;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    let left = tokio::time::timeout(ACK_WAIT / 2, heard()).await;
-    assert_eq!(left.expect("two acknowledgements are not two finished messages"), 3);
+    let left = tokio::time::timeout(ACK_WAIT / 2, remaining()).await;
+    assert_eq!(left.expect("the server did not count two acknowledgements"), 3);
 }
 
-async fn a_work_queue_keeps_what_is_not_done(world: ContractWorld) {
+async fn a_work_queue_keeps_unacknowledged_messages(world: ContractWorld) {
     for _ in 0..3 {
         world.store(world.verify(), b"a").await;
     }
@@ -571,11 +576,11 @@ async fn a_work_queue_keeps_what_is_not_done(world: ContractWorld) {
     assert_eq!((level.messages, level.first_sequence), (2, 2));
 }
 
-async fn an_interest_stream_keeps_what_somebody_waits_for(world: ContractWorld) {
+async fn an_interest_stream_keeps_messages_that_a_consumer_wants(world: ContractWorld) {
     let level = async || reader::stream_level(&world.bus, topology::VERDICTS).await.unwrap();
     let strange = subject::verdict(&"farm".parse().unwrap(), &world.camera);
-    assert_eq!(world.store(&strange, b"a").await, 1, "it is acknowledged");
-    assert_eq!(level().await.messages, 0, "and nobody waits for it");
+    assert_eq!(world.store(&strange, b"a").await, 1, "it must be acknowledged");
+    assert_eq!(level().await.messages, 0, "no consumer wants it");
     world.store(subject::verdict(&world.site, &world.camera), b"b").await;
     assert_eq!(level().await.messages, 1);
     let durable = topology::verdicts_durable(&world.site);
@@ -583,10 +588,10 @@ async fn an_interest_stream_keeps_what_somebody_waits_for(world: ContractWorld) 
     take(&mut puller).await.ack().await.unwrap();
     world.bus.flush_published().await;
     tokio::time::sleep(SOON).await;
-    assert_eq!(level().await.messages, 0, "whoever waited has it");
+    assert_eq!(level().await.messages, 0, "its only consumer has acknowledged it");
 }
 
-async fn what_is_too_old_is_gone(world: ContractWorld) {
+async fn messages_expire(world: ContractWorld) {
     world.store(subject::verdict(&world.site, &world.camera), b"a").await;
     tokio::time::sleep(Duration::from_millis(3500)).await;
     assert_eq!(reader::stream_level(&world.bus, topology::VERDICTS).await.unwrap().messages, 0);
@@ -595,40 +600,43 @@ async fn what_is_too_old_is_gone(world: ContractWorld) {
     assert!(next_within(&mut puller, SOON).await.is_none());
 }
 
-async fn what_is_delivered_too_often_is_told(world: ContractWorld) {
+async fn an_advisory_names_a_message_that_reached_its_delivery_limit(world: ContractWorld) {
     let sequence = world.store(world.verify(), b"a").await;
     let exhausted = async || reader::next_exhausted(&world.bus, topology::VERIFY, topology::VERIFIER).await.unwrap();
     let mut puller = world.verifier(1);
     let mut deliveries = 0;
     while let Some(delivery) = next_within(&mut puller, ACK_WAIT * 3).await {
         deliveries = delivery.attempts;
-        assert!(exhausted().await.is_none(), "told after {deliveries} deliveries");
+        assert!(exhausted().await.is_none(), "an advisory after {deliveries} deliveries");
         delivery.retry(Duration::ZERO).await.unwrap();
     }
     assert_eq!(deliveries, 2 * schemas::limits::MAX_TRIES);
-    let told = exhausted().await.expect("nobody told");
-    assert_eq!((told.sequence, told.deliveries), (sequence, deliveries));
-    assert!(reader::message_at(&world.bus, topology::VERIFY, sequence).await.unwrap().is_some(), "it is still there");
-    reader::delete_message(&world.bus, topology::ADVISORIES, told.own_sequence).await.unwrap();
+    let advisory = exhausted().await.expect("no advisory was published");
+    assert_eq!((advisory.sequence, advisory.deliveries), (sequence, deliveries));
+    assert!(
+        reader::message_at(&world.bus, topology::VERIFY, sequence).await.unwrap().is_some(),
+        "the message must stay in its stream"
+    );
+    reader::delete_message(&world.bus, topology::ADVISORIES, advisory.own_sequence).await.unwrap();
     assert!(exhausted().await.is_none());
 }
 
-async fn an_outcome_is_stored_and_said_as_a_final_answer(world: ContractWorld) {
-    let mut heard = Box::pin(tap::watch_subject(&world.bus, "answer.final.>").await.unwrap());
+async fn an_outcome_is_stored_and_republished_as_a_final_answer(world: ContractWorld) {
+    let mut tapped = Box::pin(tap::watch_subject(&world.bus, "answer.final.>").await.unwrap());
     world.bus.flush_published().await;
     world.publish(&Publication::first_on_subject(world.outcome(1), "a").header("Tributary-Image", "7")).await;
-    let said = next_of(&mut heard).await;
-    assert_eq!((said.subject.as_str(), &said.payload[..]), (world.final_answer(1).as_str(), &b"a"[..]));
+    let republished = next_of(&mut tapped).await;
+    assert_eq!((republished.subject.as_str(), &republished.payload[..]), (world.final_answer(1).as_str(), &b"a"[..]));
     let stored = reader::message_at(&world.bus, topology::ANSWERS, 1).await.unwrap().unwrap();
     assert_eq!(
         (stored.subject.as_str(), stored.header("Tributary-Image")),
         (world.final_answer(1).as_str(), Some("7"))
     );
     world.publish(&Publication::first_on_subject(world.outcome(1), "b")).await;
-    assert!(tokio::time::timeout(SOON, heard.next()).await.is_err(), "what is not stored is not said");
+    assert!(tokio::time::timeout(SOON, tapped.next()).await.is_err(), "a refused message was republished");
 }
 
-async fn the_first_of_each_kind_is_told_from_anothers(world: ContractWorld) {
+async fn a_taken_slot_tells_our_own_message_from_anothers(world: ContractWorld) {
     let model = schemas::ModelName::from_name("light");
     let set = "set".parse().unwrap();
     let slots = [
@@ -644,13 +652,13 @@ async fn the_first_of_each_kind_is_told_from_anothers(world: ContractWorld) {
         assert!(matches!(world.publish(&own).await, PublishOutcome::Duplicate(_)), "{slot}");
         assert_eq!(world.publish(&other).await, PublishOutcome::Taken, "{slot}");
     }
-    // Who writes dead letters need not be able to read them.
+    // Writers of dead letters need no right to read them, so a repeated publish cannot recognize its own.
     let letter = Publication::first_on_subject(subject::dead(topology::IMAGES, &world.site, task_id(1)), "letter");
     assert!(matches!(world.publish(&letter).await, PublishOutcome::Stored(_)));
     assert_eq!(world.publish(&letter).await, PublishOutcome::Taken);
 }
 
-async fn rounds_are_copied_out_of_the_updates(world: ContractWorld) {
+async fn rounds_are_copied_from_the_updates_stream(world: ContractWorld) {
     let model = schemas::ModelName::from_name("light");
     world.store(subject::update(&model, 1, &world.site), b"update").await;
     let opened = subject::round(&model, 1, "opened");
@@ -661,7 +669,7 @@ async fn rounds_are_copied_out_of_the_updates(world: ContractWorld) {
     assert_eq!((copies[0].subject.as_str(), copies[0].source_sequence()), (opened.as_str(), Some(sequence)));
 }
 
-async fn a_note_is_written_read_and_changed_by_many(world: ContractWorld) {
+async fn concurrent_changes_of_a_note_are_all_kept(world: ContractWorld) {
     let ledger = Ledger::open(&world.bus).await.unwrap();
     assert_eq!(ledger.read("count").await.unwrap(), None);
     ledger.write("count", "1".into()).await.unwrap();
@@ -672,23 +680,23 @@ async fn a_note_is_written_read_and_changed_by_many(world: ContractWorld) {
     for changed in futures::future::join_all(changes).await {
         changed.unwrap();
     }
-    assert_eq!(ledger.read("count").await.unwrap().as_deref(), Some("10"), "of two who change it at once none is lost");
+    assert_eq!(ledger.read("count").await.unwrap().as_deref(), Some("10"), "a concurrent change was lost");
     ledger.update_note("fresh", one_more).await.unwrap();
     assert_eq!(ledger.read("fresh").await.unwrap().as_deref(), Some("1"));
 }
 
-async fn whoever_follows_a_note_hears_how_it_stands_and_how_it_changes(world: ContractWorld) {
+async fn a_follower_of_a_note_receives_its_value_and_its_changes(world: ContractWorld) {
     let ledger = Ledger::open(&world.bus).await.unwrap();
     ledger.write("note", "a".into()).await.unwrap();
     ledger.write("note", "b".into()).await.unwrap();
-    let mut heard = Box::pin(ledger.follow_note("note").await.unwrap());
-    assert_eq!(next_of(&mut heard).await, "b");
+    let mut followed = Box::pin(ledger.follow_note("note").await.unwrap());
+    assert_eq!(next_of(&mut followed).await, "b");
     ledger.write("other", "x".into()).await.unwrap();
     ledger.write("note", "c".into()).await.unwrap();
-    assert_eq!(next_of(&mut heard).await, "c");
+    assert_eq!(next_of(&mut followed).await, "c");
 }
 
-async fn a_note_is_written_by_its_subject(world: ContractWorld) {
+async fn a_note_is_written_through_its_subject(world: ContractWorld) {
     world.publish(&plain(subject::note_subject("note"), b"a")).await;
     let ledger = Ledger::open(&world.bus).await.unwrap();
     assert_eq!(ledger.read("note").await.unwrap().as_deref(), Some("a"));
@@ -699,7 +707,7 @@ async fn a_note_is_written_by_its_subject(world: ContractWorld) {
     assert_eq!(ledger.read("other").await.unwrap().as_deref(), Some("b"));
 }
 
-async fn heartbeats_are_heard_and_counted(world: ContractWorld) {
+async fn heartbeats_are_followed_and_listed(world: ContractWorld) {
     let bucket = HeartbeatBucket::open(&world.bus).await.unwrap();
     let heartbeat = |role: Role, worker: &str, finished| {
         let mut heartbeat = Heartbeat::for_worker(role, worker.into(), Some(world.site.clone()), 1);
@@ -707,17 +715,17 @@ async fn heartbeats_are_heard_and_counted(world: ContractWorld) {
         heartbeat
     };
     bucket.publish_heartbeat(&heartbeat(Role::Courier, "host-1", 1)).await.unwrap();
-    let mut heard = Box::pin(bucket.follow_heartbeats(Role::Courier).await.unwrap());
-    assert_eq!(next_of(&mut heard).await.finished, 1);
+    let mut followed = Box::pin(bucket.follow_heartbeats(Role::Courier).await.unwrap());
+    assert_eq!(next_of(&mut followed).await.finished, 1);
     bucket.publish_heartbeat(&heartbeat(Role::Recognizer, "host-2", 7)).await.unwrap();
     bucket.publish_heartbeat(&heartbeat(Role::Courier, "host-1", 2)).await.unwrap();
-    assert_eq!(next_of(&mut heard).await.finished, 2);
+    assert_eq!(next_of(&mut followed).await.finished, 2);
     let live = live_workers(&world.bus).await.unwrap();
-    let live: Vec<_> = live.iter().map(|beat| (beat.worker.as_str(), beat.finished)).collect();
+    let live: Vec<_> = live.iter().map(|heartbeat| (heartbeat.worker.as_str(), heartbeat.finished)).collect();
     assert_eq!(live, [("host-1", 2), ("host-2", 7)]);
 }
 
-async fn a_blob_is_stored_once_and_fetched_as_it_was(world: ContractWorld) {
+async fn a_blob_is_stored_once_and_fetched_unchanged(world: ContractWorld) {
     let blobs = Blobs::open(&world.bus).await.unwrap();
     let bytes: Vec<u8> = (0..700_000u32).map(|number| (number % 251) as u8).collect();
     let blob = blobs.store_blob(&bytes).await.unwrap();
@@ -734,7 +742,7 @@ async fn a_blob_is_stored_once_and_fetched_as_it_was(world: ContractWorld) {
     assert_eq!(&blobs.fetch_blob(&blobs.store_blob(&bytes).await.unwrap(), 1 << 20).await.unwrap()[..], &bytes[..]);
 }
 
-async fn a_blob_of_another_hash_is_not_given_out(world: ContractWorld) {
+async fn a_blob_with_the_wrong_hash_is_refused(world: ContractWorld) {
     let blobs = Blobs::open(&world.bus).await.unwrap();
     let blob = blobs.store_blob(b"what it is").await.unwrap();
     let other = BlobRef { sha256: "07".repeat(32), ..blob };
@@ -742,7 +750,7 @@ async fn a_blob_of_another_hash_is_not_given_out(world: ContractWorld) {
     assert!(matches!(fetched, Err(CarryError::BadBlob { .. })), "{fetched:?}");
 }
 
-async fn a_file_is_stored_and_fetched_as_it_was(world: ContractWorld) {
+async fn a_file_is_stored_and_fetched_unchanged(world: ContractWorld) {
     let blobs = Blobs::open(&world.bus).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (file, into) = (folder.path().join("file"), folder.path().join("into"));
@@ -754,8 +762,8 @@ async fn a_file_is_stored_and_fetched_as_it_was(world: ContractWorld) {
         let bytes: Vec<u8> = (0..size).map(|number| (number % 251) as u8).collect();
         std::fs::write(&file, &bytes).unwrap();
         let blob = blobs.store_file(&file).await.unwrap();
-        assert_eq!(blobs.store_file(&file).await.unwrap(), blob, "once");
-        assert_eq!(blobs.store_blob(&bytes).await.unwrap(), blob, "a file and its bytes are one blob");
+        assert_eq!(blobs.store_file(&file).await.unwrap(), blob, "stored once");
+        assert_eq!(blobs.store_blob(&bytes).await.unwrap(), blob, "a file and its bytes must be the same blob");
         blobs.fetch_to_file(&blob, 10_000_000, &into).await.unwrap();
         assert!(std::fs::read(&into).unwrap() == bytes, "{size} bytes");
         let before = names();
@@ -764,8 +772,8 @@ async fn a_file_is_stored_and_fetched_as_it_was(world: ContractWorld) {
         let missing = BlobRef::new([9; 32], u64::from(size));
         let missing = blobs.fetch_to_file(&missing, 10_000_000, &into).await;
         assert!(matches!(missing, Err(CarryError::BadBlob { .. })), "{missing:?}");
-        assert!(std::fs::read(&into).unwrap() == bytes, "what was there stays");
-        assert_eq!(names(), before, "nothing else is left");
+        assert!(std::fs::read(&into).unwrap() == bytes, "a failed fetch changed the file");
+        assert_eq!(names(), before, "a failed fetch left a file behind");
     }
     let absent = blobs.store_file(&folder.path().join("absent")).await;
     assert!(matches!(absent, Err(CarryError::File { .. })), "{absent:?}");
@@ -793,7 +801,7 @@ async fn a_deleted_image_is_noted(world: ContractWorld) {
     assert!(reader::message_at(&world.bus, topology::IMAGES, 2).await.unwrap().is_none());
 }
 
-async fn the_server_says_what_time_it_is(world: ContractWorld) {
+async fn the_server_reports_its_time(world: ContractWorld) {
     let (first_ns, _) = reader::server_time(&world.bus).await.unwrap();
     let began = tokio::time::Instant::now();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -803,14 +811,14 @@ async fn the_server_says_what_time_it_is(world: ContractWorld) {
     assert!(passed <= began.elapsed() + Duration::from_millis(50), "{passed:?}");
 }
 
-async fn a_subject_leads_to_its_stream(world: ContractWorld) {
+async fn the_stream_of_a_subject_is_found(world: ContractWorld) {
     let stream_of = async |subject: &str| reader::stream_of(&world.bus, subject).await.unwrap();
     assert_eq!(stream_of(&world.image()).await.as_deref(), Some(topology::IMAGES));
     assert_eq!(stream_of(&world.verify()).await.as_deref(), Some(topology::VERIFY));
     assert_eq!(stream_of("nobody.takes.this").await, None);
 }
 
-async fn a_connection_knows_where_it_leads(world: ContractWorld) {
+async fn a_connection_knows_its_domain_and_server(world: ContractWorld) {
     assert!(world.bus.is_connected() && !world.bus.is_gone().await && !world.bus.is_remote());
     let other = world.bus.in_domain(Some("other"));
     assert!(other.is_remote() && !other.in_same_domain(&world.bus) && world.bus.in_same_domain(&world.bus.clone()));

@@ -1,5 +1,5 @@
-//! Large blobs go through a worker without being in its memory, on a real server. Alone in its process: what is measured is
-//! the memory of all of it.
+//! Large blobs pass through a worker without being held in its memory, on a real server. The only test in this binary,
+//! for it measures the memory of the whole process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::io::Write;
@@ -12,10 +12,10 @@ use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 
 const SIZE_MIB: usize = 200;
-/// What a transfer may add to the memory of the process: the pieces under way.
-const MOST_MIB: u64 = 16;
+/// How much a transfer may add to the process's memory: the chunks in flight.
+const MAX_RISE_MIB: u64 = 16;
 
-/// Writes a file in which no two pieces are alike.
+/// Writes a file of pseudo-random bytes, so that no two chunks are equal.
 fn write_file(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     let mut part = vec![0u8; 1 << 20];
@@ -29,7 +29,7 @@ fn write_file(path: &Path) {
     }
 }
 
-/// How far memory rose above where it was, MiB, while something was done.
+/// Runs `work` and returns by how much memory rose meanwhile, MiB.
 async fn rise_mib<T>(work: impl Future<Output = T>) -> (T, u64) {
     let process = std::process::id();
     os::process::trim_memory();
@@ -78,16 +78,17 @@ async fn a_blob_of_200_mib_takes_little_memory_on_either_side() {
     done.unwrap();
     println!("memory rose by {stored_mib} MiB storing, {copied_mib} MiB copying, {fetched_mib} MiB fetching");
     for (what, mib) in [("storing", stored_mib), ("copying", copied_mib), ("fetching", fetched_mib)] {
-        assert!(mib <= MOST_MIB, "{what} {SIZE_MIB} MiB took {mib} MiB of memory");
+        assert!(mib <= MAX_RISE_MIB, "{what} {SIZE_MIB} MiB took {mib} MiB of memory");
     }
-    // The digest was checked on the way; this holds the file to the same.
+    // The fetch checked the digest; check that the file on disk has the same one.
     assert_eq!(site.store_file(&into).await.unwrap(), blob);
 
-    // Whoever is told to stop in the middle leaves nothing behind.
+    // A cancelled fetch leaves nothing behind.
     std::fs::remove_file(&into).unwrap();
     let arrived = || {
-        let files =
-            std::fs::read_dir(&fetched).unwrap().map(|entry| entry.unwrap().metadata().map_or(0, |it| it.len()));
+        let files = std::fs::read_dir(&fetched)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().map_or(0, |metadata| metadata.len()));
         files.sum::<u64>()
     };
     let half_arrived = async {
@@ -96,19 +97,21 @@ async fn a_blob_of_200_mib_takes_little_memory_on_either_side() {
         }
     };
     tokio::select! {
-        ended = site.fetch_to_file(&blob, blob.size_bytes, &into) => panic!("it ended first: {ended:?}"),
+        ended = site.fetch_to_file(&blob, blob.size_bytes, &into) => panic!("the fetch ended too early: {ended:?}"),
         () = half_arrived => {}
     }
     let left = || std::fs::read_dir(&fetched).unwrap().count();
-    // Whoever writes at that moment on another thread ends first.
+    // A write that is in progress on another thread finishes first.
     let removed = async {
         while left() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), removed).await.expect("the part that arrived was left behind");
+    tokio::time::timeout(Duration::from_secs(10), removed)
+        .await
+        .expect("the cancelled fetch left its temporary file behind");
 
-    // What was in the file's place stays there where the blob turns out to be another.
+    // An existing file stays as it was when the blob has the wrong digest.
     std::fs::write(&into, "before").unwrap();
     let other = BlobRef { sha256: "07".repeat(32), ..blob };
     assert!(site.fetch_to_file(&other, 1 << 30, &into).await.is_err());

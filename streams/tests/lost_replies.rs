@@ -1,4 +1,4 @@
-//! What is made of answers that never came, on a server in memory that loses them by a seed.
+//! How clients handle replies that never arrive, on a server in memory that loses them by a seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn outcome(payload: &'static str) -> Publication {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_whose_acknowledgement_was_lost_is_our_own_and_not_anothers() {
+async fn a_retry_after_a_lost_acknowledgement_finds_its_own_message() {
     let mut repeated = 0;
     for seed in 0..200 {
         let (cluster, bus) = cluster(seed);
@@ -46,11 +46,11 @@ async fn a_message_whose_acknowledgement_was_lost_is_our_own_and_not_anothers() 
         let stored = cluster.events().iter().filter(|event| matches!(event, ClusterEvent::Stored { .. })).count();
         assert_eq!(stored, 1, "seed {seed}");
     }
-    assert!((60..140).contains(&repeated), "of 200 acknowledgements about half are lost: {repeated}");
+    assert!((60..140).contains(&repeated), "about half of 200 acknowledgements should be lost, not {repeated}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn whose_message_it_is_stays_open_while_nobody_answers() {
+async fn publishing_fails_while_no_reply_arrives() {
     let (cluster, bus) = cluster(7);
     let publisher = Publisher::new(bus, Duration::from_secs(20));
     publisher.publish(&outcome("another's")).await.unwrap();
@@ -60,7 +60,7 @@ async fn whose_message_it_is_stays_open_while_nobody_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transfer_goes_on_where_a_reply_was_lost() {
+async fn a_transfer_continues_after_a_lost_reply() {
     let bytes: Vec<u8> = (0..60_000_000u32).map(|number| (number % 251) as u8).collect();
     let (cluster, bus) = cluster(3);
     let (site, cloud) = (Blobs::open(&bus).await.unwrap(), Blobs::open_in_cloud(&bus).await.unwrap());
@@ -74,7 +74,7 @@ async fn a_transfer_goes_on_where_a_reply_was_lost() {
         let _ = std::fs::remove_file(&into);
         cluster.set_faults(losing(0.25));
         let requests = cluster.request_count();
-        // Whether there is such a blob at all is asked once.
+        // The lookup of the blob is not retried, so the fetch may fail and must be started again.
         while let Err(error) = cloud.fetch_to_file(&blob, 1 << 30, &into).await {
             assert!(matches!(error, CarryError::Broker { .. }), "try {seed}: {error}");
             assert!(!into.exists());
@@ -83,7 +83,7 @@ async fn a_transfer_goes_on_where_a_reply_was_lost() {
         let requests = cluster.request_count() - requests;
         assert!(requests < 3 * undisturbed, "try {seed}: {requests} requests, {undisturbed} without losses");
     }
-    // Nobody answers any more: nothing is left of it.
+    // No reply arrives any more: the fetch fails and leaves nothing behind.
     cluster.set_faults(losing(1.0));
     std::fs::remove_file(&into).unwrap();
     let cut = cloud.fetch_to_file(&blob, 1 << 30, &into).await;

@@ -17,7 +17,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use futures::StreamExt;
 use harness::bare_server::BareServer;
-use harness::pictures::{INITIAL, LIGHT, TestPicture, some};
+use harness::pictures::{INITIAL, LIGHT, TestPicture, nth_picture};
 use harness::program::{fixture, root};
 use harness::{TestWorld, WorkerProcess, WorldPlan, until};
 use runtime::clock;
@@ -108,7 +108,7 @@ impl HonestCamera {
                 // The ids that others know are used once others have.
                 let taken = (now.load(Ordering::Relaxed) > 1).then(|| ids.next()).flatten();
                 let task = taken.unwrap_or_else(TaskId::new_random);
-                let picture = some(number % DOUBTFUL_EVERY != 0, number).unwrap();
+                let picture = nth_picture(number % DOUBTFUL_EVERY != 0, number).unwrap();
                 let subject = subject::image(&name, &"honest".parse().unwrap());
                 let publication = Publication::with_id(subject, picture.bytes.clone(), task.to_string());
                 let phase = now.load(Ordering::Relaxed);
@@ -222,7 +222,7 @@ async fn judge_camera(world: &TestWorld, actions: &mut [Action], heard: &[Vec<Ra
         Ok(Some(()))
     })
     .await
-    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     let wanted: BTreeSet<u64> = heard.iter().flatten().filter_map(sequence).collect();
     // What went up comes down a moment later.
     let mut last = (BTreeMap::new(), BTreeMap::new());

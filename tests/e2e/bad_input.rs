@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::pictures::{LIGHT, one, some};
+use harness::pictures::{LIGHT, first_picture, nth_picture};
 use harness::program::{fixture, root};
 use harness::{TestWorld, WorldPlan, odd_images, run, until};
 use schemas::limits::MAX_MESSAGE_BYTES;
@@ -57,10 +57,10 @@ async fn small_world() -> TestWorld {
 /// A good image is answered at once, by the very process that was there at first.
 async fn serves_on(world: &mut TestWorld, after: &str) {
     let asked_at = Instant::now();
-    let task = publish(world.bus(0), &world.site(0).name, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(world.bus(0), &world.site(0).name, &first_picture(true).unwrap().bytes, &[]).await;
     assert_eq!(answered(world, task).await.route, Route::Edge, "after {after}");
     assert!(asked_at.elapsed() < WITHOUT_DELAY, "after {after} a good image took {:?}", asked_at.elapsed());
-    let worker = world.worked("recognizer").unwrap();
+    let worker = world.worker_mut("recognizer").unwrap();
     assert_eq!(worker.ended().unwrap(), None, "the recognizer died of {after}: {}", worker.log());
 }
 
@@ -84,7 +84,7 @@ async fn dies_of(world: &mut TestWorld, what: &str, bytes: &[u8], headers: &[(&'
 async fn an_image_that_is_none_becomes_a_dead_letter_by_name_and_the_next_is_served() {
     let mut world = small_world().await;
     let jpeg = vision_testdata("grey_progressive.jpg");
-    let png = &one(true).unwrap().bytes;
+    let png = &first_picture(true).unwrap().bytes;
     let cases: [(&str, Vec<u8>, &str); 8] = [
         ("nothing", Vec::new(), "image_empty"),
         ("a JPEG that was cut off", jpeg[..jpeg.len() / 2].to_vec(), "image_truncated"),
@@ -104,7 +104,7 @@ async fn an_image_that_is_none_becomes_a_dead_letter_by_name_and_the_next_is_ser
 async fn an_unusual_image_is_answered_like_any_other() {
     let mut world = small_world().await;
     let site = world.site(0).name.clone();
-    let mut padded = one(true).unwrap().bytes.to_vec();
+    let mut padded = first_picture(true).unwrap().bytes.to_vec();
     padded.resize(300_000, 0);
     for (what, bytes) in [
         ("an animated GIF", odd_images::animated_gif()),
@@ -134,7 +134,7 @@ async fn a_header_that_cannot_be_read_becomes_a_dead_letter_by_name() {
         (HEADER_BLOB, huge_blob.as_str()),
     ] {
         let site = world.site(0).name.clone();
-        let bytes = if header == HEADER_BLOB { &b""[..] } else { &one(true).unwrap().bytes[..] };
+        let bytes = if header == HEADER_BLOB { &b""[..] } else { &first_picture(true).unwrap().bytes[..] };
         let task = TaskId::new_random();
         publish_as(world.bus(0), &site, task, bytes, &[(header, text)]).await.unwrap();
         serves_on(&mut world, header).await;
@@ -151,7 +151,7 @@ async fn what_an_image_may_do_without_costs_itself_and_is_noted_in_the_answer() 
     let world = small_world().await;
     let site = world.site(0).name.clone();
     let long = "x".repeat(5000);
-    let picture = &one(true).unwrap().bytes;
+    let picture = &first_picture(true).unwrap().bytes;
     for (header, text) in [
         (HEADER_PRIORITY, "10"),
         (HEADER_PRIORITY, "urgent"),
@@ -175,7 +175,7 @@ async fn what_an_image_may_do_without_costs_itself_and_is_noted_in_the_answer() 
 #[tokio::test]
 async fn a_reference_that_lies_becomes_a_dead_letter_by_name() {
     let mut world = small_world().await;
-    let picture = &one(true).unwrap().bytes;
+    let picture = &first_picture(true).unwrap().bytes;
     let blobs = Blobs::open(world.bus(0)).await.unwrap();
     let good = blobs.store_blob(picture).await.unwrap();
     let missing = BlobRef::new([7; 32], 100);
@@ -233,7 +233,7 @@ async fn a_publisher_hears_at_once_of_a_message_that_is_too_large() {
 async fn a_subject_that_nobody_takes_is_an_error_at_the_publisher() {
     let mut world = small_world().await;
     let publisher = Publisher::new(world.bus(0).clone(), Duration::from_secs(1));
-    let picture = one(true).unwrap().bytes.clone();
+    let picture = first_picture(true).unwrap().bytes.clone();
     for subject in ["images.site-1.cam-1", "Image.site-1.cam-1", "site-1.cam-1"] {
         let publication = Publication::with_id(subject.into(), picture.clone(), TaskId::new_random().to_string());
         let refused = publisher.publish(&publication).await;
@@ -246,7 +246,7 @@ async fn a_subject_that_nobody_takes_is_an_error_at_the_publisher() {
 async fn a_camera_whose_name_is_none_becomes_a_dead_letter() {
     let mut world = small_world().await;
     let publisher = Publisher::new(world.bus(0).clone(), Duration::from_secs(1));
-    let picture = one(true).unwrap().bytes.clone();
+    let picture = first_picture(true).unwrap().bytes.clone();
     for camera in ["küche", "cam$1", &"c".repeat(65), "*", ">"] {
         let subject = format!("image.site-1.{camera}");
         let publication = Publication::with_id(subject.clone(), picture.clone(), TaskId::new_random().to_string());
@@ -317,7 +317,7 @@ async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
     let site = world.site(0).name.clone();
     // Pads a picture so that fifty of them fill the stream.
     let image = |number: usize| {
-        let mut bytes = some(true, number).unwrap().bytes.to_vec();
+        let mut bytes = nth_picture(true, number).unwrap().bytes.to_vec();
         bytes.resize(20_000, 0);
         bytes
     };

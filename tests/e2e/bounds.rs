@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use harness::world::crash;
-use harness::{LinkCut, Oracle, TestWorld, WorkerProcess, WorldPlan, run, seed, until};
+use harness::{Oracle, ProxyMode, TestWorld, WorkerProcess, WorldPlan, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE};
 use schemas::{AnswerStage, Reason, Route, TaskId};
 use streams::topology::StreamSettings;
@@ -95,7 +95,7 @@ async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
     let mut world =
         TestWorld::start(WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.tries=2")).await.unwrap();
     let site = world.site(0).name.clone();
-    let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(world.bus(0), &site, &first_picture(true).unwrap().bytes, &[]).await;
     // Two workers take it and die, as with a picture that kills whoever decodes it.
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let images = async_nats::jetstream::new(client).get_stream_no_info(topology::IMAGES).await.unwrap();
@@ -117,12 +117,12 @@ async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
 #[tokio::test]
 async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
     let streams = StreamSettings { outbox_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
-    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(LinkCut::Silent);
+    site.link.as_ref().unwrap().set(ProxyMode::Silent);
     let mut tasks = Vec::new();
     for number in 0..30 {
-        let mut bytes = some(false, number).unwrap().bytes.to_vec();
+        let mut bytes = nth_picture(false, number).unwrap().bytes.to_vec();
         bytes.resize(100_000, 0);
         tasks.push(publish(&site.bus, &site.name, &bytes, &[]).await);
     }
@@ -134,9 +134,9 @@ async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
         }
         Ok((stood >= 15).then_some(stood))
     });
-    let stood = stood.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let stood = stood.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!(stood < 30, "none waited for the link");
-    site.link.as_ref().unwrap().set(LinkCut::Open);
+    site.link.as_ref().unwrap().set(ProxyMode::Open);
     for task in tasks {
         let answer = answered(&world, task).await;
         let expected = [(Route::Verified, Reason::LowConfidence), (Route::Expired, Reason::OutboxFull)];
@@ -146,8 +146,9 @@ async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
 
 #[tokio::test]
 async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
-    let world = TestWorld::whole(WorldPlan::leaves(1).set("verifier.infer.decode.max_side_px=20")).await.unwrap();
-    let picture = one(false).unwrap();
+    let world =
+        TestWorld::start_with_workers(WorldPlan::leaves(1).set("verifier.infer.decode.max_side_px=20")).await.unwrap();
+    let picture = first_picture(false).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::VerifierRefused));
@@ -162,20 +163,20 @@ async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
 
 #[tokio::test]
 async fn each_site_gets_the_verdicts_of_its_own_images() {
-    let world = TestWorld::whole(WorldPlan::leaves(2)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(2)).await.unwrap();
     // The same task ids at both sites: only the site tells them apart.
     let tasks: Vec<TaskId> = (0..10).map(|number| TaskId::from_name(&format!("shared-{number}"))).collect();
     for (number, task) in tasks.iter().enumerate() {
         for (index, site) in world.sites.iter().enumerate() {
-            let picture = some(false, number * 2 + index).unwrap();
+            let picture = nth_picture(false, number * 2 + index).unwrap();
             publish_as(&site.bus, &site.name, *task, &picture.bytes, &[]).await.unwrap();
         }
     }
     for (number, task) in tasks.iter().enumerate() {
         for (index, site) in world.sites.iter().enumerate() {
-            let picture = some(false, number * 2 + index).unwrap();
+            let picture = nth_picture(false, number * 2 + index).unwrap();
             let answer = crate::common::outcome(&site.bus, &site.name, *task).await;
-            let answer = answer.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+            let answer = answer.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
             let found = (answer.route, answer.label.as_deref(), &answer.site);
             assert_eq!(found, (Route::Verified, Some(picture.heavy.label.as_str()), &site.name), "task {task}");
         }
@@ -184,10 +185,10 @@ async fn each_site_gets_the_verdicts_of_its_own_images() {
 
 #[tokio::test]
 async fn an_image_published_again_and_again_is_answered_once() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     for confident in [true, false] {
-        let (task, bytes) = (TaskId::new_random(), &one(confident).unwrap().bytes);
+        let (task, bytes) = (TaskId::new_random(), &first_picture(confident).unwrap().bytes);
         // At once, and when it was answered: the stream keeps each, and the task has one outcome.
         for _ in 0..2 {
             let placed = publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
@@ -223,7 +224,7 @@ fn audits_of(janitor: &WorkerProcess) -> usize {
 async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_after_a_crash() {
     let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 1, ..StreamSettings::default() };
     let plan = WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.verify.enabled=false");
-    let world = TestWorld::whole(plan).await.unwrap();
+    let world = TestWorld::start_with_workers(plan).await.unwrap();
     let site = world.site(0);
     let oracle = Oracle::new(seed(3), &site.name, &site.bus).unwrap();
     oracle.publish_all(1300).await.unwrap();
@@ -239,7 +240,7 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     crash(&site.server, &site.bus).await.unwrap();
     until("another audit", PATIENCE, async || Ok((audits_of(janitor) > audits).then_some(())))
         .await
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     until("all are answered", PATIENCE, all_done).await.unwrap();
     let redone = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
     // A crash may take the last few answers, which are written a moment later than they are made.
@@ -248,16 +249,16 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
 
 #[tokio::test]
 async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
-    let mut world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
-    world.worked("janitor-0").unwrap().kill().unwrap();
+    let mut world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
+    world.worker_mut("janitor-0").unwrap().kill().unwrap();
     let site = world.site(0);
     // A crash takes the newest answers; the oldest one shows that none were dropped for room.
-    let oldest = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+    let oldest = publish(&site.bus, &site.name, &first_picture(true).unwrap().bytes, &[]).await;
     answered(&world, oldest).await;
-    let sure = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+    let sure = publish(&site.bus, &site.name, &first_picture(true).unwrap().bytes, &[]).await;
     answered(&world, sure).await;
-    site.link.as_ref().unwrap().set(LinkCut::Silent);
-    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
+    site.link.as_ref().unwrap().set(ProxyMode::Silent);
+    let doubtful = publish(&site.bus, &site.name, &first_picture(false).unwrap().bytes, &[]).await;
     promised(&world, doubtful).await;
     // A crash, and what it can do to the newest answers, done by hand once redeliveries are over.
     crash(&site.server, &site.bus).await.unwrap();
@@ -272,17 +273,17 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     let lost = reader::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
     reader::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
     let audits = audits_of(&world.workers["janitor-0"]);
-    world.worked("janitor-0").unwrap().restart().unwrap();
+    world.worker_mut("janitor-0").unwrap().restart().unwrap();
     let site = world.site(0);
     let again = answered(&world, sure).await;
     assert_eq!((again.route, again.task), (Route::Edge, sure));
     assert!(again.image_sequence > 3, "it was recognized from a new message");
-    site.link.as_ref().unwrap().set(LinkCut::Open);
+    site.link.as_ref().unwrap().set(ProxyMode::Open);
     assert_eq!(answered(&world, doubtful).await.route, Route::Verified);
     let janitor = &world.workers["janitor-0"];
     until("the audit is done", PATIENCE, async || Ok((audits_of(janitor) > audits).then_some(())))
         .await
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     let images = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap();
     assert_eq!(images.last_sequence, 4, "one image and no other was given to the recognizer again");
 }
@@ -290,11 +291,12 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
 #[tokio::test]
 async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
     let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 2, ..StreamSettings::default() };
-    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(LinkCut::Silent);
+    site.link.as_ref().unwrap().set(ProxyMode::Silent);
     link_is_down(&site.bus, PATIENCE).await.unwrap();
-    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "15000")]).await;
+    let doubtful =
+        publish(&site.bus, &site.name, &first_picture(false).unwrap().bytes, &[(HEADER_DEADLINE, "15000")]).await;
     promised(&world, doubtful).await;
     // More answers than the stream keeps: the promise is gone from it before its time is up.
     let mut publishing = tokio::task::JoinSet::new();
@@ -302,7 +304,7 @@ async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
         let (bus, name) = (site.bus.clone(), site.name.clone());
         publishing.spawn(async move {
             for _ in 0..150 {
-                publish(&bus, &name, &one(true).unwrap().bytes, &[]).await;
+                publish(&bus, &name, &first_picture(true).unwrap().bytes, &[]).await;
             }
         });
     }
@@ -310,7 +312,7 @@ async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
     until("the promise is gone", PATIENCE, async || Ok(answers(&site.bus, doubtful).await.is_empty().then_some(())))
         .await
         .unwrap();
-    site.link.as_ref().unwrap().set(LinkCut::Open);
+    site.link.as_ref().unwrap().set(ProxyMode::Open);
     let answer = answered(&world, doubtful).await;
     assert!(matches!(answer.route, Route::Expired | Route::Verified), "{answer:?}");
 }
@@ -318,25 +320,26 @@ async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
 #[tokio::test]
 async fn an_expired_request_whose_promise_was_dropped_has_an_outcome() {
     let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 2, ..StreamSettings::default() };
-    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan { streams, ..WorldPlan::leaves(1) }).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(LinkCut::Silent);
+    site.link.as_ref().unwrap().set(ProxyMode::Silent);
     // What is sent before the courier knows is on its way, not waiting.
     link_is_down(&site.bus, PATIENCE).await.unwrap();
-    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "12000")]).await;
+    let doubtful =
+        publish(&site.bus, &site.name, &first_picture(false).unwrap().bytes, &[(HEADER_DEADLINE, "12000")]).await;
     let promise = promised(&world, doubtful).await;
     let finals = streams::subject::provisional(&site.name, &"cam-1".parse().unwrap());
     let record = reader::last_message(&site.bus, topology::ANSWERS, &finals).await.unwrap().unwrap();
     // As if it had been dropped for room.
     reader::delete_message(&site.bus, topology::ANSWERS, record.sequence).await.unwrap();
     until("the deadline", PATIENCE, async || {
-        let other = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+        let other = publish(&site.bus, &site.name, &first_picture(true).unwrap().bytes, &[]).await;
         let now_ms = answered(&world, other).await.answered_at_ms;
         Ok((now_ms > promise.deadline_at_ms.unwrap()).then_some(()))
     })
     .await
     .unwrap();
-    site.link.as_ref().unwrap().set(LinkCut::Open);
+    site.link.as_ref().unwrap().set(ProxyMode::Open);
     let answer = answered(&world, doubtful).await;
     assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
 }
@@ -368,9 +371,9 @@ async fn a_reader_whose_server_pauses_reads_on_to_the_end() {
 
 #[tokio::test]
 async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
-    let picture = one(true).unwrap();
+    let picture = first_picture(true).unwrap();
     // Stored too late: the reference comes before its bytes.
     let blobs = Blobs::open(&site.bus).await.unwrap();
     let early = blobs.store_blob(&picture.bytes).await.unwrap();

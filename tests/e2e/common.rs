@@ -9,17 +9,17 @@ use streams::reader::{self, StreamRange};
 use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, topology};
 
 /// Long enough for anything that is going to happen on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Publishes bytes as the one image of a new task.
-pub async fn publish(bus: &Bus, site: &SiteName, bytes: &[u8], headers: &[(&'static str, &str)]) -> TaskId {
+pub(crate) async fn publish(bus: &Bus, site: &SiteName, bytes: &[u8], headers: &[(&'static str, &str)]) -> TaskId {
     let task = TaskId::new_random();
     publish_as(bus, site, task, bytes, headers).await.unwrap();
     task
 }
 
 /// Publishes bytes as an image of this task.
-pub async fn publish_as(
+pub(crate) async fn publish_as(
     bus: &Bus,
     site: &SiteName,
     task: TaskId,
@@ -35,7 +35,7 @@ pub async fn publish_as(
 }
 
 /// The final answer of a task, as soon as there is one.
-pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result<Answer> {
+pub(crate) async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result<Answer> {
     let slot = streams::subject::final_answer_of_any_camera(site, task);
     until(&format!("a final answer of task {task}"), PATIENCE, async || {
         let record = reader::last_message(bus, topology::ANSWERS, &slot).await?;
@@ -45,16 +45,16 @@ pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result
 }
 
 /// The final answer of a task of a world's first site; what its workers said last if there is none.
-pub async fn answered(world: &TestWorld, task: TaskId) -> Answer {
+pub(crate) async fn answered(world: &TestWorld, task: TaskId) -> Answer {
     let site = world.site(0);
     match outcome(&site.bus, &site.name, task).await {
         Ok(answer) => answer,
-        Err(error) => panic!("{error:#}\n{}", world.last_words()),
+        Err(error) => panic!("{error:#}\n{}", world.log_tails()),
     }
 }
 
 /// Every answer about a task, oldest first.
-pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
+pub(crate) async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
     let last = reader::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
     let mut answers: Vec<Answer> = Vec::new();
     let all = reader::read_range(bus, topology::ANSWERS, StreamRange::default(), last, |record| {
@@ -66,7 +66,7 @@ pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
 }
 
 /// Waits until the courier of a site says that the link to the cloud is down.
-pub async fn link_is_down(bus: &Bus, patience: Duration) -> anyhow::Result<()> {
+pub(crate) async fn link_is_down(bus: &Bus, patience: Duration) -> anyhow::Result<()> {
     until("the link is down", patience, async || {
         let links = live_workers(bus).await?.into_iter().filter_map(|beat| beat.link);
         let links: Vec<bool> = links.map(|link| link.up).collect();
@@ -76,11 +76,11 @@ pub async fn link_is_down(bus: &Bus, patience: Duration) -> anyhow::Result<()> {
 }
 
 /// The provisional answer of a task, as soon as there is one.
-pub async fn promised(world: &TestWorld, task: TaskId) -> Answer {
+pub(crate) async fn promised(world: &TestWorld, task: TaskId) -> Answer {
     let what = format!("a provisional answer of task {task}");
     let found = until(&what, PATIENCE, async || {
         let answers = answers(world.bus(0), task).await;
         Ok(answers.into_iter().find(|answer| answer.stage == AnswerStage::Provisional))
     });
-    found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+    found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()))
 }

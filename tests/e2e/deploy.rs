@@ -180,13 +180,13 @@ fn metrics(text: &str) -> BTreeSet<String> {
 }
 
 /// Where a process answers for its metrics, by its log.
-pub fn listens_at(log: &str) -> Option<String> {
+pub(crate) fn listens_at(log: &str) -> Option<String> {
     let line = log.lines().find(|line| line.contains(runtime::metrics::ENDPOINT_STARTED))?;
     let at = line.find("127.0.0.1:")?;
     Some(line[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect())
 }
 
-pub async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
+pub(crate) async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;

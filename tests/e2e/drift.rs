@@ -1,6 +1,6 @@
 //! Pictures of another kind: each goes up, and many are noticed.
 
-use harness::pictures::{LIGHT, some};
+use harness::pictures::{LIGHT, nth_picture};
 use harness::program::{fixture, run};
 use harness::{TestWorld, WorldPlan, until};
 use schemas::{Reason, Route};
@@ -23,7 +23,7 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
     }
     let model = model.display().to_string();
     let refused = world.recognizer_of("without", 0, &model).unwrap();
-    refused.says("make a score with `tributary model novelty", PATIENCE).await.unwrap();
+    refused.wait_for_log("make a score with `tributary model novelty", PATIENCE).await.unwrap();
     let clothes = fixture("images/fashion").display().to_string();
     let made = run(world.folder(), &["model", "novelty", &model, "--images", &clothes]).await.unwrap();
     assert!(made.success && made.out.contains("4000 images by the features output"), "{}{}", made.out, made.err);
@@ -53,7 +53,7 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
         until(text, 3 * PATIENCE, said).await.unwrap_or_else(|error| panic!("{error:#}"));
     };
     for number in 0..180 {
-        publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;
+        publish(&bus, &site, &nth_picture(true, number).unwrap().bytes, &[]).await;
     }
     says(&world, "drift     steady; ").await;
     for picture in &strange[..60] {

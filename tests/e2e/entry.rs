@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use harness::bare_server::free_ports;
-use harness::pictures::one;
+use harness::pictures::first_picture;
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
 use schemas::TaskId;
@@ -63,7 +63,7 @@ async fn a_camera_on_another_machine_needs_a_login_and_is_encrypted() {
     let stranger = ConnectOptions::new().user_and_password(text("user"), text("password")).require_tls(true);
     stranger.connect(&url).await.unwrap_err();
     let jetstream = async_nats::jetstream::new(client.clone());
-    let picture = one(true).unwrap().bytes.clone();
+    let picture = first_picture(true).unwrap().bytes.clone();
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Msg-Id", TaskId::new_random().to_string().as_str());
     let stored = jetstream.publish_with_headers(text("subject"), headers, picture.clone()).await.unwrap();

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use harness::pictures::some;
+use harness::pictures::nth_picture;
 use harness::world::crash;
-use harness::{InjectedFault, LinkCut, Oracle, TestWorld, WorldPlan, fault, seed, until};
+use harness::{InjectedFault, Oracle, ProxyMode, TestWorld, WorldPlan, fault, seed, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_BLOB;
@@ -35,19 +35,19 @@ async fn is_at_work(bus: &Bus) -> anyhow::Result<()> {
 }
 
 async fn suffer_before(oracle: Oracle, mut world: TestWorld, seed: u64, faults: Vec<InjectedFault>) {
-    let pouring = oracle.pour(IMAGES_PER_S);
+    let publishing = oracle.start_publishing(IMAGES_PER_S);
     for (number, fault) in faults.iter().enumerate() {
         let at_work = is_at_work(world.bus(0)).await;
         at_work.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
         let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
     }
-    oracle.enough();
-    pouring.await.unwrap().unwrap();
+    oracle.stop_publishing();
+    publishing.await.unwrap().unwrap();
     let judgement = oracle.judge(&world.cloud, SETTLING).await.unwrap();
     println!("{judgement}; {} faults: {faults:?}", faults.len());
     if let Err(error) = judgement.verdict() {
-        panic!("{error:#}\nfaults: {faults:#?}\n{}", world.last_words());
+        panic!("{error:#}\nfaults: {faults:#?}\n{}", world.log_tails());
     }
     assert!(judgement.acknowledged > 20 * faults.len(), "hardly anything was published: {judgement}");
     for (name, worker) in &mut world.workers {
@@ -61,25 +61,27 @@ const WORKERS: [&str; 4] = ["recognizer-0", "courier-0", "verifier-0", "janitor-
 async fn nothing_is_lost_or_doubled_when_workers_and_the_server_of_a_site_die() {
     let seed = seed(20261);
     // `fast` promises as much as `power-safe` while only processes die.
-    let world = TestWorld::whole(WorldPlan { durability: Durability::Fast, ..WorldPlan::default() }).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan { durability: Durability::Fast, ..WorldPlan::default() })
+        .await
+        .unwrap();
     inject_fault(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_when_the_link_and_the_cloud_die() {
     let seed = seed(20262);
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     inject_fault(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links_and_the_hub_die() {
     let seed = seed(20265);
-    let mut world = TestWorld::whole(WorldPlan { fleet: true, ..WorldPlan::leaves(2) }).await.unwrap();
+    let mut world = TestWorld::start_with_workers(WorldPlan { fleet: true, ..WorldPlan::leaves(2) }).await.unwrap();
     let oracles: Vec<Oracle> = (0..2)
         .map(|site| Oracle::new(seed + site, &world.site(site as usize).name, world.bus(site as usize)).unwrap())
         .collect();
-    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(20)).collect();
+    let publishing: Vec<_> = oracles.iter().map(|oracle| oracle.start_publishing(20)).collect();
     for (number, fault) in fault::plan(seed, 12, &WORKERS, true).iter().enumerate() {
         for site in 0..2 {
             let at_work = is_at_work(world.bus(site)).await;
@@ -88,13 +90,13 @@ async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links
         let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
     }
-    for (oracle, pouring) in oracles.iter().zip(pouring) {
-        oracle.enough();
-        pouring.await.unwrap().unwrap();
+    for (oracle, publishing) in oracles.iter().zip(publishing) {
+        oracle.stop_publishing();
+        publishing.await.unwrap().unwrap();
         let judgement = oracle.judge(&world.cloud, SETTLING).await.unwrap();
         println!("{judgement}");
         if let Err(error) = judgement.verdict() {
-            panic!("{error:#}\n{}", world.last_words());
+            panic!("{error:#}\n{}", world.log_tails());
         }
     }
     // The roles did everything with the rights they have.
@@ -108,11 +110,11 @@ async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlin
     const POLICIES: [&str; 4] = ["cloud-only", "paper", "earliest-finish", "edge-only"];
     let seed = seed(20264);
     let plan = WorldPlan::leaves(1).set("recognizer.policy.cloud_only_timeout_ms=1500");
-    let world = TestWorld::whole(plan).await.unwrap();
+    let world = TestWorld::start_with_workers(plan).await.unwrap();
     let mut rng = StdRng::seed_from_u64(seed);
     let mut faults = fault::plan(seed, 6, &["recognizer-0", "courier-0", "verifier-0"], true);
     for time_ms in [300, 1500, 700, 2500, 500] {
-        let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
+        let cut = if rng.random_bool(0.5) { ProxyMode::Silent } else { ProxyMode::Reset };
         faults.push(InjectedFault::CutLink { site: 0, cut, time: Duration::from_millis(time_ms) });
     }
     let ledger = Ledger::open(world.bus(0)).await.unwrap();
@@ -131,8 +133,8 @@ async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlin
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_when_the_link_is_away_for_half_a_minute() {
     let seed = seed(20263);
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
-    let cut = InjectedFault::CutLink { site: 0, cut: LinkCut::Silent, time: Duration::from_secs(30) };
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
+    let cut = InjectedFault::CutLink { site: 0, cut: ProxyMode::Silent, time: Duration::from_secs(30) };
     inject_fault(world, seed, vec![cut]).await;
 }
 
@@ -145,13 +147,13 @@ fn large(picture: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetched() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let blobs = Blobs::open(&site.bus).await.unwrap();
     let mut tasks = Vec::new();
     for number in 0..12 {
         let reference =
-            blobs.store_blob(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
+            blobs.store_blob(&large(&nth_picture(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
         tasks.push(publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &reference)]).await);
         if number % 3 == 2 {
             crash(&site.server, &site.bus).await.unwrap();
@@ -165,12 +167,12 @@ async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetche
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verified_answers_lost_with_the_server_are_had_again() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     for round in 0..3 {
         let mut tasks = Vec::new();
         for number in 0..25 {
-            tasks.push(publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await);
+            tasks.push(publish(&site.bus, &site.name, &nth_picture(false, number).unwrap().bytes, &[]).await);
         }
         let newest = tasks[tasks.len() - 1];
         answered(&world, newest).await;
@@ -190,11 +192,11 @@ async fn a_worker_that_starts_while_its_server_dies_waits_for_it() {
     let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     world.courier("courier", 0).unwrap();
     for round in 0..8 {
-        world.worked("courier").unwrap().restart().unwrap();
+        world.worker_mut("courier").unwrap().restart().unwrap();
         // Anywhere between its first connection and its first pull.
         tokio::time::sleep(Duration::from_millis(rng.random_range(5..60))).await;
         crash(&world.site(0).server, world.bus(0)).await.unwrap();
-        let worker = world.worked("courier").unwrap();
+        let worker = world.worker_mut("courier").unwrap();
         let ended = worker.ended().unwrap();
         assert_eq!(ended, None, "seed {seed}, round {round}: {}", worker.log());
     }
@@ -202,7 +204,7 @@ async fn a_worker_that_starts_while_its_server_dies_waits_for_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let oracle = Oracle::new(seed(20266), &site.name, &site.bus).unwrap();
     oracle.publish_all(40).await.unwrap();
@@ -237,6 +239,6 @@ async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
 async fn soak() {
     let count = std::env::var("TRIBUTARY_SOAK_FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(50);
     let seed = seed(20264);
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     inject_fault(world, seed, fault::plan(seed, count, &WORKERS, true)).await;
 }

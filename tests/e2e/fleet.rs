@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::bare_server::free_ports;
-use harness::pictures::{HEAVY, LIGHT, one};
+use harness::pictures::{HEAVY, LIGHT, first_picture};
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
 use runtime::site_key::SiteKey;
@@ -87,7 +87,7 @@ async fn refuses_by(bus: &Bus, fault: &str, times: usize) {
     let what = format!("{times} dead letters {fault}");
     // What the hub sends as it reads its accounts anew comes after the wait for an acknowledgement.
     let found = until(&what, 2 * PATIENCE, async || {
-        let letters = janitor::redrive::letters(bus).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+        let letters = operations::dead_letters::read_dead_letters(bus).await?;
         let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.kind.as_str()).collect();
         anyhow::ensure!(names.iter().filter(|name| **name == fault).count() >= times, "{names:?}");
         Ok(Some(()))
@@ -158,7 +158,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         let url = running(at, site, worker).await["sites"][0]["url"].as_str().unwrap().to_owned();
         let bus = Bus::connect(&NatsSettings { url, ..NatsSettings::default() }, "test").await.unwrap();
         let name: SiteName = site.parse().unwrap();
-        let task = publish(&bus, &name, &one(false).unwrap().bytes, &[]).await;
+        let task = publish(&bus, &name, &first_picture(false).unwrap().bytes, &[]).await;
         let answer = outcome(&bus, &name, task).await;
         let answer = answer.unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", worker.log(), hub.log()));
         assert_eq!(answer.route, Route::Verified, "{}\n{}", worker.log(), hub.log());
@@ -195,7 +195,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         releases::decision_log::publish_order(&publisher, &order, false).await.unwrap();
         // The latest counts in the stream: each must be seen before the next takes its place.
         refused = until("a dead letter of each forged order", PATIENCE, async || {
-            let letters = janitor::redrive::letters(&buses[0].1).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+            let letters = operations::dead_letters::read_dead_letters(&buses[0].1).await?;
             let mut names: Vec<String> = letters.into_iter().map(|(_, letter)| letter.fault.kind.to_string()).collect();
             names.sort();
             Ok((names.len() > refused.len()).then_some(names))
@@ -249,7 +249,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         ("note_misdirected", sign(farms, now_ms)),
         ("release_never", sign(never, now_ms)),
     ] {
-        let before = janitor::redrive::letters(&reef).await.unwrap();
+        let before = operations::dead_letters::read_dead_letters(&reef).await.unwrap();
         let known = before.iter().filter(|(_, letter)| letter.fault.kind.as_str() == fault).count();
         order_as_is(&publisher, "reef", &order).await;
         refuses_by(&reef, fault, known + 1).await;
@@ -309,10 +309,10 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     println!("the revoked site noticed {} ms after the command began", began.elapsed().as_millis());
     until("the other site is back", PATIENCE, async || Ok(joined(at, "farm").await.then_some(()))).await.unwrap();
     let (reef, bus) = &buses[0];
-    let task = publish(bus, reef, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(bus, reef, &first_picture(true).unwrap().bytes, &[]).await;
     assert_eq!(outcome(bus, reef, task).await.unwrap().route, Route::Edge, "the site itself goes on");
     let (farm, bus) = &buses[1];
-    let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(bus, farm, &first_picture(false).unwrap().bytes, &[]).await;
     let slot = subject::final_answer(farm, &"cam-1".parse().unwrap(), task);
     let verified =
         until("an answer of the cloud", 2 * PATIENCE, async || Ok(reader::read_outcome(bus, &slot).await?)).await;

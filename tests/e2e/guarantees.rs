@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use harness::program::run;
 use harness::world::crash;
 use harness::{InjectedFault, Oracle, TestWorld, WorldPlan, seed, until};
@@ -89,7 +89,7 @@ async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
     let (reef, farm) = (world.site(0), world.site(1));
     for site in [reef, farm] {
         for number in 0..10 {
-            publish(&site.bus, &site.name, &some(true, number).unwrap().bytes, &[]).await;
+            publish(&site.bus, &site.name, &nth_picture(true, number).unwrap().bytes, &[]).await;
         }
     }
     // One takes ten and does nothing; the other acknowledges its ten, as any client does it.
@@ -137,11 +137,11 @@ async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_at_two_sites_whose_workers_are_frozen_and_never_killed() {
     let seed = seed(20271);
-    let mut world = TestWorld::whole(WorldPlan::leaves(2)).await.unwrap();
+    let mut world = TestWorld::start_with_workers(WorldPlan::leaves(2)).await.unwrap();
     let oracles: Vec<Oracle> = (0..2)
         .map(|site| Oracle::new(seed + site, &world.site(site as usize).name, world.bus(site as usize)).unwrap())
         .collect();
-    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(20)).collect();
+    let publishing: Vec<_> = oracles.iter().map(|oracle| oracle.start_publishing(20)).collect();
     for (number, worker) in
         ["recognizer-0", "recognizer-1", "courier-0", "recognizer-0", "courier-1", "recognizer-1"].iter().enumerate()
     {
@@ -149,9 +149,9 @@ async fn nothing_is_left_at_two_sites_whose_workers_are_frozen_and_never_killed(
             InjectedFault::Freeze { worker: (*worker).into(), beyond: Duration::from_millis(300 * number as u64) };
         world.inject_fault(&fault).await.unwrap();
     }
-    for (oracle, pouring) in oracles.iter().zip(pouring) {
-        oracle.enough();
-        pouring.await.unwrap().unwrap();
+    for (oracle, publishing) in oracles.iter().zip(publishing) {
+        oracle.stop_publishing();
+        publishing.await.unwrap().unwrap();
         let judgement = oracle.judge(&world.cloud, Duration::from_secs(60)).await.unwrap();
         println!("{judgement}");
         judgement.verdict().unwrap();
@@ -164,7 +164,7 @@ async fn a_subscriber_hears_what_the_stream_kept_and_nothing_that_came_second() 
     let site = world.site(0).name.clone();
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let mut finals = client.subscribe("answer.final.>").await.unwrap();
-    let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(world.bus(0), &site, &first_picture(true).unwrap().bytes, &[]).await;
     let kept = answered(&world, task).await;
     // A verdict that comes too late, as a courier publishes it.
     let mut late = kept.clone();
@@ -176,7 +176,7 @@ async fn a_subscriber_hears_what_the_stream_kept_and_nothing_that_came_second() 
         .unwrap();
     assert_eq!(placed, streams::PublishOutcome::Taken);
     // The next task's answer comes after anything that was said about this one.
-    let next = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
+    let next = publish(world.bus(0), &site, &first_picture(true).unwrap().bytes, &[]).await;
     let mut heard = Vec::new();
     loop {
         let message = tokio::time::timeout(PATIENCE, finals.next()).await.unwrap().unwrap();
@@ -187,7 +187,7 @@ async fn a_subscriber_hears_what_the_stream_kept_and_nothing_that_came_second() 
         heard.push(answer);
     }
     assert_eq!(heard, [kept]);
-    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
+    assert_eq!(world.worker_mut("recognizer").unwrap().ended().unwrap(), None, "{}", world.log_tails());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,7 +199,7 @@ async fn what_a_subscriber_heard_is_kept_though_the_server_is_killed_at_that_mom
     for _ in 0..5 {
         let mut finals = client.subscribe("answer.final.>").await.unwrap();
         client.flush().await.unwrap();
-        let task = publish(&site.bus, &name, &one(true).unwrap().bytes, &[]).await;
+        let task = publish(&site.bus, &name, &first_picture(true).unwrap().bytes, &[]).await;
         let heard = tokio::time::timeout(PATIENCE, finals.next()).await.unwrap().unwrap();
         crash(&site.server, &site.bus).await.unwrap();
         let slot = subject::final_answer_of_any_camera(&name, task);
@@ -207,7 +207,7 @@ async fn what_a_subscriber_heard_is_kept_though_the_server_is_killed_at_that_mom
         let kept = kept.unwrap_or_else(|| panic!("the answer of task {task} was told and is gone"));
         assert_eq!(kept.payload, heard.payload, "another answer stands where one was told");
     }
-    let worker = world.worked("recognizer").unwrap();
+    let worker = world.worker_mut("recognizer").unwrap();
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
 }
 
@@ -215,7 +215,7 @@ async fn what_a_subscriber_heard_is_kept_though_the_server_is_killed_at_that_mom
 async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_nor_its_neighbours() {
     let mut world = small_world().await;
     let site = world.site(0).name.clone();
-    let picture = one(true).unwrap().bytes.clone();
+    let picture = first_picture(true).unwrap().bytes.clone();
     let mut raw = raw(&world).await;
     let odd: [&[u8]; 10] = [
         b"NATS/1.0\r\nX-Note: a\rb\r\n\r\n",
@@ -254,7 +254,7 @@ async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_
         assert!(took < usual + WITHOUT_DELAY, "after {shown:?} a neighbour took {took:?}, {usual:?} without it");
         assert_eq!(outcome_of(world.bus(0), before + 1).await.route, Route::Edge, "{shown:?}");
     }
-    let worker = world.worked("recognizer").unwrap();
+    let worker = world.worker_mut("recognizer").unwrap();
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
 }
 
@@ -262,7 +262,7 @@ async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_
 async fn a_message_that_reached_nobody_becomes_a_dead_letter_by_its_sequence() {
     let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let site = world.site(0).name.clone();
-    let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(world.bus(0), &site, &first_picture(true).unwrap().bytes, &[]).await;
     // A client that cannot read it takes it as often as it may, and drops it each time.
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let images = async_nats::jetstream::new(client).get_stream_no_info(topology::IMAGES).await.unwrap();
@@ -279,7 +279,7 @@ async fn a_message_that_reached_nobody_becomes_a_dead_letter_by_its_sequence() {
     let letter = letter(world.bus(0), |letter| letter.fault.kind.as_str() == "client_unreadable").await;
     assert_eq!((letter.sequence, letter.task, letter.attempts), (1, Some(task), most as u64));
     assert_eq!(answered(&world, task).await.route, Route::Dead);
-    let next = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
+    let next = publish(world.bus(0), &site, &first_picture(true).unwrap().bytes, &[]).await;
     assert_eq!(answered(&world, next).await.route, Route::Edge);
 
     let settled = until("the durable waits for nothing", PATIENCE, async || {
@@ -298,7 +298,7 @@ async fn what_the_server_accepts_the_stream_takes_whatever_its_size() {
     let subject = format!("image.{site}.plain");
     for (number, size) in [1_100_000, 1_900_000, 4_000_000, MAX_INLINE_BYTES, MAX_MESSAGE_BYTES].into_iter().enumerate()
     {
-        let mut bytes = one(true).unwrap().bytes.to_vec();
+        let mut bytes = first_picture(true).unwrap().bytes.to_vec();
         bytes.resize(size, 0);
         client.publish(subject.clone(), bytes.into()).await.unwrap();
         client.flush().await.unwrap();
@@ -318,14 +318,14 @@ async fn what_the_server_accepts_the_stream_takes_whatever_its_size() {
     });
     counted.await.unwrap();
     // Many large ones at once are held a few at a time.
-    let mut large = one(true).unwrap().bytes.to_vec();
+    let mut large = first_picture(true).unwrap().bytes.to_vec();
     large.resize(MAX_INLINE_BYTES, 0);
     for _ in 0..24 {
         client.publish(subject.clone(), large.clone().into()).await.unwrap();
     }
     client.flush().await.unwrap();
     assert_eq!(outcome_of(&bus, 29).await.route, Route::Edge);
-    let peak = world.worked("recognizer").unwrap().peak_memory_mib();
+    let peak = world.worker_mut("recognizer").unwrap().peak_memory_mib();
     assert!(peak < 400, "the recognizer took {peak} MiB at its peak");
 }
 
@@ -337,7 +337,7 @@ async fn one_message_id_at_two_cameras_and_a_counter_that_begins_again_get_their
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let send = async |camera: &str, id: &str, picture: usize| {
         let subject = format!("image.{site}.{camera}");
-        let bytes = some(true, picture).unwrap().bytes.clone();
+        let bytes = nth_picture(true, picture).unwrap().bytes.clone();
         publisher.publish(&Publication::with_id(subject, bytes, id)).await.unwrap();
     };
     // Two cameras that count alike, at the same moment; then one that was switched off and counts from 1 again; then
@@ -352,7 +352,7 @@ async fn one_message_id_at_two_cameras_and_a_counter_that_begins_again_get_their
     let own: Vec<Answer> = [outcome_of(&bus, 1).await, outcome_of(&bus, 2).await, outcome_of(&bus, 3).await].into();
     outcome_of(&bus, 5).await;
     for (answer, picture) in own.iter().zip([0, 1, 2]) {
-        assert_eq!(answer.label.as_deref(), Some(some(true, picture).unwrap().light.label.as_str()));
+        assert_eq!(answer.label.as_deref(), Some(nth_picture(true, picture).unwrap().light.label.as_str()));
     }
     assert_eq!(own.iter().map(|answer| answer.task).collect::<std::collections::BTreeSet<_>>().len(), 3);
     // The repeated one is the first one's task: it has one answer, and the janitor counts it.
@@ -366,7 +366,7 @@ async fn one_message_id_at_two_cameras_and_a_counter_that_begins_again_get_their
     });
     let outcomes = counted.await.unwrap();
     assert_eq!((outcomes.redone, outcomes.oldest_sequence), (0, None));
-    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
+    assert_eq!(world.worker_mut("recognizer").unwrap().ended().unwrap(), None, "{}", world.log_tails());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -374,7 +374,7 @@ async fn subjects_off_by_a_level_and_those_of_another_site_become_dead_letters_t
     let mut world = small_world().await;
     let bus = world.bus(0).clone();
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
-    let picture = one(true).unwrap().bytes.clone();
+    let picture = first_picture(true).unwrap().bytes.clone();
     let subjects = [
         ("image.cam-1", "image.site-1.cam-1"),
         ("image.site-1.hall.cam-1", "image.site-1.cam-1"),
@@ -391,7 +391,7 @@ async fn subjects_off_by_a_level_and_those_of_another_site_become_dead_letters_t
         assert!(letter.fault.remedy.contains(right), "{subject}: {}", letter.fault.remedy);
         assert_eq!(outcome_of(&bus, number as u64 + 1).await.route, Route::Dead, "{subject}");
     }
-    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
+    assert_eq!(world.worker_mut("recognizer").unwrap().ended().unwrap(), None, "{}", world.log_tails());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -401,16 +401,16 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let mut tasks = Vec::new();
     for number in 0..5 {
-        let task = publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;
+        let task = publish(&bus, &site, &nth_picture(true, number).unwrap().bytes, &[]).await;
         // One at a time: images older than the oldest answer kept are not judged, and the third answer is to be removed.
         answered(&world, task).await;
         tasks.push(task);
     }
     // Somebody acknowledges what a recognizer has not seen: it is frozen, and a stranger takes three.
-    world.worked("recognizer").unwrap().signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    world.worker_mut("recognizer").unwrap().signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
     let mut lost = Vec::new();
     for number in 5..8 {
-        lost.push(publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await);
+        lost.push(publish(&bus, &site, &nth_picture(true, number).unwrap().bytes, &[]).await);
     }
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     for sequence in 6..=8u64 {
@@ -423,8 +423,8 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
     let slot = subject::final_answer_of_any_camera(&site, tasks[2]);
     let gone = reader::last_message(&bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
     reader::delete_message(&bus, topology::ANSWERS, gone.sequence).await.unwrap();
-    world.worked("janitor").unwrap().restart().unwrap();
-    world.worked("recognizer").unwrap().signal(nix::sys::signal::Signal::SIGCONT).unwrap();
+    world.worker_mut("janitor").unwrap().restart().unwrap();
+    world.worker_mut("recognizer").unwrap().signal(nix::sys::signal::Signal::SIGCONT).unwrap();
     let redone = until("all have an outcome again", Duration::from_secs(60), async || {
         for task in tasks.iter().chain(&lost) {
             let slot = subject::final_answer_of_any_camera(&site, *task);
@@ -434,12 +434,12 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
         }
         Ok(Some(()))
     });
-    redone.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    redone.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
-    let mut world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let mut world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let slot = subject::outbox(&site, OutboxKind::Verify);
@@ -459,7 +459,7 @@ async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
         publisher.publish(&odd).await.unwrap();
     }
     // A doubtful one goes up behind them.
-    let task = publish(&bus, &site, &some(false, 0).unwrap().bytes, &[]).await;
+    let task = publish(&bus, &site, &nth_picture(false, 0).unwrap().bytes, &[]).await;
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     until("each has its letter", PATIENCE, async || {
         let letters = letters(&bus).await;
@@ -476,7 +476,7 @@ async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
     publisher.publish(&promise).await.unwrap();
     let letter = letter(&bus, |letter| letter.stream == topology::ANSWERS).await;
     assert_eq!(letter.fault.kind.as_str(), "answer_misdirected");
-    world.worked("courier-0").unwrap();
+    world.worker_mut("courier-0").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -509,7 +509,7 @@ async fn blobs_that_link_to_themselves_or_lie_about_their_size_become_dead_lette
         let fault = answer.fault.unwrap();
         assert_eq!((answer.route, fault.kind.as_str()), (Route::Dead, "blob_bad"), "{}", fault.reason);
     }
-    let worker = world.worked("recognizer").unwrap();
+    let worker = world.worker_mut("recognizer").unwrap();
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
     // What a broken-off upload left goes when it is old, and nothing else does.
     let good = Blobs::open(&bus).await.unwrap().store_blob(&vec![7; 300_000]).await.unwrap();
@@ -537,14 +537,14 @@ async fn what_is_too_large_for_a_letter_is_given_up_by_its_beginning_and_can_be_
     assert!(redriven.success, "{}", redriven.err);
     let whole = reader::message_at(&bus, topology::IMAGES, 2).await.unwrap().unwrap();
     assert_eq!(whole.payload.len(), MAX_INLINE_BYTES);
-    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
+    assert_eq!(world.worker_mut("recognizer").unwrap().ended().unwrap(), None, "{}", world.log_tails());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken_again_after() {
     let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
-    let picture = one(true).unwrap().bytes.clone();
+    let picture = first_picture(true).unwrap().bytes.clone();
     let mut taken = vec![publish(&bus, &site, &picture, &[]).await];
     let limit = reader::stream_level(&bus, topology::IMAGES).await.unwrap().max_bytes;
     // More than any disk has.
@@ -565,7 +565,7 @@ async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken
     assert!(status.out.contains("images are refused"), "{}\n{}", status.out, status.err);
     // Nothing that was there is dropped.
     assert_eq!(reader::stream_level(&bus, topology::IMAGES).await.unwrap().messages, taken.len() as u64);
-    world.worked("janitor").unwrap().kill().unwrap();
+    world.worker_mut("janitor").unwrap().kill().unwrap();
     let more = [format!("janitor.store={store}"), "janitor.disk_reserve_mib=1".into()];
     world.janitor_with("janitor-2", 0, &more).unwrap();
     until("images are taken again", PATIENCE, async || {
@@ -582,11 +582,11 @@ async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verdicts_go_when_they_are_fetched() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let mut tasks = Vec::new();
     for number in 0..5 {
-        tasks.push(publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await);
+        tasks.push(publish(&site.bus, &site.name, &nth_picture(false, number).unwrap().bytes, &[]).await);
     }
     for task in tasks {
         assert_eq!(answered(&world, task).await.route, Route::Verified);
@@ -615,7 +615,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
     // As a camera over MQTT, or one that asks for no acknowledgement: the server takes all sixty.
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     for number in 0..60 {
-        let mut bytes = some(true, number % 5).unwrap().bytes.to_vec();
+        let mut bytes = nth_picture(true, number % 5).unwrap().bytes.to_vec();
         bytes.resize(40_000 + number, 0);
         client.publish(format!("image.{site}.mqtt"), bytes.into()).await.unwrap();
     }
@@ -626,7 +626,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
         let refused = letters.iter().filter(|letter| letter.fault.kind.as_str() == "stream_refused").count();
         Ok((stored + refused == 60).then_some(refused))
     });
-    let told = told.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let told = told.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!((20..50).contains(&told), "{} fitted into 1 MiB", 60 - told);
     let counted = until("the refusals are counted", PATIENCE, async || {
         let beats = streams::fleet::live_workers(&bus).await?;

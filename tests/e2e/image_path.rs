@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use harness::world::serve;
-use harness::{LinkCut, Oracle, TestWorld, WorldPlan, run, seed, until};
+use harness::{Oracle, ProxyMode, TestWorld, WorldPlan, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE, HEADER_LABEL};
 use schemas::{Answer, AnswerStage, Reason, Route, decode};
 use streams::fleet;
@@ -19,8 +19,8 @@ use crate::common::{PATIENCE, answered, answers, promised, publish};
 
 #[tokio::test]
 async fn a_confident_image_has_one_final_answer_of_the_edge() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
-    let picture = one(true).unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
+    let picture = first_picture(true).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[(HEADER_LABEL, &picture.truth)]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.stage, answer.reason), (Route::Edge, AnswerStage::Final, Reason::Confident));
@@ -31,8 +31,8 @@ async fn a_confident_image_has_one_final_answer_of_the_edge() {
 
 #[tokio::test]
 async fn a_doubtful_image_has_a_provisional_answer_and_then_a_verified_one() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
-    let picture = one(false).unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
+    let picture = first_picture(false).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.stage), (Route::Verified, AnswerStage::Final));
@@ -44,10 +44,10 @@ async fn a_doubtful_image_has_a_provisional_answer_and_then_a_verified_one() {
 
 #[tokio::test]
 async fn a_client_that_knows_nothing_but_nats_is_answered() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let mut finals = client.subscribe("answer.final.*.bare.>").await.unwrap();
-    let picture = one(true).unwrap();
+    let picture = first_picture(true).unwrap();
     client.publish("image.site-1.bare", picture.bytes.clone()).await.unwrap();
     let message = tokio::time::timeout(PATIENCE, finals.next()).await.expect("an answer").unwrap();
     let answer: Answer = decode(&message.payload).unwrap();
@@ -57,10 +57,10 @@ async fn a_client_that_knows_nothing_but_nats_is_answered() {
 
 #[tokio::test]
 async fn an_image_sent_by_reference_is_fetched_and_verified_too() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let blobs = Blobs::open(world.bus(0)).await.unwrap();
     for confident in [true, false] {
-        let picture = one(confident).unwrap();
+        let picture = first_picture(confident).unwrap();
         let reference = blobs.store_blob(&picture.bytes).await.unwrap().to_string();
         let task = publish(world.bus(0), &world.site(0).name, b"", &[(HEADER_BLOB, &reference)]).await;
         let answer = answered(&world, task).await;
@@ -71,12 +71,12 @@ async fn an_image_sent_by_reference_is_fetched_and_verified_too() {
 
 #[tokio::test]
 async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered_afterwards() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let (site, link) = (world.site(0), world.site(0).link.as_ref().unwrap());
-    link.set(LinkCut::Silent);
+    link.set(ProxyMode::Silent);
     let mut waiting = Vec::new();
     for number in 0..5 {
-        let (sure, doubtful) = (some(true, number).unwrap(), some(false, number).unwrap());
+        let (sure, doubtful) = (nth_picture(true, number).unwrap(), nth_picture(false, number).unwrap());
         let task = publish(&site.bus, &site.name, &sure.bytes, &[]).await;
         assert_eq!(answered(&world, task).await.route, Route::Edge);
         let task = publish(&site.bus, &site.name, &doubtful.bytes, &[]).await;
@@ -93,7 +93,7 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
         (Vec::new(), reader::stream_level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
     reader::read_range(&site.bus, topology::OUTBOX, requests, last, |record| waits.push(record.subject)).await.unwrap();
     assert_eq!(waits, vec![subject::outbox(&site.name, OutboxKind::Verify); 5]);
-    link.set(LinkCut::Open);
+    link.set(ProxyMode::Open);
     for (task, picture) in waiting {
         let answer = answered(&world, task).await;
         assert_eq!((answer.route, answer.label.as_deref()), (Route::Verified, Some(picture.heavy.label.as_str())));
@@ -103,31 +103,31 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
 #[tokio::test]
 async fn a_courier_that_starts_while_the_cloud_is_away_waits_for_it() {
     let mut world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
-    world.site(0).link.as_ref().unwrap().set(LinkCut::Reset);
+    world.site(0).link.as_ref().unwrap().set(ProxyMode::Reset);
     world.recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     world.verifier("verifier").unwrap();
-    let picture = one(false).unwrap();
+    let picture = first_picture(false).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     promised(&world, task).await;
     world.all_started().await.unwrap();
-    world.site(0).link.as_ref().unwrap().set(LinkCut::Open);
+    world.site(0).link.as_ref().unwrap().set(ProxyMode::Open);
     assert_eq!(answered(&world, task).await.route, Route::Verified);
-    assert_eq!(world.worked("courier").unwrap().ended().unwrap(), None, "the courier ended");
+    assert_eq!(world.worker_mut("courier").unwrap().ended().unwrap(), None, "the courier ended");
 }
 
 #[tokio::test]
 async fn an_answer_whose_deadline_passes_stands_as_it_is_and_no_later_verdict_changes_it() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(LinkCut::Silent);
-    let picture = one(false).unwrap();
+    site.link.as_ref().unwrap().set(ProxyMode::Silent);
+    let picture = first_picture(false).unwrap();
     let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_DEADLINE, "3000")]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     assert!(answer.answered_at_ms >= answer.deadline_at_ms.unwrap(), "it stood before its deadline");
-    site.link.as_ref().unwrap().set(LinkCut::Open);
+    site.link.as_ref().unwrap().set(ProxyMode::Open);
     until("the outbox is empty", PATIENCE, async || {
         Ok((reader::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
@@ -161,7 +161,7 @@ async fn two_recognizers_share_the_work() {
 
 #[tokio::test]
 async fn no_image_and_no_answer_ever_leaves_the_site_by_itself() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let cloud = async_nats::connect(world.hub.as_ref().unwrap().url()).await.unwrap();
     let mut kept = Vec::new();
@@ -170,9 +170,9 @@ async fn no_image_and_no_answer_ever_leaves_the_site_by_itself() {
     }
     let mut sent_up = cloud.subscribe("verify.>").await.unwrap();
     cloud.flush().await.unwrap();
-    let sure = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+    let sure = publish(&site.bus, &site.name, &first_picture(true).unwrap().bytes, &[]).await;
     let bad = publish(&site.bus, &site.name, b"no image at all", &[]).await;
-    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
+    let doubtful = publish(&site.bus, &site.name, &first_picture(false).unwrap().bytes, &[]).await;
     let mut routes = BTreeSet::new();
     for task in [sure, bad, doubtful] {
         routes.insert(answered(&world, task).await.route);
@@ -235,12 +235,12 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
 
 #[tokio::test]
 async fn workers_told_to_stop_end_in_order_and_what_they_leave_is_done_by_the_next() {
-    let mut world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let mut world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let oracle = Oracle::new(seed(2), &world.site(0).name, world.bus(0)).unwrap();
     oracle.publish_all(200).await.unwrap();
     let names = ["recognizer-0", "verifier-0", "courier-0", "janitor-0"];
     for name in names {
-        let worker = world.worked(name).unwrap();
+        let worker = world.worker_mut(name).unwrap();
         worker.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
         let status = worker.end(Duration::from_secs(25)).await.unwrap();
         assert!(status.success(), "{name} ended with {status}: {}", worker.log());
@@ -248,7 +248,7 @@ async fn workers_told_to_stop_end_in_order_and_what_they_leave_is_done_by_the_ne
     // What was pulled and not begun, and an acknowledgement still in the client, are left behind: they
     // come again when their wait is over. So nothing is said here about what is unacknowledged.
     for name in names {
-        world.worked(name).unwrap().restart().unwrap();
+        world.worker_mut(name).unwrap().restart().unwrap();
     }
     oracle.judge(&world.cloud, PATIENCE).await.unwrap().verdict().unwrap();
 }

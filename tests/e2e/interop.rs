@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{LIGHT, TestPicture, one};
+use harness::pictures::{LIGHT, TestPicture, first_picture};
 use harness::program::{fixture, root};
 use harness::until::until;
 use harness::{TestWorld, WorldPlan};
@@ -84,7 +84,7 @@ async fn a_python_client_is_answered_over_nats_and_over_mqtt() {
     let _up = up(folder.path(), &["--set", "up.mqtt_port=0"]).await;
     let site = site(folder.path()).await;
     let name = site["site"].as_str().unwrap().to_owned();
-    let (sure, doubtful) = (one(true).unwrap(), one(false).unwrap());
+    let (sure, doubtful) = (first_picture(true).unwrap(), first_picture(false).unwrap());
 
     let answer = ask("nats", site["url"].as_str().unwrap().into(), name.clone(), sure, &[]).await;
     expect(&answer, "edge", &sure.light.label, sure.light.confidence);
@@ -108,7 +108,7 @@ async fn another_programs_snapshot_is_answered_in_json_which_stays_for_who_comes
     let topics = r#"up.camera_topics={"frigate/+/+/snapshot": "$1"}"#;
     let set = ["--set", "up.mqtt_port=0", "--set", "up.answers_json=true", "--set", topics];
     // What was told before a restart is not told again.
-    for (round, picture) in [one(true).unwrap(), one(false).unwrap()].into_iter().enumerate() {
+    for (round, picture) in [first_picture(true).unwrap(), first_picture(false).unwrap()].into_iter().enumerate() {
         let mut running = up(folder.path(), &set).await;
         let site = site(folder.path()).await;
         let name = site["site"].as_str().unwrap().to_owned();
@@ -130,7 +130,7 @@ async fn answers_in_json_need_no_mqtt() {
     let folder = tempfile::tempdir().unwrap();
     let _up = up(folder.path(), &["--set", "up.answers_json=true"]).await;
     let site = site(folder.path()).await;
-    let (name, picture) = (site["site"].as_str().unwrap(), one(true).unwrap());
+    let (name, picture) = (site["site"].as_str().unwrap(), first_picture(true).unwrap());
     let client = async_nats::connect(site["url"].as_str().unwrap()).await.unwrap();
     let mut told = client.subscribe("answer-json.>").await.unwrap();
     client.flush().await.unwrap();

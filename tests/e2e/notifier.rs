@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::bare_server::{BareServer, free_ports};
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use harness::program::run;
 use harness::shifted::shifted_clock;
 use harness::{CommandOutput, TestWorld, WorkerProcess, WorldPlan, until};
@@ -41,22 +41,23 @@ async fn a_site_whose_clock_is_wrong_answers_in_time_and_says_so() {
     {
         world.workers.clear();
         world.environment = shifted_clock(world.folder(), shift_s).unwrap();
-        world.crew().await.unwrap();
+        world.start_workers().await.unwrap();
         // By the worker's own clock the deadline of a doubtful image is long over, or hours away.
         for number in 0..4 {
-            let picture = some(false, number).unwrap();
+            let picture = nth_picture(false, number).unwrap();
             let task = publish(world.bus(0), &site, &picture.bytes, &[(HEADER_DEADLINE, "20000")]).await;
             let answer = answered(&world, task).await;
             assert_eq!(answer.route, Route::Verified, "{shift_s} s: {answer:?}");
         }
         // One that cannot be had in time is answered at its deadline.
-        world.worked("verifier-0").unwrap().signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+        world.worker_mut("verifier-0").unwrap().signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
         let began = tokio::time::Instant::now();
-        let task = publish(world.bus(0), &site, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "3000")]).await;
+        let task =
+            publish(world.bus(0), &site, &first_picture(false).unwrap().bytes, &[(HEADER_DEADLINE, "3000")]).await;
         let answer = answered(&world, task).await;
         assert_eq!(answer.route, Route::Expired, "{shift_s} s: {answer:?}");
         assert!(began.elapsed() > Duration::from_secs(2), "{shift_s} s: given up after {:?}", began.elapsed());
-        world.worked("verifier-0").unwrap().signal(nix::sys::signal::Signal::SIGCONT).unwrap();
+        world.worker_mut("verifier-0").unwrap().signal(nix::sys::signal::Signal::SIGCONT).unwrap();
         let (folder, at) = (world.folder().to_owned(), world.at(0));
         let status: Vec<&str> = ["status"].into_iter().chain(at.iter().map(String::as_str)).collect();
         until_said(&folder, &status, said).await;
@@ -75,7 +76,7 @@ async fn images_gone_from_the_middle_of_the_stream_are_told() {
     let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     for number in 0..5 {
-        publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;
+        publish(&bus, &site, &nth_picture(true, number).unwrap().bytes, &[]).await;
     }
     world.janitor("janitor", 0).unwrap();
     reader::delete_message(&bus, topology::IMAGES, 3).await.unwrap();

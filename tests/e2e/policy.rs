@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{HEAVY, one, some};
+use harness::pictures::{HEAVY, first_picture, nth_picture};
 use harness::program::{fixture, run};
-use harness::{LinkCut, TestWorld, WorldPlan, until};
+use harness::{ProxyMode, TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
 use schemas::{Answer, AnswerStage, HardCase, Heartbeat, Reason, Role, Route, VerifyRequest, decode};
 use streams::fleet::{self, Ledger};
@@ -38,10 +38,10 @@ async fn an_image_crosses_the_link_only_where_the_setting_says_image() {
         let plan = WorldPlan::leaves(1)
             .set(&format!("recognizer.verify.payload={payload}"))
             .set(&format!("verifier.head={}", fixture(HEAD).display()));
-        let world = TestWorld::whole(plan).await.unwrap();
+        let world = TestWorld::start_with_workers(plan).await.unwrap();
         let (site, link) = (world.site(0), world.site(0).link.as_ref().unwrap());
-        link.note();
-        let picture = some(false, 3).unwrap();
+        link.start_recording();
+        let picture = nth_picture(false, 3).unwrap();
         let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_DEADLINE, "4000")]).await;
         promised(&world, task).await;
         let answer = answered(&world, task).await;
@@ -60,7 +60,7 @@ async fn an_image_crosses_the_link_only_where_the_setting_says_image() {
 
 #[tokio::test]
 async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let mut kept = Vec::new();
     for subject in ["image.>", "answer.>", "outbox.>"] {
@@ -68,7 +68,7 @@ async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
     }
     let mut verdicts = Box::pin(watch_subject(&world.cloud, "verdict.>").await.unwrap());
     for number in 0..5 {
-        let task = publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await;
+        let task = publish(&site.bus, &site.name, &nth_picture(false, number).unwrap().bytes, &[]).await;
         answered(&world, task).await;
         // What may be heard is heard: the others were silent all that time.
         assert!(verdicts.next().await.is_some());
@@ -84,9 +84,9 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
     let plan = WorldPlan::leaves(1)
         .set("recognizer.policy.name=cloud-only")
         .set("recognizer.policy.cloud_only_timeout_ms=2500");
-    let world = TestWorld::whole(plan).await.unwrap();
+    let world = TestWorld::start_with_workers(plan).await.unwrap();
     let site = world.site(0);
-    let picture = one(true).unwrap();
+    let picture = first_picture(true).unwrap();
     until("the recognizer hears of the link", PATIENCE, async || {
         let decision = recognizer(&world).await.decision;
         Ok(decision.filter(|decision| decision.why.contains("link available")).map(drop))
@@ -99,12 +99,12 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
     assert_eq!(answer.label.as_deref(), Some(picture.heavy.label.as_str()));
     assert_eq!(answer.edge, None, "the edge never saw it");
 
-    site.link.as_ref().unwrap().set(LinkCut::Silent);
+    site.link.as_ref().unwrap().set(ProxyMode::Silent);
     let task = publish(&site.bus, &site.name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     assert_eq!(answer.route, Route::Edge);
-    site.link.as_ref().unwrap().set(LinkCut::Open);
+    site.link.as_ref().unwrap().set(ProxyMode::Open);
     until("nothing waits any more", PATIENCE, async || {
         Ok((reader::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
@@ -116,14 +116,14 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
 
 #[tokio::test]
 async fn the_link_is_known_to_be_gone_within_a_second() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let link = async || {
         let alive = fleet::live_workers(world.bus(0)).await?;
         anyhow::Ok(alive.into_iter().find_map(|beat| beat.link))
     };
     let up = async || Ok(link().await?.filter(|link| link.up && link.cloud.is_some()));
     until("the link is up and a verifier heard of", PATIENCE, up).await.unwrap();
-    world.site(0).link.as_ref().unwrap().set(LinkCut::Silent);
+    world.site(0).link.as_ref().unwrap().set(ProxyMode::Silent);
     let cut_at = std::time::Instant::now();
     let down = async || Ok(link().await?.filter(|link| !link.up));
     until("the link is down", PATIENCE, down).await.unwrap();
@@ -140,7 +140,7 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         world.courier("courier", 0).unwrap();
         world.all_started().await.unwrap();
         let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
-        world.site(0).link.as_ref().unwrap().set(LinkCut::Silent);
+        world.site(0).link.as_ref().unwrap().set(ProxyMode::Silent);
         // What is on its way when the link goes would arrive first whatever the order.
         until("the courier knows that the link is gone", PATIENCE, async || {
             let alive = fleet::live_workers(&bus).await?;
@@ -151,11 +151,11 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         let mut sent = Vec::new();
         for number in 0..6 {
             let headers: &[_] = if number == 3 { &[(HEADER_PRIORITY, "7")] } else { &[] };
-            let task = publish(&bus, &name, &some(false, number).unwrap().bytes, headers).await;
+            let task = publish(&bus, &name, &nth_picture(false, number).unwrap().bytes, headers).await;
             promised(&world, task).await;
             sent.push(task);
         }
-        world.site(0).link.as_ref().unwrap().set(LinkCut::Open);
+        world.site(0).link.as_ref().unwrap().set(ProxyMode::Open);
         // No verifier takes them: they arrive and stay.
         let level = until("all requests are in the cloud", PATIENCE, async || {
             let level = reader::stream_level(&world.cloud, topology::VERIFY).await?;
@@ -179,12 +179,12 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
 
 #[tokio::test]
 async fn what_was_found_hard_is_collected_once_and_without_pixels() {
-    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let mut tasks = Vec::new();
     for number in 0..4 {
-        tasks.push(publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await);
-        let sure = publish(&site.bus, &site.name, &some(true, number).unwrap().bytes, &[]).await;
+        tasks.push(publish(&site.bus, &site.name, &nth_picture(false, number).unwrap().bytes, &[]).await);
+        let sure = publish(&site.bus, &site.name, &nth_picture(true, number).unwrap().bytes, &[]).await;
         answered(&world, sure).await;
     }
     for task in &tasks {
@@ -215,12 +215,18 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
 
 #[tokio::test]
 async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
-    let world = TestWorld::whole(WorldPlan::leaves(1).set("courier.budget.max_bytes_per_day=6000")).await.unwrap();
+    let world =
+        TestWorld::start_with_workers(WorldPlan::leaves(1).set("courier.budget.max_bytes_per_day=6000")).await.unwrap();
     let site = world.site(0);
     let mut reasons = Vec::new();
     for number in 0..40 {
-        let task =
-            publish(&site.bus, &site.name, &some(false, number % 8).unwrap().bytes, &[(HEADER_DEADLINE, "3000")]).await;
+        let task = publish(
+            &site.bus,
+            &site.name,
+            &nth_picture(false, number % 8).unwrap().bytes,
+            &[(HEADER_DEADLINE, "3000")],
+        )
+        .await;
         reasons.push(answered(&world, task).await);
         if reasons.last().is_some_and(|answer: &Answer| answer.reason == Reason::BudgetSpent) {
             break;
@@ -236,14 +242,16 @@ async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
     let mut world =
-        TestWorld::whole(WorldPlan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9")).await.unwrap();
+        TestWorld::start_with_workers(WorldPlan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9"))
+            .await
+            .unwrap();
     let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let belief = async |world: &TestWorld| recognizer(world).await.decision.and_then(|decision| decision.belief);
     let mut rounds = 0;
     let learned = loop {
         let mut tasks = Vec::new();
         for number in 0..60 {
-            let picture = some(number % 4 != 0, number).unwrap();
+            let picture = nth_picture(number % 4 != 0, number).unwrap();
             tasks.push(publish(&bus, &name, &picture.bytes, &[]).await);
         }
         for task in tasks {
@@ -254,10 +262,10 @@ async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
         if !known.starts_with("0 %") && known.contains("verdicts") && !known.contains("from 0 verdicts") {
             break known;
         }
-        assert!(rounds < 60, "nothing was learned: {known}\n{}", world.last_words());
+        assert!(rounds < 60, "nothing was learned: {known}\n{}", world.log_tails());
     };
     assert!(learned.contains("95 % certainty"), "{learned}");
-    world.worked("recognizer-0").unwrap().restart().unwrap();
+    world.worker_mut("recognizer-0").unwrap().restart().unwrap();
     until("the new recognizer believes what the old one learned", PATIENCE, async || {
         let known = belief(&world).await.unwrap_or_default();
         Ok((!known.is_empty() && !known.contains("from 0 verdicts")).then_some(()))
@@ -268,7 +276,7 @@ async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
 
 #[tokio::test]
 async fn another_policy_is_in_force_at_once_and_a_wrong_one_is_refused_by_name() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let site = world.site(0);
     let policy = async |arguments: &[&str]| {
         let mut all: Vec<String> = vec!["policy".into()];
@@ -284,7 +292,7 @@ async fn another_policy_is_in_force_at_once_and_a_wrong_one_is_refused_by_name()
     })
     .await
     .unwrap();
-    let task = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(&site.bus, &site.name, &first_picture(false).unwrap().bytes, &[]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.reason), (Route::Edge, Reason::NotVerified));
     let wrong = policy(&["fastest"]).await;

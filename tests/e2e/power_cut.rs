@@ -106,11 +106,11 @@ async fn power_cut(durability: Durability, seed: u64) -> PowerCutRow {
         ..WorldPlan::default().streams
     };
     let mut plan = WorldPlan { durability, streams, stores: Some(disk.mounted()), ..WorldPlan::default() };
-    let mut world = TestWorld::whole(plan.clone()).await.unwrap();
+    let mut world = TestWorld::start_with_workers(plan.clone()).await.unwrap();
     let url = world.site(0).server.url();
     plan.port = url.rsplit(':').next().unwrap().parse().unwrap();
     let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap();
-    let pouring = oracle.pour(IMAGES_PER_S);
+    let publishing = oracle.start_publishing(IMAGES_PER_S);
     let enough = until("enough is acknowledged", Duration::from_secs(120), async || {
         Ok((oracle.acknowledged().len() >= BEFORE).then_some(()))
     });
@@ -125,15 +125,15 @@ async fn power_cut(durability: Durability, seed: u64) -> PowerCutRow {
         worker.kill().unwrap();
     }
     let acknowledged = oracle.acknowledged().len();
-    oracle.enough();
+    oracle.stop_publishing();
     drop(world);
     disk.mount_again().await;
 
     let mut world = TestWorld::start(plan).await.unwrap();
     let left = reader::stream_level(world.bus(0), topology::IMAGES).await.unwrap().messages;
-    world.crew().await.unwrap();
+    world.start_workers().await.unwrap();
     // What was not acknowledged yet is published again by its camera, as ever.
-    pouring.await.unwrap().unwrap();
+    publishing.await.unwrap().unwrap();
     let patience = Duration::from_secs(if durability == Durability::PowerSafe { 60 } else { 20 });
     let judgement = oracle.judge(&world.cloud, patience).await.unwrap();
     PowerCutRow { acknowledged, left, judgement }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::pictures::LIGHT;
 use harness::program::{binary, fixture, run};
-use harness::{LinkCut, Oracle, TestWorld, WorldPlan, seed, until};
+use harness::{Oracle, ProxyMode, TestWorld, WorldPlan, seed, until};
 use nix::sys::signal::Signal;
 use releases::confinement::Confinement;
 use releases::trial::TrialRunner;
@@ -103,7 +103,7 @@ async fn all_run(world: &TestWorld, sites: &[usize], release: &ReleaseId) {
         );
         Ok(Some(()))
     });
-    there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
 }
 
 /// Waits until so many more images were published at a site.
@@ -124,7 +124,7 @@ async fn becomes(world: &TestWorld, release: &ReleaseId, wanted: ReleaseStage) -
         let now = decision_log::latest(&world.cloud, &light()).await?;
         Ok(now.filter(|now| stage::stage_of(now, release) == Some(wanted)))
     });
-    there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+    there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()))
 }
 
 /// Invariant 6: nothing is stable that no ring tried, unless a person said so; and each decision has its own number.
@@ -145,12 +145,14 @@ async fn canary_came_first(world: &TestWorld) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() {
     let mut world =
-        TestWorld::whole(quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
+        TestWorld::start_with_workers(quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]"))
+            .await
+            .unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     let oracles: Vec<Oracle> =
         (0..2).map(|site| Oracle::new(seed(20301), &world.site(site).name, world.bus(site)).unwrap()).collect();
-    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(IMAGES_PER_S)).collect();
+    let publishing: Vec<_> = oracles.iter().map(|oracle| oracle.start_publishing(IMAGES_PER_S)).collect();
     // Both are seen for a while, so that the ring can be held against what it was.
     images_flow(&world, 0, 240).await;
     let second = import(&world, &again(world.folder(), 1)).await;
@@ -175,11 +177,11 @@ async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() 
     for part in ["tried by site-2", "agreement", "withdrawn", "pinned", "by releaser"] {
         assert!(shown.out.contains(part), "{part:?} is not in {}", shown.out);
     }
-    for (oracle, pouring) in oracles.iter().zip(pouring) {
-        oracle.enough();
-        pouring.await.unwrap().unwrap();
+    for (oracle, publishing) in oracles.iter().zip(publishing) {
+        oracle.stop_publishing();
+        publishing.await.unwrap().unwrap();
         let judgement = oracle.judge(&world.cloud, LONG).await.unwrap();
-        judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
         assert!(judgement.acknowledged > 200, "{judgement}");
     }
     let by_release = answers_by_release(&world, 1).await;
@@ -208,23 +210,23 @@ async fn answers_by_release(world: &TestWorld, site: usize) -> BTreeMap<ReleaseI
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recognizer_killed_at_any_step_of_a_swap_comes_to_it_and_no_image_is_lost() {
-    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
+    let mut world = TestWorld::start_with_workers(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     import(&world, &fixture(LIGHT)).await;
     let oracle = Oracle::new(seed(20302), &world.site(0).name, world.bus(0)).unwrap();
-    let pouring = oracle.pour(IMAGES_PER_S);
+    let publishing = oracle.start_publishing(IMAGES_PER_S);
     for (number, step) in ["fetching", "unpacking", "trying", "loading", "swapping"].into_iter().enumerate() {
         let release = import(&world, &again(world.folder(), number as u32)).await;
         decide(&world, &["promote", release.as_str()]).await;
         let said = format!("swap release=\"{}\" step=\"{step}\"", release.short());
-        world.worked("recognizer-0").unwrap().says(&said, LONG).await.unwrap();
-        world.worked("recognizer-0").unwrap().restart().unwrap();
+        world.worker_mut("recognizer-0").unwrap().wait_for_log(&said, LONG).await.unwrap();
+        world.worker_mut("recognizer-0").unwrap().restart().unwrap();
         all_run(&world, &[0], &release).await;
     }
-    oracle.enough();
-    pouring.await.unwrap().unwrap();
+    oracle.stop_publishing();
+    publishing.await.unwrap().unwrap();
     let judgement = oracle.judge(&world.cloud, LONG).await.unwrap();
-    judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
 }
 
 /// Processes that leave nothing of the processors to whoever runs when they are idle, and little enough to nobody else.
@@ -242,7 +244,7 @@ fn leave_nothing_idle() -> Vec<tokio::process::Child> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_whose_processors_are_never_idle_swaps_all_the_same() {
-    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
+    let mut world = TestWorld::start_with_workers(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     all_run(&world, &[0], &first).await;
@@ -256,13 +258,13 @@ async fn a_site_whose_processors_are_never_idle_swaps_all_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_thing_once() {
     let plan = quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]");
-    let mut world = TestWorld::whole(plan).await.unwrap();
+    let mut world = TestWorld::start_with_workers(plan).await.unwrap();
     world.releaser("releaser-a").unwrap();
     world.releaser("releaser-b").unwrap();
     import(&world, &fixture(LIGHT)).await;
     let oracles: Vec<Oracle> =
         (0..2).map(|site| Oracle::new(seed(20303), &world.site(site).name, world.bus(site)).unwrap()).collect();
-    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(IMAGES_PER_S)).collect();
+    let publishing: Vec<_> = oracles.iter().map(|oracle| oracle.start_publishing(IMAGES_PER_S)).collect();
     for number in 0..3_u32 {
         // What is tried is held against what was stable before: with so few sites, each must have been seen under that.
         for site in [0, 1] {
@@ -271,48 +273,52 @@ async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_
         let release = import(&world, &again(world.folder(), number)).await;
         for victim in ["releaser-a", "courier-1", "releaser-b", "courier-0"] {
             images_flow(&world, 0, 25).await;
-            world.worked(victim).unwrap().restart().unwrap();
+            world.worker_mut(victim).unwrap().restart().unwrap();
         }
         becomes(&world, &release, ReleaseStage::Stable).await;
         all_run(&world, &[0, 1], &release).await;
     }
     canary_came_first(&world).await;
-    for (oracle, pouring) in oracles.iter().zip(pouring) {
-        oracle.enough();
-        pouring.await.unwrap().unwrap();
+    for (oracle, publishing) in oracles.iter().zip(publishing) {
+        oracle.stop_publishing();
+        publishing.await.unwrap().unwrap();
         let judgement = oracle.judge(&world.cloud, LONG).await.unwrap();
-        judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_that_was_away_for_the_whole_canary_has_what_is_stable_when_it_is_back() {
     let mut world =
-        TestWorld::whole(quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
+        TestWorld::start_with_workers(quick(WorldPlan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]"))
+            .await
+            .unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     all_run(&world, &[0, 1], &first).await;
-    world.sites[0].link.as_ref().unwrap().set(LinkCut::Reset);
+    world.sites[0].link.as_ref().unwrap().set(ProxyMode::Reset);
     let second = import(&world, &again(world.folder(), 1)).await;
     becomes(&world, &second, ReleaseStage::Canary).await;
     all_run(&world, &[1], &second).await;
     decide(&world, &["promote", second.as_str()]).await;
     // It answers all the while with what it has.
-    let task = publish(world.bus(0), &world.site(0).name, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
+    let task =
+        publish(world.bus(0), &world.site(0).name, &harness::pictures::nth_picture(true, 1).unwrap().bytes, &[]).await;
     let answer = crate::common::answered(&world, task).await;
     assert_eq!(at_the_edge(&answer), Some(first), "{answer:?}");
-    world.sites[0].link.as_ref().unwrap().set(LinkCut::Open);
+    world.sites[0].link.as_ref().unwrap().set(ProxyMode::Open);
     all_run(&world, &[0, 1], &second).await;
     // It is there when the cloud is away again and the worker begins anew.
-    world.sites[0].link.as_ref().unwrap().set(LinkCut::Reset);
-    world.worked("recognizer-0").unwrap().restart().unwrap();
-    let task = publish(world.bus(0), &world.site(0).name, &harness::pictures::some(true, 2).unwrap().bytes, &[]).await;
+    world.sites[0].link.as_ref().unwrap().set(ProxyMode::Reset);
+    world.worker_mut("recognizer-0").unwrap().restart().unwrap();
+    let task =
+        publish(world.bus(0), &world.site(0).name, &harness::pictures::nth_picture(true, 2).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, task).await), Some(second));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
-    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
+    let mut world = TestWorld::start_with_workers(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     all_run(&world, &[0], &first).await;
@@ -327,7 +333,7 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
 
     // One whose process dies while it is tried; nothing else does.
     let crashes = import(&world, &again(world.folder(), 1)).await;
-    let dying = tokio::spawn(kill_trials(world.worked("recognizer-0").unwrap().id()));
+    let dying = tokio::spawn(kill_trials(world.worker_mut("recognizer-0").unwrap().id()));
     decide(&world, &["promote", crashes.as_str()]).await;
     refuses(&world, &crashes, "release_crashed").await;
     dying.abort();
@@ -335,7 +341,7 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
 
     // Packages that are not what they should be: altered, of another release, missing. The orders are ours.
     all_run(&world, &[0], &first).await;
-    world.worked("releaser").unwrap().kill().unwrap();
+    world.worker_mut("releaser").unwrap().kill().unwrap();
     let good = import(&world, &again(world.folder(), 2)).await;
     let other = import(&world, &again(world.folder(), 3)).await;
     let now = stands(&world).await;
@@ -374,7 +380,7 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
         schemas::MachineRequirements { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
     decision_log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "runtime_too_old").await;
-    let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
+    let answered = publish(world.bus(0), &site, &harness::pictures::nth_picture(true, 1).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, answered).await), Some(first));
     let command = [vec!["status".to_owned()], world.at(0)].concat();
     let shown = until("the status says so", PATIENCE, async || {
@@ -397,7 +403,7 @@ async fn refuses(world: &TestWorld, release: &ReleaseId, name: &str) {
         let refused = reports.values().flat_map(|swap| &swap.refused).find(|refused| refused.release == *release);
         Ok(refused.filter(|refused| refused.fault.kind.as_str() == name).map(|_| ()))
     });
-    said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
 }
 
 /// Kills every process in which a worker tries a release, with what a crash of the runtime ends it.
@@ -418,15 +424,15 @@ async fn kill_trials(worker: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_ends_its_worker_again_and_again_is_given_up_for_the_one_before() {
-    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
+    let mut world = TestWorld::start_with_workers(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let first = import(&world, &fixture(LIGHT)).await;
     let second = import(&world, &again(world.folder(), 1)).await;
     decide(&world, &["promote", second.as_str()]).await;
     all_run(&world, &[0], &second).await;
     for _ in 0..2 {
-        world.worked("recognizer-0").unwrap().restart().unwrap();
-        let started = world.worked("recognizer-0").unwrap().id();
+        world.worker_mut("recognizer-0").unwrap().restart().unwrap();
+        let started = world.worker_mut("recognizer-0").unwrap().id();
         until("the worker lives again", PATIENCE, async || {
             let reports = reports(&world).await?;
             Ok(reports.values().any(|swap| swap.worker.ends_with(&format!("-{started}"))).then_some(()))
@@ -462,7 +468,7 @@ async fn a_trial_reads_its_model_and_nothing_outside_of_its_folder() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clouds_model_is_released_as_a_sites_is() {
-    let mut world = TestWorld::whole(quick(WorldPlan::default())).await.unwrap();
+    let mut world = TestWorld::start_with_workers(quick(WorldPlan::default())).await.unwrap();
     world.releaser("releaser").unwrap();
     let heavy = fixture(harness::pictures::HEAVY);
     let first = import(&world, &heavy).await;
@@ -478,12 +484,12 @@ async fn the_clouds_model_is_released_as_a_sites_is() {
         let there = until("the verifier runs it", LONG, async || {
             Ok(reports(&world).await?.get("cloud").filter(|swap| swap.release == *release).map(|_| ()))
         });
-        there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     };
     let ended = world.release(&["promote", second.as_str(), "--name", "fashion-heavy"]).await.unwrap();
     assert!(ended.success, "{}", ended.err);
     runs(&second).await;
-    let doubtful = harness::pictures::some(false, 1).unwrap();
+    let doubtful = harness::pictures::nth_picture(false, 1).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &doubtful.bytes, &[]).await;
     let answer = crate::common::answered(&world, task).await;
     assert_eq!(answer.release, Some(second), "{answer:?}");

@@ -80,7 +80,7 @@ fn holds(folder: &Path, all: &BTreeMap<TaskId, (Answer, Vec<u8>)>) {
 
 #[tokio::test]
 async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let all = answers(&world, 400).await;
     let (folder, tar) = (world.folder().join("set"), world.folder().join("set.tar"));
     let set = folder.display().to_string();
@@ -119,7 +119,7 @@ async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed(
 
 #[tokio::test]
 async fn what_cannot_be_meant_is_refused_with_what_could_be() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let empty = at(&world, &["export", "--to", "none"]).await;
     assert!(empty.err.contains("has no answers yet"), "{}", empty.err);
     answers(&world, 20).await;
@@ -154,7 +154,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
 
 #[tokio::test]
 async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_whole() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     // Larger than what is read ahead, and no images at all: what was given up is kept as well.
     let mut all = BTreeMap::new();
     for number in 0..300_u32 {
@@ -194,7 +194,7 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
 async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up() {
     let mut world = TestWorld::start(WorldPlan::default().set("trainer.collect.min_new_images=100000")).await.unwrap();
     world.verifier("verifier").unwrap();
-    world.beginner("recognizer", 0).unwrap();
+    world.untrained_recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     world.all_started().await.unwrap();
     let all = answers(&world, 60).await;
@@ -241,7 +241,8 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
 
 #[tokio::test]
 async fn another_model_is_held_against_what_was_answered() {
-    let world = TestWorld::whole(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let world =
+        TestWorld::start_with_workers(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let all = answers(&world, 200).await;
     let same = done_json(&world, &["evaluate", "--model", &fixture(LIGHT).display().to_string()]).await;
     assert_eq!((&same["comparison"]["images"], &same["comparison"]["same"]), (&200.into(), &200.into()), "{same}");
@@ -268,7 +269,7 @@ async fn another_model_is_held_against_what_was_answered() {
 #[tokio::test]
 async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     let streams = StreamSettings { ack_wait_s: 2, pinned_max_mib: 1, ..StreamSettings::default() };
-    let world = TestWorld::whole(WorldPlan { streams, ..WorldPlan::default() }).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan { streams, ..WorldPlan::default() }).await.unwrap();
     let all = answers(&world, 200).await;
     let summary = done_json(&world, &["pin", "first"]).await;
     assert_eq!(summary["through"], 200);
@@ -311,7 +312,7 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
 #[tokio::test]
 async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() {
     const COUNT: usize = 6;
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0));
     let (blobs, pins) = (Blobs::open(bus).await.unwrap(), Blobs::open_pinned(bus).await.unwrap());
     let (mut tasks, mut large) = (BTreeSet::new(), Vec::new());
@@ -374,7 +375,7 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
 #[tokio::test]
 async fn a_model_learns_from_replayed_images_and_becomes_a_candidate() {
     let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
-    world.beginner("recognizer", 0).unwrap();
+    world.untrained_recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     let mut all = answers(&world, 400).await;
     // Somebody calls one what the model has no class for.
@@ -406,7 +407,7 @@ async fn the_settings_in_force_decide_in_a_back_test_what_they_decided_and_other
             .set("recognizer.policy.load.queue_high_s=0.05")
             .set("recognizer.policy.load.queue_low_s=0.01")
             .set("recognizer.verify.max_share_ratio=0.3");
-        let world = TestWorld::whole(plan).await.unwrap();
+        let world = TestWorld::start_with_workers(plan).await.unwrap();
         let site = world.site(0).name.clone();
         let mut publishing = Vec::new();
         for (number, picture) in pictures().unwrap().iter().enumerate() {

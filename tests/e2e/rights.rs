@@ -315,5 +315,5 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     cut.await.unwrap();
     PermissionProbe::connect(&site.server, &login).map(|_| ()).unwrap_err();
     // These were refused on purpose.
-    world.forgive_refusals();
+    world.allow_refusals();
 }

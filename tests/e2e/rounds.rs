@@ -80,13 +80,13 @@ async fn ended(world: &TestWorld, number: u64) -> RoundEvent {
         let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await?;
         Ok(record.map(|record| decode::<Round>(&record.payload)).transpose()?.map(|round| round.event))
     });
-    ended.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+    ended.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()))
 }
 
 async fn sealed(world: &TestWorld, number: u64) -> (ReleaseId, BlobRef, u32) {
     match ended(world, number).await {
         RoundEvent::Sealed { release, weights, updates } => (release, weights, updates),
-        other => panic!("round {number}: {other:?}\n{}", world.last_words()),
+        other => panic!("round {number}: {other:?}\n{}", world.log_tails()),
     }
 }
 
@@ -127,7 +127,7 @@ async fn send(
     weights: &[u8],
     change: impl FnOnce(&mut Update),
 ) {
-    world.tell_cloud_of(&site.parse().unwrap()).await.unwrap();
+    world.add_site_to_cloud(&site.parse().unwrap()).await.unwrap();
     let blob = Blobs::open_sent_by(&world.cloud, &site.parse().unwrap()).store_blob(weights).await.unwrap();
     let mut update = Update {
         site: site.parse().unwrap(),
@@ -184,7 +184,7 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
     let of_public = [format!("aggregator.public={}", public.display()), "aggregator.merge.rule=quality+tune".into()];
     world.verifier("verifier").unwrap();
     for site in 0..3 {
-        world.beginner(&format!("recognizer-{site}"), site).unwrap();
+        world.untrained_recognizer(&format!("recognizer-{site}"), site).unwrap();
         world.courier(&format!("courier-{site}"), site).unwrap();
     }
     world.all_started().await.unwrap();
@@ -205,7 +205,7 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
     }
     for (site, task) in &tasks {
         let answer = outcome(world.bus(*site), &world.site(*site).name, *task).await;
-        answer.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        answer.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     }
     world.aggregator("aggregator", &of_public).unwrap();
     for site in 0..3 {
@@ -217,8 +217,8 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
         // In the last two rounds the third site is away.
         let quorum = if number <= 3 { "3" } else { "2" };
         if number == 4 {
-            world.worked("trainer-2").unwrap().kill().unwrap();
-            world.worked("courier-2").unwrap().kill().unwrap();
+            world.worker_mut("trainer-2").unwrap().kill().unwrap();
+            world.worker_mut("courier-2").unwrap().kill().unwrap();
         }
         let more = ["--quorum", quorum, "--grace-s", "1", "--deadline-s", "100"];
         let focus = ["--set", "aggregator.round.hard_focus=0.5"];
@@ -229,11 +229,11 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
         if number == 2 {
             let some =
                 until("a first update", LONG, async || Ok(rounds(&world).await.filter(|report| report.updates > 0)));
-            some.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
-            world.worked("aggregator").unwrap().restart().unwrap();
+            some.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
+            world.worker_mut("aggregator").unwrap().restart().unwrap();
         }
         if number == 3 {
-            world.worked("trainer-0").unwrap().restart().unwrap();
+            world.worker_mut("trainer-0").unwrap().restart().unwrap();
             // Weights that are no numbers, from a site nobody knows.
             let bytes = std::fs::read(
                 world.folder().join("releases").join(format!("models/{}/{base}/weights.safetensors", model())),
@@ -245,7 +245,7 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
             send(&world, "site-9", number, &base, &broken, |_| {}).await;
         }
         let (release, _, updates) = sealed(&world, number).await;
-        assert_eq!(updates, quorum.parse::<u32>().unwrap(), "round {number}\n{}", world.last_words());
+        assert_eq!(updates, quorum.parse::<u32>().unwrap(), "round {number}\n{}", world.log_tails());
         accuracy.push(right(&world.folder().join("aggregator/releases").join(release.as_str())));
         let manifest = manifest(&world, &release).await;
         assert_eq!(manifest["parent"], base.as_str());
@@ -323,11 +323,11 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     let mut longest = bytes.clone();
     longest[header..header + 4].copy_from_slice(&5_f32.to_le_bytes());
     send(&world, "longest", number, &base, &longest, same).await;
-    world.tell_cloud_of(&"garbage".parse().unwrap()).await.unwrap();
+    world.add_site_to_cloud(&"garbage".parse().unwrap()).await.unwrap();
     put(&world, subject::update(&model(), number, &"garbage".parse().unwrap()), b"\xff\xffgarbage".to_vec()).await;
     send(&world, "good-2", number, &base, &bytes, same).await;
     let (_, _, updates) = sealed(&world, number).await;
-    assert_eq!(updates, 2, "{}", world.last_words());
+    assert_eq!(updates, 2, "{}", world.log_tails());
     // Too late, and a site that nobody can mistake for another.
     send(&world, "late", number, &base, &bytes, same).await;
     let next = open(&world, &["--quorum", "2", "--grace-s", "0", "--deadline-s", "2"]).await;
@@ -355,7 +355,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     ]
     .map(|(fault, site)| (fault.to_owned(), site.to_owned()));
     expected.sort();
-    assert_eq!(found, expected, "{}", world.last_words());
+    assert_eq!(found, expected, "{}", world.log_tails());
     let is_told =
         |report: &schemas::RoundReport| report.last.as_ref().is_some_and(|last| last.contains("quorum_missed"));
     let told = until("its heartbeat says so", PATIENCE, async || Ok(rounds(&world).await.filter(is_told)));
@@ -403,18 +403,18 @@ async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() 
             own[end - 4..].copy_from_slice(&value.to_le_bytes());
             send(&world, site, number, &base, &own, |_| {}).await;
             let killed = if (turn % 2 == 0) == (site == "a") { "aggregator-a" } else { "aggregator-b" };
-            world.worked(killed).unwrap().restart().unwrap();
+            world.worker_mut(killed).unwrap().restart().unwrap();
         }
         if turn == 3 {
             // Nobody is there for a while.
-            world.worked("aggregator-a").unwrap().kill().unwrap();
-            world.worked("aggregator-b").unwrap().restart().unwrap();
+            world.worker_mut("aggregator-a").unwrap().kill().unwrap();
+            world.worker_mut("aggregator-b").unwrap().restart().unwrap();
         }
         let (release, weights, updates) = sealed(&world, number).await;
         assert_eq!(updates, 2);
         assert!(!seen.contains(&release), "{release} again");
         if turn == 3 {
-            world.worked("aggregator-a").unwrap().restart().unwrap();
+            world.worker_mut("aggregator-a").unwrap().restart().unwrap();
         }
         let again = command(&world, &["release", "verify", release.as_str()]).await;
         assert!(again.success, "{}", again.err);
@@ -458,7 +458,7 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
     let said = until("a reason", LONG, async || {
         Ok(rounds(&world).await.filter(|report| report.state == RoundState::Failed).map(|report| report.why))
     });
-    let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!(said.contains("retrying"), "{said}");
     std::fs::remove_file(&models).unwrap();
     std::fs::rename(&aside, &models).unwrap();
@@ -539,7 +539,7 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
     }
     let worker = stops(&world, None).await;
     // Nor does one that is started anew begin again, though it reads once more what a site had learned before.
-    world.worked("aggregator").unwrap().restart().unwrap();
+    world.worker_mut("aggregator").unwrap().restart().unwrap();
     stops(&world, Some(worker)).await;
     assert!(
         reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened"))
@@ -554,7 +554,7 @@ async fn opened(world: &TestWorld, number: u64) {
     let slot = subject::round(&model(), number, "opened");
     let opened =
         until("a round", LONG, async || Ok(reader::last_message(&world.cloud, topology::UPDATES, &slot).await?));
-    opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.last_words()));
+    opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.log_tails()));
 }
 
 /// Waits until an aggregator, another than this one, says that it opens no round any more; its name.
@@ -567,7 +567,7 @@ async fn stops(world: &TestWorld, other_than: Option<String>) -> String {
             .find(|(_, rounds)| rounds.state == RoundState::Stopped))
     };
     let stopped = until("rounds stop", LONG, stopped).await;
-    let (worker, rounds) = stopped.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let (worker, rounds) = stopped.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!(rounds.why.contains("rounds in a row gained nothing"), "{}", rounds.why);
     worker
 }
@@ -579,7 +579,7 @@ async fn weights_that_stay_at_the_sites_are_not_sent_and_labels_are_taken_back_f
         .set("trainer.epochs=1")
         .set("trainer.holdout_ratio=0.2");
     let mut world = TestWorld::start(plan).await.unwrap();
-    world.beginner("recognizer", 0).unwrap();
+    world.untrained_recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     world.verifier("verifier").unwrap();
     let settings = ["merge.rule=fedavg", "round.local=[\"*bias*\"]"].map(|pair| format!("aggregator.{pair}"));
@@ -754,7 +754,7 @@ async fn a_release_is_sealed_in_an_s3_bucket_and_one_that_is_away_delays_it() {
     let base = initial();
     let path = format!("models/{}/{base}/weights.safetensors", model());
     let bytes = until("the first release", LONG, async || Ok(store.get(&path, 1 << 20).await?)).await;
-    let bytes = bytes.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let bytes = bytes.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     let number = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
     let mut own = bytes.to_vec();
     let end = own.len();
@@ -765,7 +765,7 @@ async fn a_release_is_sealed_in_an_s3_bucket_and_one_that_is_away_delays_it() {
     let said = until("a reason", LONG, async || {
         Ok(rounds(&world).await.filter(|report| report.state == RoundState::Failed).map(|report| report.why))
     });
-    let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!(said.contains("retrying") && !said.contains(SECRET), "{said}");
     server.signal(nix::sys::signal::Signal::SIGCONT).unwrap();
     let (release, weights, _) = sealed(&world, number).await;

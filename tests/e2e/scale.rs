@@ -34,7 +34,7 @@ async fn publish_many(world: &TestWorld, count: usize) -> Vec<TaskId> {
 
 #[tokio::test]
 async fn replicas_are_asked_for_while_images_are_answered_and_none_is_lost() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     let mut tasks = Vec::new();
     for (asked, said) in [("3", "3 replicas"), ("1", "1 replica"), ("2", "2 replicas")] {
         tasks.extend(publish_many(&world, 100).await);
@@ -57,7 +57,7 @@ async fn replicas_are_asked_for_while_images_are_answered_and_none_is_lost() {
 
 #[tokio::test]
 async fn what_cannot_be_run_is_refused_with_the_reason() {
-    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
+    let world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
     for (words, said) in [
         (vec!["recognizer", "0"], "at least 1"),
         (vec!["recognizer", "many"], "write 3"),
@@ -106,21 +106,21 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
     // Large ones, so that there is work for some seconds; made before the worker is stopped, which soon looks dead.
     let pictures = pictures().unwrap().iter().take(8);
     let large: Vec<_> = pictures.map(|picture| vision::enlarged(&picture.bytes, 2500).unwrap()).collect();
-    world.worked("recognizer").unwrap().signal(Signal::SIGSTOP).unwrap();
+    world.worker_mut("recognizer").unwrap().signal(Signal::SIGSTOP).unwrap();
     let mut tasks = Vec::new();
     for large in large.iter().cycle().take(80) {
         tasks.push(publish(world.bus(0), &world.site(0).name, large, &[]).await);
     }
-    world.worked("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();
+    world.worker_mut("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();
     let more = async || Ok(recognizers(&world).await.iter().any(|beat| beat.replicas > 1).then_some(()));
-    until("more replicas", PATIENCE, more).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    until("more replicas", PATIENCE, more).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     for task in tasks {
         answered(&world, task).await;
     }
     let quiet = async || Ok((recognizers(&world).await[0].replicas == 1).then_some(()));
     until("one replica again", PATIENCE, quiet)
         .await
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
 }
 
 #[tokio::test]
@@ -131,11 +131,11 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_
     }
     world.all_started().await.unwrap();
     let tasks = publish_many(&world, 600).await;
-    world.worked("recognizer-0").unwrap().signal(Signal::SIGTERM).unwrap();
-    let drained = world.worked("recognizer-1").unwrap();
+    world.worker_mut("recognizer-0").unwrap().signal(Signal::SIGTERM).unwrap();
+    let drained = world.worker_mut("recognizer-1").unwrap();
     drained.signal(Signal::SIGTERM).unwrap();
     drained.kill().unwrap();
-    assert!(world.worked("recognizer-0").unwrap().end(Duration::from_secs(30)).await.unwrap().success());
+    assert!(world.worker_mut("recognizer-0").unwrap().end(Duration::from_secs(30)).await.unwrap().success());
     for task in &tasks {
         answered(&world, *task).await;
     }

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use harness::fault::{fill_for, freeze_for};
-use harness::pictures::some;
+use harness::pictures::nth_picture;
 use harness::world::TestSite;
-use harness::{InjectedFault, LinkCut, Oracle, TestWorld, WorkerProcess, WorldPlan, seed, until};
+use harness::{InjectedFault, Oracle, ProxyMode, TestWorld, WorkerProcess, WorldPlan, seed, until};
 use nix::sys::signal::{Signal, kill};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -75,7 +75,7 @@ fn subscribe(url: String, told: DeliveryCounts) -> JoinHandle<()> {
 /// The number of a camera and its picture, as large as cameras make them.
 fn odd_image(rng: &mut StdRng) -> (usize, Vec<u8>) {
     let camera = rng.random_range(0..5usize);
-    let mut bytes = some(true, camera).unwrap().bytes.to_vec();
+    let mut bytes = nth_picture(true, camera).unwrap().bytes.to_vec();
     let size = match rng.random_range(0..40) {
         0 => rng.random_range(2_000_000..8_000_000),
         1..4 => rng.random_range(100_000..2_000_000),
@@ -204,7 +204,7 @@ async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
         let Some(number) = camera.as_str().strip_prefix("odd-").and_then(|number| number.parse::<usize>().ok()) else {
             return;
         };
-        let expected = some(true, number).unwrap();
+        let expected = nth_picture(true, number).unwrap();
         match by_image.get(&record.sequence) {
             Some(answer) => {
                 let right = match answer.route {
@@ -258,7 +258,7 @@ fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<InjectedFault> {
                 5 => InjectedFault::FreezeSite { site, time: ms(&mut rng, 1000..4000) },
                 6 => InjectedFault::FillDisk { folder: disks[site].into(), time: ms(&mut rng, 1000..5000) },
                 _ => {
-                    let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
+                    let cut = if rng.random_bool(0.5) { ProxyMode::Silent } else { ProxyMode::Reset };
                     InjectedFault::CutLink { site, cut, time: ms(&mut rng, 300..5000) }
                 }
             }
@@ -294,8 +294,8 @@ impl SoakLoad {
             beside.push(odd_client(address, name.clone(), own, stop.clone()));
             beside.extend(ground.mqtt.map(|mqtt| mqtt_camera(mqtt, name, own, stop.clone())));
             let oracle = Oracle::new(seed * 2 + number, &ground.name, &ground.bus).unwrap().with_deadlines(4000);
-            let pouring = oracle.pour(6);
-            sites.push((oracle, pouring, ground.bus));
+            let publishing = oracle.start_publishing(6);
+            sites.push((oracle, publishing, ground.bus));
         }
         Self { sites, beside, told, stop }
     }
@@ -308,9 +308,9 @@ impl SoakLoad {
             odd += client.await.unwrap();
         }
         let (mut acknowledged, mut longest_ms, mut violations) = (0, 0, Vec::new());
-        for (oracle, pouring, bus) in self.sites {
-            oracle.enough();
-            pouring.await.unwrap().unwrap();
+        for (oracle, publishing, bus) in self.sites {
+            oracle.stop_publishing();
+            publishing.await.unwrap().unwrap();
             let judgement = oracle.judge(cloud, SETTLING).await.unwrap();
             println!("{judgement}");
             acknowledged += judgement.acknowledged as u64;
@@ -349,7 +349,7 @@ async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     let _mounted: Vec<SoakDisk> = disks.iter().map(|disk| SoakDisk::mount(disk, DISK_MIB)).collect();
     let stores = Some(folder.path().into());
     let plan = WorldPlan { streams: streams(), stores, durability: Durability::Fast, ..WorldPlan::leaves(2) };
-    let mut world = TestWorld::whole(plan).await.unwrap();
+    let mut world = TestWorld::start_with_workers(plan).await.unwrap();
     let ground = |site: &TestSite| SoakSite {
         name: site.name.clone(),
         bus: site.bus.clone(),
@@ -365,7 +365,7 @@ async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     }
     let (counts, violations) = load.end(&world.cloud).await;
     let all = violations.join("\n");
-    assert!(violations.is_empty(), "seed {seed}: {} violations:\n{all}\n{}", violations.len(), world.last_words());
+    assert!(violations.is_empty(), "seed {seed}: {} violations:\n{all}\n{}", violations.len(), world.log_tails());
     for (name, worker) in &mut world.workers {
         assert_eq!(worker.ended().unwrap(), None, "{name} ended by itself: {}", worker.log());
     }
@@ -494,7 +494,7 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     world.all_started().await.unwrap();
     let site = world.site(0).name.clone();
     let oracle = Oracle::new(seed(20281), &site, world.bus(0)).unwrap();
-    let pouring = oracle.pour(20);
+    let publishing = oracle.start_publishing(20);
     for time_s in [1, 4, 2, 8, 3] {
         let before = oracle.acknowledged().len();
         let fault = InjectedFault::FillDisk { folder: disk.clone(), time: Duration::from_secs(time_s) };
@@ -505,8 +505,8 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
         .await
         .unwrap_or_else(|error| panic!("after {time_s} s: {error:#}"));
     }
-    oracle.enough();
-    pouring.await.unwrap().unwrap();
+    oracle.stop_publishing();
+    publishing.await.unwrap().unwrap();
     world.janitor("janitor-0", 0).unwrap();
     let bus: Bus = world.bus(0).clone();
     let open = until("every image has an outcome", SETTLING, async || {
@@ -518,7 +518,7 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
         }
         Ok(Some(()))
     });
-    open.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    open.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
 }
 
 /// A number from the environment.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::{ConnectOptions, StatusCode};
 use futures::StreamExt;
-use harness::pictures::one;
+use harness::pictures::first_picture;
 use harness::world::{TestSite, serve, set_up};
 use harness::{TestWorld, WorldPlan, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
@@ -25,7 +25,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     world.recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     let site = world.site(0).name.clone();
-    let task = publish(world.bus(0), &site, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(world.bus(0), &site, &first_picture(false).unwrap().bytes, &[]).await;
     let asked = until("a request of the site", PATIENCE, async || {
         Ok(reader::last_message(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
     });
@@ -131,7 +131,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let world = TestWorld::start(WorldPlan::leaves(2)).await.unwrap();
     let (victim, hostile) = (world.site(0), world.site(1));
     let hub = async_nats::connect(world.cloud_url()).await.unwrap();
-    let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
+    let own = publish(&victim.bus, &victim.name, &first_picture(true).unwrap().bytes, &[]).await;
     let rights = SubjectPermissions::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
     let may = |subject: &str| rights.publish.iter().any(|pattern| belongs_to(pattern, subject));
     let places =
@@ -263,7 +263,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
     world.verifier("verifier").unwrap();
     let site = world.site(0).name.clone();
     for doubtful in [false, true] {
-        let task = publish(world.bus(0), &site, &one(!doubtful).unwrap().bytes, &[]).await;
+        let task = publish(world.bus(0), &site, &first_picture(!doubtful).unwrap().bytes, &[]).await;
         answered(&world, task).await;
     }
     let here = async_nats::connect(world.site(0).server.url()).await.unwrap();

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use harness::program::fixture;
 use harness::{TestWorld, WorldPlan, run, until};
 use nix::sys::signal::Signal;
@@ -217,12 +217,12 @@ fn with_collector(plan: WorldPlan, collector: &Collector) -> WorldPlan {
 #[tokio::test]
 async fn a_verified_image_is_one_trace_across_site_and_cloud() {
     let collector = Collector::start().await;
-    let world = TestWorld::whole(with_collector(WorldPlan::leaves(1), &collector)).await.unwrap();
+    let world = TestWorld::start_with_workers(with_collector(WorldPlan::leaves(1), &collector)).await.unwrap();
     let site = world.site(0);
     let path = ["recognize", "carry", "verify", "carry verdict"];
 
     // Begun at the recognizer, under the task's own id.
-    let task = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(&site.bus, &site.name, &first_picture(false).unwrap().bytes, &[]).await;
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     let stages = collector.stages(&trace_of(task), &path).await;
     assert_eq!(
@@ -236,7 +236,8 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
     for (number, header) in [(1, "traceparent"), (2, "Traceparent")] {
         let trace = format!("{number}{}", &TRACE[1..]);
         let parent = format!("00-{trace}-{CAMERA_SPAN}-01");
-        let task = publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[(header, &parent)]).await;
+        let task =
+            publish(&site.bus, &site.name, &nth_picture(false, number).unwrap().bytes, &[(header, &parent)]).await;
         assert_eq!(answered(&world, task).await.route, Route::Verified);
         let stages = collector.stages(&trace, &path).await;
         assert_eq!(stages["recognize"].parent(), CAMERA_SPAN);
@@ -257,7 +258,7 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
     // What is no traceparent costs the image nothing: a new trace is begun, and the answer says nothing about it.
     let long = "x".repeat(5000);
     for bad in ["", "00", &long, &format!("01-{TRACE}-{CAMERA_SPAN}-01"), &format!("00-{TRACE}-{CAMERA_SPAN}-0G")] {
-        let task = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[("traceparent", bad)]).await;
+        let task = publish(&site.bus, &site.name, &first_picture(true).unwrap().bytes, &[("traceparent", bad)]).await;
         let answer = answered(&world, task).await;
         assert_eq!((answer.route, answer.notes), (Route::Edge, Vec::new()));
         let stages = collector.stages(&trace_of(task), &["recognize", "infer", "send"]).await;
@@ -276,10 +277,10 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
 
     // A camera that does not record its trace is not recorded here either. The image that follows came after it.
     let unsampled = format!("00-{}-{CAMERA_SPAN}-00", TRACE.replace('4', "5"));
-    let image = &some(false, 3).unwrap().bytes;
+    let image = &nth_picture(false, 3).unwrap().bytes;
     let quiet = publish(&site.bus, &site.name, image, &[("traceparent", &unsampled)]).await;
     assert_eq!(answered(&world, quiet).await.route, Route::Verified);
-    let task = publish(&site.bus, &site.name, &some(false, 4).unwrap().bytes, &[]).await;
+    let task = publish(&site.bus, &site.name, &nth_picture(false, 4).unwrap().bytes, &[]).await;
     answered(&world, task).await;
     collector.stages(&trace_of(task), &path).await;
     for trace in [TRACE.replace('4', "5"), trace_of(quiet)] {
@@ -287,7 +288,7 @@ async fn a_verified_image_is_one_trace_across_site_and_cloud() {
     }
 
     // `tributary publish` begins the trace itself.
-    let (picture, otlp) = (one(true).unwrap(), format!("telemetry.otlp={}", collector.address));
+    let (picture, otlp) = (first_picture(true).unwrap(), format!("telemetry.otlp={}", collector.address));
     let file = fixture("images/fashion").join(&picture.file);
     let words = ["publish", file.to_str().unwrap(), "--camera", "own", "--set", &otlp, "--nats", &site.server.url()];
     let ended = run(world.folder(), &[&words[..], &["--site", site.name.as_str()]].concat()).await.unwrap();
@@ -345,16 +346,16 @@ async fn a_collector_that_is_dead_or_silent_costs_nothing_but_traces() {
     world.all_started().await.unwrap();
     let mut tasks = Vec::new();
     for number in 0..30 {
-        let picture = some(number % 2 == 0, number / 2).unwrap();
+        let picture = nth_picture(number % 2 == 0, number / 2).unwrap();
         tasks.push(publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await);
     }
     for (number, task) in tasks.into_iter().enumerate() {
         let wanted = if number % 2 == 0 { Route::Edge } else { Route::Verified };
         assert_eq!(answered(&world, task).await.route, wanted);
     }
-    world.worked("recognizer").unwrap().says("traces not sent", PATIENCE).await.unwrap();
+    world.worker_mut("recognizer").unwrap().wait_for_log("traces not sent", PATIENCE).await.unwrap();
     for name in ["recognizer", "courier", "verifier"] {
-        let worker = world.worked(name).unwrap();
+        let worker = world.worker_mut(name).unwrap();
         worker.signal(Signal::SIGTERM).unwrap();
         let status = worker.end(Duration::from_secs(15)).await.unwrap();
         let log = worker.log();
@@ -373,7 +374,7 @@ async fn stages_without_a_collector_pass_on_the_trace_of_the_camera() {
     world.environment = vec![("TRIBUTARY_TELEMETRY__OTLP".into(), collector.address.clone())];
     world.verifier("verifier").unwrap();
     world.all_started().await.unwrap();
-    let (picture, parent) = (one(false).unwrap(), format!("00-{TRACE}-{CAMERA_SPAN}-01"));
+    let (picture, parent) = (first_picture(false).unwrap(), format!("00-{TRACE}-{CAMERA_SPAN}-01"));
     let site = &world.site(0).name;
     let task = publish(world.bus(0), site, &picture.bytes, &[("traceparent", &parent)]).await;
     assert_eq!(answered(&world, task).await.route, Route::Verified);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::pictures::{HEAVY, LIGHT, one};
+use harness::pictures::{HEAVY, LIGHT, first_picture};
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +15,7 @@ use streams::{Bus, NatsSettings};
 use crate::common::{PATIENCE, outcome, publish};
 
 /// Starts `up` in a folder and waits until it takes work.
-pub async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
+pub(crate) async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
     let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
     let arguments = [&["up", "--model", &light, "--cloud-model", &heavy, "--store", "store"], more].concat();
     let mut worker = WorkerProcess::start("up", folder, &arguments, &[]).unwrap();
@@ -27,7 +27,7 @@ pub async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
 }
 
 /// What a running `up` says about itself.
-pub fn found(folder: &Path) -> Option<serde_json::Value> {
+pub(crate) fn found(folder: &Path) -> Option<serde_json::Value> {
     serde_json::from_slice(&fs::read(folder.join("store/up.json")).ok()?).ok()
 }
 
@@ -39,13 +39,13 @@ async fn bus(folder: &Path) -> (Bus, SiteName) {
 }
 
 /// The process of one of its servers.
-pub fn server_process(folder: &Path, server: &str) -> Option<Pid> {
+pub(crate) fn server_process(folder: &Path, server: &str) -> Option<Pid> {
     let text = fs::read_to_string(folder.join("store").join(server).join("nats-server.pid")).ok()?;
     text.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// Whether no such process runs; one that is dead and not yet buried does not run.
-pub fn is_gone(process: Pid) -> bool {
+pub(crate) fn is_gone(process: Pid) -> bool {
     match fs::read_to_string(format!("/proc/{process}/stat")) {
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
         Err(_) => kill(process, None).is_err(),
@@ -62,7 +62,7 @@ async fn a_second_up_on_the_same_store_refuses_and_the_first_goes_on() {
     assert!(second.err.contains("in use by another tributary"), "{}", second.err);
     assert_eq!(first.ended().unwrap(), None);
     let (bus, site) = bus(folder.path()).await;
-    let task = publish(&bus, &site, &one(true).unwrap().bytes, &[]).await;
+    let task = publish(&bus, &site, &first_picture(true).unwrap().bytes, &[]).await;
     assert_eq!(outcome(&bus, &site, task).await.unwrap().route, Route::Edge);
 }
 
@@ -71,7 +71,7 @@ async fn an_up_that_is_killed_leaves_no_server_behind_and_starts_again_on_its_st
     let folder = tempfile::tempdir().unwrap();
     let mut worker = up(folder.path(), &["--sites", "2"]).await;
     let (before, site) = bus(folder.path()).await;
-    let task = publish(&before, &site, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(&before, &site, &first_picture(false).unwrap().bytes, &[]).await;
     assert_eq!(outcome(&before, &site, task).await.unwrap().route, Route::Verified);
     let servers = ["cloud", "site-1", "site-2"].map(|server| server_process(folder.path(), server).expect(server));
     worker.kill().unwrap();
@@ -97,7 +97,7 @@ async fn a_server_that_dies_is_started_again_by_up() {
     });
     second.await.unwrap();
     let (bus, site) = bus(folder.path()).await;
-    let task = publish(&bus, &site, &one(false).unwrap().bytes, &[]).await;
+    let task = publish(&bus, &site, &first_picture(false).unwrap().bytes, &[]).await;
     assert_eq!(outcome(&bus, &site, task).await.unwrap().route, Route::Verified);
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
 }

@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_secs(120);
 async fn beginners(plan: WorldPlan) -> TestWorld {
     let mut world = TestWorld::start(plan).await.unwrap();
     world.verifier("verifier").unwrap();
-    world.beginner("recognizer", 0).unwrap();
+    world.untrained_recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     world.all_started().await.unwrap();
     world
@@ -47,7 +47,7 @@ async fn updates(world: &TestWorld) -> anyhow::Result<Vec<Update>> {
 
 async fn first_update(world: &TestWorld) -> Update {
     let arrived = until("an update in the cloud", LONG, async || Ok(updates(world).await?.into_iter().next())).await;
-    arrived.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+    arrived.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()))
 }
 
 async fn training(world: &TestWorld) -> anyhow::Result<Option<schemas::TrainingReport>> {
@@ -75,7 +75,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
     let said = run(world.folder(), &say).await.unwrap();
     assert!(said.success && said.out.contains("1 label"), "{}\n{}", said.out, said.err);
     world.trainer("trainer", 0).unwrap();
-    world.worked("trainer").unwrap().says("started", PATIENCE).await.unwrap();
+    world.worker_mut("trainer").unwrap().wait_for_log("started", PATIENCE).await.unwrap();
     let picture = &pictures().unwrap()[3];
     let mut meanwhile = 0;
     let update = loop {
@@ -86,7 +86,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
         if let Some(update) = updates(&world).await.unwrap().into_iter().next() {
             break update;
         }
-        assert!(meanwhile < 20_000, "no update\n{}", world.last_words());
+        assert!(meanwhile < 20_000, "no update\n{}", world.log_tails());
     };
     assert_eq!((update.site.as_str(), update.model.as_str(), update.round), ("site-1", "fashion-initial", 0));
     assert_eq!((update.form, update.epochs), (WeightFormat::DeltaF16, 6));
@@ -130,7 +130,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
         answered(&world, *task).await;
     }
     let trainer = world.trainer("trainer", 0).unwrap();
-    trainer.says("started", PATIENCE).await.unwrap();
+    trainer.wait_for_log("started", PATIENCE).await.unwrap();
     let (mut kills, mut taken_back) = (0, false);
     for _ in 0..4 {
         let epoch = until("some epochs", LONG, async || {
@@ -138,20 +138,20 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
             let sent = !updates(&world).await?.is_empty();
             Ok(report.filter(|report| sent || report.epoch >= 2 + kills * 4).map(|report| report.epoch))
         });
-        epoch.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        epoch.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
         if !updates(&world).await.unwrap().is_empty() {
             break;
         }
         kills += 1;
-        world.worked("trainer").unwrap().restart().unwrap();
+        world.worker_mut("trainer").unwrap().restart().unwrap();
         if kills == 1 {
-            world.worked("trainer").unwrap().says(training::TRAINING_RESUMED, PATIENCE).await.unwrap();
+            world.worker_mut("trainer").unwrap().wait_for_log(training::TRAINING_RESUMED, PATIENCE).await.unwrap();
             taken_back = take_back(&world, tasks[0]).await;
         }
     }
     let disturbed = first_update(&world).await;
     assert!(kills > 0, "it was never killed while it trained");
-    let log = world.worked("trainer").unwrap().log();
+    let log = world.worker_mut("trainer").unwrap().log();
     assert!(log.contains(training::TRAINING_RESUMED), "{log}");
     let work = world.folder().join("training-0");
     let index = std::fs::read_to_string(work.join("index.csv")).unwrap();
@@ -159,7 +159,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     assert_eq!(index.contains(&tasks[0].to_string()), !taken_back, "{log}");
     assert_eq!(disturbed.sources.values().sum::<u64>(), index.lines().count() as u64 - 1);
     // The same images and settings once more, undisturbed: the same weights, so the same update.
-    world.worked("trainer").unwrap().kill().unwrap();
+    world.worker_mut("trainer").unwrap().kill().unwrap();
     assert!(!work.join("checkpoint.safetensors").exists(), "a finished training leaves no checkpoint");
     let model = harness::program::fixture(harness::pictures::INITIAL);
     let new = world.folder().join("again");
@@ -193,7 +193,7 @@ async fn what_cannot_be_learned_from_or_did_not_pay_is_said_and_nothing_is_sent(
     let why = until("a trainer that says what is missing", LONG, async || {
         Ok(training(&world).await?.map(|report| report.why).filter(|why| why.contains("the same label")))
     });
-    let why = why.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let why = why.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!(why.contains("submarine"), "{why}");
     // Enough to learn from, and steps so long that the loss is no number.
     for task in publish_pictures(&world, 60).await {
@@ -201,8 +201,8 @@ async fn what_cannot_be_learned_from_or_did_not_pay_is_said_and_nothing_is_sent(
     }
     let last =
         until("a training that failed", LONG, async || Ok(training(&world).await?.and_then(|report| report.last)));
-    let last = last.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let last = last.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
     assert!(last.contains("no update sent"), "{last}");
     assert!(updates(&world).await.unwrap().is_empty());
-    assert_eq!(world.worked("trainer").unwrap().ended().unwrap(), None, "the trainer lives");
+    assert_eq!(world.worker_mut("trainer").unwrap().ended().unwrap(), None, "the trainer lives");
 }

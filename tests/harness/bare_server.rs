@@ -1,4 +1,4 @@
-//! A nats-server with a configuration of the test's own: passwords, accounts, clusters.
+//! A nats-server with a configuration that the test writes: passwords, accounts, clusters.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -10,18 +10,18 @@ use tokio::net::TcpStream;
 use crate::program::die_with_us;
 use crate::until::until;
 
-/// A server; killed when dropped.
+/// A nats-server process; killed when dropped.
 pub struct BareServer {
-    /// Address for clients.
+    /// URL for clients.
     pub url: String,
-    /// Address of its monitoring pages.
+    /// URL of its monitoring endpoint.
     pub monitor_url: String,
     child: Child,
 }
 
 impl BareServer {
-    /// Starts a server that stores below `folder`; `more` stands in its configuration as it is. `domain`: of its
-    /// JetStream.
+    /// Starts a server that stores below `folder`, with `domain` as its JetStream domain. `more` is appended to its
+    /// configuration.
     pub async fn start(folder: &Path, name: &str, domain: Option<&str>, more: &str) -> anyhow::Result<Self> {
         let [client, monitor] = free_ports()?;
         let store = folder.join(name);
@@ -38,7 +38,8 @@ impl BareServer {
         Self::run(&file, client, monitor).await
     }
 
-    /// Starts a server by a file, with its log beside it; `client` and `monitor` are the ports in that file.
+    /// Starts a server with a configuration file and writes its log beside it. `client` and `monitor` are the ports in
+    /// that file.
     pub async fn run(file: &Path, client: u16, monitor: u16) -> anyhow::Result<Self> {
         let log = file.with_file_name("nats-server.log");
         let mut command = Command::new(streams::server::find_program(None)?);
@@ -63,14 +64,14 @@ impl Drop for BareServer {
     }
 }
 
-/// Ports that were free a moment ago, no two the same.
+/// Finds distinct ports that are free at this moment.
 pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
-    let mut held = Vec::new();
+    let mut listeners = Vec::new();
     let mut ports = [0; N];
     for port in &mut ports {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         *port = listener.local_addr()?.port();
-        held.push(listener);
+        listeners.push(listener);
     }
     Ok(ports)
 }

@@ -1,4 +1,4 @@
-//! Harm, chosen by a seed.
+//! Faults that tests inject, chosen by a seed.
 
 use std::fmt;
 use std::fs::File;
@@ -12,35 +12,35 @@ use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::proxy::LinkCut;
+use crate::proxy::ProxyMode;
 use crate::until::until;
 use crate::world::{TestWorld, crash};
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq)]
 pub enum InjectedFault {
-    /// A worker is killed and started again later.
+    /// A worker is killed and later restarted.
     Kill {
         /// Its name.
         worker: String,
-        /// How much later.
+        /// Time until the restart.
         away: Duration,
     },
-    /// A worker is stopped for longer than its messages may be held, then goes on.
+    /// A worker is stopped for longer than the acknowledgement wait, then continues.
     Freeze {
         /// Its name.
         worker: String,
-        /// For how long beyond the acknowledgement wait.
+        /// Time added to the acknowledgement wait.
         beyond: Duration,
     },
-    /// A site's server is killed and started again.
+    /// A site's server is killed; its supervisor restarts it.
     CrashSite {
         /// Which site.
         site: usize,
     },
-    /// The cloud's server is killed and started again.
+    /// The cloud's server is killed; its supervisor restarts it.
     CrashCloud,
-    /// A site's server is stopped for a while, then goes on.
+    /// A site's server is stopped for a while, then continues.
     FreezeSite {
         /// Which site.
         site: usize,
@@ -49,7 +49,7 @@ pub enum InjectedFault {
     },
     /// The disk of a site's server is full for a while.
     FillDisk {
-        /// A folder on that disk, and on no other.
+        /// A folder on that disk.
         folder: PathBuf,
         /// For how long.
         time: Duration,
@@ -58,8 +58,8 @@ pub enum InjectedFault {
     CutLink {
         /// Which site.
         site: usize,
-        /// How.
-        cut: LinkCut,
+        /// Whether packets are lost or connections are reset.
+        cut: ProxyMode,
         /// For how long.
         time: Duration,
     },
@@ -81,8 +81,8 @@ impl fmt::Display for InjectedFault {
     }
 }
 
-/// So many faults of all kinds that the world offers, in the seed's order: every kind once before
-/// any comes twice.
+/// Plans `count` faults in an order drawn from the seed. Every kind comes once before any comes again. `links`: whether
+/// the world has links, and so also a hub.
 pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<InjectedFault> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut faults = Vec::new();
@@ -93,17 +93,17 @@ pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Injec
             kinds = (0..all).collect();
         }
         let kind = kinds.swap_remove(rng.random_range(0..kinds.len()));
-        let some = |rng: &mut StdRng, most_ms: u64| Duration::from_millis(rng.random_range(0..most_ms));
+        let random_ms = |rng: &mut StdRng, max_ms: u64| Duration::from_millis(rng.random_range(0..max_ms));
         faults.push(match kind.checked_sub(workers.len()) {
-            None => InjectedFault::Kill { worker: workers[kind].into(), away: some(&mut rng, 1500) },
+            None => InjectedFault::Kill { worker: workers[kind].into(), away: random_ms(&mut rng, 1500) },
             Some(0) => {
                 let worker = workers[rng.random_range(0..workers.len())].into();
-                InjectedFault::Freeze { worker, beyond: some(&mut rng, 1000) }
+                InjectedFault::Freeze { worker, beyond: random_ms(&mut rng, 1000) }
             }
             Some(1) => InjectedFault::CrashSite { site: 0 },
             Some(2) => InjectedFault::CrashCloud,
             Some(kind) => {
-                let cut = if rng.random_bool(0.5) { LinkCut::Silent } else { LinkCut::Reset };
+                let cut = if rng.random_bool(0.5) { ProxyMode::Silent } else { ProxyMode::Reset };
                 let time = Duration::from_millis(if kind == 3 { 500 } else { 5_000 });
                 InjectedFault::CutLink { site: 0, cut, time }
             }
@@ -112,7 +112,7 @@ pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Injec
     faults
 }
 
-/// Writes until the disk takes no more.
+/// Writes to a file until the disk is full.
 fn fill(path: &Path) -> anyhow::Result<()> {
     let mut file = File::create(path)?;
     let block = vec![0; 1024 * 1024];
@@ -125,8 +125,8 @@ fn fill(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Stops a process for a while. One that ended meanwhile, as a server does that is started again after a full disk, has
-/// suffered enough.
+/// Stops a process for a while. A process that has ended meanwhile is no error: a server is restarted after a full
+/// disk.
 pub async fn freeze_for(process: Pid, time: Duration) -> anyhow::Result<()> {
     let signal = |signal| match kill(process, signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
@@ -137,7 +137,7 @@ pub async fn freeze_for(process: Pid, time: Duration) -> anyhow::Result<()> {
     Ok(signal(Signal::SIGCONT)?)
 }
 
-/// Fills the disk that a folder is on for a while.
+/// Fills a folder's disk for a while.
 pub async fn fill_for(folder: &Path, time: Duration) -> anyhow::Result<()> {
     let ballast = folder.join("ballast");
     fill(&ballast)?;
@@ -146,18 +146,18 @@ pub async fn fill_for(folder: &Path, time: Duration) -> anyhow::Result<()> {
 }
 
 impl TestWorld {
-    /// Suffers one fault to its end: afterwards everything runs and is connected again, or will be.
+    /// Injects one fault and waits for its end. Afterwards everything runs and reconnects.
     pub async fn inject_fault(&mut self, fault: &InjectedFault) -> anyhow::Result<()> {
         match fault {
             InjectedFault::Kill { worker, away } => {
-                let worker = self.worked(worker)?;
+                let worker = self.worker_mut(worker)?;
                 worker.kill()?;
                 tokio::time::sleep(*away).await;
                 worker.restart()
             }
             InjectedFault::Freeze { worker, beyond } => {
                 let time = self.ack_wait() + *beyond;
-                let worker = self.worked(worker)?;
+                let worker = self.worker_mut(worker)?;
                 worker.signal(Signal::SIGSTOP)?;
                 tokio::time::sleep(time).await;
                 worker.signal(Signal::SIGCONT)
@@ -172,7 +172,8 @@ impl TestWorld {
             },
             InjectedFault::FreezeSite { site, time } => {
                 let server = &self.site(*site).server;
-                let process = until("a process", Duration::from_secs(10), async || Ok(server.process())).await?;
+                let process =
+                    until("the server has a process", Duration::from_secs(10), async || Ok(server.process())).await?;
                 freeze_for(Pid::from_raw(process.cast_signed()), *time).await
             }
             InjectedFault::FillDisk { folder, time } => fill_for(folder, *time).await,

@@ -1,6 +1,6 @@
-//! Images that are none, or too much of one, made byte by byte.
+//! Malformed and oversized images, built byte by byte.
 
-/// A PNG of one bit a pixel, all black, of any size: a few hundred bytes for each million pixels.
+/// A black PNG of any size at one bit per pixel; it takes a few hundred bytes per million pixels.
 pub fn png_bomb(side_px: u32) -> Vec<u8> {
     let row_bytes = side_px.div_ceil(8) as usize + 1;
     let mut header = [side_px.to_be_bytes(), side_px.to_be_bytes()].concat();
@@ -12,10 +12,10 @@ pub fn png_bomb(side_px: u32) -> Vec<u8> {
     bytes
 }
 
-/// A JPEG whose frame header is rewritten to say another size.
+/// Rewrites a JPEG's frame header to claim another size.
 pub fn jpeg_saying(jpeg: &[u8], width_px: u16, height_px: u16) -> Vec<u8> {
     let mut bytes = jpeg.to_vec();
-    // A frame header: FF C0..C2, two bytes of length, one of precision, height, width.
+    // A frame header: FF C0..C2, two bytes of length, one byte of precision, then height and width.
     let frame = bytes.windows(2).position(|pair| pair[0] == 0xff && (0xc0..=0xc2).contains(&pair[1]));
     if let Some(size) = frame.and_then(|at| bytes.get_mut(at + 5..at + 9)) {
         size.copy_from_slice(&[height_px.to_be_bytes(), width_px.to_be_bytes()].concat());
@@ -40,22 +40,22 @@ fn chunk(bytes: &mut Vec<u8>, kind: &[u8; 4], content: &[u8]) {
     bytes.extend(crc32(&body).to_be_bytes());
 }
 
-/// A zlib stream of so many zeros: one literal, then copies of 258 bytes at 13 bits each.
+/// A zlib stream of `count` zeros: one literal, then copies of 258 bytes at 13 bits each.
 fn zlib_zeros(count: usize) -> Vec<u8> {
     let mut bits = BitWriter::default();
     bits.push(0b011, 3);
-    bits.code(0b0011_0000, 8);
+    bits.push_code(0b0011_0000, 8);
     let (copies, rest) = ((count - 1) / 258, (count - 1) % 258);
     for _ in 0..copies {
-        bits.code(0b1100_0101, 8);
-        bits.code(0, 5);
+        bits.push_code(0b1100_0101, 8);
+        bits.push_code(0, 5);
     }
     for _ in 0..rest {
-        bits.code(0b0011_0000, 8);
+        bits.push_code(0b0011_0000, 8);
     }
-    bits.code(0, 7);
+    bits.push_code(0, 7);
     let mut bytes = vec![0x78, 0x01];
-    bytes.extend(bits.end());
+    bytes.extend(bits.finish());
     // Adler-32 of zeros: the first sum stays 1, the second is the count.
     bytes.extend(((count % 65_521) as u32).to_be_bytes().iter().skip(2));
     bytes.extend([0, 1]);
@@ -70,7 +70,7 @@ struct BitWriter {
 }
 
 impl BitWriter {
-    /// Lowest bit first, as deflate packs everything but codes.
+    /// Writes the lowest bit first, as deflate packs everything but codes.
     fn push(&mut self, value: u64, bits: u32) {
         self.last |= value << self.held;
         self.held += bits;
@@ -81,12 +81,12 @@ impl BitWriter {
         }
     }
 
-    /// Highest bit first, as deflate packs codes.
-    fn code(&mut self, code: u64, bits: u32) {
+    /// Writes the highest bit first, as deflate packs codes.
+    fn push_code(&mut self, code: u64, bits: u32) {
         self.push(code.reverse_bits() >> (64 - bits), bits);
     }
 
-    fn end(mut self) -> Vec<u8> {
+    fn finish(mut self) -> Vec<u8> {
         self.push(0, 7);
         self.bytes
     }

@@ -1,7 +1,7 @@
-//! Counts obligations against outcomes: every acknowledged image is one, every final answer another.
+//! Compares obligations with outcomes: every acknowledged image is an obligation, every final answer an outcome.
 //!
-//! Publishes by itself, a bounded number at a time, each image again under its id until it is
-//! acknowledged. Afterwards reads whole streams and lists every violation, by invariant.
+//! The oracle publishes the images itself, a bounded number at a time, and repeats each under its id until it is
+//! acknowledged. Afterwards it reads whole streams and lists every violation, with the number of the broken invariant.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -23,11 +23,11 @@ use tokio::time::MissedTickBehavior;
 use crate::pictures::{TestPicture, TestPrediction, pictures};
 use crate::until::until;
 
-/// Publishes that may be unacknowledged at a time.
+/// Most unacknowledged publishes at a time.
 const IN_FLIGHT: usize = 16;
-/// One publish is retried this long before it is tried anew, under the same id.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How far a confidence may lie from the one computed here: batches add up in another order.
+/// Timeout of one publish, retries included, before it starts again under the same id.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Allowed difference from the confidence computed here: batches sum in another order.
 const TOLERANCE: f32 = 1e-3;
 
 /// An image that was published.
@@ -35,11 +35,11 @@ const TOLERANCE: f32 = 1e-3;
 struct PublishedImage {
     camera: CameraName,
     picture: usize,
-    /// When its acknowledgement came, ms since 1970; without it, it may be stored or not.
+    /// Time of its acknowledgement, ms since 1970; if absent, the image may or may not be stored.
     acknowledged_at_ms: Option<u64>,
 }
 
-/// Publishes at one site, and judges.
+/// Publishes images at one site and judges the outcomes.
 #[derive(Clone)]
 pub struct Oracle {
     seed: u64,
@@ -53,13 +53,13 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// An oracle for one site. `seed` chooses the pictures and the ids.
+    /// Creates an oracle for one site. `seed` chooses the pictures and the ids.
     pub fn new(seed: u64, site: &SiteName, bus: &Bus) -> anyhow::Result<Self> {
         Ok(Self {
             seed,
             site: site.clone(),
             bus: bus.clone(),
-            publisher: Publisher::new(bus.clone(), PATIENCE),
+            publisher: Publisher::new(bus.clone(), PUBLISH_TIMEOUT),
             pictures: pictures()?,
             deadline_ms: None,
             published: Arc::default(),
@@ -67,28 +67,28 @@ impl Oracle {
         })
     }
 
-    /// With a deadline for every third image, milliseconds after it was published.
+    /// Gives every third image a deadline, milliseconds after its publication.
     pub fn with_deadlines(self, deadline_ms: u64) -> Self {
         Self { deadline_ms: Some(deadline_ms), ..self }
     }
 
-    /// Publishes so many images a second until told to stop; the task ends when all are acknowledged.
-    pub fn pour(&self, images_per_s: u32) -> JoinHandle<anyhow::Result<()>> {
+    /// Publishes `images_per_s` images per second until told to stop. The task ends when all are acknowledged.
+    pub fn start_publishing(&self, images_per_s: u32) -> JoinHandle<anyhow::Result<()>> {
         let oracle = self.clone();
         tokio::spawn(async move {
             let mut rng = StdRng::seed_from_u64(oracle.seed);
             let mut tick = tokio::time::interval(Duration::from_secs(1) / images_per_s.max(1));
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let room = Arc::new(Semaphore::new(IN_FLIGHT));
+            let permits = Arc::new(Semaphore::new(IN_FLIGHT));
             let mut publishing = JoinSet::new();
             let mut number = 0u64;
             while !oracle.stop.load(Ordering::Relaxed) {
                 tick.tick().await;
-                let room = room.clone().acquire_owned().await?;
+                let permit = permits.clone().acquire_owned().await?;
                 let (one, picture) = (oracle.clone(), rng.random_range(0..oracle.pictures.len()));
                 publishing.spawn(async move {
                     let published = one.publish(number, picture).await;
-                    drop(room);
+                    drop(permit);
                     published
                 });
                 number += 1;
@@ -103,12 +103,12 @@ impl Oracle {
         })
     }
 
-    /// Tells [`Oracle::pour`] to publish no more.
-    pub fn enough(&self) {
+    /// Tells [`Oracle::start_publishing`] to publish no more.
+    pub fn stop_publishing(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Publishes so many images and returns when all are acknowledged.
+    /// Publishes `images` images and returns when all are acknowledged.
     pub async fn publish_all(&self, images: usize) -> anyhow::Result<()> {
         for number in 0..images {
             self.publish(number as u64, number % self.pictures.len()).await?;
@@ -116,8 +116,8 @@ impl Oracle {
         Ok(())
     }
 
-    /// Publishes one picture until it is acknowledged; gives up after a minute and a half, which
-    /// leaves it unknown.
+    /// Publishes one picture until it is acknowledged. Gives up after 90 s, which leaves it unknown whether it is
+    /// stored.
     async fn publish(&self, number: u64, picture: usize) -> anyhow::Result<()> {
         let camera: CameraName = format!("cam-{}", number % 3).parse()?;
         let task = TaskId::from_name(&format!("{}/{}/{number}", self.seed, self.site));
@@ -136,7 +136,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// The tasks whose images were acknowledged until now.
+    /// Tasks whose images are acknowledged so far.
     pub fn acknowledged(&self) -> Vec<TaskId> {
         self.all()
             .into_iter()
@@ -153,49 +153,47 @@ impl Oracle {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until every acknowledged image has an outcome and nothing is under way any more, or the
-    /// patience is used up; then judges.
-    pub async fn judge(&self, cloud: &Bus, patience: Duration) -> anyhow::Result<Judgement> {
-        let quiet = until("every image has an outcome and nothing is under way", patience, async || {
-            let open = self.open().await?;
-            if let Some(first) = open.first() {
-                anyhow::bail!("{} without an outcome, {first} first", open.len());
+    /// Waits until every acknowledged image has an outcome and no message is in flight, `timeout` at most, then judges.
+    pub async fn judge(&self, cloud: &Bus, timeout: Duration) -> anyhow::Result<Judgement> {
+        let quiet = until("every image has an outcome and no message is in flight", timeout, async || {
+            let unanswered = self.unanswered().await?;
+            if let Some(first) = unanswered.first() {
+                anyhow::bail!("{} images have no outcome, the first is {first}", unanswered.len());
             }
-            let busy = self.busy(cloud).await?;
-            if !busy.is_empty() {
-                anyhow::bail!("{busy}");
+            let in_flight = self.in_flight(cloud).await?;
+            if !in_flight.is_empty() {
+                anyhow::bail!("{in_flight}");
             }
             Ok(Some(()))
         });
         let mut violations: Vec<String> = quiet.await.err().map(|error| format!("10: {error:#}")).into_iter().collect();
         let published = self.all();
         let answers = self.answers().await?;
-        let letters = self.letters().await?;
+        let dead_letters = self.dead_letters().await?;
         let (mut routes, mut longest_ms) = (BTreeMap::new(), 0);
         for (task, published) in &published {
-            let found = answers.get(task).map(Vec::as_slice).unwrap_or_default();
-            match found {
+            match answers.get(task).map(Vec::as_slice).unwrap_or_default() {
                 [] if published.acknowledged_at_ms.is_some() => {
-                    violations.push(format!("1, 10: task {task} was acknowledged and has no outcome"));
+                    violations.push(format!("1, 10: task {task} was acknowledged but has no outcome"));
                 }
                 [] => {}
                 [answer] => {
                     *routes.entry(answer.route).or_insert(0) += 1;
                     let acknowledged_at_ms = published.acknowledged_at_ms.unwrap_or(answer.answered_at_ms);
                     longest_ms = longest_ms.max(answer.answered_at_ms.saturating_sub(acknowledged_at_ms));
-                    violations.extend(self.wrong(published, answer, letters.contains(task)));
+                    violations.extend(self.violations_of(published, answer, dead_letters.contains(task)));
                 }
                 several => violations.push(format!("2: task {task} has {} final answers", several.len())),
             }
         }
         let strangers = answers.keys().filter(|task| !published.contains_key(task));
-        violations.extend(strangers.map(|task| format!("2: task {task} was answered and never published")));
+        violations.extend(strangers.map(|task| format!("2: task {task} was answered but never published")));
         let acknowledged = published.values().filter(|published| published.acknowledged_at_ms.is_some()).count();
         Ok(Judgement { seed: self.seed, published: published.len(), acknowledged, routes, longest_ms, violations })
     }
 
-    /// The acknowledged images without an outcome.
-    async fn open(&self) -> anyhow::Result<Vec<TaskId>> {
+    /// Acknowledged images without an outcome.
+    async fn unanswered(&self) -> anyhow::Result<Vec<TaskId>> {
         let mut done = BTreeSet::new();
         let last = reader::stream_level(&self.bus, topology::ANSWERS).await?;
         let finals = StreamRange { headers_only: true, ..StreamRange::default() };
@@ -208,8 +206,8 @@ impl Oracle {
         Ok(self.acknowledged().into_iter().filter(|task| !done.contains(task)).collect())
     }
 
-    /// What is still under way, in words; empty when nothing is.
-    async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
+    /// Describes the messages that are still in flight; empty if there are none.
+    async fn in_flight(&self, cloud: &Bus) -> anyhow::Result<String> {
         let images =
             reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
         let outbox = reader::stream_level(&self.bus, topology::OUTBOX).await?;
@@ -222,11 +220,12 @@ impl Oracle {
             ("verify", verify.messages),
             ("verdicts", verdicts.pending + verdicts.unacked),
         ];
-        let busy = waiting.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} in {what}"));
-        let mut busy: Vec<String> = busy.collect();
-        busy.extend(left(&self.bus, topology::OUTBOX, outbox).await?);
-        busy.extend(left(cloud, topology::VERIFY, verify).await?);
-        Ok(busy.join(", "))
+        let in_flight =
+            waiting.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} in {what}"));
+        let mut in_flight: Vec<String> = in_flight.collect();
+        in_flight.extend(first_messages(&self.bus, topology::OUTBOX, outbox).await?);
+        in_flight.extend(first_messages(cloud, topology::VERIFY, verify).await?);
+        Ok(in_flight.join(", "))
     }
 
     /// Every final answer in the stream, by task.
@@ -237,7 +236,7 @@ impl Oracle {
         if level.messages > 0 {
             reader::read_range(&self.bus, topology::ANSWERS, StreamRange::default(), level.last_sequence, |record| {
                 let Ok(task) = subject::read_final_answer(&record.subject) else { return };
-                // What others publish beside it, on cameras of their own.
+                // Tests publish other images beside the oracle's, on cameras named `odd-…`.
                 if record.subject.contains(".odd-") {
                     return;
                 }
@@ -253,7 +252,7 @@ impl Oracle {
     }
 
     /// The tasks of all dead letters.
-    async fn letters(&self) -> anyhow::Result<BTreeSet<TaskId>> {
+    async fn dead_letters(&self) -> anyhow::Result<BTreeSet<TaskId>> {
         let mut tasks = BTreeSet::new();
         let level = reader::stream_level(&self.bus, topology::DEAD).await?;
         if level.messages > 0 {
@@ -265,58 +264,58 @@ impl Oracle {
         Ok(tasks)
     }
 
-    /// What is wrong with the one answer of a task.
-    fn wrong(&self, published: &PublishedImage, answer: &Answer, letter: bool) -> Vec<String> {
-        let mut wrong = Vec::new();
+    /// Lists what is wrong with a task's only answer.
+    fn violations_of(&self, published: &PublishedImage, answer: &Answer, has_dead_letter: bool) -> Vec<String> {
+        let mut violations = Vec::new();
         let task = answer.task;
-        let Some(picture) = self.pictures.get(published.picture) else { return wrong };
+        let Some(picture) = self.pictures.get(published.picture) else { return violations };
         let edge =
             answer.edge.as_ref().map(|edge| TestPrediction { label: edge.label.clone(), confidence: edge.confidence });
-        let says =
+        let predicted =
             answer.label.clone().zip(answer.confidence).map(|(label, confidence)| TestPrediction { label, confidence });
         let (expected, expected_edge) = match answer.route {
             Route::Edge | Route::Expired => (&picture.light, None),
             Route::Verified => (&picture.heavy, Some(&picture.light)),
             Route::Redirected => (&picture.heavy, None),
             Route::Dead => {
-                wrong.push(format!("10: task {task} of a good picture went by route {}", answer.route));
-                return wrong;
+                violations.push(format!("10: task {task} of a good picture went by route {}", answer.route));
+                return violations;
             }
         };
-        if !same(says.as_ref(), Some(expected)) || !same(edge.as_ref(), expected_edge) {
-            wrong.push(format!(
-                "2: task {task} ({}, {}): says {says:?} and edge {edge:?}, expected {expected:?} and {expected_edge:?}",
+        if !is_same(predicted.as_ref(), Some(expected)) || !is_same(edge.as_ref(), expected_edge) {
+            violations.push(format!(
+                "2: task {task} ({}, {}): predicts {predicted:?}, edge {edge:?}; expected {expected:?}, edge {expected_edge:?}",
                 picture.file, answer.route
             ));
         }
         if answer.stage != AnswerStage::Final || answer.site != self.site || answer.camera != published.camera {
-            wrong.push(format!(
-                "2: task {task}: final slot holds {:?} of {}.{}",
+            violations.push(format!(
+                "2: task {task}: its final slot holds a {:?} answer of {}.{}",
                 answer.stage, answer.site, answer.camera
             ));
         }
-        if letter {
-            wrong.push(format!("10: task {task} has an answer by route {} and a dead letter too", answer.route));
+        if has_dead_letter {
+            violations.push(format!("10: task {task} has both an answer by route {} and a dead letter", answer.route));
         }
-        wrong
+        violations
     }
 }
 
-/// The first few messages of a stream by name, for whoever looks for what left them there.
-async fn left(bus: &Bus, stream: &str, level: StreamLevel) -> anyhow::Result<Option<String>> {
-    /// Sequences looked at, from the oldest on.
-    const LOOK: usize = 20;
+/// Lists the first few messages of a stream, to help find out why they are still there.
+async fn first_messages(bus: &Bus, stream: &str, level: StreamLevel) -> anyhow::Result<Option<String>> {
+    /// Number of sequences to look up, from the oldest on.
+    const SHOWN: usize = 20;
     if level.messages == 0 {
         return Ok(None);
     }
     let (first, last) = (level.first_sequence, level.last_sequence);
-    let mut found = format!("{stream} from {first} to {last}:");
-    for sequence in (first..=last).take(LOOK) {
+    let mut text = format!("{stream} from {first} to {last}:");
+    for sequence in (first..=last).take(SHOWN) {
         if let Some(record) = reader::message_at(bus, stream, sequence).await? {
-            found.push_str(&format!(" {sequence} is {} of {}", record.subject, record.stored_at_ns));
+            text.push_str(&format!(" {sequence} is {} of {}", record.subject, record.stored_at_ns));
         }
     }
-    Ok(Some(found))
+    Ok(Some(text))
 }
 
 /// This machine's time, ms since 1970.
@@ -325,20 +324,20 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn same(said: Option<&TestPrediction>, expected: Option<&TestPrediction>) -> bool {
-    match (said, expected) {
-        (Some(said), Some(expected)) => {
-            said.label == expected.label && (said.confidence - expected.confidence).abs() <= TOLERANCE
+fn is_same(actual: Option<&TestPrediction>, expected: Option<&TestPrediction>) -> bool {
+    match (actual, expected) {
+        (Some(actual), Some(expected)) => {
+            actual.label == expected.label && (actual.confidence - expected.confidence).abs() <= TOLERANCE
         }
         (None, None) => true,
         _ => false,
     }
 }
 
-/// What an oracle found.
+/// An oracle's findings.
 #[derive(Debug, Clone)]
 pub struct Judgement {
-    /// The seed to run it again.
+    /// The seed, to reproduce the run.
     pub seed: u64,
     /// Images published, acknowledged or not.
     pub published: usize,
@@ -348,12 +347,12 @@ pub struct Judgement {
     pub routes: BTreeMap<Route, usize>,
     /// The longest time from an acknowledgement to the outcome, ms.
     pub longest_ms: u64,
-    /// What is not as it must be, each with the number of the invariant it breaks.
+    /// Violations, each with the number of the invariant that it breaks.
     pub violations: Vec<String>,
 }
 
 impl Judgement {
-    /// The violations as an error, with the seed.
+    /// Returns the violations as an error, with the seed.
     pub fn verdict(&self) -> anyhow::Result<()> {
         const SHOWN: usize = 12;
         if self.violations.is_empty() {

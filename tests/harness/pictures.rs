@@ -1,5 +1,4 @@
-//! The labelled pictures, and what each model says about each of them when run right here: what an
-//! answer must say.
+//! The labelled test pictures, with each model's prediction computed here: an answer must equal it.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -12,14 +11,14 @@ use crate::program::fixture;
 
 /// The edge's model.
 pub const LIGHT: &str = "models/fashion-light";
-/// The edge's model before it learned anything.
+/// The edge's model before any training.
 pub const INITIAL: &str = "models/fashion-initial";
 /// The cloud's model.
 pub const HEAVY: &str = "models/fashion-heavy";
-/// Every so many pictures of the index are used, so that all labels are among them.
-const EVERY: usize = 16;
+/// Every 16th picture of the index is used, which includes all labels.
+const STRIDE: usize = 16;
 
-/// One picture.
+/// A labelled picture with the models' predictions.
 #[derive(Debug)]
 pub struct TestPicture {
     /// Its path among the fixtures.
@@ -28,15 +27,15 @@ pub struct TestPicture {
     pub bytes: Bytes,
     /// Its true label.
     pub truth: String,
-    /// What the edge's model says.
+    /// Prediction of the edge's model.
     pub light: TestPrediction,
-    /// What the cloud's model says.
+    /// Prediction of the cloud's model.
     pub heavy: TestPrediction,
-    /// Whether the edge's model is confident about it.
+    /// Whether the edge's model is confident enough to answer it alone.
     pub confident: bool,
 }
 
-/// What a model says.
+/// A model's prediction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TestPrediction {
     /// The best class.
@@ -45,22 +44,22 @@ pub struct TestPrediction {
     pub confidence: f32,
 }
 
-/// A few hundred pictures of every label, each with what both models say about it.
+/// A few hundred pictures of all labels, with both models' predictions.
 pub fn pictures() -> anyhow::Result<&'static [TestPicture]> {
     static PICTURES: OnceLock<Result<Vec<TestPicture>, String>> = OnceLock::new();
     let pictures = PICTURES.get_or_init(|| load().map_err(|error| format!("{error:#}")));
     pictures.as_deref().map_err(|why| anyhow!("{why}"))
 }
 
-/// The first picture that the edge's model is confident about, or not.
-pub fn one(confident: bool) -> anyhow::Result<&'static TestPicture> {
-    some(confident, 0)
+/// The first picture about which the edge's model is confident, or is not.
+pub fn first_picture(confident: bool) -> anyhow::Result<&'static TestPicture> {
+    nth_picture(confident, 0)
 }
 
-/// The picture of this number among those the edge's model is confident about, or not.
-pub fn some(confident: bool, number: usize) -> anyhow::Result<&'static TestPicture> {
-    let of_kind = pictures()?.iter().filter(|picture| picture.confident == confident);
-    of_kind.cycle().nth(number).context("no picture of that kind")
+/// A picture by number, counted among those about which the edge's model is confident, or is not.
+pub fn nth_picture(confident: bool, number: usize) -> anyhow::Result<&'static TestPicture> {
+    let matching = pictures()?.iter().filter(|picture| picture.confident == confident);
+    matching.cycle().nth(number).context("no such picture")
 }
 
 fn load() -> anyhow::Result<Vec<TestPicture>> {
@@ -68,10 +67,10 @@ fn load() -> anyhow::Result<Vec<TestPicture>> {
     let index = fs::read_to_string(&index).with_context(|| format!("{}", index.display()))?;
     let onnx = OnnxRuntime::find_and_load(None)?;
     let (mut light, mut heavy) = (PredictingModel::open(&onnx, LIGHT)?, PredictingModel::open(&onnx, HEAVY)?);
-    let gate = light.model.description.gate.min_confidence_ratio.context("the light model has a gate")?;
+    let gate = light.model.description.gate.min_confidence_ratio.context("the light model has no gate")?;
     let mut pictures = Vec::new();
-    for line in index.lines().skip(1).step_by(EVERY) {
-        let (file, truth) = line.split_once(',').context("index.csv: file,label,split")?;
+    for line in index.lines().skip(1).step_by(STRIDE) {
+        let (file, truth) = line.split_once(',').context("index.csv: a row must be file,label,split")?;
         let truth = truth.split(',').next().unwrap_or_default().to_owned();
         let bytes = fs::read(fixture("images/fashion").join(file)).with_context(|| file.to_owned())?;
         let (light, heavy) = (light.predict(&bytes)?, heavy.predict(&bytes)?);
@@ -94,9 +93,9 @@ impl PredictingModel {
     }
 
     fn predict(&mut self, bytes: &[u8]) -> anyhow::Result<TestPrediction> {
-        let seen = self.replica.predict(bytes)?;
-        let ratios = softmax(&seen.logits, self.model.description.gate.temperature.unwrap_or(1.0));
-        let opinion = prediction(&self.model, &ratios).context("a model without classes")?;
-        Ok(TestPrediction { label: opinion.label, confidence: opinion.confidence })
+        let output = self.replica.predict(bytes)?;
+        let ratios = softmax(&output.logits, self.model.description.gate.temperature.unwrap_or(1.0));
+        let prediction = prediction(&self.model, &ratios).context("the model has no classes")?;
+        Ok(TestPrediction { label: prediction.label, confidence: prediction.confidence })
     }
 }

@@ -1,4 +1,4 @@
-//! The built binary as child processes that can be killed, stopped, continued and started again.
+//! The built binary as child processes that a test can kill, stop, continue and restart.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -24,41 +24,41 @@ pub fn fixture(path: &str) -> PathBuf {
     root().join("fixtures").join(path)
 }
 
-/// The built `tributary`, in a form that a build running meanwhile cannot take away.
+/// Path of the built `tributary`, as a hard link that a concurrent build cannot replace.
 pub fn binary() -> anyhow::Result<&'static Path> {
-    static KEPT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let kept = KEPT.get_or_init(|| keep_program("tributary"));
-    kept.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
+    static LINKED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let linked_path = LINKED.get_or_init(|| link_program("tributary"));
+    linked_path.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
 }
 
-/// The built `tributary-bench`, in the same form. It looks for `tributary` in its own folder.
+/// Path of the built `tributary-bench`, linked likewise. It looks for `tributary` in its own folder.
 fn bench_binary() -> anyhow::Result<&'static Path> {
-    static KEPT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let kept = KEPT.get_or_init(|| keep_program("tributary-bench"));
-    kept.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
+    static LINKED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let linked_path = LINKED.get_or_init(|| link_program("tributary-bench"));
+    linked_path.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
 }
 
-fn keep_program(name: &str) -> Result<PathBuf, String> {
+fn link_program(name: &str) -> Result<PathBuf, String> {
     let tests = std::env::current_exe().map_err(|error| error.to_string())?;
     let built = tests.parent().and_then(Path::parent).map(|profile| profile.join(name));
     let built = built
         .filter(|path| path.is_file())
         .ok_or_else(|| format!("{name} is not built: run `make setup`, then `make test`, which builds it first"))?;
-    let kept = built.with_file_name(format!("{name}-under-test"));
+    let linked_path = built.with_file_name(format!("{name}-under-test"));
     let new = built.with_extension(std::process::id().to_string());
     let linked = fs::hard_link(&built, &new).or_else(|_| fs::copy(&built, &new).map(|_| ()));
-    let placed = linked.and_then(|()| fs::rename(&new, &kept)).and_then(|()| match new.exists() {
-        // Two names of one file already: renaming one to the other does nothing.
+    let placed = linked.and_then(|()| fs::rename(&new, &linked_path)).and_then(|()| match new.exists() {
+        // Both names are already the same file, so the rename did nothing.
         true => fs::remove_file(&new),
         false => Ok(()),
     });
-    placed.map_err(|error| format!("{} cannot be kept: {error}", built.display()))?;
-    Ok(kept)
+    placed.map_err(|error| format!("cannot link {} under another name: {error}", built.display()))?;
+    Ok(linked_path)
 }
 
-/// A child process of the binary; killed when dropped, and by the kernel when the tests are.
+/// A child process of the binary. Killed when dropped, and by the kernel when the test process dies.
 pub struct WorkerProcess {
-    /// What it is called in messages.
+    /// Its name in messages, and of its log file.
     pub name: String,
     arguments: Vec<OsString>,
     environment: Vec<(String, String)>,
@@ -67,7 +67,7 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts it with its log in `folder`, which is also its working folder, and with this in its environment.
+    /// Starts the binary with `folder` as its working folder, where its log is written, too.
     pub fn start<A: AsRef<OsStr>>(
         name: &str,
         folder: &Path,
@@ -85,21 +85,21 @@ impl WorkerProcess {
         self.child.id()
     }
 
-    /// Ends it the hard way, and sees it gone.
+    /// Kills it and waits for its end.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Starts it again, after [`Self::kill`] or its own end.
+    /// Kills it if it still runs, and starts it again.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.kill()?;
         self.child = spawn(&self.name, &self.folder, &self.arguments, &self.environment)?;
         Ok(())
     }
 
-    /// The most memory it ever had, MiB; 0 if the system does not say.
+    /// Peak resident memory, MiB; 0 if the system does not report it.
     pub fn peak_memory_mib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -112,26 +112,26 @@ impl WorkerProcess {
         kill(Pid::from_raw(self.id().cast_signed()), signal).with_context(|| format!("{signal} to {}", self.name))
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
     /// Waits for its end.
-    pub async fn end(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
+    pub async fn end(&mut self, timeout: Duration) -> anyhow::Result<ExitStatus> {
         let what = format!("the end of {}", self.name);
-        until(&what, patience, async || self.ended()).await
+        until(&what, timeout, async || self.ended()).await
     }
 
-    /// What it wrote to standard error since the test began.
+    /// Everything it wrote to standard error since the test began, restarts included.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join(format!("{}.log", self.name))).unwrap_or_default()
     }
 
-    /// Waits until its log holds a text.
-    pub async fn says(&self, text: &str, patience: Duration) -> anyhow::Result<()> {
-        let said = until(text, patience, async || Ok(self.log().contains(text).then_some(()))).await;
-        said.with_context(|| format!("{} said:\n{}", self.name, self.log()))
+    /// Waits until its log contains a text.
+    pub async fn wait_for_log(&self, text: &str, timeout: Duration) -> anyhow::Result<()> {
+        let logged = until(text, timeout, async || Ok(self.log().contains(text).then_some(()))).await;
+        logged.with_context(|| format!("log of {}:\n{}", self.name, self.log()))
     }
 }
 
@@ -145,7 +145,7 @@ fn spawn(name: &str, folder: &Path, arguments: &[OsString], environment: &[(Stri
     let log = |end: &str| File::options().create(true).append(true).open(folder.join(format!("{name}.{end}")));
     let mut command = Command::new(binary()?);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(log("out")?).stderr(log("log")?);
-    clean(|variable| {
+    remove_settings(|variable| {
         command.env_remove(variable);
     });
     command.envs(environment.iter().cloned());
@@ -153,7 +153,7 @@ fn spawn(name: &str, folder: &Path, arguments: &[OsString], environment: &[(Stri
     command.spawn().with_context(|| format!("starting {name}"))
 }
 
-/// The kernel kills it when the thread that started it ends: a test that is killed leaves none behind.
+/// Has the kernel kill the child when the thread that started it ends, so that a killed test leaves no process behind.
 #[allow(unsafe_code)]
 pub(crate) fn die_with_us(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
@@ -162,15 +162,15 @@ pub(crate) fn die_with_us(command: &mut Command) {
     }
 }
 
-/// Names the settings in our own environment, which are not meant for the programs under test.
-fn clean(mut remove: impl FnMut(&str)) {
-    let setting = |name: &str| name.starts_with("TRIBUTARY_") && (name.contains("__") || name == "TRIBUTARY_SITE");
-    for (name, _) in std::env::vars().filter(|(name, _)| setting(name)) {
+/// Removes our own environment's settings, which are not meant for the programs under test.
+fn remove_settings(mut remove: impl FnMut(&str)) {
+    let is_setting = |name: &str| name.starts_with("TRIBUTARY_") && (name.contains("__") || name == "TRIBUTARY_SITE");
+    for (name, _) in std::env::vars().filter(|(name, _)| is_setting(name)) {
         remove(&name);
     }
 }
 
-/// How a command that was run to its end ended.
+/// The result of a command.
 #[derive(Debug)]
 pub struct CommandOutput {
     /// Whether it succeeded.
@@ -181,38 +181,38 @@ pub struct CommandOutput {
     pub err: String,
 }
 
-/// Runs the binary to its end.
+/// Runs the binary to its end, for a minute at most.
 pub async fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> anyhow::Result<CommandOutput> {
     run_for(folder, arguments, Duration::from_secs(60)).await
 }
 
-/// Runs the binary to its end, for so long at the most.
+/// Runs the binary to its end, for `timeout` at most.
 pub async fn run_for<A: AsRef<OsStr>>(
     folder: &Path,
     arguments: &[A],
-    patience: Duration,
+    timeout: Duration,
 ) -> anyhow::Result<CommandOutput> {
-    run_program(binary()?, folder, arguments, patience).await
+    run_program(binary()?, folder, arguments, timeout).await
 }
 
-/// Runs `tributary-bench` at the root of the repository to its end, for so long at the most.
-pub async fn run_bench<A: AsRef<OsStr>>(arguments: &[A], patience: Duration) -> anyhow::Result<CommandOutput> {
-    run_program(bench_binary()?, root(), arguments, patience).await
+/// Runs `tributary-bench` in the root of the repository to its end, for `timeout` at most.
+pub async fn run_bench<A: AsRef<OsStr>>(arguments: &[A], timeout: Duration) -> anyhow::Result<CommandOutput> {
+    run_program(bench_binary()?, root(), arguments, timeout).await
 }
 
 async fn run_program<A: AsRef<OsStr>>(
     program: &Path,
     folder: &Path,
     arguments: &[A],
-    patience: Duration,
+    timeout: Duration,
 ) -> anyhow::Result<CommandOutput> {
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
-    clean(|variable| {
+    remove_settings(|variable| {
         command.env_remove(variable);
     });
-    let output = tokio::time::timeout(patience, command.output()).await;
-    let output = output.map_err(|_| anyhow!("{:?} did not end within {patience:?}", command.as_std()))??;
+    let output = tokio::time::timeout(timeout, command.output()).await;
+    let output = output.map_err(|_| anyhow!("{:?} did not end within {timeout:?}", command.as_std()))??;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(CommandOutput { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) })
 }

@@ -16,15 +16,15 @@ use crate::program::die_with_us;
 
 const VERSION: &str = "4.48";
 const KEY: &str = "releases";
-/// Its secret.
+/// Secret access key of the server.
 pub const SECRET: &str = "a-secret-of-the-test";
-/// The address of a store in it.
+/// URL of a release store on the server.
 pub const URL: &str = "s3://models/tributary";
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Ports are asked of the system and can be taken by somebody else before the server binds them.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Another process can take a free port before the server binds it, so starting is retried.
 const START_TRIES: usize = 3;
 
-/// A SeaweedFS of our own; killed when dropped, and by the kernel when the test is.
+/// A SeaweedFS process. Killed when dropped, and by the kernel when the test process dies.
 pub struct Seaweed {
     child: Child,
     port: u16,
@@ -33,12 +33,12 @@ pub struct Seaweed {
 }
 
 impl Seaweed {
-    /// Starts it, and waits until it answers.
+    /// Starts the server and waits until it answers.
     pub async fn start() -> anyhow::Result<Self> {
         let program = program()?;
         let mut last = None;
         for _ in 0..START_TRIES {
-            match Self::once(&program).await {
+            match Self::start_once(&program).await {
                 Ok(server) => return Ok(server),
                 Err(error) => last = Some(error),
             }
@@ -46,13 +46,14 @@ impl Seaweed {
         Err(last.context("no tries")?)
     }
 
-    async fn once(program: &PathBuf) -> anyhow::Result<Self> {
+    async fn start_once(program: &PathBuf) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("tributary-s3-").tempdir()?;
-        // All are held until all are chosen, so that no two are the same.
-        let held: Vec<TcpListener> =
+        // Bind all ports before releasing any, so that they are distinct.
+        let listeners: Vec<TcpListener> =
             (0..8).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
-        let ports: Vec<u16> = held.iter().map(|port| Ok(port.local_addr()?.port())).collect::<anyhow::Result<_>>()?;
-        drop(held);
+        let ports: Vec<u16> =
+            listeners.iter().map(|port| Ok(port.local_addr()?.port())).collect::<anyhow::Result<_>>()?;
+        drop(listeners);
         let mut command = Command::new(program);
         command.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-master.telemetry=false"]);
         command.args(["-master.volumeSizeLimitMB=64", "-volume.max=20", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
@@ -70,8 +71,8 @@ impl Seaweed {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         die_with_us(&mut command);
         let mut server = Self { child: command.spawn()?, port: ports[6], sockets, folder };
-        let give_up_at = Instant::now() + START_PATIENCE;
-        while !healthy(server.port) {
+        let give_up_at = Instant::now() + START_TIMEOUT;
+        while !is_healthy(server.port) {
             let ended = server.child.try_wait()?;
             if ended.is_some() || Instant::now() > give_up_at {
                 bail!("SeaweedFS did not start ({ended:?}); its log:\n{}", server.log());
@@ -81,19 +82,19 @@ impl Seaweed {
         Ok(server)
     }
 
-    /// A store in its bucket, with this secret and more options.
+    /// Opens a release store in the server's bucket, with this secret and more options.
     pub fn store(&self, secret: &str, more: &[(&str, &str)]) -> Result<ReleaseStore, CarryError> {
         let mut all = self.environment(secret);
         all.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         ReleaseStore::open_with(URL, all)
     }
 
-    /// A store in a bucket that nobody made.
+    /// Opens a release store in a bucket that does not exist.
     pub fn store_without_bucket(&self) -> Result<ReleaseStore, CarryError> {
         ReleaseStore::open_with("s3://nobody-made-this", self.environment(SECRET))
     }
 
-    /// What a process must find in its environment to reach it.
+    /// Environment variables with which a process reaches the server.
     pub fn environment(&self, secret: &str) -> Vec<(String, String)> {
         let endpoint = format!("http://127.0.0.1:{}", self.port);
         let options = [
@@ -106,14 +107,14 @@ impl Seaweed {
         options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    /// Ends it the hard way, and sees it gone.
+    /// Kills it and waits for its end.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Where it keeps what it keeps; there is room for a test's own files.
+    /// Folder of the server's data, in which tests may put their own files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -123,7 +124,7 @@ impl Seaweed {
         Ok(kill(Pid::from_raw(self.child.id().cast_signed()), signal)?)
     }
 
-    /// What it wrote.
+    /// The server's output.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("weed.log")).unwrap_or_default()
     }
@@ -132,7 +133,7 @@ impl Seaweed {
 impl Drop for Seaweed {
     fn drop(&mut self) {
         let _already_gone = self.child.kill().and_then(|()| self.child.wait().map(|_| ()));
-        // It makes these here wherever it is told to keep the rest.
+        // SeaweedFS creates these sockets in /tmp whatever its data folder.
         for socket in &self.sockets {
             let _already_gone = fs::remove_file(socket);
         }
@@ -145,7 +146,7 @@ fn program() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn healthy(port: u16) -> bool {
+fn is_healthy(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
     let mut answer = String::new();
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()

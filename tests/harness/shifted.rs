@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-/// Takes the place of the C library's function, through which every program here asks for the time of day.
+/// Replaces the C library's function from which every program here gets the time of day.
 const SOURCE: &str = "
 #define _GNU_SOURCE
 #include <sys/syscall.h>
@@ -18,13 +18,14 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 }
 ";
 
-/// The environment of programs whose clock is so many seconds ahead; negative: behind.
+/// Builds the library and returns the environment of a program whose clock is `shift_s` seconds ahead; negative:
+/// behind.
 pub fn shifted_clock(folder: &Path, shift_s: i64) -> anyhow::Result<Vec<(String, String)>> {
     let (source, library) = (folder.join("clock.c"), folder.join(format!("clock{shift_s}.so")));
     std::fs::write(&source, SOURCE)?;
     let mut compiler = Command::new("cc");
     compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(format!("-DSHIFT_S=({shift_s})")).arg(&source);
-    let ended = compiler.status().context("a C compiler is needed, as for building")?;
+    let ended = compiler.status().context("cannot run cc: install a C compiler, which the build needs, too")?;
     anyhow::ensure!(ended.success(), "{compiler:?} failed");
     Ok(vec![("LD_PRELOAD".into(), library.display().to_string())])
 }

@@ -1,4 +1,4 @@
-//! Servers and workers of one test, all of them gone when it ends.
+//! The servers and workers of one test; all of them end with it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,28 +23,28 @@ use crate::program::{CommandOutput, WorkerProcess, fixture, run};
 use crate::proxy::Proxy;
 use crate::until::until;
 
-/// Two cores carry no more without tests waiting on each other's work.
+/// Most worlds at a time: on two cores, more would slow each other down.
 static WORLDS: Semaphore = Semaphore::const_new(2);
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
 
-/// What a world consists of.
+/// Layout and settings of a [`TestWorld`].
 #[derive(Debug, Clone)]
 pub struct WorldPlan {
-    /// How many sites, with a server each, joined to a hub through a link that can be cut; 0 is one
-    /// site and the cloud on one server.
+    /// Number of sites, each with its own server, which a link that can be cut joins to a hub. 0: one site and the
+    /// cloud share one server.
     pub leaves: usize,
-    /// Whether hub and sites are those of a fleet: encrypted links, a key for each site and role.
+    /// Whether hub and sites form a fleet, with encrypted links and a key for each site and role.
     pub fleet: bool,
-    /// When a stored message is on the disk.
+    /// When the servers sync stored messages to disk.
     pub durability: Durability,
-    /// How much the streams hold, and how long a message may be held.
+    /// Stream limits and acknowledgement wait.
     pub streams: StreamSettings,
-    /// Where the stores are; beside the logs, in a temporary folder, if absent.
+    /// Folder of the servers' stores; if absent, the temporary folder that also holds the logs.
     pub stores: Option<PathBuf>,
-    /// Port of the one server, where site and cloud share it; 0 finds a free one.
+    /// Port of the shared server when `leaves` is 0; 0 finds a free one.
     pub port: u16,
-    /// More settings of the workers, as `key=value`.
+    /// Additional settings for every worker, as `key=value`.
     pub set: Vec<String>,
 }
 
@@ -63,23 +63,23 @@ impl Default for WorldPlan {
 }
 
 impl WorldPlan {
-    /// A hub and so many sites.
+    /// A hub and `leaves` sites.
     pub fn leaves(leaves: usize) -> Self {
         Self { leaves, ..Self::default() }
     }
 
-    /// With one more setting of the workers.
+    /// Adds a setting for every worker, as `key=value`.
     pub fn set(mut self, pair: &str) -> Self {
         self.set.push(pair.into());
         self
     }
 }
 
-/// One site.
+/// A site and its server.
 pub struct TestSite {
-    /// Its name.
+    /// Name of the site.
     pub name: SiteName,
-    /// Its server.
+    /// The site's NATS server.
     pub server: Server,
     /// Its link to the cloud; absent where they share a server.
     pub link: Option<Proxy>,
@@ -88,9 +88,9 @@ pub struct TestSite {
 }
 
 impl TestSite {
-    /// The cloud over its link, as its courier has it.
+    /// Connects to the cloud over the site's link, with the courier's rights.
     pub async fn over_link(&self) -> anyhow::Result<Bus> {
-        let password = self.server.link_password().context("it has no link")?;
+        let password = self.server.link_password().context("the site has no link")?;
         let settings = NatsSettings {
             url: self.server.url(),
             cloud_domain: Some(CLOUD.into()),
@@ -106,23 +106,23 @@ impl TestSite {
 pub struct TestWorld {
     /// The workers by name, such as `recognizer-0` or `courier-1`.
     pub workers: BTreeMap<String, WorkerProcess>,
-    /// The sites.
+    /// The sites, by number.
     pub sites: Vec<TestSite>,
-    /// The cloud's server; absent where it shares the site's.
+    /// The cloud's server; absent if it shares the site's server.
     pub hub: Option<Server>,
     /// A connection to the cloud's server.
     pub cloud: Bus,
-    /// What workers that are started from now on find in their environment.
+    /// Environment variables for workers that are started from now on.
     pub environment: Vec<(String, String)>,
     plan: WorldPlan,
-    may_be_refused: AtomicBool,
+    allows_refusals: AtomicBool,
     fleet: Option<FleetFolder>,
     folder: TempDir,
     _permit: SemaphorePermit<'static>,
 }
 
 impl TestWorld {
-    /// Starts the servers and creates their streams; no workers yet.
+    /// Starts the servers and creates their streams, but starts no workers.
     pub async fn start(plan: WorldPlan) -> anyhow::Result<Self> {
         let permit = WORLDS.acquire().await?;
         let folder = tempfile::Builder::new().prefix("tributary-test-").tempdir()?;
@@ -137,7 +137,7 @@ impl TestWorld {
             mqtt: None,
             mappings: Vec::new(),
             durability: plan.durability,
-            // Room for more sites, of which tests tell the cloud as they go.
+            // Leave room for sites that tests add to the cloud later.
             max_store_bytes: topology::plan_topology(&PlanScope::Both(SiteName::default_site()), &plan.streams)
                 .max_store_bytes()
                 * 8,
@@ -160,15 +160,15 @@ impl TestWorld {
                 (1..=plan.leaves).map(|number| format!("site-{number}").parse()).collect::<Result<_, _>>()?;
             let (leaf, port) = match plan.fleet {
                 true => {
-                    let made = make_fleet(&folder.path().join("fleet"))?;
+                    let new_fleet = make_fleet(&folder.path().join("fleet"))?;
                     let hub = FleetHub {
-                        leaf_port: made.hub().leaf_port,
-                        certificate: made.certificate_file(),
-                        key: made.key_file(),
-                        accounts: made.accounts_file(),
+                        leaf_port: new_fleet.hub().leaf_port,
+                        certificate: new_fleet.certificate_file(),
+                        key: new_fleet.key_file(),
+                        accounts: new_fleet.accounts_file(),
                     };
-                    let port = made.hub().client_port;
-                    fleet = Some(made);
+                    let port = new_fleet.hub().client_port;
+                    fleet = Some(new_fleet);
                     (LeafMode::HubOfFleet(hub), port)
                 }
                 false => (LeafMode::Hub(names.clone()), 0),
@@ -180,7 +180,7 @@ impl TestWorld {
                 }
             }
             let hub = serve(ServerSettings { port, ..settings(CLOUD, Some(CLOUD), leaf) }).await?;
-            let login = fleet.as_ref().map(|fleet| role(fleet, Role::Operator)).unwrap_or_default();
+            let login = fleet.as_ref().map(|fleet| role_login(fleet, Role::Operator)).unwrap_or_default();
             let nats = NatsSettings { url: hub.url(), ..login };
             let cloud = set_up_with(&hub, nats, &PlanScope::Cloud(names.clone()), &plan.streams).await?;
             for (number, name) in names.into_iter().enumerate() {
@@ -191,7 +191,7 @@ impl TestWorld {
                         authority: fleet.authority_file(),
                         seed: member.leaf_seed.clone().into(),
                     }),
-                    _ => LeafMode::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?),
+                    _ => LeafMode::Of(hub.leaf_url(&name, link.port()).context("the hub does not know the site")?),
                 };
                 let own =
                     ServerSettings { site: Some(name.clone()), ..settings(name.as_str(), Some(name.as_str()), leaf) };
@@ -209,22 +209,22 @@ impl TestWorld {
             cloud,
             environment,
             plan,
-            may_be_refused: AtomicBool::new(false),
+            allows_refusals: AtomicBool::new(false),
             fleet,
             folder,
             _permit: permit,
         })
     }
 
-    /// Starts the servers, and one worker of every role and site.
-    pub async fn whole(plan: WorldPlan) -> anyhow::Result<Self> {
+    /// Starts the servers, a verifier, and a recognizer, a courier and a janitor for each site.
+    pub async fn start_with_workers(plan: WorldPlan) -> anyhow::Result<Self> {
         let mut world = Self::start(plan).await?;
-        world.crew().await?;
+        world.start_workers().await?;
         Ok(world)
     }
 
-    /// Starts one worker of every role and site.
-    pub async fn crew(&mut self) -> anyhow::Result<()> {
+    /// Starts a verifier, and a recognizer, a courier and a janitor for each site.
+    pub async fn start_workers(&mut self) -> anyhow::Result<()> {
         self.verifier("verifier-0")?;
         for site in 0..self.sites.len() {
             self.recognizer(&format!("recognizer-{site}"), site)?;
@@ -234,10 +234,10 @@ impl TestWorld {
         self.all_started().await
     }
 
-    /// Waits until every worker has started.
+    /// Waits until every worker has logged its start.
     pub async fn all_started(&mut self) -> anyhow::Result<()> {
         for worker in self.workers.values() {
-            worker.says("started", Duration::from_secs(30)).await?;
+            worker.wait_for_log("started", Duration::from_secs(30)).await?;
         }
         Ok(())
     }
@@ -247,12 +247,12 @@ impl TestWorld {
         self.recognizer_of(name, site, LIGHT)
     }
 
-    /// Starts a recognizer with a model that knows nothing yet: it doubts nearly everything.
-    pub fn beginner(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
+    /// Starts a recognizer with an untrained model, to which nearly every image is doubtful.
+    pub fn untrained_recognizer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.recognizer_of(name, site, INITIAL)
     }
 
-    /// Starts a trainer of the model that knows nothing yet; it looks every second, and uses the processor as it can.
+    /// Starts a trainer of the untrained model. It checks for samples every second and may use the whole processor.
     pub fn trainer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         let work = self.folder().join(format!("training-{site}")).display().to_string();
         let model = fixture(INITIAL).display().to_string();
@@ -262,29 +262,29 @@ impl TestWorld {
         {
             more.extend(["--set".into(), pair]);
         }
-        self.worker(name, Role::Trainer, site, &more)
+        self.start_site_worker(name, Role::Trainer, site, &more)
     }
 
-    /// Starts a recognizer with a model among the fixtures.
+    /// Starts a recognizer with a model from the fixtures.
     pub fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut WorkerProcess> {
         let model = fixture(model).display().to_string();
         let work = format!("recognizer.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "recognizer.infer.replicas=1".to_owned();
         let more = ["--model".into(), model, "--set".into(), one, "--set".into(), work];
-        self.worker(name, Role::Recognizer, site, &more)
+        self.start_site_worker(name, Role::Recognizer, site, &more)
     }
 
     /// Starts a courier.
     pub fn courier(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
-        self.worker(name, Role::Courier, site, &[])
+        self.start_site_worker(name, Role::Courier, site, &[])
     }
 
-    /// Starts a janitor that looks every second.
+    /// Starts a janitor that runs every second.
     pub fn janitor(&mut self, name: &str, site: usize) -> anyhow::Result<&mut WorkerProcess> {
         self.janitor_with(name, site, &[])
     }
 
-    /// Starts a janitor that looks every second, with more settings, as `key=value`.
+    /// Starts a janitor that runs every second, with more settings, as `key=value`.
     pub fn janitor_with(&mut self, name: &str, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
         let mut options = vec!["--set".into(), "janitor.every_s=1".into()];
         if let Some(stores) = &self.plan.stores {
@@ -292,7 +292,7 @@ impl TestWorld {
             options.extend(["--set".into(), store, "--set".into(), "janitor.disk_reserve_mib=24".into()]);
         }
         options.extend(more.iter().flat_map(|pair| ["--set".into(), pair.clone()]));
-        self.worker(name, Role::Janitor, site, &options)
+        self.start_site_worker(name, Role::Janitor, site, &options)
     }
 
     /// Starts a verifier.
@@ -307,7 +307,7 @@ impl TestWorld {
         self.start_worker(name, &arguments)
     }
 
-    /// Starts an aggregator of the model that knows nothing yet; its store and its folder are the world's. `more`: settings.
+    /// Starts an aggregator of the untrained model, with the world's release store and more settings, as `key=value`.
     pub fn aggregator(&mut self, name: &str, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
         let mut arguments = vec!["--model".into(), fixture(INITIAL).display().to_string()];
         let places = [self.release_store(), format!("aggregator.work={}", self.folder().join(name).display())];
@@ -319,7 +319,7 @@ impl TestWorld {
         self.start_worker(name, &arguments)
     }
 
-    /// Starts a releaser that judges every second; its store is the world's.
+    /// Starts a releaser that judges every second, with the world's release store.
     pub fn releaser(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         let url = self.cloud_url();
         let more = ["--set".into(), self.release_store(), "--set".into(), "releaser.judge_s=1".into()];
@@ -327,12 +327,12 @@ impl TestWorld {
         self.start_worker(name, &arguments)
     }
 
-    /// The setting of the world's release store.
+    /// The setting that names the world's release store, as `key=value`.
     pub fn release_store(&self) -> String {
         format!("aggregator.store={}", self.folder().join("releases").display())
     }
 
-    /// Runs a command about releases in the cloud.
+    /// Runs `tributary release` against the cloud.
     pub async fn release(&self, words: &[&str]) -> anyhow::Result<CommandOutput> {
         let mut arguments: Vec<String> =
             ["release", "--nats", &self.cloud_url(), "--set", &self.release_store()].map(str::to_owned).to_vec();
@@ -340,8 +340,8 @@ impl TestWorld {
         run(self.folder(), &arguments).await
     }
 
-    /// Sets the cloud up for one more site, which has no server; doing it twice is doing it once.
-    pub async fn tell_cloud_of(&self, site: &SiteName) -> anyhow::Result<()> {
+    /// Creates the cloud's streams for one more site, which has no server. Idempotent.
+    pub async fn add_site_to_cloud(&self, site: &SiteName) -> anyhow::Result<()> {
         if Blobs::open_sent_by(&self.cloud, site).bucket_exists().await? {
             return Ok(());
         }
@@ -352,23 +352,23 @@ impl TestWorld {
         Ok(())
     }
 
-    /// The options by which the cloud knows a role, where it asks.
+    /// The options with which a role logs in to the cloud; empty if no login is needed.
     fn login(&self, name: Role) -> Vec<String> {
         let Some(fleet) = &self.fleet else {
             return worker_login(self.hub.as_ref().unwrap_or(&self.site(0).server), name);
         };
-        let NatsSettings { ca, nkey, inbox, .. } = role(fleet, name);
+        let NatsSettings { ca, nkey, inbox, .. } = role_login(fleet, name);
         let path = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
         let pairs = [("ca", path(ca)), ("nkey", path(nkey)), ("inbox", inbox.unwrap_or_default())];
         pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
     }
 
-    /// The address of the cloud's server.
+    /// URL of the cloud's server.
     pub fn cloud_url(&self) -> String {
         self.hub.as_ref().map(Server::url).unwrap_or_else(|| self.site(0).server.url())
     }
 
-    /// The options that lead a command of the binary to a site.
+    /// The options that connect a command of the binary to a site.
     pub fn at(&self, site: usize) -> Vec<String> {
         let site = self.site(site);
         let mut options = vec!["--nats".into(), site.server.url(), "--site".into(), site.name.to_string()];
@@ -382,38 +382,38 @@ impl TestWorld {
         options
     }
 
-    /// One of the sites.
+    /// A site by number, from 0.
     pub fn site(&self, site: usize) -> &TestSite {
         &self.sites[site]
     }
 
-    /// Its connection.
+    /// The connection to a site's server.
     pub fn bus(&self, site: usize) -> &Bus {
         &self.site(site).bus
     }
 
-    /// A worker by name.
-    pub fn worked(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
+    /// A worker by name; an error if it was never started.
+    pub fn worker_mut(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
         self.workers.get_mut(name).with_context(|| format!("no worker {name}"))
     }
 
-    /// That servers refused something to workers' users is what the test is about.
-    pub fn forgive_refusals(&self) {
-        self.may_be_refused.store(true, Ordering::Relaxed);
+    /// Lets the test pass although servers refuse workers something, when that is what it tests.
+    pub fn allow_refusals(&self) {
+        self.allows_refusals.store(true, Ordering::Relaxed);
     }
 
-    /// The folder of stores and logs.
+    /// The temporary folder with the logs, and with the stores unless [`WorldPlan::stores`] names another.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// How long a message may be held without a word.
+    /// The consumers' acknowledgement wait.
     pub fn ack_wait(&self) -> Duration {
         Duration::from_secs(self.plan.streams.ack_wait_s.into())
     }
 
-    /// The last lines of every worker's log, for a failure's text.
-    pub fn last_words(&self) -> String {
+    /// The last lines of every worker's log, for failure messages.
+    pub fn log_tails(&self) -> String {
         let mut text = String::new();
         for worker in self.workers.values() {
             let log = worker.log();
@@ -424,7 +424,13 @@ impl TestWorld {
         text
     }
 
-    fn worker(&mut self, name: &str, role: Role, site: usize, more: &[String]) -> anyhow::Result<&mut WorkerProcess> {
+    fn start_site_worker(
+        &mut self,
+        name: &str,
+        role: Role,
+        site: usize,
+        more: &[String],
+    ) -> anyhow::Result<&mut WorkerProcess> {
         let url = self.site(site).server.url();
         let mut all = self.at(site);
         all.extend(worker_login(&self.site(site).server, role));
@@ -439,8 +445,8 @@ impl TestWorld {
             arguments.extend(["--nats".into(), url.to_owned()]);
         }
         arguments.extend(more.iter().cloned());
-        let patience = format!("streams.ack_wait_s={}", self.plan.streams.ack_wait_s);
-        for pair in self.plan.set.iter().chain([&patience]) {
+        let ack_wait = format!("streams.ack_wait_s={}", self.plan.streams.ack_wait_s);
+        for pair in self.plan.set.iter().chain([&ack_wait]) {
             arguments.extend(["--set".into(), pair.clone()]);
         }
         arguments
@@ -452,45 +458,45 @@ impl TestWorld {
     }
 }
 
-/// The options by which a server knows a worker, so that it has the rights it needs and no more; none for what is no worker.
+/// The options with which a worker logs in to a server under its role's rights; empty for a role without a login.
 fn worker_login(server: &Server, role: Role) -> Vec<String> {
     let Some(login) = server.login(role) else { return Vec::new() };
     let pairs = [("user", login.user), ("password", login.password), ("inbox", permissions::role_inbox(role.as_str()))];
     pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
 }
 
-/// What servers refused to workers: a right that one needs and has not.
-fn refused_to_workers(folder: &Path) -> Vec<String> {
+/// Permission violations of workers in the servers' logs: rights that a worker needs and does not have.
+fn worker_violations(folder: &Path) -> Vec<String> {
     let stores = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let logs = stores.filter_map(|store| std::fs::read_to_string(store.path().join("nats-server.log")).ok());
-    let refused = |line: &&str| line.contains("Violation") && line.contains("User \"@");
-    logs.flat_map(|log| log.lines().filter(refused).map(str::to_owned).collect::<Vec<_>>()).collect()
+    let is_violation = |line: &&str| line.contains("Violation") && line.contains("User \"@");
+    logs.flat_map(|log| log.lines().filter(is_violation).map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 impl Drop for TestWorld {
     fn drop(&mut self) {
-        if self.may_be_refused.load(Ordering::Relaxed) {
+        if self.allows_refusals.load(Ordering::Relaxed) {
             return;
         }
-        let refused = refused_to_workers(self.plan.stores.as_deref().unwrap_or(self.folder.path()));
-        // Every walk shows that the rights of workers suffice.
-        assert!(refused.is_empty() || std::thread::panicking(), "{}", refused.join("\n"));
+        let violations = worker_violations(self.plan.stores.as_deref().unwrap_or(self.folder.path()));
+        // So every end-to-end test also proves that the workers' rights suffice.
+        assert!(violations.is_empty() || std::thread::panicking(), "{}", violations.join("\n"));
     }
 }
 
-/// Starts a server off the async threads.
+/// Starts a server on a blocking thread.
 pub async fn serve(settings: ServerSettings) -> anyhow::Result<Server> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
-/// A fleet whose hub is this machine.
+/// Creates a fleet whose hub is this machine.
 fn make_fleet(folder: &Path) -> anyhow::Result<FleetFolder> {
     let [leaf_port, client_port] = free_ports()?;
     Ok(FleetFolder::init(folder, HubAddress { host: "127.0.0.1".into(), leaf_port, client_port })?)
 }
 
-/// How a role of a fleet is known to its hub.
-fn role(fleet: &FleetFolder, name: Role) -> NatsSettings {
+/// The credentials of a fleet's role at its hub.
+fn role_login(fleet: &FleetFolder, name: Role) -> NatsSettings {
     NatsSettings {
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(name)),
@@ -499,7 +505,7 @@ fn role(fleet: &FleetFolder, name: Role) -> NatsSettings {
     }
 }
 
-/// Connects to a server and creates what its place wants.
+/// Connects to a server and creates the streams of a site or the cloud.
 pub async fn set_up(server: &Server, place: &PlanScope, streams: &StreamSettings) -> anyhow::Result<Bus> {
     let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
     set_up_with(server, nats, place, streams).await
@@ -519,14 +525,14 @@ async fn set_up_with(
     Ok(bus)
 }
 
-/// Kills a server the hard way and waits until its watcher has started it again and it answers.
+/// Kills a server and waits until its supervisor has restarted it and it answers.
 pub async fn crash(server: &Server, bus: &Bus) -> anyhow::Result<()> {
-    let process = until("a process to kill", Duration::from_secs(10), async || Ok(server.process())).await?;
+    let process = until("the server has a process", Duration::from_secs(10), async || Ok(server.process())).await?;
     let restarts = server.restarts();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.cast_signed()), Signal::SIGKILL)?;
-    until("nats-server started again", Duration::from_secs(30), async || {
-        let again = server.restarts() > restarts && server.process().is_some();
-        let answers = again && streams::reader::round_trip(bus, Duration::from_secs(1)).await.is_ok();
+    until("nats-server is restarted", Duration::from_secs(30), async || {
+        let is_restarted = server.restarts() > restarts && server.process().is_some();
+        let answers = is_restarted && streams::reader::round_trip(bus, Duration::from_secs(1)).await.is_ok();
         Ok(answers.then_some(()))
     })
     .await

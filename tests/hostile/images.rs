@@ -33,7 +33,7 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 /// Gives the chunks of a PNG the checksums that they need to be read at all.
-pub fn with_checksums(mut bytes: Vec<u8>, _rng: &mut StdRng) -> Vec<u8> {
+pub(crate) fn with_checksums(mut bytes: Vec<u8>, _rng: &mut StdRng) -> Vec<u8> {
     let mut at = 8;
     while bytes.starts_with(b"\x89PNG") && at + 12 <= bytes.len() {
         let length = u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;

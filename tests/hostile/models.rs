@@ -71,7 +71,7 @@ fn model_folders_that_were_bent_are_read_or_refused() {
 }
 
 /// What is written a hundred thousand times need not reach the disk.
-pub fn shared_memory() -> &'static Path {
+pub(crate) fn shared_memory() -> &'static Path {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { memory } else { Path::new("/tmp") }
 }

@@ -22,16 +22,16 @@ mod safetensors_corpus {
         [one("dense.bias", &[4]), one("dense.weight", &[4, 6]), one("scale", &[])].into()
     }
 
-    pub fn layout() -> ParameterLayout {
+    pub(super) fn layout() -> ParameterLayout {
         ParameterLayout::new(tensors().into_iter().map(|(name, (shape, _))| (name, shape)).collect())
     }
 
-    pub fn floats() -> Vec<u8> {
+    pub(super) fn floats() -> Vec<u8> {
         let notes = [("mark".to_owned(), "a".to_owned()), ("progress".to_owned(), "{\"epoch\":3}".to_owned())];
         weights::encode(&tensors(), &BTreeMap::new(), WeightFormat::F32, Some(notes.into())).unwrap()
     }
 
-    pub fn delta() -> Vec<u8> {
+    pub(super) fn delta() -> Vec<u8> {
         weights::encode(&tensors(), &BTreeMap::new(), WeightFormat::DeltaF16, None).unwrap()
     }
 }

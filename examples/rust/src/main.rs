@@ -38,12 +38,12 @@ async fn main() -> anyhow::Result<()> {
     let client = async_nats::connect(&url).await.with_context(|| format!("cannot connect to {url}"))?;
 
     // A message id that is a UUID becomes the id of the task, so the subject of its answer is known beforehand.
-    // Subscribe first: the answer may be there before the acknowledgement is.
+    // Subscribe first: the answer may arrive before the acknowledgement.
     let task = uuid::Uuid::now_v7().to_string();
     let mut answers = client.subscribe(format!("answer.final.{site}.{camera}.{task}")).await?;
 
-    // The acknowledgement says that the image is stored and will be answered. Without one, publish again under the same
-    // id: the image is answered once.
+    // The acknowledgement says that the image is stored and will be answered. Without one, publish again with the same
+    // id: the image is answered only once.
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", task.as_str());
     let bytes = fs::read(&image).with_context(|| format!("cannot read {image}"))?;
@@ -51,9 +51,11 @@ async fn main() -> anyhow::Result<()> {
     let stored = stream.publish_with_headers(format!("image.{site}.{camera}"), headers, bytes.into()).await?.await?;
     println!("stored as message {} of stream {}", stored.sequence, stored.stream);
 
-    // A doubtful image is answered when the cloud's verdict is there, or at its deadline: read answers apart from
-    // publishing in a real program.
-    let message = tokio::time::timeout(ANSWER_TIMEOUT, answers.next()).await.context("no answer yet")?;
+    // A doubtful image is answered when the cloud's verdict arrives, or at its deadline, so a real program should read
+    // answers in a separate task.
+    let message = tokio::time::timeout(ANSWER_TIMEOUT, answers.next())
+        .await
+        .context("no answer within 30 s; `tributary answers` shows it later")?;
     let answer: Answer = rmp_serde::from_slice(&message.context("the connection ended")?.payload)?;
     match (answer.label, answer.confidence, answer.fault) {
         (Some(label), Some(confidence), _) => {

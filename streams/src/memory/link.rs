@@ -1,4 +1,5 @@
-//! A connection to servers in memory: every verb goes there and comes back, and may be lost on either way.
+//! A client's connection to servers in memory: every operation is a request and a reply, and the network may lose
+//! either.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -26,21 +27,21 @@ use crate::reader::{ConsumerProgress, StoredMessage, StoredMessages, StreamLevel
 use crate::tap::TapMessage;
 use crate::topology::ADVISORIES;
 
-/// How long one request may take before it counts as unanswered, as with a real server.
+/// Time after which a request counts as unanswered, as with a real server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Messages stay about so long with a puller before it asks anew.
+/// Time after which a pull request expires and the puller sends a new one.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// Nothing of a batch arrived: it is asked for again after this.
+/// Pause before the next pull request when a whole batch was lost.
 const LOST_BATCH_PAUSE: Duration = Duration::from_secs(1);
-/// Bytes of one piece of a blob, as the client writes them.
-const PIECE_BYTES: usize = 128 * 1024;
+/// Chunk size of an object, bytes, as the NATS client writes it.
+const CHUNK_BYTES: usize = 128 * 1024;
 
-/// Why nothing came of a request.
+/// Why a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestFailure {
-    /// Nobody answered in time; it may have been carried out.
+    /// No reply in time; the server may have carried it out.
     NoAnswer,
-    /// Nobody is there who could.
+    /// No server can take it.
     NoResponders,
 }
 
@@ -48,7 +49,7 @@ impl std::fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::NoAnswer => "no answer in time",
-            Self::NoResponders => "nobody is there to answer",
+            Self::NoResponders => "no responders",
         })
     }
 }
@@ -57,20 +58,20 @@ impl std::error::Error for RequestFailure {}
 
 /// Why a message was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PublishFailure {
-    /// What the stream says.
+pub(crate) enum MemoryPublishError {
+    /// The stream refused it.
     Refused(StoreRefusal),
-    /// What the way there says.
+    /// The request failed.
     Request(RequestFailure),
 }
 
-impl PublishFailure {
-    /// Whether another message stands where this one was to be the next.
+impl MemoryPublishError {
+    /// Whether the expected last sequence was wrong: another message came first.
     pub(crate) fn is_taken(self) -> bool {
         self == Self::Refused(StoreRefusal::WrongLast)
     }
 
-    /// Whether it is worth a retry.
+    /// Says whether a retry can help.
     pub(crate) fn classify(self, publication: &Publication, timeout: Duration) -> PublishRetry {
         let subject = publication.subject.clone();
         match self {
@@ -89,7 +90,7 @@ impl PublishFailure {
         }
     }
 
-    /// Why a bucket took nothing.
+    /// The error of a failed write to a bucket.
     pub(crate) fn unwritten(self, subject: String) -> CarryError {
         match self {
             Self::Refused(StoreRefusal::Full(why)) => CarryError::Full { subject, why: why.into() },
@@ -98,7 +99,7 @@ impl PublishFailure {
     }
 }
 
-impl std::fmt::Display for PublishFailure {
+impl std::fmt::Display for MemoryPublishError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(refusal) => write!(f, "refused: {refusal:?}"),
@@ -107,15 +108,15 @@ impl std::fmt::Display for PublishFailure {
     }
 }
 
-impl std::error::Error for PublishFailure {}
+impl std::error::Error for MemoryPublishError {}
 
-/// A connection, and the server it speaks to.
+/// A client's connection: the server it is connected to (`home`) and the one it talks to (`target`).
 #[derive(Clone)]
 pub(crate) struct MemoryLink {
     cluster: MemoryCluster,
     home: String,
     target: String,
-    /// Whether the process that has it lives; shared by all that speak over it.
+    /// Whether the client's process is alive; shared by all clones.
     is_alive: Arc<AtomicBool>,
 }
 
@@ -124,7 +125,7 @@ impl MemoryLink {
         Self { cluster, home: server.into(), target: server.into(), is_alive: Arc::new(AtomicBool::new(true)) }
     }
 
-    /// From now on nothing leaves it and nothing arrives, as after the death of its process.
+    /// From now on nothing is sent or received, as after the death of the client's process.
     pub(super) fn kill(&self) {
         self.is_alive.store(false, Ordering::Relaxed);
     }
@@ -133,8 +134,8 @@ impl MemoryLink {
         self.is_alive.load(Ordering::Relaxed)
     }
 
-    /// Whoever was killed gets no further than this.
-    async fn live(&self) {
+    /// Waits forever if the client was killed.
+    async fn block_if_killed(&self) {
         if !self.is_alive() {
             std::future::pending::<()>().await;
         }
@@ -154,7 +155,7 @@ impl MemoryLink {
         format!("{}-{incarnation}", self.home)
     }
 
-    /// Waits for as long as an acknowledgement may be under way.
+    /// Waits until every acknowledgement already sent has arrived or is lost.
     pub(crate) async fn flush(&self) {
         let longest = {
             let faults = &self.cluster.state().faults;
@@ -163,13 +164,13 @@ impl MemoryLink {
         tokio::time::sleep(longest).await;
     }
 
-    /// There, carried out, and back.
+    /// Sends a request, runs `act` on the server, and returns the reply.
     async fn request<T>(
         &self,
         target: &str,
         act: impl FnOnce(&mut ClusterState, Moment) -> T,
     ) -> Result<T, RequestFailure> {
-        self.live().await;
+        self.block_if_killed().await;
         self.cluster.state().requests += 1;
         let asked_at = Instant::now();
         let (delay, is_lost) = self.draw_trip(target, |faults| faults.lost_request_ratio);
@@ -185,14 +186,14 @@ impl MemoryLink {
             (done, delay, is_lost)
         };
         wait(delay).await;
-        self.live().await;
+        self.block_if_killed().await;
         if is_lost || !self.cluster.state().is_reachable(&self.home, target) {
             return self.time_out(asked_at).await;
         }
         Ok(done)
     }
 
-    /// Waits for a server that is away, as a client does that connects again; what goes over a link that is cut is lost.
+    /// Waits for a server that is down, as a reconnecting client does. A request over a cut link is lost.
     async fn arrive(&self, target: &str, asked_at: Instant) -> Result<(), RequestFailure> {
         loop {
             let changed = self.cluster.0.changed.notified();
@@ -202,7 +203,7 @@ impl MemoryLink {
                     return Ok(());
                 }
                 let is_home_up = state.is_reachable(&self.home, &self.home);
-                // A link that is known to be away is refused at once; one that went away just now is not known to be.
+                // A server that has noticed the cut answers "no responders" at once; before that the request times out.
                 if is_home_up && state.draw(0.5) {
                     return Err(RequestFailure::NoResponders);
                 }
@@ -222,7 +223,7 @@ impl MemoryLink {
         Err(RequestFailure::NoAnswer)
     }
 
-    /// How long one way takes, and whether what goes it is lost.
+    /// Draws the delay of one trip and whether the message is lost.
     fn draw_trip(&self, target: &str, ratio: impl Fn(&super::NetworkFaults) -> f64) -> (Duration, bool) {
         let mut state = self.cluster.state();
         let (longest, over_link) = (state.faults.max_delay, state.faults.max_link_delay);
@@ -231,8 +232,8 @@ impl MemoryLink {
         (delay, state.draw(ratio))
     }
 
-    /// A request to one stream of the server.
-    async fn ask<T>(
+    /// Sends a request that concerns one stream of the server.
+    async fn request_stream<T>(
         &self,
         stream: &str,
         what: impl Fn() -> String,
@@ -250,16 +251,16 @@ impl MemoryLink {
         headers: Vec<(String, String)>,
         payload: Bytes,
         expected_last: Option<u64>,
-    ) -> Result<StoredAt, PublishFailure> {
-        // A key-value bucket of another domain is named with the domain in the subject.
+    ) -> Result<StoredAt, MemoryPublishError> {
+        // Writes to a bucket in another domain carry the domain in the subject.
         let (target, subject) = match subject.strip_prefix("$JS.").and_then(|rest| rest.split_once(".API.")) {
             Some((domain, subject)) => (Some(domain.to_owned()), subject.to_owned()),
             None if subject.starts_with('$') => (Some(self.home.clone()), subject.to_owned()),
             None => (self.cluster.state().server_of(&self.home, subject), subject.to_owned()),
         };
-        let Some(target) = target else { return Err(PublishFailure::Refused(StoreRefusal::NoStream)) };
+        let Some(target) = target else { return Err(MemoryPublishError::Refused(StoreRefusal::NoStream)) };
         if payload.len() > MAX_MESSAGE_BYTES {
-            return Err(PublishFailure::Refused(StoreRefusal::TooLarge));
+            return Err(MemoryPublishError::Refused(StoreRefusal::TooLarge));
         }
         let incoming = IncomingMessage { subject, headers, payload, expected_last };
         let asked = self.request(&target, |state, now| {
@@ -267,14 +268,14 @@ impl MemoryLink {
             self.cluster.0.changed.notify_waiters();
             stored
         });
-        asked.await.map_err(PublishFailure::Request)?.map_err(PublishFailure::Refused)
+        asked.await.map_err(MemoryPublishError::Request)?.map_err(MemoryPublishError::Refused)
     }
 
-    /// Says something to whoever listens; nobody stores it.
+    /// Publishes with core NATS: current subscribers receive it, no stream stores it.
     pub(crate) fn publish_unstored(&self, subject: &str, headers: &[(String, String)], payload: &Bytes) {
         let mut state = self.cluster.state();
         if let Some(server) = state.servers.get_mut(&self.home).filter(|server| server.is_up) {
-            server.pass_by(subject, headers, payload);
+            server.notify_taps(subject, headers, payload);
         }
     }
 
@@ -290,34 +291,36 @@ impl MemoryLink {
     }
 
     pub(crate) async fn stream_level(&self, stream: &str) -> Result<StreamLevel, CarryError> {
-        self.ask(stream, || format!("looking up stream {stream}"), |stream, _| stream.level()).await
+        self.request_stream(stream, || format!("looking up stream {stream}"), |stream, _| stream.level()).await
     }
 
     pub(crate) async fn consumer_progress(&self, stream: &str, durable: &str) -> Result<ConsumerProgress, CarryError> {
         let what = || format!("looking up consumer {durable} on stream {stream}");
-        let progress = self.ask(stream, what, |stream, _| stream.progress(durable)).await?;
+        let progress = self.request_stream(stream, what, |stream, _| stream.progress(durable)).await?;
         progress.ok_or_else(|| CarryError::Missing { what: format!("consumer {durable} on stream {stream}") })
     }
 
     pub(crate) async fn consumer_names(&self, stream: &str) -> Result<Vec<String>, CarryError> {
         let what = || format!("listing the consumers of {stream}");
-        self.ask(stream, what, |stream, _| stream.consumer_names().cloned().collect()).await
+        self.request_stream(stream, what, |stream, _| stream.consumer_names().cloned().collect()).await
     }
 
     pub(crate) async fn last_message(&self, stream: &str, subject: &str) -> Result<Option<StoredMessage>, CarryError> {
-        self.ask(stream, || format!("reading {subject}"), |stream, _| stream.last_on(subject).cloned()).await
+        self.request_stream(stream, || format!("reading {subject}"), |stream, _| stream.last_on(subject).cloned()).await
     }
 
     pub(crate) async fn message_at(&self, stream: &str, sequence: u64) -> Result<Option<StoredMessage>, CarryError> {
         let what = || format!("reading message {sequence} of {stream}");
-        self.ask(stream, what, |stream, _| stream.at(sequence).cloned()).await
+        self.request_stream(stream, what, |stream, _| stream.at(sequence).cloned()).await
     }
 
     pub(crate) async fn first_since(&self, stream: &str, since_ns: i128) -> Result<Option<StoredMessage>, CarryError> {
-        let found = self.ask(
+        let found = self.request_stream(
             stream,
             || format!("reading {stream}"),
-            |stream, _| stream.from(0, &[]).find(|message| message.stored_at_ns >= since_ns).map(without_payload),
+            |stream, _| {
+                stream.messages_from(0, &[]).find(|message| message.stored_at_ns >= since_ns).map(without_payload)
+            },
         );
         found.await
     }
@@ -329,10 +332,10 @@ impl MemoryLink {
     ) -> Result<Option<StoredMessage>, CarryError> {
         let patterns = [format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}")];
         let asked = self.request(&self.target, |state, now| {
-            // Told are messages whose time is up, whether or not anybody asks for more of them.
+            // Looking up the stream publishes the advisories that are due, even if nobody pulls.
             state.stream(&self.target, stream, now)?;
             let advisories = state.stream(&self.target, ADVISORIES, now)?;
-            Some(advisories.from(0, &patterns).next().cloned())
+            Some(advisories.messages_from(0, &patterns).next().cloned())
         });
         let answered = asked.await.map_err(CarryError::broker(format!("reading {ADVISORIES}")))?;
         answered.ok_or_else(|| CarryError::Missing { what: format!("stream {stream}") })
@@ -358,7 +361,8 @@ impl MemoryLink {
         below: Option<u64>,
         subject: Option<&str>,
     ) -> Result<u64, CarryError> {
-        self.ask(stream, || format!("purging {stream}"), |stream, _| stream.remove_matching(below, subject)).await
+        self.request_stream(stream, || format!("purging {stream}"), |stream, _| stream.remove_matching(below, subject))
+            .await
     }
 
     pub(crate) async fn server_time(&self) -> Result<(i128, Duration), CarryError> {
@@ -370,23 +374,24 @@ impl MemoryLink {
     pub(crate) async fn stream_of(&self, subject: &str) -> Result<Option<String>, CarryError> {
         let asked = self.request(&self.target, |state, _| {
             let server = state.servers.get(&self.target)?;
-            server.streams.iter().find(|(_, stream)| stream.takes(subject)).map(|(name, _)| name.clone())
+            server.streams.iter().find(|(_, stream)| stream.accepts(subject)).map(|(name, _)| name.clone())
         });
         asked.await.map_err(CarryError::broker(format!("asking who stores {subject}")))
     }
 
-    /// Answers the questions of Direct Get that are asked here: the newest of each subject, or the next on one.
+    /// Supports the two forms of Direct Get that we use: the newest message of each subject, or the next messages on
+    /// one.
     pub(crate) async fn request_messages(
         &self,
         stream: &str,
-        question: &Value,
+        query: &Value,
         most: usize,
     ) -> Result<Vec<StoredMessage>, CarryError> {
-        let text = |name: &str| question.get(name).and_then(Value::as_str).map(str::to_owned);
-        let number = |name: &str| question.get(name).and_then(Value::as_u64);
+        let text = |name: &str| query.get(name).and_then(Value::as_str).map(str::to_owned);
+        let number = |name: &str| query.get(name).and_then(Value::as_u64);
         let batch = usize::try_from(number("batch").unwrap_or(1)).unwrap_or(usize::MAX).min(most);
         let most_bytes = number("max_bytes").unwrap_or(u64::MAX);
-        let last: Vec<String> = match question.get("multi_last").and_then(Value::as_array) {
+        let last: Vec<String> = match query.get("multi_last").and_then(Value::as_array) {
             Some(patterns) => patterns.iter().filter_map(|pattern| pattern.as_str().map(str::to_owned)).collect(),
             None => Vec::new(),
         };
@@ -395,11 +400,11 @@ impl MemoryLink {
             return Err(CarryError::broker(format!("reading {stream}"))("not in memory"));
         }
         let what = || format!("reading {stream}");
-        let found = self.ask(stream, what, |stream, _| {
+        let found = self.request_stream(stream, what, |stream, _| {
             if next.is_empty() {
                 stream.last_of_each(&last)
             } else {
-                stream.from(number("seq").unwrap_or(0), &next).take(batch).cloned().collect()
+                stream.messages_from(number("seq").unwrap_or(0), &next).take(batch).cloned().collect()
             }
         });
         let (mut bytes, mut kept) = (0u64, Vec::new());
@@ -413,11 +418,12 @@ impl MemoryLink {
         Ok(kept)
     }
 
-    /// How many messages of a range wait, and those messages, each with how many wait after it; goes on with what arrives.
+    /// Follows a range: returns the number of messages already there, and a stream of messages, each with the number
+    /// still pending after it.
     pub(crate) async fn ordered(&self, stream: &str, range: StreamRange) -> Result<(u64, StoredMessages), CarryError> {
         let subjects = range.subjects.clone();
         let (next, pending) = self
-            .ask(
+            .request_stream(
                 stream,
                 || format!("reading {stream}"),
                 |stream, _| {
@@ -426,7 +432,7 @@ impl MemoryLink {
                         None if range.only_new => stream.last_sequence() + 1,
                         None => 0,
                     };
-                    (next, stream.from(next, &subjects).count() as u64)
+                    (next, stream.messages_from(next, &subjects).count() as u64)
                 },
             )
             .await?;
@@ -434,7 +440,7 @@ impl MemoryLink {
         Ok((pending, Box::pin(futures::stream::unfold(follower, MemoryFollower::follow))))
     }
 
-    /// Whether a bucket of blobs is there.
+    /// Whether a bucket exists.
     pub(crate) async fn has_bucket(&self, stream: &str) -> Result<bool, CarryError> {
         match self.stream_level(stream).await {
             Ok(_) => Ok(true),
@@ -443,19 +449,19 @@ impl MemoryLink {
         }
     }
 
-    /// Writes an object as the client of a real server does: its pieces, then what it is. Returns its number.
+    /// Writes an object as the NATS client does: its chunks, then its metadata. Returns its NUID.
     pub(crate) async fn put_object(
         &self,
         bucket: &str,
         key: &str,
         encoded: &str,
         bytes: &[u8],
-    ) -> Result<String, PublishFailure> {
+    ) -> Result<String, MemoryPublishError> {
         let nuid = format!("M{:020X}", self.cluster.state().rng.random_range(0..u64::MAX));
         let target = format!("$JS.{}.API.", self.target);
-        for piece in bytes.chunks(PIECE_BYTES) {
+        for chunk in bytes.chunks(CHUNK_BYTES) {
             let subject = format!("{target}$O.{bucket}.C.{nuid}");
-            self.publish(&subject, Vec::new(), Bytes::copy_from_slice(piece), None).await?;
+            self.publish(&subject, Vec::new(), Bytes::copy_from_slice(chunk), None).await?;
         }
         let size = bytes.len();
         let text = serde_json::json!({ "name": key, "bucket": bucket, "nuid": nuid, "size": size, "deleted": false });
@@ -463,22 +469,22 @@ impl MemoryLink {
         Ok(nuid)
     }
 
-    pub(crate) async fn remove_object(&self, bucket: &str, key: &str, encoded: &str) -> Result<(), PublishFailure> {
+    pub(crate) async fn remove_object(&self, bucket: &str, key: &str, encoded: &str) -> Result<(), MemoryPublishError> {
         let text = serde_json::json!({ "name": key, "bucket": bucket, "nuid": "", "size": 0, "deleted": true });
         self.describe_object(bucket, encoded, &text).await
     }
 
-    async fn describe_object(&self, bucket: &str, encoded: &str, text: &Value) -> Result<(), PublishFailure> {
+    async fn describe_object(&self, bucket: &str, encoded: &str, text: &Value) -> Result<(), MemoryPublishError> {
         let subject = format!("$O.{bucket}.M.{encoded}");
-        // A description takes the place of the one before it.
+        // New metadata replaces the old.
         let stream = format!("OBJ_{bucket}");
         let _left = self.purge(&stream, None, Some(&subject)).await;
         let subject = format!("$JS.{}.API.{subject}", self.target);
         self.publish(&subject, Vec::new(), text.to_string().into(), None).await.map(|_| ())
     }
 
-    /// Tells the server what became of a delivery; nobody hears whether it arrived.
-    fn tell(&self, lease: &MemoryDelivery, word: AckKind) {
+    /// Sends an acknowledgement of any kind; nothing confirms that it arrived.
+    fn send_ack(&self, delivery: &MemoryDelivery, kind: AckKind) {
         if !self.is_alive() {
             return;
         }
@@ -487,22 +493,22 @@ impl MemoryLink {
             return;
         }
         let (link, stream, durable, sequence) =
-            (self.clone(), lease.stream.clone(), lease.durable.clone(), lease.message.sequence);
+            (self.clone(), delivery.stream.clone(), delivery.durable.clone(), delivery.message.sequence);
         let arrive = move || {
             let now = link.cluster.now();
             let mut state = link.cluster.state();
             if !state.is_reachable(&link.home, &link.target) {
                 return;
             }
-            let Some(kept) = state.stream(&link.target, &stream, now) else { return };
-            match word {
-                AckKind::Ack if kept.acknowledge(&durable, sequence, now) => {
+            let Some(target) = state.stream(&link.target, &stream, now) else { return };
+            match kind {
+                AckKind::Ack if target.acknowledge(&durable, sequence, now) => {
                     let server = link.target.clone();
                     state.events.push(ClusterEvent::Acknowledged { server, stream, durable, sequence });
                 }
-                AckKind::Progress => kept.put_off(&durable, sequence, None, now),
-                AckKind::Nak(delay) => kept.put_off(&durable, sequence, Some(delay.unwrap_or_default()), now),
-                // Of no use to us.
+                AckKind::Progress => target.postpone(&durable, sequence, None, now),
+                AckKind::Nak(delay) => target.postpone(&durable, sequence, Some(delay.unwrap_or_default()), now),
+                // We never send the others.
                 AckKind::Ack | AckKind::Next | AckKind::Term => {}
             }
             drop(state);
@@ -519,7 +525,7 @@ impl MemoryLink {
 }
 
 async fn wait(delay: Duration) {
-    // Whatever is asked lets others have their turn.
+    // Even without a delay, let other tasks run.
     match delay.is_zero() {
         true => tokio::task::yield_now().await,
         false => tokio::time::sleep(delay).await,
@@ -532,7 +538,7 @@ fn without_payload(message: &StoredMessage) -> StoredMessage {
     StoredMessage { headers, payload: Bytes::new(), ..message.clone() }
 }
 
-/// Somebody who reads a stream in order.
+/// An ordered reader of a stream.
 struct MemoryFollower {
     link: MemoryLink,
     stream: String,
@@ -548,9 +554,9 @@ impl MemoryFollower {
         }
         let cluster = self.link.cluster.clone();
         loop {
-            self.link.live().await;
+            self.link.block_if_killed().await;
             let changed = cluster.0.changed.notified();
-            if let Some((message, left)) = self.look() {
+            if let Some((message, left)) = self.next_message() {
                 let (delay, is_broken) = self.link.draw_trip(&self.link.target, |faults| faults.broken_follow_ratio);
                 wait(delay).await;
                 if is_broken {
@@ -566,60 +572,60 @@ impl MemoryFollower {
         }
     }
 
-    fn look(&self) -> Option<(StoredMessage, u64)> {
+    fn next_message(&self) -> Option<(StoredMessage, u64)> {
         let now = self.link.cluster.now();
         let mut state = self.link.cluster.state();
         if !state.is_reachable(&self.link.home, &self.link.target) {
             return None;
         }
         let stream = state.stream(&self.link.target, &self.stream, now)?;
-        let mut waiting = stream.from(self.next, &self.range.subjects);
+        let mut waiting = stream.messages_from(self.next, &self.range.subjects);
         let message = waiting.next()?.clone();
         Some((message, waiting.count() as u64))
     }
 }
 
-/// Who pulls from a durable consumer in memory, with what was sent here and is not handled yet.
+/// A puller on a durable consumer, with the messages that are on their way to it.
 pub(crate) struct MemoryPull {
     link: MemoryLink,
     stream: String,
     durable: String,
     batch: usize,
-    /// Each with when it arrives.
-    ahead: VecDeque<(Instant, MemoryDelivery)>,
+    /// Deliveries on their way, each with its time of arrival.
+    arriving: VecDeque<(Instant, MemoryDelivery)>,
 }
 
 impl MemoryPull {
     pub(crate) fn new(link: &MemoryLink, stream: &str, durable: &str, batch: usize) -> Self {
         let (link, stream, durable) = (link.clone(), stream.into(), durable.into());
-        Self { link, stream, durable, batch, ahead: VecDeque::new() }
+        Self { link, stream, durable, batch, arriving: VecDeque::new() }
     }
 
-    /// The next message; waits as long as it takes. Safe to drop while it waits.
+    /// Waits for the next message. Cancel-safe.
     ///
     /// # Errors
-    /// That there is no such consumer.
+    /// The consumer does not exist.
     pub(crate) async fn next(&mut self) -> Result<MemoryDelivery, CarryError> {
         let cluster = self.link.cluster.clone();
         loop {
-            self.link.live().await;
-            if let Some((at, _)) = self.ahead.front() {
+            self.link.block_if_killed().await;
+            if let Some((at, _)) = self.arriving.front() {
                 tokio::time::sleep_until(*at).await;
-                self.link.live().await;
-                if let Some((_, delivery)) = self.ahead.pop_front() {
+                self.link.block_if_killed().await;
+                if let Some((_, delivery)) = self.arriving.pop_front() {
                     return Ok(delivery);
                 }
             }
             let changed = cluster.0.changed.notified();
             let due_at = self.fetch()?;
-            if self.ahead.is_empty() {
-                let look_at = due_at.unwrap_or_else(|| Instant::now() + PULL_EXPIRES);
-                let _either = tokio::time::timeout_at(look_at, changed).await;
+            if self.arriving.is_empty() {
+                let retry_at = due_at.unwrap_or_else(|| Instant::now() + PULL_EXPIRES);
+                let _timed_out_or_changed = tokio::time::timeout_at(retry_at, changed).await;
             }
         }
     }
 
-    /// Takes what is there; says when there is more, if that is known.
+    /// Fetches the messages that are available. Returns when to fetch again, if that is known.
     fn fetch(&mut self) -> Result<Option<Instant>, CarryError> {
         let now = self.link.cluster.now();
         let mut guard = self.link.cluster.state();
@@ -654,23 +660,24 @@ impl MemoryPull {
             if state.draw(ratio) {
                 continue;
             }
-            // One behind another, as on one connection.
+            // Deliveries arrive in order, as on one connection.
             arrives_at = arrives_at.max(now.at + state.draw_delay(longest));
             let (link, stream, durable) = (self.link.clone(), self.stream.clone(), self.durable.clone());
-            self.ahead.push_back((arrives_at, MemoryDelivery { link, stream, durable, message, attempts, pending }));
+            self.arriving.push_back((arrives_at, MemoryDelivery { link, stream, durable, message, attempts, pending }));
         }
         let stream = state.stream(&self.link.target, &self.stream, now).ok_or_else(missing)?;
         let due_at = stream.next_due(&self.durable);
         Ok(match is_all {
-            // What is due already and was not taken waits for room among what is unacknowledged.
+            // A message that is already due and was not delivered waits for others to be acknowledged
+            // (max_ack_pending).
             true => due_at.filter(|at| *at > now.at),
-            // More is there, and all that was asked for was lost.
+            // More is available, but the whole batch may be lost.
             false => Some(now.at + LOST_BATCH_PAUSE),
         })
     }
 }
 
-/// A message that waits for an acknowledgement.
+/// A delivered message that is not yet acknowledged.
 pub(crate) struct MemoryDelivery {
     link: MemoryLink,
     stream: String,
@@ -681,13 +688,13 @@ pub(crate) struct MemoryDelivery {
 }
 
 impl MemoryDelivery {
-    /// Says what became of it; nobody hears whether that arrives.
-    pub(crate) fn acknowledge(&self, word: AckKind) {
-        self.link.tell(self, word);
+    /// Sends an acknowledgement of any kind; nothing confirms that it arrives.
+    pub(crate) fn acknowledge(&self, kind: AckKind) {
+        self.link.send_ack(self, kind);
     }
 }
 
-/// A key-value bucket in memory: a stream of the newest value of each key.
+/// A key-value bucket in memory: a stream that keeps the newest value of each key.
 #[derive(Clone)]
 pub(crate) struct MemoryBucket {
     link: MemoryLink,
@@ -717,8 +724,13 @@ impl MemoryBucket {
         Ok(KeyState { value: last.filter(is_value).map(|message| message.payload), revision })
     }
 
-    /// Writes a key; with a revision only if it still stands as it did then.
-    pub(crate) async fn write_key(&self, key: &str, value: Bytes, revision: Option<u64>) -> Result<(), PublishFailure> {
+    /// Writes a key; given a revision, only if that is still the key's latest.
+    pub(crate) async fn write_key(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: Option<u64>,
+    ) -> Result<(), MemoryPublishError> {
         let subject = format!("$JS.{}.API.{}", self.link.target, self.subject(key));
         self.link.publish(&subject, Vec::new(), value, revision).await.map(|_| ())
     }
@@ -737,7 +749,7 @@ impl MemoryBucket {
     }
 }
 
-/// Whether a message of a bucket is a value, and not the word that there is none any more.
+/// Whether a bucket's message holds a value rather than a delete or purge marker.
 fn is_value(message: &StoredMessage) -> bool {
     message.header("KV-Operation").is_none()
 }

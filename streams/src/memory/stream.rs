@@ -1,4 +1,5 @@
-//! One stream with its durable consumers, as far as the plan's settings reach: a state machine without time of its own.
+//! One stream with its durable consumers, limited to the settings that our plans use: a state machine that is told the
+//! time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -11,35 +12,35 @@ use tokio::time::Instant;
 
 use crate::reader::{ConsumerProgress, StoredMessage, StreamLevel};
 
-/// What a server uses where a stream names no window.
+/// Duplicate window of a stream that sets none, as in nats-server.
 const DEFAULT_WINDOW: Duration = Duration::from_secs(120);
-/// What a server adds to each message it stores, bytes.
+/// Storage overhead of each message, bytes.
 const OVERHEAD_BYTES: u64 = 30;
 
-/// The moment of a request, by the simulated clock.
+/// The simulated time of a request, for intervals and as nanoseconds since the epoch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     pub at: Instant,
     pub ns: i128,
 }
 
-/// A message that wants to be stored.
+/// A published message that is not stored yet.
 #[derive(Debug, Clone)]
 pub(super) struct IncomingMessage {
     pub subject: String,
     pub headers: Vec<(String, String)>,
     pub payload: Bytes,
-    /// Sequence that must be the last on its subject; 0: none may be there.
+    /// Required sequence of the last message on its subject; 0: the subject must be empty.
     pub expected_last: Option<u64>,
 }
 
 impl IncomingMessage {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// Why a stream takes no message.
+/// Why a stream refuses a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoreRefusal {
     Full(&'static str),
@@ -48,14 +49,14 @@ pub(crate) enum StoreRefusal {
     NoStream,
 }
 
-/// Where a message went.
+/// Position of a stored message, or of its duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StoredAt {
     pub sequence: u64,
     pub is_duplicate: bool,
 }
 
-/// A message that was delivered as often as its consumer allows.
+/// A message that reached its consumer's delivery limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExhaustedNotice {
     pub durable: String,
@@ -79,11 +80,11 @@ struct PendingDelivery {
 #[derive(Debug)]
 struct MemoryConsumer {
     config: pull::Config,
-    /// The next sequence of the stream that it looks at.
+    /// The next stream sequence to deliver for the first time.
     next: u64,
     pending: BTreeMap<u64, PendingDelivery>,
-    /// What was acknowledged lately, which a server that is killed may forget.
-    lately_acked: VecDeque<(Instant, u64, u64)>,
+    /// Recent acknowledgements, with time, sequence and attempts; a killed server may forget them.
+    recent_acks: VecDeque<(Instant, u64, u64)>,
     delivered: u64,
     active_at_ms: Option<u64>,
 }
@@ -107,7 +108,7 @@ pub(super) struct MemoryStream {
     last: u64,
     messages: BTreeMap<u64, KeptMessage>,
     by_subject: BTreeMap<String, BTreeSet<u64>>,
-    /// Message ids in the order of their arrival, and where each was stored.
+    /// Message ids in order of arrival, for the duplicate window.
     ids: VecDeque<(Instant, String)>,
     sequence_of_id: BTreeMap<String, u64>,
     bytes: u64,
@@ -115,7 +116,7 @@ pub(super) struct MemoryStream {
 }
 
 impl MemoryStream {
-    pub fn new(config: StreamConfig) -> Self {
+    pub(super) fn new(config: StreamConfig) -> Self {
         Self {
             config,
             last: 0,
@@ -128,31 +129,31 @@ impl MemoryStream {
         }
     }
 
-    pub fn add_consumer(&mut self, config: pull::Config) {
+    pub(super) fn add_consumer(&mut self, config: pull::Config) {
         let name = config.durable_name.clone().unwrap_or_default();
         let consumer = MemoryConsumer {
             config,
             next: 1,
             pending: BTreeMap::new(),
-            lately_acked: VecDeque::new(),
+            recent_acks: VecDeque::new(),
             delivered: 0,
             active_at_ms: None,
         };
         self.consumers.entry(name).or_insert(consumer);
     }
 
-    pub fn takes(&self, subject: &str) -> bool {
+    pub(super) fn accepts(&self, subject: &str) -> bool {
         self.config.subjects.iter().any(|pattern| subject_matches(pattern, subject))
     }
 
-    /// The subject under which a message is stored.
+    /// The subject under which a message is stored, after the stream's transform.
     fn stored_subject(&self, subject: &str) -> String {
         let transform = self.config.subject_transform.as_ref();
         transform.and_then(|rule| transform_subject(&rule.source, &rule.destination, subject)).unwrap_or(subject.into())
     }
 
-    /// Lets go what is too old, and says which messages were delivered as often as they may be.
-    pub fn expire(&mut self, now: Moment) -> Vec<ExhaustedNotice> {
+    /// Removes expired messages, and returns the messages that reached their delivery limit.
+    pub(super) fn expire(&mut self, now: Moment) -> Vec<ExhaustedNotice> {
         let max_age = self.config.max_age;
         if !max_age.is_zero() {
             let is_old = |kept: &KeptMessage| now.at.saturating_duration_since(kept.stored_at) >= max_age;
@@ -189,10 +190,10 @@ impl MemoryStream {
         notices
     }
 
-    /// Stores a message, or says why not.
-    pub fn store(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
+    /// Stores a message, or finds its duplicate.
+    pub(super) fn store(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
         let subject = self.stored_subject(&incoming.subject);
-        // A stream that has a source does not look for duplicates at all.
+        // A stream with a source does not check for duplicates, as in nats-server.
         let id = incoming.header(HEADER_MESSAGE_ID).filter(|_| self.config.sources.is_none()).map(str::to_owned);
         if let Some(sequence) = id.as_ref().and_then(|id| self.sequence_of_id.get(id)) {
             return Ok(StoredAt { sequence: *sequence, is_duplicate: true });
@@ -213,7 +214,7 @@ impl MemoryStream {
         }
         let IncomingMessage { headers, payload, .. } = incoming;
         let message = StoredMessage { subject: subject.clone(), sequence, stored_at_ns: now.ns, headers, payload };
-        // Where nobody is interested, an interest stream acknowledges and keeps nothing.
+        // An interest stream acknowledges a message that no consumer wants, but does not keep it.
         let is_wanted = self.config.retention != RetentionPolicy::Interest
             || self.consumers.values().any(|consumer| consumer.wants(&subject));
         if is_wanted {
@@ -228,18 +229,18 @@ impl MemoryStream {
         let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
         let on_subject = self.by_subject.get(subject).map_or(0, BTreeSet::len) as u64;
         let most_on_subject = limit(self.config.max_messages_per_subject);
-        // The oldest of its subject makes way for it, so a stream that refuses what is new takes it all the same.
-        let takes_place = most_on_subject.is_some_and(|most| on_subject >= most);
+        // With a limit per subject it replaces the oldest there, so even a full `DiscardPolicy::New` stream accepts it.
+        let replaces_oldest = most_on_subject.is_some_and(|most| on_subject >= most);
         let (most, most_bytes) = (limit(self.config.max_messages), limit(self.config.max_bytes));
         if self.config.discard == DiscardPolicy::New {
-            if !takes_place && most.is_some_and(|most| self.messages.len() as u64 >= most) {
+            if !replaces_oldest && most.is_some_and(|most| self.messages.len() as u64 >= most) {
                 return Err(StoreRefusal::Full("maximum messages exceeded"));
             }
-            if !takes_place && most_bytes.is_some_and(|most| self.bytes + bytes > most) {
+            if !replaces_oldest && most_bytes.is_some_and(|most| self.bytes + bytes > most) {
                 return Err(StoreRefusal::Full("maximum bytes exceeded"));
             }
         }
-        if takes_place && let Some(oldest) = self.by_subject.get(subject).and_then(|all| all.first().copied()) {
+        if replaces_oldest && let Some(oldest) = self.by_subject.get(subject).and_then(|all| all.first().copied()) {
             self.remove(oldest);
         }
         if self.config.discard == DiscardPolicy::Old {
@@ -256,8 +257,8 @@ impl MemoryStream {
         Ok(())
     }
 
-    /// Takes a message away; whether it was there.
-    pub fn remove(&mut self, sequence: u64) -> bool {
+    /// Removes a message; false if it was not there.
+    pub(super) fn remove(&mut self, sequence: u64) -> bool {
         let Some(kept) = self.messages.remove(&sequence) else { return false };
         self.bytes = self.bytes.saturating_sub(kept.bytes);
         if let Some(all) = self.by_subject.get_mut(&kept.message.subject) {
@@ -272,25 +273,25 @@ impl MemoryStream {
         true
     }
 
-    pub fn remove_matching(&mut self, below: Option<u64>, pattern: Option<&str>) -> u64 {
-        let goes = |message: &StoredMessage| {
+    pub(super) fn remove_matching(&mut self, below: Option<u64>, pattern: Option<&str>) -> u64 {
+        let is_match = |message: &StoredMessage| {
             below.is_none_or(|below| message.sequence < below)
                 && pattern.is_none_or(|pattern| subject_matches(pattern, &message.subject))
         };
-        let gone: Vec<u64> =
-            self.messages.values().map(|kept| &kept.message).filter(|m| goes(m)).map(|m| m.sequence).collect();
-        for sequence in &gone {
+        let removed: Vec<u64> =
+            self.messages.values().map(|kept| &kept.message).filter(|m| is_match(m)).map(|m| m.sequence).collect();
+        for sequence in &removed {
             self.remove(*sequence);
         }
-        gone.len() as u64
+        removed.len() as u64
     }
 
-    pub fn at(&self, sequence: u64) -> Option<&StoredMessage> {
+    pub(super) fn at(&self, sequence: u64) -> Option<&StoredMessage> {
         self.messages.get(&sequence).map(|kept| &kept.message)
     }
 
-    /// The newest message on a subject, which may hold wildcards.
-    pub fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
+    /// The newest message on a subject; wildcards are allowed.
+    pub(super) fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
         match self.by_subject.get(pattern).and_then(|all| all.last()) {
             Some(sequence) => self.at(*sequence),
             None => {
@@ -299,24 +300,28 @@ impl MemoryStream {
         }
     }
 
-    /// The newest message of each subject that matches, oldest first.
-    pub fn last_of_each(&self, patterns: &[String]) -> Vec<StoredMessage> {
+    /// The newest message of each matching subject, oldest first.
+    pub(super) fn last_of_each(&self, patterns: &[String]) -> Vec<StoredMessage> {
         let matching = self.by_subject.iter().filter(|(subject, _)| matches_any(patterns, subject));
         let newest: BTreeSet<u64> = matching.filter_map(|(_, all)| all.last().copied()).collect();
         newest.into_iter().filter_map(|sequence| self.at(sequence).cloned()).collect()
     }
 
-    /// Messages from a sequence on that match; no patterns match everything.
-    pub fn from<'a>(&'a self, sequence: u64, patterns: &'a [String]) -> impl Iterator<Item = &'a StoredMessage> {
+    /// Matching messages from a sequence on; an empty pattern list matches every message.
+    pub(super) fn messages_from<'a>(
+        &'a self,
+        sequence: u64,
+        patterns: &'a [String],
+    ) -> impl Iterator<Item = &'a StoredMessage> {
         let messages = self.messages.range(sequence..).map(|(_, kept)| &kept.message);
         messages.filter(|message| patterns.is_empty() || matches_any(patterns, &message.subject))
     }
 
-    pub fn last_sequence(&self) -> u64 {
+    pub(super) fn last_sequence(&self) -> u64 {
         self.last
     }
 
-    pub fn level(&self) -> StreamLevel {
+    pub(super) fn level(&self) -> StreamLevel {
         let messages = self.messages.len() as u64;
         let first_sequence =
             self.messages.keys().next().copied().unwrap_or(if self.last > 0 { self.last + 1 } else { 0 });
@@ -331,7 +336,7 @@ impl MemoryStream {
         }
     }
 
-    pub fn progress(&self, durable: &str) -> Option<ConsumerProgress> {
+    pub(super) fn progress(&self, durable: &str) -> Option<ConsumerProgress> {
         let consumer = self.consumers.get(durable)?;
         let floor = consumer.pending.keys().next().map_or(consumer.delivered, |first| first - 1);
         Some(ConsumerProgress {
@@ -347,16 +352,16 @@ impl MemoryStream {
         self.messages.range(consumer.next..).filter(|(_, kept)| consumer.wants(&kept.message.subject)).count() as u64
     }
 
-    pub fn has_consumer(&self, durable: &str) -> bool {
+    pub(super) fn has_consumer(&self, durable: &str) -> bool {
         self.consumers.contains_key(durable)
     }
 
-    pub fn consumer_names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn consumer_names(&self) -> impl Iterator<Item = &String> {
         self.consumers.keys()
     }
 
-    /// The next message for whoever pulls from a consumer, with how often it was delivered and how many wait after it.
-    pub fn deliver(&mut self, durable: &str, now: Moment) -> Option<(StoredMessage, u64, u64)> {
+    /// Delivers a consumer's next message, with its delivery count and the number of messages pending after it.
+    pub(super) fn deliver(&mut self, durable: &str, now: Moment) -> Option<(StoredMessage, u64, u64)> {
         let consumer = self.consumers.get_mut(durable)?;
         let due = consumer.pending.iter().filter(|(_, delivery)| delivery.due_at <= now.at);
         let again = due.min_by_key(|(sequence, delivery)| (delivery.due_at, **sequence)).map(|(sequence, _)| *sequence);
@@ -384,18 +389,18 @@ impl MemoryStream {
         Some((message, attempts, waiting))
     }
 
-    /// When a consumer has something to deliver again, if it waits for that.
-    pub fn next_due(&self, durable: &str) -> Option<Instant> {
+    /// Time of a consumer's next redelivery; absent if no message is unacknowledged.
+    pub(super) fn next_due(&self, durable: &str) -> Option<Instant> {
         self.consumers.get(durable)?.pending.values().map(|delivery| delivery.due_at).min()
     }
 
-    /// Whether an acknowledgement finished something.
-    pub fn acknowledge(&mut self, durable: &str, sequence: u64, now: Moment) -> bool {
+    /// Acknowledges a message; false if it was not pending.
+    pub(super) fn acknowledge(&mut self, durable: &str, sequence: u64, now: Moment) -> bool {
         let Some(consumer) = self.consumers.get_mut(durable) else { return false };
         let Some(delivery) = consumer.pending.remove(&sequence) else { return false };
-        consumer.lately_acked.push_back((now.at, sequence, delivery.attempts));
-        if consumer.lately_acked.len() > 64 {
-            consumer.lately_acked.pop_front();
+        consumer.recent_acks.push_back((now.at, sequence, delivery.attempts));
+        if consumer.recent_acks.len() > 64 {
+            consumer.recent_acks.pop_front();
         }
         let is_over = match self.config.retention {
             RetentionPolicy::Limits => false,
@@ -415,8 +420,8 @@ impl MemoryStream {
         true
     }
 
-    /// Puts off when a message is delivered again: to after the whole wait, or to a moment of one's own.
-    pub fn put_off(&mut self, durable: &str, sequence: u64, delay: Option<Duration>, now: Moment) {
+    /// Postpones the redelivery of a message: by the delay, or by the acknowledgement wait if absent.
+    pub(super) fn postpone(&mut self, durable: &str, sequence: u64, delay: Option<Duration>, now: Moment) {
         let Some(consumer) = self.consumers.get_mut(durable) else { return };
         let ack_wait = consumer.config.ack_wait;
         if let Some(delivery) = consumer.pending.get_mut(&sequence) {
@@ -424,12 +429,12 @@ impl MemoryStream {
         }
     }
 
-    /// What a server forgets that is killed: acknowledgements that are not on its disk yet. Those messages come again.
-    pub fn forget_acks_since(&mut self, since: Instant, now: Moment) {
+    /// Forgets acknowledgements that a killed server had not yet written to disk. Those messages are redelivered.
+    pub(super) fn forget_acks_since(&mut self, since: Instant, now: Moment) {
         for consumer in self.consumers.values_mut() {
-            while let Some((at, sequence, attempts)) = consumer.lately_acked.pop_back() {
+            while let Some((at, sequence, attempts)) = consumer.recent_acks.pop_back() {
                 if at < since {
-                    consumer.lately_acked.push_back((at, sequence, attempts));
+                    consumer.recent_acks.push_back((at, sequence, attempts));
                     break;
                 }
                 if self.messages.contains_key(&sequence) {
@@ -444,7 +449,7 @@ fn matches_any(patterns: &[String], subject: &str) -> bool {
     patterns.iter().any(|pattern| subject_matches(pattern, subject))
 }
 
-/// Whether a subject is one of a pattern's. Pure.
+/// Whether a subject matches a pattern. Pure.
 pub(super) fn subject_matches(pattern: &str, subject: &str) -> bool {
     let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
     loop {
@@ -457,7 +462,7 @@ pub(super) fn subject_matches(pattern: &str, subject: &str) -> bool {
     }
 }
 
-/// A subject as a transform of `{{wildcard(n)}}` makes it; `None` where its source does not match. Pure.
+/// Applies a transform with `{{wildcard(n)}}`; `None` if the subject does not match the source. Pure.
 fn transform_subject(source: &str, destination: &str, subject: &str) -> Option<String> {
     if !subject_matches(source, subject) {
         return None;
@@ -475,7 +480,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_match_as_the_server_has_them() {
+    fn patterns_match_as_in_nats_server() {
         for (pattern, subject, is_match) in [
             ("image.>", "image.reef.cam", true),
             ("image.>", "image", false),

@@ -1,11 +1,12 @@
-//! Bytes bent at random, for tests of whatever reads bytes from outside: it says no or yes, and never panics, hangs, or takes
-//! more memory than it may. For tests alone: `tests/hostile` has what can be reached from outside a crate, and crates test
-//! their own parsers with it.
+//! A small mutation fuzzer for parsers of untrusted bytes: whatever the input, a parser accepts or refuses it, and
+//! never panics, hangs, or uses more memory than allowed. For tests only: `tests/hostile` fuzzes what is public, and
+//! crates fuzz their own private parsers.
 //!
-//! `TRIBUTARY_HOSTILE_TURNS` says how long, `TRIBUTARY_HOSTILE_SEED` where to begin: a run repeats itself by its seed.
+//! `TRIBUTARY_HOSTILE_TURNS` sets the number of inputs and `TRIBUTARY_HOSTILE_SEED` the random seed; equal seeds give
+//! equal inputs.
 
 #![allow(clippy::indexing_slicing)]
-// A library whose every line runs in tests: what goes wrong is to end them.
+// Only tests run this code, and a failure must end them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
@@ -16,48 +17,48 @@ use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Turns of the fastest parsers where nobody says it.
+/// Default number of turns for the fastest parsers.
 const TURNS: usize = 20_000;
-/// Seed where nobody says it.
+/// Default seed.
 const SEED: u64 = 20_264;
-/// Processor time that reading one input may take, unoptimized: inputs have some kilobytes.
-const MOST_CPU: Duration = Duration::from_secs(5);
-/// Address space of a process that bends bytes: what takes more is ended by its own allocation.
-const MOST_MEMORY_BYTES: u64 = 2 << 30;
-/// Numbers that break things.
+/// Processor time that parsing one input of a few kilobytes may take in an unoptimized build.
+const MAX_CPU: Duration = Duration::from_secs(5);
+/// Address space of a fuzzing process; an allocation beyond it aborts the process.
+const MAX_MEMORY_BYTES: u64 = 2 << 30;
+/// Byte values that often break parsers, such as MessagePack markers.
 const EDGES: [u8; 10] = [0, 1, 0x7f, 0x80, 0xc1, 0xca, 0xcb, 0xdd, 0xdf, 0xff];
-/// Bytes of a failing input that are printed.
+/// Most bytes of a failing input that are printed.
 const SHOWN_BYTES: usize = 4096;
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Turns of the fastest parsers; the slow ones take shares of it.
+/// Number of turns for the fastest parsers; slow ones use a fraction of it.
 pub fn turns() -> usize {
     variable("TRIBUTARY_HOSTILE_TURNS").unwrap_or(TURNS)
 }
 
-/// What chance begins with.
+/// Random seed.
 pub fn seed() -> u64 {
     variable("TRIBUTARY_HOSTILE_SEED").unwrap_or(SEED)
 }
 
-/// Limits the memory of this process, for good: a parser that takes too much ends it. Not for a process that does other
-/// things besides.
+/// Permanently limits this process's memory, so that a parser that takes too much aborts it. Call it only in a process
+/// that does nothing else.
 pub fn limit_memory() {
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
-    setrlimit(Resource::RLIMIT_AS, MOST_MEMORY_BYTES.min(hard), hard).unwrap();
+    setrlimit(Resource::RLIMIT_AS, MAX_MEMORY_BYTES.min(hard), hard).unwrap();
 }
 
-/// The most memory that this process had at a time, MiB; 0 where the system does not say.
+/// This process's peak resident memory, MiB; 0 if the system does not report it.
 pub fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
-/// All files in a folder and those inside it, in order.
+/// All files below a folder, sorted by path.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
@@ -73,22 +74,24 @@ pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// The files below a folder of the repository whose names end so and that have at most so many bytes.
+/// Reads the files below a folder of the repository whose names have one of these endings and that are at most
+/// `most_bytes` long.
 pub fn corpus(folder: &str, endings: &[&str], most_bytes: usize) -> Vec<Vec<u8>> {
     let named = |path: &PathBuf| endings.iter().any(|ending| path.to_string_lossy().ends_with(ending));
     let read = |path: PathBuf| std::fs::read(&path).unwrap();
     let mut found: Vec<Vec<u8>> = files(&root().join(folder)).into_iter().filter(named).map(read).collect();
     found.retain(|bytes| bytes.len() <= most_bytes);
-    assert!(!found.is_empty(), "{folder} {endings:?}");
+    assert!(!found.is_empty(), "no files below {folder} with endings {endings:?}");
     found
 }
 
-/// Texts as a corpus.
+/// Makes a corpus of texts.
 pub fn texts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {
     texts.into_iter().map(|text| text.as_ref().as_bytes().to_vec()).collect()
 }
 
-/// Bends some bytes: single ones, lengths, pieces cut out, doubled, put in from another.
+/// Mutates a few places of an input: changes bytes and lengths, cuts and repeats pieces, splices pieces of another
+/// input.
 pub fn bend(bytes: &[u8], other: &[u8], rng: &mut StdRng) -> Vec<u8> {
     let mut bent = bytes.to_vec();
     for _ in 0..rng.random_range(1..6) {
@@ -114,7 +117,7 @@ pub fn bend(bytes: &[u8], other: &[u8], rng: &mut StdRng) -> Vec<u8> {
     bent
 }
 
-/// Numbers as texts have them, at the edges of what their types hold.
+/// Numbers in text form, at the limits of their types.
 const NUMBERS: [&str; 10] = [
     "0",
     "-1",
@@ -128,14 +131,14 @@ const NUMBERS: [&str; 10] = [
     "1e-320",
 ];
 
-/// Puts another number in place of the next that stands in a text.
+/// Replaces the next number in a text.
 fn bend_number(bent: &mut Vec<u8>, from: usize, rng: &mut StdRng) {
     let Some(start) = bent[from..].iter().position(u8::is_ascii_digit).map(|place| from + place) else { return };
     let end = bent[start..].iter().position(|byte| !byte.is_ascii_digit()).map_or(bent.len(), |place| start + place);
     bent.splice(start..end, NUMBERS[rng.random_range(0..NUMBERS.len())].bytes()).for_each(drop);
 }
 
-/// Says which input it was, when a test ends with it.
+/// Prints the current input if the test panics.
 struct InputReporter<'a> {
     name: &'a str,
     turn: usize,
@@ -158,12 +161,14 @@ impl Drop for InputReporter<'_> {
     }
 }
 
-/// Gives a parser the corpus as it is, and then bent, so many times. `parse` says how many executions that was.
+/// Runs a parser on the corpus as it is, then on `turns` mutations. `parse` returns the number of executions that it
+/// made.
 pub fn bend_all(name: &str, corpus: &[Vec<u8>], turns: usize, parse: impl FnMut(&[u8]) -> usize) -> usize {
     bend_some(name, corpus, turns, |bent, _| bent, parse)
 }
 
-/// The same with a last touch of what was bent: a checksum, without which nobody reads on. It is given on half the turns.
+/// Like [`bend_all`], but passes half of the mutations through `touch`, for instance to repair a checksum without which
+/// a parser reads no further.
 pub fn bend_some(
     name: &str,
     corpus: &[Vec<u8>],
@@ -171,14 +176,14 @@ pub fn bend_some(
     mut touch: impl FnMut(Vec<u8>, &mut StdRng) -> Vec<u8>,
     mut parse: impl FnMut(&[u8]) -> usize,
 ) -> usize {
-    let (mut rng, begun) = (StdRng::seed_from_u64(seed()), Instant::now());
+    let (mut rng, started) = (StdRng::seed_from_u64(seed()), Instant::now());
     let (mut executions, mut slowest) = (0, Duration::ZERO);
     let mut try_one = |turn: usize, bytes: &[u8]| {
         let tried = InputReporter { name, turn, bytes };
         let before = cpu();
         executions += parse(bytes);
         let took = cpu().saturating_sub(before);
-        assert!(took < MOST_CPU, "it took {took:?} of processor time");
+        assert!(took < MAX_CPU, "parsing took {took:?} of processor time, more than {MAX_CPU:?}");
         slowest = slowest.max(took);
         drop(tried);
     };
@@ -189,7 +194,7 @@ pub fn bend_some(
         let bent = if rng.random_bool(0.5) { touch(bent, &mut rng) } else { bent };
         try_one(turn, &bent);
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     let (a_second, peak) = (executions as f64 / seconds, peak_mib());
     println!(
         "bent {name}: {executions} executions in {seconds:.1} s, {a_second:.0}/s, slowest {slowest:.1?}, {} files, peak {peak} MiB",
@@ -208,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_repeats_itself_and_bends() {
+    fn a_run_is_reproducible_and_mutates_its_inputs() {
         let corpus = texts(["{\"number\": 17, \"name\": \"a\"}", "another text that is longer than the first"]);
         let inputs = || {
             let mut inputs = Vec::new();
@@ -225,7 +230,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "too much")]
-    fn what_panics_is_found() {
+    fn a_parser_that_panics_is_found() {
         bend_all("panics", &texts(["aaaa"]), 1000, |bytes| {
             assert!(bytes.len() < 8, "too much");
             1

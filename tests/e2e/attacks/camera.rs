@@ -4,7 +4,7 @@ use std::fs;
 
 use bytes::Bytes;
 use harness::odd_images;
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use harness::program::{fixture, root};
 use schemas::limits::{MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
 use schemas::task::{
@@ -24,7 +24,7 @@ struct HostileCamera {
 }
 
 /// A header block of these lines.
-pub fn headers(lines: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn headers(lines: &[(&str, &str)]) -> Vec<u8> {
     let lines: String = lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("NATS/1.0\r\n{lines}\r\n").into_bytes()
 }
@@ -58,9 +58,9 @@ impl HostileCamera {
 
 /// Everything that a camera does. `others`: tasks of other cameras, of which it takes the ids before they do; `lies`:
 /// references to things in the bucket that are not what they say.
-pub fn actions(site: &SiteName, others: &[TaskId], lies: &[(&'static str, BlobRef)]) -> Vec<Action> {
+pub(super) fn actions(site: &SiteName, others: &[TaskId], lies: &[(&'static str, BlobRef)]) -> Vec<Action> {
     let mut camera =
-        HostileCamera { site: site.clone(), picture: one(true).unwrap().bytes.clone(), actions: Vec::new() };
+        HostileCamera { site: site.clone(), picture: first_picture(true).unwrap().bytes.clone(), actions: Vec::new() };
     header_forms(&mut camera);
     our_headers(&mut camera);
     ids(&mut camera, others);
@@ -195,7 +195,7 @@ fn ids(camera: &mut HostileCamera, others: &[TaskId]) {
             2 => (HEADER_TASK, true),
             _ => (HEADER_MESSAGE_ID, true),
         };
-        let bytes = if doubtful { some(false, 3).unwrap().bytes.clone() } else { picture.clone() };
+        let bytes = if doubtful { nth_picture(false, 3).unwrap().bytes.clone() } else { picture.clone() };
         let what = if doubtful { "that goes up" } else { "that stays" };
         let name = format!("the id of an image that another camera will publish, in {header}, with a picture {what}");
         camera.add(name, headers(&[(header, &task)]), bytes, ActionOutcome::Answered);
@@ -233,7 +233,7 @@ fn ids(camera: &mut HostileCamera, others: &[TaskId]) {
         Action::many("the same image three times under one id", vec![again.clone(); 3], ActionOutcome::Answered);
     same.expected.push(ActionOutcome::AnsweredBefore);
     camera.actions.push(same);
-    let other = |number| RawPublication { payload: some(true, number).unwrap().bytes.clone(), ..again.clone() };
+    let other = |number| RawPublication { payload: nth_picture(true, number).unwrap().bytes.clone(), ..again.clone() };
     let others: Vec<RawPublication> = (10..14).map(other).collect();
     camera.actions.push(Action::many("four other images under that id", others, ActionOutcome::Answered));
 }
@@ -445,8 +445,8 @@ fn subjects(camera: &mut HostileCamera) {
 }
 
 /// Many at once. A thousand names, a name that says nothing a thousand times, large ones, unreadable ones.
-pub fn floods(site: &SiteName) -> Vec<Action> {
-    let picture = one(true).unwrap().bytes.clone();
+pub(super) fn floods(site: &SiteName) -> Vec<Action> {
+    let picture = first_picture(true).unwrap().bytes.clone();
     let shot = |camera: String, headers: Vec<u8>, payload: Bytes| RawPublication {
         subject: format!("image.{site}.{camera}"),
         headers,

@@ -15,7 +15,7 @@ const AT_ONCE: usize = 256;
 
 /// What is published, to the byte.
 #[derive(Debug, Clone, Default)]
-pub struct RawPublication {
+pub(super) struct RawPublication {
     /// Where.
     pub subject: String,
     /// The header block as it is written; empty: none.
@@ -28,7 +28,7 @@ pub struct RawPublication {
 
 /// What the server said to it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum RawReply {
+pub(super) enum RawReply {
     /// A stream stored it.
     Stored {
         /// Which.
@@ -51,7 +51,7 @@ pub enum RawReply {
 }
 
 /// A connection.
-pub struct RawClient {
+pub(super) struct RawClient {
     address: String,
     login: String,
     inbox: String,
@@ -63,7 +63,7 @@ pub struct RawClient {
 
 impl RawClient {
     /// Connects. `login`: user and password; `inbox`: what subjects of answers begin with.
-    pub async fn connect(url: &str, login: Option<(&str, &str)>, inbox: &str) -> Self {
+    pub(super) async fn connect(url: &str, login: Option<(&str, &str)>, inbox: &str) -> Self {
         let address = url.trim_start_matches("nats://").to_owned();
         let login = login.map(|(user, password)| format!(",\"user\":\"{user}\",\"pass\":\"{password}\""));
         let login = login.unwrap_or_default();
@@ -72,7 +72,7 @@ impl RawClient {
     }
 
     /// Publishes all, and returns what was said to each.
-    pub async fn publish(&mut self, shots: &[RawPublication]) -> Vec<RawReply> {
+    pub(super) async fn publish(&mut self, shots: &[RawPublication]) -> Vec<RawReply> {
         let mut heard = Vec::with_capacity(shots.len());
         for some in shots.chunks(AT_ONCE) {
             heard.extend(self.publish_some(some).await);

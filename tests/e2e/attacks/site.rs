@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use harness::odd_images;
-use harness::pictures::{one, some};
+use harness::pictures::{first_picture, nth_picture};
 use runtime::site_key::SiteKey;
 use schemas::swap::{Agreement, AgreementCount, ReleaseCounts};
 use schemas::task::StorageStamp;
@@ -23,7 +23,7 @@ use super::raw_client::RawPublication;
 use super::table::{Action, ActionOutcome};
 
 /// Everything that is known of the foe's site and of whom it attacks.
-pub struct Foe {
+pub(super) struct Foe {
     /// Its own name.
     pub own: SiteName,
     /// Another's.
@@ -122,7 +122,7 @@ impl Foe {
     }
 
     fn picture(&self, camera: &str) -> VerifyRequest {
-        self.request(camera, Payload::Image(some(false, 1).unwrap().bytes.to_vec().into()))
+        self.request(camera, Payload::Image(nth_picture(false, 1).unwrap().bytes.to_vec().into()))
     }
 
     fn verify_subject(&self) -> String {
@@ -136,7 +136,7 @@ impl Foe {
     }
 
     /// Requests for verdicts.
-    pub fn requests(&self) -> Vec<Action> {
+    pub(super) fn requests(&self) -> Vec<Action> {
         let misdirected = || ActionOutcome::dead("verify_misdirected");
         let unreadable = || ActionOutcome::dead("message_unreadable");
         let sent = topology::sent_blobs(&self.other);
@@ -239,14 +239,14 @@ impl Foe {
                 request.payload = Payload::Image(b"I am a picture".to_vec().into());
             }),
             self.asks("with half a picture", ActionOutcome::dead("image_*"), |request| {
-                let whole = one(false).unwrap().bytes.clone();
+                let whole = first_picture(false).unwrap().bytes.clone();
                 request.payload = Payload::Image(whole[..whole.len() / 2].to_vec().into());
             }),
             self.asks("with a PNG of 20,000 x 20,000", ActionOutcome::dead("image_side_too_long"), |request| {
                 request.payload = Payload::Image(odd_images::png_bomb(20_000).into());
             }),
             self.asks("with 2 MiB behind a picture", ActionOutcome::Verdict, |request| {
-                let mut bytes = one(false).unwrap().bytes.to_vec();
+                let mut bytes = first_picture(false).unwrap().bytes.to_vec();
                 bytes.resize(2 << 20, 0);
                 request.payload = Payload::Image(bytes.into());
             }),
@@ -322,7 +322,7 @@ impl Foe {
     }
 
     /// Objects in its bucket that are not what they say, and requests that refer to them.
-    pub fn blobs(&self) -> (Vec<Action>, Vec<Action>) {
+    pub(super) fn blobs(&self) -> (Vec<Action>, Vec<Action>) {
         let bucket = topology::sent_blobs(&self.own);
         let (mut stored, mut asked) = (Vec::new(), Vec::new());
         let mut lie = |name: &str, number: u8, size: u64, described: String| {
@@ -372,7 +372,7 @@ impl Foe {
     }
 
     /// Hard cases. `others`: the message id of one of another site.
-    pub fn hard_cases(&self, others: &str) -> Vec<Action> {
+    pub(super) fn hard_cases(&self, others: &str) -> Vec<Action> {
         let case = |site: &SiteName, features: Option<Vec<f32>>| HardCase {
             task: TaskId::new_random(),
             site: site.clone(),
@@ -445,7 +445,7 @@ impl Foe {
     }
 
     /// Updates that are refused before the site counts as heard in an open round.
-    pub fn updates(&self, round: u64) -> Vec<Action> {
+    pub(super) fn updates(&self, round: u64) -> Vec<Action> {
         let weights = || BlobRef::new([0xcd; 32], 1000);
         let plain = || self.update(round, weights());
         let on = |name: &str, round: u64, payload: Vec<u8>, fault: &str| {
@@ -574,7 +574,7 @@ impl Foe {
     }
 
     /// Updates of which the site is heard: each for a round of its own, that the test opens. `right`: weights that fit.
-    pub fn heard_updates(&self, right: &[u8]) -> Vec<ObservedUpdate> {
+    pub(super) fn heard_updates(&self, right: &[u8]) -> Vec<ObservedUpdate> {
         let blob = |bytes: &[u8]| BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
         let mut not_finite = right.to_vec();
         let end = not_finite.len();
@@ -616,14 +616,14 @@ impl Foe {
     }
 
     /// The message of one of those.
-    pub fn heard_shot(&self, heard: &ObservedUpdate, round: u64) -> RawPublication {
+    pub(super) fn heard_shot(&self, heard: &ObservedUpdate, round: u64) -> RawPublication {
         let mut update = self.update(round, heard.named.clone());
         (heard.change)(&mut update);
         shot(self.update_subject(round), encoded(&self.signed(update)))
     }
 
     /// Between rounds: what may count in the next one waits for it.
-    pub fn waiting_updates(&self) -> Action {
+    pub(super) fn waiting_updates(&self) -> Action {
         let shots = (0..64).map(|number: u64| {
             let mut update = self.update(0, BlobRef::new([0xce; 32], number));
             update.samples = (0..40_000).map(|label| (format!("{number}-{label}"), 1)).collect();
@@ -661,7 +661,7 @@ impl Foe {
     }
 
     /// Reports of what it runs.
-    pub fn reports(&self) -> Vec<Action> {
+    pub(super) fn reports(&self) -> Vec<Action> {
         let own = format!("swap.{}.foe", self.own);
         let slot = std::cell::Cell::new(0);
         let says = |name: &str, change: &dyn Fn(&mut Swap)| {
@@ -745,7 +745,7 @@ impl Foe {
     }
 
     /// What it has no right to, and what of its own it asks for oddly.
-    pub fn rights(&self, domain: &str) -> Vec<Action> {
+    pub(super) fn rights(&self, domain: &str) -> Vec<Action> {
         let (own, other, model) = (&self.own, &self.other, &self.model);
         let mut actions = Vec::new();
         let mut refused = |subject: String, payload: Bytes| {
@@ -928,7 +928,7 @@ impl Foe {
     }
 
     /// Requests in great numbers.
-    pub fn floods(&self) -> Vec<Action> {
+    pub(super) fn floods(&self) -> Vec<Action> {
         let garbage = vec![shot(self.verify_subject(), vec![0xc1; 200]); 500];
         let pictures: Vec<RawPublication> =
             (0..100).map(|_| shot(self.verify_subject(), encoded(&self.picture("foe")))).collect();
@@ -948,7 +948,7 @@ impl Foe {
 }
 
 /// An update that is looked at, and what is wrong with it.
-pub struct ObservedUpdate {
+pub(super) struct ObservedUpdate {
     /// In words.
     pub name: String,
     /// The bytes that it stores first.

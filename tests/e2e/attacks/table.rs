@@ -7,7 +7,7 @@ use super::raw_client::RawPublication;
 
 /// What came of an action.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ActionOutcome {
+pub(super) enum ActionOutcome {
     /// An image like any other: it has one answer, of the site or of the cloud.
     Answered,
     /// The same image again: it has the answer that it has.
@@ -30,7 +30,7 @@ pub enum ActionOutcome {
 
 impl ActionOutcome {
     /// A dead letter of this fault.
-    pub fn dead(fault: &str) -> Self {
+    pub(super) fn dead(fault: &str) -> Self {
         Self::DeadLetter(fault.into())
     }
 
@@ -64,7 +64,7 @@ impl fmt::Display for ActionOutcome {
 
 /// One action.
 #[derive(Debug, Clone)]
-pub struct Action {
+pub(super) struct Action {
     /// What is tried, in words.
     pub name: String,
     /// What is published; all of it with the same outcome.
@@ -77,24 +77,24 @@ pub struct Action {
 
 impl Action {
     /// One message.
-    pub fn new(name: impl Into<String>, shot: RawPublication, expected: ActionOutcome) -> Self {
+    pub(super) fn new(name: impl Into<String>, shot: RawPublication, expected: ActionOutcome) -> Self {
         Self::many(name, vec![shot], expected)
     }
 
     /// Many messages.
-    pub fn many(name: impl Into<String>, shots: Vec<RawPublication>, expected: ActionOutcome) -> Self {
+    pub(super) fn many(name: impl Into<String>, shots: Vec<RawPublication>, expected: ActionOutcome) -> Self {
         Self { name: name.into(), shots, expected: vec![expected], actual: BTreeMap::new() }
     }
 
     /// Whether what came of it is what was expected.
-    pub fn holds(&self) -> bool {
+    pub(super) fn holds(&self) -> bool {
         let sum: usize = self.actual.values().sum();
         let fits = |outcome: &ActionOutcome| self.expected.iter().any(|expected| expected.allows(outcome));
         sum == self.shots.len() && self.actual.keys().all(fits)
     }
 
     /// How it is done: the first message of it.
-    pub fn how(&self) -> String {
+    pub(super) fn how(&self) -> String {
         let Some(shot) = self.shots.first() else { return String::new() };
         let mut how = match self.shots.len() {
             1 => String::new(),
@@ -118,7 +118,7 @@ impl Action {
     }
 
     /// What came of it, in words.
-    pub fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         let one = self.actual.len() == 1;
         let words = |(outcome, count): (&ActionOutcome, &usize)| match one {
             true => outcome.to_string(),
@@ -138,7 +138,7 @@ fn shown(bytes: &[u8]) -> String {
 }
 
 /// The table of all actions, as Markdown.
-pub fn markdown(sections: &[(&str, &[Action])], summary: &str) -> String {
+pub(super) fn markdown(sections: &[(&str, &[Action])], summary: &str) -> String {
     let mut text = format!(
         "# What a hostile camera and a hostile site can do\n\nMade by `tests/e2e/attacks.rs` (with `TRIBUTARY_FOES_TABLE=1`), which does all of it \
          while an honest site works, and fails where a row is not so.\n\n{summary}\n"
@@ -153,7 +153,7 @@ pub fn markdown(sections: &[(&str, &[Action])], summary: &str) -> String {
 }
 
 /// The beginning of a subject: enough to tell what it is.
-pub fn first_tokens(subject: &str) -> String {
+pub(super) fn first_tokens(subject: &str) -> String {
     let tokens: Vec<&str> = subject.split('.').collect();
     let some = if tokens[0] == "$JS" { 6 } else { 3 };
     let shown: Vec<String> = tokens.iter().take(some).map(|token| token.chars().take(40).collect()).collect();

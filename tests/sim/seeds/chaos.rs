@@ -1,5 +1,5 @@
-//! Faults over time, drawn by the seed: the network loses and delays, servers die, links are cut, streams are full. Then it
-//! ends, for what is promised is promised for afterwards.
+//! Faults over time, drawn from the seed: the network loses and delays messages, servers die, links are cut, streams
+//! fill up. All faults end before a test checks its guarantees, which hold for the time after them.
 
 use std::time::Duration;
 
@@ -7,27 +7,27 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use streams::memory::{MemoryCluster, NetworkFaults};
 
-/// What may go wrong in a scenario.
+/// The faults that a scenario allows.
 #[derive(Debug, Clone, Default)]
-pub struct ChaosPlan {
-    /// Servers that may die.
+pub(crate) struct ChaosPlan {
+    /// Servers that may be killed.
     pub servers: Vec<&'static str>,
     /// Servers whose link may be cut.
     pub links: Vec<&'static str>,
     /// Streams that may be full: server and stream.
     pub full: Vec<(&'static str, &'static str)>,
-    /// How long it lasts.
-    pub lasts: Duration,
+    /// Duration of the faults.
+    pub duration: Duration,
 }
 
-/// Another generator than any other part of a scenario has.
-pub fn rng_of(seed: u64, part: u64) -> StdRng {
+/// A random generator for one part of a scenario, independent of the other parts.
+pub(crate) fn rng_of(seed: u64, part: u64) -> StdRng {
     StdRng::seed_from_u64(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ part)
 }
 
-/// A network that is bad in its own way for each seed, in some not at all.
-pub fn draw_faults(rng: &mut StdRng) -> NetworkFaults {
-    let mut ratio = |most: f64| if rng.random_bool(0.5) { rng.random_range(0.0..most) } else { 0.0 };
+/// Draws the network's faults; some seeds get none of a kind.
+pub(crate) fn draw_faults(rng: &mut StdRng) -> NetworkFaults {
+    let mut ratio = |max: f64| if rng.random_bool(0.5) { rng.random_range(0.0..max) } else { 0.0 };
     let faults = NetworkFaults {
         lost_ack_ratio: ratio(0.4),
         lost_reply_ratio: ratio(0.2),
@@ -44,13 +44,13 @@ pub fn draw_faults(rng: &mut StdRng) -> NetworkFaults {
     }
 }
 
-/// Lets things go wrong for as long as the plan says; afterwards all is well.
-pub async fn run_chaos(cluster: &MemoryCluster, plan: &ChaosPlan, mut rng: StdRng) {
+/// Injects faults for as long as the plan says, then ends them all.
+pub(crate) async fn run_chaos(cluster: &MemoryCluster, plan: &ChaosPlan, mut rng: StdRng) {
     cluster.set_faults(draw_faults(&mut rng));
-    let ends_at = tokio::time::Instant::now() + plan.lasts;
+    let ends_at = tokio::time::Instant::now() + plan.duration;
     while tokio::time::Instant::now() < ends_at {
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..8000))).await;
-        let lasts = Duration::from_millis(rng.random_range(50..12_000));
+        let duration = Duration::from_millis(rng.random_range(50..12_000));
         let kinds = plan.servers.len() + plan.links.len() + plan.full.len();
         if kinds == 0 {
             continue;
@@ -58,16 +58,16 @@ pub async fn run_chaos(cluster: &MemoryCluster, plan: &ChaosPlan, mut rng: StdRn
         let kind = rng.random_range(0..kinds);
         if let Some(server) = plan.servers.get(kind) {
             cluster.stop_server(server, Duration::from_millis(rng.random_range(0..2000)));
-            tokio::time::sleep(lasts).await;
+            tokio::time::sleep(duration).await;
             cluster.start_server(server);
         } else if let Some(link) = plan.links.get(kind - plan.servers.len()) {
-            cluster.cut_link(link, true);
-            tokio::time::sleep(lasts).await;
-            cluster.cut_link(link, false);
+            cluster.set_link_cut(link, true);
+            tokio::time::sleep(duration).await;
+            cluster.set_link_cut(link, false);
         } else if let Some((server, stream)) = plan.full.get(kind - plan.servers.len() - plan.links.len()) {
-            cluster.fill_stream(server, stream, true);
-            tokio::time::sleep(lasts).await;
-            cluster.fill_stream(server, stream, false);
+            cluster.set_stream_full(server, stream, true);
+            tokio::time::sleep(duration).await;
+            cluster.set_stream_full(server, stream, false);
         }
     }
     cluster.set_faults(NetworkFaults { max_delay: Duration::from_millis(2), ..NetworkFaults::default() });

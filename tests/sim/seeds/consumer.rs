@@ -1,5 +1,5 @@
-//! The loop that every worker runs: acknowledge last, redelivery, credits, retries, giving up; held against workers that die,
-//! servers that die and a network that loses whatever it is given.
+//! The consumer loop that every worker runs (acknowledge last, redelivery, credits, retries, dead letters), tested with
+//! workers and servers that die and a network that loses messages.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,35 +22,35 @@ use crate::oracle::{self, ImageTrail};
 use crate::seeds::{SeedResult, check_repeats, check_seeds, find_failure, history_of};
 use crate::world::{ACK_WAIT, SITE, answer_about, camera, one_site, site, task_of};
 
-/// How a worker takes messages.
+/// Which consumer loop a worker runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerLoop {
-    /// As all of ours do.
+    /// The product's loop.
     Ours,
-    /// As none may: it acknowledges before it has stored what came of a message.
+    /// A wrong one: it acknowledges a message before it has stored the outcome.
     AcknowledgesFirst,
-    /// As none may: it takes whatever there is.
+    /// A wrong one: it takes more messages than it has credits.
     IgnoresCredits,
 }
 
-/// What becomes of an image that is torn.
+/// How the recognizer treats damaged images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TornImages {
-    /// It is refused whoever looks at it, however often.
+enum DamagedImages {
+    /// The same images are refused at every delivery.
     AlwaysRefused,
-    /// Whether it is refused changes from delivery to delivery, as where a worker was set up anew meanwhile.
-    RefusedNowAndThen,
+    /// Whether an image is refused changes from delivery to delivery, as when a worker is reconfigured in between.
+    RefusedAtRandom,
 }
 
-/// A recognizer that sees nothing and takes its time.
+/// A recognizer without a model: it waits a random time and draws its answer.
 struct ToyRecognizer {
     seed: u64,
-    torn: TornImages,
+    damaged: DamagedImages,
     cluster: MemoryCluster,
-    /// Messages it may hold.
-    most: usize,
+    /// Most messages that it may hold at a time.
+    max_held: usize,
     held: AtomicUsize,
-    wrong: Arc<Mutex<Vec<String>>>,
+    violations: Arc<Mutex<Vec<String>>>,
 }
 
 /// Counts a message while it is held.
@@ -70,28 +70,28 @@ impl ToyRecognizer {
     async fn recognize(&self, delivery: &Delivery) -> Result<OutgoingMessages, Fault> {
         let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
         let _held = HeldMessage(&self.held);
-        if held > self.most {
-            self.wrong.lock().unwrap().push(format!("{held} messages are held, {} are allowed", self.most));
+        if held > self.max_held {
+            self.violations.lock().unwrap().push(format!("{held} messages are held, {} are allowed", self.max_held));
         }
         let mut rng = rng_of(self.seed ^ delivery.sequence << 16, delivery.attempts);
         let longest_ms = if rng.random_bool(0.1) { 15_000 } else { 800 };
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..longest_ms))).await;
         let task = task_of_message(delivery.header(HEADER_MESSAGE_ID), delivery.sequence);
-        let is_refused = match self.torn {
-            TornImages::AlwaysRefused => task.to_string().starts_with('0'),
-            TornImages::RefusedNowAndThen => rng.random_bool(0.5),
+        let is_refused = match self.damaged {
+            DamagedImages::AlwaysRefused => task.to_string().starts_with('0'),
+            DamagedImages::RefusedAtRandom => rng.random_bool(0.5),
         };
         if is_refused {
-            return Err(Fault::reject("image_corrupt", "it is torn", "publish it again"));
+            return Err(Fault::reject("image_corrupt", "the image is damaged", "publish it again"));
         }
         match rng.random_range(0..100) {
-            0..15 => return Err(Fault::retry("carry_failed", "the moment's fault")),
+            0..15 => return Err(Fault::retry("carry_failed", "a transient fault")),
             15..20 => return Err(Fault::Wait { after: Duration::from_millis(rng.random_range(0..3000)) }),
             _ => {}
         }
         let answer =
             |stage, route, reason| answer_about(task, delivery.sequence, delivery.stored_at_ns, stage, route, reason);
-        if self.torn == TornImages::RefusedNowAndThen && rng.random_bool(0.5) {
+        if self.damaged == DamagedImages::RefusedAtRandom && rng.random_bool(0.5) {
             let verified = answer(AnswerStage::Final, Route::Verified, Reason::LowMargin);
             tokio::spawn(verify_later(self.cluster.clone(), verified, rng.random_range(0..20_000)));
             let doubtful = answer(AnswerStage::Provisional, Route::Edge, Reason::LowMargin);
@@ -102,7 +102,7 @@ impl ToyRecognizer {
     }
 }
 
-/// The verdict on a doubtful answer, which the courier brings.
+/// Stores the verdict on a doubtful answer after a while, as the courier would.
 async fn verify_later(cluster: MemoryCluster, verified: Answer, after_ms: u64) {
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     let publisher = Publisher::new(cluster.connect(SITE), Duration::from_secs(10));
@@ -131,33 +131,33 @@ impl Handler for ToyRecognizer {
     }
 }
 
-/// Workers that come and go.
+/// Recognizers that a test starts and ends.
 struct WorkerPool {
     cluster: MemoryCluster,
     kind: WorkerLoop,
-    torn: TornImages,
+    damaged: DamagedImages,
     seed: u64,
-    wrong: Arc<Mutex<Vec<String>>>,
+    violations: Arc<Mutex<Vec<String>>>,
     running: Vec<(Bus, Shutdown)>,
     started: u64,
 }
 
 impl WorkerPool {
     fn new(cluster: &MemoryCluster, kind: WorkerLoop, seed: u64) -> Self {
-        let (torn, wrong) = (TornImages::AlwaysRefused, Arc::default());
-        Self { cluster: cluster.clone(), kind, torn, seed, wrong, running: Vec::new(), started: 0 }
+        let (damaged, violations) = (DamagedImages::AlwaysRefused, Arc::default());
+        Self { cluster: cluster.clone(), kind, damaged, seed, violations, running: Vec::new(), started: 0 }
     }
 
-    fn start(&mut self, credits: usize, resized: Option<watch::Receiver<usize>>, most: usize) {
+    fn start(&mut self, credits: usize, resized: Option<watch::Receiver<usize>>, max_held: usize) {
         self.started += 1;
         let (bus, shutdown) = (self.cluster.connect(SITE), Shutdown::default());
         let recognizer = Arc::new(ToyRecognizer {
             seed: self.seed ^ self.started << 40,
-            torn: self.torn,
+            damaged: self.damaged,
             cluster: self.cluster.clone(),
-            most,
+            max_held,
             held: AtomicUsize::new(0),
-            wrong: self.wrong.clone(),
+            violations: self.violations.clone(),
         });
         let publisher = Publisher::new(bus.clone(), Duration::from_secs(10));
         let durable = topology::recognizer_durable(&site());
@@ -170,14 +170,14 @@ impl WorkerPool {
                     let _ended = consume(recognizer, &from, publisher, config, stats, stop).await;
                 }
                 WorkerLoop::AcknowledgesFirst | WorkerLoop::IgnoresCredits => {
-                    consume_wrongly(kind, recognizer, &from, publisher, &durable, credits).await;
+                    run_wrong_loop(kind, recognizer, &from, publisher, &durable, credits).await;
                 }
             }
         });
         self.running.push((bus, shutdown));
     }
 
-    /// Ends a worker: as it should end, or as if its process had been killed.
+    /// Ends a worker: cleanly, or as if its process had been killed.
     fn end(&mut self, which: usize, is_killed: bool) {
         let (bus, shutdown) = self.running.swap_remove(which);
         if is_killed {
@@ -187,8 +187,8 @@ impl WorkerPool {
     }
 }
 
-/// What the oracle must not let pass.
-async fn consume_wrongly(
+/// Runs one of the wrong loops, which the oracle must catch.
+async fn run_wrong_loop(
     kind: WorkerLoop,
     recognizer: Arc<ToyRecognizer>,
     from: &Bus,
@@ -225,16 +225,16 @@ async fn consume_wrongly(
     }
 }
 
-/// A camera that publishes images and tries again where nobody answers.
-async fn publish_images(cluster: MemoryCluster, seed: u64, count: u64, lasts: Duration) {
+/// Publishes images as a camera does, retrying unanswered publishes.
+async fn publish_images(cluster: MemoryCluster, seed: u64, count: u64, duration: Duration) {
     let (mut rng, bus) = (rng_of(seed, 2), cluster.connect(SITE));
     let publisher = Publisher::new(bus, Duration::from_secs(20));
-    let between_ms = u64::try_from(lasts.as_millis()).unwrap() * 2 / count.max(1);
+    let between_ms = u64::try_from(duration.as_millis()).unwrap() * 2 / count.max(1);
     for number in 0..count {
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..between_ms.max(1)))).await;
         let image = vec![7u8; rng.random_range(10..2000)];
         let publication = Publication::with_id(subject::image(&site(), &camera()), image, format!("image-{number}"));
-        // What is not acknowledged is nobody's promise.
+        // An unacknowledged image is not an obligation.
         match publisher.publish(&publication).await {
             Ok(_) | Err(CarryError::NoAck { .. } | CarryError::Full { .. } | CarryError::NoStream { .. }) => {}
             Err(error) => panic!("{error}"),
@@ -242,9 +242,9 @@ async fn publish_images(cluster: MemoryCluster, seed: u64, count: u64, lasts: Du
     }
 }
 
-/// Waits until a durable has nothing left, or says that it never does.
+/// Waits until a durable consumer has nothing pending or unacknowledged.
 async fn wait_until_done(cluster: &MemoryCluster, stream: &str, durable: &str) -> Result<(), String> {
-    const PATIENCE: Duration = Duration::from_secs(3600);
+    const TIMEOUT: Duration = Duration::from_secs(3600);
     let bus = cluster.connect(SITE);
     let began = tokio::time::Instant::now();
     loop {
@@ -253,21 +253,21 @@ async fn wait_until_done(cluster: &MemoryCluster, stream: &str, durable: &str) -
         if progress.pending == 0 && progress.unacked == 0 {
             return Ok(());
         }
-        if began.elapsed() > PATIENCE {
-            return Err(format!("an hour after the last fault {progress:?} of {stream}"));
+        if began.elapsed() > TIMEOUT {
+            return Err(format!("{stream} is not drained an hour after the last fault: {progress:?}"));
         }
     }
 }
 
-/// Images, workers and faults for a minute, then an hour to finish.
+/// Runs images, workers and faults for up to a minute, then allows an hour to finish.
 async fn recognize_under_faults(seed: u64, kind: WorkerLoop) -> SeedResult {
     let mut rng = rng_of(seed, 1);
     let cluster = one_site(seed);
-    let lasts = Duration::from_secs(rng.random_range(5..60));
+    let duration = Duration::from_secs(rng.random_range(5..60));
     let plan = ChaosPlan {
         servers: vec![SITE],
         full: vec![(SITE, topology::ANSWERS), (SITE, topology::DEAD), (SITE, topology::IMAGES)],
-        lasts,
+        duration,
         ..ChaosPlan::default()
     };
     let mut workers = WorkerPool::new(&cluster, kind, seed);
@@ -275,11 +275,11 @@ async fn recognize_under_faults(seed: u64, kind: WorkerLoop) -> SeedResult {
     for _ in 0..rng.random_range(1..3) {
         workers.start(credits, None, credits);
     }
-    let publishing = publish_images(cluster.clone(), seed, rng.random_range(5..25), lasts);
+    let publishing = publish_images(cluster.clone(), seed, rng.random_range(5..25), duration);
     let chaos = run_chaos(&cluster, &plan, rng_of(seed, 3));
     let turnover = async {
         let mut rng = rng_of(seed, 4);
-        let ends_at = tokio::time::Instant::now() + lasts;
+        let ends_at = tokio::time::Instant::now() + duration;
         while tokio::time::Instant::now() < ends_at {
             tokio::time::sleep(Duration::from_millis(rng.random_range(500..20_000))).await;
             let which = rng.random_range(0..workers.running.len());
@@ -290,9 +290,9 @@ async fn recognize_under_faults(seed: u64, kind: WorkerLoop) -> SeedResult {
     tokio::join!(publishing, chaos, turnover);
     let durable = topology::recognizer_durable(&site());
     wait_until_done(&cluster, topology::IMAGES, &durable).await?;
-    let wrong = workers.wrong.lock().unwrap().first().cloned();
-    if let Some(wrong) = wrong {
-        return Err(wrong);
+    let violation = workers.violations.lock().unwrap().first().cloned();
+    if let Some(violation) = violation {
+        return Err(violation);
     }
     let trail = ImageTrail::of(&cluster, SITE, topology::IMAGES, &durable);
     oracle::check_outcomes(&cluster, &trail).await?;
@@ -300,44 +300,46 @@ async fn recognize_under_faults(seed: u64, kind: WorkerLoop) -> SeedResult {
 }
 
 #[test]
-fn every_image_has_one_outcome_and_is_acknowledged_after_it() {
-    let test = "consumer::every_image_has_one_outcome_and_is_acknowledged_after_it";
+fn every_image_has_one_outcome_stored_before_it_is_acknowledged() {
+    let test = "consumer::every_image_has_one_outcome_stored_before_it_is_acknowledged";
     check_seeds(test, 500, |seed| recognize_under_faults(seed, WorkerLoop::Ours));
 }
 
 #[test]
-fn a_seed_has_one_history() {
-    check_repeats("consumer::a_seed_has_one_history", 30, |seed| recognize_under_faults(seed, WorkerLoop::Ours));
+fn equal_seeds_give_equal_histories() {
+    check_repeats("consumer::equal_seeds_give_equal_histories", 30, |seed| {
+        recognize_under_faults(seed, WorkerLoop::Ours)
+    });
 }
 
 #[test]
 fn a_worker_that_acknowledges_first_is_caught() {
     let caught = find_failure(30, |seed| recognize_under_faults(seed, WorkerLoop::AcknowledgesFirst));
-    let (seed, why) = caught.expect("thirty seeds let a worker pass that acknowledges first");
+    let (seed, why) = caught.expect("thirty seeds did not catch a worker that acknowledges first");
     println!("caught at seed {seed}: {why}");
 }
 
 #[test]
 fn a_worker_that_ignores_its_credits_is_caught() {
     let caught = find_failure(30, |seed| recognize_under_faults(seed, WorkerLoop::IgnoresCredits));
-    let (seed, why) = caught.expect("thirty seeds let a worker pass that takes whatever there is");
+    let (seed, why) = caught.expect("thirty seeds did not catch a worker that ignores its credits");
     assert!(why.contains("are held"), "{why}");
     println!("caught at seed {seed}: {why}");
 }
 
-/// Dead letters find no room for a while, workers die, and meanwhile a worker may make something else of an image that was
-/// given up. Each image is in one worker's hands at a time, for no sign of work in progress is lost.
-async fn change_minds_without_room_for_letters(seed: u64) -> SeedResult {
+/// The stream of dead letters is full for a while and workers die; meanwhile a redelivered image that was given up may
+/// get another result. No progress report is lost, so that only one worker holds an image at a time.
+async fn change_results_while_dead_letters_are_refused(seed: u64) -> SeedResult {
     let mut rng = rng_of(seed, 1);
     let cluster = one_site(seed);
     cluster.set_faults(NetworkFaults { lost_ack_ratio: 0.0, ..draw_faults(&mut rng) });
     let mut workers = WorkerPool::new(&cluster, WorkerLoop::Ours, seed);
-    workers.torn = TornImages::RefusedNowAndThen;
+    workers.damaged = DamagedImages::RefusedAtRandom;
     let (count, credits) = (rng.random_range(1..10), rng.random_range(1..5));
     for _ in 0..rng.random_range(1..3) {
         workers.start(credits, None, credits);
     }
-    cluster.fill_stream(SITE, topology::DEAD, true);
+    cluster.set_stream_full(SITE, topology::DEAD, true);
     publish_images(cluster.clone(), seed, count, Duration::from_secs(10)).await;
     for _ in 0..rng.random_range(0..5) {
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..10_000))).await;
@@ -345,7 +347,7 @@ async fn change_minds_without_room_for_letters(seed: u64) -> SeedResult {
         workers.end(which, true);
         workers.start(credits, None, credits);
     }
-    cluster.fill_stream(SITE, topology::DEAD, false);
+    cluster.set_stream_full(SITE, topology::DEAD, false);
     cluster.set_faults(NetworkFaults::default());
     let durable = topology::recognizer_durable(&site());
     wait_until_done(&cluster, topology::IMAGES, &durable).await?;
@@ -356,44 +358,45 @@ async fn change_minds_without_room_for_letters(seed: u64) -> SeedResult {
 }
 
 #[test]
-fn an_image_that_was_given_up_has_its_dead_letter_whatever_its_worker_makes_of_it_later() {
-    let test = "consumer::an_image_that_was_given_up_has_its_dead_letter_whatever_its_worker_makes_of_it_later";
-    check_seeds(test, 300, change_minds_without_room_for_letters);
+fn every_dead_outcome_has_its_dead_letter_even_if_a_redelivery_ends_differently() {
+    let test = "consumer::every_dead_outcome_has_its_dead_letter_even_if_a_redelivery_ends_differently";
+    check_seeds(test, 300, change_results_while_dead_letters_are_refused);
 }
 
-/// A worker whose credits change while it works never holds more than the most it was ever given, and in the end all is done.
+/// A worker whose credits change while it works never holds more messages than its largest number of credits, and
+/// finishes them all.
 async fn resize_while_it_works(seed: u64) -> SeedResult {
     let mut rng = rng_of(seed, 1);
     let cluster = one_site(seed);
     cluster.set_faults(NetworkFaults { max_delay: Duration::from_millis(20), ..NetworkFaults::default() });
     let sizes: Vec<usize> = (0..6).map(|_| rng.random_range(1..8)).collect();
-    let most = sizes.iter().copied().max().unwrap_or(1);
+    let max_held = sizes.iter().copied().max().unwrap_or(1);
     let (size, resized) = watch::channel(sizes[0]);
     let mut workers = WorkerPool::new(&cluster, WorkerLoop::Ours, seed);
-    workers.start(sizes[0], Some(resized), most);
-    let lasts = Duration::from_secs(30);
-    let publishing = publish_images(cluster.clone(), seed, 40, lasts);
+    workers.start(sizes[0], Some(resized), max_held);
+    let duration = Duration::from_secs(30);
+    let publishing = publish_images(cluster.clone(), seed, 40, duration);
     let resizing = async {
         for wanted in sizes {
-            tokio::time::sleep(lasts / 6).await;
+            tokio::time::sleep(duration / 6).await;
             size.send_replace(wanted);
         }
     };
     tokio::join!(publishing, resizing);
     let durable = topology::recognizer_durable(&site());
     wait_until_done(&cluster, topology::IMAGES, &durable).await?;
-    match workers.wrong.lock().unwrap().first() {
-        Some(wrong) => Err(wrong.clone()),
+    match workers.violations.lock().unwrap().first() {
+        Some(violation) => Err(violation.clone()),
         None => Ok(history_of(&cluster)),
     }
 }
 
 #[test]
-fn credits_change_while_a_worker_works_and_are_kept_to() {
-    check_seeds("consumer::credits_change_while_a_worker_works_and_are_kept_to", 100, resize_while_it_works);
+fn a_worker_keeps_to_credits_that_change_while_it_works() {
+    check_seeds("consumer::a_worker_keeps_to_credits_that_change_while_it_works", 100, resize_while_it_works);
 }
 
-/// Messages that reach nobody, however often they are delivered, become dead letters with an outcome.
+/// Messages whose every delivery is lost become dead letters with an outcome.
 async fn lose_every_delivery(seed: u64) -> SeedResult {
     let mut rng = rng_of(seed, 1);
     let cluster = one_site(seed);
@@ -402,7 +405,7 @@ async fn lose_every_delivery(seed: u64) -> SeedResult {
     cluster.set_faults(NetworkFaults { lost_delivery_ratio: 1.0, ..NetworkFaults::default() });
     let mut workers = WorkerPool::new(&cluster, WorkerLoop::Ours, seed);
     workers.start(2, None, 2);
-    // As long as it takes to deliver each as often as the durable allows, one after another.
+    // Long enough to deliver each message up to the consumer's limit, one after another.
     let deliveries = u32::try_from(count * 2 * schemas::limits::MAX_TRIES).unwrap();
     tokio::time::sleep(ACK_WAIT * (deliveries + 50)).await;
     cluster.set_faults(NetworkFaults::default());
@@ -416,11 +419,11 @@ async fn lose_every_delivery(seed: u64) -> SeedResult {
         dead.iter().map(|letter| (letter.sequence, letter.fault.kind.as_str())).collect();
     match about.len() as u64 == count && about.iter().all(|(_, fault)| *fault == "client_unreadable") {
         true => Ok(history_of(&cluster)),
-        false => Err(format!("{count} images reached nobody, and these are dead: {about:?}")),
+        false => Err(format!("{count} images were never received, but the dead letters are {about:?}")),
     }
 }
 
 #[test]
-fn what_reaches_nobody_becomes_a_dead_letter() {
-    check_seeds("consumer::what_reaches_nobody_becomes_a_dead_letter", 20, lose_every_delivery);
+fn an_image_that_no_worker_receives_becomes_a_dead_letter() {
+    check_seeds("consumer::an_image_that_no_worker_receives_becomes_a_dead_letter", 20, lose_every_delivery);
 }

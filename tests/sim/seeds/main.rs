@@ -1,7 +1,8 @@
-//! Workers on servers in memory under simulated time. Each seed is another history of faults; an oracle judges each.
+//! Workers on servers in memory under simulated time. Each seed gives another history of faults, and an oracle judges
+//! it.
 //!
-//! `cargo test -p sim` runs some seeds of every scenario, `TRIBUTARY_SEEDS=20000 cargo test -p sim` more of them. A seed that
-//! fails is printed with the command that runs it alone.
+//! `cargo test -p sim` runs a few seeds of every scenario, `TRIBUTARY_SEEDS=20000 cargo test -p sim` many more. A failure
+//! prints its seed and the command that runs that seed alone.
 
 #![allow(clippy::indexing_slicing)]
 #![allow(
@@ -17,6 +18,7 @@ mod backoff;
 mod chaos;
 mod consumer;
 mod courier;
+mod operations;
 mod oracle;
 mod releasers;
 mod requests;

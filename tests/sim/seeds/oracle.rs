@@ -1,4 +1,4 @@
-//! What must hold of a history, whatever went wrong in it.
+//! Guarantees that must hold for every history, whatever faults it had.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,22 +10,22 @@ use streams::{subject, topology};
 
 use crate::world::{camera, site, task_of};
 
-/// What happened to the images of a site, in order.
-pub struct ImageTrail {
+/// The history of a site's images. A position is the index of an event in the cluster's history.
+pub(crate) struct ImageTrail {
     server: String,
-    /// Where in the history each image was acknowledged, by its sequence.
+    /// Position and sequence of each acknowledged image.
     acknowledged: Vec<(usize, u64)>,
-    /// Where in the history each outcome was stored, by its slot.
+    /// Positions at which outcomes were stored, by slot.
     outcomes: BTreeMap<String, Vec<usize>>,
-    /// Sequences that were deleted by hand.
+    /// Position and sequence of each image that a client deleted.
     deleted: Vec<(usize, u64)>,
-    /// Sequences that were stored.
+    /// Sequences of the stored images.
     stored: BTreeSet<u64>,
 }
 
 impl ImageTrail {
-    /// Of the stream that a durable takes from.
-    pub fn of(cluster: &MemoryCluster, at: &str, from: &str, by: &str) -> Self {
+    /// Collects the history of one stream and one of its durable consumers.
+    pub(crate) fn of(cluster: &MemoryCluster, at: &str, from: &str, by: &str) -> Self {
         let mut trail = Self {
             server: at.into(),
             acknowledged: Vec::new(),
@@ -33,23 +33,23 @@ impl ImageTrail {
             deleted: Vec::new(),
             stored: BTreeSet::new(),
         };
-        for (place, event) in cluster.events().into_iter().enumerate() {
+        for (position, event) in cluster.events().into_iter().enumerate() {
             match event {
                 ClusterEvent::Acknowledged { server, stream, durable, sequence }
                     if server == at && stream == from && durable == by =>
                 {
-                    trail.acknowledged.push((place, sequence));
+                    trail.acknowledged.push((position, sequence));
                 }
                 ClusterEvent::Stored { server, stream, subject, .. }
                     if server == at && stream == topology::ANSWERS && subject.starts_with("answer.final.") =>
                 {
-                    trail.outcomes.entry(subject).or_default().push(place);
+                    trail.outcomes.entry(subject).or_default().push(position);
                 }
                 ClusterEvent::Stored { server, stream, sequence, .. } if server == at && stream == from => {
                     trail.stored.insert(sequence);
                 }
                 ClusterEvent::Deleted { server, stream, sequence } if server == at && stream == from => {
-                    trail.deleted.push((place, sequence));
+                    trail.deleted.push((position, sequence));
                 }
                 _ => {}
             }
@@ -58,8 +58,12 @@ impl ImageTrail {
     }
 }
 
-/// Everything that a stream holds.
-pub async fn read_stream(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<StoredMessage>, String> {
+/// Reads all messages of a stream.
+pub(crate) async fn read_stream(
+    cluster: &MemoryCluster,
+    server: &str,
+    stream: &str,
+) -> Result<Vec<StoredMessage>, String> {
     let bus = cluster.connect(server);
     let level = reader::stream_level(&bus, stream).await.map_err(|error| error.to_string())?;
     let mut messages = Vec::new();
@@ -69,34 +73,38 @@ pub async fn read_stream(cluster: &MemoryCluster, server: &str, stream: &str) ->
     Ok(messages)
 }
 
-/// Everything that a stream holds, decoded.
-pub async fn read_messages<M: Message>(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<M>, String> {
+/// Reads and decodes all messages of a stream.
+pub(crate) async fn read_messages<M: Message>(
+    cluster: &MemoryCluster,
+    server: &str,
+    stream: &str,
+) -> Result<Vec<M>, String> {
     let all = read_stream(cluster, server, stream).await?;
     all.iter().map(|message| decode(&message.payload).map_err(|error| error.to_string())).collect()
 }
 
-/// The dead letters of a server.
-pub async fn dead_letters(cluster: &MemoryCluster, server: &str) -> Result<Vec<DeadLetter>, String> {
+/// Reads the dead letters of a server.
+pub(crate) async fn dead_letters(cluster: &MemoryCluster, server: &str) -> Result<Vec<DeadLetter>, String> {
     read_messages(cluster, server, topology::DEAD).await
 }
 
-/// Every image has exactly one final outcome, was acknowledged or deleted after that was stored, and has a dead letter where
-/// it is dead, and only there.
-pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<(), String> {
+/// Checks that every image has exactly one final outcome, was acknowledged after that was stored, and has a dead letter
+/// if and only if the outcome is dead.
+pub(crate) async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<(), String> {
     let slots = check_ends(cluster, trail).await?;
-    let after_outcome = |place: usize, sequence: u64, what: &str| {
+    let after_outcome = |position: usize, sequence: u64, what: &str| {
         let Some(slot) = slots.get(&sequence) else { return Ok(()) };
         match trail.outcomes.get(slot).and_then(|stored| stored.first()) {
-            Some(stored) if *stored < place => Ok(()),
+            Some(stored) if *stored < position => Ok(()),
             _ => Err(format!("image {sequence} was {what} before its outcome was stored")),
         }
     };
-    for (place, sequence) in &trail.acknowledged {
-        after_outcome(*place, *sequence, "acknowledged")?;
+    for (position, sequence) in &trail.acknowledged {
+        after_outcome(*position, *sequence, "acknowledged")?;
     }
     for (_, sequence) in &trail.deleted {
         if !trail.stored.contains(sequence) {
-            return Err(format!("image {sequence} was deleted and never there"));
+            return Err(format!("image {sequence} was deleted but never stored"));
         }
     }
     let acknowledged: BTreeSet<u64> = trail.acknowledged.iter().map(|(_, sequence)| *sequence).collect();
@@ -106,9 +114,9 @@ pub async fn check_outcomes(cluster: &MemoryCluster, trail: &ImageTrail) -> Resu
     Ok(())
 }
 
-/// Every image ends in exactly one final outcome, and has a dead letter if that is a tombstone, and only then. Returns the slots
-/// of the outcomes, by the sequences of the images.
-pub async fn check_ends(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<BTreeMap<u64, String>, String> {
+/// Checks that every image has exactly one final outcome, and a dead letter if and only if that outcome is a tombstone.
+/// Returns the slot of each image's outcome, by the image's sequence.
+pub(crate) async fn check_ends(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<BTreeMap<u64, String>, String> {
     let images = read_stream(cluster, &trail.server, topology::IMAGES).await?;
     let mut slots = BTreeMap::new();
     for image in &images {
@@ -122,12 +130,12 @@ pub async fn check_ends(cluster: &MemoryCluster, trail: &ImageTrail) -> Result<B
         }
     }
     let letters = dead_letters(cluster, &trail.server).await?;
-    let lettered: BTreeSet<TaskId> = letters.iter().filter_map(|letter| letter.task).collect();
+    let with_dead_letter: BTreeSet<TaskId> = letters.iter().filter_map(|letter| letter.task).collect();
     let answers: Vec<Answer> = read_messages(cluster, &trail.server, topology::ANSWERS).await?;
     for answer in answers.iter().filter(|answer| answer.stage == AnswerStage::Final) {
-        match (answer.route == Route::Dead, lettered.contains(&answer.task)) {
-            (true, false) => return Err(format!("task {} is dead and has no letter", answer.task)),
-            (false, true) => return Err(format!("task {} has an answer and a dead letter too", answer.task)),
+        match (answer.route == Route::Dead, with_dead_letter.contains(&answer.task)) {
+            (true, false) => return Err(format!("task {} is dead but has no dead letter", answer.task)),
+            (false, true) => return Err(format!("task {} has both an answer and a dead letter", answer.task)),
             (true, true) | (false, false) => {}
         }
     }

@@ -1,5 +1,5 @@
-//! Two releasers beside each other, and sites that follow what they order: each thing is decided once, and in the end all run
-//! what stands.
+//! Two releasers at work in parallel, and sites that follow their orders: every decision is made once, and in the end
+//! every site runs the stable release.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::seeds::{SeedResult, check_repeats, check_seeds, history_of};
 use crate::world::{CLOUD, cloud_of, model, release_id};
 
 const SITES: [&str; 4] = ["reef", "farm", "lab", "port"];
-/// Length of a stretch that sites report about.
+/// Length of a report's time slot.
 const SLOT_MS: u64 = 60_000;
 
 fn sites() -> Vec<SiteName> {
@@ -43,7 +43,7 @@ fn release(number: u8) -> Release {
     }
 }
 
-/// A site that runs what it is told and reports what came of it.
+/// A site that follows its orders and reports its counts.
 struct ToySite {
     name: SiteName,
     bus: Bus,
@@ -56,7 +56,7 @@ struct ToySite {
 }
 
 impl ToySite {
-    async fn live(mut self) {
+    async fn follow_orders(mut self) {
         let mut rng = rng_of(self.seed, 7);
         let publisher = Publisher::new(self.bus.clone(), Duration::from_secs(30));
         let wanted = subject::order(&self.name, &model());
@@ -154,8 +154,8 @@ fn start_releaser(cluster: &MemoryCluster, store: &ReleaseStore, settings: &Rele
     (bus, shutdown)
 }
 
-/// A release is tried and decided about by two who do not know of each other, while the cloud's server dies now and then.
-async fn decide_beside_each_other(seed: u64) -> SeedResult {
+/// Two independent releasers decide about candidates, while the cloud's server dies now and then.
+async fn decide_in_parallel(seed: u64) -> SeedResult {
     let mut rng = rng_of(seed, 1);
     let cluster = cloud_of(seed, sites());
     let bus = cluster.connect(CLOUD);
@@ -172,8 +172,8 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
         ..ReleaserSettings::default()
     };
     (settings.canary.without_verdicts, settings.canary.max_duration_s) = (true, 1800);
-    let said = |why: &str| DecisionContext::new(DecisionOrigin::Hand, why, cluster.now_ms());
-    decision_log::publish_decision(&publisher, &stage::first(model(), release(1), said("first")))
+    let context = |why: &str| DecisionContext::new(DecisionOrigin::Hand, why, cluster.now_ms());
+    decision_log::publish_decision(&publisher, &stage::first(model(), release(1), context("first")))
         .await
         .map_err(|error| error.to_string())?;
     let mut tasks = tokio::task::JoinSet::new();
@@ -188,15 +188,15 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
             counts: BTreeMap::new(),
             name,
         };
-        tasks.spawn(site.live());
+        tasks.spawn(site.follow_orders());
     }
     let mut running = [(); 2].map(|()| start_releaser(&cluster, &store, &settings));
     tokio::time::sleep(Duration::from_secs(rng.random_range(120..400))).await;
     let candidate = rng.random_range(2..4u8);
     for number in 2..=candidate {
         let decide = |now: Option<&Rollout>| {
-            let now = now.ok_or("nothing was decided before")?;
-            stage::candidate(now, release(number), said("import")).map(Some).map_err(|refused| refused.to_string())
+            let now = now.ok_or("the model has no rollout")?;
+            stage::candidate(now, release(number), context("import")).map(Some).map_err(|refused| refused.to_string())
         };
         loop {
             let now = decision_log::latest(&bus, &model()).await.map_err(|error| error.to_string())?;
@@ -208,12 +208,12 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
     }
     let plan = ChaosPlan {
         servers: vec![CLOUD],
-        lasts: Duration::from_secs(rng.random_range(60..900)),
+        duration: Duration::from_secs(rng.random_range(60..900)),
         ..ChaosPlan::default()
     };
     let turnover = async {
         let mut rng = rng_of(seed, 4);
-        let ends_at = tokio::time::Instant::now() + plan.lasts;
+        let ends_at = tokio::time::Instant::now() + plan.duration;
         while tokio::time::Instant::now() < ends_at {
             tokio::time::sleep(Duration::from_secs(rng.random_range(10..300))).await;
             let which = rng.random_range(0..2);
@@ -224,11 +224,11 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
     };
     tokio::join!(turnover, run_chaos(&cluster, &plan, rng_of(seed, 3)));
     tokio::time::sleep(Duration::from_secs(2700)).await;
-    let decided: Vec<Rollout> = oracle::read_messages(&cluster, CLOUD, topology::RELEASES).await?;
-    check_decisions(&decided)?;
-    let last = decided.last().ok_or("nothing was decided")?;
+    let decisions: Vec<Rollout> = oracle::read_messages(&cluster, CLOUD, topology::RELEASES).await?;
+    check_decisions(&decisions)?;
+    let last = decisions.last().ok_or("no decision was made")?;
     if last.canary.is_some() || !last.candidates.is_empty() {
-        return Err(format!("{:?} is still tried, {} wait", last.canary, last.candidates.len()));
+        return Err(format!("canary {:?} is undecided and {} candidates wait", last.canary, last.candidates.len()));
     }
     let reports: Vec<Swap> = oracle::read_messages(&cluster, CLOUD, topology::SWAPS).await?;
     for name in sites() {
@@ -241,43 +241,43 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
     Ok(history_of(&cluster))
 }
 
-/// Decisions follow each other without a gap, and none is made twice.
-fn check_decisions(decided: &[Rollout]) -> Result<(), String> {
-    for (number, rollout) in (1..).zip(decided) {
+/// Checks that decisions are numbered without a gap and none is made twice.
+fn check_decisions(decisions: &[Rollout]) -> Result<(), String> {
+    for (number, rollout) in (1..).zip(decisions) {
         if rollout.number != number {
             return Err(format!("decision {} stands where {number} should", rollout.number));
         }
     }
     let mut seen = Vec::new();
-    for rollout in decided {
+    for rollout in decisions {
         let step = rollout.canary.as_ref().filter(|_| rollout.decision.stage == ReleaseStage::Canary).map(|c| c.step);
-        let made = (rollout.decision.stage, rollout.decision.release.clone(), step);
-        if seen.contains(&made) {
-            return Err(format!("{:?} of {} was decided twice", made.0, made.1.short()));
+        let decision = (rollout.decision.stage, rollout.decision.release.clone(), step);
+        if seen.contains(&decision) {
+            return Err(format!("{:?} of {} was decided twice", decision.0, decision.1.short()));
         }
-        seen.push(made);
+        seen.push(decision);
     }
     Ok(())
 }
 
 #[test]
-fn two_releasers_decide_everything_once() {
-    check_seeds("releasers::two_releasers_decide_everything_once", 3, decide_beside_each_other);
+fn two_releasers_make_every_decision_once() {
+    check_seeds("releasers::two_releasers_make_every_decision_once", 3, decide_in_parallel);
 }
 
 #[test]
-fn a_seed_has_one_history() {
-    check_repeats("releasers::a_seed_has_one_history", 1, decide_beside_each_other);
+fn equal_seeds_give_equal_histories() {
+    check_repeats("releasers::equal_seeds_give_equal_histories", 1, decide_in_parallel);
 }
 
 #[test]
-fn a_decision_that_is_made_twice_is_caught() {
-    let said = || DecisionContext::new(DecisionOrigin::Releaser, "because", 5);
-    let first = stage::first(model(), release(1), said());
-    let waits = stage::candidate(&first, release(2), said()).unwrap();
-    let tried = stage::canary(&waits, &release_id(2), 0, sites(), said()).unwrap();
-    let again = Rollout { number: tried.number + 1, ..tried.clone() };
-    check_decisions(&[first.clone(), waits.clone(), tried.clone()]).unwrap();
-    assert!(check_decisions(&[first.clone(), waits.clone(), tried.clone(), again]).is_err());
-    assert!(check_decisions(&[first, tried]).is_err(), "there is a gap");
+fn a_repeated_decision_is_caught() {
+    let context = || DecisionContext::new(DecisionOrigin::Releaser, "because", 5);
+    let first = stage::first(model(), release(1), context());
+    let candidate = stage::candidate(&first, release(2), context()).unwrap();
+    let canary = stage::canary(&candidate, &release_id(2), 0, sites(), context()).unwrap();
+    let repeated = Rollout { number: canary.number + 1, ..canary.clone() };
+    check_decisions(&[first.clone(), candidate.clone(), canary.clone()]).unwrap();
+    assert!(check_decisions(&[first.clone(), candidate.clone(), canary.clone(), repeated]).is_err());
+    assert!(check_decisions(&[first, canary]).is_err(), "the gap was not noticed");
 }

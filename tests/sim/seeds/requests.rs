@@ -1,4 +1,4 @@
-//! What costs a request and what does not: workers ask for what is new, and not for all of it again.
+//! The number of requests that workers make: they read what is new, and do not read everything again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn cloud(seed: u64) -> (MemoryCluster, Bus) {
     (cluster, bus)
 }
 
-/// Publishes hard cases of two sites, in turn.
+/// Publishes hard cases of two sites alternately.
 async fn publish_hard_cases(bus: &Bus, from: u64, count: u64) {
     let publisher = Publisher::new(bus.clone(), Duration::from_secs(5));
     for number in from..from + count {
@@ -31,17 +31,17 @@ async fn publish_hard_cases(bus: &Bus, from: u64, count: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hard_cases_are_read_once_and_counted_from_the_opening_of_a_round() {
+async fn hard_cases_are_read_once_and_counted_since_the_round_opened() {
     let (cluster, bus) = cloud(1);
     publish_hard_cases(&bus, 0, 500).await;
     let mut count = HardCaseCount::default();
-    assert_eq!(count.count_new(&bus, 0).await.unwrap(), 500, "at the start, all");
+    assert_eq!(count.count_new(&bus, 0).await.unwrap(), 500, "the first call counts all");
     assert_eq!((count.sites_with(250), count.sites_with(251)), (2, 0));
     assert_eq!(count.count_new(&bus, 0).await.unwrap(), 0);
     publish_hard_cases(&bus, 500, 3).await;
     assert_eq!(count.count_new(&bus, 0).await.unwrap(), 3);
     assert_eq!((count.sites_with(251), count.sites_with(252)), (2, 1));
-    // A round opens: what came before is over, what came since counts, even if it was read already.
+    // A round opens: only cases stored since then count, including those that were already read.
     let opened_at_ms = cluster.now_ms();
     tokio::time::sleep(Duration::from_secs(1)).await;
     publish_hard_cases(&bus, 600, 4).await;
@@ -49,7 +49,7 @@ async fn hard_cases_are_read_once_and_counted_from_the_opening_of_a_round() {
     assert_eq!(count.count_new(&bus, opened_at_ms).await.unwrap(), 4);
     assert_eq!((count.sites_with(2), count.sites_with(3)), (2, 0));
     assert_eq!(count.count_new(&bus, opened_at_ms).await.unwrap(), 0);
-    // The oldest make way, read or not.
+    // Purged cases no longer count, read or not.
     publish_hard_cases(&bus, 700, 6).await;
     let last = reader::stream_level(&bus, topology::HARDCASES).await.unwrap().last_sequence;
     reader::purge_before(&bus, topology::HARDCASES, last - 1).await.unwrap();
@@ -58,7 +58,7 @@ async fn hard_cases_are_read_once_and_counted_from_the_opening_of_a_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_costs_one_request_and_its_bucket_is_looked_up_again_after_a_failure() {
+async fn a_heartbeat_is_one_request_and_its_bucket_is_reopened_after_a_failure() {
     let (cluster, bus) = cloud(2);
     let shutdown = Shutdown::default();
     let pace = HeartbeatPace { every: Duration::from_millis(500), ..HeartbeatPace::default() };
@@ -81,7 +81,7 @@ async fn a_heartbeat_costs_one_request_and_its_bucket_is_looked_up_again_after_a
     let since_ms = clock::now_ms();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let live = live_workers(&bus).await.unwrap();
-    assert!(live.iter().any(|beat| beat.sent_at_ms >= since_ms), "{live:?} at {since_ms}");
+    assert!(live.iter().any(|heartbeat| heartbeat.sent_at_ms >= since_ms), "{live:?} at {since_ms}");
     shutdown.request();
     sending.await.unwrap();
 }

@@ -1,5 +1,5 @@
-//! A model's rounds as a fold over what the stream says: whoever reads it, however often it is interrupted, and in whatever
-//! order messages came into it, the same updates count.
+//! A model's rounds as a fold over the stream: every reader counts the same updates, however often it is interrupted
+//! and in whatever order the messages were stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -53,17 +53,17 @@ fn update_of(site: SiteName, round: u64, base: u8, id: u64) -> Publication {
     Publication::with_id(subject::update(&model(), round, &site), encode(&update).unwrap(), format!("update-{id}"))
 }
 
-/// Everything that three rounds may say, in an order that is drawn.
+/// Draws all events and updates of three rounds, in a random order.
 fn draw_messages(seed: u64) -> Vec<Publication> {
     let mut rng = rng_of(seed, 1);
     let mut messages = Vec::new();
     for number in 1..=3u64 {
         let base = rng.random_range(0..u8::try_from(number).unwrap());
-        let asked = rng.random_range(0..=SITES.len());
+        let invited = rng.random_range(0..=SITES.len());
         let terms = RoundTerms {
             base: release_id(base),
             weights: None,
-            sites: (0..asked).map(site).collect(),
+            sites: (0..invited).map(site).collect(),
             quorum: rng.random_range(1..4),
             grace_s: 10,
             deadline_s: 100,
@@ -87,7 +87,7 @@ fn draw_messages(seed: u64) -> Vec<Publication> {
         let (round, base) = (rng.random_range(0..=4), rng.random_range(0..4));
         messages.push(update_of(site(rng.random_range(0..SITES.len())), round, base, id));
     }
-    // In some histories in the order of their making but for a few, in others in any.
+    // Half of the histories are fully shuffled; in the others only a few messages change places.
     match rng.random_bool(0.5) {
         true => messages.shuffle(&mut rng),
         false => {
@@ -100,11 +100,11 @@ fn draw_messages(seed: u64) -> Vec<Publication> {
     messages
 }
 
-/// What somebody has made of the stream so far.
+/// A reader's state after the messages read so far.
 #[derive(Debug, Clone, PartialEq)]
 struct RoundFold {
     rounds: RoundTracker,
-    /// Updates that counted, by round: sequence, site and whether the round was open.
+    /// Updates that counted: round, sequence, site, and whether the round was open.
     counted: Vec<(u64, u64, SiteName, bool)>,
 }
 
@@ -117,8 +117,8 @@ impl RoundFold {
         let at_ms = u64::try_from(message.stored_at_ns / 1_000_000).unwrap();
         if message.subject.starts_with("round.") {
             let Ok(round) = decode::<Round>(&message.payload) else { return };
-            for waited in self.rounds.apply_event(&round, at_ms) {
-                let UpdateArrival { update, sequence, stored_at_ms, .. } = waited;
+            for waiting in self.rounds.apply_event(&round, at_ms) {
+                let UpdateArrival { update, sequence, stored_at_ms, .. } = waiting;
                 self.add_update(update, sequence, stored_at_ms);
             }
         } else if let Ok(update) = decode::<Update>(&message.payload) {
@@ -134,14 +134,14 @@ impl RoundFold {
         self.rounds.accept(*arrival);
     }
 
-    /// What must hold whatever came in whatever order.
+    /// Checks what must hold for any order of messages.
     fn check(&self) -> Result<(), String> {
-        let mut heard = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for (round, sequence, site, is_open) in &self.counted {
             if !is_open {
-                return Err(format!("update {sequence} counts in round {round}, which is closed"));
+                return Err(format!("update {sequence} counts in round {round}, which was closed"));
             }
-            if !heard.insert((round, site)) {
+            if !seen.insert((round, site)) {
                 return Err(format!("two updates of {site} count in round {round}"));
             }
         }
@@ -149,16 +149,16 @@ impl RoundFold {
     }
 }
 
-/// How somebody reads the stream.
+/// What a reader does after an interruption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FoldReader {
-    /// Goes on where it was interrupted.
-    GoesOn,
-    /// As none may: after an interruption it reads the last message once more.
+    /// Continues after the last message that it read.
+    Continues,
+    /// A wrong one: reads its last message a second time.
     ReadsTwice,
 }
 
-/// Reads until a sequence, interrupted again and again.
+/// Folds the stream up to a sequence, starting again after every interruption.
 async fn fold_stream(bus: &Bus, until: u64, reader: FoldReader) -> RoundFold {
     let (mut fold, mut next) = (RoundFold::new(), 1);
     while next <= until {
@@ -199,7 +199,7 @@ async fn fold_under_faults(seed: u64, reader: FoldReader) -> SeedResult {
     let faults = draw_faults(&mut rng);
     cluster.set_faults(NetworkFaults { broken_follow_ratio: 0.2, ..faults });
     publish_all(&cluster, draw_messages(seed), seed).await;
-    // Asked until somebody answers.
+    // Repeat until a reply arrives.
     let until = loop {
         match level_of(&cluster).await {
             Some(level) => break level,
@@ -209,12 +209,12 @@ async fn fold_under_faults(seed: u64, reader: FoldReader) -> SeedResult {
     let (one, other) = (cluster.connect(CLOUD), cluster.connect(CLOUD));
     let (one, other) = tokio::join!(fold_stream(&one, until, reader), fold_stream(&other, until, reader));
     cluster.set_faults(NetworkFaults::default());
-    let whole = fold_stream(&cluster.connect(CLOUD), until, FoldReader::GoesOn).await;
+    let whole = fold_stream(&cluster.connect(CLOUD), until, FoldReader::Continues).await;
     whole.check()?;
     for fold in [one, other] {
         fold.check()?;
         if fold != whole {
-            return Err(format!("one reader came to {:?} and another to {:?}", fold.counted, whole.counted));
+            return Err(format!("one reader counted {:?} and another {:?}", fold.counted, whole.counted));
         }
     }
     Ok(history_of(&cluster))
@@ -226,14 +226,14 @@ async fn level_of(cluster: &MemoryCluster) -> Option<u64> {
 }
 
 #[test]
-fn whoever_reads_a_rounds_messages_comes_to_the_same() {
-    let test = "rounds::whoever_reads_a_rounds_messages_comes_to_the_same";
-    check_seeds(test, 300, |seed| fold_under_faults(seed, FoldReader::GoesOn));
+fn every_reader_counts_the_same_updates() {
+    let test = "rounds::every_reader_counts_the_same_updates";
+    check_seeds(test, 300, |seed| fold_under_faults(seed, FoldReader::Continues));
 }
 
 #[test]
 fn a_reader_that_reads_twice_is_caught() {
     let caught = find_failure(50, |seed| fold_under_faults(seed, FoldReader::ReadsTwice));
-    let (seed, why) = caught.expect("fifty seeds let a reader pass that reads messages twice");
+    let (seed, why) = caught.expect("fifty seeds did not catch a reader that reads messages twice");
     println!("caught at seed {seed}: {why}");
 }

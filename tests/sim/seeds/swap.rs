@@ -1,4 +1,4 @@
-//! Every step of a swap, each of which may fail, take long, or be the last before the process dies.
+//! Swaps of releases in which every step may fail, take long, or be the last before the process dies.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -16,17 +16,18 @@ use crate::chaos::rng_of;
 use crate::seeds::{SeedResult, check_repeats, check_seeds, find_failure};
 use crate::world::{model, release_id, site};
 
-/// What is wrong with the host, if anything.
+/// Which host runs the swaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HostKind {
+    /// A correct one.
     Sound,
-    /// As none may: after a swap that failed, the next process would start with what never served.
-    ForgetsToTakeBack,
-    /// As none may: it lets a release serve that its trial refused.
+    /// A wrong one: after a failed swap, the next process would start with a release that never served.
+    SkipsRollback,
+    /// A wrong one: it serves a release whose trial failed.
     SkipsTrials,
 }
 
-/// What survives the process.
+/// What survives a restart of the process.
 struct ToyDisk {
     recorded: ReleaseId,
     passed: BTreeSet<ReleaseId>,
@@ -36,14 +37,14 @@ struct HostState {
     rng: StdRng,
     serving: ReleaseId,
     is_failing: bool,
-    /// Between writing down what serves and its serving, both may differ.
+    /// A release is recorded but not serving yet, so both may differ.
     is_handing_over: bool,
-    /// Whether the last swap failed, and what serves stands to be written down again.
+    /// Whether the last swap failed, so that the serving release must be recorded again.
     has_failed: bool,
-    handed: Vec<ReleaseId>,
+    served_releases: Vec<ReleaseId>,
 }
 
-/// A worker that runs nothing, and can do what one does with a release.
+/// A worker without a model: it takes every step of a swap and draws its result.
 struct ToyHost {
     kind: HostKind,
     disk: Arc<Mutex<ToyDisk>>,
@@ -54,8 +55,14 @@ struct ToyHost {
 impl ToyHost {
     fn start(kind: HostKind, disk: &Arc<Mutex<ToyDisk>>, log: &Arc<Mutex<Vec<(i128, String)>>>, rng: StdRng) -> Self {
         let serving = disk.lock().unwrap().recorded.clone();
-        let state =
-            HostState { rng, serving, is_failing: true, is_handing_over: false, has_failed: false, handed: Vec::new() };
+        let state = HostState {
+            rng,
+            serving,
+            is_failing: true,
+            is_handing_over: false,
+            has_failed: false,
+            served_releases: Vec::new(),
+        };
         Self { kind, disk: disk.clone(), state: Mutex::new(state), log: log.clone() }
     }
 
@@ -64,16 +71,16 @@ impl ToyHost {
         self.log.lock().unwrap().push((simulated_now_ns().unwrap_or(0), text));
     }
 
-    /// A step that takes its time and may fail, by itself or for the moment.
+    /// Takes a step: it lasts a random time and may fail with one of `faults`.
     async fn take_step(&self, what: &str, release: &ReleaseId, faults: &[&str]) -> Result<(), FaultNote> {
         self.note(what, release);
-        let (lasts, fault) = {
+        let (duration, fault) = {
             let mut state = self.state.lock().unwrap();
-            let lasts = Duration::from_millis(state.rng.random_range(0..20_000));
+            let duration = Duration::from_millis(state.rng.random_range(0..20_000));
             let fails = state.is_failing && state.rng.random_bool(0.3);
-            (lasts, fails.then(|| faults[state.rng.random_range(0..faults.len())].to_owned()))
+            (duration, fails.then(|| faults[state.rng.random_range(0..faults.len())].to_owned()))
         };
-        tokio::time::sleep(lasts).await;
+        tokio::time::sleep(duration).await;
         match fault {
             Some(fault) => Err(FaultNote::new(fault, "it failed", "try again")),
             None => Ok(()),
@@ -81,7 +88,7 @@ impl ToyHost {
     }
 }
 
-/// Releases whose trial never passes.
+/// Whether a release's trial always fails: every fifth.
 fn is_bad(release: &ReleaseId) -> bool {
     (1..=50u8).filter(|number| number % 5 == 0).any(|number| release_id(number) == *release)
 }
@@ -105,7 +112,7 @@ impl ReleaseHost for ToyHost {
     async fn run_trial(&self, model: &ReleaseId) -> Result<(), FaultNote> {
         self.take_step("try", model, &["trial_impossible", "memory_short", "probe_differs"]).await?;
         if is_bad(model) && self.kind != HostKind::SkipsTrials {
-            return Err(FaultNote::new("probe_differs", "it sees something else", "seal it again"));
+            return Err(FaultNote::new("probe_differs", "the probe's prediction differs", "seal it again"));
         }
         if !is_bad(model) {
             self.disk.lock().unwrap().passed.insert(model.clone());
@@ -124,9 +131,9 @@ impl ReleaseHost for ToyHost {
 
     fn record_serving(&self, release: &ReleaseId) -> std::io::Result<()> {
         let mut state = self.state.lock().unwrap();
-        let is_taken_back = *release == state.serving;
-        (state.is_handing_over, state.has_failed) = (!is_taken_back, false);
-        if !(is_taken_back && self.kind == HostKind::ForgetsToTakeBack) {
+        let is_rollback = *release == state.serving;
+        (state.is_handing_over, state.has_failed) = (!is_rollback, false);
+        if !(is_rollback && self.kind == HostKind::SkipsRollback) {
             self.disk.lock().unwrap().recorded = release.clone();
         }
         Ok(())
@@ -140,7 +147,7 @@ impl ReleaseHost for ToyHost {
         self.take_step("hand over", &standby, &["swap_broke"]).await?;
         let mut state = self.state.lock().unwrap();
         state.is_handing_over = false;
-        state.handed.push(standby.clone());
+        state.served_releases.push(standby.clone());
         state.serving = standby;
         Ok(())
     }
@@ -165,21 +172,21 @@ fn order(number: u64, release: u8) -> Order {
     Order { site: site(), model: model(), number, release, stage: ReleaseStage::Stable, said_at_ms: 0, signature: None }
 }
 
-/// What must hold of a worker at any moment.
+/// Checks what must hold for a worker at any moment.
 fn check_host(host: &ToyHost, swap: &SwapState) -> Result<(), String> {
     let (state, disk) = (host.state.lock().unwrap(), host.disk.lock().unwrap());
     let has_passed = |release: &ReleaseId| *release == release_id(0) || disk.passed.contains(release);
     if !has_passed(&state.serving) {
-        return Err(format!("{} serves, and its trial never passed", state.serving.short()));
+        return Err(format!("{} serves, but its trial never passed", state.serving.short()));
     }
     if !has_passed(&disk.recorded) {
-        return Err(format!("the next process would start with {}, which was never tried", disk.recorded.short()));
+        return Err(format!("the next process would start with {}, whose trial never passed", disk.recorded.short()));
     }
     if swap.step.is_none() && disk.recorded != state.serving {
-        return Err(format!("{} serves, and {} is written down", state.serving.short(), disk.recorded.short()));
+        return Err(format!("{} serves, but {} is recorded", state.serving.short(), disk.recorded.short()));
     }
     if swap.refused.len() > 8 {
-        return Err(format!("{} refusals are told", swap.refused.len()));
+        return Err(format!("{} refusals are reported, more than 8", swap.refused.len()));
     }
     Ok(())
 }
@@ -190,16 +197,16 @@ async fn swap_under_faults(seed: u64, kind: HostKind) -> SeedResult {
     let disk = Arc::new(Mutex::new(ToyDisk { recorded: release_id(0), passed: BTreeSet::new() }));
     let log = Arc::new(Mutex::new(Vec::new()));
     let (sender, orders) = watch::channel(None);
-    let (mut number, lives) = (0, rng.random_range(1..5));
-    for life in 0..lives {
-        let host = ToyHost::start(kind, &disk, &log, rng_of(seed, 100 + life));
+    let (mut number, processes) = (0, rng.random_range(1..5));
+    for process in 0..processes {
+        let host = ToyHost::start(kind, &disk, &log, rng_of(seed, 100 + process));
         let state = watch::Sender::new(SwapState { since_ms: 0, order: 0, step: None, refused: Vec::new() });
         let ends_at = tokio::time::Instant::now() + Duration::from_millis(rng.random_range(1000..200_000));
         let following = follow_orders(&host, &state, orders.clone());
         let ordering = async {
             while tokio::time::Instant::now() < ends_at {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(10..60_000))).await;
-                // Now and then an older one comes late, or the same once more.
+                // Sometimes an older order arrives late, or the same one again.
                 let next = match rng.random_range(0..10) {
                     0 => number.max(2) - 1,
                     1 => number,
@@ -213,33 +220,33 @@ async fn swap_under_faults(seed: u64, kind: HostKind) -> SeedResult {
         let watching = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                if let Err(wrong) = check_host(&host, &state.borrow()) {
-                    return wrong;
+                if let Err(violation) = check_host(&host, &state.borrow()) {
+                    return violation;
                 }
             }
         };
-        // Whatever step it is at when its time is up, the process is gone.
+        // When its time is up, the process dies in whatever step it is.
         tokio::select! {
             biased;
-            wrong = watching => return Err(wrong),
-            () = following => return Err("it stopped following".into()),
+            violation = watching => return Err(violation),
+            () = following => return Err("the worker stopped following orders".into()),
             () = ordering => {}
         }
-        let handed = host.state.lock().unwrap().handed.clone();
-        let placed: Vec<u8> =
-            handed.iter().filter_map(|id| (0..=50).find(|number| release_id(*number) == *id)).collect();
-        if placed.windows(2).any(|pair| pair[0] > pair[1]) {
-            return Err(format!("a worker went back without being told: {placed:?}"));
+        let served_releases = host.state.lock().unwrap().served_releases.clone();
+        let served: Vec<u8> =
+            served_releases.iter().filter_map(|id| (0..=50).find(|number| release_id(*number) == *id)).collect();
+        if served.windows(2).any(|pair| pair[0] > pair[1]) {
+            return Err(format!("the worker went back to an older release: {served:?}"));
         }
     }
-    // The last life: nothing fails by itself any more, and what is ordered is good.
+    // The last process: no step fails any more, and the ordered release is good.
     let host = ToyHost::start(kind, &disk, &log, rng_of(seed, 99));
     host.state.lock().unwrap().is_failing = false;
     let state = watch::Sender::new(SwapState { since_ms: 0, order: 0, step: None, refused: Vec::new() });
     let last = order(number + 1, 51);
     sender.send_replace(Some(last.clone()));
     let following = follow_orders(&host, &state, orders.clone());
-    let _going_on = tokio::time::timeout(Duration::from_secs(600), following).await;
+    let _still_following = tokio::time::timeout(Duration::from_secs(600), following).await;
     check_host(&host, &state.borrow())?;
     let serving = host.serving();
     if serving != last.release.release || state.borrow().order != last.number {
@@ -256,27 +263,27 @@ async fn swap_under_faults(seed: u64, kind: HostKind) -> SeedResult {
 }
 
 #[test]
-fn every_step_may_fail_and_something_good_serves() {
-    check_seeds("swap::every_step_may_fail_and_something_good_serves", 300, |seed| {
+fn a_good_release_serves_whichever_step_fails() {
+    check_seeds("swap::a_good_release_serves_whichever_step_fails", 300, |seed| {
         swap_under_faults(seed, HostKind::Sound)
     });
 }
 
 #[test]
-fn a_seed_has_one_history() {
-    check_repeats("swap::a_seed_has_one_history", 50, |seed| swap_under_faults(seed, HostKind::Sound));
+fn equal_seeds_give_equal_histories() {
+    check_repeats("swap::equal_seeds_give_equal_histories", 50, |seed| swap_under_faults(seed, HostKind::Sound));
 }
 
 #[test]
-fn a_swap_that_is_not_taken_back_is_caught() {
-    let caught = find_failure(200, |seed| swap_under_faults(seed, HostKind::ForgetsToTakeBack));
-    let (seed, why) = caught.expect("two hundred seeds let a worker pass that would start with what never served");
+fn a_host_that_skips_the_rollback_is_caught() {
+    let caught = find_failure(200, |seed| swap_under_faults(seed, HostKind::SkipsRollback));
+    let (seed, why) = caught.expect("two hundred seeds did not catch a worker that skips the rollback");
     println!("caught at seed {seed}: {why}");
 }
 
 #[test]
-fn a_trial_that_is_skipped_is_caught() {
+fn a_host_that_skips_trials_is_caught() {
     let caught = find_failure(200, |seed| swap_under_faults(seed, HostKind::SkipsTrials));
-    let (seed, why) = caught.expect("two hundred seeds let a worker pass that skips trials");
+    let (seed, why) = caught.expect("two hundred seeds did not catch a worker that skips trials");
     println!("caught at seed {seed}: {why}");
 }

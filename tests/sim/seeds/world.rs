@@ -1,4 +1,4 @@
-//! A site and a cloud in memory, and what passes between them.
+//! Servers of a site and a cloud in memory, and messages to publish there.
 
 use std::time::Duration;
 
@@ -10,67 +10,67 @@ use streams::memory::MemoryCluster;
 use streams::topology::{PlanScope, StreamSettings, plan_topology};
 use streams::{Publication, Publisher};
 
-/// The site's server.
-pub const SITE: &str = "reef";
-/// The cloud's.
-pub const CLOUD: &str = "cloud";
-/// How long a message may be held without a word, as workers are told.
-pub const ACK_WAIT: Duration = Duration::from_secs(4);
+/// Name of the site and its server.
+pub(crate) const SITE: &str = "reef";
+/// Name of the cloud's server.
+pub(crate) const CLOUD: &str = "cloud";
+/// Acknowledgement wait of every consumer.
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(4);
 
-/// The site.
-pub fn site() -> SiteName {
+/// The site's name.
+pub(crate) fn site() -> SiteName {
     SITE.parse().unwrap()
 }
 
-/// A camera of it.
-pub fn camera() -> CameraName {
+/// A camera of the site.
+pub(crate) fn camera() -> CameraName {
     "cam-1".parse().unwrap()
 }
 
-/// The model that runs there.
-pub fn model() -> ModelName {
+/// The model that the site runs.
+pub(crate) fn model() -> ModelName {
     ModelName::from_name("light")
 }
 
-/// A release by number.
-pub fn release_id(number: u8) -> ReleaseId {
+/// A release id made from a number.
+pub(crate) fn release_id(number: u8) -> ReleaseId {
     ReleaseId::from_sha256([number; 32])
 }
 
-/// Small streams, and waits that suit simulated seconds.
-pub fn settings() -> StreamSettings {
+/// Default stream settings with a short acknowledgement wait.
+pub(crate) fn settings() -> StreamSettings {
     let ack_wait_s = u32::try_from(ACK_WAIT.as_secs()).unwrap();
     StreamSettings { ack_wait_s, ..StreamSettings::default() }
 }
 
-/// A site alone.
-pub fn one_site(seed: u64) -> MemoryCluster {
+/// A cluster with a site only.
+pub(crate) fn one_site(seed: u64) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
     cluster.add_server(SITE, &plan_topology(&PlanScope::Site(site()), &settings()));
     cluster
 }
 
-/// A site and the cloud, with a link between them.
-pub fn site_and_cloud(seed: u64) -> MemoryCluster {
+/// A cluster with a site and the cloud, joined by a link.
+pub(crate) fn site_and_cloud(seed: u64) -> MemoryCluster {
     let cluster = one_site(seed);
     cluster.add_server(CLOUD, &plan_topology(&PlanScope::Cloud(vec![site()]), &settings()));
     cluster
 }
 
-/// The cloud alone.
-pub fn cloud_of(seed: u64, sites: Vec<SiteName>) -> MemoryCluster {
+/// A cluster with the cloud only.
+pub(crate) fn cloud_of(seed: u64, sites: Vec<SiteName>) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
     cluster.add_server(CLOUD, &plan_topology(&PlanScope::Cloud(sites), &settings()));
     cluster
 }
 
-/// The task of an image that was published under this id.
-pub fn task_of(message_id: &str) -> TaskId {
+/// Task of an image that was published with this message id.
+pub(crate) fn task_of(message_id: &str) -> TaskId {
     TaskId::from_message_id(&site(), &camera(), message_id, b"")
 }
 
-/// What is said about an image.
-pub fn answer_about(
+/// An answer with a fixed prediction about an image.
+pub(crate) fn answer_about(
     task: TaskId,
     image_sequence: u64,
     stored_at_ns: i128,
@@ -92,8 +92,8 @@ pub fn answer_about(
     Answer::for_task(&Task::from_id(&stamp, task), stage, route, reason, at_ms).with_prediction(prediction)
 }
 
-/// Publishes a message however long it takes.
-pub async fn publish_at_last(publisher: &Publisher, publication: &Publication) {
+/// Publishes a message, retrying until it is stored.
+pub(crate) async fn publish_until_stored(publisher: &Publisher, publication: &Publication) {
     while publisher.publish(publication).await.is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

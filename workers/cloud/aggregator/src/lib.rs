@@ -22,7 +22,7 @@ pub mod filter;
 pub mod focus;
 pub mod hard_case_count;
 pub mod merge;
-pub mod parameter_layout;
+mod parameter_layout;
 pub mod public_set;
 pub mod release;
 pub mod release_builder;
@@ -37,7 +37,7 @@ pub mod tainted_release;
 pub mod verify;
 pub mod weigh;
 pub mod weights_file;
-pub mod worker;
+mod worker;
 
 pub use aggregate::AggregateResult;
 pub use parameter_layout::ParameterLayout;

@@ -10,7 +10,7 @@ use crate::settings::ReleaserSettings;
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ReleaserAction {
+pub(crate) enum ReleaserAction {
     /// Publish this decision.
     Decide(Box<Rollout>),
     /// Wait; the reason, in words.
@@ -18,7 +18,7 @@ pub enum ReleaserAction {
 }
 
 /// The next decision about a model's releases.
-pub fn next_action(
+pub(crate) fn next_action(
     rollout: &Rollout,
     evidence: &ReleaseEvidence,
     sites: &SiteWorkers<'_>,

@@ -4,13 +4,13 @@
 //! happens next (pure), [`ring`] chooses the sites that try it and the orders to give (pure), [`pause_window`] holds
 //! times without rollouts (pure). Deliberately absent: weights.
 
-pub mod action;
-pub mod canary;
+mod action;
+mod canary;
 pub mod evidence;
-pub mod pause_window;
-pub mod ring;
+mod pause_window;
+mod ring;
 pub mod settings;
-pub mod worker;
+mod worker;
 
 pub use canary::{CanaryRuling, CanarySettings, judge_canary};
 pub use evidence::ReleaseEvidence;

@@ -9,7 +9,7 @@ use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName
 use crate::settings::RingSettings;
 
 /// Workers by site, each with its latest report.
-pub type SiteWorkers<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
+pub(crate) type SiteWorkers<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
 
 /// An order is renewed after this many milliseconds: half of its validity.
 const RENEW_AFTER_MS: u64 = 15 * 24 * 3_600_000;
@@ -20,7 +20,7 @@ const AWAY_AFTER_MS: u64 = 600_000;
 
 /// Drops the verifiers, unless they run a release of this model or a person pinned one for them: a cloud model may have
 /// the same name as a site model.
-pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> SiteWorkers<'a> {
+pub(crate) fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> SiteWorkers<'a> {
     let cloud = SiteName::cloud();
     let of_model = |swap: &&Swap| {
         let before = rollout.previous.iter().any(|previous| previous.release == swap.release);
@@ -34,7 +34,7 @@ pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> Site
 }
 
 /// Why a site cannot run a release, from the first of its workers that cannot; `None` if it can.
-pub fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
+pub(crate) fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
     workers.iter().find_map(|swap| {
         // A release that a worker already runs is compatible.
         if swap.release == release.release {
@@ -48,7 +48,7 @@ pub fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<Faul
 
 /// Sites of the first `step + 1` rings that can run a release and are not pinned, sorted; and those that cannot, with
 /// the reason.
-pub fn ring(
+pub(crate) fn ring(
     rings: &[RingSettings],
     step: u32,
     rollout: &Rollout,
@@ -86,7 +86,7 @@ fn site_hash_fraction(model: &ModelName, release: &ReleaseId, site: &SiteName) -
 }
 
 /// Sites that cannot run their release, in words; `None` if all can.
-pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<String> {
+pub(crate) fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<String> {
     let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
         let release = stage::order_for_site(rollout, site).release;
         let fault = site_incompatibility(&release, workers)?;
@@ -100,7 +100,7 @@ pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<Strin
 
 /// A site's latest order.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StandingOrder {
+pub(crate) struct StandingOrder {
     /// The ordered release.
     pub release: ReleaseId,
     /// When it was given, milliseconds since the epoch.
@@ -109,7 +109,7 @@ pub struct StandingOrder {
 
 /// The orders to give now, each with whether its package must be sent. At most `batch` sites at a time move to the
 /// stable release; the canary's ring and withdrawals are not limited.
-pub fn due_orders(
+pub(crate) fn due_orders(
     rollout: &Rollout,
     sites: &SiteWorkers<'_>,
     given: &BTreeMap<SiteName, StandingOrder>,

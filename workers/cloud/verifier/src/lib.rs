@@ -4,8 +4,8 @@
 //! site. Deliberately absent: a gate, and any knowledge of the sites.
 
 pub mod judge;
-pub mod settings;
-pub mod worker;
+mod settings;
+mod worker;
 
 pub use settings::VerifierSettings;
 pub use worker::{Verifier, hard_case_publication, report, run};

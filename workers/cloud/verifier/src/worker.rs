@@ -52,7 +52,7 @@ impl Verifier {
                 let asked_at = Instant::now();
                 let sent = Blobs::open_sent_by(&self.bus, &request.provisional.site);
                 let bytes = sent.fetch_blob(blob, MAX_IMAGE_BYTES).await?;
-                self.recognize_image(request, bytes, micros(asked_at)).await
+                self.recognize_image(request, bytes, clock::micros(asked_at.elapsed())).await
             }
             Payload::Features(features) => {
                 let verdict = self.judge_features(features).await?;
@@ -104,12 +104,8 @@ impl Verifier {
         });
         let judged = judged.await.map_err(|error| Fault::retry("head_broke", error))?;
         let prediction = judged.map_err(unfit)?.ok_or_else(no_scores)?;
-        Ok((prediction, Timings { infer_us: micros(asked_at), batch_size: 1, ..Timings::default() }))
+        Ok((prediction, Timings { infer_us: clock::micros(asked_at.elapsed()), batch_size: 1, ..Timings::default() }))
     }
-}
-
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn no_scores() -> Fault {

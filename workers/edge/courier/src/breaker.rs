@@ -8,7 +8,7 @@ const MAX_PAUSE_S: f64 = 60.0;
 
 /// Whether uploads may start, given recent failures.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     failures: u32,
     open_until_s: f64,
     trying: bool,
@@ -22,7 +22,7 @@ impl Default for Breaker {
 
 impl Breaker {
     /// Whether an upload may start; after a pause only one at a time, until one succeeds.
-    pub fn allows(&self, now_s: f64) -> bool {
+    pub(crate) fn allows(&self, now_s: f64) -> bool {
         match self.failures {
             0..THRESHOLD => true,
             _ => now_s >= self.open_until_s && !self.trying,
@@ -30,17 +30,17 @@ impl Breaker {
     }
 
     /// Records that an upload started.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.trying = true;
     }
 
     /// Records a successful upload.
-    pub fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
     }
 
     /// Records an upload that the cloud refused or failed; true if the breaker is now open.
-    pub fn failed(&mut self, now_s: f64) -> bool {
+    pub(crate) fn failed(&mut self, now_s: f64) -> bool {
         self.trying = false;
         if self.failures >= THRESHOLD && now_s < self.open_until_s {
             // It was in flight when the breaker opened, so it counts no more.
@@ -56,12 +56,12 @@ impl Breaker {
     }
 
     /// Records an upload that ended without evidence about the cloud, because the link went down.
-    pub fn unknown(&mut self) {
+    pub(crate) fn unknown(&mut self) {
         self.trying = false;
     }
 
     /// Seconds until an upload may be tried; 0 if it may now.
-    pub fn wait_s(&self, now_s: f64) -> f64 {
+    pub(crate) fn wait_s(&self, now_s: f64) -> f64 {
         if self.failures < THRESHOLD { 0.0 } else { (self.open_until_s - now_s).max(0.0) }
     }
 }

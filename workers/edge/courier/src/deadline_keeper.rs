@@ -14,7 +14,7 @@ const FIRST_CHECK: Duration = Duration::from_secs(5);
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Keeps the deadlines of a site's provisional answers.
-pub struct DeadlineKeeper {
+pub(crate) struct DeadlineKeeper {
     /// Site it works for.
     pub site: SiteName,
     /// Connection to the site's answers.

@@ -17,7 +17,7 @@ const MARK: &str = "site-mark";
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Writes the site's mark to the cloud and reports a fault when another site overwrites it.
-pub async fn watch_site_mark(
+pub(crate) async fn watch_site_mark(
     here: &Bus,
     cloud: &Bus,
     site: &SiteName,

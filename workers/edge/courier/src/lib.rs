@@ -7,20 +7,20 @@
 //! reads verdicts, rounds and orders, to refuse what the site did not ask for or nobody signed. Deliberately absent:
 //! models, decisions about confidence.
 
-pub mod breaker;
+mod breaker;
 pub mod budget;
-pub mod deadline_keeper;
+mod deadline_keeper;
 mod identity;
-pub mod link;
-pub mod note_carrier;
-pub mod outbox_carrier;
-pub mod outbox_index;
-pub mod probe;
-pub mod settings;
+mod link;
+mod note_carrier;
+mod outbox_carrier;
+mod outbox_index;
+mod probe;
+mod settings;
 pub mod trust_anchor;
-pub mod verdict_carrier;
-pub mod verifier_progress;
-pub mod worker;
+mod verdict_carrier;
+mod verifier_progress;
+mod worker;
 
 pub use settings::CourierSettings;
 pub use worker::run;

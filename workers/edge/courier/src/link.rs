@@ -68,7 +68,7 @@ impl LinkSettings {
 
 /// An upload in flight.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ActiveUpload {
+pub(crate) struct ActiveUpload {
     bytes: u64,
     sent_at_s: f64,
     /// Bytes that were in flight before it.
@@ -77,7 +77,7 @@ pub struct ActiveUpload {
 
 /// Measures the link.
 #[derive(Debug, Clone)]
-pub struct LinkMeter {
+pub(crate) struct LinkMeter {
     settings: LinkSettings,
     round_trips: WindowExtremes,
     rates: WindowExtremes,
@@ -99,7 +99,7 @@ struct ThroughputSpan {
 
 impl LinkMeter {
     /// A meter for a link without any measurement yet.
-    pub fn new(settings: LinkSettings) -> Self {
+    pub(crate) fn new(settings: LinkSettings) -> Self {
         Self {
             settings,
             round_trips: WindowExtremes::new(|new, old| new <= old),
@@ -115,7 +115,7 @@ impl LinkMeter {
     }
 
     /// Records that the cloud responded to a probe after `round_trip_s`.
-    pub fn record_answer(&mut self, round_trip_s: f64, now_s: f64) {
+    pub(crate) fn record_answer(&mut self, round_trip_s: f64, now_s: f64) {
         let shortest_s = self.minimum_transfer_s(self.in_flight_bytes).unwrap_or(round_trip_s);
         self.round_trips.add(round_trip_s.max(0.0), now_s);
         self.smooth(round_trip_s, shortest_s);
@@ -123,7 +123,7 @@ impl LinkMeter {
     }
 
     /// Records that a probe got no response. The link is then down, unless the cloud was heard otherwise meanwhile.
-    pub fn record_silence(&mut self, now_s: f64) {
+    pub(crate) fn record_silence(&mut self, now_s: f64) {
         if self.up && now_s - self.heard_at_s >= self.timeout_s() {
             self.up = false;
             self.available = false;
@@ -132,7 +132,7 @@ impl LinkMeter {
     }
 
     /// Records that an upload started.
-    pub fn record_upload(&mut self, bytes: u64, now_s: f64) -> ActiveUpload {
+    pub(crate) fn record_upload(&mut self, bytes: u64, now_s: f64) -> ActiveUpload {
         if self.in_flight_bytes == 0 {
             let rtt_min_s = self.round_trips.best().unwrap_or(0.0);
             self.span = ThroughputSpan { begun_at_s: now_s + rtt_min_s, bytes: 0 };
@@ -143,7 +143,7 @@ impl LinkMeter {
     }
 
     /// Records that the cloud acknowledged an upload.
-    pub fn record_arrival(&mut self, upload: ActiveUpload, now_s: f64) {
+    pub(crate) fn record_arrival(&mut self, upload: ActiveUpload, now_s: f64) {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(upload.bytes);
         self.span.bytes += upload.bytes;
         let length_s = now_s - self.span.begun_at_s;
@@ -159,17 +159,17 @@ impl LinkMeter {
     }
 
     /// Records that an upload was abandoned.
-    pub fn record_loss(&mut self, upload: ActiveUpload) {
+    pub(crate) fn record_loss(&mut self, upload: ActiveUpload) {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(upload.bytes);
     }
 
     /// Bytes in flight.
-    pub fn in_flight_bytes(&self) -> u64 {
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
     }
 
     /// Timeout of a probe, seconds: longer while bytes in flight must take longer.
-    pub fn timeout_s(&self) -> f64 {
+    pub(crate) fn timeout_s(&self) -> f64 {
         let base_s = self.settings.probe_timeout_ms as f64 / 1000.0;
         let transfer_s = match (self.in_flight_bytes, self.rates.best()) {
             (0, _) | (_, None) => 0.0,
@@ -180,18 +180,18 @@ impl LinkMeter {
 
     /// The shortest time in which this many bytes could arrive and be acknowledged, seconds; `None` before
     /// a round trip was measured. Without a measured rate, only the round trip counts.
-    pub fn minimum_transfer_s(&self, bytes: u64) -> Option<f64> {
+    pub(crate) fn minimum_transfer_s(&self, bytes: u64) -> Option<f64> {
         let transfer_s = self.rates.best().map_or(0.0, |rate| bytes as f64 / rate);
         Some(self.round_trips.best()? + transfer_s)
     }
 
     /// Whether the cloud responds.
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.up
     }
 
     /// The state of the link, without the messages that wait and without the cloud.
-    pub fn report(&self) -> LinkReport {
+    pub(crate) fn report(&self) -> LinkReport {
         LinkReport {
             up: self.up,
             available: self.available,

@@ -22,7 +22,7 @@ const TRIES: u64 = 15;
 
 /// Carries notes of the cloud to the site.
 #[derive(Clone)]
-pub struct NoteCarrier {
+pub(crate) struct NoteCarrier {
     /// Site it works for.
     pub site: SiteName,
     /// The root that the site trusts.
@@ -106,7 +106,7 @@ impl NoteCarrier {
 const ROLE: Role = Role::Courier;
 
 /// Carries the openings of rounds.
-pub struct RoundNotes(pub NoteCarrier);
+pub(crate) struct RoundNotes(pub NoteCarrier);
 
 impl Handler for RoundNotes {
     const ROLE: Role = ROLE;
@@ -134,7 +134,7 @@ impl Handler for RoundNotes {
 }
 
 /// Carries the orders to the site.
-pub struct OrderNotes(pub NoteCarrier);
+pub(crate) struct OrderNotes(pub NoteCarrier);
 
 impl Handler for OrderNotes {
     const ROLE: Role = ROLE;

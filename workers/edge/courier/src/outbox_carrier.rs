@@ -47,7 +47,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(1);
 const USAGE_NOTE: &str = "uplink-used";
 
 /// Sends what waits in the outbox.
-pub struct OutboxCarrier {
+pub(crate) struct OutboxCarrier {
     /// Site it works for.
     pub site: SiteName,
     /// Connection to the site's own JetStream domain.
@@ -87,7 +87,7 @@ enum UploadOutcome {
 
 impl OutboxCarrier {
     /// Reads the budget's usage from the ledger.
-    pub async fn open(
+    pub(crate) async fn open(
         site: SiteName,
         here: Bus,
         blobs: Blobs,
@@ -104,7 +104,7 @@ impl OutboxCarrier {
     }
 
     /// The state of the link, including what waits for it.
-    pub fn report(&self) -> LinkReport {
+    pub(crate) fn report(&self) -> LinkReport {
         self.with(|state| {
             let (waiting, waiting_bytes) = state.outbox.backlog();
             let budget_left_bytes = state.budget.left_bytes(clock::now_ms());
@@ -113,7 +113,7 @@ impl OutboxCarrier {
     }
 
     /// Sends until told to stop. Uploads in flight then are sent again later, under the same ids.
-    pub async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), Fault> {
+    pub(crate) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), Fault> {
         let (sender, mut found) = mpsc::channel(FOUND_AHEAD);
         let mut scanner = JoinSet::new();
         scanner.spawn(scan_outbox(self.here.clone(), sender));

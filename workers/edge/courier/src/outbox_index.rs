@@ -25,7 +25,7 @@ pub enum BacklogOrder {
 
 /// Urgency of a kind of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum UrgencyClass {
+pub(crate) enum UrgencyClass {
     /// A task waits for the verdict.
     Verdict,
     /// Nobody waits for it.
@@ -34,7 +34,7 @@ pub enum UrgencyClass {
 
 /// A message in the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutboxEntry {
+pub(crate) struct OutboxEntry {
     /// Urgency of its kind.
     pub class: UrgencyClass,
     /// Priority, 0 (bulk) to 9 (first).
@@ -50,7 +50,7 @@ type SendRank = (UrgencyClass, u8, u64);
 
 /// An index of the outbox. Limited by what the stream holds.
 #[derive(Debug, Default)]
-pub struct OutboxIndex {
+pub(crate) struct OutboxIndex {
     entries: BTreeMap<u64, OutboxEntry>,
     fresh: BTreeSet<SendRank>,
     backlog: BTreeSet<SendRank>,
@@ -68,7 +68,7 @@ fn rank(sequence: u64, entry: &OutboxEntry) -> SendRank {
 
 impl OutboxIndex {
     /// Adds a message found in the stream, unless it is known. `fresh`: whether the link is up.
-    pub fn add(&mut self, sequence: u64, entry: OutboxEntry, fresh: bool) {
+    pub(crate) fn add(&mut self, sequence: u64, entry: OutboxEntry, fresh: bool) {
         if self.entries.contains_key(&sequence) {
             return;
         }
@@ -80,14 +80,14 @@ impl OutboxIndex {
     }
 
     /// Records that the link went down: everything that waits becomes backlog.
-    pub fn link_lost(&mut self) {
+    pub(crate) fn link_lost(&mut self) {
         self.backlog.append(&mut self.fresh);
     }
 
     /// The next message to send, if `may` allows it. It counts as being sent until
     /// [`OutboxIndex::remove_message`] or [`OutboxIndex::requeue_message`]. Never skips a message that is too large for
     /// now: it would starve.
-    pub fn next(
+    pub(crate) fn next(
         &mut self,
         order: BacklogOrder,
         mut may: impl FnMut(&OutboxEntry) -> bool,
@@ -123,7 +123,7 @@ impl OutboxIndex {
     }
 
     /// Messages past their deadline that are not being sent; each is returned once.
-    pub fn expired(&mut self, now_ms: u64) -> Vec<u64> {
+    pub(crate) fn expired(&mut self, now_ms: u64) -> Vec<u64> {
         let mut expired = Vec::new();
         while let Some(&(at_ms, sequence)) = self.deadlines.first().filter(|(at_ms, _)| *at_ms <= now_ms) {
             self.deadlines.remove(&(at_ms, sequence));
@@ -142,7 +142,7 @@ impl OutboxIndex {
     }
 
     /// Removes a message that left the stream.
-    pub fn remove_message(&mut self, sequence: u64) {
+    pub(crate) fn remove_message(&mut self, sequence: u64) {
         self.sending.remove(&sequence);
         if let Some(entry) = self.entries.remove(&sequence) {
             self.waiting_bytes = self.waiting_bytes.saturating_sub(entry.bytes);
@@ -156,7 +156,7 @@ impl OutboxIndex {
     }
 
     /// Puts a message that could not be sent into the backlog.
-    pub fn requeue_message(&mut self, sequence: u64) {
+    pub(crate) fn requeue_message(&mut self, sequence: u64) {
         if self.sending.remove(&sequence)
             && let Some(entry) = self.entries.get(&sequence)
         {
@@ -166,23 +166,23 @@ impl OutboxIndex {
     }
 
     /// Puts a message back whose sending failed for a reason other than the link: it goes after the others.
-    pub fn retry_message(&mut self, sequence: u64) {
+    pub(crate) fn retry_message(&mut self, sequence: u64) {
         self.requeue_message(sequence);
         self.failed = Some(sequence);
     }
 
     /// The earliest deadline, milliseconds since the epoch.
-    pub fn next_deadline_ms(&self) -> Option<u64> {
+    pub(crate) fn next_deadline_ms(&self) -> Option<u64> {
         self.deadlines.first().map(|(at_ms, _)| *at_ms)
     }
 
     /// Whether a message waits or is being sent.
-    pub fn contains(&self, sequence: u64) -> bool {
+    pub(crate) fn contains(&self, sequence: u64) -> bool {
         self.entries.contains_key(&sequence)
     }
 
     /// Number of messages that wait or are being sent, and their bytes.
-    pub fn backlog(&self) -> (u64, u64) {
+    pub(crate) fn backlog(&self) -> (u64, u64) {
         (self.entries.len() as u64, self.waiting_bytes)
     }
 }

@@ -9,7 +9,7 @@ use streams::reader::StoredMessage;
 use streams::{Delivery, topology};
 
 /// Carries verdicts of the cloud to the site.
-pub struct VerdictCarrier {
+pub(crate) struct VerdictCarrier {
     /// Site it works for.
     pub site: SiteName,
     /// Key by which the site recognizes its own requests.

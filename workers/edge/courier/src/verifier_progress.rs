@@ -5,7 +5,7 @@ const STALL_S: f64 = 1.0;
 
 /// Progress of the verifiers as seen by the courier.
 #[derive(Debug, Default)]
-pub struct VerifierProgress {
+pub(crate) struct VerifierProgress {
     finished: u64,
     moved_at_s: Option<f64>,
     still_s: f64,
@@ -15,14 +15,14 @@ impl VerifierProgress {
     /// Records progress, and returns the seconds since a request was last finished. `finished`: a count that grows with
     /// every finished request, so that one that fails repeatedly does not hide the progress of others; `waiting`:
     /// requests that wait or are worked on.
-    pub fn record_progress(&mut self, finished: u64, waiting: u64, now_s: f64) -> f64 {
+    pub(crate) fn record_progress(&mut self, finished: u64, waiting: u64, now_s: f64) -> f64 {
         let moved_at_s = self.moved_at_s.filter(|_| finished == self.finished && waiting > 0).unwrap_or(now_s);
         (self.finished, self.moved_at_s, self.still_s) = (finished, Some(moved_at_s), now_s - moved_at_s);
         self.still_s
     }
 
     /// Whether requests are being finished, or none waits.
-    pub fn is_progressing(&self) -> bool {
+    pub(crate) fn is_progressing(&self) -> bool {
         self.still_s < STALL_S
     }
 }

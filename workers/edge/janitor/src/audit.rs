@@ -120,7 +120,7 @@ async fn republish_unanswered(bus: &Bus, image: &StoredMessage, task: TaskId) ->
 
 /// A message published again for a task it already had: under a new message id, so that the stream
 /// accepts it, and with the old task, so that it fills the old slot.
-pub(crate) fn republication(
+pub fn republication(
     subject: String,
     payload: impl Into<bytes::Bytes>,
     headers: impl Iterator<Item = (String, String)>,

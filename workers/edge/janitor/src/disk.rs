@@ -4,7 +4,7 @@ const MIB: u64 = 1024 * 1024;
 
 /// What to change: `Some(Some(reason))` to refuse images, `Some(None)` to accept them again, `None` for
 /// no change. `refusing`: whether they are refused now.
-pub fn decide(free_bytes: u64, reserve_mib: u32, refusing: bool) -> Option<Option<String>> {
+pub(crate) fn decide(free_bytes: u64, reserve_mib: u32, refusing: bool) -> Option<Option<String>> {
     let reserve = u64::from(reserve_mib) * MIB;
     match refusing {
         false if free_bytes < reserve => Some(Some(format!(

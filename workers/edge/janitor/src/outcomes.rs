@@ -102,7 +102,7 @@ impl OutcomeIndex {
 /// first; `floor`: all up to it are acknowledged; `unacked`: how many delivered ones are not. If more images lack an
 /// answer than are still in flight, some above the floor were acknowledged too, and since
 /// nobody can tell which, all of them are returned.
-pub fn acknowledged_without_answer(unnamed: &[u64], floor: u64, unacked: u64) -> Vec<u64> {
+pub(crate) fn acknowledged_without_answer(unnamed: &[u64], floor: u64, unacked: u64) -> Vec<u64> {
     let below = unnamed.partition_point(|image| *image <= floor);
     let above = unnamed.len() - below;
     let named = if above as u64 > unacked { unnamed.len() } else { below };

@@ -25,7 +25,7 @@ const STORED_AFTER: Duration = Duration::from_secs(2);
 const MAX_HEARD: usize = 4096;
 
 /// Whether to listen at this fill level.
-pub fn is_near(level: &StreamLevel, refusing: bool) -> bool {
+pub(crate) fn is_near(level: &StreamLevel, refusing: bool) -> bool {
     let margin = NEAR_BYTES.max(level.max_bytes / 10);
     refusing || (level.max_bytes > 0 && level.bytes.saturating_add(margin) > level.max_bytes)
 }
@@ -71,13 +71,13 @@ impl RefusalMatch {
 }
 
 /// Whether to listen now.
-pub async fn is_near_now(bus: &Bus, report: &Mutex<OutcomeReport>) -> bool {
+pub(crate) async fn is_near_now(bus: &Bus, report: &Mutex<OutcomeReport>) -> bool {
     let refusing = report.lock().unwrap_or_else(PoisonError::into_inner).refusing.is_some();
     reader::stream_level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
 }
 
 /// Listens until the stream is no longer near its limit, and counts refused images in the report.
-pub async fn listen_for_refusals(
+pub(crate) async fn listen_for_refusals(
     bus: &Bus,
     site: &SiteName,
     publisher: &Publisher,

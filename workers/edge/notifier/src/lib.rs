@@ -8,8 +8,8 @@
 //!
 //! Deliberately absent: provisional answers, and any change to the contents of an answer.
 
-pub mod settings;
-pub mod worker;
+mod settings;
+mod worker;
 
 pub use settings::NotifierSettings;
 pub use worker::run;

@@ -38,7 +38,7 @@ impl From<TaskRefusal> for FaultNote {
 }
 
 /// Checks a task with a payload of this length.
-pub fn accept_task(task: &Task, payload_bytes: usize) -> Result<(), TaskRefusal> {
+pub(crate) fn accept_task(task: &Task, payload_bytes: usize) -> Result<(), TaskRefusal> {
     let size_bytes = match &task.blob {
         Some(_) if payload_bytes > 0 => return Err(TaskRefusal::Both { size_bytes: payload_bytes }),
         Some(blob) => blob.size_bytes,

@@ -20,7 +20,7 @@ const LOCAL_PER_SLOT: u64 = 2;
 const REDECIDE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Decides where tasks go, and counts them.
-pub struct Admission {
+pub(crate) struct Admission {
     /// Inputs of the decisions.
     pub signals: Signals,
     started_at: Instant,
@@ -41,7 +41,7 @@ pub struct Admission {
 
 /// Numbers of tasks since the start.
 #[derive(Debug, Default)]
-pub struct AdmissionCounts {
+pub(crate) struct AdmissionCounts {
     /// Recognized here.
     pub local: AtomicU64,
     /// Offloaded and answered by the cloud.
@@ -57,7 +57,7 @@ pub struct AdmissionCounts {
 }
 
 /// A task that is recognized here; its slot is free again when dropped.
-pub struct LocalTask {
+pub(crate) struct LocalTask {
     local: Arc<AtomicU64>,
     signals: Signals,
 }
@@ -70,7 +70,7 @@ impl Drop for LocalTask {
 }
 
 /// Where a task finally goes.
-pub enum Placement {
+pub(crate) enum Placement {
     /// It is recognized here.
     Local(LocalTask),
     /// It is offloaded to the cloud.
@@ -79,7 +79,7 @@ pub enum Placement {
 
 impl Admission {
     /// Admission for this number of replicas and this batch size.
-    pub fn new(signals: Signals, replicas: usize, batch: usize, effective: EffectiveSettings) -> Self {
+    pub(crate) fn new(signals: Signals, replicas: usize, batch: usize, effective: EffectiveSettings) -> Self {
         let digest = digest(&effective);
         Self {
             signals,
@@ -98,14 +98,14 @@ impl Admission {
     }
 
     /// Updates the number of replicas and the batch size.
-    pub fn resized(&self, replicas: usize, batch: usize) {
+    pub(crate) fn resized(&self, replicas: usize, batch: usize) {
         self.replicas.store(u32::try_from(replicas).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.slots.store((replicas * batch) as u64 * LOCAL_PER_SLOT, Ordering::Relaxed);
         self.signals.changed.notify_waiters();
     }
 
     /// Changes the effective settings.
-    pub fn set_effective_settings(&self, change: impl Fn(&mut EffectiveSettings)) {
+    pub(crate) fn set_effective_settings(&self, change: impl Fn(&mut EffectiveSettings)) {
         self.noted.send_if_modified(|(effective, digest)| {
             let before = effective.clone();
             change(effective);
@@ -118,7 +118,7 @@ impl Admission {
     }
 
     /// Waits until it is decided where a task goes; also returns the trace. `cost_ms`: of an image on one replica.
-    pub async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
+    pub(crate) async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
         let mut held = None;
@@ -143,7 +143,7 @@ impl Admission {
     }
 
     /// A task that is recognized here whatever the decision: it was reclaimed.
-    pub fn reclaim_task(&self) -> LocalTask {
+    pub(crate) fn reclaim_task(&self) -> LocalTask {
         self.local.fetch_add(1, Ordering::Relaxed);
         self.local_task()
     }
@@ -190,7 +190,7 @@ impl Admission {
     }
 
     /// Seconds since the admission started.
-    pub fn now_s(&self) -> f64 {
+    pub(crate) fn now_s(&self) -> f64 {
         self.started_at.elapsed().as_secs_f64()
     }
 
@@ -210,7 +210,7 @@ impl Admission {
     }
 
     /// Present state of the link and the cloud.
-    pub fn network(&self) -> Network {
+    pub(crate) fn network(&self) -> Network {
         let policy = self.signals.policy();
         let max = match policy.name.ignores_cloud_estimate() {
             true => policy.max_offloaded.into(),
@@ -220,7 +220,7 @@ impl Admission {
     }
 
     /// Records that an offloaded task was answered in time, or was reclaimed.
-    pub fn record_offload(&self, answered: bool) {
+    pub(crate) fn record_offload(&self, answered: bool) {
         let max = self.signals.policy().max_offloaded.into();
         self.with_window(
             |window, now_s| if answered { window.record_answer(max) } else { window.record_timeout(now_s) },
@@ -233,12 +233,12 @@ impl Admission {
     }
 
     /// Whether nothing waits here and no replica is busy.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
     }
 
     /// The decisions and their inputs, for the heartbeat.
-    pub fn report(&self, cost_ms: f64) -> DecisionReport {
+    pub(crate) fn report(&self, cost_ms: f64) -> DecisionReport {
         let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
         let state = {
             // Without tasks no decision is made, but the overload must end even so.

@@ -24,7 +24,7 @@ const CREDITS: usize = 64;
 
 /// Evidence counted since the last write; clones share it.
 #[derive(Clone)]
-pub struct VerdictLearner {
+pub(crate) struct VerdictLearner {
     site: SiteName,
     known: Arc<Mutex<BTreeMap<ReleaseId, VerdictCounts>>>,
 }
@@ -37,18 +37,18 @@ struct VerdictCounts {
 }
 
 /// Key of the ledger note with the evidence about a release.
-pub fn calibration_note(release: &ReleaseId) -> String {
+pub(crate) fn calibration_note(release: &ReleaseId) -> String {
     format!("evidence-{}", release.short())
 }
 
 impl VerdictLearner {
     /// A learner that knows no release yet.
-    pub fn new(site: SiteName) -> Self {
+    pub(crate) fn new(site: SiteName) -> Self {
         Self { site, known: Arc::default() }
     }
 
     /// Adds a release with this many classes, whose gate divides its logits by `temperature`.
-    pub fn serve(&self, release: &ReleaseId, classes: usize, temperature: f32) {
+    pub(crate) fn serve(&self, release: &ReleaseId, classes: usize, temperature: f32) {
         let known = VerdictCounts { classes, temperature, fresh: CalibrationEvidence::default() };
         self.with(|all| {
             all.entry(release.clone()).or_insert(known);
@@ -56,7 +56,7 @@ impl VerdictLearner {
     }
 
     /// Counts an answer of ours, with its confidence under the gate's own temperature.
-    pub fn add_answer(&self, release: &ReleaseId, label: &str, confidence: f32) {
+    pub(crate) fn add_answer(&self, release: &ReleaseId, label: &str, confidence: f32) {
         self.with(|all| {
             if let Some(known) = all.get_mut(release) {
                 known.fresh.add_answer(label, confidence);
@@ -69,7 +69,7 @@ impl VerdictLearner {
     }
 
     /// Reads the site's answers and writes the evidence until told to stop.
-    pub async fn run(&self, bus: &Bus, publisher: &Publisher, ack_wait: Duration, shutdown: &Shutdown) {
+    pub(crate) async fn run(&self, bus: &Bus, publisher: &Publisher, ack_wait: Duration, shutdown: &Shutdown) {
         let from = ConsumerConfig {
             durable: topology::learner_durable(&self.site),
             credits: CREDITS,
@@ -119,7 +119,7 @@ impl VerdictLearner {
 }
 
 /// Starts a release without evidence with a fraction of that of its predecessor.
-pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Result<(), CarryError> {
+pub(crate) async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Result<(), CarryError> {
     let ledger = Ledger::open(bus).await?;
     if ledger.read(&calibration_note(to)).await?.is_some() {
         return Ok(());

@@ -6,16 +6,16 @@
 //! [`learner`] collects verdicts, [`report`] makes the messages to publish. Decoding, batching and inference run in
 //! `vision`, on the replicas' own threads. Deliberately absent: training, a second model, the link.
 
-pub mod accept;
-pub mod admission;
-pub mod learner;
-pub mod machine_vitals;
-pub mod offload;
-pub mod offload_window;
+mod accept;
+mod admission;
+mod learner;
+mod machine_vitals;
+mod offload;
+mod offload_window;
 pub mod report;
-pub mod settings;
+mod settings;
 pub mod signals;
-pub mod worker;
+mod worker;
 
 pub use settings::RecognizerSettings;
 pub use worker::{Recognizer, run};

@@ -24,7 +24,7 @@ pub struct MachineVitals {
 }
 
 /// Reads the vitals repeatedly.
-pub struct VitalsMeter {
+pub(crate) struct VitalsMeter {
     system: System,
     cpu_ratio: Option<f64>,
     quota: Option<CpuQuota>,
@@ -42,7 +42,7 @@ struct CpuQuota {
 
 impl VitalsMeter {
     /// Looks up what this machine offers.
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let kinds = RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing().with_cpu_usage())
             .with_memory(MemoryRefreshKind::everything());
@@ -57,7 +57,7 @@ impl VitalsMeter {
     }
 
     /// The vitals now, averaged since the last call.
-    pub fn read(&mut self) -> MachineVitals {
+    pub(crate) fn read(&mut self) -> MachineVitals {
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
         let whole = f64::from(self.system.global_cpu_usage()) / 100.0;

@@ -42,7 +42,7 @@ async fn wait_for_outcome(bus: &Bus, slot: &str, announcements: &mut (impl Strea
 }
 
 /// Offloads tasks and waits for their answers.
-pub struct Offloader {
+pub(crate) struct Offloader {
     /// Connection to the site's own JetStream domain.
     pub bus: Bus,
     /// Publishes requests to the outbox.
@@ -55,7 +55,7 @@ pub struct Offloader {
 
 /// How an offload ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OffloadOutcome {
+pub(crate) enum OffloadOutcome {
     /// Its answer was stored.
     Answered,
     /// It was reclaimed, to be recognized here.
@@ -64,7 +64,7 @@ pub enum OffloadOutcome {
 
 impl Offloader {
     /// Offloads a task and waits. Releases its credit, because it uses no replica meanwhile.
-    pub async fn offload_task(
+    pub(crate) async fn offload_task(
         &self,
         admission: &Admission,
         reporter: &AnswerReporter<'_>,

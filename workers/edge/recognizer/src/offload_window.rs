@@ -11,7 +11,7 @@ const MAX_PAUSE_S: f64 = 30.0;
 
 /// The window.
 #[derive(Debug, Clone, PartialEq)]
-pub struct OffloadWindow {
+pub(crate) struct OffloadWindow {
     tasks: f64,
     falls: u32,
     closed_until_s: f64,
@@ -25,18 +25,18 @@ impl Default for OffloadWindow {
 
 impl OffloadWindow {
     /// How many tasks may be offloaded now.
-    pub fn tasks(&self, now_s: f64) -> u64 {
+    pub(crate) fn tasks(&self, now_s: f64) -> u64 {
         if now_s < self.closed_until_s { 0 } else { self.tasks as u64 }
     }
 
     /// Records an answer in time.
-    pub fn record_answer(&mut self, max: u64) {
+    pub(crate) fn record_answer(&mut self, max: u64) {
         self.tasks = (self.tasks + 1.0).min(max as f64).max(1.0);
         self.falls = 0;
     }
 
     /// Records an unanswered task. Tasks that were offloaded together count as one timeout.
-    pub fn record_timeout(&mut self, now_s: f64) {
+    pub(crate) fn record_timeout(&mut self, now_s: f64) {
         self.tasks = FIRST;
         if now_s >= self.closed_until_s {
             let pause_s = FIRST_PAUSE_S * 2f64.powi(self.falls.min(16).cast_signed());

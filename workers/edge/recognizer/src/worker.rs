@@ -73,7 +73,7 @@ impl Recognizer {
         delivery: &Delivery,
         credit: &MessageCredit,
     ) -> Result<OutgoingMessages, Fault> {
-        let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
+        let queue_us = clock::micros(clock::since_ns(delivery.stored_at_ns));
         accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
         let (placement, mut trace) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
         let _local = match placement {
@@ -268,7 +268,7 @@ impl Recognizer {
         let Some(blob) = &task.blob else { return Ok((delivery.payload().clone(), 0)) };
         let asked_at = Instant::now();
         let bytes = self.blobs.fetch_blob(blob, MAX_IMAGE_BYTES).await?;
-        Ok((bytes, micros(asked_at.elapsed())))
+        Ok((bytes, clock::micros(asked_at.elapsed())))
     }
 
     fn stored(&self, delivery: &Delivery) -> Result<StorageStamp, Fault> {
@@ -493,10 +493,6 @@ fn misdirected(site: &SiteName, subject: &str) -> Fault {
         format!("{shown:?} is not image.{site}.<camera>; the camera's name may contain letters, digits, - and _");
     let remedy = format!("publish to image.{site}.{camera}; over MQTT the topic is image/{site}/{camera}");
     Fault::reject("subject_unknown", reason, remedy)
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn no_class() -> Fault {

@@ -11,13 +11,13 @@ use training::{TrainError, folder, weights};
 use vision::Model;
 
 /// Whether the base model's folder is there, so that its weights need not be fetched.
-pub async fn is_written(into: &Path) -> bool {
+pub(crate) async fn is_written(into: &Path) -> bool {
     let into = into.to_owned();
     tokio::task::spawn_blocking(move || Model::load(&into).is_ok()).await.unwrap_or(false)
 }
 
 /// Writes the base model's folder, unless it is already there, and removes the file of its weights.
-pub fn write(root: &Model, weights: &Path, into: &Path) -> Result<Model, TrainError> {
+pub(crate) fn write(root: &Model, weights: &Path, into: &Path) -> Result<Model, TrainError> {
     if let Ok(model) = Model::load(into) {
         return Ok(model);
     }
@@ -42,7 +42,7 @@ fn kept(work: &Path) -> PathBuf {
 }
 
 /// The base with the site's own weights, if it has kept any.
-pub fn with_own(base: &Model, local: &[String], work: &Path) -> Result<Model, TrainError> {
+pub(crate) fn with_own(base: &Model, local: &[String], work: &Path) -> Result<Model, TrainError> {
     let Ok(bytes) = std::fs::read(kept(work)) else { return Ok(base.clone()) };
     let (mut own, _) = weights::decode(&bytes)?;
     own.retain(|name, _| is_named(name, local));
@@ -54,7 +54,7 @@ pub fn with_own(base: &Model, local: &[String], work: &Path) -> Result<Model, Tr
 }
 
 /// Removes the weights that stay at the site from a trained model and saves them for the next round.
-pub fn keep_own(trained: &mut NamedTensors, local: &[String], work: &Path) -> Result<(), TrainError> {
+pub(crate) fn keep_own(trained: &mut NamedTensors, local: &[String], work: &Path) -> Result<(), TrainError> {
     if local.is_empty() {
         return Ok(());
     }

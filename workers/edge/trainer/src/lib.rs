@@ -5,14 +5,14 @@
 //!
 //! Deliberately absent: access to other sites, decisions about releases.
 
-pub mod base_weights;
-pub mod collection;
+mod base_weights;
+mod collection;
 pub mod collector;
 pub mod learned_images;
-pub mod settings;
-pub mod submit;
+mod settings;
+mod submit;
 pub mod training_copy;
-pub mod worker;
+mod worker;
 
 pub use settings::TrainerSettings;
 pub use worker::run;

@@ -18,7 +18,7 @@ use training::train::TrainedModel;
 use training::weights;
 
 /// Encodes the weights of an update as a file.
-pub fn file(trained: &TrainedModel, format: WeightFormat) -> Result<Vec<u8>, Fault> {
+pub(crate) fn file(trained: &TrainedModel, format: WeightFormat) -> Result<Vec<u8>, Fault> {
     let failed = |error: &dyn std::error::Error| {
         Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it")
     };
@@ -36,7 +36,7 @@ pub fn file(trained: &TrainedModel, format: WeightFormat) -> Result<Vec<u8>, Fau
 }
 
 /// Number of images learned from, by label.
-pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> {
+pub(crate) fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> {
     let mut samples = BTreeMap::new();
     for example in examples.of(ExampleSplit::Train) {
         if let Some(label) = labels.get(example.class) {
@@ -47,7 +47,7 @@ pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> 
 }
 
 /// Stores the weights and signs the update.
-pub async fn prepare(
+pub(crate) async fn prepare(
     blobs: &Blobs,
     file: &[u8],
     key: Option<&SiteKey>,
@@ -61,7 +61,7 @@ pub async fn prepare(
 }
 
 /// Puts an update into the outbox. Repeating it has no effect.
-pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault> {
+pub(crate) async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault> {
     let publication = Publication::with_id(
         subject::outbox(&update.site, OutboxKind::Update),
         encode(update)?,
@@ -74,7 +74,7 @@ pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault>
 }
 
 /// Metadata of a training, for its update.
-pub struct UpdateMetadata<'a> {
+pub(crate) struct UpdateMetadata<'a> {
     /// The trainer's site.
     pub site: &'a SiteName,
     /// The model it started from.
@@ -99,7 +99,7 @@ pub struct UpdateMetadata<'a> {
 
 impl UpdateMetadata<'_> {
     /// The update with these weights.
-    pub fn update(self, trained: &TrainedModel, weights: schemas::BlobRef) -> Update {
+    pub(crate) fn update(self, trained: &TrainedModel, weights: schemas::BlobRef) -> Update {
         let (before, after) = trained.held_out();
         Update {
             site: self.site.clone(),

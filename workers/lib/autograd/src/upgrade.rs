@@ -6,7 +6,7 @@ use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
 
 /// The opset of steps, if the model's is older.
-pub const STEP_OPSET: i64 = 18;
+pub(crate) const STEP_OPSET: i64 = 18;
 
 /// Rewrites a graph of opset 13 to 17 as opset 18.
 pub(crate) fn upgrade(graph: &mut GraphProto) {

@@ -15,17 +15,17 @@ pub(crate) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(node: &'a NodeProto, known: &'a mut TensorFacts) -> Self {
+    pub(crate) fn new(node: &'a NodeProto, known: &'a mut TensorFacts) -> Self {
         Self { node, nodes: Vec::new(), constants: Vec::new(), known }
     }
 
     /// Name of a new tensor.
-    pub fn name(&self, what: &str) -> String {
+    pub(crate) fn name(&self, what: &str) -> String {
         let output = self.node.output.first().map(String::as_str).unwrap_or_default();
         format!("{output}/{what}")
     }
 
-    pub fn ints(&mut self, what: &str, values: &[i64]) -> String {
+    pub(crate) fn ints(&mut self, what: &str, values: &[i64]) -> String {
         let name = self.name(what);
         let shape = [values.len() as i64];
         self.constants.push(tensor::ints(&name, &shape, values));
@@ -33,23 +33,23 @@ impl<'a> Writer<'a> {
         name
     }
 
-    pub fn floats(&mut self, what: &str, shape: &[i64], values: &[f32]) -> String {
+    pub(crate) fn floats(&mut self, what: &str, shape: &[i64], values: &[f32]) -> String {
         let name = self.name(what);
         self.constants.push(tensor::floats(&name, shape, values));
         self.known.add(&name, shape.to_vec(), TensorConstants::Floats(values.to_vec()));
         name
     }
 
-    pub fn number(&mut self, what: &str, value: f32) -> String {
+    pub(crate) fn number(&mut self, what: &str, value: f32) -> String {
         self.floats(what, &[], &[value])
     }
 
-    pub fn reshape(&mut self, what: &str, tensor: &str, shape: &[i64]) -> String {
+    pub(crate) fn reshape(&mut self, what: &str, tensor: &str, shape: &[i64]) -> String {
         let sizes = self.ints(&format!("{what}_sizes"), shape);
         self.op("Reshape", what, &[tensor, &sizes], &[], shape)
     }
 
-    pub fn op(
+    pub(crate) fn op(
         &mut self,
         op: &str,
         what: &str,
@@ -63,13 +63,13 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes the last one, under the name of the replaced operator's output.
-    pub fn finish(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], shape: &[i64]) {
+    pub(crate) fn finish(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], shape: &[i64]) {
         let output = self.node.output.first().cloned().unwrap_or_default();
         self.op_into(op, &output, inputs, attributes, shape);
     }
 
     /// Writes one under any name.
-    pub fn op_into(
+    pub(crate) fn op_into(
         &mut self,
         op: &str,
         output: &str,
@@ -88,7 +88,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds an existing operator with another output.
-    pub fn push(&mut self, node: NodeProto, output: &str, shape: &[i64]) {
+    pub(crate) fn push(&mut self, node: NodeProto, output: &str, shape: &[i64]) {
         self.nodes.push(NodeProto { output: vec![output.into()], ..node });
         self.known.add(output, shape.to_vec(), TensorConstants::Floats(Vec::new()));
     }

@@ -41,7 +41,7 @@ pub fn make_code() -> Result<String, ring::error::Unspecified> {
 
 impl SealedText {
     /// Seals a text with a code.
-    pub fn encrypt(version: u16, text: &str, code: &str) -> Result<Self, ring::error::Unspecified> {
+    pub(crate) fn encrypt(version: u16, text: &str, code: &str) -> Result<Self, ring::error::Unspecified> {
         let mut salt = [0; SALT_BYTES];
         SystemRandom::new().fill(&mut salt)?;
         let mut bytes = text.as_bytes().to_vec();
@@ -50,7 +50,7 @@ impl SealedText {
     }
 
     /// The sealed text; `None` with a wrong code, or if it was changed.
-    pub fn decrypt(&self, code: &str) -> Option<String> {
+    pub(crate) fn decrypt(&self, code: &str) -> Option<String> {
         let (salt, mut bytes) = (STANDARD.decode(&self.salt).ok()?, STANDARD.decode(&self.sealed).ok()?);
         let opened = key(code, &salt).ok()?.open_in_place(nonce(), Aad::empty(), &mut bytes).ok()?;
         String::from_utf8(opened.to_vec()).ok()

@@ -20,6 +20,11 @@ struct ClockAlignment {
     server_ns: i128,
 }
 
+/// A duration in whole microseconds, as timings in messages are.
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Asks the server for its time and uses it from now on. Returns how far the machine's own clock is ahead of the
 /// server's, milliseconds; negative if it is behind.
 ///

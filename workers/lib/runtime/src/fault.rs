@@ -1,6 +1,7 @@
 //! Whose fault a failure is: the message's, which becomes a dead letter; the moment's, so it is retried; or
 //! the worker's, which stops because somebody must act.
 
+use std::fmt;
 use std::time::Duration;
 
 use schemas::{CodecError, FaultKind, FaultNote, WireWord};
@@ -43,6 +44,19 @@ impl Fault {
         Self::Retry { after: RETRY_DELAY, note }
     }
 }
+
+impl fmt::Display for Fault {
+    /// For people who asked for what failed, not for a worker: it is not retried for them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Retry { note, .. } => write!(f, "{} ({})", note.reason, note.kind),
+            Fault::Stop(note) | Fault::Reject(note) => write!(f, "{} ({}): {}", note.reason, note.kind, note.remedy),
+            Fault::Wait { after } => write!(f, "not ready: try again in {} s", after.as_secs()),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
 
 /// The fault of a worker whose connection has ended for good.
 pub fn client_gone() -> FaultNote {

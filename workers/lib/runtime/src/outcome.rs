@@ -1,4 +1,4 @@
-//! Stores final answers. Nothing else publishes to the slot of a task, which keeps the first answer (invariant 2).
+//! Stores final answers. Only this module publishes to a task's slot, which keeps the first answer (invariant 2).
 
 use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, encode};
@@ -8,22 +8,22 @@ use crate::fault::{Fault, RETRY_DELAY};
 use crate::metrics;
 use crate::traces;
 
-/// How often an answer is offered to a slot that is taken and empty again.
+/// Number of tries to store an answer in a slot that was taken and then emptied.
 const ATTEMPTS: u32 = 2;
 
-/// What a task's slot holds after an answer was offered to it.
+/// What a task's slot holds after a try to store an answer.
 #[derive(Debug)]
 pub enum SlotContent {
-    /// That answer.
+    /// The given answer.
     ThisAnswer,
-    /// Another one, which came first.
+    /// Another answer, which came first.
     OtherAnswer(Box<Answer>),
 }
 
-/// Stores a final answer unless its slot is taken, and counts it if it is stored.
+/// Stores a final answer unless its slot is taken, and counts it in the metrics if it is stored.
 ///
 /// # Errors
-/// It could not be stored, or the slot could not be read.
+/// The answer could not be stored, or the slot could not be read.
 pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<SlotContent, Fault> {
     let span = traces::current();
     span.set_task_id(answer.task);
@@ -35,7 +35,7 @@ pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<Slot
                 let slot = subject::final_answer(&answer.site, &answer.camera, answer.task);
                 match reader::read_outcome(publisher.bus(), &slot).await? {
                     Some(outcome) => return Ok(SlotContent::OtherAnswer(Box::new(outcome))),
-                    // It is gone again, as a tombstone is after a redrive.
+                    // The slot is empty again, as after a redrive removed a tombstone.
                     None => false,
                 }
             }

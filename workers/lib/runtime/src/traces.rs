@@ -1,9 +1,10 @@
-//! Traces: one image is one trace, with a span for each stage that it passes at the site and in the cloud.
+//! OpenTelemetry traces: each image has one trace, with a span for each stage that it passes at the site and in the
+//! cloud.
 //!
-//! A stage reads the header `traceparent` of the message that it takes, and writes its own span into the messages that
-//! it publishes. Where the setting `telemetry.otlp` names a collector, spans are sent to it; without it
-//! a stage passes on what it was given, and nothing else is done. Nothing here waits for a collector: what finds no room
-//! is counted and dropped.
+//! A stage reads the `traceparent` header of the message that it handles, and writes its own span into the messages
+//! that it publishes. If the setting `telemetry.otlp` names a collector, spans are sent to it; otherwise a stage only
+//! passes the received header on. No stage waits for the collector: spans that do not fit in the queue are counted and
+//! dropped.
 
 mod exporter;
 mod otlp;
@@ -19,16 +20,17 @@ use crate::fault::Fault;
 
 pub use span::{SpanKind, StageSpan, current};
 
-/// Where spans are sent; empty where they are not.
+/// This process's exporter; empty if no collector is set.
 static EXPORTER: OnceLock<exporter::SpanExporter> = OnceLock::new();
 
-/// Settings of traces.
+/// Settings for traces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetrySettings {
-    /// Address of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; absent: no traces are sent.
+    /// URL of a collector that accepts OTLP over HTTP, such as `http://127.0.0.1:4318`; if absent, no traces are sent.
     pub otlp: Option<String>,
-    /// Share of the traces that are begun here and sent, 0 to 1. A trace that a camera began is sent if the camera says so.
+    /// Share of the traces begun here that are sent, 0 to 1. A trace that a camera began is sent if its header says
+    /// sampled.
     pub sample_ratio: f64,
 }
 
@@ -48,14 +50,14 @@ impl TelemetrySettings {
     }
 }
 
-/// Begins to send spans, if the settings name a collector; it need not be there.
+/// Starts the exporter if the settings name a collector. The collector need not be reachable yet.
 ///
 /// # Errors
-/// The address is not one, or the client cannot be made.
+/// The URL is invalid, or the HTTP client cannot be created.
 pub fn start(settings: &TelemetrySettings) -> Result<(), Fault> {
     let Some(address) = &settings.otlp else { return Ok(()) };
     let failed = |why: String| {
-        let remedy = "name a collector that takes OTLP over HTTP with telemetry.otlp, or omit it";
+        let remedy = "set telemetry.otlp to the URL of a collector that accepts OTLP over HTTP, or omit it";
         Fault::Stop(FaultNote::new("telemetry_not_started", why, remedy))
     };
     let exporter = exporter::SpanExporter::start(address, settings.sample_ratio).map_err(failed)?;
@@ -63,14 +65,14 @@ pub fn start(settings: &TelemetrySettings) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Sends what is left, before the process ends; gives up after `limit`.
+/// Sends the queued spans before the process ends; gives up after `limit`.
 pub async fn finish(limit: Duration) {
     if let Some(exporter) = EXPORTER.get() {
         exporter.finish(limit).await;
     }
 }
 
-/// Where spans of this process go, if they are sent.
+/// The queue for this process's spans; absent if no collector is set.
 fn sink() -> Option<Arc<exporter::SpanSink>> {
     EXPORTER.get().map(|exporter| exporter.sink.clone())
 }
@@ -80,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_cannot_work_are_refused_with_key_value_and_range() {
+    fn invalid_settings_are_refused_with_key_value_and_range() {
         let check = |otlp: &str, sample_ratio: f64| TelemetrySettings { otlp: Some(otlp.into()), sample_ratio }.check();
         for address in ["http://127.0.0.1:4318", "http://collector:4318/", "https://otlp.example/v1/traces"] {
             assert_eq!(check(address, 0.5), Ok(()), "{address}");

@@ -7,8 +7,8 @@
 //! one is better.
 
 pub mod model_server;
-pub mod order_watch;
-pub mod release_cache;
+mod order_watch;
+mod release_cache;
 pub mod release_counter;
 pub mod report;
 pub mod scale;

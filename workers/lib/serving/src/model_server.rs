@@ -23,7 +23,7 @@ use crate::swap::ModelSwapper;
 /// How long a publication is retried before its message is returned.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A handler whose messages a model answers that may be swapped, and whose replicas may change.
+/// A handler that answers messages with a model, which may be swapped and run in more or fewer replicas.
 pub trait ModelHandler: Handler {
     /// Prepares for a release that is about to serve.
     fn prepare_release(&self, _model: &Model) {}
@@ -128,7 +128,7 @@ impl ModelServer {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
             beat.scale = scaler.reason();
-            swapper.restore_missing(beat);
+            swapper.fill_heartbeat(beat);
             handler.fill_heartbeat(beat);
         };
         let (site, stop) = (options.site.clone(), shutdown.clone());
@@ -142,13 +142,8 @@ impl ModelServer {
             every: Duration::from_secs(options.report_s.into()),
         };
         let reporting = reporter.run(|| handler.is_reachable(), shutdown.clone());
-        let following = async {
-            let ready = |model: &Model| handler.prepare_release(model);
-            match &options.site {
-                Some(_) => order_watch::of_site(&swapper, &bus, &model, ordered, orders, ready, &shutdown).await,
-                None => order_watch::of_cloud(&swapper, &bus, &model, ordered, orders, ready, &shutdown).await,
-            }
-        };
+        let (site, ready) = (options.site.as_ref(), |model: &Model| handler.prepare_release(model));
+        let following = order_watch::watch_orders(&swapper, &bus, site, &model, ordered, orders, ready, &shutdown);
         let work = async {
             let ended = consume(handler.clone(), &bus, publisher.clone(), from, stats.clone(), shutdown.clone()).await;
             // The other tasks end with it.
@@ -160,7 +155,7 @@ impl ModelServer {
     }
 }
 
-/// Whose fault it is that an image has no prediction.
+/// The fault of an image without a prediction: the image is rejected, or tried again if it is not at fault.
 pub fn inference_fault(error: InferenceError) -> Fault {
     match error.fault_note() {
         note if error.is_the_images_fault() => Fault::Reject(note),

@@ -16,18 +16,38 @@ use crate::swap::ModelSwapper;
 
 const RESUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 
-/// Follows the orders that a site's courier brings, until shutdown. `ordered`: sends each order; `orders`: the
-/// receiving end.
-pub async fn of_site(
+/// Follows the orders of a worker until shutdown: those that a site's courier brings, or without a site those in the cloud's
+/// stream. `ordered` sends each order; `orders` is the receiving end.
+#[expect(clippy::too_many_arguments)]
+pub(crate) async fn watch_orders(
     swapper: &ModelSwapper,
     bus: &Bus,
+    site: Option<&SiteName>,
     model: &ModelName,
     ordered: watch::Sender<Option<Order>>,
     orders: watch::Receiver<Option<Order>>,
     ready: impl Fn(&Model),
     shutdown: &Shutdown,
 ) {
-    resubscribe_until_stopped(swapper, || follow_courier_note(bus, model, &ordered), orders, ready, shutdown).await;
+    let subscribed = async {
+        loop {
+            let ended = match site {
+                Some(_) => follow_courier_note(bus, model, &ordered).await,
+                None => follow_order_stream(bus, model, &ordered).await,
+            };
+            // Subscribed again when it ends: the connection broke, or the bucket does not exist yet.
+            if let Err(error) = ended {
+                tracing::debug!(%error, "order subscription restarted");
+            }
+            wait_about(RESUBSCRIBE_DELAY).await;
+        }
+    };
+    tokio::select! {
+        () = subscribed => {}
+        () = swapper.follow(orders, ready) => {}
+        () = shutdown.wait_for_request() => {}
+    }
+    swapper.log_write_failure(swapper.home.mark_stable());
 }
 
 async fn follow_courier_note(
@@ -40,19 +60,6 @@ async fn follow_courier_note(
         ordered.send_replace(Some(order));
     }
     Ok(())
-}
-
-/// Follows a verifier's orders in the cloud's stream, until shutdown; otherwise as [`of_site`].
-pub async fn of_cloud(
-    swapper: &ModelSwapper,
-    bus: &Bus,
-    model: &ModelName,
-    ordered: watch::Sender<Option<Order>>,
-    orders: watch::Receiver<Option<Order>>,
-    ready: impl Fn(&Model),
-    shutdown: &Shutdown,
-) {
-    resubscribe_until_stopped(swapper, || follow_order_stream(bus, model, &ordered), orders, ready, shutdown).await;
 }
 
 async fn follow_order_stream(
@@ -69,28 +76,4 @@ async fn follow_order_stream(
         }
     }
     Ok(())
-}
-
-async fn resubscribe_until_stopped<F: Future<Output = Result<(), CarryError>>>(
-    swapper: &ModelSwapper,
-    hear: impl Fn() -> F,
-    orders: watch::Receiver<Option<Order>>,
-    ready: impl Fn(&Model),
-    shutdown: &Shutdown,
-) {
-    let hearing = async {
-        loop {
-            // Started again when it ends: the connection broke, or the bucket does not exist yet.
-            if let Err(error) = hear().await {
-                tracing::debug!(%error, "order subscription restarted");
-            }
-            wait_about(RESUBSCRIBE_DELAY).await;
-        }
-    };
-    tokio::select! {
-        () = hearing => {}
-        () = swapper.follow(orders, ready) => {}
-        () = shutdown.wait_for_request() => {}
-    }
-    swapper.log_write_failure(swapper.home.mark_stable());
 }

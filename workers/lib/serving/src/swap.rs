@@ -94,11 +94,11 @@ impl ModelSwapper {
         }
         step("fetching");
         let file = self.home.package_of(&release);
-        package::assemble(&self.blobs, &order.release.package, &file).await.map_err(unfetched)?;
+        package::assemble(&self.blobs, &order.release.package, &file).await.map_err(package_fault)?;
         step("unpacking");
         let unpacking = {
             let file = file.clone();
-            move || package::unpack(&file, &release, &folder).map_err(unfetched)
+            move || package::unpack(&file, &release, &folder).map_err(package_fault)
         };
         let model = spawn_blocking(unpacking).await?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
@@ -121,8 +121,8 @@ impl ModelSwapper {
         Ok(Arc::new(model))
     }
 
-    /// Fills in the heartbeat's fields about the model.
-    pub fn restore_missing(&self, beat: &mut Heartbeat) {
+    /// Fills in the fields about the model.
+    pub fn fill_heartbeat(&self, beat: &mut Heartbeat) {
         let (model, state) = (self.infer.model(), self.state());
         beat.model = Some(self.root.description.name.clone());
         beat.release = Some(model.release.clone());
@@ -170,9 +170,9 @@ impl<F: Fn(&Model)> ReleaseHost for ServingHost<'_, F> {
 
     async fn run_trial(&self, model: &Arc<Model>) -> Result<PassedTrial, FaultNote> {
         let (infer, is_root) = (&self.swapper.infer, model.release == self.swapper.root.release);
-        let known = alike(&infer.model(), model).then(|| (infer.batch(), infer.cost_ms()));
+        let known = cost_the_same(&infer.model(), model).then(|| (infer.batch(), infer.cost_ms()));
         let tried = self.swapper.trial.run_beside_work(&model.folder, infer.settings(), known, is_root).await?;
-        let probe = if is_root { None } else { Some(probe(model).await?) };
+        let probe = if is_root { None } else { Some(read_probe(model).await?) };
         if let Some(probe) = &probe {
             compare(&tried.logits, probe)?;
         }
@@ -183,11 +183,12 @@ impl<F: Fn(&Model)> ReleaseHost for ServingHost<'_, F> {
         let (infer, beside) = (self.swapper.infer.clone(), model.clone());
         let PassedTrial { tried, probe } = trial;
         let loading = move || {
-            let mut standby = infer.preload(&beside, Some((tried.batch, tried.cost_ms))).map_err(note)?;
+            let mut standby = infer.preload(&beside, Some((tried.batch, tried.cost_ms))).map_err(fault_note)?;
             if let Some(probe) = &probe {
                 let pictures = pictures();
                 let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                let seen = standby.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(note)?.logits));
+                let seen =
+                    standby.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(fault_note)?.logits));
                 compare(&seen.collect::<Result<Vec<_>, _>>()?, probe)?;
             }
             Ok(standby)
@@ -210,7 +211,7 @@ impl<F: Fn(&Model)> ReleaseHost for ServingHost<'_, F> {
     async fn hand_over(&self, standby: StandbyModel) -> Result<(), FaultNote> {
         let infer = self.swapper.infer.clone();
         let handing = move || {
-            let handed = infer.swap(standby).map_err(note);
+            let handed = infer.swap(standby).map_err(fault_note);
             process::trim_memory();
             handed
         };
@@ -229,16 +230,16 @@ impl<F: Fn(&Model)> ReleaseHost for ServingHost<'_, F> {
 const REPORT: &str = "report it with the version of tributary";
 
 /// Whether two releases differ only in their weights, judging by size and description; then they cost the same.
-fn alike(one: &Model, other: &Model) -> bool {
+fn cost_the_same(one: &Model, other: &Model) -> bool {
     let size = |model: &Model| model.size_bytes().ok();
     one.description == other.description && one.labels == other.labels && size(one) == size(other)
 }
 
-fn note(error: InferenceError) -> FaultNote {
+fn fault_note(error: InferenceError) -> FaultNote {
     error.fault_note()
 }
 
-fn unfetched(error: PackageError) -> FaultNote {
+fn package_fault(error: PackageError) -> FaultNote {
     FaultNote::new(
         error.kind(),
         runtime::fault::error_chain(&error),
@@ -247,7 +248,7 @@ fn unfetched(error: PackageError) -> FaultNote {
 }
 
 /// The reference outputs of a release, from where it was packaged.
-async fn probe(model: &Model) -> Result<ReleaseProbe, FaultNote> {
+async fn read_probe(model: &Model) -> Result<ReleaseProbe, FaultNote> {
     let path = model.folder.join(PROBE);
     let missing = |why: String| {
         let reason = format!("{} has no reference outputs of the release: {why}", path.display());

@@ -15,7 +15,7 @@ use ort::session::{OutputSelector, RunOptions, Session as OrtSession};
 use schemas::model::ModelDescription;
 
 use self::checks::SessionChecks;
-pub use self::onnx::{OLDEST_RUNTIME, OnnxRuntime};
+pub use self::onnx::OnnxRuntime;
 use self::values::InputBuffer;
 use crate::model::Model;
 use crate::tensor;

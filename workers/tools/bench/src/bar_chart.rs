@@ -1,4 +1,4 @@
-//! Grouped bars as an SVG, without fonts or libraries of the system.
+//! Draws a grouped bar chart as SVG, without system fonts or libraries.
 
 use plotters::prelude::*;
 
@@ -6,7 +6,7 @@ use crate::chart::ChartError;
 
 const WIDTH_PX: u32 = 960;
 const HEIGHT_PX: u32 = 480;
-/// Colours that stay apart for most eyes (Okabe and Ito), one a bar of a group.
+/// Colour-blind-safe palette (Okabe and Ito), one colour per bar of a group.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(213, 94, 0),
     RGBColor(150, 150, 150),
@@ -16,34 +16,34 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
 ];
-/// Bars higher than so many times the middle one are cut, with their height written on them.
+/// Bars taller than this multiple of the median are cut; their label still shows the height.
 const CUT_RATIO: f64 = 4.0;
-/// Free space above the bars for each kind in the legend, as a share of the highest bar.
+/// Space above the bars per legend entry, as a share of the axis top.
 const LEGEND_ROW_RATIO: f64 = 0.065;
 
-/// Bars in groups, all groups with the same kinds of bars.
+/// A grouped bar chart; all groups have the same kinds of bars.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BarChart {
-    /// Above it.
+pub(crate) struct BarChart {
+    /// Chart title.
     pub title: String,
-    /// Beside the vertical axis.
+    /// Label of the vertical axis.
     pub y_label: String,
-    /// From left to right.
+    /// Groups from left to right.
     pub groups: Vec<BarGroup>,
 }
 
-/// One group.
+/// A group of bars.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BarGroup {
-    /// Below it.
+pub(crate) struct BarGroup {
+    /// Label below the group.
     pub name: String,
-    /// Kind and height.
+    /// Kind and height of each bar.
     pub bars: Vec<(String, f64)>,
 }
 
 impl BarChart {
-    /// The picture.
-    pub fn svg(&self) -> Result<String, ChartError> {
+    /// Renders the chart as SVG.
+    pub(crate) fn svg(&self) -> Result<String, ChartError> {
         let mut svg = String::new();
         if self.groups.is_empty() {
             return Err(ChartError::Empty { title: self.title.clone() });
@@ -53,7 +53,7 @@ impl BarChart {
         Ok(svg)
     }
 
-    /// Kinds of bars, in the order they come first.
+    /// Kinds of bars, in order of first appearance.
     fn kinds(&self) -> Vec<&str> {
         let mut kinds: Vec<&str> = Vec::new();
         for (kind, _) in self.groups.iter().flat_map(|group| &group.bars) {
@@ -64,7 +64,7 @@ impl BarChart {
         kinds
     }
 
-    fn top(&self) -> f64 {
+    fn axis_top(&self) -> f64 {
         let heights: Vec<f64> =
             self.groups.iter().flat_map(|group| group.bars.iter().map(|(_, height)| *height)).collect();
         let highest = heights.iter().copied().fold(0.0, f64::max);
@@ -72,7 +72,7 @@ impl BarChart {
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-        let (kinds, top) = (self.kinds(), self.top());
+        let (kinds, top) = (self.kinds(), self.axis_top());
         let area = SVGBackend::with_string(svg, (WIDTH_PX, HEIGHT_PX)).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_bar_and_every_group_is_in_the_picture() {
+    fn svg_contains_every_bar_and_group() {
         let group =
             |name: &str| BarGroup { name: name.into(), bars: vec![("edge-only".into(), 1.0), ("paper".into(), 2.5)] };
         let bars = BarChart { title: "T".into(), y_label: "s".into(), groups: vec![group("batch"), group("burst")] };

@@ -1,5 +1,5 @@
-//! Policies that are only compared with: a recognizer of the bench's own, built of the product's parts, so that the
-//! product's path knows none of them.
+//! Baseline policies: a recognizer of the bench, built from the product's parts, so that the product itself contains no
+//! baseline code.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,30 +33,30 @@ use vision::InferencePool;
 use crate::policy::BASELINE_TIMEOUT;
 
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Images held at a time.
+/// Images processed concurrently.
 const CREDITS: usize = 16;
 
-/// A policy that is only compared with.
+/// A policy that exists only for comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BaselineRule {
-    /// The usual one: one synchronous upload per doubtful image, whatever the state of load and link; a replica does
-    /// nothing else while it waits for a verdict.
+pub(crate) enum BaselineRule {
+    /// The common approach: upload each doubtful image synchronously, regardless of load and link. A replica is blocked
+    /// while it waits for a verdict.
     HardExample,
-    /// A random share of the images is verified.
+    /// Verify a random share of the images.
     Random,
-    /// What the site gets wrong is verified; needs true labels.
+    /// Verify what the site gets wrong; needs true labels.
     Oracle,
 }
 
-/// Runs a recognizer with a policy that is only compared with.
+/// Run a recognizer with a baseline policy.
 #[derive(clap::Args)]
-pub struct BaselineArgs {
+pub(crate) struct BaselineArgs {
     #[arg(long, value_enum)]
     rule: BaselineRule,
     /// Folder of the model.
     #[arg(long)]
     model: PathBuf,
-    /// For `random`: share of the images that is verified, 0 to 1.
+    /// For `random`: share of images to verify, 0 to 1.
     #[arg(long, default_value_t = 0.0)]
     share: f64,
 }
@@ -73,14 +73,14 @@ struct BaselineRecognizer {
     bus: Bus,
     publisher: Publisher,
     shutdown: Shutdown,
-    /// One for each replica, held while an upload is waited for.
-    turns: Semaphore,
+    /// One permit per replica, held while an upload is pending.
+    upload_slots: Semaphore,
 }
 
 impl BaselineRecognizer {
-    async fn answer(&self, task: &Task, delivery: &Delivery) -> Result<OutgoingMessages, Fault> {
-        let _turn = match self.rule {
-            BaselineRule::HardExample => self.turns.acquire().await.ok(),
+    async fn answer_task(&self, task: &Task, delivery: &Delivery) -> Result<OutgoingMessages, Fault> {
+        let _permit = match self.rule {
+            BaselineRule::HardExample => self.upload_slots.acquire().await.ok(),
             BaselineRule::Random | BaselineRule::Oracle => None,
         };
         let bytes = delivery.payload();
@@ -102,23 +102,23 @@ impl BaselineRecognizer {
 
     /// Decodes, infers and applies the gate.
     async fn recognize(&self, delivery: &Delivery) -> Result<EdgeResult, Fault> {
-        let seen = self.infer.predict(delivery.payload().clone()).await;
-        let seen = seen.map_err(|error| Fault::Reject(error.fault_note()))?;
-        let ratios = vision::probabilities(&seen.model, &seen.logits, self.gate.temperature);
+        let inference = self.infer.predict(delivery.payload().clone()).await;
+        let inference = inference.map_err(|error| Fault::Reject(error.fault_note()))?;
+        let ratios = vision::probabilities(&inference.model, &inference.logits, self.gate.temperature);
         let no_class = || Fault::reject("model_without_classes", "the model returned no scores", "use another model");
-        let prediction = vision::prediction(&seen.model, &ratios).ok_or_else(no_class)?;
-        let tested = TestedScores::of_model(&ratios, &seen.model.thresholds);
+        let prediction = vision::prediction(&inference.model, &ratios).ok_or_else(no_class)?;
+        let tested = TestedScores::of_model(&ratios, &inference.model.thresholds);
         let timings = Timings {
-            decode_us: seen.timings.decode_us,
-            infer_us: seen.timings.infer_us,
-            batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
+            decode_us: inference.timings.decode_us,
+            infer_us: inference.timings.infer_us,
+            batch_size: u32::try_from(inference.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
         let reason = self.gate.decide(&tested, &prediction.label);
-        Ok(EdgeResult { prediction, reason, features: None, tested, timings, envelope: seen.envelope })
+        Ok(EdgeResult { prediction, reason, features: None, tested, timings, envelope: inference.envelope })
     }
 
-    /// Publishes the request and waits; the site's own answer stands if the verdict is late.
+    /// Publishes the request and waits for its verdict; after the timeout, the site's own answer stands.
     async fn wait_for_verdict(
         &self,
         task: &Task,
@@ -126,18 +126,18 @@ impl BaselineRecognizer {
         result: EdgeResult,
     ) -> Result<OutgoingMessages, Fault> {
         let timeout_ms = u64::try_from(BASELINE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-        let asked = Task { deadline_at_ms: Some(clock::now_ms().saturating_add(timeout_ms)), ..task.clone() };
+        let request_task = Task { deadline_at_ms: Some(clock::now_ms().saturating_add(timeout_ms)), ..task.clone() };
         let (reporter, bytes) = (self.reporter(), delivery.payload());
         let slot = subject::final_answer(&task.site, &task.camera, task.id);
-        let mut announced = Box::pin(watch_subject(&self.bus, &slot).await?);
+        let mut announcements = Box::pin(watch_subject(&self.bus, &slot).await?);
         let goes = Escalation::Goes(VerifyReason::Doubtful);
-        // Of the request and the provisional answer, the baseline knows only the first.
-        let request = reporter.outgoing(&asked, bytes, result.clone(), goes)?.publications.into_iter().next();
+        // The baseline publishes only the request, not the provisional answer.
+        let request = reporter.outgoing(&request_task, bytes, result.clone(), goes)?.publications.into_iter().next();
         if let Some(request) = request {
             self.publisher.publish(&request).await?;
         }
         let verdict = async {
-            while announced.next().await.is_some() {
+            while announcements.next().await.is_some() {
                 if let Ok(Some(_)) = reader::read_outcome(&self.bus, &slot).await {
                     return;
                 }
@@ -161,7 +161,7 @@ impl BaselineRecognizer {
         }
     }
 
-    fn stored(&self, message_subject: &str, sequence: u64, stored_at_ns: i128) -> Option<StorageStamp> {
+    fn storage_stamp(&self, message_subject: &str, sequence: u64, stored_at_ns: i128) -> Option<StorageStamp> {
         let (_, camera) = subject::read_image(message_subject).ok()?;
         Some(StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns })
     }
@@ -172,15 +172,15 @@ impl Handler for BaselineRecognizer {
     const STREAM: &'static str = topology::IMAGES;
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
-        let refuse = |reason: String| Fault::reject("header_unreadable", reason, "publish as the bench does");
-        let stored = self.stored(delivery.subject(), delivery.sequence, delivery.stored_at_ns);
-        let stored = stored.ok_or_else(|| refuse(format!("{:?} is no image's subject", delivery.subject())))?;
+        let refuse = |reason: String| Fault::reject("header_unreadable", reason, "publish images as the bench does");
+        let stored = self.storage_stamp(delivery.subject(), delivery.sequence, delivery.stored_at_ns);
+        let stored = stored.ok_or_else(|| refuse(format!("{:?} is not an image subject", delivery.subject())))?;
         let task = Task::from_headers(&stored, |name| delivery.header(name), delivery.payload());
-        self.answer(&task.map_err(|error| refuse(runtime::fault::error_chain(&error)))?, delivery).await
+        self.answer_task(&task.map_err(|error| refuse(runtime::fault::error_chain(&error)))?, delivery).await
     }
 
     fn image_task(&self, message: &StoredMessage) -> Option<Task> {
-        let stored = self.stored(&message.subject, message.sequence, message.stored_at_ns)?;
+        let stored = self.storage_stamp(&message.subject, message.sequence, message.stored_at_ns)?;
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload).ok()?;
         Some(Task::from_id(&stored, id))
     }
@@ -191,8 +191,8 @@ impl Handler for BaselineRecognizer {
     }
 }
 
-/// Runs it until it is told to stop.
-pub async fn command(settings: &Settings, args: &BaselineArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+/// Runs the baseline recognizer until shutdown.
+pub(crate) async fn command(settings: &Settings, args: &BaselineArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let chosen = &settings.recognizer;
     let library = settings.onnxruntime.clone();
     let started =
@@ -213,7 +213,7 @@ pub async fn command(settings: &Settings, args: &BaselineArgs, shutdown: Shutdow
         bus: bus.clone(),
         publisher: publisher.clone(),
         shutdown: shutdown.clone(),
-        turns: Semaphore::new(infer.replicas()),
+        upload_slots: Semaphore::new(infer.replicas()),
         infer,
     });
     let stats = Arc::new(WorkerStats::default());

@@ -1,6 +1,6 @@
-//! Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how long, and on how
-//! many images. Evidence and judgement are the releaser's own functions, without the bus; what single images come to is
-//! what real models say of real pictures. Chance, not time, so that it may run beside anything.
+//! Simulates canaries of known quality: how often a good release is promoted and a bad one withdrawn, after how much time
+//! and how many images. Uses the releaser's own evidence and judgement, without NATS; the answers per image come from
+//! real models on real pictures. Nothing is timed, so other load on the machine does not matter.
 
 mod fleet;
 mod releases;
@@ -20,19 +20,19 @@ use crate::report::BenchReport;
 use fleet::CanaryRun;
 use releases::{CanaryCandidate, CanaryCandidates, KINDS};
 
-/// What an operator may choose.
+/// Options of `bench canary`.
 #[derive(Debug, Clone, Default)]
-pub struct CanaryBenchOptions {
-    /// One seed, in less than a minute.
+pub(crate) struct CanaryBenchOptions {
+    /// Use one seed; takes less than a minute.
     pub quick: bool,
-    /// Canaries of each kind, at least 1.
+    /// Canaries per kind, at least 1.
     pub seeds: u64,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// Measures; a hundred seeds take about two minutes.
-pub async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+/// Runs the bench; a hundred seeds take about two minutes.
+pub(crate) async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
@@ -47,28 +47,29 @@ pub async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<Ben
 
 fn measure(options: &CanaryBenchOptions, stop: &AtomicBool) -> Result<BenchReport, BenchError> {
     let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
-    let releases = CanaryCandidates::make(&runtime)?;
+    let releases = CanaryCandidates::create(&runtime)?;
     let settings = CanarySettings::default();
-    let played = play_all(&releases, &settings, options, stop)?;
-    Ok(results::report(&releases, &played, &settings, options))
+    let runs = run_all(&releases, &settings, options, stop)?;
+    Ok(results::report(&releases, &runs, &settings, options))
 }
 
-/// Every kind with every seed, on all cores.
-fn play_all(
+/// Runs every kind of candidate with every seed, on all cores.
+fn run_all(
     releases: &CanaryCandidates,
     settings: &CanarySettings,
     options: &CanaryBenchOptions,
     stop: &AtomicBool,
 ) -> Result<Vec<CanaryRun>, BenchError> {
-    let games: Vec<(&CanaryCandidate, u64)> =
-        (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
-    let mut played = experiments::run_experiments(
-        &games,
+    let experiments: Vec<(&CanaryCandidate, u64)> = (1..=options.seeds)
+        .flat_map(|seed| releases.candidates.iter().map(move |candidate| (candidate, seed)))
+        .collect();
+    let mut runs = experiments::run_experiments(
+        &experiments,
         ("canaries", KINDS.len() * 5),
         || stop.load(Ordering::Relaxed),
         || Ok(()),
         |(), (candidate, seed)| Ok(fleet::run_canary(releases, candidate, settings, *seed)),
     )?;
-    played.sort_by_key(|played| (played.seed, played.kind));
-    Ok(played)
+    runs.sort_by_key(|run| (run.seed, run.kind));
+    Ok(runs)
 }

@@ -1,10 +1,10 @@
-//! A line chart as an SVG, without fonts or libraries of the system.
+//! Draws a line chart as SVG, without system fonts or libraries.
 
 use plotters::prelude::*;
 
 const WIDTH_PX: u32 = 880;
 const HEIGHT_PX: u32 = 540;
-/// Colours that stay apart for most eyes (Okabe and Ito).
+/// Colour-blind-safe palette (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(120, 120, 120),
@@ -14,75 +14,75 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(86, 180, 233),
 ];
 const MARK: RGBColor = RGBColor(213, 94, 0);
-/// Free space around the values, as a share of their range.
+/// Margin around the values, as a share of their range.
 const MARGIN: f64 = 0.08;
 
-/// A chart.
+/// A line chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Chart {
-    /// Above it.
+pub(crate) struct Chart {
+    /// Chart title.
     pub title: String,
-    /// Below the horizontal axis.
+    /// Label of the horizontal axis.
     pub x_label: String,
-    /// Beside the vertical axis.
+    /// Label of the vertical axis.
     pub y_label: String,
-    /// Lines, each with a name for the legend.
+    /// Lines of the chart.
     pub lines: Vec<ChartLine>,
-    /// Single points, each with a text beside it.
+    /// Single points, each with a legend entry.
     pub marks: Vec<ChartPoint>,
 }
 
 /// A line of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ChartLine {
-    /// In the legend.
+pub(crate) struct ChartLine {
+    /// Name in the legend.
     pub name: String,
-    /// In order.
+    /// Points in drawing order.
     pub points: Vec<(f64, f64)>,
 }
 
 /// A point of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ChartPoint {
-    /// In the legend.
+pub(crate) struct ChartPoint {
+    /// Name in the legend.
     pub name: String,
-    /// Where it is.
+    /// Position.
     pub point: (f64, f64),
 }
 
 /// Why a chart could not be drawn.
 #[derive(Debug, thiserror::Error)]
-pub enum ChartError {
-    /// Nothing, or values that are no numbers.
+pub(crate) enum ChartError {
+    /// No values, or values that are not finite.
     #[error("chart {title:?} has no finite values to show")]
     Empty {
-        /// Its title.
+        /// Title of the chart.
         title: String,
     },
-    /// The library refused.
+    /// The drawing library failed.
     #[error("chart {title:?} could not be drawn: {why}")]
     Refused {
-        /// Its title.
+        /// Title of the chart.
         title: String,
-        /// The library's words.
+        /// The library's message.
         why: String,
     },
 }
 
 impl Chart {
-    /// The picture.
-    pub fn svg(&self) -> Result<String, ChartError> {
+    /// Renders the chart as SVG.
+    pub(crate) fn svg(&self) -> Result<String, ChartError> {
         let lines = self.lines.iter().flat_map(|line| line.points.iter().copied());
         let points: Vec<(f64, f64)> = lines.chain(self.marks.iter().map(|mark| mark.point)).collect();
-        let xs = range(points.iter().map(|point| point.0)).ok_or_else(|| self.empty())?;
-        let ys = range(points.iter().map(|point| point.1)).ok_or_else(|| self.empty())?;
+        let xs = axis_range(points.iter().map(|point| point.0)).ok_or_else(|| self.empty_error())?;
+        let ys = axis_range(points.iter().map(|point| point.1)).ok_or_else(|| self.empty_error())?;
         let mut svg = String::new();
         self.draw(&mut svg, xs, ys)
             .map_err(|error| ChartError::Refused { title: self.title.clone(), why: error.to_string() })?;
         Ok(svg)
     }
 
-    fn empty(&self) -> ChartError {
+    fn empty_error(&self) -> ChartError {
         ChartError::Empty { title: self.title.clone() }
     }
 
@@ -108,8 +108,8 @@ impl Chart {
             .label_style(("sans-serif", 13))
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(225, 225, 225))
-            .x_label_formatter(&|value| short(*value))
-            .y_label_formatter(&|value| short(*value))
+            .x_label_formatter(&|value| format_tick(*value))
+            .y_label_formatter(&|value| format_tick(*value))
             .draw()?;
         for (line, colour) in self.lines.iter().zip(COLOURS.iter().cycle()) {
             let style = colour.stroke_width(2);
@@ -126,7 +126,7 @@ impl Chart {
         }
         chart
             .configure_series_labels()
-            .position(self.emptiest((x_from, x_to), (y_from, y_to)))
+            .position(self.legend_corner((x_from, x_to), (y_from, y_to)))
             .background_style(WHITE)
             .border_style(RGBColor(200, 200, 200))
             .label_font(("sans-serif", 14))
@@ -137,8 +137,8 @@ impl Chart {
 }
 
 impl Chart {
-    /// The corner with the least of the lines in it, for the legend; of equal ones the first.
-    fn emptiest(&self, (x_from, x_to): (f64, f64), (y_from, y_to): (f64, f64)) -> SeriesLabelPosition {
+    /// The corner crossed least by lines, for the legend; the first in case of a tie.
+    fn legend_corner(&self, (x_from, x_to): (f64, f64), (y_from, y_to): (f64, f64)) -> SeriesLabelPosition {
         const STEPS: usize = 20;
         let along = self.lines.iter().flat_map(|line| line.points.windows(2)).flat_map(|pair| {
             let ((x, y), (to_x, to_y)) = (pair[0], pair[1]);
@@ -149,7 +149,7 @@ impl Chart {
         });
         let places = along.map(|(x, y)| ((x - x_from) / (x_to - x_from), (y - y_from) / (y_to - y_from)));
         let places: Vec<(f64, f64)> = places.collect();
-        // About the share of the picture that a legend takes.
+        // Approximate size of the legend, as a share of the chart.
         let (wide, high) = (0.45, 0.2);
         let within = |right: bool, upper: bool| {
             let here = |(x, y): &&(f64, f64)| {
@@ -168,13 +168,13 @@ impl Chart {
     }
 }
 
-/// Without the digits that are only rounding.
-fn short(value: f64) -> String {
+/// Formats a value without rounding artefacts.
+fn format_tick(value: f64) -> String {
     ((value * 1e6).round() / 1e6).to_string()
 }
 
-/// From the least to the greatest with free space around; absent if there is none or one is no number.
-fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+/// Axis range with a margin; absent if there are no values or one is not finite.
+fn axis_range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let (mut from, mut to) = (f64::INFINITY, f64::NEG_INFINITY);
     for value in values {
         if !value.is_finite() {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_is_an_svg_with_its_texts_and_lines() {
+    fn svg_contains_texts_and_lines() {
         let svg = chart(vec![(0.0, 0.0), (1.0, 1.0)]).svg().unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
         for part in ["Height &lt; width &amp; ", "width", "height", "all", "here", "<polyline", "<circle"] {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_of_one_value_has_a_range_and_one_of_none_is_refused() {
+    fn one_value_is_drawn_and_no_value_is_refused() {
         assert!(chart(vec![(0.5, 0.5)]).svg().is_ok());
         assert!(matches!(chart(vec![(f64::NAN, 0.0)]).svg(), Err(ChartError::Empty { .. })));
         let none = Chart { marks: Vec::new(), ..chart(Vec::new()) };

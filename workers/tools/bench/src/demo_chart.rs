@@ -1,4 +1,4 @@
-//! `tributary-bench chart`: the picture of what `tributary demo --json` measured.
+//! `tributary-bench chart`: draws the results of `tributary demo --json`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,18 +8,18 @@ use tributary::stdout;
 
 use crate::chart::{Chart, ChartLine, ChartPoint};
 
-/// Draw accuracy against images sent up, from what `tributary demo --json FILE` wrote.
+/// Draw accuracy against images sent up, from the results of `tributary demo --json FILE`.
 #[derive(clap::Args)]
-pub struct DemoChartArgs {
-    /// What the demo wrote.
+pub(crate) struct DemoChartArgs {
+    /// Results of the demo, as JSON.
     #[arg(value_name = "FILE")]
     results: PathBuf,
-    /// File for the chart, as SVG.
+    /// Write the chart to this file, as SVG.
     #[arg(long, value_name = "FILE", default_value = "accuracy.svg")]
     out: PathBuf,
 }
 
-/// The part of the demo's results that is drawn; ratios from 0 to 1.
+/// The demo results that the chart needs; ratios from 0 to 1.
 #[derive(Deserialize)]
 struct DemoCurve {
     accuracy_edge_ratio: f64,
@@ -31,16 +31,16 @@ struct DemoCurve {
 
 #[derive(Deserialize)]
 struct CurvePoints {
-    /// Share sent up, and accuracy.
+    /// Share sent up, and accuracy, each 0 to 1.
     points: Vec<(f64, f64)>,
 }
 
 /// Draws the chart.
-pub fn command(args: &DemoChartArgs) -> anyhow::Result<()> {
+pub(crate) fn command(args: &DemoChartArgs) -> anyhow::Result<()> {
     let path = &args.results;
     let text = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let results: DemoCurve = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is not what `tributary demo --json` writes", path.display()))?;
+        .with_context(|| format!("{} is not a result of `tributary demo --json`", path.display()))?;
     write(&args.out, &draw(&results).svg()?)?;
     stdout::print_line(format_args!("{}", args.out.display()))
 }

@@ -1,4 +1,4 @@
-//! Why a measurement came to nothing.
+//! Why a measurement failed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,129 +7,129 @@ use streams::CarryError;
 use streams::server::ServerError;
 use vision::{InferenceError, ModelError, SessionError};
 
-/// Why a measurement came to nothing.
+/// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// The default model is not where it is looked for.
-    #[error("model {looked_for} is not here: run this in a checkout of the project, or name a model with --model DIR", looked_for = looked_for.display())]
+pub(crate) enum BenchError {
+    /// The default model is missing.
+    #[error("model {looked_for} not found: run this in a checkout of the project, or name a model with --model DIR", looked_for = looked_for.display())]
     NoModel {
-        /// Where it was looked for.
+        /// The expected folder.
         looked_for: PathBuf,
     },
-    /// A folder of labelled images that cannot be used.
+    /// A folder of labelled images is unusable.
     #[error(transparent)]
     Dataset(#[from] dataset::DatasetError),
-    /// A folder without usable images.
+    /// A folder has no usable images.
     #[error("folder {folder} {why}", folder = folder.display())]
     NoImages {
         /// The folder.
         folder: PathBuf,
-        /// What is wrong with it.
+        /// The problem, as the rest of the sentence.
         why: String,
     },
-    /// A file that cannot be read or written.
-    #[error("{path} cannot be used", path = path.display())]
+    /// A file cannot be read or written.
+    #[error("could not access {path}", path = path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The model is none.
+    /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// ONNX Runtime is missing or refuses the model.
+    /// ONNX Runtime is missing or rejects the model.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The bare loop failed on a picture.
+    /// The bare loop failed on an image.
     #[error(transparent)]
     Infer(#[from] InferenceError),
-    /// A step of training failed.
+    /// Training failed.
     #[error(transparent)]
     Train(#[from] training::TrainError),
-    /// Weights could not be merged.
+    /// Updates could not be merged.
     #[error(transparent)]
     Derive(#[from] aggregator::aggregate::AggregateError),
     /// A graph cannot be trained.
     #[error(transparent)]
     Autograd(#[from] autograd::AutogradError),
-    /// The server does not run.
+    /// The nats-server does not run.
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// The server refuses or fails something.
+    /// A NATS operation failed.
     #[error(transparent)]
     Carry(#[from] CarryError),
-    /// A worker's process cannot be started.
+    /// A worker process could not be started.
     #[error("{role} could not be started")]
     NotStarted {
-        /// Which.
+        /// Role of the worker.
         role: &'static str,
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A worker's process ended.
-    #[error("{role} ended by itself ({how}): its log above says why")]
+    /// A worker process exited.
+    #[error("{role} exited unexpectedly ({how}): see its log above")]
     Ended {
-        /// Which.
+        /// Role of the worker.
         role: &'static str,
-        /// How.
+        /// Exit status.
         how: String,
     },
-    /// An image without an answer.
-    #[error("an image had no answer within {}s", patience.as_secs())]
+    /// An image got no answer in time.
+    #[error("an image got no answer within {} s", timeout.as_secs())]
     NoAnswer {
-        /// How long was waited.
-        patience: Duration,
+        /// Time waited.
+        timeout: Duration,
     },
-    /// An image that was answered by a tombstone.
+    /// An image was answered with a fault.
     #[error("an image could not be recognized: {why}")]
     Dead {
-        /// The fault in its answer.
+        /// Reason of the fault.
         why: String,
     },
-    /// Nothing was finished in a stretch of time.
-    #[error("nothing was finished in {}s: the machine is too busy, or a window too short", length.as_secs_f64())]
+    /// No image was finished in a measurement window.
+    #[error("no image was finished in {} s: the machine is too busy, or the window too short", length.as_secs_f64())]
     Nothing {
-        /// How long it was.
+        /// Length of the window.
         length: Duration,
     },
-    /// The measurement's own task or thread broke.
-    #[error("a part of the measurement broke")]
+    /// A task or thread of the bench panicked.
+    #[error("a task of the measurement crashed")]
     Broken(#[from] tokio::task::JoinError),
-    /// No certificate for a server.
+    /// A server certificate could not be created.
     #[error(transparent)]
     Certificate(#[from] fleet::FleetError),
-    /// The link between the servers cannot be made.
-    #[error("the link between the servers could not be made")]
+    /// The shaped link between the servers could not be set up.
+    #[error("could not set up the link between the servers")]
     Link {
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A worker did not become ready.
-    #[error("{what} did not come about within {}s", patience.as_secs())]
+    /// A condition was not reached in time.
+    #[error("timed out after {} s waiting for {what}", timeout.as_secs())]
     NotReady {
-        /// What was waited for.
+        /// The condition, as a noun phrase.
         what: &'static str,
-        /// How long.
-        patience: Duration,
+        /// Time waited.
+        timeout: Duration,
     },
-    /// A report that has no JSON form.
-    #[error("report cannot be written as JSON")]
+    /// A report could not be serialized, or a reply could not be parsed.
+    #[error("could not read or write JSON")]
     Json(#[from] serde_json::Error),
-    /// A picture cannot be drawn.
+    /// A chart could not be drawn.
     #[error(transparent)]
     Chart(#[from] crate::chart::ChartError),
-    /// Somebody stopped it.
-    #[error("stopped before it was through")]
+    /// Stopped by the user.
+    #[error("stopped before the end")]
     Stopped,
 }
 
 impl BenchError {
-    /// A failure of the system on a file.
-    pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    /// Maps an I/O error on `path`.
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }
     }

@@ -1,34 +1,37 @@
-//! Many games, on all cores.
+//! Runs many experiments on all cores.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::BenchError;
 
-/// Plays every game; what came of them in the order of the games. The first that fails ends all, as does `is_stopped`.
-/// `open`: what a core needs to play. `what`: games as progress names them, told after every so many.
-pub fn run_experiments<Game: Sync, Player, Played: Send>(
-    games: &[Game],
+/// Runs every experiment and returns the results in their order. The first failure, or `is_stopped`, ends all.
+/// `open`: prepares a runner per thread. `what`: name of the experiments in the progress line, printed after every
+/// `every` of them.
+pub(crate) fn run_experiments<Experiment: Sync, Runner, Outcome: Send>(
+    experiments: &[Experiment],
     (what, every): (&str, usize),
     is_stopped: impl Fn() -> bool + Sync,
-    open: impl Fn() -> Result<Player, BenchError> + Sync,
-    play: impl Fn(&mut Player, &Game) -> Result<Played, BenchError> + Sync,
-) -> Result<Vec<Played>, BenchError> {
+    open: impl Fn() -> Result<Runner, BenchError> + Sync,
+    run: impl Fn(&mut Runner, &Experiment) -> Result<Outcome, BenchError> + Sync,
+) -> Result<Vec<Outcome>, BenchError> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let played = Mutex::new(Vec::with_capacity(games.len()));
+    let results = Mutex::new(Vec::with_capacity(experiments.len()));
     let work = || -> Result<(), BenchError> {
-        let mut player = open()?;
+        let mut runner = open()?;
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(game) = games.get(number).filter(|_| !failed.load(Ordering::Relaxed)) else { return Ok(()) };
+            let Some(experiment) = experiments.get(number).filter(|_| !failed.load(Ordering::Relaxed)) else {
+                return Ok(());
+            };
             if is_stopped() {
                 return Err(BenchError::Stopped);
             }
-            let one = play(&mut player, game)?;
-            let mut played = played.lock().unwrap_or_else(PoisonError::into_inner);
-            played.push((number, one));
-            if played.len().is_multiple_of(every) {
-                eprintln!("bench: {} of {} {what}", played.len(), games.len());
+            let result = run(&mut runner, experiment)?;
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            results.push((number, result));
+            if results.len().is_multiple_of(every) {
+                eprintln!("bench: {} of {} {what}", results.len(), experiments.len());
             }
         }
     };
@@ -38,9 +41,9 @@ pub fn run_experiments<Game: Sync, Player, Played: Send>(
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(BenchError::Stopped)))
     })?;
-    let mut played = played.into_inner().unwrap_or_else(PoisonError::into_inner);
-    played.sort_by_key(|(number, _)| *number);
-    Ok(played.into_iter().map(|(_, one)| one).collect())
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(number, _)| *number);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 #[cfg(test)]
@@ -48,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn games_come_back_in_order_and_one_that_fails_ends_all() {
-        let games: Vec<usize> = (0..200).collect();
-        let double = |_: &mut (), game: &usize| Ok(game * 2);
-        let played = run_experiments(&games, ("games", 1000), || false, || Ok(()), double).unwrap();
-        assert_eq!(played, (0..200).map(|game| game * 2).collect::<Vec<_>>());
-        let third = |_: &mut (), game: &usize| if *game == 3 { Err(BenchError::Stopped) } else { Ok(*game) };
-        assert!(run_experiments(&games, ("games", 1000), || false, || Ok(()), third).is_err());
-        assert!(run_experiments(&games, ("games", 1000), || true, || Ok(()), double).is_err());
+    fn results_keep_their_order_and_one_failure_ends_all() {
+        let experiments: Vec<usize> = (0..200).collect();
+        let double = |_: &mut (), number: &usize| Ok(number * 2);
+        let results = run_experiments(&experiments, ("experiments", 1000), || false, || Ok(()), double).unwrap();
+        assert_eq!(results, (0..200).map(|number| number * 2).collect::<Vec<_>>());
+        let third = |_: &mut (), number: &usize| if *number == 3 { Err(BenchError::Stopped) } else { Ok(*number) };
+        assert!(run_experiments(&experiments, ("experiments", 1000), || false, || Ok(()), third).is_err());
+        assert!(run_experiments(&experiments, ("experiments", 1000), || true, || Ok(()), double).is_err());
     }
 }

@@ -1,6 +1,5 @@
-//! A verifier with a pace of its own, for measuring a cloud that is faster than this machine: it says what the
-//! cloud's model said beforehand, after the time that a faster machine would take. Everything around it
-//! (streams, messages, signs of life) is real.
+//! A simulated verifier, for measuring a cloud that is faster than this machine: it answers with precomputed predictions
+//! of the cloud's model after a fixed service time. Everything around it (streams, messages, heartbeats) is real.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,27 +16,27 @@ use streams::{Bus, Delivery, Publisher, topology};
 use tokio::sync::{Semaphore, watch};
 use verifier::judge::make_verdict;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 const ACK_WAIT: Duration = Duration::from_secs(30);
 
-/// How fast it is.
+/// Speed of the fake cloud.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct FakeCloudPace {
-    /// One image on one replica, milliseconds.
+pub(crate) struct FakeCloudPace {
+    /// Service time of one image on one replica, milliseconds.
     pub service_ms: f64,
-    /// Images at a time.
+    /// Images processed concurrently.
     pub replicas: u32,
 }
 
-/// What the cloud's model says about each image.
-pub type CloudPredictions = HashMap<Bytes, Prediction>;
+/// The cloud model's prediction for each image, by its bytes.
+pub(crate) type CloudPredictions = HashMap<Bytes, Prediction>;
 
-/// See the module.
-pub struct FakeCloud {
+/// A verifier with fixed speed and precomputed predictions.
+pub(crate) struct FakeCloud {
     pace: FakeCloudPace,
-    opinions: Arc<CloudPredictions>,
+    predictions: Arc<CloudPredictions>,
     unknown: Prediction,
-    busy: Semaphore,
+    slots: Semaphore,
     stalled: watch::Receiver<bool>,
 }
 
@@ -47,17 +46,17 @@ impl Handler for FakeCloud {
 
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let request: VerifyRequest = decode(delivery.payload())?;
-        // Fails only when the measurement is over.
+        // Fails only after the measurement.
         let _ = self.stalled.clone().wait_for(|stalled| !stalled).await;
-        let _turn = self.busy.acquire().await;
+        let _permit = self.slots.acquire().await;
         tokio::time::sleep(Duration::from_secs_f64(self.pace.service_ms / 1000.0)).await;
         let known = match &request.payload {
-            Payload::Image(bytes) => self.opinions.get(&bytes[..]),
+            Payload::Image(bytes) => self.predictions.get(&bytes[..]),
             Payload::Blob(_) | Payload::Features(_) => None,
         };
-        let opinion = known.unwrap_or(&self.unknown).clone();
+        let prediction = known.unwrap_or(&self.unknown).clone();
         let spare = verifier::hard_case_publication(&request)?.into_iter().collect();
-        let verdict = make_verdict(request, opinion, Timings::default(), clock::now_ms());
+        let verdict = make_verdict(request, prediction, Timings::default(), clock::now_ms());
         let publications = vec![verifier::report(&verdict, delivery.sequence)?];
         Ok(OutgoingMessages { publications, spare, ..OutgoingMessages::default() })
     }
@@ -67,33 +66,34 @@ impl Handler for FakeCloud {
     }
 }
 
-/// Runs one until told to stop. `unknown`: what it says about an image it knows nothing of.
-pub async fn run(
+/// Runs a fake cloud until shutdown. `unknown`: its prediction for images without a precomputed one.
+pub(crate) async fn run(
     cloud: Bus,
     pace: FakeCloudPace,
-    opinions: Arc<CloudPredictions>,
+    predictions: Arc<CloudPredictions>,
     unknown: Prediction,
     stalled: watch::Receiver<bool>,
     shutdown: Shutdown,
 ) {
     let replicas = pace.replicas.max(1) as usize;
-    let step = Arc::new(FakeCloud { pace, opinions, unknown, busy: Semaphore::new(replicas), stalled });
+    let verifier = Arc::new(FakeCloud { pace, predictions, unknown, slots: Semaphore::new(replicas), stalled });
     let durable = topology::VERIFIER.into();
     let from = ConsumerConfig { durable, credits: 2 * replicas, resized: None, tries: None, ack_wait: ACK_WAIT };
-    let tally = Arc::new(WorkerStats::default());
-    let publisher = Publisher::new(cloud.clone(), PATIENCE);
-    let pulse = heartbeat::HeartbeatPace { every: Duration::from_secs(1), ..heartbeat::HeartbeatPace::default() };
-    let life = heartbeat::send_heartbeats(
+    let stats = Arc::new(WorkerStats::default());
+    let publisher = Publisher::new(cloud.clone(), PUBLISH_TIMEOUT);
+    let heartbeat_pace =
+        heartbeat::HeartbeatPace { every: Duration::from_secs(1), ..heartbeat::HeartbeatPace::default() };
+    let heartbeats = heartbeat::send_heartbeats(
         cloud.clone(),
         FakeCloud::ROLE,
         None,
-        tally.clone(),
+        stats.clone(),
         shutdown.clone(),
-        pulse,
+        heartbeat_pace,
         |beat| {
             (beat.replicas, beat.cost_ms) = (pace.replicas, Some(pace.service_ms));
         },
     );
-    let (ended, ()) = tokio::join!(consume(step, &cloud, publisher, from, tally, shutdown), life);
+    let (ended, ()) = tokio::join!(consume(verifier, &cloud, publisher, from, stats, shutdown), heartbeats);
     tracing::debug!(?ended, "fake cloud stopped");
 }

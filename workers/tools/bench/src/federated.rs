@@ -1,5 +1,5 @@
-//! Rules of merging against each other: ten sites with pictures divided in many ways, ten rounds, several seeds; the
-//! aggregator's own rooms without the bus. Accuracy, not time, so that it may run beside anything.
+//! Compares merge rules: ten sites with pictures divided in many variants, ten rounds, several seeds, using the aggregator's
+//! own modules without NATS. Measures accuracy, not time, so other load on the machine does not matter.
 
 mod experiment;
 mod pool;
@@ -27,47 +27,47 @@ use pool::PicturePool;
 use scheme::SCHEMES;
 pub(crate) use scheme::{DivisionScheme, gamma, normal};
 
-/// The scheme of this name.
+/// Looks up a division scheme by name.
 pub(crate) fn scheme_named(name: &str) -> Option<&'static DivisionScheme> {
     SCHEMES.iter().find(|scheme| scheme.name == name)
 }
 
-/// What an operator may choose.
+/// Options of `bench federated`.
 #[derive(Debug, Clone, Default)]
-pub struct FederatedBenchOptions {
-    /// One seed, few schemes and rules.
+pub(crate) struct FederatedBenchOptions {
+    /// One seed, with few schemes and rules.
     pub quick: bool,
-    /// Folders of labelled images; the project's own if empty.
+    /// Folders of labelled images; the project's own images if empty.
     pub data: Vec<PathBuf>,
-    /// Column of the index that says which pictures belong together.
+    /// Column of the index that groups pictures.
     pub groups: String,
-    /// Only rules of these names; all if empty.
+    /// Names of the rules to run; all if empty.
     pub rules: Vec<String>,
-    /// Seeds, at least 1.
+    /// Number of seeds, at least 1.
     pub seeds: u64,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// A rule as it is tried: its name in the tables, and how it merges; `None` learns from the public set alone.
+/// A merge rule under test: its name in tables, and its settings; `None` learns from the public set only.
 #[derive(Debug, Clone)]
 struct RuleVariant {
     name: String,
     merge: Option<MergeSettings>,
 }
 
-fn way(name: &str, change: impl FnOnce(&mut MergeSettings)) -> RuleVariant {
+fn variant(name: &str, change: impl FnOnce(&mut MergeSettings)) -> RuleVariant {
     let mut merge = MergeSettings { rule: "fedavg".into(), ..MergeSettings::default() };
     change(&mut merge);
     RuleVariant { name: name.into(), merge: Some(merge) }
 }
 
-/// The rules, the filters, the server's optimizers, and the control.
-fn ways() -> Vec<RuleVariant> {
-    let rule = |name: &str| way(name, |merge| merge.rule = name.into());
-    let filter = |name: &str, filter: UpdateFilter| way(name, |merge| merge.filter.names = vec![filter]);
+/// All merge rules, filters and server optimizers, and the control.
+fn variants() -> Vec<RuleVariant> {
+    let rule = |name: &str| variant(name, |merge| merge.rule = name.into());
+    let filter = |name: &str, filter: UpdateFilter| variant(name, |merge| merge.filter.names = vec![filter]);
     let server = |name: &str, kind: ServerOptimizerKind, rate: f64| {
-        way(name, |merge| (merge.server_optimizer.kind, merge.server_optimizer.rate) = (kind, rate))
+        variant(name, |merge| (merge.server_optimizer.kind, merge.server_optimizer.rate) = (kind, rate))
     };
     let rules = [
         "fedavg",
@@ -88,15 +88,15 @@ fn ways() -> Vec<RuleVariant> {
         "quality+distill",
         "pick",
     ];
-    let mut ways = rules.map(rule).to_vec();
-    ways.insert(
+    let mut variants = rules.map(rule).to_vec();
+    variants.insert(
         4,
-        way("paper literal", |merge| {
+        variant("paper literal", |merge| {
             merge.rule = "paper".into();
             merge.weigh.floor_ratio = 0.0;
         }),
     );
-    ways.extend([
+    variants.extend([
         filter("norm-clip", UpdateFilter::NormClip),
         filter("loss-gate", UpdateFilter::LossGate),
         filter("krum", UpdateFilter::Krum),
@@ -107,14 +107,13 @@ fn ways() -> Vec<RuleVariant> {
         server("yogi", ServerOptimizerKind::Yogi, 0.01),
         RuleVariant { name: "val-only".into(), merge: None },
     ]);
-    ways
+    variants
 }
 
-/// What each part of the method's formula does: exponents of stability, capability and size, the floor, and what
-/// capability is.
+/// Ablation of the paper's formula: exponents of stability, capability and size, the floor, and the capability measure.
 fn ablation() -> Vec<RuleVariant> {
     let paper = |name: &str, change: &dyn Fn(&mut WeighSettings)| {
-        way(name, |merge| {
+        variant(name, |merge| {
             merge.rule = "paper".into();
             change(&mut merge.weigh);
         })
@@ -138,8 +137,8 @@ fn ablation() -> Vec<RuleVariant> {
     ]
 }
 
-/// Measures; takes more than an hour for a folder with all rules, or a minute if `quick`.
-pub async fn run(options: &FederatedBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+/// Runs the bench: more than an hour per folder with all rules, a minute if `quick`.
+pub(crate) async fn run(options: &FederatedBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), std::sync::Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
@@ -158,48 +157,48 @@ fn measure(options: &FederatedBenchOptions, stop: &AtomicBool) -> Result<BenchRe
         [] => vec![None],
         named => named.iter().map(Some).collect(),
     };
-    let mut ways: Vec<RuleVariant> =
-        if options.quick { ways() } else { ways().into_iter().chain(ablation()).collect() };
+    let mut variants: Vec<RuleVariant> =
+        if options.quick { variants() } else { variants().into_iter().chain(ablation()).collect() };
     let quick = ["fedavg", "paper literal", "paper", "pick"].map(str::to_owned);
     let named: &[String] = if options.quick && options.rules.is_empty() { &quick } else { &options.rules };
-    ways.retain(|way| named.is_empty() || named.contains(&way.name));
+    variants.retain(|variant| named.is_empty() || named.contains(&variant.name));
     let mut sets = Vec::new();
     for folder in folders {
         let pool = PicturePool::read(folder.map(PathBuf::as_path), &options.groups)?;
-        let played = play_all(&runtime, &pool, &ways, options, stop)?;
+        let results = run_all(&runtime, &pool, &variants, options, stop)?;
         sets.push(results::ExperimentSet {
             name: pool.name.clone(),
             classes: pool.classes,
             pictures: [pool.learn.len(), pool.test.len()],
-            played,
+            results,
         });
     }
-    Ok(results::report(&sets, &ways, options))
+    Ok(results::report(&sets, &variants, options))
 }
 
-/// Every rule on every scheme with every seed, on all cores.
-fn play_all(
+/// Runs every rule on every scheme with every seed, on all cores.
+fn run_all(
     runtime: &OnnxRuntime,
     pool: &PicturePool,
-    ways: &[RuleVariant],
+    variants: &[RuleVariant],
     options: &FederatedBenchOptions,
     stop: &AtomicBool,
 ) -> Result<Vec<ExperimentResult>, BenchError> {
-    let ground = ScoringModel::for_model(runtime, &pool.model, &TrainableSelection::All, &[])?;
+    let scoring = ScoringModel::for_model(runtime, &pool.model, &TrainableSelection::All, &[])?;
     let grouped = pool.learn.iter().any(|(_, _, group)| group.is_some());
     let schemes = SCHEMES.iter().filter(|scheme| grouped || !scheme.needs_groups());
     let schemes: Vec<&DivisionScheme> = if options.quick { schemes.step_by(3).collect() } else { schemes.collect() };
-    let mut games: Vec<(u64, &DivisionScheme, &RuleVariant)> = Vec::new();
+    let mut experiments: Vec<(u64, &DivisionScheme, &RuleVariant)> = Vec::new();
     for seed in 1..=options.seeds {
         for scheme in &schemes {
-            games.extend(ways.iter().map(|way| (seed, *scheme, way)));
+            experiments.extend(variants.iter().map(|variant| (seed, *scheme, variant)));
         }
     }
     experiments::run_experiments(
-        &games,
+        &experiments,
         ("experiments", 50),
         || stop.load(Ordering::Relaxed),
-        || ExperimentRunner::open(runtime, pool, &ground),
-        |player, (seed, scheme, way)| player.run_experiment(scheme, &way.name, way.merge.as_ref(), *seed),
+        || ExperimentRunner::open(runtime, pool, &scoring),
+        |runner, (seed, scheme, variant)| runner.run_experiment(scheme, &variant.name, variant.merge.as_ref(), *seed),
     )
 }

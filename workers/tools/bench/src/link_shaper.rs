@@ -1,5 +1,5 @@
-//! A TCP proxy that makes loopback like a link: bandwidth, delay, jitter, and connections that stall or
-//! break. Each direction is a pipe of its own, with a bounded queue.
+//! A TCP proxy that emulates a network link on loopback: bandwidth, delay, jitter, and stalled or broken connections.
+//! Each direction is a separate pipe with a bounded queue.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,70 +14,70 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::BenchError;
 
-/// Read at a time; small, so that a slow link is slow for small messages too.
+/// Bytes per read; small, so that a slow link also delays small messages.
 const CHUNK_BYTES: usize = 4 * 1024;
-/// Chunks under way in one direction; more wait in the sender's socket.
-const UNDER_WAY: usize = 256;
+/// Maximum chunks queued per direction; further data waits in the sender's socket.
+const MAX_QUEUED_CHUNKS: usize = 256;
 
-/// What may be taken from the sender before it is its turn.
+/// How far ahead of the rate limit data is read from the sender.
 const AHEAD: Duration = Duration::from_millis(4);
 
-/// What a link is like.
+/// Properties of a link.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct LinkShape {
-    /// Bytes a second, each way; absent: as fast as loopback.
+pub(crate) struct LinkShape {
+    /// Bandwidth in each direction, bytes per second; unlimited if absent.
     pub rate_bytes_per_s: Option<f64>,
-    /// One way, milliseconds.
+    /// One-way delay, milliseconds.
     pub delay_ms: f64,
-    /// Up to so much more, milliseconds.
+    /// Maximum additional delay, milliseconds.
     pub jitter_ms: f64,
-    /// Whether it is whole.
+    /// Whether traffic passes.
     pub state: LinkState,
 }
 
-/// Whether a link is whole.
+/// Whether traffic passes over a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LinkState {
-    /// It is.
+pub(crate) enum LinkState {
+    /// Traffic passes.
     Open,
-    /// Nothing passes and nobody is told.
+    /// Nothing passes, and connections stay open.
     Silent,
-    /// Connections break and are refused.
+    /// Connections are closed, and new ones refused.
     Broken,
 }
 
-/// The proxy; it ends when dropped.
-pub struct LinkShaper {
+/// The proxy; dropping it stops it.
+pub(crate) struct LinkShaper {
     port: u16,
     shape: watch::Sender<LinkShape>,
-    _carrying: AbortOnDropHandle<()>,
+    _accepting: AbortOnDropHandle<()>,
 }
 
 impl LinkShaper {
-    /// Starts one on a free port of loopback.
-    pub async fn start(to: SocketAddr, shape: LinkShape) -> Result<Self, BenchError> {
+    /// Starts a proxy on a free loopback port.
+    pub(crate) async fn start(to: SocketAddr, shape: LinkShape) -> Result<Self, BenchError> {
         let failed = |source| BenchError::Link { source };
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
         let (shape, seen) = watch::channel(shape);
-        let carrying = tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
                 connections.spawn(carry(near, to, seen.clone()));
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { port, shape, _carrying: AbortOnDropHandle::new(carrying) })
+        Ok(Self { port, shape, _accepting: AbortOnDropHandle::new(accepting) })
     }
 
-    /// Where to connect to.
-    pub fn port(&self) -> u16 {
+    /// Port to connect to.
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Makes it like this from now on.
-    pub fn set(&self, shape: LinkShape) {
+    /// Changes the properties of the link.
+    pub(crate) fn set(&self, shape: LinkShape) {
         self.shape.send_replace(shape);
     }
 }
@@ -89,45 +89,45 @@ async fn carry(near: TcpStream, to: SocketAddr, mut shape: watch::Receiver<LinkS
     let Ok(far) = TcpStream::connect(to).await else { return };
     let _no_delay = (near.set_nodelay(true), far.set_nodelay(true));
     let ((from_near, to_near), (from_far, to_far)) = (near.into_split(), far.into_split());
-    let breaks = {
+    let broken = {
         let mut shape = shape.clone();
         async move {
-            // Fails only when nobody shapes any more.
+            // Fails only after the shaper is dropped.
             let _ = shape.wait_for(|shape| shape.state == LinkState::Broken).await;
         }
     };
     shape.mark_unchanged();
     tokio::select! {
-        () = breaks => {}
+        () = broken => {}
         () = pipe(from_near, to_far, shape.clone()) => {}
         () = pipe(from_far, to_near, shape.clone()) => {}
     }
 }
 
-/// One direction: what is read at a moment leaves after the delay, in order, no faster than the rate.
+/// Carries one direction: data leaves in order after the delay, at most at the rate.
 async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Receiver<LinkShape>) {
-    let (tell, mut told) = mpsc::channel::<(Vec<u8>, Instant)>(UNDER_WAY);
+    let (queue, mut queued) = mpsc::channel::<(Vec<u8>, Instant)>(MAX_QUEUED_CHUNKS);
     let seen = shape.clone();
     let reading = async move {
-        let mut lot = 0.5_f64;
+        let mut random = 0.5_f64;
         let mut last_due = Instant::now();
         let mut free_at = Instant::now();
         let mut buffer = vec![0; CHUNK_BYTES];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             let LinkShape { rate_bytes_per_s, delay_ms, jitter_ms, .. } = *seen.borrow();
-            // A number from 0 to 1 that looks drawn: the logistic map.
-            lot = 3.99 * lot * (1.0 - lot);
+            // Pseudo-random number from 0 to 1: the logistic map.
+            random = 3.99 * random * (1.0 - random);
             let now = Instant::now();
             let sending_s = rate_bytes_per_s.map_or(0.0, |rate| read as f64 / rate.max(1.0));
             free_at = free_at.max(now) + Duration::from_secs_f64(sending_s);
-            let due = free_at + Duration::from_secs_f64((delay_ms + jitter_ms * lot) / 1000.0);
+            let due = free_at + Duration::from_secs_f64((delay_ms + jitter_ms * random) / 1000.0);
             last_due = last_due.max(due);
             let Some(bytes) = buffer.get(..read) else { return };
-            if tell.send((bytes.to_vec(), last_due)).await.is_err() {
+            if queue.send((bytes.to_vec(), last_due)).await.is_err() {
                 return;
             }
-            // The pipe takes no more than it can send: the rest waits where it comes from. Timers are no finer
-            // than a millisecond, so a little is let ahead; what it leaves at is reckoned exactly.
+            // Reads no more than the link can send; the rest waits at the sender. Timers have millisecond
+            // resolution, so reading runs slightly ahead; departure times are computed exactly.
             if free_at.saturating_duration_since(Instant::now()) > AHEAD {
                 tokio::time::sleep_until(free_at - AHEAD).await;
             }
@@ -135,7 +135,7 @@ async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Rec
     };
     let writing = async move {
         let mut shape = shape;
-        while let Some((bytes, due)) = told.recv().await {
+        while let Some((bytes, due)) = queued.recv().await {
             tokio::time::sleep_until(due).await;
             if shape.wait_for(|shape| shape.state != LinkState::Silent).await.is_err() {
                 return;
@@ -157,7 +157,7 @@ mod tests {
 
     const OPEN: LinkShape = LinkShape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
 
-    /// A server that sends back what it gets, and a connection to it through the link.
+    /// Starts an echo server and connects to it through the link.
     async fn echo(shape: LinkShape) -> (LinkShaper, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
@@ -187,19 +187,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn delay_and_rate_are_at_least_what_was_asked_for() {
+    async fn delay_and_rate_limit_are_applied() {
         let (_shaper, mut stream) = echo(LinkShape { delay_ms: 20.0, ..OPEN }).await;
         assert!(round_trip(&mut stream, 10).await >= Duration::from_millis(40));
         let (_shaper, mut stream) = echo(LinkShape { rate_bytes_per_s: Some(100_000.0), ..OPEN }).await;
         assert!(round_trip(&mut stream, 20_000).await >= Duration::from_millis(200));
-        // Nor is a fast link much slower than asked for: half a megabyte at ten megabytes a second.
+        // A fast link is not much slower than configured either: half a megabyte at ten megabytes per second.
         let (_shaper, mut stream) = echo(LinkShape { rate_bytes_per_s: Some(10e6), ..OPEN }).await;
         let took = round_trip(&mut stream, 500_000).await;
         assert!((Duration::from_millis(50)..Duration::from_millis(250)).contains(&took), "{took:?}");
     }
 
     #[tokio::test]
-    async fn a_silent_link_holds_bytes_back_and_a_broken_one_ends_the_connection() {
+    async fn silent_link_holds_bytes_and_broken_link_closes_connections() {
         let (shaper, mut stream) = echo(OPEN).await;
         round_trip(&mut stream, 10).await;
         shaper.set(LinkShape { state: LinkState::Silent, ..OPEN });
@@ -208,6 +208,6 @@ mod tests {
         shaper.set(LinkShape { state: LinkState::Broken, ..OPEN });
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
-        assert!(ended.is_ok(), "the connection goes on");
+        assert!(ended.is_ok(), "the connection is still open");
     }
 }

@@ -1,16 +1,17 @@
-//! `tributary-bench`: measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
-//! [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`]; and the long demonstration, [`training_loop`].
+//! `tributary-bench`: reproducible measurements, one module per bench: [`recognize`], [`policy`], [`train`],
+//! [`federated`], [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`]; and the long demo,
+//! [`training_loop`].
 //!
-//! Shared: [`workload`] (what is recognized), [`warm_replicas`] (the same work without the pipeline), [`bench_site`] (a
-//! server and a recognizer in processes of their own), [`load_generator`] (images in, answers out),
-//! [`measurement_window`] (what happened in a stretch of time), [`stats`], [`experiments`] (many of one kind, on all
-//! cores), [`camera`] (the same scenes shown otherwise), [`report`] (a table for people, JSON for programs), [`chart`]
-//! and [`bar_chart`]. For policies: [`testbed`] (a site and a cloud), [`link_shaper`] (the link between them),
-//! [`fake_cloud`] (a cloud with a pace of its own), [`labelled_images`] (images with true labels), [`worker`].
+//! Shared: [`workload`] (model and images), [`warm_replicas`] (inference without the pipeline), [`bench_site`] (a server
+//! and recognizers in their own processes), [`load_generator`] (publishes images, receives answers),
+//! [`measurement_window`] (throughput, latency and CPU over a time window), [`stats`], [`experiments`] (many runs on all
+//! cores), [`camera`] (simulated cameras), [`report`] (table and JSON), [`chart`] and [`bar_chart`]. For policies:
+//! [`testbed`] (a site and a cloud), [`link_shaper`] (the link between them), [`fake_cloud`] (a cloud of fixed speed),
+//! [`labelled_images`] (images with true labels), [`worker`].
 //!
-//! Deliberately absent: the logic of any role. What is measured is the program `tributary` beside this one.
+//! This crate contains no role logic: it measures the program `tributary` in the same folder.
 
-// Measurements of its own making.
+// The bench indexes only data that it created.
 #![allow(clippy::indexing_slicing)]
 
 mod aggregate;
@@ -55,8 +56,8 @@ use tributary::settings::{self, Settings};
 use tributary::stdout;
 
 const EXAMPLES: &str = "\
-Servers and workers are started for the purpose, workers by the program `tributary` beside this one. Run from a checkout
-of the project; a release build measures what is shipped.
+Each bench starts its own servers and workers; workers use the program `tributary` in the same folder. Run from a
+checkout of the project, in a release build.
 
 Examples:
   tributary-bench recognize --quick
@@ -68,7 +69,7 @@ Examples:
 /// Measure Tributary on this machine.
 #[derive(Parser)]
 #[command(name = "tributary-bench", version, max_term_width = 100, after_help = EXAMPLES)]
-struct Cli {
+struct BenchCli {
     /// Settings file [default: `tributary.toml` in this folder, if it exists].
     #[arg(long, global = true, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -100,9 +101,9 @@ enum BenchCommand {
     ///
     /// Images are divided evenly, unevenly, and with a bad site among the ten; several seeds each.
     Federated(FederatedBenchArgs),
-    /// Measure what rounds add to a model that is already good (15 minutes).
+    /// Measure how much rounds improve a model that is already good (15 minutes).
     ///
-    /// Accuracy of releases on unseen images, against the deployed model and against the accuracy reported for them.
+    /// Accuracy of releases on unseen images, against the deployed model and against their reported accuracy.
     Rounds(RoundsBenchArgs),
     /// Measure merging: weighted sum, median and trimmed mean against a plain read (2 minutes).
     ///
@@ -124,10 +125,10 @@ enum BenchCommand {
     ///
     /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
-    /// A recognizer with a policy that is only compared with; for the use of `policy`.
+    /// Run a recognizer with a baseline policy; used by `policy`.
     #[command(hide = true)]
     Baseline(baseline::BaselineArgs),
-    /// Try a release in this process; for the use of the loop and of swaps.
+    /// Try a release in this process; used by `loop` and `swap`.
     #[command(name = releases::trial::COMMAND, hide = true)]
     TryRelease,
 }
@@ -342,13 +343,13 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = BenchCli::parse();
     runtime::telemetry::init_logging("warn", false);
     os::process::set_malloc_policy(os::process::MallocPolicy::All);
     if let Err(error) = os::scheduling::set_batch_scheduling() {
         tracing::debug!(%error, "scheduling policy not set; continuing with default scheduling");
     }
-    // Before there are other threads: the sandbox of a trial holds for the calling thread only.
+    // Before other threads start: the sandbox of a trial applies to the calling thread only.
     if let BenchCommand::TryRelease = &cli.command {
         return stdout::exit_code(tributary::roles::try_release());
     }
@@ -356,7 +357,7 @@ fn main() -> ExitCode {
     stdout::exit_code(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: BenchCli) -> anyhow::Result<()> {
     let common = CommonArgs::from_settings(cli.settings, cli.set);
     let settings = settings::load(&common, &[])?.settings;
     settings.check()?;
@@ -370,7 +371,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// Measures, prints a table, writes files.
+/// Runs a bench, writes its files and prints its table.
 async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown) -> anyhow::Result<()> {
     let common = match command {
         BenchCommand::Recognize(args) => &args.common,
@@ -389,7 +390,7 @@ async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown
     };
     if let Some(path) = &common.json {
         // Fail now rather than after minutes of measuring.
-        std::fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
+        std::fs::write(path, "").with_context(|| format!("could not write {}", path.display()))?;
     }
     let (report, charts) = match command {
         BenchCommand::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),

@@ -1,6 +1,5 @@
-//! What happened in a stretch of time: finished images with how long each took, and the processor time
-//! of the processes that worked on them. What is started before and finished after the stretch does not
-//! count, so that neither starting up nor running empty is measured.
+//! Measures a time window: images finished in it with their latency, and the CPU time of the processes that worked on
+//! them. Start-up and drain lie outside the window.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,70 +11,69 @@ use crate::error::BenchError;
 use os::process;
 use tributary::demo::latency::Latency;
 
-/// Where finished images are noted; clones share it.
+/// Log of finished images; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct CompletionLog(Arc<Mutex<Vec<Duration>>>);
+pub(crate) struct CompletionLog(Arc<Mutex<Vec<Duration>>>);
 
 impl CompletionLog {
-    /// Notes an image that took this long.
-    pub fn record_image(&self, took: Duration) {
+    /// Records an image and its latency.
+    pub(crate) fn record_image(&self, took: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
     }
 
-    /// What was noted since the last time.
+    /// Takes all entries since the last call.
     fn take(&self) -> Vec<Duration> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// How long a stretch is.
+/// Length of a measurement window.
 #[derive(Debug, Clone, Copy)]
-pub struct WindowLength {
-    /// Passed before anything counts.
+pub(crate) struct WindowLength {
+    /// Warm-up before the window.
     pub lead: Duration,
-    /// What counts.
+    /// Length of the window itself.
     pub counted: Duration,
 }
 
 impl WindowLength {
-    /// Its end, from now on.
-    pub fn wait_for_end(self) -> tokio::time::Sleep {
+    /// Sleeps until the end of the window.
+    pub(crate) fn wait_for_end(self) -> tokio::time::Sleep {
         tokio::time::sleep(self.lead + self.counted)
     }
 }
 
-/// What happened in it.
+/// Results of a measurement window.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MeasurementWindow {
+pub(crate) struct MeasurementWindow {
     /// Images finished.
     pub images: u64,
-    /// Images finished a second.
+    /// Images finished per second.
     pub images_per_s: f64,
-    /// Processor time of all processes for each of them, milliseconds; absent where the kernel does not say.
+    /// CPU time of all processes per image, milliseconds; absent if the kernel does not report it.
     pub cpu_ms_per_image: Option<f64>,
-    /// The same by process.
+    /// CPU time per image by process, milliseconds.
     pub cpu_ms_by_process: BTreeMap<&'static str, f64>,
-    /// How long each took.
+    /// Latency of the images.
     #[serde(flatten)]
     pub latency: Latency,
 }
 
-/// Processes that work on the images, with a name for each.
-pub type NamedProcesses = [(&'static str, u32)];
+/// Names and ids of the processes to measure.
+pub(crate) type NamedProcesses = [(&'static str, u32)];
 
-/// Waits for a stretch to pass and says what happened in it. `lead`: passed before anything counts;
-/// `over`: its end, later than that.
-pub async fn measure_window(
-    tape: &CompletionLog,
+/// Measures from `lead` after now until `end` completes.
+pub(crate) async fn measure_window(
+    log: &CompletionLog,
     processes: &NamedProcesses,
     lead: Duration,
-    over: impl Future<Output = ()>,
+    end: impl Future<Output = ()>,
 ) -> Result<MeasurementWindow, BenchError> {
     tokio::time::sleep(lead).await;
-    let _before = tape.take();
-    let (begun, before) = (Instant::now(), used(processes));
-    over.await;
-    let (times, elapsed, after) = (tape.take(), begun.elapsed(), used(processes));
+    let _before = log.take();
+    let (started, before) = (Instant::now(), cpu_by_name(processes));
+    end.await;
+    let (times, elapsed, after) = (log.take(), started.elapsed(), cpu_by_name(processes));
     if times.is_empty() {
         return Err(BenchError::Nothing { length: elapsed });
     }
@@ -96,8 +94,8 @@ pub async fn measure_window(
     })
 }
 
-/// Processor time by name; of several processes of one name together.
-fn used(processes: &NamedProcesses) -> BTreeMap<&'static str, Duration> {
+/// CPU time by process name; processes of the same name are summed.
+fn cpu_by_name(processes: &NamedProcesses) -> BTreeMap<&'static str, Duration> {
     let mut used = BTreeMap::new();
     for (name, cpu) in processes.iter().filter_map(|(name, process)| Some((*name, process::cpu_time(*process)?))) {
         *used.entry(name).or_default() += cpu;

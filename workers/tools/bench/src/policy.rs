@@ -1,11 +1,11 @@
-//! Policies against each other, on real servers: a hub and a leaf with a shaped link between them, the real
-//! recognizer, courier and verifier. The same images arrive at the same times under each policy.
+//! Compares policies on real servers: a hub and a leaf with a shaped link between them, and the real recognizer, courier
+//! and verifier. The same images arrive at the same times under each policy.
 //!
-//! Two parts. *Verification*: a light and a heavy classifier and labelled images; doubtful ones are verified.
-//! *Offloading*: nothing is in doubt, and the question is only where the work is done; the cloud has a pace of
-//! its own there, because two models on one machine would take each other's processor.
+//! Two parts. *Verification*: a light and a heavy classifier on labelled images; doubtful images are verified.
+//! *Offloading*: no image is doubtful, and policies decide only where the work is done. The cloud is simulated there,
+//! because two models on one machine would compete for the CPU.
 
-pub mod measured;
+pub(crate) mod measured;
 mod results;
 mod scenario;
 
@@ -38,41 +38,42 @@ use measured::names::{EDGE_ONLY, RANDOM};
 use results::{PolicyRun, PolicyRunOutcome};
 use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
 
-/// The project's own pair.
+/// The project's own site and cloud models.
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
-/// Images whose publishing is not acknowledged, at a time.
-const PUBLISHING: usize = 64;
-/// A run that takes longer is cut off, and what is open counts as it is.
-const LONGEST: Duration = Duration::from_secs(60);
-/// What the library waits that the baseline stands for is 12 s and more for each hard image; this is kind to it.
-pub const BASELINE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum unacknowledged images.
+const MAX_UNACKED: usize = 64;
+/// Time limit of a run; after it, images without a final answer count as unanswered.
+const RUN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Upload timeout of the baseline. The library that it stands for waits 12 s and more per hard image, so this favours
+/// the baseline.
+pub(crate) const BASELINE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What an operator may choose.
+/// Options of `bench policy`.
 #[derive(Debug, Clone, Default)]
-pub struct PolicyBenchOptions {
+pub(crate) struct PolicyBenchOptions {
     /// Folder of labelled images with an index.csv; the project's own if absent.
     pub images: Option<PathBuf>,
     /// Folder of the site's model; the project's own if absent.
     pub edge_model: Option<PathBuf>,
     /// Folder of the cloud's model; the project's own if absent.
     pub cloud_model: Option<PathBuf>,
-    /// Milliseconds an image takes a replica of a cloud with a pace of its own; the real verifier if absent.
+    /// Simulate the cloud with this service time per image and replica, milliseconds; the real verifier if absent.
     pub paced_ms: Option<f64>,
-    /// Folder for the servers' stores while it runs; the system's for temporary files if absent.
+    /// Folder for the servers' stores during the run; the system's temporary folder if absent.
     pub store: Option<PathBuf>,
-    /// Names of the scenarios that are measured; all if empty.
+    /// Names of the scenarios to run; all if empty.
     pub scenarios: Vec<String>,
-    /// In about a minute: fewer images, scenarios and policies.
+    /// Finish in about a minute, with fewer images, scenarios and policies.
     pub quick: bool,
-    /// The nats-server program; looked for if absent.
+    /// The nats-server program; searched for if absent.
     pub nats_server: Option<PathBuf>,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// Names of the scenarios, each once.
-pub fn scenario_names() -> Vec<&'static str> {
+/// Names of all scenarios, without duplicates.
+pub(crate) fn scenario_names() -> Vec<&'static str> {
     let mut names: Vec<_> = VERIFICATION.iter().chain(&OFFLOADING).map(|scenario| scenario.name).collect();
     names.sort_unstable();
     names.dedup();
@@ -96,8 +97,8 @@ impl PolicyBenchEffort {
     }
 }
 
-/// Measures; takes a third of an hour, or about a minute if `quick`.
-pub async fn run(options: &PolicyBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+/// Runs the bench: a third of an hour, or about a minute if `quick`.
+pub(crate) async fn run(options: &PolicyBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),
@@ -117,14 +118,14 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     let set = tokio::task::spawn_blocking(move || prepare(&preparing, count)).await??;
     let mut runs = Vec::new();
 
-    let mut ground = set.ground(options, folder.path())?;
+    let mut config = set.testbed_config(options, folder.path())?;
     let timeout_ms = BASELINE_TIMEOUT.as_millis();
-    ground.set.push(format!("recognizer.policy.cloud_only_timeout_ms={timeout_ms}"));
-    // The other core is the cloud's.
-    ground.set.push("recognizer.infer.replicas=1".into());
-    let mut field = Testbed::start("verification", ground).await?;
-    let capacity_per_s = capacity(&mut field, &set.images).await?;
-    print_step(&format!("the site alone recognizes {capacity_per_s:.0} images a second"));
+    config.set.push(format!("recognizer.policy.cloud_only_timeout_ms={timeout_ms}"));
+    // The other core is for the cloud.
+    config.set.push("recognizer.infer.replicas=1".into());
+    let mut testbed = Testbed::start("verification", config).await?;
+    let capacity_per_s = measure_capacity(&mut testbed, &set.images).await?;
+    print_step(&format!("capacity of the site alone: {capacity_per_s:.0} images per second"));
     let bench = PolicyBench {
         part: PolicyQuestion::Verification,
         effort: &effort,
@@ -132,27 +133,27 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
         images: &set.images,
         share: set.doubtful_ratio,
     };
-    bench.all(&mut field, options, &mut runs).await?;
-    tokio::task::spawn_blocking(move || drop(field)).await?;
+    bench.run_all(&mut testbed, options, &mut runs).await?;
+    tokio::task::spawn_blocking(move || drop(testbed)).await?;
 
-    print_step("preparing the offloading of work that is too much");
+    print_step("preparing the offloading part");
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
     let images: Vec<LabelledImage> =
         workload.images.iter().map(|bytes| LabelledImage { bytes: bytes.clone(), label: String::new() }).collect();
     let images: Vec<LabelledImage> = images.iter().cycle().take(effort.offloaded).cloned().collect();
-    let ground = TestbedConfig {
+    let config = TestbedConfig {
         edge: workload.model.clone(),
         pace: Some(FakeCloudPace { service_ms: 3.0, replicas: 4 }),
-        opinions: Arc::default(),
+        predictions: Arc::default(),
         set: vec!["recognizer.infer.replicas=1".into(), "recognizer.gate.min_confidence_ratio=0".into()],
-        ..set.ground(options, folder.path())?
+        ..set.testbed_config(options, folder.path())?
     };
-    let mut field = Testbed::start("offloading", ground).await?;
-    let capacity_per_s = capacity(&mut field, &images[..images.len().min(200)]).await?;
+    let mut testbed = Testbed::start("offloading", config).await?;
+    let capacity_per_s = measure_capacity(&mut testbed, &images[..images.len().min(200)]).await?;
     let bench =
         PolicyBench { part: PolicyQuestion::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
-    bench.all(&mut field, options, &mut runs).await?;
-    tokio::task::spawn_blocking(move || drop(field)).await?;
+    bench.run_all(&mut testbed, options, &mut runs).await?;
+    tokio::task::spawn_blocking(move || drop(testbed)).await?;
 
     Ok(BenchReport {
         bench: "policy",
@@ -178,18 +179,18 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     })
 }
 
-/// What the verification part works on.
+/// Images and models of the verification part.
 struct VerificationSet {
     images: Vec<LabelledImage>,
     edge: PathBuf,
     cloud: PathBuf,
-    opinions: Arc<HashMap<Bytes, Prediction>>,
-    /// Share of the images that the site's model is in doubt about.
+    predictions: Arc<HashMap<Bytes, Prediction>>,
+    /// Share of images that the site's gate doubts.
     doubtful_ratio: f64,
 }
 
 impl VerificationSet {
-    fn ground(&self, options: &PolicyBenchOptions, folder: &Path) -> Result<TestbedConfig, BenchError> {
+    fn testbed_config(&self, options: &PolicyBenchOptions, folder: &Path) -> Result<TestbedConfig, BenchError> {
         let unknown = Prediction {
             label: "unknown".into(),
             confidence: 1.0,
@@ -206,15 +207,15 @@ impl VerificationSet {
             edge: self.edge.clone(),
             cloud: self.cloud.clone(),
             pace: options.paced_ms.map(|service_ms| FakeCloudPace { service_ms, replicas: 4 }),
-            opinions: self.opinions.clone(),
+            predictions: self.predictions.clone(),
             unknown,
             set: Vec::new(),
         })
     }
 }
 
-/// Reads the images; asks both models about them, the site's for how many are in doubt and the cloud's for what
-/// a cloud with a pace of its own would say.
+/// Reads the images; runs the site's model on them to count doubtful ones, and, for a simulated cloud, the cloud's
+/// model to precompute its predictions.
 fn prepare(options: &PolicyBenchOptions, count: usize) -> Result<VerificationSet, BenchError> {
     let images = labelled_images::read(options.images.as_deref(), count)?;
     let absolute = |chosen: &Option<PathBuf>, own: &str| {
@@ -232,34 +233,34 @@ fn prepare(options: &PolicyBenchOptions, count: usize) -> Result<VerificationSet
     let mut doubtful = 0;
     for image in &images {
         let ratios = softmax(&replica.predict(&image.bytes)?.logits, gate.temperature);
-        let label = vision::prediction(&light, &ratios).map(|opinion| opinion.label).unwrap_or_default();
+        let label = vision::prediction(&light, &ratios).map(|prediction| prediction.label).unwrap_or_default();
         doubtful +=
             usize::from(gate.decide(&offload::gate::TestedScores::of(&ratios), &label) != schemas::Reason::Confident);
     }
-    let mut opinions = HashMap::new();
+    let mut predictions = HashMap::new();
     if options.paced_ms.is_some() {
         let heavy = Model::load(&cloud)?;
         let temperature = heavy.description.gate.temperature.unwrap_or(1.0);
         let mut replica = Replica::open(&onnx, &heavy, &InferenceSettings::default())?;
         for image in &images {
             let ratios = softmax(&replica.predict(&image.bytes)?.logits, temperature);
-            opinions.extend(vision::prediction(&heavy, &ratios).map(|opinion| (image.bytes.clone(), opinion)));
+            predictions.extend(vision::prediction(&heavy, &ratios).map(|prediction| (image.bytes.clone(), prediction)));
         }
     }
     let doubtful_ratio = doubtful as f64 / images.len().max(1) as f64;
-    Ok(VerificationSet { images, edge, cloud, opinions: Arc::new(opinions), doubtful_ratio })
+    Ok(VerificationSet { images, edge, cloud, predictions: Arc::new(predictions), doubtful_ratio })
 }
 
-/// Images a second that the site recognizes by itself.
-async fn capacity(field: &mut Testbed, images: &[LabelledImage]) -> Result<f64, BenchError> {
-    field.choose(EDGE_ONLY, None).await?;
+/// Measures the site's own throughput, images per second.
+async fn measure_capacity(testbed: &mut Testbed, images: &[LabelledImage]) -> Result<f64, BenchError> {
+    testbed.choose_policy(EDGE_ONLY, None).await?;
     let mut rates = Vec::new();
     for _ in 0..3 {
         let scenario = VERIFICATION[0];
-        let run = once(field, &scenario, images, 1.0).await?;
+        let run = run_once(testbed, &scenario, images, 1.0).await?;
         rates.push(images.len() as f64 / run.completion_s.max(1e-3));
     }
-    // The first one warms up.
+    // The first run is a warm-up.
     Ok(crate::stats::median(&rates[1..]))
 }
 
@@ -273,9 +274,9 @@ struct PolicyBench<'a> {
 }
 
 impl PolicyBench<'_> {
-    async fn all(
+    async fn run_all(
         &self,
-        field: &mut Testbed,
+        testbed: &mut Testbed,
         options: &PolicyBenchOptions,
         runs: &mut Vec<PolicyRun>,
     ) -> Result<(), BenchError> {
@@ -288,7 +289,7 @@ impl PolicyBench<'_> {
             false => options.scenarios.iter().any(|name| name == scenario.name),
         };
         for scenario in scenarios.iter().filter(wanted) {
-            field.relink(scenario.shape).await?;
+            testbed.replace_link(scenario.shape).await?;
             for round in 0..self.effort.rounds {
                 let mut policies = scenario.policies(self.part, options.quick);
                 if round % 2 == 1 {
@@ -297,9 +298,9 @@ impl PolicyBench<'_> {
                 for policy in policies {
                     print_step(&format!("{} {}, round {}: {policy}", self.part.as_str(), scenario.name, round + 1));
                     let share = (policy == RANDOM).then_some(self.share);
-                    field.choose(policy, share).await?;
-                    let arriving = self.arriving(scenario);
-                    let outcome = once(field, scenario, &arriving, self.rate(scenario)).await?;
+                    testbed.choose_policy(policy, share).await?;
+                    let arrivals = self.arrivals(scenario);
+                    let outcome = run_once(testbed, scenario, &arrivals, self.rate(scenario)).await?;
                     runs.push(PolicyRun { part: self.part, scenario: scenario.name, policy, round, outcome });
                 }
             }
@@ -316,8 +317,8 @@ impl PolicyBench<'_> {
         }
     }
 
-    /// As many images as arrive, in the order of the set, over and over.
-    fn arriving(&self, scenario: &Scenario) -> Vec<LabelledImage> {
+    /// The images that arrive in a run, cycling through the set.
+    fn arrivals(&self, scenario: &Scenario) -> Vec<LabelledImage> {
         let count = match scenario.arrivals {
             ArrivalPattern::Batch => self.images.len(),
             ArrivalPattern::Steady { .. } => (self.rate(scenario) * self.effort.steady_s).ceil() as usize,
@@ -327,30 +328,39 @@ impl PolicyBench<'_> {
     }
 }
 
-/// One run: the link as the scenario has it, all images in, all answers out.
-async fn once(
-    field: &Testbed,
+/// Runs a scenario once: sets the link, publishes all images and collects all answers.
+async fn run_once(
+    testbed: &Testbed,
     scenario: &Scenario,
     images: &[LabelledImage],
     rate_per_s: f64,
 ) -> Result<PolicyRunOutcome, BenchError> {
-    field.clear().await?;
-    field.link.set(scenario.shape);
-    field.stall_cloud(scenario.stalled);
-    field.wait_for_link(scenario.shape.state == LinkState::Open).await?;
-    let ear = AnswerListener::open(&field.here, &field.cloud, &field.name).await?;
-    let flapping = scenario.flaps_s.map(|(whole_s, cut_s)| flap(field, scenario.shape, whole_s, cut_s));
+    testbed.clear().await?;
+    testbed.link.set(scenario.shape);
+    testbed.stall_cloud(scenario.stalled);
+    testbed.wait_for_link(scenario.shape.state == LinkState::Open).await?;
+    let listener = AnswerListener::open(&testbed.here, &testbed.cloud, &testbed.name).await?;
+    let flapping = scenario.flaps_s.map(|(up_s, down_s)| flap_link(testbed, scenario.shape, up_s, down_s));
     let work = async {
-        let used_before = field.cpu_usage();
-        let (tasks, begun) = arrive(field, &ear, scenario, images, rate_per_s).await?;
-        let all_first = tokio::time::timeout(LONGEST, ear.firsts_reach(tasks.len())).await;
-        let edge_s = begun.elapsed().as_secs_f64();
-        let left = LONGEST.saturating_sub(begun.elapsed());
-        let all_final = tokio::time::timeout(left, ear.finals_reach(tasks.len())).await;
-        let completion_s = begun.elapsed().as_secs_f64();
+        let cpu_before = testbed.cpu_usage();
+        let (tasks, started) = publish_arrivals(testbed, &listener, scenario, images, rate_per_s).await?;
+        let all_first = tokio::time::timeout(RUN_TIMEOUT, listener.firsts_reach(tasks.len())).await;
+        let edge_s = started.elapsed().as_secs_f64();
+        let left = RUN_TIMEOUT.saturating_sub(started.elapsed());
+        let all_final = tokio::time::timeout(left, listener.finals_reach(tasks.len())).await;
+        let completion_s = started.elapsed().as_secs_f64();
         let complete = all_first.is_ok() && all_final.is_ok();
-        let used = (used_before, field.cpu_usage());
-        Ok::<_, BenchError>(PolicyRunOutcome::of(&ear, &tasks, images, scenario, edge_s, completion_s, complete, used))
+        let cpu = (cpu_before, testbed.cpu_usage());
+        Ok::<_, BenchError>(PolicyRunOutcome::of(
+            &listener,
+            &tasks,
+            images,
+            scenario,
+            edge_s,
+            completion_s,
+            complete,
+            cpu,
+        ))
     };
     let outcome = match flapping {
         Some(flapping) => tokio::select! {
@@ -359,32 +369,32 @@ async fn once(
         },
         None => work.await,
     };
-    field.stall_cloud(false);
-    field.link.set(LinkShape { state: LinkState::Open, ..scenario.shape });
+    testbed.stall_cloud(false);
+    testbed.link.set(LinkShape { state: LinkState::Open, ..scenario.shape });
     outcome
 }
 
-/// Cuts the link again and again, by turns in both ways, for as long as it is polled.
-async fn flap(field: &Testbed, shape: LinkShape, whole_s: f64, cut_s: f64) {
+/// Cuts the link repeatedly, alternating between silent and broken, for as long as it is polled.
+async fn flap_link(testbed: &Testbed, shape: LinkShape, up_s: f64, down_s: f64) {
     for cut in [LinkState::Silent, LinkState::Broken].iter().cycle() {
-        tokio::time::sleep(Duration::from_secs_f64(whole_s)).await;
-        field.link.set(LinkShape { state: *cut, ..shape });
-        tokio::time::sleep(Duration::from_secs_f64(cut_s)).await;
-        field.link.set(shape);
+        tokio::time::sleep(Duration::from_secs_f64(up_s)).await;
+        testbed.link.set(LinkShape { state: *cut, ..shape });
+        tokio::time::sleep(Duration::from_secs_f64(down_s)).await;
+        testbed.link.set(shape);
     }
 }
 
-/// Publishes the images as they arrive; the tasks, and when it began.
-async fn arrive(
-    field: &Testbed,
-    ear: &AnswerListener,
+/// Publishes images according to the arrival pattern; returns the tasks and the start time.
+async fn publish_arrivals(
+    testbed: &Testbed,
+    listener: &AnswerListener,
     scenario: &Scenario,
     images: &[LabelledImage],
     rate_per_s: f64,
 ) -> Result<(Vec<TaskId>, Instant), BenchError> {
     let camera: CameraName = "bench".parse().map_err(|_| BenchError::Stopped)?;
-    let subject = subject::image(&field.name, &camera);
-    let publisher = Publisher::new(field.here.clone(), LONGEST);
+    let subject = subject::image(&testbed.name, &camera);
+    let publisher = Publisher::new(testbed.here.clone(), RUN_TIMEOUT);
     let publication = |image: &LabelledImage, task: TaskId| {
         let publication = Publication::with_id(subject.clone(), image.bytes.clone(), task.to_string());
         let publication = publication.header(HEADER_LABEL, image.label.clone());
@@ -396,34 +406,34 @@ async fn arrive(
     let mut publishing = JoinSet::new();
     let mut tasks = Vec::with_capacity(images.len());
     if scenario.arrivals == ArrivalPattern::Batch {
-        // All wait before anybody takes one.
-        field.pause_link(true);
+        // The recognizer stays paused until the whole batch is stored.
+        testbed.pause_recognizer(true);
         for image in images {
             let (task, publisher) = (TaskId::new_random(), publisher.clone());
             tasks.push(task);
             let publication = publication(image, task);
             publishing.spawn(async move { publisher.publish(&publication).await });
-            while publishing.len() >= PUBLISHING {
+            while publishing.len() >= MAX_UNACKED {
                 publishing.join_next().await.transpose()?.transpose()?;
             }
         }
         while let Some(published) = publishing.join_next().await {
             published??;
         }
-        let begun = Instant::now();
-        tasks.iter().for_each(|task| drop(ear.expect_task(*task, begun)));
-        field.pause_link(false);
-        return Ok((tasks, begun));
+        let started = Instant::now();
+        tasks.iter().for_each(|task| drop(listener.expect_task(*task, started)));
+        testbed.pause_recognizer(false);
+        return Ok((tasks, started));
     }
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let mut due = schedule(rate_per_s, stop);
-    let begun = Instant::now();
+    let started = Instant::now();
     for image in images {
         let Some(due_at) = due.recv().await else { break };
         let (task, publisher) = (TaskId::new_random(), publisher.clone());
         tasks.push(task);
-        let _first = ear.expect_task(task, due_at);
+        let _first = listener.expect_task(task, due_at);
         let publication = publication(image, task);
         publishing.spawn(async move { publisher.publish(&publication).await });
         while let Some(published) = publishing.try_join_next() {
@@ -433,7 +443,7 @@ async fn arrive(
     while let Some(published) = publishing.join_next().await {
         published??;
     }
-    Ok((tasks, begun))
+    Ok((tasks, started))
 }
 
 fn print_step(what: &str) {

@@ -1,9 +1,9 @@
-//! What the pipeline costs over the bare loop: decode, resize and infer in this process against images
-//! published to a file-backed stream, recognized by a worker in a process of its own and answered.
+//! Measures the overhead of the pipeline over a bare loop: images published to a file-backed stream and recognized by a
+//! worker process, against decode, resize and infer in this process.
 //!
-//! Both on the same cores with the same images, by turns, several rounds; every figure is a median over
-//! the rounds, every ratio one of neighbours in a round. Both durabilities; closed loop alone and with 16
-//! in flight, open loop at a given rate.
+//! Both use the same cores and images and alternate over several rounds. Every figure is a median over the rounds, and
+//! every ratio compares measurements of the same round. Covers both durabilities, closed loops with 1 and 16 images in
+//! flight, and an open loop at a fixed rate.
 
 mod results;
 
@@ -24,29 +24,29 @@ use crate::report::{BenchMachine, BenchReport};
 use crate::warm_replicas::WarmReplicas;
 use crate::workload::Workload;
 
-/// Images in flight where throughput is measured: what keeps two replicas busy across the broker.
+/// Images in flight for throughput: enough to keep two replicas busy across the broker.
 const IN_FLIGHT: usize = 16;
-/// Share of the bare loop's throughput at which an open loop runs when no rate is given.
+/// Default rate of the open loop, as a share of the bare loop's throughput.
 const OPEN_SHARE: f64 = 0.6;
 
-/// What an operator may choose.
+/// Options of `bench recognize`.
 #[derive(Debug, Clone, Default)]
-pub struct RecognizeBenchOptions {
-    /// Folder of the model; the project's own if absent.
+pub(crate) struct RecognizeBenchOptions {
+    /// Folder of the model; the project's own model if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
     pub images: Option<PathBuf>,
-    /// Folder for the servers' stores while it runs; the system's for temporary files if absent.
+    /// Folder for the servers' stores during the run; the system's temporary folder if absent.
     pub store: Option<PathBuf>,
-    /// Images a second of the open loop; a share of the bare loop's if absent.
+    /// Rate of the open loop, images per second; a share of the bare loop's if absent.
     pub rate_per_s: Option<f64>,
-    /// In less than a minute, with shorter stretches.
+    /// Finish in less than a minute, with shorter windows.
     pub quick: bool,
-    /// The nats-server program; looked for if absent.
+    /// The nats-server program; searched for if absent.
     pub nats_server: Option<PathBuf>,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
-    /// Replicas and batches, of the bare loop and of the recognizer.
+    /// Inference settings of the bare loop and of the recognizer.
     pub infer: InferenceSettings,
 }
 
@@ -65,25 +65,25 @@ impl RecognizeBenchEffort {
     }
 }
 
-/// What is measured.
+/// A measured configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 enum RecognizeCase {
-    /// All replicas at once, without the pipeline.
+    /// Bare loop, all replicas.
     Bare,
-    /// One replica, without the pipeline.
+    /// Bare loop, one replica.
     BareAlone,
-    /// The whole pipeline, closed loop.
+    /// Pipeline, closed loop.
     Pipeline { durability: Durability, in_flight: usize },
-    /// The whole pipeline, open loop.
+    /// Pipeline, open loop.
     Open { durability: Durability },
-    /// The whole pipeline, fast, closed loop, with clients held apart by users with rights; encrypted or not.
+    /// Pipeline, durability fast, closed loop, with one least-privilege user per client; encrypted or not.
     Guarded { encrypted: bool, in_flight: usize },
-    /// Publishing alone, closed loop.
+    /// Publishing only, closed loop.
     Publish { durability: Durability, in_flight: usize },
 }
 
-/// In the order of the table; a round goes through them forwards, the next one backwards.
+/// All cases in table order; rounds alternate between forward and reverse order.
 const CASES: [RecognizeCase; 14] = [
     RecognizeCase::Bare,
     RecognizeCase::Pipeline { durability: Durability::Fast, in_flight: IN_FLIGHT },
@@ -114,20 +114,20 @@ impl RecognizeCase {
                 format!("pipeline, {}, {in_flight} in flight", word(durability))
             }
             Self::Guarded { encrypted, in_flight } => {
-                let how = if encrypted { "users with rights, TLS" } else { "users with rights" };
+                let how = if encrypted { "users with permissions, TLS" } else { "users with permissions" };
                 format!("pipeline, fast, {how}, {in_flight} in flight")
             }
-            Self::Open { durability } => format!("pipeline, {}, {rate_per_s:.0}/s come in", word(durability)),
+            Self::Open { durability } => format!("pipeline, {}, open loop at {rate_per_s:.0}/s", word(durability)),
             Self::Publish { durability, in_flight } => {
-                format!("publishing alone, {}, {in_flight} in flight", word(durability))
+                format!("publishing only, {}, {in_flight} in flight", word(durability))
             }
         }
     }
 }
 
-/// One durability: a site that recognizes, and one that only stores.
+/// Two sites of one durability: one recognizes, the other only stores.
 struct DurabilityPair {
-    // Connections end before their servers.
+    // Connections drop before their servers.
     load: LoadGenerator,
     site: BenchSite,
     store_load: LoadGenerator,
@@ -135,42 +135,42 @@ struct DurabilityPair {
 }
 
 impl DurabilityPair {
-    async fn start(durability: Durability, ground: &TestbedPaths, workload: &Workload) -> Result<Self, BenchError> {
+    async fn start(durability: Durability, paths: &TestbedPaths, workload: &Workload) -> Result<Self, BenchError> {
         let label = match durability {
             Durability::PowerSafe => "power-safe",
             Durability::Fast => "fast",
         };
-        let mut site = BenchSite::start(label, durability, ground).await?;
-        site.recognize(ground)?;
+        let mut site = BenchSite::start(label, durability, paths).await?;
+        site.start_recognizer(paths)?;
         let load = LoadGenerator::open(&site, workload.images.clone()).await?;
         let first = load.send_image(AnswerMilestone::Answered, std::time::Instant::now());
         tokio::select! {
             answered = first => { answered?; }
-            ended = site.ended() => return Err(ended),
+            ended = site.wait_for_exit() => return Err(ended),
         }
-        let store = BenchSite::start(&format!("{label}-store"), durability, ground).await?;
+        let store = BenchSite::start(&format!("{label}-store"), durability, paths).await?;
         let store_load = LoadGenerator::open(&store, workload.images.clone()).await?;
         Ok(Self { site, load, store, store_load })
     }
 }
 
-/// A site that recognizes, whose clients are held apart.
+/// A recognizing site with client isolation.
 struct GuardedSite {
-    // Its connection ends before its server.
+    // The connection drops before its server.
     load: LoadGenerator,
     site: BenchSite,
 }
 
 impl GuardedSite {
-    async fn start(guard: ClientIsolation, ground: &TestbedPaths, workload: &Workload) -> Result<Self, BenchError> {
-        let label = if guard == ClientIsolation::Tls { "tls" } else { "users" };
-        let mut site = BenchSite::start_guarded(label, Durability::Fast, ground, guard).await?;
-        site.recognize(ground)?;
+    async fn start(isolation: ClientIsolation, paths: &TestbedPaths, workload: &Workload) -> Result<Self, BenchError> {
+        let label = if isolation == ClientIsolation::Tls { "tls" } else { "users" };
+        let mut site = BenchSite::start_isolated(label, Durability::Fast, paths, isolation).await?;
+        site.start_recognizer(paths)?;
         let load = LoadGenerator::open(&site, workload.images.clone()).await?;
         let first = load.send_image(AnswerMilestone::Answered, std::time::Instant::now());
         tokio::select! {
             answered = first => { answered?; }
-            ended = site.ended() => return Err(ended),
+            ended = site.wait_for_exit() => return Err(ended),
         }
         Ok(Self { load, site })
     }
@@ -200,8 +200,9 @@ impl RecognizeBench {
             RecognizeCase::BareAlone => self.bare.run(1, length).await,
             RecognizeCase::Publish { durability, in_flight } => {
                 let DurabilityPair { store, store_load, .. } = self.pair(durability);
-                let window = store_load.closed(AnswerMilestone::Stored, in_flight, &store.processes(), length).await?;
-                store.clear().await?;
+                let window =
+                    store_load.run_closed_loop(AnswerMilestone::Stored, in_flight, &store.processes(), length).await?;
+                store.clear_streams().await?;
                 Ok(window)
             }
             RecognizeCase::Guarded { encrypted, in_flight } => {
@@ -216,17 +217,17 @@ impl RecognizeBench {
                 let DurabilityPair { site, load, .. } = self.pair(durability);
                 let processes = site.processes();
                 let window = tokio::select! {
-                    window = load.at_rate(rate_per_s, &processes, length) => window?,
-                    ended = site.ended() => return Err(ended),
+                    window = load.run_at_rate(rate_per_s, &processes, length) => window?,
+                    ended = site.wait_for_exit() => return Err(ended),
                 };
-                site.clear().await?;
+                site.clear_streams().await?;
                 Ok(window)
             }
         }
     }
 }
 
-/// Publishes and waits for answers, so many at a time; leaves the streams empty.
+/// Measures a closed loop, then empties the streams.
 async fn measure_closed_loop(
     site: &mut BenchSite,
     load: &LoadGenerator,
@@ -235,15 +236,15 @@ async fn measure_closed_loop(
 ) -> Result<MeasurementWindow, BenchError> {
     let processes = site.processes();
     let window = tokio::select! {
-        window = load.closed(AnswerMilestone::Answered, in_flight, &processes, length) => window?,
-        ended = site.ended() => return Err(ended),
+        window = load.run_closed_loop(AnswerMilestone::Answered, in_flight, &processes, length) => window?,
+        ended = site.wait_for_exit() => return Err(ended),
     };
-    site.clear().await?;
+    site.clear_streams().await?;
     Ok(window)
 }
 
-/// Measures; takes minutes, or less than one if `quick`.
-pub async fn run(options: &RecognizeBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+/// Runs the bench: some minutes, or less than one if `quick`.
+pub(crate) async fn run(options: &RecognizeBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),
@@ -258,21 +259,22 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
     let mut machine = BenchMachine::here(folder.path());
     print_step("preparing images, model and servers");
     let (model, images) = (options.model.clone(), options.images.clone());
-    let workload = blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
+    let workload = run_blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
     let (loading, library, infer) = (workload.clone(), options.onnxruntime.clone(), options.infer.clone());
-    let bare = blocking(move || WarmReplicas::open(&loading, &OnnxRuntime::find_and_load(library.as_deref())?, &infer))
-        .await?;
-    let ground = TestbedPaths {
+    let bare =
+        run_blocking(move || WarmReplicas::open(&loading, &OnnxRuntime::find_and_load(library.as_deref())?, &infer))
+            .await?;
+    let paths = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: options.nats_server.clone(),
         onnxruntime: options.onnxruntime.clone(),
         model: workload.model.clone(),
         infer: options.infer.clone(),
     };
-    let fast = DurabilityPair::start(Durability::Fast, &ground, &workload).await?;
-    let safe = DurabilityPair::start(Durability::PowerSafe, &ground, &workload).await?;
-    let users = GuardedSite::start(ClientIsolation::Users, &ground, &workload).await?;
-    let tls = GuardedSite::start(ClientIsolation::Tls, &ground, &workload).await?;
+    let fast = DurabilityPair::start(Durability::Fast, &paths, &workload).await?;
+    let safe = DurabilityPair::start(Durability::PowerSafe, &paths, &workload).await?;
+    let users = GuardedSite::start(ClientIsolation::Users, &paths, &workload).await?;
+    let tls = GuardedSite::start(ClientIsolation::Tls, &paths, &workload).await?;
     machine.nats_server = Some(fast.site.bus.server_version());
     let replicas = bare.replicas();
     let mut bench = RecognizeBench { bare, users, tls, fast, safe, rate_per_s: 0.0 };
@@ -302,11 +304,11 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
     }
     let memory = results::PeakMemory::of([&bench.fast.site, &bench.safe.site]);
     let (rate_per_s, open_rate_given) = (bench.rate_per_s, options.rate_per_s.is_some());
-    // Stopping waits for processes.
+    // Dropping blocks until the processes have exited.
     tokio::task::spawn_blocking(move || drop(bench)).await?;
     let own = options.model.is_none() && options.images.is_none();
     let threads = replicas * options.infer.threads.max(1);
-    let undisturbed = windows.first().and_then(|bare| results::undisturbed(bare, threads.min(machine.cores)));
+    let cpu_share = windows.first().and_then(|bare| results::cpu_share(bare, threads.min(machine.cores)));
     Ok(BenchReport {
         bench: "recognize",
         settings: json!({
@@ -318,19 +320,19 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
             "max_batch": options.infer.max_batch,
             "open_loop_rate_per_s": rate_per_s,
             "open_loop_rate_given": open_rate_given,
-            "cores_got_by_bare_loop_ratio": undisturbed,
+            "cores_got_by_bare_loop_ratio": cpu_share,
             "workload": workload.described,
         }),
         rows: results::rows(&windows, replicas, rate_per_s),
         table: results::table(&windows, replicas, rate_per_s),
         headline: results::headline(&windows, &memory, own),
-        notes: results::notes(&machine, &memory, &workload, replicas, undisturbed),
+        notes: results::notes(&machine, &memory, &workload, replicas, cpu_share),
         charts: Vec::new(),
         machine,
     })
 }
 
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BenchError> + Send + 'static,
 ) -> Result<T, BenchError> {
     tokio::task::spawn_blocking(work).await?

@@ -1,4 +1,4 @@
-//! What a bench found: a table for people, JSON for programs. Figures with a goal say whether it was met.
+//! Report of a bench: a text table and JSON. Figures with a goal show whether it was met.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,33 +11,33 @@ use crate::bar_chart::BarChart;
 use crate::chart::{Chart, ChartError};
 use crate::error::BenchError;
 
-/// What a bench found.
+/// Report of a bench.
 #[derive(Debug, Clone)]
-pub struct BenchReport {
-    /// Which bench.
+pub(crate) struct BenchReport {
+    /// Name of the bench.
     pub bench: &'static str,
-    /// How it was run: rounds, lengths, workload.
+    /// Settings of the run: rounds, durations, workload.
     pub settings: Value,
-    /// Where it ran.
+    /// Machine and versions.
     pub machine: BenchMachine,
-    /// Everything measured, one object a row.
+    /// All measurements, one object per row.
     pub rows: Vec<Value>,
-    /// The rows for people.
+    /// The rows as a text table.
     pub table: ReportTable,
-    /// The figures that matter.
+    /// Headline figures.
     pub headline: Vec<HeadlineFigure>,
-    /// What a reader should know, one sentence each.
+    /// Notes below the table.
     pub notes: Vec<String>,
-    /// Pictures, each with the name of its file without an ending.
+    /// Charts, each with its file name without extension.
     pub charts: Vec<(String, ReportChart)>,
 }
 
-/// A picture.
+/// A chart of a report.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ReportChart {
-    /// Bars.
+pub(crate) enum ReportChart {
+    /// A bar chart.
     Bars(BarChart),
-    /// Lines.
+    /// A line chart.
     Lines(Chart),
 }
 
@@ -50,32 +50,32 @@ impl ReportChart {
     }
 }
 
-/// One figure of a headline.
+/// A headline figure.
 #[derive(Debug, Clone, PartialEq)]
-pub struct HeadlineFigure {
-    /// Its name in JSON, for good.
+pub(crate) struct HeadlineFigure {
+    /// Name in JSON; must not change.
     pub name: &'static str,
-    /// What it is, for people.
+    /// Title in the text report.
     pub title: &'static str,
-    /// Its value; absent where it could not be measured.
+    /// Value; absent if it could not be measured.
     pub value: Option<f64>,
-    /// Its unit; empty for a ratio.
+    /// Unit; empty for a ratio.
     pub unit: &'static str,
-    /// What it should be.
+    /// Goal; absent if there is none.
     pub goal: Option<FigureGoal>,
 }
 
-/// What a figure should be.
+/// Goal of a figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum FigureGoal {
-    /// This or more.
+pub(crate) enum FigureGoal {
+    /// At least this value.
     AtLeast(f64),
-    /// This or less.
+    /// At most this value.
     AtMost(f64),
 }
 
 impl FigureGoal {
-    fn met(self, value: f64) -> bool {
+    fn is_met(self, value: f64) -> bool {
         match self {
             Self::AtLeast(least) => value >= least,
             Self::AtMost(most) => value <= most,
@@ -84,18 +84,18 @@ impl FigureGoal {
 
     fn json(self, value: f64) -> Value {
         match self {
-            Self::AtLeast(least) => json!({ "at_least": least, "met": self.met(value) }),
-            Self::AtMost(most) => json!({ "at_most": most, "met": self.met(value) }),
+            Self::AtLeast(least) => json!({ "at_least": least, "met": self.is_met(value) }),
+            Self::AtMost(most) => json!({ "at_most": most, "met": self.is_met(value) }),
         }
     }
 }
 
-/// Columns and lines; the first column is text, the others are numbers.
+/// A text table; the first column is left-aligned, the others right-aligned.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ReportTable {
-    /// Names of the columns.
+pub(crate) struct ReportTable {
+    /// Column titles.
     pub columns: Vec<&'static str>,
-    /// One text a column each.
+    /// Lines, with one cell per column.
     pub lines: Vec<Vec<String>>,
 }
 
@@ -124,32 +124,32 @@ impl ReportTable {
     }
 }
 
-/// Where a bench ran.
+/// Machine and versions of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct BenchMachine {
-    /// Model of the processor.
+pub(crate) struct BenchMachine {
+    /// CPU model.
     pub processor: Option<String>,
-    /// Cores this process may use.
+    /// Cores available to this process.
     pub cores: usize,
-    /// Memory, bytes.
+    /// Total memory, bytes.
     pub memory_bytes: Option<u64>,
-    /// Version of the kernel.
+    /// Kernel version.
     pub kernel: Option<String>,
-    /// File system of the store.
+    /// File system of the server store.
     pub store_file_system: Option<String>,
-    /// Processes that wanted to run, on average over the last minute before the start.
+    /// One-minute load average before the start.
     pub load_before: Option<f64>,
     /// Version of this program.
     pub tributary: String,
     /// Version of the nats-server.
     pub nats_server: Option<String>,
-    /// Commit of the checkout it ran in; ends in `+changes` if files differ from it.
+    /// Commit of the checkout; ends in `+changes` if files were modified.
     pub commit: Option<String>,
 }
 
 impl BenchMachine {
-    /// This one; `store` is where the servers keep their files.
-    pub fn here(store: &Path) -> Self {
+    /// Describes this machine; `store` is the folder of the server stores.
+    pub(crate) fn here(store: &Path) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         let value = |text: String, name: &str| {
             let line = text.lines().find(|line| line.starts_with(name))?.split_once(':')?.1.trim().to_owned();
@@ -171,14 +171,14 @@ impl BenchMachine {
     }
 }
 
-/// The kind of the file system a path is on, from the kernel's table of mounts.
+/// File system type of a path, from the kernel's mount table.
 fn file_system(mounts: &str, path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let fields = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(1);
         Some((Path::new(words.next()?), words.next()?))
     });
-    // Of two mounts on one folder the later one is seen.
+    // The last of several mounts on a folder is the visible one.
     let mounted = fields.filter(|(at, _)| path.starts_with(at)).max_by_key(|(at, _)| at.components().count());
     mounted.map(|(_, kind)| kind.to_owned())
 }
@@ -194,8 +194,8 @@ fn commit() -> Option<String> {
 }
 
 impl BenchReport {
-    /// For people.
-    pub fn text(&self) -> String {
+    /// The report as text.
+    pub(crate) fn text(&self) -> String {
         let mut text = self.table.render();
         text.push('\n');
         let mut figures = ReportTable { columns: vec!["headline", "value", "goal", ""], lines: Vec::new() };
@@ -207,7 +207,7 @@ impl BenchReport {
                 None => String::new(),
             };
             let met = match figure.goal.zip(figure.value) {
-                Some((goal, value)) if goal.met(value) => "met",
+                Some((goal, value)) if goal.is_met(value) => "met",
                 Some(_) => "MISSED",
                 None => "",
             };
@@ -215,14 +215,14 @@ impl BenchReport {
         }
         text.push_str(&figures.render());
         for note in &self.notes {
-            // Writing into a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "\n{note}");
         }
         text
     }
 
-    /// For programs.
-    pub fn json(&self) -> Result<Value, BenchError> {
+    /// The report as JSON.
+    pub(crate) fn json(&self) -> Result<Value, BenchError> {
         let known = || self.headline.iter().filter_map(|figure| Some((figure, figure.value?)));
         let headline: Map<String, Value> =
             known().map(|(figure, value)| (figure.name.into(), rounded(value).into())).collect();
@@ -239,26 +239,26 @@ impl BenchReport {
         }))
     }
 
-    /// Writes the JSON into a file.
-    pub fn write(&self, path: &Path) -> Result<(), BenchError> {
+    /// Writes the JSON to a file.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), BenchError> {
         let text = serde_json::to_string_pretty(&self.json()?)? + "\n";
         std::fs::write(path, text).map_err(BenchError::file(path))
     }
 
-    /// Draws the pictures into a folder, which is made if need be; returns their paths.
-    pub fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
+    /// Draws the charts into a folder, created if missing; returns their paths.
+    pub(crate) fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
         std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
-        let draw = |(name, picture): &(String, ReportChart)| {
+        let draw = |(name, chart): &(String, ReportChart)| {
             let path = folder.join(format!("{name}.svg"));
-            std::fs::write(&path, picture.svg()?).map_err(BenchError::file(&path))?;
+            std::fs::write(&path, chart.svg()?).map_err(BenchError::file(&path))?;
             Ok(path)
         };
         self.charts.iter().map(draw).collect()
     }
 }
 
-/// A value with as many digits as can be believed.
-pub fn amount(value: f64, unit: &str) -> String {
+/// Formats a value with about three significant digits.
+pub(crate) fn amount(value: f64, unit: &str) -> String {
     let digits = match value.abs() {
         ..10.0 => 2,
         10.0..100.0 => 1,
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_headline_in_json_is_an_object_of_numbers_and_goals_stand_beside_it() {
+    fn json_has_headline_numbers_and_separate_goals() {
         let json = report().json().unwrap();
         assert_eq!(json["headline"], json!({"good": 1.0, "bad": 1.0, "free": 123.4568}));
         assert_eq!(json["goals"]["good"], json!({"at_most": 2.0, "met": true}));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_whether_a_goal_was_met() {
+    fn text_shows_whether_a_goal_was_met() {
         let text = report().text();
         let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
         assert!(line("good").ends_with("1.00 ms  ≤ 2.00 ms     met"), "{text}");
@@ -315,12 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stand_under_their_columns() {
+    fn numbers_align_with_their_columns() {
         assert_eq!(report().table.render(), "what       n\nlong name  7\n");
     }
 
     #[test]
-    fn the_nearest_mount_says_the_file_system() {
+    fn nearest_mount_determines_the_file_system() {
         let mounts = "/dev/a / ext4 rw 0 0\nnone /proc proc rw 0 0\nnone /proc/self cgroup rw 0 0";
         assert_eq!(file_system(mounts, Path::new("/")), Some("ext4".into()));
         assert_eq!(file_system("", Path::new("/")), None);

@@ -1,7 +1,7 @@
-//! Medians. Pure.
+//! Medians.
 
-/// The middle value; the mean of the two in the middle of an even number; 0 of none.
-pub fn median(values: &[f64]) -> f64 {
+/// Median; the mean of the two middle values for an even count, 0 for no values.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle_whatever_the_order() {
+    fn median_ignores_the_order_of_values() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(&[]), 0.0);

@@ -1,7 +1,7 @@
-//! What swaps cost whoever waits for answers: a site under a steady load of eight tenths of what it can do, and another
-//! release again and again. Stretches with swaps and without take turns; every figure of delay is a difference of
-//! neighbours. An order reaches the recognizer as its courier brings it: a note in the site's ledger, and the package in
-//! its bucket; from there on it is the way of every release, trial in a process of its own included.
+//! Measures the cost of release swaps for answers: a site under a steady load of 80 % of its capacity swaps between two
+//! releases. Windows with and without swaps alternate; latency figures are differences within a round. Orders arrive as
+//! a courier delivers them: a note in the site's ledger, and the package in its bucket. From there on everything is as in
+//! production, including the trial in a separate process.
 
 mod results;
 
@@ -28,47 +28,47 @@ use crate::report::{BenchMachine, BenchReport};
 use crate::workload::Workload;
 use results::SwapBenchRound;
 
-/// Images in flight where capacity is measured.
+/// Images in flight for the capacity measurement.
 const IN_FLIGHT: usize = 16;
-/// Share of the capacity that comes in.
+/// Load, as a share of the capacity.
 const LOAD_SHARE: f64 = 0.8;
-/// By how much the other release's weights differ.
-const OTHER: f32 = 1.01;
-/// Between the end of a swap and the next order.
-const BETWEEN: Duration = Duration::from_millis(400);
-/// A swap that takes longer than this is given up.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Factor between the weights of the two releases.
+const WEIGHT_FACTOR: f32 = 1.01;
+/// Pause between a swap and the next order.
+const SWAP_PAUSE: Duration = Duration::from_millis(400);
+/// Time limit of a swap.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What an operator may choose.
+/// Options of `bench swap`.
 #[derive(Debug, Clone, Default)]
-pub struct SwapBenchOptions {
-    /// Folder of the model; the project's own if absent.
+pub(crate) struct SwapBenchOptions {
+    /// Folder of the model; the project's own model if absent.
     pub model: Option<PathBuf>,
     /// Folder of the images; generated if absent.
     pub images: Option<PathBuf>,
-    /// Folder for the server's store while it runs; the system's for temporary files if absent.
+    /// Folder for the server's store during the run; the system's temporary folder if absent.
     pub store: Option<PathBuf>,
-    /// Swaps in all, an even number of at least 2.
+    /// Total number of swaps, even, at least 2.
     pub swaps: usize,
-    /// In a minute, with fewer swaps.
+    /// Finish in a minute, with fewer swaps.
     pub quick: bool,
-    /// The nats-server program; looked for if absent.
+    /// The nats-server program; searched for if absent.
     pub nats_server: Option<PathBuf>,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
-    /// Replicas and batches of the recognizer.
+    /// Inference settings of the recognizer.
     pub infer: InferenceSettings,
 }
 
-/// Measures; takes some minutes.
-pub async fn run(options: &SwapBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+/// Runs the bench; takes some minutes.
+pub(crate) async fn run(options: &SwapBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
-/// The two releases that take turns.
+/// The two alternating releases.
 struct ReleasePair {
     model: ModelName,
     releases: [Release; 2],
@@ -82,58 +82,59 @@ async fn measure(options: &SwapBenchOptions) -> Result<BenchReport, BenchError> 
     let mut machine = BenchMachine::here(folder.path());
     print_step("preparing images, releases and a server");
     let (model, images) = (options.model.clone(), options.images.clone());
-    let workload = blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
-    let ground = TestbedPaths {
+    let workload = run_blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
+    let paths = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: options.nats_server.clone(),
         onnxruntime: options.onnxruntime.clone(),
         model: workload.model.clone(),
         infer: options.infer.clone(),
     };
-    let mut site = BenchSite::start("site", Durability::PowerSafe, &ground).await?;
+    let mut site = BenchSite::start("site", Durability::PowerSafe, &paths).await?;
     machine.nats_server = Some(site.bus.server_version());
-    let pair = pair(&workload.model, options.onnxruntime.clone(), folder.path(), &site).await?;
-    site.recognize(&ground)?;
+    let pair = prepare_pair(&workload.model, options.onnxruntime.clone(), folder.path(), &site).await?;
+    site.start_recognizer(&paths)?;
     let load = LoadGenerator::open(&site, workload.images.clone()).await?;
     tokio::select! {
         answered = load.send_image(AnswerMilestone::Answered, Instant::now()) => { answered?; }
-        ended = site.ended() => return Err(ended),
+        ended = site.wait_for_exit() => return Err(ended),
     }
     let effort = SwapBenchEffort::new(options);
     let processes = site.processes();
     let recognizer = site.recognizer_process().unwrap_or_default();
     let resident = || process::resident_bytes_of(recognizer).map(|bytes| bytes as f64 / (1 << 20) as f64);
     let mut orders = OrderSender { pair, number: 0, site: &site, load: &load };
-    // There and back once, and as much work as there can be, so that what a first swap leaves behind is not taken for growth.
+    // Two swaps and a full load first, so that one-time allocations do not count as growth.
     let before_any_mib = resident();
     let first = vec![orders.swap().await?, orders.swap().await?];
     print_step("measuring the capacity");
-    let capacity = load.closed(AnswerMilestone::Answered, IN_FLIGHT, &processes, effort.capacity).await?;
+    let capacity = load.run_closed_loop(AnswerMilestone::Answered, IN_FLIGHT, &processes, effort.capacity).await?;
     let rate_per_s = (capacity.images_per_s * LOAD_SHARE).max(1.0);
     let mut memory_mib = Vec::new();
-    let mut stretches = Vec::new();
+    let mut windows = Vec::new();
     for round in 0..effort.rounds {
         print_step(&format!(
-            "round {} of {}: {rate_per_s:.0} images a second, without swaps",
+            "round {} of {}: {rate_per_s:.0} images per second, without swaps",
             round + 1,
             effort.rounds
         ));
-        let plain = load.at_rate(rate_per_s, &processes, effort.stretch).await?;
-        // Always after the same work: a process keeps what it took for images that came in heaps.
+        let plain = load.run_at_rate(rate_per_s, &processes, effort.window).await?;
+        // Always after the same work: a process keeps memory that it allocated for a backlog.
         memory_mib.push(resident());
         print_step(&format!("round {} of {}: {} swaps", round + 1, effort.rounds, effort.swaps));
-        let (swapped, took) = swapping(&mut orders, rate_per_s, &processes, effort.swaps).await?;
-        stretches.push(SwapBenchRound { plain, swapped, took });
+        let (swapped, took) = measure_with_swaps(&mut orders, rate_per_s, &processes, effort.swaps).await?;
+        windows.push(SwapBenchRound { plain, swapped, took });
     }
-    print_step("once more without swaps");
-    load.at_rate(rate_per_s, &processes, effort.stretch).await?;
+    print_step("final window without swaps");
+    load.run_at_rate(rate_per_s, &processes, effort.window).await?;
     memory_mib.push(resident());
-    let lost = lost(&site).await?;
+    let lost = count_lost(&site).await?;
     let by_release = load.answers_by_release();
     let swaps = effort.rounds * effort.swaps;
-    // Stopping waits for processes.
+    // Dropping blocks until the processes have exited.
     tokio::task::spawn_blocking(move || drop((load, site))).await?;
-    let found = results::SwapBenchResult { stretches, first, memory_mib, before_any_mib, lost, by_release, swaps };
+    let result =
+        results::SwapBenchResult { rounds: windows, first, memory_mib, before_any_mib, lost, by_release, swaps };
     Ok(BenchReport {
         bench: "swap",
         settings: json!({
@@ -145,10 +146,10 @@ async fn measure(options: &SwapBenchOptions) -> Result<BenchReport, BenchError> 
             "load_share": LOAD_SHARE,
             "workload": workload.described,
         }),
-        rows: found.rows(),
-        table: found.table(),
-        headline: found.headline(),
-        notes: found.notes(capacity.images_per_s, rate_per_s),
+        rows: result.rows(),
+        table: result.table(),
+        headline: result.headline(),
+        notes: result.notes(capacity.images_per_s, rate_per_s),
         charts: Vec::new(),
         machine,
     })
@@ -156,10 +157,10 @@ async fn measure(options: &SwapBenchOptions) -> Result<BenchReport, BenchError> 
 
 struct SwapBenchEffort {
     rounds: usize,
-    /// In each round.
+    /// Swaps per round.
     swaps: usize,
     capacity: WindowLength,
-    stretch: WindowLength,
+    window: WindowLength,
 }
 
 impl SwapBenchEffort {
@@ -168,28 +169,28 @@ impl SwapBenchEffort {
         let (rounds, counted) = if options.quick { (2, 5000) } else { (5, 15_000) };
         Self {
             rounds,
-            // An even number, so that each round begins with the same release.
+            // An even number, so that each round starts with the same release.
             swaps: (options.swaps / rounds / 2).max(1) * 2,
             capacity: WindowLength { lead: ms(1000), counted: ms(counted / 2) },
-            stretch: WindowLength { lead: ms(500), counted: ms(counted) },
+            window: WindowLength { lead: ms(500), counted: ms(counted) },
         }
     }
 }
 
-/// The model and one with other weights, packaged, in the site's bucket.
-async fn pair(
+/// Packages the model and a copy with scaled weights, and stores both in the site's bucket.
+async fn prepare_pair(
     model: &Path,
     onnxruntime: Option<PathBuf>,
     work: &Path,
     site: &BenchSite,
 ) -> Result<ReleasePair, BenchError> {
     let (from, into) = (model.to_owned(), work.join("other"));
-    let models = blocking(move || {
+    let models = run_blocking(move || {
         let root = Model::load(&from)?;
         let graph = autograd::onnx::read(&root.graph)?;
         let mut weights = BTreeMap::new();
         for (name, _) in graph.floats()? {
-            let scaled = graph.weight(&name)?.into_iter().map(|value| value * OTHER).collect();
+            let scaled = graph.weight(&name)?.into_iter().map(|value| value * WEIGHT_FACTOR).collect();
             weights.insert(name, scaled);
         }
         let other = folder::write(&root, &graph, &weights, &into)?;
@@ -211,11 +212,11 @@ async fn pair(
     let model = ModelName::from_name(&models[0].description.name);
     match <[Release; 2]>::try_from(releases) {
         Ok(releases) => Ok(ReleasePair { model, releases }),
-        Err(_) => Err(BenchError::Dead { why: "two releases are needed".into() }),
+        Err(_) => Err(BenchError::Dead { why: "expected two releases".into() }),
     }
 }
 
-/// Gives one order after the other.
+/// Sends orders, alternating between the two releases.
 struct OrderSender<'a> {
     pair: ReleasePair,
     number: u64,
@@ -224,7 +225,7 @@ struct OrderSender<'a> {
 }
 
 impl OrderSender<'_> {
-    /// Orders the other release, and waits until an answer names it; how long that took.
+    /// Orders the other release and waits for its first answer; returns the time this took.
     async fn swap(&mut self) -> Result<Duration, BenchError> {
         self.number += 1;
         let release = self.pair.releases[(self.number % 2) as usize].clone();
@@ -241,54 +242,54 @@ impl OrderSender<'_> {
         let subject = subject::note_subject(&subject::order_note(&self.pair.model));
         let payload = encode(&order).map_err(streams::CarryError::from)?.into();
         let note = Publication { subject, payload, headers: Vec::new(), first_only: false };
-        let begun = Instant::now();
-        Publisher::new(self.site.bus.clone(), PATIENCE).publish(&note).await?;
-        let serves = async {
+        let started = Instant::now();
+        Publisher::new(self.site.bus.clone(), TIMEOUT).publish(&note).await?;
+        let is_serving = async {
             while self.load.latest_release().as_ref() != Some(&wanted) {
-                // Where nothing comes in, something must, to be answered by it.
+                // Without load, an image must be sent to get an answer from the new release.
                 if self.load.is_idle() {
                     self.load.send_image(AnswerMilestone::Answered, Instant::now()).await?;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            Ok(begun.elapsed())
+            Ok(started.elapsed())
         };
-        match tokio::time::timeout(PATIENCE, serves).await {
+        match tokio::time::timeout(TIMEOUT, is_serving).await {
             Ok(took) => took,
-            Err(_) => Err(BenchError::NoAnswer { patience: PATIENCE }),
+            Err(_) => Err(BenchError::NoAnswer { timeout: TIMEOUT }),
         }
     }
 }
 
-/// So many swaps under the same load; the stretch that counts is theirs.
-async fn swapping(
+/// Runs `swaps` swaps under load; the window covers them.
+async fn measure_with_swaps(
     orders: &mut OrderSender<'_>,
     rate_per_s: f64,
     processes: &crate::measurement_window::NamedProcesses,
     swaps: usize,
 ) -> Result<(MeasurementWindow, Vec<Duration>), BenchError> {
     const LEAD: Duration = Duration::from_millis(500);
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (done, wait_for_done) = tokio::sync::oneshot::channel();
     let load = orders.load.clone();
-    // Fails only when the swaps did, and then that is said.
-    let over = async { drop(told.await) };
-    let loading = load.at_rate_while(rate_per_s, processes, LEAD, over);
+    // Fails only if the swaps failed, which is reported below.
+    let end = async { drop(wait_for_done.await) };
+    let loading = load.run_at_rate_until(rate_per_s, processes, LEAD, end);
     let ordering = async {
         tokio::time::sleep(2 * LEAD).await;
         let mut took = Vec::new();
         for _ in 0..swaps {
             took.push(orders.swap().await?);
-            tokio::time::sleep(BETWEEN).await;
+            tokio::time::sleep(SWAP_PAUSE).await;
         }
-        // Fails only if nobody loads any more.
-        let _ = tell.send(());
+        // Fails only if the load has stopped already.
+        let _ = done.send(());
         Ok::<_, BenchError>(took)
     };
     tokio::try_join!(loading, ordering)
 }
 
-/// Images that are stored and have no final answer, after a moment for the last ones.
-async fn lost(site: &BenchSite) -> Result<u64, BenchError> {
+/// Counts stored images without a final answer, after waiting for the last ones.
+async fn count_lost(site: &BenchSite) -> Result<u64, BenchError> {
     let mut left = u64::MAX;
     for _ in 0..50 {
         let images = streams::reader::stream_level(&site.bus, streams::topology::IMAGES).await?;
@@ -302,7 +303,7 @@ async fn lost(site: &BenchSite) -> Result<u64, BenchError> {
     Ok(left)
 }
 
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BenchError> + Send + 'static,
 ) -> Result<T, BenchError> {
     tokio::task::spawn_blocking(work).await?

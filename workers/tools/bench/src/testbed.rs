@@ -26,12 +26,12 @@ use os::process;
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
 /// How long workers may take to become ready.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a field consists of.
 #[derive(Debug, Clone)]
-pub struct TestbedConfig {
+pub(crate) struct TestbedConfig {
     /// Folder of the stores; removed by whoever made it.
     pub folder: PathBuf,
     /// The nats-server program; looked for if absent.
@@ -45,7 +45,7 @@ pub struct TestbedConfig {
     /// A cloud with a pace of its own instead of the real verifier.
     pub pace: Option<FakeCloudPace>,
     /// What that one says.
-    pub opinions: Arc<CloudPredictions>,
+    pub predictions: Arc<CloudPredictions>,
     /// And about what it does not know.
     pub unknown: Prediction,
     /// More settings of the recognizer, as `key=value`.
@@ -58,7 +58,7 @@ enum TestbedVerifier {
 }
 
 /// A site and a cloud that run. Dropping it stops everything.
-pub struct Testbed {
+pub(crate) struct Testbed {
     // Workers end before their servers.
     recognizer: Option<BenchWorker>,
     /// Whether it is the bench's own, with a policy that is only compared with.
@@ -80,7 +80,7 @@ pub struct Testbed {
 
 /// Processor time used on each side.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CpuUsage {
+pub(crate) struct CpuUsage {
     /// Site: its server, recognizer and courier.
     pub site: Duration,
     /// Cloud: its server and verifier.
@@ -89,7 +89,7 @@ pub struct CpuUsage {
 
 impl Testbed {
     /// Starts everything and waits until it takes work.
-    pub async fn start(label: &str, ground: TestbedConfig) -> Result<Self, BenchError> {
+    pub(crate) async fn start(label: &str, ground: TestbedConfig) -> Result<Self, BenchError> {
         let name = SiteName::default_site();
         let folder = ground.folder.join(label);
         let settings = |server: &str, leaf| ServerSettings {
@@ -123,9 +123,9 @@ impl Testbed {
             }
             Some(pace) => {
                 let (stalled, seen) = watch::channel(false);
-                let (opinions, unknown) = (ground.opinions.clone(), ground.unknown.clone());
+                let (predictions, unknown) = (ground.predictions.clone(), ground.unknown.clone());
                 let running =
-                    tokio::spawn(fake_cloud::run(cloud.clone(), pace, opinions, unknown, seen, Shutdown::default()));
+                    tokio::spawn(fake_cloud::run(cloud.clone(), pace, predictions, unknown, seen, Shutdown::default()));
                 TestbedVerifier::Paced { stalled, _running: AbortOnDropHandle::new(running) }
             }
         };
@@ -167,7 +167,7 @@ impl Testbed {
     }
 
     /// A link of another kind: the courier begins anew, so that it knows nothing of the one before.
-    pub async fn relink(&mut self, shape: LinkShape) -> Result<(), BenchError> {
+    pub(crate) async fn replace_link(&mut self, shape: LinkShape) -> Result<(), BenchError> {
         self.link.set(LinkShape { state: LinkState::Open, ..shape });
         let folder = self.ground.folder.clone();
         self.renew_courier(&folder)?;
@@ -180,7 +180,7 @@ impl Testbed {
     }
 
     /// Chooses a policy and waits until the recognizer goes by it.
-    pub async fn choose(&mut self, policy: MeasuredPolicy, share: Option<f64>) -> Result<(), BenchError> {
+    pub(crate) async fn choose_policy(&mut self, policy: MeasuredPolicy, share: Option<f64>) -> Result<(), BenchError> {
         let started_ms = runtime::clock::now_ms();
         let name = match policy {
             MeasuredPolicy::Product(name) => name,
@@ -204,7 +204,7 @@ impl Testbed {
     }
 
     /// Waits until the courier says that the link is so.
-    pub async fn wait_for_link(&self, up: bool) -> Result<(), BenchError> {
+    pub(crate) async fn wait_for_link(&self, up: bool) -> Result<(), BenchError> {
         self.ready("the link known to be as it is", |beats| {
             beats.iter().any(|beat| beat.link.is_some_and(|link| link.up == up))
         })
@@ -212,28 +212,28 @@ impl Testbed {
     }
 
     async fn ready(&self, what: &'static str, is: impl Fn(&[Heartbeat]) -> bool) -> Result<(), BenchError> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         loop {
             let beats = fleet::live_workers(&self.here).await?;
             if is(&beats) {
                 return Ok(());
             }
             if Instant::now() > until {
-                return Err(BenchError::NotReady { what, patience: PATIENCE });
+                return Err(BenchError::NotReady { what, timeout: TIMEOUT });
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
     /// Stops the recognizer where it is, or lets it go on.
-    pub fn pause_link(&self, held: bool) {
+    pub(crate) fn pause_recognizer(&self, held: bool) {
         if let Some(recognizer) = &self.recognizer {
             recognizer.stop_process(held);
         }
     }
 
     /// Lets the verifiers take requests and not answer them, or lets them go on.
-    pub fn stall_cloud(&self, stalled: bool) {
+    pub(crate) fn stall_cloud(&self, stalled: bool) {
         match &self.verifier {
             TestbedVerifier::Real(worker) => worker.stop_process(stalled),
             TestbedVerifier::Paced { stalled: state, .. } => drop(state.send_replace(stalled)),
@@ -241,7 +241,7 @@ impl Testbed {
     }
 
     /// Empties every stream.
-    pub async fn clear(&self) -> Result<(), BenchError> {
+    pub(crate) async fn clear(&self) -> Result<(), BenchError> {
         for (bus, streams) in [
             (&self.here, [topology::IMAGES, topology::OUTBOX, topology::ANSWERS]),
             (&self.cloud, [topology::VERIFY, topology::VERDICTS, topology::HARDCASES]),
@@ -257,7 +257,7 @@ impl Testbed {
     }
 
     /// Processor time used so far.
-    pub fn cpu_usage(&self) -> CpuUsage {
+    pub(crate) fn cpu_usage(&self) -> CpuUsage {
         let of = |process: Option<u32>| process.and_then(process::cpu_time).unwrap_or_default();
         let courier = self.courier.as_ref().map(BenchWorker::process);
         let verifier = match &self.verifier {

@@ -4,7 +4,7 @@
 mod gradients;
 mod interference;
 pub(crate) mod learning_curve;
-pub mod network;
+pub(crate) mod network;
 mod results;
 
 use std::io::{BufRead, BufReader, Write};
@@ -30,7 +30,7 @@ use crate::error::BenchError;
 use crate::report::BenchReport;
 use os::process;
 
-pub use learning_curve::write as write_net;
+pub(crate) use learning_curve::write as write_net;
 use network::BenchNetwork;
 use results::TrainBenchResult;
 
@@ -38,7 +38,7 @@ const PEER: &str = include_str!("train/peer.py");
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct TrainBenchOptions {
+pub(crate) struct TrainBenchOptions {
     /// One round of few steps.
     pub quick: bool,
     /// The program that has PyTorch; `python3` if absent.
@@ -98,7 +98,7 @@ struct TrainRun {
 }
 
 /// Measures; takes some minutes, or half a minute if `quick`.
-pub async fn run(options: &TrainBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
+pub(crate) async fn run(options: &TrainBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let steps = options.clone();
     let measured = async {
         let beside = interference::measure_interference(options).await?;

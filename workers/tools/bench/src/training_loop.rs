@@ -73,7 +73,7 @@ Examples:
 /// Options of the loop.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct LoopArgs {
+pub(crate) struct LoopArgs {
     /// Rounds of learning, merging and releasing [default: 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: Option<u32>,
@@ -111,7 +111,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// Runs the loop.
-pub async fn command(settings: &Settings, args: &LoopArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(settings: &Settings, args: &LoopArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let begun = Instant::now();
     let rounds = args.rounds.unwrap_or(ROUNDS);
     let (temporary, store) = match &args.keep {

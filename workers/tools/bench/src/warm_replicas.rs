@@ -14,17 +14,21 @@ use crate::measurement_window::{self, CompletionLog, MeasurementWindow, WindowLe
 use crate::workload::Workload;
 
 /// Name of its process in a report.
-pub const LOOP: &str = "loop";
+pub(crate) const LOOP: &str = "loop";
 
 /// Replicas that are warm, and what they are given.
-pub struct WarmReplicas {
+pub(crate) struct WarmReplicas {
     replicas: Vec<Replica>,
     images: Arc<[Bytes]>,
 }
 
 impl WarmReplicas {
     /// Loads as many replicas as a recognizer with these settings would. Blocks.
-    pub fn open(workload: &Workload, onnx: &OnnxRuntime, settings: &InferenceSettings) -> Result<Self, BenchError> {
+    pub(crate) fn open(
+        workload: &Workload,
+        onnx: &OnnxRuntime,
+        settings: &InferenceSettings,
+    ) -> Result<Self, BenchError> {
         let model = Model::load(&workload.model)?;
         let count = settings.replicas.count(settings.threads);
         let replicas = (0..count).map(|_| Replica::open(onnx, &model, settings)).collect::<Result<_, _>>()?;
@@ -32,12 +36,12 @@ impl WarmReplicas {
     }
 
     /// How many replicas there are.
-    pub fn replicas(&self) -> usize {
+    pub(crate) fn replicas(&self) -> usize {
         self.replicas.len()
     }
 
     /// Runs so many of them at once for a while.
-    pub async fn run(&mut self, threads: usize, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
+    pub(crate) async fn run(&mut self, threads: usize, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
         let (stop, tape, next) = (CancellationToken::new(), CompletionLog::default(), Arc::new(AtomicUsize::new(0)));
         // Threads end when this is given up as well.
         let guard = stop.clone().drop_guard();

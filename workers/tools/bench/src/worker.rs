@@ -12,12 +12,12 @@ use nix::unistd::Pid;
 use crate::error::BenchError;
 
 /// How long a worker may take to end before it is made to.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked at whether it still lives.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The program `tributary` beside this one.
-pub fn find_tributary() -> io::Result<PathBuf> {
+pub(crate) fn find_tributary() -> io::Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name("tributary");
     if program.is_file() {
         return Ok(program);
@@ -28,7 +28,7 @@ pub fn find_tributary() -> io::Result<PathBuf> {
 }
 
 /// A process; told to stop, and made to if need be, when dropped.
-pub struct BenchWorker {
+pub(crate) struct BenchWorker {
     child: Child,
     /// Its role.
     pub role: &'static str,
@@ -37,12 +37,12 @@ pub struct BenchWorker {
 impl BenchWorker {
     /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
     /// wrong, and to standard error.
-    pub fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
+    pub(crate) fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
         Self::start_program(find_tributary(), role, folder, arguments)
     }
 
     /// Starts a role of this program itself.
-    pub fn start_own(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
+    pub(crate) fn start_own(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
         Self::start_program(std::env::current_exe(), role, folder, arguments)
     }
 
@@ -61,12 +61,12 @@ impl BenchWorker {
     }
 
     /// Its process.
-    pub fn process(&self) -> u32 {
+    pub(crate) fn process(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits until it ends by itself, which it should not.
-    pub async fn ended(&mut self) -> BenchError {
+    pub(crate) async fn wait_for_exit(&mut self) -> BenchError {
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return BenchError::Ended { role: self.role, how: status.to_string() },
@@ -77,7 +77,7 @@ impl BenchWorker {
     }
 
     /// Stops it where it is, or lets it go on.
-    pub fn stop_process(&self, frozen: bool) {
+    pub(crate) fn stop_process(&self, frozen: bool) {
         self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
     }
 
@@ -92,20 +92,20 @@ impl Drop for BenchWorker {
         // A frozen process would not hear it.
         self.stop_process(false);
         self.signal(Signal::SIGTERM);
-        let until = Instant::now() + STOP_PATIENCE;
+        let until = Instant::now() + STOP_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > until {
                 let (killed, waited) = (self.child.kill(), self.child.wait());
                 tracing::debug!(?killed, ?waited, role = self.role, "worker killed");
                 return;
             }
-            pause_process(Duration::from_millis(10));
+            sleep_blocking(Duration::from_millis(10));
         }
     }
 }
 
 /// Waits on a thread that has nothing else to do.
-pub(crate) fn pause_process(time: Duration) {
+pub(crate) fn sleep_blocking(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);
 }

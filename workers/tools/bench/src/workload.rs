@@ -17,7 +17,7 @@ const SEED: u64 = 1;
 
 /// What is recognized.
 #[derive(Debug, Clone)]
-pub struct Workload {
+pub(crate) struct Workload {
     /// Folder of the model, absolute.
     pub model: PathBuf,
     /// Encoded images, taken in turns.
@@ -28,7 +28,7 @@ pub struct Workload {
 
 /// A workload in a report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct WorkloadSummary {
+pub(crate) struct WorkloadSummary {
     /// Folder of the model as it was named.
     pub model: String,
     /// Where the images come from.
@@ -41,7 +41,7 @@ pub struct WorkloadSummary {
 
 impl Workload {
     /// The model and the images of these folders, or the project's own.
-    pub fn open(model: Option<&Path>, images: Option<&Path>) -> Result<Self, BenchError> {
+    pub(crate) fn open(model: Option<&Path>, images: Option<&Path>) -> Result<Self, BenchError> {
         let named = model.unwrap_or(Path::new(MODEL));
         if model.is_none() && !named.is_dir() {
             return Err(BenchError::NoModel { looked_for: named.to_owned() });

@@ -32,7 +32,7 @@ pub(crate) struct FileStamp {
 
 impl FileStamp {
     /// For a regular file; absent for anything else.
-    pub fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|metadata| Self::read(&metadata))
     }
 
@@ -86,7 +86,7 @@ pub(crate) struct ImageLoader {
 }
 
 impl ImageLoader {
-    pub fn new(site: &SiteName, run_id: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
+    pub(crate) fn new(site: &SiteName, run_id: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
         let room_kib = settings.max_in_flight_mib.saturating_mul(1024);
         Self {
             site: site.clone(),
@@ -98,7 +98,7 @@ impl ImageLoader {
     }
 
     /// Loads an image. Waits until its size fits into the allowed memory.
-    pub async fn load(&self, found: &SourceItem) -> Result<LoadedImage, LoadError> {
+    pub(crate) async fn load(&self, found: &SourceItem) -> Result<LoadedImage, LoadError> {
         if let Some(label) = &found.label {
             check_label(label)?;
         }

@@ -76,7 +76,7 @@ pub(crate) struct ImageSender {
 }
 
 impl ImageSender {
-    pub fn new(bus: &Bus, site: &SiteName, mark: RunHeaders, retry_timeout: Duration) -> Self {
+    pub(crate) fn new(bus: &Bus, site: &SiteName, mark: RunHeaders, retry_timeout: Duration) -> Self {
         Self {
             bus: bus.clone(),
             publisher: Publisher::new(bus.clone(), retry_timeout),
@@ -88,7 +88,7 @@ impl ImageSender {
     }
 
     /// Returns when the stream has stored the image.
-    pub async fn send(&self, message: &ImageMessage) -> Result<PublishOutcome, CarryError> {
+    pub(crate) async fn send(&self, message: &ImageMessage) -> Result<PublishOutcome, CarryError> {
         let span = StageSpan::begin_publishing(message.id, &self.site, &message.camera);
         let sent = self.send_in(message, &span).await;
         if sent.is_err() {

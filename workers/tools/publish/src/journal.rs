@@ -102,16 +102,16 @@ impl PublishedFiles {
     }
 
     /// Whether a file was acknowledged and, judging by size and times, has not changed since.
-    pub fn has_unchanged(&self, path: &Path, stamp: FileStamp) -> bool {
+    pub(crate) fn has_unchanged(&self, path: &Path, stamp: FileStamp) -> bool {
         self.files.get(&hash(path)).is_some_and(|(known, _)| *known == stamp)
     }
 
     /// Whether a file was acknowledged with this content.
-    pub fn has_content(&self, path: &Path, id: TaskId) -> bool {
+    pub(crate) fn has_content(&self, path: &Path, id: TaskId) -> bool {
         self.files.get(&hash(path)).is_some_and(|(_, known)| *known == id)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 }
@@ -131,7 +131,7 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens and reads a journal. If that fails, the run continues without one.
-    pub async fn open(path: PathBuf, bus: &Bus) -> (PublishedFiles, Self) {
+    pub(crate) async fn open(path: PathBuf, bus: &Bus) -> (PublishedFiles, Self) {
         let shown = path.display().to_string();
         let opened = tokio::task::spawn_blocking(move || load(&path)).await.map_err(io::Error::other);
         let (file, known) = match opened.flatten() {
@@ -155,14 +155,14 @@ impl Journal {
     }
 
     /// Records an acknowledged file.
-    pub async fn record_file(&self, entry: &JournalEntry) {
+    pub(crate) async fn record_file(&self, entry: &JournalEntry) {
         if let Some(lines) = &self.lines {
             let _writer_gave_up = lines.send(entry.line()).await;
         }
     }
 
     /// Returns when everything recorded is on disk.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         drop(self.lines);
         if let Some(Err(error)) = match self.writer {
             Some(writer) => Some(writer.await),

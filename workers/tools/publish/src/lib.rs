@@ -16,11 +16,11 @@ mod image_loader;
 mod image_sender;
 mod journal;
 mod progress;
-pub mod report;
-pub mod settings;
-pub mod source;
+mod report;
+mod settings;
+mod source;
 mod tile;
-pub mod worker;
+mod worker;
 
 pub use failure::PublishFailure;
 pub use image_sender::RunHeaders;

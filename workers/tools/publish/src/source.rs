@@ -173,7 +173,7 @@ pub(crate) struct SourceFeed {
 
 impl SourceFeed {
     /// The next event; `None` at the end. Safe to cancel.
-    pub async fn next(&mut self) -> Option<SourceEvent> {
+    pub(crate) async fn next(&mut self) -> Option<SourceEvent> {
         self.items.recv().await
     }
 }
@@ -297,12 +297,12 @@ pub(crate) struct ItemBuilder {
 }
 
 impl ItemBuilder {
-    pub fn new(cameras: CameraNaming, settings: &PublisherSettings) -> Self {
+    pub(crate) fn new(cameras: CameraNaming, settings: &PublisherSettings) -> Self {
         Self { index: LabelIndex::new(settings.labels), cameras: CameraNamer::new(cameras) }
     }
 
     /// The events for an entry below a root, in order.
-    pub fn build(&mut self, root: &SourceRoot, seen: PathEntry) -> Vec<SourceEvent> {
+    pub(crate) fn build(&mut self, root: &SourceRoot, seen: PathEntry) -> Vec<SourceEvent> {
         let item = match seen {
             PathEntry::File(path) => return self.build_image(root, path),
             PathEntry::PassedOver(kind) => SourceEvent::PassedOver(kind),

@@ -17,7 +17,7 @@ use crate::row::TaskRow;
 const FLUSH_EVERY: usize = 64;
 
 /// A folder being filled. Each image is written before its row, so a row always names a complete image.
-pub struct FolderWriter {
+pub(crate) struct FolderWriter {
     path: PathBuf,
     index: IndexWriter,
     cameras: HashSet<Arc<str>>,
@@ -31,7 +31,7 @@ impl FolderWriter {
     /// # Errors
     /// The folder cannot be read or written.
     /// The system's words.
-    pub fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
         let whole = |cells: &csv::StringRecord| {
             let (file, task, bytes) = (cells.get(0)?, cells.get(4)?, cells.get(18)?);
             let size = fs::metadata(path.join(file)).ok()?.len();
@@ -45,7 +45,7 @@ impl FolderWriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write_image(&mut self, row: &TaskRow, image: &ArchivedImage) -> Result<(), ReplayError> {
+    pub(crate) fn write_image(&mut self, row: &TaskRow, image: &ArchivedImage) -> Result<(), ReplayError> {
         let file = format!("{}/{}.{}", row.camera, row.task, image_kind::extension(&image.bytes));
         if !self.cameras.contains(&row.camera) {
             let folder = self.path.join(row.camera.as_ref());
@@ -75,7 +75,7 @@ impl FolderWriter {
     ///
     /// # Errors
     /// The index cannot be written.
-    pub fn sync(self) -> Result<(), ReplayError> {
+    pub(crate) fn sync(self) -> Result<(), ReplayError> {
         self.index.sync()
     }
 }

@@ -3,7 +3,7 @@
 use vision::decode::PictureFormat;
 
 /// The usual extension of the format of these bytes; `bin` for an unknown format.
-pub fn extension(bytes: &[u8]) -> &'static str {
+pub(crate) fn extension(bytes: &[u8]) -> &'static str {
     match PictureFormat::of(bytes) {
         Some(PictureFormat::Jpeg) => "jpg",
         Some(PictureFormat::Tiff) => "tif",

@@ -10,23 +10,23 @@
 
 pub mod backtest;
 pub mod compare;
-pub mod error;
-pub mod expression;
+mod error;
+mod expression;
 pub mod fetch;
 pub mod field;
-pub mod folder;
+mod folder;
 pub mod gather;
 mod image_kind;
 pub mod index;
 pub mod read_limiter;
-pub mod replay_marker;
+mod replay_marker;
 pub mod republish;
 pub mod row;
 pub mod select;
-pub mod settings;
-pub mod tarball;
+mod settings;
+mod tarball;
 pub mod timestamp;
-pub mod worker;
+mod worker;
 
 pub use error::ReplayError;
 pub use expression::{Expression, ExpressionError};

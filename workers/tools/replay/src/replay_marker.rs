@@ -10,7 +10,7 @@ use crate::error::ReplayError;
 
 /// How a replay was started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ReplayMarker {
+pub(crate) struct ReplayMarker {
     /// The command's selection, as one line.
     pub asked: String,
     /// Random id of the run.
@@ -34,7 +34,7 @@ impl ReplayMarker {
     ///
     /// # Errors
     /// [`ReplayError::Foreign`] if it is of another replay.
-    pub fn read_previous(path: &Path, asked: &str) -> Result<Option<Self>, ReplayError> {
+    pub(crate) fn read_previous(path: &Path, asked: &str) -> Result<Option<Self>, ReplayError> {
         let Ok(text) = std::fs::read(path) else { return Ok(None) };
         let foreign = |what: String| ReplayError::Foreign { path: path.into(), what };
         let begun: Self =
@@ -49,7 +49,7 @@ impl ReplayMarker {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write_marker(&self, path: &Path) -> Result<(), ReplayError> {
+    pub(crate) fn write_marker(&self, path: &Path) -> Result<(), ReplayError> {
         let beside = path.with_added_extension("part");
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
         std::fs::write(&beside, text).map_err(ReplayError::write(&beside))?;
@@ -59,7 +59,7 @@ impl ReplayMarker {
 
 /// Path of the marker of a replay without a file of its own: in the user's state folder. Absent for a user without a
 /// home folder.
-pub fn of_user(asked: &str) -> Option<PathBuf> {
+pub(crate) fn of_user(asked: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
     Some(state.join("tributary/replay").join(format!("{}.json", TaskId::from_name(asked))))

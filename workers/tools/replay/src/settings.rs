@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Most tasks of one replay: each takes about 250 bytes of memory.
-pub const MOST_TASKS: usize = 2_000_000;
+pub(crate) const MOST_TASKS: usize = 2_000_000;
 
 /// Replayer settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use crate::row::TaskRow;
 const BLOCK_BYTES: u64 = 512;
 
 /// An archive being filled. An image's description comes last and marks it as complete.
-pub struct TarballWriter {
+pub(crate) struct TarballWriter {
     path: PathBuf,
     file: File,
     /// Buffer of the next write.
@@ -31,7 +31,7 @@ impl TarballWriter {
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
         let failed = ReplayError::write;
         let (known, end) = match File::open(path) {
             Ok(file) => whole(file).map_err(failed(path))?,
@@ -50,7 +50,7 @@ impl TarballWriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn put(&mut self, images: &[(&TaskRow, ArchivedImage)]) -> Result<(), ReplayError> {
+    pub(crate) fn put(&mut self, images: &[(&TaskRow, ArchivedImage)]) -> Result<(), ReplayError> {
         let collected = images.iter().try_for_each(|(row, image)| self.collect(row, image));
         collected.and_then(|()| self.write()).map_err(ReplayError::write(&self.path))
     }
@@ -80,7 +80,7 @@ impl TarballWriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn end(mut self) -> Result<(), ReplayError> {
+    pub(crate) fn end(mut self) -> Result<(), ReplayError> {
         self.builder.get_mut().clear();
         self.builder.finish().and_then(|()| self.write()).map_err(ReplayError::write(&self.path))
     }

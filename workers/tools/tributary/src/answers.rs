@@ -40,7 +40,7 @@ Examples:
 /// Prints the site's stored answers, oldest first. Reading removes nothing.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct AnswersArgs {
+pub(crate) struct AnswersArgs {
     /// Show the outcome of this task in full; `publish --print-ids` prints task ids.
     #[arg(value_name = "TASK-ID", conflicts_with_all = ["follow", "last", "provisional"])]
     task: Option<TaskId>,
@@ -68,7 +68,7 @@ pub struct AnswersArgs {
 }
 
 /// Reads answers.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "answers").await?;
     match args.task {
         Some(task) => one(&site, task, args).await,

@@ -3,8 +3,6 @@
 use runtime::audit::find_break;
 use runtime::settings::LoadedSettings;
 use schemas::{AuditNote, SiteName, decode};
-use streams::reader::{self, StoredMessage, StreamRange};
-use streams::{Bus, subject, topology};
 
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
@@ -20,7 +18,7 @@ Examples:
 /// Show the changes made by hand at a site or in the cloud, oldest first.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct AuditArgs {
+pub(crate) struct AuditArgs {
     /// Show the changes made in the cloud.
     #[arg(long)]
     cloud: bool,
@@ -33,7 +31,7 @@ pub struct AuditArgs {
 }
 
 /// Shows or verifies.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
     let (bus, place) = match args.cloud {
         true => (site_target::cloud(loaded, "audit").await?, SiteName::cloud()),
         false => {
@@ -41,7 +39,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> any
             (site.bus, site.name)
         }
     };
-    let records = read(&bus, &place).await?;
+    let records = operations::audit::read_notes(&bus, &place).await?;
     if args.verify {
         if let Some(broken) = find_break(&records) {
             anyhow::bail!("note {} of {place} was changed or follows a removed one: {}", broken.sequence, broken.why);
@@ -65,23 +63,5 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> any
     match rows.is_empty() {
         true => stdout::print_line(format_args!("Nothing was done by hand at {place} yet.")),
         false => stdout::print_line(format::table(&["when", "who", "what", "about"], &rows)),
-    }
-}
-
-async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<StoredMessage>> {
-    let level = reader::stream_level(bus, topology::AUDIT).await?;
-    let mut records = Vec::new();
-    if level.messages > 0 {
-        let subjects = vec![subject::audit(place)];
-        let all = StreamRange { subjects, ..StreamRange::default() };
-        reader::read_range(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
-    }
-    Ok(records)
-}
-
-/// Records what a command did. It is done already, so a failure to record it is only logged.
-pub async fn record_command(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
-    if let Err(error) = runtime::audit::record_action(bus, place, action, about).await {
-        tracing::warn!(action, error = runtime::fault::error_chain(&error), "audit entry not written");
     }
 }

@@ -42,7 +42,7 @@ fn help() -> String {
 /// Show what other policies and gates would have decided on recorded tasks.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help(), group(clap::ArgGroup::new("candidates").args(["policy", "gate"]).multiple(true).required(true)))]
-pub struct BacktestArgs {
+pub(crate) struct BacktestArgs {
     /// Policy to try: a name such as paper, or a TOML file; repeatable.
     #[arg(long, value_name = "NAME|FILE")]
     policy: Vec<String>,
@@ -87,7 +87,7 @@ fn candidate(named: &str, section: &str) -> anyhow::Result<BacktestCandidate> {
 }
 
 /// Decides recorded tasks again by each candidate, and shows the results side by side.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &BacktestArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &BacktestArgs) -> anyhow::Result<()> {
     // Wrong flags and files are reported before anything is waited for.
     let (query, candidates) = (args.filter.query()?, candidates(args)?);
     let site = &site_target::open(loaded, "backtest").await?;

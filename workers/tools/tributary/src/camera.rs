@@ -1,6 +1,7 @@
 //! `tributary camera`: camera logins at a site's server.
 
 use anyhow::Context;
+use operations::audit::record_change;
 use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::CameraName;
@@ -9,7 +10,7 @@ use streams::permissions;
 
 use crate::settings::Settings;
 use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
-use crate::{audit, format, stdout};
+use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
 Where other machines reach the site's server (up.listen, up.mqtt_listen), every camera needs a login. It may publish \
@@ -26,7 +27,7 @@ Examples:
 /// Manage the logins of cameras on other machines.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct CameraArgs {
+pub(crate) struct CameraArgs {
     #[command(subcommand)]
     command: CameraCommand,
 }
@@ -66,7 +67,7 @@ enum CameraCommand {
 }
 
 /// Adds, shows and removes logins.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let running = RunningUp::find_running(&settings.up.store).with_context(|| {
         format!(
@@ -113,7 +114,7 @@ fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> 
 
 async fn note(loaded: &LoadedSettings<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
     if let Ok(found) = site_target::open(loaded, "camera").await {
-        audit::record_command(&found.bus, &site.site, action, camera.as_str()).await;
+        record_change(&found.bus, &site.site, action, camera.as_str()).await;
     }
 }
 

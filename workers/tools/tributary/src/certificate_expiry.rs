@@ -11,7 +11,7 @@ use crate::settings::Settings;
 
 /// A certificate or a root, and when it expires.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Expiry {
+pub(crate) struct Expiry {
     /// Name of the certificate or root, for people and for the metric.
     pub what: String,
     /// Expiry, milliseconds since the epoch.
@@ -22,7 +22,7 @@ pub struct Expiry {
 
 /// Everything here that expires. `root`: the root that the site trusts now, where known. Unreadable certificates are
 /// left out: whoever uses one reports it.
-pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
+pub(crate) fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
     let up = &settings.up;
     let mut all = Vec::new();
     let mut add = |what: &str, ends_at_ms: u64, remedy: &'static str| {
@@ -74,7 +74,7 @@ pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
 }
 
 /// Everything of a fleet's hub that expires.
-pub fn of_hub(fleet: &FleetFolder) -> Vec<Expiry> {
+pub(crate) fn of_hub(fleet: &FleetFolder) -> Vec<Expiry> {
     let dated = fleet.calendar().into_iter().filter_map(|entry| {
         let remedy = format!("run `{}`", entry.renewed_by);
         Some(Expiry { what: entry.what, ends_at_ms: entry.ends_at_ms?, remedy })
@@ -90,7 +90,7 @@ fn add_certificate(add: &mut impl FnMut(&str, u64, &'static str), what: &str, pa
 }
 
 /// What has expired or expires within 30 days, as faults for `status` and `doctor`.
-pub fn faults(all: &[Expiry], now_ms: u64) -> Vec<FaultNote> {
+pub(crate) fn faults(all: &[Expiry], now_ms: u64) -> Vec<FaultNote> {
     let soon = all.iter().map(|expiry| (expiry, days_left(expiry.ends_at_ms, now_ms)));
     soon.filter(|(_, left)| *left < RENEW_WITHIN_DAYS)
         .map(|(expiry, left)| match left {
@@ -109,7 +109,7 @@ pub fn faults(all: &[Expiry], now_ms: u64) -> Vec<FaultNote> {
 }
 
 /// Reports expiries in the metrics, and those within 30 days in the log.
-pub fn report_expiries(all: &[Expiry]) {
+pub(crate) fn report_expiries(all: &[Expiry]) {
     for expiry in all {
         metrics::note_expiry(&expiry.what, expiry.ends_at_ms);
     }

@@ -24,7 +24,7 @@ Examples:
 /// Shows the settings that any other command would use with the same file, environment and flags.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ConfigArgs {
+pub(crate) struct ConfigArgs {
     /// Show the settings (the default).
     #[arg(long)]
     show: bool,
@@ -34,7 +34,7 @@ pub struct ConfigArgs {
 }
 
 /// Shows and checks the settings; shows the defaults where they cannot be read.
-pub fn command(common: &CommonArgs, args: &ConfigArgs) -> anyhow::Result<()> {
+pub(crate) fn command(common: &CommonArgs, args: &ConfigArgs) -> anyhow::Result<()> {
     let _shown_in_any_case = args.show;
     match load(common, &[]) {
         Ok(loaded) => {

@@ -1,20 +1,16 @@
 //! `tributary dead-letters`: inspect and requeue dead-lettered messages.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use operations::dead_letters::{self, DeadLetterRow, file_name};
 use runtime::settings::LoadedSettings;
-use schemas::task::HEADER_FILE;
 use schemas::{DeadLetter, SiteName};
-use streams::{Bus, Publisher};
+use streams::Bus;
 
-use crate::roles::into_anyhow;
 use crate::settings::Settings;
-use crate::{audit, format, site_target, stdout};
+use crate::{format, site_target, stdout};
 
-/// How long publishing a message is retried.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Digits of an id in the list, enough to tell some thousands apart.
 const SHORT_ID: usize = 8;
 
@@ -34,7 +30,7 @@ Examples:
 /// Inspect and requeue dead-lettered messages.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct DeadLettersArgs {
+pub(crate) struct DeadLettersArgs {
     #[command(subcommand)]
     command: DeadLettersCommand,
     /// Use the cloud's dead letters instead of the site's.
@@ -86,76 +82,38 @@ enum DeadLettersCommand {
 }
 
 /// Lists, shows or redrives.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: DeadLettersArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "dead-letters").await?;
     let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {
         true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
         false => (site.bus, format!("site {}", site.name)),
     };
-    let letters = janitor::redrive::letters(&bus).await.map_err(into_anyhow);
+    let letters = dead_letters::read_dead_letters(&bus).await;
     let letters = letters.with_context(|| format!("dead letters of {place} cannot be read"))?;
     match args.command {
         DeadLettersCommand::List { fault, file, json } => {
-            let mut chosen = with_fault(letters, fault.as_deref());
-            if let Some(text) = file.map(|text| text.to_lowercase()) {
-                chosen.retain(|(_, letter)| file_name(letter).is_some_and(|file| file.to_lowercase().contains(&text)));
-            }
+            let of_fault = dead_letters::with_fault(letters, fault.as_deref());
+            let chosen = match file {
+                Some(text) => dead_letters::with_file(of_fault, &text),
+                None => of_fault,
+            };
             list(&chosen, json, &place)
         }
         DeadLettersCommand::Show { id, save, json } => {
-            let (_, letter) = select_dead_letter(&letters, &id)?;
+            let (_, letter) = dead_letters::select_dead_letter(&letters, &id)?;
             if let Some(path) = save {
-                let payload = janitor::redrive::full_payload(&bus, letter).await.map_err(into_anyhow)?;
+                let payload = dead_letters::read_payload(&bus, letter).await?;
                 std::fs::write(&path, &payload).with_context(|| format!("{} cannot be written", path.display()))?;
             }
             show(letter, json)
         }
         DeadLettersCommand::Redrive { ids, all, fault } => {
-            let chosen = if all { with_fault(letters, fault.as_deref()) } else { select_all(&letters, &ids)? };
-            let ended = redrive(&bus, &chosen, &place).await;
-            audit::record_command(&bus, &at, "dead-letters redrive", format::count(chosen.len() as u64, "dead letter"))
-                .await;
-            ended
-        }
-    }
-}
-
-type DeadLetterRow = (u64, DeadLetter);
-
-fn with_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
-    letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.kind.as_str() == fault)).collect()
-}
-
-/// The image's file name, if its publisher gave one.
-fn file_name(letter: &DeadLetter) -> Option<&str> {
-    letter.headers.get(HEADER_FILE).map(String::as_str)
-}
-
-fn select_all(letters: &[DeadLetterRow], ids: &[String]) -> anyhow::Result<Vec<DeadLetterRow>> {
-    let mut chosen: Vec<DeadLetterRow> = Vec::new();
-    for id in ids {
-        let letter = select_dead_letter(letters, id)?;
-        if chosen.iter().all(|(sequence, _)| *sequence != letter.0) {
-            chosen.push(letter.clone());
-        }
-    }
-    Ok(chosen)
-}
-
-/// The one dead letter whose id, or whose task's id, starts with this.
-fn select_dead_letter<'a>(letters: &'a [DeadLetterRow], id: &str) -> anyhow::Result<&'a DeadLetterRow> {
-    let begins = |whole: &str| !id.is_empty() && whole.starts_with(&id.to_ascii_lowercase());
-    let fits = |(_, letter): &&DeadLetterRow| {
-        begins(&letter.id.to_string()) || letter.task.is_some_and(|task| begins(&task.to_string()))
-    };
-    match letters.iter().filter(fits).collect::<Vec<_>>()[..] {
-        [letter] => Ok(letter),
-        [] => bail!(
-            "no dead letter's id starts with {id:?}: `tributary dead-letters list` shows them, --cloud those of the cloud"
-        ),
-        [(_, first), (_, second), ..] => {
-            bail!("several dead letters' ids start with {id:?} ({}, {}): write more of the id", first.id, second.id)
+            let chosen = match all {
+                true => dead_letters::with_fault(letters, fault.as_deref()),
+                false => dead_letters::select_dead_letters(&letters, &ids)?,
+            };
+            redrive(&bus, &at, &chosen, &place).await
         }
     }
 }
@@ -225,16 +183,18 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
     stdout::print_line(lines.join("\n"))
 }
 
-async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::Result<()> {
-    let publisher = Publisher::new(bus.clone(), PUBLISH_TIMEOUT);
-    for (done, (sequence, letter)) in letters.iter().enumerate() {
-        let driven = janitor::redrive::redrive_letter(bus, &publisher, *sequence, letter).await;
-        driven.map_err(into_anyhow).with_context(|| {
-            format!("dead letter {} was not redriven; {done} were: run the command again for the rest", letter.id)
-        })?;
-        stdout::print_line(format_args!("redriven  {}  {}", letter.id, format::plain_text(&letter.subject)))?;
-    }
-    match letters.len() {
+async fn redrive(bus: &Bus, at: &SiteName, letters: &[DeadLetterRow], place: &str) -> anyhow::Result<()> {
+    // What is redriven stays redriven, whether or not somebody still reads the list.
+    let mut printed = Ok(());
+    let print = |letter: &DeadLetter| {
+        if printed.is_ok() {
+            printed =
+                stdout::print_line(format_args!("redriven  {}  {}", letter.id, format::plain_text(&letter.subject)));
+        }
+    };
+    let redriven = dead_letters::redrive_dead_letters(bus, at, letters, print).await?;
+    printed?;
+    match redriven {
         0 => stdout::print_line(format_args!("Nothing to redrive at {place}.")),
         count => stdout::print_line(format_args!("Redriven: {}.", format::count(count as u64, "message"))),
     }
@@ -245,9 +205,9 @@ mod tests {
     use super::*;
     use schemas::{FaultNote, Role, TaskId};
 
-    fn letter(name: &str) -> DeadLetterRow {
+    fn letter(name: &str) -> DeadLetter {
         let id = TaskId::from_name(name);
-        let letter = DeadLetter {
+        DeadLetter {
             id,
             task: Some(id.child("task")),
             site: "reef".parse().unwrap(),
@@ -261,39 +221,11 @@ mod tests {
             headers: Default::default(),
             payload: vec![1, 2, 3],
             cut: None,
-        };
-        (1, letter)
-    }
-
-    #[test]
-    fn a_dead_letter_is_selected_by_the_start_of_its_id_or_its_tasks() {
-        let letters = [letter("a"), letter("b")];
-        let begin = |id: TaskId| id.to_string()[..8].to_owned();
-        assert_eq!(select_dead_letter(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
-        assert_eq!(
-            select_dead_letter(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(),
-            &letters[0]
-        );
-    }
-
-    #[test]
-    fn an_unknown_an_empty_and_an_ambiguous_start_are_refused() {
-        let letters = [letter("a"), letter("a")];
-        let why = |id: &str| select_dead_letter(&letters, id).unwrap_err().to_string();
-        assert!(why("zz").contains("no dead letter's id starts with \"zz\""));
-        assert!(why("").contains("no dead letter"));
-        assert!(why(&letters[0].1.id.to_string()).contains("write more of the id"));
-    }
-
-    #[test]
-    fn a_dead_letter_named_twice_is_redriven_once() {
-        let letters = [letter("a")];
-        let id = letters[0].1.id.to_string();
-        assert_eq!(select_all(&letters, &[id.clone(), id]).unwrap().len(), 1);
+        }
     }
 
     #[test]
     fn a_listed_dead_letter_has_its_payloads_size_and_not_its_bytes() {
-        assert_eq!(listed(&letter("a").1).unwrap()["payload"], "<3 bytes>");
+        assert_eq!(listed(&letter("a")).unwrap()["payload"], "<3 bytes>");
     }
 }

@@ -22,7 +22,7 @@ Examples:
 /// Check this machine, the settings and the servers for problems.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -72,7 +72,7 @@ impl DoctorCheck {
 }
 
 /// Runs all checks and prints them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> anyhow::Result<()> {
     let settings = loaded.settings.clone();
     let mut checks = tokio::task::spawn_blocking(move || machine_checks::checks(&settings)).await?;
     match site_target::open(loaded, "doctor").await {

@@ -1,9 +1,7 @@
 //! `tributary drift`: compare a site's recent answers with their reference, or begin a new reference.
 
-use runtime::drift::{DriftKind, reference_note};
+use operations::drift::{self, WorkerDrift};
 use runtime::settings::LoadedSettings;
-use schemas::{DriftReport, Heartbeat};
-use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
@@ -24,7 +22,7 @@ Examples:
 /// Compare a site's recent answers with their reference, or start a new reference.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct DriftArgs {
+pub(crate) struct DriftArgs {
     /// Start a new reference with the next answers.
     #[arg(long)]
     accept: bool,
@@ -34,39 +32,27 @@ pub struct DriftArgs {
 }
 
 /// Shows drift, or starts a new reference.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "drift").await?;
-    let beats = fleet::live_workers(&site.bus).await?;
-    let reports: Vec<(Heartbeat, DriftReport)> =
-        beats.into_iter().filter_map(|mut beat| beat.drift.take().map(|report| (beat, report))).collect();
     if args.accept {
-        let ledger = Ledger::open(&site.bus).await?;
-        for (_, report) in &reports {
-            for kind in [DriftKind::Answers, DriftKind::Agreement] {
-                ledger.write(&reference_note(kind, &report.release), "null".to_owned()).await?;
-            }
-        }
-        return match reports.is_empty() {
-            true => anyhow::bail!("no worker of site {} measures drift: start a recognizer first", site.name),
-            false => stdout::print_line(format_args!("site {}: the next answers become the new reference", site.name)),
-        };
+        drift::start_new_reference(&site.bus, &site.name).await?;
+        return stdout::print_line(format_args!("site {}: the next answers become the new reference", site.name));
     }
+    let reports = drift::read_drift(&site.bus).await?;
     if args.json {
-        let reports = reports.iter().map(|(beat, report)| {
-            serde_json::json!({ "role": beat.role, "worker": beat.worker, "level": report.level(), "report": report })
-        });
-        return stdout::json(&reports.collect::<Vec<_>>());
+        return stdout::json(&reports);
     }
     if reports.is_empty() {
         return stdout::print_line("No worker measures drift: no recognizer and no courier with verdicts is running.");
     }
-    let rows: Vec<Vec<String>> = reports.iter().flat_map(|(beat, report)| rows(beat, report)).collect();
+    let rows: Vec<Vec<String>> = reports.iter().flat_map(rows).collect();
     stdout::print_line(format::table(&["worker", "measure", "reference", "recent", "distance", "level"], &rows))
 }
 
 /// One row per measure; before there is any, one row with how far the windows are filled.
-fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
-    let worker = format!("{} {}", format::plain_text(beat.role.as_str()), format::plain_text(&beat.worker));
+fn rows(measured: &WorkerDrift) -> Vec<Vec<String>> {
+    let report = &measured.report;
+    let worker = format!("{} {}", format::plain_text(measured.role.as_str()), format::plain_text(&measured.worker));
     let mut rows: Vec<Vec<String>> = report
         .measures()
         .map(|(name, measure)| {

@@ -31,7 +31,7 @@ fn help() -> String {
 /// Run answered images through another model, and compare the answers.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help())]
-pub struct EvaluateArgs {
+pub(crate) struct EvaluateArgs {
     /// Folder of the model to evaluate.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
@@ -53,7 +53,11 @@ fn table(text: &str) -> Result<PathBuf, String> {
 }
 
 /// Evaluates a model.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &EvaluateArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(
+    loaded: &LoadedSettings<Settings>,
+    args: &EvaluateArgs,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     args.selection.options("")?;
     let site = site_target::open(loaded, "evaluate").await?;
     let to = args.to.as_ref().map(|table| format!(" --to {}", table.display())).unwrap_or_default();

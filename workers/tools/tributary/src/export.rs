@@ -32,7 +32,7 @@ fn help() -> String {
 /// Export answered images to a folder or a WebDataset archive, with labels and answers.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help())]
-pub struct ExportArgs {
+pub(crate) struct ExportArgs {
     /// Folder, or FILE.tar for a WebDataset archive.
     #[arg(long, value_name = "DIR|FILE.tar")]
     to: PathBuf,
@@ -43,7 +43,11 @@ pub struct ExportArgs {
 }
 
 /// Exports images.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &ExportArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(
+    loaded: &LoadedSettings<Settings>,
+    args: &ExportArgs,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let destination = match args.to.extension().and_then(|extension| extension.to_str()) {
         Some("tar") => ReplayDestination::Tar(args.to.clone()),
         Some("csv") => bail!("--to {}: `tributary evaluate --to FILE.csv` writes a table", args.to.display()),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use fleet::{FleetError, FleetFolder, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
+use operations::audit::record_change;
 use runtime::clock;
 use schemas::{ReleaseId, Role, SiteName};
 use streams::fleet::Ledger;
@@ -13,7 +14,7 @@ use streams::topology::{self, PlanScope, RepairMode, SetupStatus};
 use streams::{Bus, NatsSettings, admin, permissions};
 
 use crate::settings::Settings;
-use crate::{audit, format, stdout};
+use crate::{format, stdout};
 
 /// Default folder of a fleet.
 const FOLDER: &str = "tributary-fleet";
@@ -33,7 +34,7 @@ Examples:
 /// Create a fleet and maintain its certificates and keys.
 #[derive(clap::Args)]
 #[command(after_help = FLEET_EXAMPLES)]
-pub struct FleetArgs {
+pub(crate) struct FleetArgs {
     #[command(subcommand)]
     command: FleetCommand,
 }
@@ -117,7 +118,7 @@ Examples:
 /// Add, list and revoke the sites of a fleet, and rotate their keys.
 #[derive(clap::Args)]
 #[command(after_help = SITE_EXAMPLES)]
-pub struct SiteArgs {
+pub(crate) struct SiteArgs {
     #[command(subcommand)]
     command: SiteCommand,
     /// Folder of the fleet.
@@ -166,7 +167,7 @@ enum SiteCommand {
 }
 
 /// Creates or maintains a fleet.
-pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
+pub(crate) async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
     match &args.command {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
@@ -207,7 +208,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                     note_fleet(&fleet, &operator).await?;
                     let about =
                         format!("number {}, {} releases forbidden", fleet.root().number, fleet.root().never.len());
-                    audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
+                    record_change(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
                 None => stdout::print_line("The hub does not answer from here: it offers the root once it is started."),
@@ -220,7 +221,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
                 note_fleet(&fleet, &operator).await?;
-                audit::record_command(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
+                record_change(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
             }
             match system {
                 Some(system) => {
@@ -263,7 +264,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
 }
 
 /// Adds, lists and revokes sites, and rotates their keys.
-pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
+pub(crate) async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
     let mut fleet = FleetFolder::open(&args.fleet)?;
     let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
     match &args.command {
@@ -292,7 +293,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             ))?;
             if let Some(operator) = reach(&fleet, Role::Operator).await {
                 note_fleet(&fleet, &operator).await?;
-                audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
+                record_change(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
             reload_hub(&fleet, false).await
         }
@@ -303,7 +304,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             if let Some(operator) = reach(&fleet, Role::Operator).await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
-                audit::record_command(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
+                record_change(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
             }
             Ok(())
         }
@@ -345,7 +346,7 @@ async fn reload_hub(fleet: &FleetFolder, close_links: bool) -> anyhow::Result<()
 
 /// Publishes the root for the sites, and the sites' update keys for the aggregator. An empty list of keys would accept
 /// every update, so none is written before the first site.
-pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
+pub(crate) async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
     ledger.write(permissions::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
     let keys: BTreeMap<&SiteName, &str> =
@@ -366,7 +367,7 @@ async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> an
             anyhow::bail!("{} cannot be created at the hub: {why}", finding.what);
         }
     }
-    audit::record_command(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
+    record_change(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
     Ok(())
 }
 
@@ -379,7 +380,7 @@ async fn reach(fleet: &FleetFolder, role: Role) -> Option<Bus> {
 }
 
 /// Connection settings of a role at the hub.
-pub fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
+pub(crate) fn role_settings(fleet: &FleetFolder, role: Role) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
@@ -441,7 +442,7 @@ Examples:
 /// Make this machine a site of a fleet, and start it.
 #[derive(clap::Args)]
 #[command(after_help = JOIN_EXAMPLES)]
-pub struct JoinArgs {
+pub(crate) struct JoinArgs {
     /// File written by `tributary site add`.
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -453,7 +454,7 @@ pub struct JoinArgs {
 }
 
 /// Unpacks a site's file into the store.
-pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
+pub(crate) fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
         Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
             stdout::print_line(format_args!("{} is encrypted. Code:", args.file.display()))?;

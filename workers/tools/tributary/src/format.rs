@@ -1,5 +1,6 @@
 //! Times, sizes and tables as text. Pure.
 
+pub use operations::words::{count, list};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -46,11 +47,6 @@ pub fn percent(ratio: impl Into<f64>) -> String {
     format!("{:.1} %", ratio.into() * 100.0)
 }
 
-/// A number of things, in the plural where needed.
-pub fn count(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
 /// Untrusted text without control characters, which a terminal would execute.
 pub fn plain_text(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
@@ -74,11 +70,6 @@ pub fn setting(name: &str, value: &serde_json::Value) -> String {
         ("max_bytes" | "max_msg_size", Some(bytes)) => format_size(bytes),
         _ => value.to_string(),
     }
-}
-
-/// Names separated by commas, as flags take them.
-pub fn list(names: &[impl ToString]) -> String {
-    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Most characters of a cell.

@@ -25,7 +25,7 @@ Examples:
 /// List the hard cases of a site: scores and features of doubtful tasks, never pixels.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct HardCasesArgs {
+pub(crate) struct HardCasesArgs {
     /// List those of every site, not of --site only.
     #[arg(long)]
     all: bool,
@@ -41,7 +41,7 @@ pub struct HardCasesArgs {
 }
 
 /// Lists them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &HardCasesArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &HardCasesArgs) -> anyhow::Result<()> {
     let cloud = site_target::cloud(loaded, "hardcases").await?;
     let subjects = match args.all {
         true => Vec::new(),

@@ -19,14 +19,14 @@ Examples:
 /// Create a site's signing key, and print its public half.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct KeyArgs {
+pub(crate) struct KeyArgs {
     /// File of the key; created if it does not exist.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
 
 /// Makes or shows a key.
-pub fn command(args: &KeyArgs) -> anyhow::Result<()> {
+pub(crate) fn command(args: &KeyArgs) -> anyhow::Result<()> {
     let key = if args.file.exists() { SiteKey::read(&args.file) } else { SiteKey::create(&args.file) }?;
     stdout::print_line(key.public())
 }

@@ -4,17 +4,14 @@ mod retract;
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
-use runtime::clock;
+use operations::labels::{self, LabelBatch};
 use runtime::settings::LoadedSettings;
-use schemas::limits::MAX_LABEL_BYTES;
-use schemas::{Answer, Label, TaskId, decode, encode};
-use streams::{Publication, Publisher, reader, subject, topology};
+use schemas::TaskId;
 
 use crate::settings::Settings;
-use crate::{audit, format, site_target, stdout};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 A person's label overrides the publisher's label and the cloud's verdict when the site's trainer learns; the latest \
@@ -29,7 +26,7 @@ Examples:
 /// Label answered images, for the site's trainer to learn from.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct LabelArgs {
+pub(crate) struct LabelArgs {
     #[command(subcommand)]
     what: Option<LabelCommand>,
     /// Task to label.
@@ -52,7 +49,7 @@ enum LabelCommand {
 }
 
 /// Publishes labels, or retracts them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
     if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }
@@ -61,35 +58,15 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
         (None, Some(task), Some(label)) => vec![(task, label.clone())],
         _ => bail!("no task and label given: use `tributary label TASK LABEL`, or --from FILE"),
     };
-    if let Some((task, label)) = labels.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
-        bail!("the label of task {task} has {} bytes; it must have 1 to {MAX_LABEL_BYTES}", label.len());
-    }
+    let batch = LabelBatch::new(labels)?;
     let here = site_target::open(loaded, "label").await?;
-    let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
-    let (mut labelled, mut unknown) = (0_u64, Vec::new());
-    for (task, label) in labels {
-        let slot = subject::final_answer_of_any_camera(&here.name, task);
-        let Some(record) = reader::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
-            unknown.push(task);
-            continue;
-        };
-        let answer: Answer = decode(&record.payload)?;
-        let by = args.by.clone();
-        let label = Label { task, label, by, labelled_at_ms: clock::now_ms(), source: None, retracted: None };
-        let id = task.child(&format!("label-{}-{}", label.label, label.labelled_at_ms)).to_string();
-        let publication = Publication::with_id(subject::label(&here.name, &answer.camera), encode(&label)?, id);
-        publisher.publish(&publication).await?;
-        labelled += 1;
-    }
-    if labelled > 0 {
-        audit::record_command(&here.bus, &here.name, "label", format::count(labelled, "task")).await;
-    }
-    stdout::print_line(format!("{} at site {}", format::count(labelled, "label"), here.name))?;
-    match &unknown[..] {
+    let done = labels::label_tasks(&here.bus, &here.name, batch, args.by.as_deref()).await?;
+    stdout::print_line(format!("{} at site {}", format::count(done.labelled, "label"), here.name))?;
+    match &done.unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
             "{} of unknown tasks skipped, the first {first}: only tasks with a final answer at site {} can be labelled",
-            format::count(unknown.len() as u64, "label"),
+            format::count(done.unknown.len() as u64, "label"),
             here.name
         ),
     }

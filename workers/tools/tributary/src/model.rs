@@ -58,7 +58,7 @@ const MOST_ROWS: usize = 30;
 
 /// Describe, check and calibrate a model before it is used.
 #[derive(clap::Subcommand)]
-pub enum ModelCommand {
+pub(crate) enum ModelCommand {
     /// Draft the model.toml of an ONNX file, with the source of each value.
     #[command(after_help = INIT_EXAMPLES)]
     Init(InitArgs),
@@ -72,7 +72,7 @@ pub enum ModelCommand {
 
 /// The model, and the images to fit its novelty score on.
 #[derive(clap::Args)]
-pub struct NoveltyArgs {
+pub(crate) struct NoveltyArgs {
     /// Folder of the model.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
@@ -89,7 +89,7 @@ pub struct NoveltyArgs {
 
 /// The model to describe.
 #[derive(clap::Args)]
-pub struct InitArgs {
+pub(crate) struct InitArgs {
     /// ONNX file, or the folder it is in.
     #[arg(value_name = "FILE|DIR")]
     path: PathBuf,
@@ -97,7 +97,7 @@ pub struct InitArgs {
 
 /// The model, and the images to run it on.
 #[derive(clap::Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     /// Folder of the model.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
@@ -116,7 +116,7 @@ pub struct CheckArgs {
 }
 
 /// Describes, checks or calibrates a model.
-pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Result<()> {
+pub(crate) async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Result<()> {
     match command {
         ModelCommand::Init(InitArgs { path }) => init(&path),
         ModelCommand::Check(args) => check(settings, args).await,

@@ -29,7 +29,7 @@ fn help() -> String {
 /// Keep answered images beyond the retention limits, as a named set.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help())]
-pub struct PinSetArgs {
+pub(crate) struct PinSetArgs {
     /// Name of the set: letters, digits, - and _.
     #[arg(value_name = "NAME")]
     name: SetName,
@@ -42,7 +42,11 @@ pub struct PinSetArgs {
 }
 
 /// Pins images.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &PinSetArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(
+    loaded: &LoadedSettings<Settings>,
+    args: &PinSetArgs,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     args.filter.query()?;
     let site = site_target::open(loaded, "pin").await?;
     let request = format!("pin {} --site {}", args.name, site.name);

@@ -3,12 +3,12 @@
 use std::str::FromStr;
 
 use offload::policy::{POLICIES, PolicyName};
-use recognizer::signals::{POLICY_NOTE, PolicyOverride};
+use operations::policy::{self, PolicyReport};
 use runtime::settings::LoadedSettings;
-use streams::fleet::{self, Ledger};
+use schemas::SiteName;
 
 use crate::settings::Settings;
-use crate::{audit, format, site_target, stdout};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Policies:
@@ -28,7 +28,7 @@ Examples:
 /// Show or choose the policy that decides where images are recognized.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct PolicyArgs {
+pub(crate) struct PolicyArgs {
     /// Policy to choose; omit it to show the current one.
     #[arg(value_name = "NAME", value_parser = <PolicyName as FromStr>::from_str)]
     name: Option<PolicyName>,
@@ -41,39 +41,29 @@ pub struct PolicyArgs {
 }
 
 /// Shows or chooses the policy.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "policy").await?;
-    let ledger = Ledger::open(&site.bus).await?;
     if let Some(name) = args.name {
-        let chosen = PolicyOverride { name };
-        ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
-        audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
+        policy::choose_policy(&site.bus, &site.name, name).await?;
         return stdout::print_line(format_args!("site {}: policy {name} chosen", site.name));
     }
     if args.clear {
-        ledger.write(POLICY_NOTE, serde_json::to_string(&None::<PolicyOverride>)?).await?;
-        audit::record_command(&site.bus, &site.name, "policy clear", "").await;
+        policy::clear_policy(&site.bus, &site.name).await?;
         return stdout::print_line(format_args!(
             "site {}: override cleared; the settings of each recognizer apply",
             site.name
         ));
     }
-    let note = ledger.read(POLICY_NOTE).await?;
-    let chosen: Option<PolicyOverride> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
-    let beats = fleet::live_workers(&site.bus).await?;
-    let decisions: Vec<_> = beats.into_iter().filter_map(|beat| Some((beat.worker, beat.decision?))).collect();
-    if args.json {
-        let decisions: serde_json::Map<String, serde_json::Value> = decisions
-            .into_iter()
-            .map(|(worker, decision)| Ok((worker, serde_json::to_value(decision)?)))
-            .collect::<anyhow::Result<_>>()?;
-        return stdout::json(&serde_json::json!({ "chosen": chosen, "recognizers": decisions }));
-    }
-    stdout::print_line(match &chosen {
-        Some(chosen) => format!("site {}: {} was chosen", site.name, chosen.name),
-        None => format!("site {}: no override; the settings of each recognizer apply", site.name),
+    let report = policy::read_policy(&site.bus).await?;
+    if args.json { stdout::json(&report) } else { print(&report, &site.name) }
+}
+
+fn print(report: &PolicyReport, site: &SiteName) -> anyhow::Result<()> {
+    stdout::print_line(match &report.chosen {
+        Some(chosen) => format!("site {site}: {} was chosen", chosen.name),
+        None => format!("site {site}: no override; the settings of each recognizer apply"),
     })?;
-    for (worker, decision) in &decisions {
+    for (worker, decision) in &report.recognizers {
         stdout::print_line(format_args!(
             "{}: {}, {}; {}",
             format::plain_text(worker),
@@ -82,7 +72,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
             decision.why
         ))?;
     }
-    if decisions.is_empty() {
+    if report.recognizers.is_empty() {
         stdout::print_line("No recognizer is running.")?;
     }
     let names: Vec<&str> = POLICIES.iter().map(|policy| policy.as_str()).collect();

@@ -42,7 +42,7 @@ Examples:
 /// was not stored.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{RESUME_HELP}"))]
-pub struct PublishArgs {
+pub(crate) struct PublishArgs {
     /// Image files, and folders to search for them.
     #[arg(value_name = "PATHS", required_unless_present_any = ["stdin", "stdin_paths"])]
     paths: Vec<PathBuf>,
@@ -131,7 +131,7 @@ pub struct PublishArgs {
 
 impl PublishArgs {
     /// The settings that the flags override.
-    pub fn flags(&self) -> Vec<(String, Value)> {
+    pub(crate) fn flags(&self) -> Vec<(String, Value)> {
         let flag = |key: &str, value: Option<Value>| value.map(|value| (format!("publisher.{key}"), value));
         [
             flag("tile.tile_px", self.tile.map(Value::from)),
@@ -168,7 +168,11 @@ impl PublishArgs {
 }
 
 /// Publishes images and reports the result.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(
+    loaded: &LoadedSettings<Settings>,
+    args: &PublishArgs,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "publish").await?;
     let source = args.source()?;
     let (acknowledged, printing) = printer(args);

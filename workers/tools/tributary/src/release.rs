@@ -4,7 +4,7 @@ mod decide;
 mod folder;
 mod remake;
 mod signature;
-pub mod standing;
+mod standing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use aggregator::public_set::PublicSet;
 use aggregator::release::{self, Manifest, RemakeOrigin};
 use aggregator::verify::{self, ReleaseWorkspace, verify_release};
 use anyhow::{Context, bail};
+use operations::release_stage;
 use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout};
 use streams::ReleaseStore;
@@ -52,7 +53,7 @@ const ALL_COMMANDS: &str = "Options of every release command";
 /// List, inspect, import and export releases, and decide their rollout by hand.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ReleaseArgs {
+pub(crate) struct ReleaseArgs {
     /// Release store [default: aggregator.store].
     #[arg(long, global = true, value_name = "URL", help_heading = ALL_COMMANDS)]
     release_store: Option<String>,
@@ -130,7 +131,7 @@ enum ReleaseCommand {
 }
 
 /// Imports a folder that this program made itself into the store of the settings; no signature is required.
-pub async fn import(
+pub(crate) async fn import(
     loaded: &LoadedSettings<Settings>,
     name: ModelName,
     folder: &Path,
@@ -141,7 +142,7 @@ pub async fn import(
 }
 
 /// Shows releases and decides about them.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
     let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
     if let ReleaseCommand::Import { folder, signature } = &args.what {
@@ -159,9 +160,9 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
             let (manifest, history) = (releases.find(release).await?, standing::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
-                let stage = standing::standing_of(&history, &manifest.release);
+                let stage = release_stage::stage_word(&history, &manifest.release);
                 stdout::set_field(&mut all, "stage", stage.into());
-                let decisions = standing::decisions_about(&history, &manifest.release);
+                let decisions = release_stage::decisions_about(&history, &manifest.release);
                 stdout::set_field(&mut all, "decisions", serde_json::to_value(decisions)?);
                 return stdout::json(&all);
             }
@@ -201,7 +202,7 @@ async fn only(store: &ReleaseStore, url: &str) -> anyhow::Result<ModelName> {
 
 async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
-    let stage = |release: &ReleaseId| standing::standing_of(history, release);
+    let stage = |release: &ReleaseId| release_stage::stage_word(history, release);
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;

@@ -13,7 +13,7 @@ use crate::{format, stdout};
 
 /// How a run reads, and how it reports.
 #[derive(clap::Args, Debug)]
-pub struct ReadArgs {
+pub(crate) struct ReadArgs {
     /// Read-rate limit in MiB/s, applied even when the site is idle.
     #[arg(long, value_name = "MIB", value_parser = read_rate)]
     mib_per_s: Option<f64>,
@@ -30,7 +30,7 @@ fn read_rate(text: &str) -> Result<f64, String> {
 }
 
 /// Runs over the selected images, prints the summary, and fails if the run was interrupted.
-pub async fn run_and_report(
+pub(crate) async fn run_and_report(
     site: &SiteTarget,
     settings: &Settings,
     read: &ReadArgs,
@@ -50,7 +50,7 @@ pub async fn run_and_report(
 }
 
 /// Runs over the selected images, with progress on standard error.
-pub async fn run(
+pub(crate) async fn run(
     site: &SiteTarget,
     settings: &Settings,
     options: ReplayOptions,
@@ -85,7 +85,7 @@ pub async fn run(
 }
 
 /// Images, bytes and time of a run, for people.
-pub fn images(summary: &ReplaySummary) -> String {
+pub(crate) fn images(summary: &ReplaySummary) -> String {
     format!(
         "{} ({}) in {}",
         format::count(summary.through, "image"),

@@ -13,7 +13,7 @@ use crate::replay_run::images;
 const LISTED: usize = 10;
 
 /// What a run did with the images.
-pub enum SummaryContext {
+pub(crate) enum SummaryContext {
     /// Wrote them to a folder or an archive.
     Exported(PathBuf),
     /// Ran them through a model, with a table of both answers if one was named.
@@ -36,7 +36,7 @@ impl SummaryContext {
 }
 
 /// The summary as text.
-pub fn text(summary: &ReplaySummary, site: &SiteName, context: &SummaryContext) -> String {
+pub(crate) fn text(summary: &ReplaySummary, site: &SiteName, context: &SummaryContext) -> String {
     let (verb, to) = context.heading();
     let rate = summary.through as f64 * 1000.0 / summary.elapsed_ms.max(1) as f64;
     let mut lines = vec![format!("{verb:9} {}{to}, {rate:.0} per second, from site {site}", images(summary))];

@@ -27,7 +27,7 @@ fn help() -> String {
 /// Publish answered images again on a subject, or their labels to the site's trainer.
 #[derive(clap::Args, Debug)]
 #[command(after_help = help(), group(clap::ArgGroup::new("destination").args(["to", "to_trainer"]).required(true)))]
-pub struct RepublishArgs {
+pub(crate) struct RepublishArgs {
     /// Subject to publish on; may contain {site} and {camera}.
     #[arg(long, value_name = "SUBJECT")]
     to: Option<String>,
@@ -55,7 +55,7 @@ fn spacing(text: &str) -> Result<ReplaySpacing, String> {
 }
 
 /// Publishes images or labels again.
-pub async fn command(
+pub(crate) async fn command(
     loaded: &LoadedSettings<Settings>,
     args: &RepublishArgs,
     shutdown: Shutdown,

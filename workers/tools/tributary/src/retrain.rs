@@ -38,7 +38,7 @@ fn help() -> String {
 /// Export labelled images, train a model on them, and import the result as a release.
 #[derive(clap::Args)]
 #[command(after_help = help())]
-pub struct RetrainArgs {
+pub(crate) struct RetrainArgs {
     #[command(flatten)]
     selection: SelectionArgs,
     /// Folder of the model to start from [default: recognizer.model].
@@ -59,13 +59,17 @@ pub struct RetrainArgs {
 
 impl RetrainArgs {
     /// The settings that the flags override.
-    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+    pub(crate) fn flags(&self) -> Vec<(String, serde_json::Value)> {
         self.how.flags()
     }
 }
 
 /// Exports, trains, imports.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(
+    loaded: &LoadedSettings<Settings>,
+    args: &RetrainArgs,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     training::folder::check(&args.out)?;
     let site = site_target::open(loaded, "retrain").await?;

@@ -124,14 +124,7 @@ pub fn role_result(role: Role, ended: Result<(), Fault>) -> anyhow::Result<()> {
 
 /// A fault as an error for people.
 pub fn into_anyhow(fault: Fault) -> anyhow::Error {
-    match fault {
-        // The remedy is omitted: it tells that the worker retries, and this process does not.
-        Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.kind),
-        Fault::Stop(note) | Fault::Reject(note) => {
-            anyhow::anyhow!("{} ({}): {}", note.reason, note.kind, note.remedy)
-        }
-        Fault::Wait { after } => anyhow::anyhow!("not ready: try again in {} s", after.as_secs()),
-    }
+    fault.into()
 }
 
 /// How long a worker may hold a message without reporting progress.

@@ -11,7 +11,7 @@ use runtime::clock;
 use schemas::{CameraName, SetName};
 
 /// Help on `--where`, for every command that takes it.
-pub const FILTER_HELP: &str = "\
+pub(crate) const FILTER_HELP: &str = "\
 --where compares fields of a task with values, joined by and, or, not and parentheses:
   text      = != in like        site camera task stage route reason label truth person
                                 edge_label release
@@ -21,14 +21,14 @@ pub const FILTER_HELP: &str = "\
                                 wrong (a person or the publisher says otherwise)";
 
 /// Help on how a run behaves beside live work and after an interruption, for every command that reads images.
-pub const READ_HELP: &str = "\
+pub(crate) const READ_HELP: &str = "\
 Nothing is removed from the site, and live work goes first: while the recognizers are busy, at most \
 replayer.busy_mib_per_s is read. After an interruption or a full disk, run the same command again; it continues where \
 it stopped.";
 
 /// Which tasks, by what is known of each.
 #[derive(clap::Args, Clone, Debug)]
-pub struct FilterArgs {
+pub(crate) struct FilterArgs {
     /// Take images of this camera only; repeatable.
     #[arg(long, value_name = "NAME", help_heading = "Selection")]
     camera: Vec<CameraName>,
@@ -54,7 +54,7 @@ pub struct FilterArgs {
 
 /// Which of the tasks that pass the filter, if not all.
 #[derive(clap::Args, Clone, Debug)]
-pub struct SampleArgs {
+pub(crate) struct SampleArgs {
     /// Take at most N images.
     #[arg(long, value_name = "N", help_heading = "Selection")]
     limit: Option<usize>,
@@ -70,7 +70,7 @@ pub struct SampleArgs {
 
 /// Which images, of the site's archive or of a pinned set.
 #[derive(clap::Args, Clone, Debug)]
-pub struct SelectionArgs {
+pub(crate) struct SelectionArgs {
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
@@ -109,7 +109,7 @@ impl FilterArgs {
     ///
     /// # Errors
     /// The flag that cannot be read, and why.
-    pub fn query(&self) -> anyhow::Result<TaskQuery> {
+    pub(crate) fn query(&self) -> anyhow::Result<TaskQuery> {
         let now_ms = Some(clock::now_ms());
         let moment = |flag: &str, text: &Option<String>| {
             let read = text.as_deref().map(|text| timestamp::parse_timestamp(text, now_ms)).transpose();
@@ -150,7 +150,7 @@ impl SelectionArgs {
     ///
     /// # Errors
     /// The flag that cannot be read, and why.
-    pub fn options(&self, request: &str) -> anyhow::Result<ReplayOptions> {
+    pub(crate) fn options(&self, request: &str) -> anyhow::Result<ReplayOptions> {
         let origin = self.pinned.clone().map_or(ImageOrigin::Images, ImageOrigin::Pinned);
         let set = self.pinned.iter().map(|set| format!("--pinned {set}"));
         options(&self.filter, &self.sample, origin, [request.to_owned()].into_iter().chain(set).collect())
@@ -161,7 +161,11 @@ impl SelectionArgs {
 ///
 /// # Errors
 /// The flag that cannot be read, and why.
-pub fn archive_options(filter: &FilterArgs, sample: &SampleArgs, request: &str) -> anyhow::Result<ReplayOptions> {
+pub(crate) fn archive_options(
+    filter: &FilterArgs,
+    sample: &SampleArgs,
+    request: &str,
+) -> anyhow::Result<ReplayOptions> {
     options(filter, sample, ImageOrigin::Images, vec![request.to_owned()])
 }
 

@@ -7,7 +7,7 @@ use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 
 use crate::settings::Settings;
 use crate::site_target;
-use crate::{audit, format, stdout};
+use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
 `tributary up` does this by itself. On your own server, run it once, and again after an upgrade or a change of limits; \
@@ -25,7 +25,7 @@ Examples:
 /// Workers wait for what this command creates.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct SetupArgs {
+pub(crate) struct SetupArgs {
     /// Set up the cloud's server for these sites (comma-separated) instead of a site's server.
     #[arg(long, value_name = "SITE,…", value_delimiter = ',')]
     cloud: Vec<SiteName>,
@@ -44,7 +44,7 @@ pub struct SetupArgs {
 }
 
 /// Creates streams, consumers and buckets.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let here = site_target::open(loaded, "setup").await?;
     let (name, bus) = (here.name.clone(), here.bus.clone());
@@ -62,12 +62,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> any
         (true, false) => RepairMode::Everything,
         (false, _) => RepairMode::Missing,
     };
-    let findings = topology::apply_plan(&bus, &topology::plan_topology(&place, &settings.streams), mode).await?;
-    let is_change = |finding: &&SetupFinding| matches!(finding.state, SetupStatus::Created | SetupStatus::Updated(_));
-    let changed: Vec<&str> = findings.iter().filter(is_change).map(|finding| finding.what.as_str()).collect();
-    if !changed.is_empty() {
-        audit::record_command(&bus, &at, "setup", changed.join(", ")).await;
-    }
+    let findings = operations::setup::apply_setup(&bus, &at, &place, &settings.streams, mode).await?;
     print(&findings, &flag, args)?;
     match findings.iter().filter(|finding| matches!(finding.state, SetupStatus::Refused(_))).count() {
         0 => Ok(()),

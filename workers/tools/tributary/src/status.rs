@@ -30,7 +30,7 @@ Examples:
 /// Show the state of a site: queues, workers, link, cloud, dead letters, and problems.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// Refresh every second, in place, until interrupted.
     #[arg(long, short)]
     watch: bool,
@@ -40,7 +40,7 @@ pub struct StatusArgs {
 }
 
 /// Shows the state of a site.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "status").await?;
     if !args.watch {
         let status = gather::gather_status(&site, &loaded.settings).await?;

@@ -40,7 +40,7 @@ fn help() -> String {
 /// `dead-letters`.
 #[derive(clap::Args)]
 #[command(after_help = help())]
-pub struct TapArgs {
+pub(crate) struct TapArgs {
     /// Subject or pattern to watch, quoted for the shell: 'answer.>'.
     #[arg(value_name = "SUBJECT")]
     subject: String,
@@ -66,7 +66,7 @@ struct TapLine {
 }
 
 /// Prints messages until the count is reached.
-pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
+pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
     let is_known =

@@ -30,7 +30,7 @@ Examples:
 /// Train a model on a folder of labelled images, and write a new model folder.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// Folder of the model to start from, which is not changed.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
@@ -46,7 +46,7 @@ pub struct TrainArgs {
 
 /// Training options of `train` and `retrain`.
 #[derive(clap::Args)]
-pub struct TrainingArgs {
+pub(crate) struct TrainingArgs {
     /// Weights to train: auto (the last layers only, if the model is good and images are few), all, head, `last N`
     /// layers, or comma-separated name patterns.
     #[arg(long, value_name = "WHICH", help_heading = "Training")]
@@ -73,14 +73,14 @@ pub struct TrainingArgs {
 
 impl TrainArgs {
     /// The settings that the flags override.
-    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+    pub(crate) fn flags(&self) -> Vec<(String, serde_json::Value)> {
         self.how.flags()
     }
 }
 
 impl TrainingArgs {
     /// The settings that the flags override.
-    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+    pub(crate) fn flags(&self) -> Vec<(String, serde_json::Value)> {
         let flags = [
             ("trainer.trainable", self.trainable.as_ref().map(|value| json!(value))),
             ("trainer.epochs", self.epochs.map(|value| json!(value))),
@@ -93,13 +93,13 @@ impl TrainingArgs {
 }
 
 /// Trains a model.
-pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     train_folder(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
     Ok(())
 }
 
 /// Trains a model on a folder, and writes a new one if it improved; returns whether it did.
-pub async fn train_folder(
+pub(crate) async fn train_folder(
     settings: &Settings,
     model: &Path,
     data: &Path,

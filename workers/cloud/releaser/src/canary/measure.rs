@@ -53,7 +53,11 @@ pub(super) struct MeasureSpread {
 
 impl MeasureSpread {
     /// Pooled over the cells of one release. `margin`: counts as one more value that far off, as a variance is never 0.
-    pub fn of<'a>(measure: CanaryMeasure, cells: impl Iterator<Item = &'a EvidenceCell> + Clone, margin: f64) -> Self {
+    pub(super) fn of<'a>(
+        measure: CanaryMeasure,
+        cells: impl Iterator<Item = &'a EvidenceCell> + Clone,
+        margin: f64,
+    ) -> Self {
         let mut all = EvidenceCell::default();
         cells.clone().for_each(|cell| all.add(cell));
         let of_values = |of: fn(&EvidenceCell) -> &MomentSums| Self {
@@ -79,7 +83,7 @@ impl MeasureSpread {
     /// good, and one that fails half of the time would seem to vary too much to be judged. Both hypotheses are about
     /// the stable release, so a share varies as it would half a margin below stable, which makes the odds nearly those
     /// of the exact test. Where a measure is not a plain share, the larger of both is used.
-    pub fn since(self, measure: CanaryMeasure, stable: Self, margin: f64) -> Self {
+    pub(super) fn since(self, measure: CanaryMeasure, stable: Self, margin: f64) -> Self {
         let worse = |share: f64| (share - sign(measure) * margin / 2.0).clamp(0.0, 1.0);
         let between = Self::of_shares(stable.shares.map(worse));
         let larger = |other: Self| Self {

@@ -20,10 +20,10 @@ use crate::proto::NodeProto;
 
 /// Writes the gradients of a node's inputs. The last argument has the gradients of its outputs; that of the first
 /// always exists.
-pub type GradientRule = fn(&mut GradientTape<'_>, &NodeProto, &OutputGradients) -> Result<(), GradientRefusal>;
+pub(crate) type GradientRule = fn(&mut GradientTape<'_>, &NodeProto, &OutputGradients) -> Result<(), GradientRefusal>;
 
 /// Gradients of a node's outputs.
-pub struct OutputGradients {
+pub(crate) struct OutputGradients {
     /// Gradient of the first output.
     pub first: String,
     /// Gradients of the others; `None` where there is none.
@@ -44,15 +44,8 @@ const FAMILIES: [&[(&str, GradientRule)]; 9] = [
 ];
 
 /// The rule of an operator.
-pub fn rule(op: &str) -> Option<GradientRule> {
+pub(crate) fn rule(op: &str) -> Option<GradientRule> {
     FAMILIES.iter().copied().flatten().find(|(name, _)| *name == op).map(|(_, rule)| *rule)
-}
-
-/// Names of all operators with a rule.
-pub fn names() -> Vec<&'static str> {
-    let mut names: Vec<_> = FAMILIES.iter().copied().flatten().map(|(name, _)| *name).collect();
-    names.sort_unstable();
-    names
 }
 
 /// Input number `place` of a node; empty if it is omitted.

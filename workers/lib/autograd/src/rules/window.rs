@@ -21,7 +21,7 @@ pub(crate) struct PoolWindow {
 
 impl PoolWindow {
     /// For a convolution or pooling from pictures of one size to pictures of another.
-    pub fn of(node: &NodeProto, kernel: &[i64], from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
+    pub(crate) fn of(node: &NodeProto, kernel: &[i64], from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
         let rank = kernel.len();
         let strides = ints(node, "strides").unwrap_or(vec![1; rank]);
         let dilations = ints(node, "dilations").unwrap_or(vec![1; rank]);
@@ -47,7 +47,7 @@ impl PoolWindow {
     }
 
     /// For a pooling, which names its kernel.
-    pub fn of_pooling(node: &NodeProto, from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
+    pub(crate) fn of_pooling(node: &NodeProto, from: &[i64], to: &[i64]) -> Result<Self, GradientRefusal> {
         let kernel = ints(node, "kernel_shape").unwrap_or_default();
         if kernel.is_empty() || from.len() != kernel.len() + 2 || to.len() != from.len() {
             return unsupported("its kernel_shape does not fit its picture");
@@ -55,30 +55,30 @@ impl PoolWindow {
         PoolWindow::of(node, &kernel, &from[2..], &to[2..])
     }
 
-    pub fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.kernel.len()
     }
 
     /// Both pads, as attributes need them.
-    pub fn pads(&self) -> Vec<i64> {
+    pub(crate) fn pads(&self) -> Vec<i64> {
         self.begins.iter().chain(&self.ends).copied().collect()
     }
 
     /// Pads of a whole tensor: none for images and channels.
-    pub fn pads_of_all(&self) -> Vec<i64> {
+    pub(crate) fn pads_of_all(&self) -> Vec<i64> {
         [&[0, 0], self.begins.as_slice(), &[0, 0], self.ends.as_slice()].concat()
     }
 
-    pub fn is_padded(&self) -> bool {
+    pub(crate) fn is_padded(&self) -> bool {
         self.begins.iter().chain(&self.ends).any(|pad| *pad != 0)
     }
 
-    pub fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.strides.iter().chain(&self.dilations).all(|step| *step == 1)
     }
 
     /// Whether it is one pixel that moves pixel by pixel.
-    pub fn is_point(&self) -> bool {
+    pub(crate) fn is_point(&self) -> bool {
         self.kernel.iter().all(|size| *size == 1) && self.is_plain() && !self.is_padded()
     }
 
@@ -88,7 +88,7 @@ impl PoolWindow {
     }
 
     /// What is left of the picture after the last position; negative if windows extend beyond it.
-    pub fn remainder(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
+    pub(crate) fn remainder(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
         let rest = |axis: usize| {
             let covered = (to[axis] - 1) * self.strides[axis] + self.reach(axis);
             from[axis] + self.begins[axis] + self.ends[axis] - covered
@@ -97,7 +97,7 @@ impl PoolWindow {
     }
 
     /// Each position in the kernel, in the order of its values.
-    pub fn places(&self) -> Vec<Vec<i64>> {
+    pub(crate) fn places(&self) -> Vec<Vec<i64>> {
         let mut places = vec![Vec::new()];
         for size in &self.kernel {
             places = places
@@ -109,19 +109,19 @@ impl PoolWindow {
     }
 
     /// The range of a padded picture that one kernel position sees: starts and ends, in steps of the strides.
-    pub fn seen_by(&self, place: &[i64], to: &[i64]) -> (Vec<i64>, Vec<i64>) {
+    pub(crate) fn seen_by(&self, place: &[i64], to: &[i64]) -> (Vec<i64>, Vec<i64>) {
         let starts: Vec<i64> = place.iter().zip(&self.dilations).map(|(at, dilation)| at * dilation).collect();
         let ends = (0..self.rank()).map(|axis| starts[axis] + (to[axis] - 1) * self.strides[axis] + 1).collect();
         (starts, ends)
     }
 
     /// The picture's axes in a tensor of images.
-    pub fn axes(&self) -> Vec<i64> {
+    pub(crate) fn axes(&self) -> Vec<i64> {
         (2..self.rank() as i64 + 2).collect()
     }
 
     /// How many pixels of the picture the window covers at each position; `all`: also count pads.
-    pub fn coverage(&self, from: &[i64], to: &[i64], all: bool) -> Vec<f32> {
+    pub(crate) fn coverage(&self, from: &[i64], to: &[i64], all: bool) -> Vec<f32> {
         let along = |axis: usize| -> Vec<i64> {
             let covered = |place: i64| {
                 let at = |inner: &i64| place * self.strides[axis] + inner * self.dilations[axis] - self.begins[axis];

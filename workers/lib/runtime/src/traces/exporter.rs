@@ -1,5 +1,5 @@
-//! Sends spans to a collector: OTLP over HTTP, protobuf. In the background, in batches, and never more than a bounded queue
-//! of them; a collector that is away or slow costs spans, which are counted, and nothing else.
+//! Sends spans to a collector in the background, in batches: OTLP over HTTP, as protobuf. The queue is bounded, so that
+//! a slow or unreachable collector costs only spans, which are counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,35 +18,37 @@ use super::otlp;
 use super::span::FinishedSpan;
 use crate::metrics;
 
-/// Spans that wait, about 1 kB each.
+/// Most spans in the queue, about 1 kB each.
 const QUEUE: usize = 4096;
-/// Most spans in a request.
+/// Most spans in one request.
 const BATCH: usize = 512;
-/// How long a span waits for others.
+/// How long a span waits for its batch to fill.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
-/// How long one request may take.
+/// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a batch is tried again; meanwhile the queue fills.
+/// How long a batch is retried; meanwhile the queue fills.
 const RETRY_FOR: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// Largest part of a collector's answer that is read.
+/// Most bytes that are read of a collector's response.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// Path of OTLP's traces below a collector's address.
+/// Path for traces below a collector's URL, as OTLP defines it.
 const PATH: &str = "v1/traces";
 
-/// The address that spans are posted to.
+/// The URL to which spans are posted.
 ///
 /// # Errors
-/// What is wrong with it, with the key of the setting.
+/// What is wrong with `address`, with the setting's key.
 pub(super) fn spans_url(address: &str) -> Result<Url, String> {
     let shown: String = address.chars().take(MAX_LABEL_BYTES).collect();
     let refused = format!(
-        "otlp is {shown:?}; it must be the address of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318"
+        "otlp is {shown:?}; it must be the URL of a collector that accepts OTLP over HTTP, such as http://127.0.0.1:4318"
     );
     let mut url = Url::parse(address).map_err(|_| refused.clone())?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("otlp has a user or a password in it; let a collector beside the worker add them".into());
+        return Err(
+            "otlp contains a user or a password; remove them, and let a collector beside the worker add them".into()
+        );
     }
     let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
     if !is_web || url.query().is_some() || url.fragment().is_some() {
@@ -59,7 +61,7 @@ pub(super) fn spans_url(address: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Takes the spans that end; cheap to call from anywhere.
+/// Queues finished spans; never blocks.
 pub(super) struct SpanSink {
     sender: mpsc::Sender<FinishedSpan>,
     sample_ratio: f64,
@@ -67,20 +69,20 @@ pub(super) struct SpanSink {
 }
 
 impl SpanSink {
-    pub fn new(sample_ratio: f64, room: usize) -> (Arc<Self>, mpsc::Receiver<FinishedSpan>) {
-        let (sender, receiver) = mpsc::channel(room);
+    pub(super) fn new(sample_ratio: f64, capacity: usize) -> (Arc<Self>, mpsc::Receiver<FinishedSpan>) {
+        let (sender, receiver) = mpsc::channel(capacity);
         (Arc::new(Self { sender, sample_ratio, dropped: AtomicU64::new(0) }), receiver)
     }
 
-    /// Whether a trace that is begun here is sent: decided by the last seven bytes of its id, which are random, so that
+    /// Whether to send a trace that is begun here. The last seven bytes of its id, which are random, decide, so that
     /// every stage decides alike.
-    pub fn samples(&self, trace_id: &[u8; 16]) -> bool {
+    pub(super) fn samples(&self, trace_id: &[u8; 16]) -> bool {
         let number = trace_id[9..].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
         (number as f64) < self.sample_ratio * (1u64 << 56) as f64
     }
 
-    /// Queues a span, or drops it if there is no room.
-    pub fn send(&self, span: FinishedSpan) {
+    /// Queues a span, or drops and counts it if the queue is full.
+    pub(super) fn send(&self, span: FinishedSpan) {
         if self.sender.try_send(span).is_err() {
             self.count_dropped(1);
         }
@@ -88,7 +90,7 @@ impl SpanSink {
 
     /// Spans dropped so far.
     #[cfg(test)]
-    pub fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
@@ -98,7 +100,7 @@ impl SpanSink {
     }
 }
 
-/// A sink and the task that empties it.
+/// The queue of finished spans and the task that sends them.
 pub(super) struct SpanExporter {
     pub sink: Arc<SpanSink>,
     stop: CancellationToken,
@@ -106,15 +108,15 @@ pub(super) struct SpanExporter {
 }
 
 impl SpanExporter {
-    /// Starts to send; the collector need not be there.
+    /// Starts the task. The collector need not be reachable yet.
     ///
     /// # Errors
-    /// The address is not one, or the client cannot be made.
-    pub fn start(address: &str, sample_ratio: f64) -> Result<Self, String> {
+    /// The URL is invalid, or the HTTP client cannot be created.
+    pub(super) fn start(address: &str, sample_ratio: f64) -> Result<Self, String> {
         Self::start_with(address, sample_ratio, QUEUE)
     }
 
-    fn start_with(address: &str, sample_ratio: f64, room: usize) -> Result<Self, String> {
+    fn start_with(address: &str, sample_ratio: f64, capacity: usize) -> Result<Self, String> {
         let url = spans_url(address)?;
         let _already_set = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -123,30 +125,30 @@ impl SpanExporter {
             .no_proxy()
             .build()
             .map_err(|error| error_chain(&error))?;
-        let (sink, receiver) = SpanSink::new(sample_ratio, room);
+        let (sink, receiver) = SpanSink::new(sample_ratio, capacity);
         let stop = CancellationToken::new();
         let worker = ExportWorker { client, url, sink: sink.clone(), stop: stop.clone(), is_failing: false };
         let task = Mutex::new(Some(tokio::spawn(worker.run(receiver))));
         Ok(Self { sink, stop, task })
     }
 
-    /// Sends what is queued, once, and ends; gives up after `limit`.
-    pub async fn finish(&self, limit: Duration) {
+    /// Tries once to send the queued spans, and ends the task; gives up after `limit`.
+    pub(super) async fn finish(&self, limit: Duration) {
         self.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task
             && tokio::time::timeout(limit, task).await.is_err()
         {
-            tracing::debug!("spans left unsent at the end");
+            tracing::debug!("spans unsent at shutdown");
         }
     }
 }
 
-/// Why a batch was not taken.
+/// Why a batch was not accepted.
 struct ExportError {
     why: String,
-    /// Whether it may be taken later.
-    is_passing: bool,
+    /// Whether a retry can succeed.
+    is_transient: bool,
 }
 
 struct ExportWorker {
@@ -154,7 +156,7 @@ struct ExportWorker {
     url: Url,
     sink: Arc<SpanSink>,
     stop: CancellationToken,
-    /// Whether the last batch was not taken; said once, and once more when it passes.
+    /// Whether the last batch failed. Only changes of this are logged.
     is_failing: bool,
 }
 
@@ -164,7 +166,7 @@ impl ExportWorker {
             let batch = self.gather(&mut spans).await;
             self.send(batch).await;
         }
-        // What is left has one chance each.
+        // At shutdown, send each remaining batch without retries.
         spans.close();
         loop {
             let mut batch = Vec::new();
@@ -175,7 +177,7 @@ impl ExportWorker {
         }
     }
 
-    /// A full batch, or what came within a second of the first.
+    /// Collects a batch: until it is full, or for [`BATCH_DELAY`] after its first span.
     async fn gather(&self, spans: &mut mpsc::Receiver<FinishedSpan>) -> Vec<FinishedSpan> {
         let mut batch = Vec::new();
         let mut ends_at = None;
@@ -199,7 +201,7 @@ impl ExportWorker {
         batch
     }
 
-    /// Sends a batch, and again for a while if the collector is away.
+    /// Sends a batch, and retries transient failures for [`RETRY_FOR`].
     async fn send(&mut self, batch: Vec<FinishedSpan>) {
         if batch.is_empty() {
             return;
@@ -224,10 +226,10 @@ impl ExportWorker {
                 Err(error) => error,
             };
             if !std::mem::replace(&mut self.is_failing, true) {
-                let remedy = "check telemetry.otlp; nothing but traces is lost meanwhile";
+                let remedy = "check telemetry.otlp and the collector; only traces are lost meanwhile";
                 tracing::warn!(collector = %self.url, why = error.why, remedy, "traces not sent");
             }
-            if !error.is_passing || Instant::now() >= give_up_at || self.stop.is_cancelled() {
+            if !error.is_transient || Instant::now() >= give_up_at || self.stop.is_cancelled() {
                 self.sink.count_dropped(spans);
                 return;
             }
@@ -240,19 +242,19 @@ impl ExportWorker {
 
     /// Posts one request; returns how many of its spans the collector refused.
     async fn post(&self, body: bytes::Bytes) -> Result<u64, ExportError> {
-        let passing = |error: reqwest::Error| ExportError { why: error_chain(&error), is_passing: true };
+        let transient = |error: reqwest::Error| ExportError { why: error_chain(&error), is_transient: true };
         let request = self.client.post(self.url.clone()).header(header::CONTENT_TYPE, "application/x-protobuf");
-        let mut response = request.body(body).send().await.map_err(passing)?;
+        let mut response = request.body(body).send().await.map_err(transient)?;
         let status = response.status();
         let mut answer = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(passing)? {
-            if answer.len() + piece.len() > MAX_ANSWER_BYTES {
+        while let Some(chunk) = response.chunk().await.map_err(transient)? {
+            if answer.len() + chunk.len() > MAX_ANSWER_BYTES {
                 break;
             }
-            answer.extend_from_slice(&piece);
+            answer.extend_from_slice(&chunk);
         }
-        // As OTLP says which answers are to be tried again.
-        let is_passing = matches!(
+        // OTLP lists these statuses as retryable.
+        let is_transient = matches!(
             status,
             StatusCode::TOO_MANY_REQUESTS
                 | StatusCode::BAD_GATEWAY
@@ -261,7 +263,7 @@ impl ExportWorker {
         );
         match status.is_success() {
             true => Ok(otlp::rejected_spans(&answer)),
-            false => Err(ExportError { why: format!("the collector answered {status}"), is_passing }),
+            false => Err(ExportError { why: format!("the collector answered {status}"), is_transient }),
         }
     }
 }
@@ -272,7 +274,7 @@ mod tests {
     use crate::traces::{SpanKind, StageSpan};
 
     #[test]
-    fn spans_are_posted_to_the_path_of_otlp() {
+    fn spans_are_posted_to_otlps_path() {
         for (address, url) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
             ("http://127.0.0.1:4318/", "http://127.0.0.1:4318/v1/traces"),
@@ -283,34 +285,34 @@ mod tests {
         }
     }
 
-    /// A port that was free a moment ago: nobody is there.
-    async fn nobody() -> String {
+    /// URL of a port that no process listens on.
+    async fn unused_url() -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         format!("http://{}", listener.local_addr().unwrap())
     }
 
     #[tokio::test]
-    async fn a_dead_collector_costs_spans_which_are_counted_and_the_end_does_not_wait() {
-        let exporter = SpanExporter::start_with(&nobody().await, 1.0, 16).unwrap();
-        let begun = Instant::now();
+    async fn an_unreachable_collector_costs_counted_spans_and_does_not_delay_shutdown() {
+        let exporter = SpanExporter::start_with(&unused_url().await, 1.0, 16).unwrap();
+        let started_at = Instant::now();
         for _ in 0..1000 {
             drop(StageSpan::begin_in(Some(exporter.sink.clone()), "recognize", "recognizer", SpanKind::Consumer, None));
         }
-        assert!(begun.elapsed() < Duration::from_secs(1), "ending a span waited for the collector");
+        assert!(started_at.elapsed() < Duration::from_secs(1), "ending a span waited for the collector");
         exporter.finish(Duration::from_secs(5)).await;
-        assert!(begun.elapsed() < Duration::from_secs(5), "the end waited for the collector");
+        assert!(started_at.elapsed() < Duration::from_secs(5), "shutdown waited for the collector");
         assert_eq!(exporter.sink.dropped(), 1000);
     }
 
     #[tokio::test]
-    async fn a_collector_that_never_answers_does_not_hold_up_the_end() {
+    async fn a_collector_that_never_answers_does_not_delay_shutdown() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", silent.local_addr().unwrap());
         let exporter = SpanExporter::start_with(&address, 1.0, 16).unwrap();
         drop(StageSpan::begin_in(Some(exporter.sink.clone()), "recognize", "recognizer", SpanKind::Consumer, None));
-        let begun = Instant::now();
+        let started_at = Instant::now();
         exporter.finish(Duration::from_millis(200)).await;
-        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert!(started_at.elapsed() < Duration::from_secs(2));
         drop(silent);
     }
 }

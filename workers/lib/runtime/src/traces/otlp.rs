@@ -1,10 +1,10 @@
-//! Spans as OTLP writes them: the messages of opentelemetry/proto/trace/v1/trace.proto, as far as they are used.
+//! Spans in OTLP's protobuf encoding: the parts of opentelemetry/proto/trace/v1/trace.proto that we use.
 
 use prost::{Message, Oneof};
 
-use super::span::{AttributeValue, FinishedSpan, SpanKind};
+use super::span::{FinishedSpan, SpanKind, SpanValue};
 
-/// Flags of a span: sampled; and in bits 8 and 9, that it is known whether the parent is in another process, and it is.
+/// Flags of a span: bit 0 says sampled, bit 8 that bit 9 is valid, bit 9 that the parent is in another process.
 const SAMPLED: u32 = 1;
 const PARENT_KNOWN: u32 = 0x100;
 const PARENT_REMOTE: u32 = 0x200;
@@ -112,7 +112,7 @@ struct PartialSuccess {
     rejected_spans: i64,
 }
 
-/// The request that sends spans, those of each service together.
+/// Encodes the request that sends spans, grouped by service.
 pub(super) fn encode_request(spans: Vec<FinishedSpan>) -> Vec<u8> {
     let mut services: Vec<(&'static str, Vec<Span>)> = Vec::new();
     for span in spans {
@@ -138,20 +138,20 @@ pub(super) fn encode_request(spans: Vec<FinishedSpan>) -> Vec<u8> {
     ExportRequest { resource_spans: resource_spans.collect() }.encode_to_vec()
 }
 
-/// How many spans a collector says that it refused; none where its answer cannot be read.
+/// Number of spans that a collector refused; 0 if its response cannot be decoded.
 pub(super) fn rejected_spans(response: &[u8]) -> u64 {
     let response = ExportResponse::decode(response).unwrap_or_default();
     response.partial_success.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0))
 }
 
 fn text(key: &str, value: &str) -> KeyValue {
-    attribute(key, AttributeValue::Text(value.into()))
+    attribute(key, SpanValue::Text(value.into()))
 }
 
-fn attribute(key: &str, value: AttributeValue) -> KeyValue {
+fn attribute(key: &str, value: SpanValue) -> KeyValue {
     let value = match value {
-        AttributeValue::Text(text) => AnyValueKind::Text(text),
-        AttributeValue::Number(number) => AnyValueKind::Number(i64::try_from(number).unwrap_or(i64::MAX)),
+        SpanValue::Text(text) => AnyValueKind::Text(text),
+        SpanValue::Number(number) => AnyValueKind::Number(i64::try_from(number).unwrap_or(i64::MAX)),
     };
     KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }) }
 }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_what_opentelemetrys_own_definitions_write() {
+    fn a_request_equals_one_encoded_with_opentelemetrys_own_definitions() {
         fn ids<const N: usize>(first: u8) -> [u8; N] {
             std::array::from_fn(|at| first + at as u8)
         }
@@ -197,8 +197,8 @@ mod tests {
             start_ns: 1_700_000_000_000_000_001,
             end_ns: 1_700_000_000_005_000_002,
             attributes: vec![
-                ("tributary.site", AttributeValue::Text("reef".into())),
-                ("tributary.attempts", AttributeValue::Number(2)),
+                ("tributary.site", SpanValue::Text("reef".into())),
+                ("tributary.attempts", SpanValue::Number(2)),
             ],
             fault: Some("image_truncated".into()),
         };
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_the_collector_is_counted_and_nonsense_is_not() {
+    fn refused_spans_are_read_and_an_invalid_response_counts_none() {
         let refused = ExportResponse { partial_success: Some(PartialSuccess { rejected_spans: 3 }) };
         assert_eq!(rejected_spans(&refused.encode_to_vec()), 3);
         assert_eq!(rejected_spans(b""), 0);

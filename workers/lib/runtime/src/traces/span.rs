@@ -1,4 +1,4 @@
-//! The span of a stage: its trace, its attributes and the steps within it.
+//! The span of a stage, with its trace, its attributes and its steps.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -12,32 +12,32 @@ use streams::Publication;
 use super::exporter::SpanSink;
 use crate::clock;
 
-/// Longest text of an attribute, in characters: subjects come from the network.
+/// Longest text of an attribute, in characters. Bounded because texts such as subjects come from the network.
 const MAX_TEXT_CHARS: usize = 256;
-/// Most attributes and most steps of a span.
+/// Most attributes of a span, and most steps.
 const MAX_ATTRIBUTES: usize = 32;
 
 tokio::task_local! {
     static CURRENT: StageSpan;
 }
 
-/// The span of the stage that runs in this task; one that does nothing outside of a stage.
+/// The span of the stage that runs in this async task; outside a stage, a span that does nothing.
 pub fn current() -> StageSpan {
     CURRENT.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// What a span is to the messages around it, as OpenTelemetry names it.
+/// OpenTelemetry's span kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpanKind {
     /// A step within a stage.
     Internal,
-    /// It publishes the first message of the trace.
+    /// Publishes the first message of the trace.
     Producer,
-    /// It handles a message.
+    /// Handles a message.
     Consumer,
 }
 
-/// A span as it is sent.
+/// A finished span, ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct FinishedSpan {
     pub trace_id: [u8; 16],
@@ -48,26 +48,26 @@ pub(super) struct FinishedSpan {
     pub kind: SpanKind,
     pub start_ns: u64,
     pub end_ns: u64,
-    pub attributes: Vec<(&'static str, AttributeValue)>,
-    /// Kind of the fault that ended it.
+    pub attributes: Vec<(&'static str, SpanValue)>,
+    /// Kind of the fault that ended the stage; absent if it succeeded.
     pub fault: Option<String>,
 }
 
 /// Value of an attribute.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum AttributeValue {
+pub(super) enum SpanValue {
     Text(String),
     Number(u64),
 }
 
-/// The span of one stage; it ends when the last clone is dropped. Without a collector, and in a trace that is not
-/// sampled, it does nothing but pass on the trace.
+/// The span of one stage. It ends when its last clone is dropped. Without a collector, or in a trace that is not
+/// sampled, it only passes the trace on.
 #[derive(Clone, Default)]
 pub struct StageSpan(Option<Arc<SpanState>>);
 
 enum SpanState {
-    /// Nothing is sent, but what follows belongs to the same trace.
-    Passed(TraceParent),
+    /// Not sent; the messages that follow carry the received trace on.
+    PassedOn(TraceParent),
     Sent(Box<OpenSpan>),
 }
 
@@ -78,7 +78,7 @@ struct OpenSpan {
 }
 
 struct SpanContent {
-    /// Id of the trace and whether it is sampled; decided by the parent, or by the task as soon as it is known.
+    /// Id of the trace and whether it is sampled. Taken from the parent, or from the task as soon as that is known.
     trace: Option<([u8; 16], bool)>,
     span: FinishedSpan,
     /// Name, start and end, nanoseconds since the epoch.
@@ -86,7 +86,7 @@ struct SpanContent {
 }
 
 impl StageSpan {
-    /// Begins the span of a message that a role takes. `header` looks a header of the message up by name.
+    /// Begins the span of a message that a role handles. `header` looks up a header of the message by name.
     pub fn begin<'h>(name: &'static str, role: Role, header: impl Fn(&'static str) -> Option<&'h str>) -> Self {
         let parent = TraceParent::from_headers(header);
         Self::begin_in(super::sink(), name, role.as_str(), SpanKind::Consumer, parent)
@@ -108,8 +108,8 @@ impl StageSpan {
     ) -> Self {
         let state = match (sink, parent) {
             (None, None) => return Self(None),
-            (None, Some(parent)) => SpanState::Passed(parent),
-            (Some(_), Some(parent)) if !parent.is_sampled => SpanState::Passed(parent),
+            (None, Some(parent)) => SpanState::PassedOn(parent),
+            (Some(_), Some(parent)) if !parent.is_sampled => SpanState::PassedOn(parent),
             (Some(sink), parent) => {
                 let Some(id) = random_id() else { return Self(None) };
                 let now_ns = unix_ns();
@@ -138,43 +138,43 @@ impl StageSpan {
         CURRENT.scope(self.clone(), work).await
     }
 
-    /// Names the task. A trace that nobody began before has the task's id.
+    /// Sets the task. A trace that begins here takes the task's id.
     pub fn set_task(&self, task: TaskId, site: &SiteName, camera: &CameraName) {
         self.set_task_id(task);
         self.set("tributary.site", site);
         self.set("tributary.camera", camera);
     }
 
-    /// Names the task where no more is known of it.
+    /// Sets the task when its site and camera are not known.
     pub fn set_task_id(&self, task: TaskId) {
         let Some(open) = self.open() else { return };
-        open.with(|content| open.place(content, TraceParent::trace_of_task(task)));
+        open.with(|content| open.decide_trace(content, TraceParent::trace_of_task(task)));
         self.set("tributary.task", &task);
     }
 
-    /// Adds an attribute, or changes it.
+    /// Sets a text attribute.
     pub fn set(&self, key: &'static str, value: &dyn Display) {
         let Some(open) = self.open() else { return };
         let text = value.to_string().chars().take(MAX_TEXT_CHARS).collect();
-        open.set(key, AttributeValue::Text(text));
+        open.set(key, SpanValue::Text(text));
     }
 
-    /// Adds a number as an attribute, or changes it.
+    /// Sets a numeric attribute.
     pub fn set_number(&self, key: &'static str, value: u64) {
         if let Some(open) = self.open() {
-            open.set(key, AttributeValue::Number(value));
+            open.set(key, SpanValue::Number(value));
         }
     }
 
-    /// Says that a fault of this kind ended the stage.
+    /// Records that a fault of this kind ended the stage.
     pub fn fail(&self, fault: &str) {
         let Some(open) = self.open() else { return };
-        open.set("error.type", AttributeValue::Text(fault.chars().take(MAX_TEXT_CHARS).collect()));
+        open.set("error.type", SpanValue::Text(fault.chars().take(MAX_TEXT_CHARS).collect()));
         open.with(|content| content.span.fault = Some(fault.chars().take(MAX_TEXT_CHARS).collect()));
     }
 
     /// Adds the steps of an image that was just recognized. Only their durations are known, so they are laid end to end
-    /// before now: in a batch, the pictures of others were decoded in between.
+    /// up to now, although in a batch other images were decoded in between.
     pub fn add_timings(&self, timings: &Timings) {
         let Some(open) = self.open() else { return };
         let mut end_ns = unix_ns();
@@ -194,7 +194,7 @@ impl StageSpan {
         self.set_number("tributary.batch_size", timings.batch_size.into());
     }
 
-    /// Runs a step of the stage.
+    /// Runs a step of the stage and records its duration.
     pub async fn step<F: Future>(&self, name: &'static str, work: F) -> F::Output {
         let Some(open) = self.open() else { return work.await };
         let start_ns = unix_ns();
@@ -203,18 +203,18 @@ impl StageSpan {
         output
     }
 
-    /// What the messages that follow say of their trace; none where there is no trace.
+    /// The trace context for the messages that this stage publishes; absent if there is no trace.
     pub fn trace_parent(&self) -> Option<TraceParent> {
         match self.0.as_deref()? {
-            SpanState::Passed(parent) => Some(*parent),
+            SpanState::PassedOn(parent) => Some(*parent),
             SpanState::Sent(open) => open.with(|content| {
-                let (trace_id, is_sampled) = open.place(content, None)?;
+                let (trace_id, is_sampled) = open.decide_trace(content, None)?;
                 Some(TraceParent { trace_id, span_id: open.id, is_sampled })
             }),
         }
     }
 
-    /// A message that follows from this stage, with its place in the trace.
+    /// Adds the `traceparent` header to a message that this stage publishes.
     pub fn mark(&self, publication: Publication) -> Publication {
         match self.trace_parent() {
             Some(parent) => publication.header(HEADER_TRACEPARENT, parent.to_string()),
@@ -222,7 +222,7 @@ impl StageSpan {
         }
     }
 
-    /// Whether it is sent to a collector: what costs something to find out is found out only then.
+    /// Whether the span goes to a collector. If not, callers can skip attributes that are costly to compute.
     pub fn is_sent(&self) -> bool {
         self.open().is_some()
     }
@@ -230,17 +230,17 @@ impl StageSpan {
     fn open(&self) -> Option<&OpenSpan> {
         match self.0.as_deref()? {
             SpanState::Sent(open) => Some(open),
-            SpanState::Passed(_) => None,
+            SpanState::PassedOn(_) => None,
         }
     }
 }
 
 impl OpenSpan {
-    fn with<T>(&self, act: impl FnOnce(&mut SpanContent) -> T) -> T {
-        act(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, update: impl FnOnce(&mut SpanContent) -> T) -> T {
+        update(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set(&self, key: &'static str, value: AttributeValue) {
+    fn set(&self, key: &'static str, value: SpanValue) {
         self.with(|content| {
             let attributes = &mut content.span.attributes;
             let has_room = attributes.len() < MAX_ATTRIBUTES;
@@ -252,8 +252,8 @@ impl OpenSpan {
         });
     }
 
-    /// Decides which trace it belongs to, unless that is decided. `wanted`: the trace of its task; a new one if absent.
-    fn place(&self, content: &mut SpanContent, wanted: Option<[u8; 16]>) -> Option<([u8; 16], bool)> {
+    /// Decides the span's trace, unless it is decided already. `wanted`: the trace of its task; if absent, a new one.
+    fn decide_trace(&self, content: &mut SpanContent, wanted: Option<[u8; 16]>) -> Option<([u8; 16], bool)> {
         if content.trace.is_none() {
             let trace_id = wanted.or_else(random_id)?;
             content.trace = Some((trace_id, self.sink.samples(&trace_id)));
@@ -296,7 +296,7 @@ impl Drop for OpenSpan {
     }
 }
 
-/// A random id that is not zero; none if the system has no randomness to give.
+/// A random id that is not zero; absent if the system's random generator fails.
 fn random_id<const N: usize>() -> Option<[u8; N]> {
     let mut id = [0; N];
     SystemRandom::new().fill(&mut id).ok()?;
@@ -317,19 +317,19 @@ mod tests {
         StageSpan::begin_in(Some(sink.clone()), "recognize", "recognizer", SpanKind::Consumer, parent)
     }
 
-    fn named(span: &StageSpan, task: TaskId) {
+    fn set_task(span: &StageSpan, task: TaskId) {
         span.set_task(task, &SiteName::default_site(), &CameraName::unknown());
     }
 
     #[test]
-    fn without_a_collector_nothing_is_kept_and_the_trace_is_passed_on() {
+    fn without_a_collector_a_span_only_passes_the_trace_on() {
         let none = StageSpan::begin("recognize", Role::Recognizer, |_| None);
         assert!(none.0.is_none() && none.trace_parent().is_none());
-        // What the loop of every worker holds for each message is one empty pointer.
+        // Each message then costs its worker one null pointer.
         assert_eq!(size_of::<StageSpan>(), size_of::<usize>());
         let text = PARENT.to_string();
         let passed = StageSpan::begin("recognize", Role::Recognizer, |name| (name == "traceparent").then_some(&*text));
-        named(&passed, TaskId::new_random());
+        set_task(&passed, TaskId::new_random());
         assert!(passed.open().is_none());
         assert_eq!(passed.trace_parent(), Some(PARENT));
     }
@@ -348,7 +348,7 @@ mod tests {
     fn a_span_continues_its_parents_trace_and_ends_with_its_last_clone() {
         let (sink, mut sent) = SpanSink::new(0.0, 8);
         let span = begin(&sink, Some(PARENT));
-        named(&span, TaskId::new_random());
+        set_task(&span, TaskId::new_random());
         span.add_timings(&Timings { decode_us: 2000, infer_us: 3000, ..Timings::default() });
         span.fail("image_truncated");
         let next = span.trace_parent().unwrap();
@@ -371,8 +371,8 @@ mod tests {
         let task = TaskId::new_random();
         let (all, mut sent) = SpanSink::new(1.0, 8);
         let span = begin(&all, None);
-        named(&span, task);
-        // A later word about the task does not move it to another trace.
+        set_task(&span, task);
+        // Setting another task later does not change the trace.
         span.set_task_id(TaskId::new_random());
         assert_eq!(span.trace_parent().unwrap().trace_id, *task.as_bytes());
         drop(span);
@@ -380,15 +380,15 @@ mod tests {
 
         let (none, mut sent) = SpanSink::new(0.0, 8);
         let span = begin(&none, None);
-        named(&span, task);
+        set_task(&span, task);
         let parent = span.trace_parent().unwrap();
         assert_eq!((parent.trace_id, parent.is_sampled), (*task.as_bytes(), false));
         drop(span);
-        assert!(sent.try_recv().is_err(), "nor do the stages that follow send it");
+        assert!(sent.try_recv().is_err(), "an unsampled trace was sent");
     }
 
     #[test]
-    fn about_the_wanted_share_of_traces_is_sampled_and_every_stage_decides_alike() {
+    fn the_requested_share_of_traces_is_sampled_and_every_stage_decides_alike() {
         let (sink, _sent) = SpanSink::new(0.25, 8);
         let tasks = || (0..4000).map(|number| TaskId::from_name(&number.to_string()));
         let sampled: Vec<bool> = tasks().map(|task| sink.samples(task.as_bytes())).collect();
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_is_bounded_whatever_the_network_says() {
+    fn a_spans_size_is_bounded_for_any_input() {
         let (sink, mut sent) = SpanSink::new(1.0, 2);
         let span = begin(&sink, None);
         span.set("messaging.destination.name", &"x".repeat(1 << 20));
@@ -407,13 +407,13 @@ mod tests {
         }
         assert!(span.open().unwrap().with(|content| content.steps.len()) <= MAX_ATTRIBUTES);
         drop(span);
-        // The queue has room for two; the others are counted.
+        // The queue holds two spans; the others are dropped and counted.
         assert!(sent.try_recv().is_ok() && sent.try_recv().is_ok() && sent.try_recv().is_err());
         assert_eq!(sink.dropped(), MAX_ATTRIBUTES as u64 + 1 - 2);
     }
 
     #[tokio::test]
-    async fn a_stage_finds_its_span_and_others_find_none() {
+    async fn current_is_the_span_of_the_running_stage() {
         let (sink, _sent) = SpanSink::new(1.0, 8);
         let span = begin(&sink, Some(PARENT));
         let found = span.scope(async { current().trace_parent() }).await;

@@ -50,15 +50,15 @@ pub(super) struct ReplicaHandover {
 pub(super) struct ImageCost(AtomicU64);
 
 impl ImageCost {
-    pub fn new(ms: f64) -> Self {
+    pub(super) fn new(ms: f64) -> Self {
         Self(AtomicU64::new(ms.to_bits()))
     }
 
-    pub fn ms(&self) -> f64 {
+    pub(super) fn ms(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 
-    pub fn set(&self, ms: f64) {
+    pub(super) fn set(&self, ms: f64) {
         self.0.store(ms.to_bits(), Ordering::Relaxed);
     }
 
@@ -78,7 +78,7 @@ pub(super) struct ReplicaOwner {
 }
 
 impl ReplicaOwner {
-    pub fn run_owner(mut self) {
+    pub(super) fn run_owner(mut self) {
         let mut jobs = Vec::with_capacity(self.batch);
         let mut stopping = false;
         while !stopping {

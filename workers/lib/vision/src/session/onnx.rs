@@ -9,7 +9,7 @@ use super::SessionError;
 use crate::lookup::{LookupCandidate, candidates, version_of};
 
 /// Oldest supported ONNX Runtime, as required by ort's feature `api-22`.
-pub const OLDEST_RUNTIME: &str = "1.22";
+pub(super) const OLDEST_RUNTIME: &str = "1.22";
 
 /// The loaded runtime. One per process: later calls return the first.
 #[derive(Debug, Clone)]

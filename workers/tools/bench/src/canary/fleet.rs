@@ -1,7 +1,7 @@
-//! A fleet made up of chance: sites that see pictures and report every minute, a releaser that judges every minute.
+//! A simulated fleet: sites classify pictures and report every minute, and a releaser judges every minute.
 //!
-//! Each site has its own mix of classes, which changes from hour to hour, and its own machine, which is slow for some
-//! minutes at a time; all are slower by day than by night.
+//! Each site has its own class mix, which drifts from hour to hour, and its own machine, which is slow for some minutes
+//! at a time. All costs also follow a daily cycle.
 
 use offload::VerifySettings;
 use rand::rngs::StdRng;
@@ -17,80 +17,82 @@ use serde::Serialize;
 use super::releases::{CanaryCandidate, CanaryCandidates, CanaryPrediction, CandidateKind};
 use crate::federated::{gamma, normal};
 
-/// Sites.
-pub const SITES: usize = 20;
-/// Of those, in the ring.
-pub const RING: usize = 2;
+/// Number of sites.
+pub(super) const SITES: usize = 20;
+/// Sites in the canary ring.
+pub(super) const RING: usize = 2;
 const MINUTE_MS: u64 = 60_000;
-/// Images of a site in a minute.
+/// Images per site and minute.
 const IMAGES: usize = 60;
-/// A day is seen before the canary, minutes.
-const BEFORE: u64 = 24 * 60;
+/// Minutes simulated before the canary starts: one day.
+const WARM_UP_MINUTES: u64 = 24 * 60;
 const SLOT_MINUTES: u64 = SLOT_MS / MINUTE_MS;
-/// When it begins: any time that is the beginning of a stretch.
+/// Start of the simulation: any time at a slot boundary.
 const EPOCH_MS: u64 = 1000 * SLOT_MS;
-/// Mixes of classes: how even they are at sites, and how near an hour's is to its site's.
-const EVEN: f64 = 1.0;
-const NEAR: f64 = 50.0;
-/// What an image costs: natural logarithms of milliseconds. Between machines, of an image, of slow minutes, of the day.
+/// Dirichlet concentration of a site's class mix.
+const SITE_CONCENTRATION: f64 = 1.0;
+/// Dirichlet concentration of an hour's class mix around its site's.
+const HOUR_CONCENTRATION: f64 = 50.0;
+/// Mean cost of an image, as the natural logarithm of milliseconds.
 const LN_COST: f64 = 1.6;
-const MACHINES: f64 = 0.5;
-const OF_IMAGE: f64 = 0.25;
-const SLOW: f64 = 0.25;
-const DAY: f64 = 0.2;
-/// What a slow minute keeps of the one before: half of it is gone after ten.
-const KEEPS: f64 = 0.933;
+/// Standard deviations of the log cost: between machines, per image, and of slow minutes; then the daily amplitude.
+const MACHINE_DEVIATION: f64 = 0.5;
+const IMAGE_DEVIATION: f64 = 0.25;
+const SLOW_DEVIATION: f64 = 0.25;
+const DAY_AMPLITUDE: f64 = 0.2;
+/// Autocorrelation of slow minutes: half-life of ten minutes.
+const SLOW_CORRELATION: f64 = 0.933;
 
-/// What became of a canary.
+/// Result of a simulated canary.
 #[derive(Debug, Clone, Serialize)]
-pub struct CanaryRun {
-    /// What it was.
+pub(super) struct CanaryRun {
+    /// Kind of the candidate.
     pub kind: CandidateKind,
-    /// Of all chance.
+    /// Random seed.
     pub seed: u64,
-    /// What was decided.
+    /// How it ended.
     pub ended: CanaryEnd,
-    /// Why, in the releaser's words.
+    /// The releaser's reason; empty if promoted.
     pub why: String,
-    /// After so long, minutes.
+    /// Time to the decision, minutes.
     pub minutes: u64,
-    /// On so many images of the ring.
+    /// Images that the ring processed with the candidate.
     pub images: u64,
-    /// And so many verdicts on them.
+    /// Verdicts on those images.
     pub verdicts: u64,
-    /// How many more verdicts truly agree at sites of the ring, as a share of their images.
+    /// True gain in agreement with verdicts at the ring's sites, as a share of their images.
     pub truly_better_ratio: f64,
 }
 
 /// How a canary ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CanaryEnd {
-    /// Every site gets it.
+pub(super) enum CanaryEnd {
+    /// All sites get the release.
     Promoted,
-    /// It was worse.
+    /// Withdrawn as worse.
     Withdrawn,
-    /// It was withdrawn because nothing had been decided after the longest time.
+    /// Withdrawn without a decision after the maximum duration.
     Undecided,
 }
 
-/// A site.
+/// A simulated site.
 struct CanarySite {
     name: SiteName,
     mix: Vec<f64>,
-    /// The mix of this hour, summed up.
+    /// Cumulative class mix of the current hour.
     hour: Vec<f64>,
     machine: f64,
     slow: f64,
-    /// Since when it runs the candidate, minutes.
+    /// Minute at which it swaps to the candidate; absent outside the ring.
     swaps_at: Option<u64>,
     restarts: u64,
-    /// What was counted in this stretch, under the stable release and under the candidate.
+    /// Counts in the current slot: stable release, candidate.
     counts: [ReleaseCounts; 2],
     agreements: [Agreement; 2],
 }
 
-/// Everything that happens to a canary.
+/// State of one simulated canary.
 struct CanaryFleet<'a> {
     releases: &'a CanaryCandidates,
     candidate: &'a CanaryCandidate,
@@ -102,28 +104,28 @@ struct CanaryFleet<'a> {
     verdicts: u64,
 }
 
-/// Plays one canary.
-pub fn run_canary(
+/// Simulates one canary.
+pub(super) fn run_canary(
     releases: &CanaryCandidates,
     candidate: &CanaryCandidate,
     settings: &CanarySettings,
     seed: u64,
 ) -> CanaryRun {
     let mut fleet = CanaryFleet::new(releases, candidate, seed);
-    let truly_better_ratio = fleet.truth();
-    let since = BEFORE + fleet.random.random_range(0..SLOT_MINUTES);
+    let truly_better_ratio = fleet.true_gain();
+    let since = WARM_UP_MINUTES + fleet.random.random_range(0..SLOT_MINUTES);
     for site in fleet.sites.iter_mut().take(RING) {
         site.swaps_at = Some(since + fleet.random.random_range(1..6));
     }
     let canary = fleet.canary(EPOCH_MS + since * MINUTE_MS);
     let mut minute = 0;
     loop {
-        fleet.minute(minute);
+        fleet.simulate_minute(minute);
         minute += 1;
         let now_ms = EPOCH_MS + minute * MINUTE_MS;
-        // Before the canary only the last report about a stretch counts.
+        // Before the canary, only the last report of a slot counts.
         if minute > since || minute.is_multiple_of(SLOT_MINUTES) {
-            fleet.report(minute - 1, now_ms);
+            fleet.report_counts(minute - 1, now_ms);
         }
         if minute <= since {
             continue;
@@ -157,10 +159,10 @@ impl<'a> CanaryFleet<'a> {
                 sampled: Default::default(),
             };
             CanarySite {
-                mix: drawn(&vec![EVEN; releases.classes.len()], &mut random),
+                mix: draw_dirichlet(&vec![SITE_CONCENTRATION; releases.classes.len()], &mut random),
                 hour: Vec::new(),
-                machine: MACHINES * normal(&mut random),
-                slow: SLOW * normal(&mut random),
+                machine: MACHINE_DEVIATION * normal(&mut random),
+                slow: SLOW_DEVIATION * normal(&mut random),
                 swaps_at: None,
                 restarts: 0,
                 counts: ids.clone().map(ReleaseCounts::for_release),
@@ -181,11 +183,11 @@ impl<'a> CanaryFleet<'a> {
         }
     }
 
-    /// How many more verdicts agree with the candidate at sites of the ring.
-    fn truth(&self) -> f64 {
+    /// True gain in agreement with verdicts at the ring's sites.
+    fn true_gain(&self) -> f64 {
         let better = |picture: &usize| {
-            let agrees = |said: &[CanaryPrediction]| f64::from(u8::from(said[*picture].agrees));
-            agrees(&self.candidate.said) - agrees(&self.releases.stable.said)
+            let agrees = |predictions: &[CanaryPrediction]| f64::from(u8::from(predictions[*picture].agrees));
+            agrees(&self.candidate.predictions) - agrees(&self.releases.stable.predictions)
         };
         let of_class = |pictures: &Vec<usize>| pictures.iter().map(better).sum::<f64>() / pictures.len().max(1) as f64;
         let classes: Vec<f64> = self.releases.classes.iter().map(of_class).collect();
@@ -207,9 +209,9 @@ impl<'a> CanaryFleet<'a> {
         Canary { release, step: 0, ring, since_ms }
     }
 
-    /// A minute passes at every site.
-    fn minute(&mut self, minute: u64) {
-        let day = DAY * (minute as f64 / BEFORE as f64 * std::f64::consts::TAU).sin();
+    /// Simulates one minute at every site.
+    fn simulate_minute(&mut self, minute: u64) {
+        let day = DAY_AMPLITUDE * (minute as f64 / WARM_UP_MINUTES as f64 * std::f64::consts::TAU).sin();
         let slower = if self.candidate.kind == CandidateKind::Slow { 2_f64.ln() } else { 0.0 };
         let sample_ratio = VerifySettings::default().sample_ratio;
         for site in &mut self.sites {
@@ -220,8 +222,8 @@ impl<'a> CanaryFleet<'a> {
                 }
             }
             if minute.is_multiple_of(60) {
-                let near: Vec<f64> = site.mix.iter().map(|share| NEAR * share).collect();
-                let mix = drawn(&near, &mut self.random);
+                let near: Vec<f64> = site.mix.iter().map(|share| HOUR_CONCENTRATION * share).collect();
+                let mix = draw_dirichlet(&near, &mut self.random);
                 site.hour = mix
                     .iter()
                     .scan(0.0, |sum, share| {
@@ -230,51 +232,52 @@ impl<'a> CanaryFleet<'a> {
                     })
                     .collect();
             }
-            site.slow = KEEPS * site.slow + (1.0 - KEEPS * KEEPS).sqrt() * SLOW * normal(&mut self.random);
-            let tries = site.swaps_at.is_some_and(|at| minute >= at);
-            let (release, said) = match tries {
-                true => (1, &self.candidate.said),
-                false => (0, &self.releases.stable.said),
+            site.slow = SLOW_CORRELATION * site.slow
+                + (1.0 - SLOW_CORRELATION * SLOW_CORRELATION).sqrt() * SLOW_DEVIATION * normal(&mut self.random);
+            let runs_candidate = site.swaps_at.is_some_and(|at| minute >= at);
+            let (release, predictions) = match runs_candidate {
+                true => (1, &self.candidate.predictions),
+                false => (0, &self.releases.stable.predictions),
             };
-            let ln_cost = LN_COST + site.machine + site.slow + day + if tries { slower } else { 0.0 };
+            let ln_cost = LN_COST + site.machine + site.slow + day + if runs_candidate { slower } else { 0.0 };
             for _ in 0..IMAGES {
-                if tries && self.candidate.kind == CandidateKind::Crashing {
+                if runs_candidate && self.candidate.kind == CandidateKind::Crashing {
                     site.restarts += u64::from(self.random.random_range(0..1000) == 0);
                     if self.random.random_range(0..200) == 0 {
                         site.counts[release].faults += 1;
                         continue;
                     }
                 }
-                let lot: f64 = self.random.random_range(0.0..1.0);
-                let class = site.hour.iter().position(|sum| lot < *sum).unwrap_or(0);
+                let draw: f64 = self.random.random_range(0.0..1.0);
+                let class = site.hour.iter().position(|sum| draw < *sum).unwrap_or(0);
                 let pictures = &self.releases.classes[class];
-                let said = said[pictures[self.random.random_range(0..pictures.len())]];
+                let prediction = predictions[pictures[self.random.random_range(0..pictures.len())]];
                 let counts = &mut site.counts[release];
                 counts.images += 1;
-                counts.doubtful += u64::from(said.doubtful);
-                counts.confidence.add_value(said.confidence);
-                counts.ln_cost_ms.add_value(ln_cost + OF_IMAGE * normal(&mut self.random));
+                counts.doubtful += u64::from(prediction.doubtful);
+                counts.confidence.add_value(prediction.confidence);
+                counts.ln_cost_ms.add_value(ln_cost + IMAGE_DEVIATION * normal(&mut self.random));
                 let agreement = &mut site.agreements[release];
-                let agreed = match said.doubtful {
+                let agreed = match prediction.doubtful {
                     true => Some(&mut agreement.doubtful),
                     false => self.random.random_bool(sample_ratio).then_some(&mut agreement.sampled),
                 };
                 if let Some(agreed) = agreed {
                     agreed.asked += 1;
-                    agreed.agreed += u64::from(said.agrees);
-                    self.verdicts += u64::from(tries);
+                    agreed.agreed += u64::from(prediction.agrees);
+                    self.verdicts += u64::from(runs_candidate);
                 }
-                self.images += u64::from(tries);
+                self.images += u64::from(runs_candidate);
             }
         }
     }
 
-    /// Every site's worker, and the verifier, say what they counted in this stretch.
-    fn report(&mut self, minute: u64, now_ms: u64) {
+    /// Adds the slot reports of every site's worker and of the verifier to the evidence.
+    fn report_counts(&mut self, minute: u64, now_ms: u64) {
         let slot_ms = EPOCH_MS + minute / SLOT_MINUTES * SLOT_MS;
         for site in &self.sites {
             let since = site.swaps_at.filter(|at| minute >= *at);
-            let fault = || FaultNote::new(FaultKind::ReleaseCrashed, "it ended the worker", "");
+            let fault = || FaultNote::new(FaultKind::ReleaseCrashed, "the release crashed the worker", "");
             let refused = RefusedRelease { release: self.ids[1].clone(), fault: fault() };
             self.evidence.add_report(
                 Swap {
@@ -282,19 +285,20 @@ impl<'a> CanaryFleet<'a> {
                     since_ms: EPOCH_MS + since.unwrap_or(0) * MINUTE_MS,
                     refused: vec![refused; site.restarts as usize],
                     counts: site.counts.iter().filter(|counts| counts.images > 0).cloned().collect(),
-                    ..swap(site.name.clone(), format!("host-{}", site.restarts), &self.ids[0], slot_ms, now_ms)
+                    ..swap_report(site.name.clone(), format!("host-{}", site.restarts), &self.ids[0], slot_ms, now_ms)
                 },
                 now_ms,
             );
         }
         let agreements = self.sites.iter().flat_map(|site| &site.agreements);
-        let agreements = agreements.filter(|said| said.doubtful.asked + said.sampled.asked > 0).cloned().collect();
-        let verifier = swap(SiteName::cloud(), "cloud-1".into(), &self.ids[0], slot_ms, now_ms);
+        let agreements =
+            agreements.filter(|agreement| agreement.doubtful.asked + agreement.sampled.asked > 0).cloned().collect();
+        let verifier = swap_report(SiteName::cloud(), "cloud-1".into(), &self.ids[0], slot_ms, now_ms);
         self.evidence.add_report(Swap { agreements, ..verifier }, now_ms);
     }
 }
 
-fn swap(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_ms: u64) -> Swap {
+fn swap_report(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_ms: u64) -> Swap {
     Swap {
         site,
         worker,
@@ -316,9 +320,9 @@ fn swap(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_m
     }
 }
 
-/// Shares from Dirichlet's distribution.
-fn drawn(even: &[f64], random: &mut StdRng) -> Vec<f64> {
-    let parts: Vec<f64> = even.iter().map(|alpha| gamma(alpha.max(1e-3), random)).collect();
+/// Draws shares from a Dirichlet distribution.
+fn draw_dirichlet(alphas: &[f64], random: &mut StdRng) -> Vec<f64> {
+    let parts: Vec<f64> = alphas.iter().map(|alpha| gamma(alpha.max(1e-3), random)).collect();
     let sum: f64 = parts.iter().sum::<f64>().max(f64::MIN_POSITIVE);
     parts.into_iter().map(|part| part / sum).collect()
 }

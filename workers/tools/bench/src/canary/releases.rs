@@ -1,7 +1,7 @@
-//! The releases that are tried, and what each says of every picture.
+//! The candidate releases, and the prediction of each for every picture.
 //!
-//! All have the graph of fashion-light, whose weights are inputs here, so that no folder need be written. The verdicts are
-//! fashion-heavy's.
+//! All use the graph of fashion-light with its weights as inputs, so that no model folder is written. The verdicts come
+//! from fashion-heavy.
 
 use std::path::Path;
 
@@ -22,33 +22,33 @@ use crate::error::BenchError;
 const PICTURES: &str = "fixtures/images/fashion";
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
-/// More than the pictures take, bytes.
-const ROOM_BYTES: usize = 1 << 30;
-/// How the good one is trained on.
+/// Memory limit for the pictures, bytes; they need less.
+const MAX_SET_BYTES: usize = 1 << 30;
+/// Training of the good candidate.
 const TUNING: Tuning = Tuning { passes: 12, rate: 0.02, proximal: 0.0 };
-/// Steps of the search for how much noise makes a release so much worse.
+/// Bisection steps to find the noise that lowers agreement to the target.
 const STEPS: usize = 14;
 
-/// What a candidate is.
+/// Kind of a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CandidateKind {
-    /// Trained on.
+pub(super) enum CandidateKind {
+    /// The stable release, trained further.
     Good,
-    /// The stable one again.
+    /// Identical to the stable release.
     Equal,
-    /// Agrees with verdicts on 2 images of 100 less.
+    /// Agrees with verdicts on 2 percentage points fewer images.
     Slightly,
-    /// On 20 of 100 less.
+    /// Agrees with verdicts on 20 percentage points fewer images.
     Bad,
-    /// The stable one at twice the cost.
+    /// The stable release at twice the cost.
     Slow,
-    /// The stable one, but it fails on one image of 200, and ends its worker once in 1,000.
+    /// The stable release, failing on one image in 200 and crashing its worker on one in 1,000.
     Crashing,
 }
 
-/// Every kind.
-pub const KINDS: [CandidateKind; 6] = [
+/// All kinds.
+pub(super) const KINDS: [CandidateKind; 6] = [
     CandidateKind::Good,
     CandidateKind::Equal,
     CandidateKind::Slightly,
@@ -58,8 +58,8 @@ pub const KINDS: [CandidateKind; 6] = [
 ];
 
 impl CandidateKind {
-    /// Its name in the tables.
-    pub fn as_str(self) -> &'static str {
+    /// Name in tables.
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Good => "good",
             Self::Equal => "equal",
@@ -70,13 +70,13 @@ impl CandidateKind {
         }
     }
 
-    /// Whether it ought to be promoted.
-    pub fn is_good(self) -> bool {
+    /// Whether it should be promoted.
+    pub(super) fn is_good(self) -> bool {
         matches!(self, Self::Good | Self::Equal)
     }
 
-    /// How many points of 100 fewer verdicts agree.
-    fn less(self) -> f64 {
+    /// Loss of agreement with verdicts, as a ratio.
+    fn agreement_loss(self) -> f64 {
         match self {
             Self::Slightly => 0.02,
             Self::Bad => 0.20,
@@ -85,42 +85,43 @@ impl CandidateKind {
     }
 }
 
-/// What a release says of a picture.
+/// A release's prediction for one picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CanaryPrediction {
-    /// How sure it is, 0 to 1.
+pub(super) struct CanaryPrediction {
+    /// Confidence, 0 to 1.
     pub confidence: f64,
-    /// Whether the gate is in doubt.
+    /// Whether the gate doubts it.
     pub doubtful: bool,
-    /// Whether the verdict is the same.
+    /// Whether the verdict agrees.
     pub agrees: bool,
 }
 
-/// A release that is tried.
+/// A candidate release.
 #[derive(Debug, Clone)]
-pub struct CanaryCandidate {
-    /// What it is.
+pub(super) struct CanaryCandidate {
+    /// Its kind.
     pub kind: CandidateKind,
-    /// What it says of each picture.
-    pub said: Vec<CanaryPrediction>,
-    /// Share of the pictures on which the verdict is the same.
+    /// One prediction per picture.
+    pub predictions: Vec<CanaryPrediction>,
+    /// Share of pictures on which the verdict agrees.
     pub agreement_ratio: f64,
-    /// Share that the gate is in doubt about.
+    /// Share of pictures that the gate doubts.
     pub doubtful_ratio: f64,
 }
 
 impl CanaryCandidate {
-    fn of(kind: CandidateKind, said: Vec<CanaryPrediction>) -> Self {
-        let share = |of: &dyn Fn(&CanaryPrediction) -> bool| {
-            said.iter().filter(|said| of(said)).count() as f64 / said.len().max(1) as f64
+    fn new(kind: CandidateKind, predictions: Vec<CanaryPrediction>) -> Self {
+        let share = |matches: &dyn Fn(&CanaryPrediction) -> bool| {
+            predictions.iter().filter(|one| matches(one)).count() as f64 / predictions.len().max(1) as f64
         };
-        Self { kind, agreement_ratio: share(&|said| said.agrees), doubtful_ratio: share(&|said| said.doubtful), said }
+        let (agreement_ratio, doubtful_ratio) = (share(&|one| one.agrees), share(&|one| one.doubtful));
+        Self { kind, agreement_ratio, doubtful_ratio, predictions }
     }
 }
 
-/// Everything that is tried, and what it is held against.
-pub struct CanaryCandidates {
-    /// Pictures of each class, as numbers in what is said.
+/// All candidates, and the stable release that they are compared with.
+pub(super) struct CanaryCandidates {
+    /// Pictures of each class, as indices into `predictions`.
     pub classes: Vec<Vec<usize>>,
     /// The stable release.
     pub stable: CanaryCandidate,
@@ -128,10 +129,10 @@ pub struct CanaryCandidates {
     pub candidates: Vec<CanaryCandidate>,
 }
 
-/// Who tries weights.
+/// Scores weights on the pictures.
 struct CandidateScorer {
     model: Model,
-    ground: ScoringModel,
+    scoring: ScoringModel,
     judge: ModelScorer,
     public: PublicSet,
 }
@@ -143,31 +144,31 @@ impl CandidateScorer {
             return Err(BenchError::NoModel { looked_for: folder.into() });
         }
         let model = Model::load(folder)?;
-        let ground = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?;
-        let judge = ModelScorer::new(runtime, &ground, 1)?;
-        let public = PublicSet::read(Path::new(PICTURES), &model, usize::MAX, ROOM_BYTES)?;
+        let scoring = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?;
+        let judge = ModelScorer::new(runtime, &scoring, 1)?;
+        let public = PublicSet::read(Path::new(PICTURES), &model, usize::MAX, MAX_SET_BYTES)?;
         if let Some(first) = public.unreadable.first() {
             return Err(BenchError::NoImages {
                 folder: PICTURES.into(),
-                why: format!("has pictures that fail: {first}"),
+                why: format!("has unreadable pictures: {first}"),
             });
         }
-        Ok(Self { model, ground, judge, public })
+        Ok(Self { model, scoring, judge, public })
     }
 
-    /// Probabilities of every class for these pictures, uncalibrated.
-    fn try_out(&mut self, row: &[f32], of: &[usize]) -> Result<Vec<f32>, BenchError> {
+    /// Uncalibrated class probabilities for these pictures.
+    fn score_pictures(&mut self, row: &[f32], of: &[usize]) -> Result<Vec<f32>, BenchError> {
         Ok(self.judge.score(row, &self.public, of)?.probabilities)
     }
 
-    /// What weights say of these pictures, whose verdicts are known.
-    fn said(&mut self, row: &[f32], of: &[usize], verdicts: &[usize]) -> Result<Vec<CanaryPrediction>, BenchError> {
+    /// Predictions of these weights for pictures with known verdicts.
+    fn predict(&mut self, row: &[f32], of: &[usize], verdicts: &[usize]) -> Result<Vec<CanaryPrediction>, BenchError> {
         let gate = Gate::new(&GateSettings::default(), &self.model.description.gate);
-        let (labels, probabilities) = (self.model.labels.clone(), self.try_out(row, of)?);
+        let (labels, probabilities) = (self.model.labels.clone(), self.score_pictures(row, of)?);
         let rows = probabilities.chunks_exact(labels.len()).zip(verdicts);
         Ok(rows
             .map(|(row, verdict)| {
-                // Logits, but for a constant that no softmax sees.
+                // Logits up to a constant, which softmax ignores.
                 let logits: Vec<f32> = row.iter().map(|share| share.max(1e-12).ln()).collect();
                 let ratios = softmax(&logits, gate.temperature);
                 let (class, confidence) = top(&ratios, 1).first().copied().unwrap_or_default();
@@ -180,74 +181,74 @@ impl CandidateScorer {
 }
 
 impl CanaryCandidates {
-    /// Tries and makes them.
-    pub fn make(runtime: &OnnxRuntime) -> Result<Self, BenchError> {
+    /// Creates and scores all candidates.
+    pub(super) fn create(runtime: &OnnxRuntime) -> Result<Self, BenchError> {
         let (mut light, mut heavy) = (CandidateScorer::open(runtime, LIGHT)?, CandidateScorer::open(runtime, HEAVY)?);
         let examples = Examples::read(Path::new(PICTURES), &light.model.labels, 0.5)?;
         let everything: Vec<usize> = (0..examples.all.len()).collect();
         let test: Vec<usize> =
             everything.iter().copied().filter(|place| examples.all[*place].split == ExampleSplit::Test).collect();
-        let row = heavy.ground.base.clone();
-        let teacher = heavy.try_out(&row, &everything)?;
+        let row = heavy.scoring.base.clone();
+        let teacher = heavy.score_pictures(&row, &everything)?;
         let count = light.model.labels.len();
         let best = |place: &usize| top(&teacher[place * count..(place + 1) * count], 1).first().map_or(0, |top| top.0);
         let verdicts: Vec<usize> = test.iter().map(best).collect();
-        let base = light.ground.base.clone();
-        let stable = CanaryCandidate::of(CandidateKind::Equal, light.said(&base, &test, &verdicts)?);
+        let base = light.scoring.base.clone();
+        let stable = CanaryCandidate::new(CandidateKind::Equal, light.predict(&base, &test, &verdicts)?);
         let mut candidates = Vec::new();
         for kind in KINDS {
-            let said = match kind {
-                CandidateKind::Equal | CandidateKind::Slow | CandidateKind::Crashing => stable.said.clone(),
+            let predictions = match kind {
+                CandidateKind::Equal | CandidateKind::Slow | CandidateKind::Crashing => stable.predictions.clone(),
                 CandidateKind::Good => {
                     let row = light.judge.tune_model(&base, &light.public, &everything, Some(&teacher), TUNING, 1)?;
-                    light.said(&row, &test, &verdicts)?
+                    light.predict(&row, &test, &verdicts)?
                 }
                 CandidateKind::Slightly | CandidateKind::Bad => {
-                    worse(&mut light, &base, stable.agreement_ratio - kind.less(), &test, &verdicts)?
+                    make_worse(&mut light, &base, stable.agreement_ratio - kind.agreement_loss(), &test, &verdicts)?
                 }
             };
-            candidates.push(CanaryCandidate::of(kind, said));
+            candidates.push(CanaryCandidate::new(kind, predictions));
         }
         let of_class = |class: usize| {
-            let shows = test.iter().enumerate().filter(|(_, place)| examples.all[**place].class == class);
-            shows.map(|(number, _)| number).collect()
+            let matching = test.iter().enumerate().filter(|(_, place)| examples.all[**place].class == class);
+            matching.map(|(number, _)| number).collect()
         };
         Ok(Self { classes: (0..count).map(of_class).collect(), stable, candidates })
     }
 }
 
-/// What the model says with as much noise on its weights as makes its agreement come nearest to an aim.
-fn worse(
-    bench: &mut CandidateScorer,
+/// Predictions of the model with as much weight noise as brings its agreement closest to `target`.
+fn make_worse(
+    scorer: &mut CandidateScorer,
     base: &[f32],
-    aim: f64,
+    target: f64,
     test: &[usize],
     verdicts: &[usize],
 ) -> Result<Vec<CanaryPrediction>, BenchError> {
-    let noise = noise(bench, base);
+    let noise = weight_noise(scorer, base);
     let (mut low, mut high, mut nearest) = (0.0_f32, 2.0_f32, (f64::INFINITY, Vec::new()));
     for _ in 0..STEPS {
         let scale = (low + high) / 2.0;
         let row: Vec<f32> = base.iter().zip(&noise).map(|(weight, noise)| weight + scale * noise).collect();
-        let said = bench.said(&row, test, verdicts)?;
-        let agreement = CanaryCandidate::of(CandidateKind::Bad, said.clone()).agreement_ratio;
-        if (agreement - aim).abs() < nearest.0 {
-            nearest = ((agreement - aim).abs(), said);
+        let predictions = scorer.predict(&row, test, verdicts)?;
+        let agreement = CanaryCandidate::new(CandidateKind::Bad, predictions.clone()).agreement_ratio;
+        if (agreement - target).abs() < nearest.0 {
+            nearest = ((agreement - target).abs(), predictions);
         }
-        if agreement > aim { low = scale } else { high = scale }
+        if agreement > target { low = scale } else { high = scale }
     }
     Ok(nearest.1)
 }
 
-/// Chance as large as the weights of each place are on average.
-fn noise(bench: &CandidateScorer, base: &[f32]) -> Vec<f32> {
+/// Random noise with the root mean square of each tensor's weights.
+fn weight_noise(scorer: &CandidateScorer, base: &[f32]) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(1);
     let mut noise = vec![0.0; base.len()];
-    for place in bench.ground.layout.places() {
+    for place in scorer.scoring.layout.places() {
         let within = place.start..place.start + place.len;
         let squares: f32 = base[within.clone()].iter().map(|weight| weight * weight).sum();
         let size = (squares / place.len.max(1) as f32).sqrt();
-        // Uniform, with the variance of size².
+        // Uniform, with variance size².
         noise[within].iter_mut().for_each(|noise| *noise = size * random.random_range(-1.0_f32..1.0) * 3_f32.sqrt());
     }
     noise

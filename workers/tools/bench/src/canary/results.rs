@@ -11,7 +11,7 @@ use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, Repor
 use crate::stats::median;
 
 /// The report.
-pub fn report(
+pub(super) fn report(
     releases: &CanaryCandidates,
     played: &[CanaryRun],
     settings: &CanarySettings,

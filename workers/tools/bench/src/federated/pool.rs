@@ -1,4 +1,4 @@
-//! Labelled pictures, decoded once: a share to test with, a class-balanced public set, the rest to be divided among sites.
+//! Labelled pictures, decoded once: a test set, a class-balanced public set, and the rest to divide among sites.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,47 +14,47 @@ use crate::error::BenchError;
 use crate::train::learning_curve;
 use crate::train::network::BenchNetwork;
 
-/// The project's own images and the network that knows nothing of them, in a checkout.
+/// The project's own images and an untrained network, in a checkout.
 const OWN: (&str, &str) = ("fixtures/images/fashion", "fixtures/models/fashion-initial");
-/// Side of pictures of other folders, pixels.
+/// Input side for other folders, pixels.
 const SIDE_PX: i64 = 32;
-/// Most classes: of more, the most frequent.
+/// Maximum number of classes; the most frequent are used.
 const MOST_CLASSES: usize = 10;
-/// Most pictures of a class to test with.
+/// Maximum test pictures per class.
 const TEST_OF_CLASS: usize = 60;
-/// Pictures of a class in the public set, of which a third each is fitted on, chosen by, and reported.
+/// Public pictures per class; a third each for fitting, selection and reporting.
 const PUBLIC_OF_CLASS: usize = 60;
-/// Most pictures of a class to learn from.
+/// Maximum training pictures per class.
 const LEARN_OF_CLASS: usize = 120;
 
-/// A folder's pictures.
-pub struct PicturePool {
-    /// Its name.
+/// The pictures of a folder.
+pub(super) struct PicturePool {
+    /// Name of the folder.
     pub name: String,
-    /// The network.
+    /// The network to train.
     pub model: Model,
-    /// Numbers of a picture.
+    /// Values per picture.
     pub length: usize,
-    /// How many classes.
+    /// Number of classes.
     pub classes: usize,
-    /// To be divided: pictures, what they show, and what group each belongs to, if the index names groups.
+    /// Training pictures: values, class, and group if the index has one.
     pub learn: Vec<(Vec<f32>, usize, Option<String>)>,
-    /// To test with.
+    /// Test pictures: values and class.
     pub test: Vec<(Vec<f32>, usize)>,
     _place: Option<tempfile::TempDir>,
 }
 
 impl PicturePool {
-    /// Reads a folder, the project's own if absent. `groups`: the column that says what belongs together, if it has it.
-    pub fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
+    /// Reads a folder, the project's own if absent. `groups`: column that groups pictures; ignored if missing.
+    pub(super) fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
         let own = folder.is_none();
         let folder = folder.unwrap_or(Path::new(OWN.0));
         let dataset = read_dataset(folder, Some(groups))?;
         if !dataset.has_splits {
-            let why = "its index.csv has no column split: some pictures must be set aside to test with".into();
+            let why = "has an index.csv without a column split: mark some images as split test".into();
             return Err(BenchError::NoImages { folder: folder.to_owned(), why });
         }
-        let labels = frequent(&dataset.rows);
+        let labels = frequent_labels(&dataset.rows);
         let (model, place) = match own {
             true => (Model::load(Path::new(OWN.1))?, None),
             false => {
@@ -67,18 +67,18 @@ impl PicturePool {
         let mut taken: BTreeMap<(usize, bool), usize> = BTreeMap::new();
         let mut scratch = tensor::Scratch::default();
         let mut order: Vec<&DatasetRow> = dataset.rows.iter().collect();
-        // Which pictures are taken is chance, but the same chance for everybody.
+        // Pictures are chosen at random, with the same seed for all experiments.
         order.shuffle(&mut StdRng::seed_from_u64(1));
         for row in order {
             let Some(class) = model.labels.iter().position(|label| *label == row.label) else { continue };
-            let tests = row.split == ExampleSplit::Test;
-            let count = taken.entry((class, tests)).or_default();
-            if *count >= if tests { TEST_OF_CLASS } else { LEARN_OF_CLASS + PUBLIC_OF_CLASS } {
+            let is_test = row.split == ExampleSplit::Test;
+            let count = taken.entry((class, is_test)).or_default();
+            if *count >= if is_test { TEST_OF_CLASS } else { LEARN_OF_CLASS + PUBLIC_OF_CLASS } {
                 continue;
             }
             *count += 1;
-            let picture = read(&dataset.path(row), &model, &mut scratch)?;
-            if tests {
+            let picture = read_tensor(&dataset.path(row), &model, &mut scratch)?;
+            if is_test {
                 test.push((picture, class));
             } else {
                 learn.push((picture, class, row.group.clone()));
@@ -89,14 +89,14 @@ impl PicturePool {
         Ok(Self { name, model, length, classes, learn, test, _place: place })
     }
 
-    /// A public set drawn by a seed, and the places of what is left to learn from.
-    pub fn public(&self, seed: u64) -> (PublicSet, Vec<usize>) {
+    /// Draws a public set by seed; also returns the indices of the remaining training pictures.
+    pub(super) fn public(&self, seed: u64) -> (PublicSet, Vec<usize>) {
         let mut order: Vec<usize> = (0..self.learn.len()).collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed ^ 0x7075_626c));
         let mut taken = vec![0; self.classes];
         let (public, rest): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|place| {
             let class = self.learn[*place].1;
-            // No more than a third of a class that has few.
+            // At most a third of a small class.
             let all = self.learn.iter().filter(|(_, other, _)| *other == class).count();
             taken[class] += 1;
             taken[class] <= PUBLIC_OF_CLASS.min(all.div_ceil(3).max(2))
@@ -105,8 +105,8 @@ impl PicturePool {
         (self.set(pictures), rest)
     }
 
-    /// What there is to test with.
-    pub fn test(&self) -> PublicSet {
+    /// The test set.
+    pub(super) fn test(&self) -> PublicSet {
         self.set(self.test.iter().map(|(picture, class)| (picture, *class)))
     }
 
@@ -120,7 +120,7 @@ impl PicturePool {
     }
 }
 
-fn read(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec<f32>, BenchError> {
+fn read_tensor(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec<f32>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
     let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
     let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))?;
@@ -130,8 +130,8 @@ fn read(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec
     Ok(picture)
 }
 
-/// The labels most pictures to learn from have, sorted.
-fn frequent(rows: &[DatasetRow]) -> Vec<String> {
+/// The most frequent labels of the training pictures, sorted.
+fn frequent_labels(rows: &[DatasetRow]) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     rows.iter()
         .filter(|row| row.split != ExampleSplit::Test)

@@ -1,4 +1,4 @@
-//! What the experiments say: table, headline, pictures. Pure.
+//! Results of the experiments: table, headline, charts.
 
 use serde_json::{Value, json};
 
@@ -9,25 +9,25 @@ use crate::bar_chart::{BarChart, BarGroup};
 use crate::chart::{Chart, ChartLine};
 use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportChart, ReportTable};
 
-/// A round is near the end when it is within so much of what FedAvg comes to with even sites.
+/// Share of FedAvg's final accuracy on the even scheme that counts as reached.
 const NEAR_RATIO: f64 = 0.9;
 const FEDAVG: &str = "fedavg";
 
-/// One folder's experiments.
-pub struct ExperimentSet {
+/// Experiments on one folder.
+pub(super) struct ExperimentSet {
     /// Name of the folder.
     pub name: String,
-    /// Classes.
+    /// Number of classes.
     pub classes: usize,
-    /// Pictures to be divided, and to test with.
+    /// Number of training pictures and of test pictures.
     pub pictures: [usize; 2],
-    /// Every experiment.
-    pub played: Vec<ExperimentResult>,
+    /// Result of every experiment.
+    pub results: Vec<ExperimentResult>,
 }
 
 impl ExperimentSet {
     fn of<'a>(&'a self, scheme: &'a str, rule: &'a str) -> impl Iterator<Item = &'a ExperimentResult> + 'a {
-        self.played.iter().filter(move |played| played.scheme == scheme && played.rule == rule)
+        self.results.iter().filter(move |result| result.scheme == scheme && result.rule == rule)
     }
 
     fn mean(&self, scheme: &str, rule: &str, value: &dyn Fn(&ExperimentResult) -> f64) -> Option<f64> {
@@ -36,10 +36,10 @@ impl ExperimentSet {
     }
 
     fn schemes(&self) -> impl Iterator<Item = &'static str> + '_ {
-        SCHEMES.iter().map(|scheme| scheme.name).filter(|name| self.played.iter().any(|played| played.scheme == *name))
+        SCHEMES.iter().map(|scheme| scheme.name).filter(|name| self.results.iter().any(|result| result.scheme == *name))
     }
 
-    /// A rule less FedAvg, points, for each scheme but the even one.
+    /// A rule minus FedAvg, in percentage points, for each uneven scheme.
     fn over_fedavg(&self, rule: &str, value: &dyn Fn(&ExperimentResult) -> f64) -> Vec<(&'static str, f64)> {
         let of = |scheme: &'static str| {
             let points = (self.mean(scheme, rule, value)? - self.mean(scheme, FEDAVG, value)?) * 100.0;
@@ -48,22 +48,22 @@ impl ExperimentSet {
         self.schemes().filter(|scheme| *scheme != SCHEMES[0].name).filter_map(of).collect()
     }
 
-    /// Rounds until an experiment is near the end, on average; all rounds where it never is.
+    /// Mean number of rounds to reach `NEAR_RATIO`; all rounds if an experiment never does.
     fn rounds(&self, scheme: &str, rule: &str) -> Option<f64> {
-        let aim = self.mean(SCHEMES[0].name, FEDAVG, &|played| played.accuracy_ratio)? * NEAR_RATIO;
-        self.mean(scheme, rule, &|played| {
-            let reached = played.accuracy.iter().position(|accuracy| *accuracy >= aim);
+        let target = self.mean(SCHEMES[0].name, FEDAVG, &|result| result.accuracy_ratio)? * NEAR_RATIO;
+        self.mean(scheme, rule, &|result| {
+            let reached = result.accuracy.iter().position(|accuracy| *accuracy >= target);
             reached.map_or(ROUNDS as f64, |round| round as f64 + 1.0)
         })
     }
 }
 
-fn accuracy(played: &ExperimentResult) -> f64 {
-    played.accuracy_ratio
+fn accuracy(result: &ExperimentResult) -> f64 {
+    result.accuracy_ratio
 }
 
-fn recall(played: &ExperimentResult) -> f64 {
-    played.weakest_recall
+fn recall(result: &ExperimentResult) -> f64 {
+    result.weakest_recall
 }
 
 fn mean(values: &[(&str, f64)]) -> Option<f64> {
@@ -75,18 +75,19 @@ fn deviation(values: &[f64]) -> f64 {
     (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len().max(1) as f64).sqrt()
 }
 
-/// The report.
-pub fn report(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchOptions) -> BenchReport {
+/// Builds the report.
+pub(super) fn report(sets: &[ExperimentSet], variants: &[RuleVariant], options: &FederatedBenchOptions) -> BenchReport {
     let columns = vec!["images, scheme, rule", "accuracy %", "±", "macro F1 %", "±", "weakest class %", "±", "rounds"];
     let mut lines = Vec::new();
     for set in sets {
         for scheme in set.schemes() {
-            for way in ways {
-                lines.extend(line(set, scheme, &way.name));
+            for variant in variants {
+                lines.extend(line(set, scheme, &variant.name));
             }
         }
     }
-    let rows = sets.iter().flat_map(|set| set.played.iter().map(|played| json!({ "images": set.name, "run": played })));
+    let rows =
+        sets.iter().flat_map(|set| set.results.iter().map(|result| json!({ "images": set.name, "run": result })));
     BenchReport {
         bench: "federated",
         settings: json!({
@@ -97,24 +98,24 @@ pub fn report(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedB
             "images": sets.iter().map(|set| json!({ "name": set.name, "classes": set.classes, "pictures": set.pictures })).collect::<Vec<_>>(),
         }),
         machine: BenchMachine::here(&std::env::temp_dir()),
-        rows: rows.chain(sets.iter().flat_map(|set| summary(set, ways))).collect(),
+        rows: rows.chain(sets.iter().flat_map(|set| summary(set, variants))).collect(),
         table: ReportTable { columns, lines },
         headline: headline(sets),
-        notes: notes(sets, ways, options),
-        charts: sets.iter().flat_map(|set| charts(set, ways)).collect(),
+        notes: notes(sets, variants, options),
+        charts: sets.iter().flat_map(|set| charts(set, variants)).collect(),
     }
 }
 
 fn line(set: &ExperimentSet, scheme: &str, rule: &str) -> Option<Vec<String>> {
     let shown = |value: &dyn Fn(&ExperimentResult) -> f64| {
-        let values: Vec<f64> = set.of(scheme, rule).map(|played| value(played) * 100.0).collect();
+        let values: Vec<f64> = set.of(scheme, rule).map(|result| value(result) * 100.0).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         [format!("{mean:.1}"), format!("{:.1}", deviation(&values))]
     };
     let rounds = set.rounds(scheme, rule);
     set.of(scheme, rule).next()?;
     let mut line = vec![format!("{}, {scheme}, {rule}", set.name)];
-    for value in [&accuracy as &dyn Fn(&ExperimentResult) -> f64, &|played: &ExperimentResult| played.macro_f1, &recall]
+    for value in [&accuracy as &dyn Fn(&ExperimentResult) -> f64, &|result: &ExperimentResult| result.macro_f1, &recall]
     {
         line.extend(shown(value));
     }
@@ -122,25 +123,25 @@ fn line(set: &ExperimentSet, scheme: &str, rule: &str) -> Option<Vec<String>> {
     Some(line)
 }
 
-/// Every rule less FedAvg over all uneven schemes.
-fn summary(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<Value> {
-    let of = |way: &RuleVariant| {
-        let (right, weakest) = (set.over_fedavg(&way.name, &accuracy), set.over_fedavg(&way.name, &recall));
+/// Every rule minus FedAvg over all uneven schemes.
+fn summary(set: &ExperimentSet, variants: &[RuleVariant]) -> Vec<Value> {
+    let of = |variant: &RuleVariant| {
+        let (right, weakest) = (set.over_fedavg(&variant.name, &accuracy), set.over_fedavg(&variant.name, &recall));
         let worst = right.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
         Some(json!({
             "images": set.name,
-            "rule": way.name,
+            "rule": variant.name,
             "mean_points": mean(&right)?,
             "worst_points": worst.1,
             "worst_scheme": worst.0,
             "weakest_recall_points": mean(&weakest)?,
         }))
     };
-    ways.iter().filter_map(of).collect()
+    variants.iter().filter_map(of).collect()
 }
 
 fn headline(sets: &[ExperimentSet]) -> Vec<HeadlineFigure> {
-    // The goal is one that every set is held against: the headline is the set that fares worst.
+    // Every image set must meet the goal, so the headline shows the worst set.
     let least = |of: &dyn Fn(&ExperimentSet) -> Option<f64>| sets.iter().filter_map(of).reduce(f64::min);
     let worst = |rule: &'static str| {
         least(&|set| {
@@ -153,11 +154,11 @@ fn headline(sets: &[ExperimentSet]) -> Vec<HeadlineFigure> {
         })
     };
     let right = |rule: &'static str| least(&|set| mean(&set.over_fedavg(rule, &accuracy)));
-    let means_well = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm == SiteHarm::None);
-    let well_meaning = |rule: &'static str| {
+    let is_benign = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm == SiteHarm::None);
+    let benign = |rule: &'static str| {
         least(&|set| {
             let all = set.over_fedavg(rule, &accuracy);
-            mean(&all.into_iter().filter(|(name, _)| means_well(name)).collect::<Vec<_>>())
+            mean(&all.into_iter().filter(|(name, _)| is_benign(name)).collect::<Vec<_>>())
         })
     };
     let weakest = |rule: &'static str| least(&|set| mean(&set.over_fedavg(rule, &recall)));
@@ -171,66 +172,86 @@ fn headline(sets: &[ExperimentSet]) -> Vec<HeadlineFigure> {
     vec![
         figure(
             "pick_minus_fedavg_worst_scheme_points",
-            "pick less FedAvg, accuracy on the worst scheme",
+            "pick minus FedAvg: accuracy on the worst scheme",
             worst("pick"),
             Some(-0.5),
         ),
         figure(
             "pick_minus_fedavg_mean_points",
-            "pick less FedAvg, accuracy over the uneven schemes",
+            "pick minus FedAvg: mean accuracy on the uneven schemes",
             right("pick"),
             Some(5.0),
         ),
         figure(
             "pick_minus_fedavg_well_meaning_points",
-            "the same where every site means well",
-            well_meaning("pick"),
+            "pick minus FedAvg: mean accuracy, schemes without a bad site",
+            benign("pick"),
             Some(3.0),
         ),
         figure(
             "pick_minus_fedavg_weakest_recall_points",
-            "pick less FedAvg, recall of the weakest class there",
+            "pick minus FedAvg: recall of the weakest class",
             weakest("pick"),
             Some(15.0),
         ),
-        figure("paper_minus_fedavg_worst_scheme_points", "paper with a floor: the same three", worst("paper"), None),
-        figure("paper_minus_fedavg_mean_points", "", right("paper"), None),
-        figure("paper_minus_fedavg_weakest_recall_points", "", weakest("paper"), None),
+        figure(
+            "paper_minus_fedavg_worst_scheme_points",
+            "paper with a floor minus FedAvg: worst scheme",
+            worst("paper"),
+            None,
+        ),
+        figure("paper_minus_fedavg_mean_points", "paper with a floor minus FedAvg: mean", right("paper"), None),
+        figure(
+            "paper_minus_fedavg_weakest_recall_points",
+            "paper with a floor minus FedAvg: weakest class",
+            weakest("paper"),
+            None,
+        ),
         figure(
             "paper_literal_minus_fedavg_worst_scheme_points",
-            "paper to the letter: the same three",
+            "paper literally minus FedAvg: worst scheme",
             worst("paper literal"),
             None,
         ),
-        figure("paper_literal_minus_fedavg_mean_points", "", right("paper literal"), None),
-        figure("paper_literal_minus_fedavg_weakest_recall_points", "", weakest("paper literal"), None),
+        figure(
+            "paper_literal_minus_fedavg_mean_points",
+            "paper literally minus FedAvg: mean",
+            right("paper literal"),
+            None,
+        ),
+        figure(
+            "paper_literal_minus_fedavg_weakest_recall_points",
+            "paper literally minus FedAvg: weakest class",
+            weakest("paper literal"),
+            None,
+        ),
     ]
 }
 
-fn notes(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchOptions) -> Vec<String> {
+fn notes(sets: &[ExperimentSet], variants: &[RuleVariant], options: &FederatedBenchOptions) -> Vec<String> {
     let mut notes = vec![format!(
-        "{SITES} sites, {ROUNDS} rounds, {} seeds; means of the last {LAST} rounds, ± over seeds. rounds: until within a tenth of FedAvg with even sites.",
+        "{SITES} sites, {ROUNDS} rounds, {} seeds; means of the last {LAST} rounds, ± is the deviation over seeds. rounds: until 90 % of FedAvg's final accuracy with even sites.",
         options.seeds
     )];
     for set in sets {
         let [learn, test] = set.pictures;
         notes.push(format!(
-            "{}: {} classes, {learn} pictures to divide, {test} to test with. Less FedAvg over the uneven schemes:",
+            "{}: {} classes, {learn} pictures to divide, {test} test pictures. Minus FedAvg over the uneven schemes:",
             set.name, set.classes
         ));
-        for said in summary(set, ways) {
-            let number = |name: &str| said[name].as_f64().unwrap_or(f64::NAN);
+        for row in summary(set, variants) {
+            let number = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
             notes.push(format!(
                 "  {:<22} accuracy {:+.1}, worst {:+.1} ({}), weakest class {:+.1}",
-                said["rule"].as_str().unwrap_or_default(),
+                row["rule"].as_str().unwrap_or_default(),
                 number("mean_points"),
                 number("worst_points"),
-                said["worst_scheme"].as_str().unwrap_or_default(),
+                row["worst_scheme"].as_str().unwrap_or_default(),
                 number("weakest_recall_points"),
             ));
         }
         let mut taken: Vec<(String, usize)> = Vec::new();
-        for (rule, count) in set.played.iter().flat_map(|played| &played.taken) {
+        for (rule, count) in set.results.iter().flat_map(|result| &result.taken) {
             match taken.iter_mut().find(|(own, _)| own == rule) {
                 Some((_, sum)) => *sum += count,
                 None => taken.push((rule.clone(), *count)),
@@ -238,19 +259,19 @@ fn notes(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchO
         }
         taken.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let all: usize = taken.iter().map(|(_, count)| count).sum();
-        let said: Vec<String> =
+        let shares: Vec<String> =
             taken.iter().map(|(rule, count)| format!("{rule} {:.0} %", *count as f64 * 100.0 / all as f64)).collect();
-        if !said.is_empty() {
-            notes.push(format!("  What pick took: {}.", said.join(", ")));
+        if !shares.is_empty() {
+            notes.push(format!("  Candidates chosen by pick: {}.", shares.join(", ")));
         }
     }
     notes
 }
 
-fn charts(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<(String, ReportChart)> {
+fn charts(set: &ExperimentSet, variants: &[RuleVariant]) -> Vec<(String, ReportChart)> {
     let shown: Vec<&str> = ["fedavg", "paper literal", "paper", "pick", "val-only"]
         .into_iter()
-        .filter(|name| ways.iter().any(|way| way.name == *name))
+        .filter(|name| variants.iter().any(|variant| variant.name == *name))
         .collect();
     let group = |scheme: &'static str| BarGroup {
         name: scheme.into(),
@@ -260,14 +281,12 @@ fn charts(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<(String, ReportChart
             .collect(),
     };
     let mut pictures = Vec::new();
-    for (file, title, harmed) in
-        [("federated", "every site means well", false), ("federated-harmed", "one site does not", true)]
-    {
+    for (file, title, harmed) in [("federated", "no bad site", false), ("federated-harmed", "one bad site", true)] {
         let is_harmed = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm != SiteHarm::None);
         let groups: Vec<BarGroup> = set.schemes().filter(|name| is_harmed(name) == harmed).map(group).collect();
         if !groups.is_empty() {
-            let title = format!("Rules of merging on {}: {title}", set.name);
-            let bars = BarChart { title, y_label: "% right".into(), groups };
+            let title = format!("Merge rules on {}: {title}", set.name);
+            let bars = BarChart { title, y_label: "accuracy, %".into(), groups };
             pictures.push((format!("{file}-{}", set.name), ReportChart::Bars(bars)));
         }
     }
@@ -275,7 +294,7 @@ fn charts(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<(String, ReportChart
     let lines = ["fedavg", "paper literal", "law", "pick"].into_iter().filter_map(|rule| {
         set.of(scheme, rule).next()?;
         let points = (0..ROUNDS).filter_map(|round| {
-            Some((round as f64 + 1.0, set.mean(scheme, rule, &|played| played.accuracy[round])? * 100.0))
+            Some((round as f64 + 1.0, set.mean(scheme, rule, &|result| result.accuracy[round])? * 100.0))
         });
         Some(ChartLine { name: rule.into(), points: points.collect() })
     });
@@ -284,7 +303,7 @@ fn charts(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<(String, ReportChart
         let chart = Chart {
             title: format!("Round by round on {}, {scheme}", set.name),
             x_label: "rounds".into(),
-            y_label: "% right".into(),
+            y_label: "accuracy, %".into(),
             lines,
             marks: Vec::new(),
         };

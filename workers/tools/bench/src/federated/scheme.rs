@@ -1,4 +1,4 @@
-//! How pictures are divided among sites, and which sites mean harm. Pure.
+//! How pictures are divided among sites, and what a bad site does.
 
 use std::collections::BTreeMap;
 
@@ -7,52 +7,52 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-/// Sites.
-pub const SITES: usize = 10;
-/// A site that got less is given some of the others' pictures.
+/// Number of sites.
+pub(super) const SITES: usize = 10;
+/// Minimum pictures per site; a smaller site gets pictures of the largest.
 const LEAST: usize = 6;
-/// Of the labels of a site that labels at random.
+/// Share of random labels at a noisy site.
 const NOISY_RATIO: f64 = 0.8;
 
-/// A way to divide pictures.
+/// How pictures are divided.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Division {
-    /// By chance.
+    /// At random, with equal sizes.
     Even,
-    /// Every class by Dirichlet's distribution: the smaller, the more uneven.
+    /// Each class by a Dirichlet distribution; a smaller parameter is more uneven.
     Dirichlet(f64),
-    /// By chance, sizes from 1 to 100.
+    /// At random, with sizes in the ratio 1 to 100.
     Sizes,
-    /// Two sites have most pictures, of half of the classes; the others share the rest.
+    /// Two sites have most pictures of half the classes; the others share the rest.
     FewLarge,
-    /// Every site has three tenths of the classes.
+    /// Each site has three tenths of the classes.
     Missing,
-    /// What belongs together stays together.
+    /// Whole groups go to one site.
     Natural,
 }
 
-/// What one site does wrong.
+/// The fault of one site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SiteHarm {
-    /// Nothing.
+pub(crate) enum SiteHarm {
+    /// No site is bad.
     None,
     /// The largest site labels most of its pictures at random.
     Noisy,
-    /// One site sends three times its change, the wrong way round.
+    /// One site sends its update negated and tripled.
     Flipped,
     /// One site sends random weights.
     Random,
 }
 
-/// A way to divide pictures, and what one site does wrong.
+/// A way to divide pictures, and the fault of one site.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct DivisionScheme {
-    /// Its name.
+pub(crate) struct DivisionScheme {
+    /// Name in tables.
     pub name: &'static str,
     division: Division,
-    /// What one site does wrong.
+    /// The fault of one site.
     pub harm: SiteHarm,
 }
 
@@ -60,8 +60,8 @@ const fn scheme(name: &'static str, division: Division, harm: SiteHarm) -> Divis
     DivisionScheme { name, division, harm }
 }
 
-/// All of them; the first is the even one.
-pub static SCHEMES: [DivisionScheme; 12] = [
+/// All schemes; the first is the even one.
+pub(super) static SCHEMES: [DivisionScheme; 12] = [
     scheme("iid", Division::Even, SiteHarm::None),
     scheme("dirichlet 1.0", Division::Dirichlet(1.0), SiteHarm::None),
     scheme("dirichlet 0.3", Division::Dirichlet(0.3), SiteHarm::None),
@@ -76,17 +76,17 @@ pub static SCHEMES: [DivisionScheme; 12] = [
     scheme("dirichlet 0.3, random", Division::Dirichlet(0.3), SiteHarm::Random),
 ];
 
-/// One site's pictures, by their places, with what they are said to show.
-pub type SitePictures = Vec<(usize, usize)>;
+/// One site's pictures: index and assigned label of each.
+pub(super) type SitePictures = Vec<(usize, usize)>;
 
 impl DivisionScheme {
-    /// Whether pictures must be grouped for it.
-    pub fn needs_groups(&self) -> bool {
+    /// Whether the scheme needs grouped pictures.
+    pub(crate) fn needs_groups(&self) -> bool {
         self.division == Division::Natural
     }
 
-    /// Divides among so many sites, at least 2. `pictures`: place, class and group of each.
-    pub fn divide(
+    /// Divides pictures among at least 2 sites. `pictures`: index, class and group of each.
+    pub(crate) fn divide(
         &self,
         pictures: &[(usize, usize, Option<&str>)],
         classes: usize,
@@ -120,7 +120,7 @@ impl DivisionScheme {
                         .map(|site| match (site < 2, class < classes.div_ceil(2)) {
                             (true, true) => 4.5,
                             (true, false) => 0.0,
-                            // Of their half of the classes the others have little, of the rest little too.
+                            // The small sites have few pictures of every class.
                             (false, true) => 0.125,
                             (false, false) => 0.125,
                         })
@@ -151,7 +151,7 @@ impl DivisionScheme {
                 }
             }
         }
-        no_site_without(&mut shares);
+        fill_small_sites(&mut shares);
         if self.harm == SiteHarm::Noisy {
             let largest = (0..sites).max_by_key(|site| shares[*site].len()).unwrap_or_default();
             for (_, class) in &mut shares[largest] {
@@ -164,7 +164,7 @@ impl DivisionScheme {
     }
 }
 
-/// Deals pictures to sites in these proportions.
+/// Distributes pictures to sites in these proportions.
 fn deal<'a>(
     pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>,
     parts: &[f64],
@@ -181,7 +181,8 @@ fn deal<'a>(
     }
 }
 
-fn no_site_without(shares: &mut [SitePictures]) {
+/// Moves pictures from the largest site to sites below the minimum.
+fn fill_small_sites(shares: &mut [SitePictures]) {
     for site in 0..shares.len() {
         while shares[site].len() < LEAST {
             let largest = (0..shares.len()).max_by_key(|site| shares[*site].len()).unwrap_or_default();
@@ -193,8 +194,8 @@ fn no_site_without(shares: &mut [SitePictures]) {
     }
 }
 
-/// A number from the gamma distribution (G. Marsaglia and W. W. Tsang, 2000).
-pub fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
+/// Draws from the gamma distribution (G. Marsaglia and W. W. Tsang, 2000).
+pub(crate) fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
     if alpha < 1.0 {
         let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
         return gamma(alpha + 1.0, random) * uniform.powf(1.0 / alpha);
@@ -211,8 +212,8 @@ pub fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
     }
 }
 
-/// A number from the normal distribution (Box and Muller).
-pub fn normal(random: &mut StdRng) -> f64 {
+/// Draws from the standard normal distribution (Box and Muller).
+pub(crate) fn normal(random: &mut StdRng) -> f64 {
     let (a, b): (f64, f64) = (random.random_range(f64::MIN_POSITIVE..1.0), random.random_range(0.0..1.0));
     (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
 }
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_scheme_gives_every_site_something_and_no_picture_twice() {
+    fn every_site_gets_pictures_and_no_picture_is_used_twice() {
         let groups: Vec<String> = (0..60).map(|group| group.to_string()).collect();
         let pictures: Vec<(usize, usize, Option<&str>)> =
             (0..1200).map(|place| (place, place % 10, Some(groups[place % 60].as_str()))).collect();
@@ -233,14 +234,14 @@ mod tests {
                 let count = places.len();
                 places.sort_unstable();
                 places.dedup();
-                assert_eq!(places.len(), count, "{}: a picture twice", scheme.name);
+                assert_eq!(places.len(), count, "{}: a picture is used twice", scheme.name);
                 assert!(shares.iter().all(|share| share.len() >= LEAST), "{}", scheme.name);
             }
         }
     }
 
     #[test]
-    fn uneven_is_what_it_says() {
+    fn schemes_are_as_uneven_as_named() {
         let pictures: Vec<(usize, usize, Option<&str>)> = (0..2000).map(|place| (place, place % 10, None)).collect();
         let sizes = |name: &str| {
             let scheme = SCHEMES.iter().find(|scheme| scheme.name == name).unwrap();

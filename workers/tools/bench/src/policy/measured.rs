@@ -1,4 +1,4 @@
-//! The policies that are measured: the product's own, and those that are only compared with.
+//! The measured policies: the product's own and the baselines.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use serde::{Serialize, Serializer};
 
 use crate::baseline::BaselineRule;
 
-/// A policy that is measured.
+/// A measured policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MeasuredPolicy {
-    /// One of the product's, run by the product's recognizer.
+pub(crate) enum MeasuredPolicy {
+    /// A policy of the product, run by its recognizer.
     Product(PolicyName),
-    /// One that is only compared with, run by the bench's recognizer.
+    /// A baseline, run by the bench's recognizer.
     Baseline(BaselineRule),
 }
 
@@ -32,15 +32,15 @@ impl Serialize for MeasuredPolicy {
     }
 }
 
-/// Short names for tables of policies.
-pub mod names {
+/// Short names for lists of policies.
+pub(crate) mod names {
     use super::{BaselineRule, MeasuredPolicy, PolicyName};
 
-    pub const PAPER: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::Paper);
-    pub const EARLIEST_FINISH: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::EarliestFinish);
-    pub const EDGE_ONLY: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::EdgeOnly);
-    pub const CLOUD_ONLY: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::CloudOnly);
-    pub const HARD_EXAMPLE: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::HardExample);
-    pub const RANDOM: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::Random);
-    pub const ORACLE: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::Oracle);
+    pub(crate) const PAPER: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::Paper);
+    pub(crate) const EARLIEST_FINISH: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::EarliestFinish);
+    pub(crate) const EDGE_ONLY: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::EdgeOnly);
+    pub(crate) const CLOUD_ONLY: MeasuredPolicy = MeasuredPolicy::Product(PolicyName::CloudOnly);
+    pub(crate) const HARD_EXAMPLE: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::HardExample);
+    pub(crate) const RANDOM: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::Random);
+    pub(crate) const ORACLE: MeasuredPolicy = MeasuredPolicy::Baseline(BaselineRule::Oracle);
 }

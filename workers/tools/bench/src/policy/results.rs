@@ -1,4 +1,4 @@
-//! What a run came to, and what all of them say. Pure but for the ear.
+//! Results of policy runs: table, headline, charts.
 
 use std::collections::BTreeMap;
 
@@ -17,63 +17,63 @@ use crate::testbed::CpuUsage;
 use tributary::demo::answer_listener::AnswerListener;
 use tributary::demo::latency::Latency;
 
-/// One run.
+/// One run of a scenario under a policy.
 #[derive(Debug, Clone, Serialize)]
-pub struct PolicyRun {
-    /// Which question.
+pub(super) struct PolicyRun {
+    /// Part of the bench.
     pub part: PolicyQuestion,
-    /// Which scenario.
+    /// Name of the scenario.
     pub scenario: &'static str,
-    /// Which policy.
+    /// Policy under test.
     pub policy: MeasuredPolicy,
-    /// Which round, from 0.
+    /// Round, from 0.
     pub round: usize,
-    /// What it came to.
+    /// Measurements of the run.
     #[serde(flatten)]
     pub outcome: PolicyRunOutcome,
 }
 
-/// What a run came to.
+/// Measurements of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PolicyRunOutcome {
-    /// Until the last final answer, seconds.
+pub(super) struct PolicyRunOutcome {
+    /// Time to the last final answer, seconds.
     pub completion_s: f64,
-    /// Until the last image had an answer of any kind, seconds.
+    /// Time until every image had an answer, provisional or final, seconds.
     pub edge_completion_s: f64,
-    /// Whether every image had its final answer before the run was cut off.
+    /// Whether every image had its final answer before the time limit.
     pub complete: bool,
-    /// Until the first answer, provisional or final.
+    /// Latency of the first answer, provisional or final.
     pub first: Latency,
-    /// Until the final answer.
+    /// Latency of the final answer.
     #[serde(rename = "final")]
     pub last: Latency,
-    /// Until the first answer of those that were confident.
+    /// Latency of the first answer for confident images.
     pub confident: Latency,
-    /// Share of the final answers that name the true label.
+    /// Share of images whose final answer is correct.
     pub accuracy_ratio: f64,
-    /// Mean over the labels of the harmonic mean of precision and recall.
+    /// Macro F1 of the final answers.
     pub macro_f1: f64,
-    /// Requests that reached the cloud, over images.
+    /// Requests that reached the cloud, per image.
     pub uploaded_ratio: f64,
-    /// Bytes of them.
+    /// Total size of these requests, bytes.
     pub uploaded_bytes: u64,
-    /// Processor time of the site's processes, milliseconds an image.
+    /// CPU time of the site's processes, milliseconds per image.
     pub site_cpu_ms: f64,
-    /// Of the cloud's.
+    /// CPU time of the cloud's processes, milliseconds per image.
     pub cloud_cpu_ms: f64,
-    /// Energy as the answers estimate it, millijoules an image.
+    /// Energy estimated by the answers, millijoules per image.
     pub energy_mj: f64,
-    /// Images whose deadline passed without a verdict, or without an answer.
+    /// Images whose deadline passed without a verdict or an answer.
     pub deadline_misses: u64,
-    /// Final answers by route.
+    /// Number of final answers by route.
     pub routes: BTreeMap<String, u64>,
 }
 
 impl PolicyRunOutcome {
-    /// From what was heard.
+    /// Evaluates the received answers.
     #[allow(clippy::too_many_arguments)]
-    pub fn of(
-        ear: &AnswerListener,
+    pub(super) fn of(
+        listener: &AnswerListener,
         tasks: &[TaskId],
         images: &[LabelledImage],
         scenario: &Scenario,
@@ -83,32 +83,32 @@ impl PolicyRunOutcome {
         (before, after): (CpuUsage, CpuUsage),
     ) -> Self {
         let (mut first, mut last, mut confident) = (Vec::new(), Vec::new(), Vec::new());
-        let mut said: Vec<(&str, Option<String>)> = Vec::new();
+        let mut labels: Vec<(&str, Option<String>)> = Vec::new();
         let mut routes: BTreeMap<String, u64> = BTreeMap::new();
         let (mut energy_mj, mut deadline_misses) = (0.0, 0);
         for (task, image) in tasks.iter().zip(images) {
-            let Some(heard) = ear.take_answers(*task) else { continue };
-            first.extend(heard.first);
-            let Some((took, answer)) = heard.last else {
+            let Some(answers) = listener.take_answers(*task) else { continue };
+            first.extend(answers.first);
+            let Some((took, answer)) = answers.last else {
                 deadline_misses += u64::from(scenario.deadline_ms.is_some());
-                said.push((&image.label, None));
+                labels.push((&image.label, None));
                 continue;
             };
             last.push(took);
             if answer.route == Route::Edge && answer.reason == Reason::Confident {
-                confident.extend(heard.first);
+                confident.extend(answers.first);
             }
             deadline_misses += u64::from(scenario.deadline_ms.is_some() && answer.route == Route::Expired);
             energy_mj += f64::from(answer.energy_mj.unwrap_or(0.0));
             *routes.entry(answer.route.to_string()).or_default() += 1;
-            said.push((&image.label, answer.label));
+            labels.push((&image.label, answer.label));
         }
         let count = tasks.len().max(1) as f64;
-        let up = ear.cloud_arrivals();
+        let uploads = listener.cloud_arrivals();
         let cpu_ms = |before: std::time::Duration, after: std::time::Duration| {
             after.saturating_sub(before).as_secs_f64() * 1000.0 / count
         };
-        let right = said.iter().filter(|(truth, said)| said.as_deref() == Some(*truth)).count();
+        let correct = labels.iter().filter(|(truth, answer)| answer.as_deref() == Some(*truth)).count();
         Self {
             completion_s,
             edge_completion_s,
@@ -116,10 +116,10 @@ impl PolicyRunOutcome {
             first: Latency::of(first),
             last: Latency::of(last),
             confident: Latency::of(confident),
-            accuracy_ratio: right as f64 / count,
-            macro_f1: macro_f1(&said),
-            uploaded_ratio: up.requests as f64 / count,
-            uploaded_bytes: up.bytes,
+            accuracy_ratio: correct as f64 / count,
+            macro_f1: macro_f1(&labels),
+            uploaded_ratio: uploads.requests as f64 / count,
+            uploaded_bytes: uploads.bytes,
             site_cpu_ms: cpu_ms(before.site, after.site),
             cloud_cpu_ms: cpu_ms(before.cloud, after.cloud),
             energy_mj: energy_mj / count,
@@ -129,15 +129,15 @@ impl PolicyRunOutcome {
     }
 }
 
-/// The mean over the true labels of the harmonic mean of precision and recall.
-fn macro_f1(said: &[(&str, Option<String>)]) -> f64 {
+/// Macro F1: mean over the true labels of the harmonic mean of precision and recall.
+fn macro_f1(labels: &[(&str, Option<String>)]) -> f64 {
     let mut counts: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
-    for (truth, said) in said {
+    for (truth, answer) in labels {
         counts.entry(truth).or_default().1 += 1;
-        if let Some(said) = said {
-            let (right, _, named) = counts.entry(said).or_default();
+        if let Some(answer) = answer {
+            let (right, _, named) = counts.entry(answer).or_default();
             *named += 1;
-            *right += u64::from(said == truth);
+            *right += u64::from(answer == truth);
         }
     }
     let of_labels: Vec<f64> = counts
@@ -158,13 +158,13 @@ fn of<'r>(
     runs.iter().filter(wanted).map(|run| &run.outcome).collect()
 }
 
-/// The median over the rounds; `None` without any.
+/// Median over the rounds; `None` without rounds.
 fn middle(outcomes: &[&PolicyRunOutcome], value: impl Fn(&PolicyRunOutcome) -> f64) -> Option<f64> {
     let values: Vec<f64> = outcomes.iter().map(|outcome| value(outcome)).collect();
     (!values.is_empty()).then(|| median(&values))
 }
 
-/// Each scenario and policy once, in the order they were measured first.
+/// All combinations of part, scenario and policy, in measuring order.
 fn cells(runs: &[PolicyRun]) -> Vec<(PolicyQuestion, &'static str, MeasuredPolicy)> {
     let mut cells = Vec::new();
     for run in runs {
@@ -176,17 +176,17 @@ fn cells(runs: &[PolicyRun]) -> Vec<(PolicyQuestion, &'static str, MeasuredPolic
     cells
 }
 
-/// For programs.
-pub fn rows(runs: &[PolicyRun]) -> Vec<Value> {
+/// One JSON row per run.
+pub(super) fn rows(runs: &[PolicyRun]) -> Vec<Value> {
     runs.iter().map(|run| json!(run)).collect()
 }
 
-/// For people: medians over the rounds.
-pub fn table(runs: &[PolicyRun]) -> ReportTable {
+/// Table of medians over the rounds.
+pub(super) fn table(runs: &[PolicyRun]) -> ReportTable {
     let line = |(part, scenario, policy): (PolicyQuestion, &'static str, MeasuredPolicy)| {
-        let found = of(runs, part, scenario, policy);
-        let middle = |value: fn(&PolicyRunOutcome) -> f64| middle(&found, value).unwrap_or(f64::NAN);
-        let all = found.iter().all(|outcome| outcome.complete);
+        let outcomes = of(runs, part, scenario, policy);
+        let middle = |value: fn(&PolicyRunOutcome) -> f64| middle(&outcomes, value).unwrap_or(f64::NAN);
+        let all = outcomes.iter().all(|outcome| outcome.complete);
         let percent = |ratio: f64| amount(ratio * 100.0, "");
         vec![
             format!("{}, {scenario}: {policy}", part.as_str()),
@@ -213,7 +213,7 @@ pub fn table(runs: &[PolicyRun]) -> ReportTable {
             "first p50 ms",
             "p99",
             "final p99",
-            "right %",
+            "correct %",
             "F1 %",
             "up %",
             "kB",
@@ -226,8 +226,8 @@ pub fn table(runs: &[PolicyRun]) -> ReportTable {
     }
 }
 
-/// What matters: ratios of medians over the rounds.
-pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
+/// Headline figures: ratios of medians over the rounds.
+pub(super) fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     let value = |part, scenario: &str, policy, value: fn(&PolicyRunOutcome) -> f64| {
         middle(&of(runs, part, scenario, policy), value)
     };
@@ -239,7 +239,7 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
         let one = ratio(PolicyQuestion::Verification, scenario, EARLIEST_FINISH, HARD_EXAMPLE, completion)?;
         Some(one.max(ratio(PolicyQuestion::Verification, scenario, PAPER, HARD_EXAMPLE, completion)?))
     };
-    // Against the better of the two that do not decide.
+    // Relative to the better of the two fixed policies.
     let best_fixed = |scenario: &str| {
         let own = value(PolicyQuestion::Offloading, scenario, EARLIEST_FINISH, completion)?;
         let edge = value(PolicyQuestion::Offloading, scenario, EDGE_ONLY, completion)?;
@@ -260,15 +260,21 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     vec![
         figure(
             "completion_over_hard_example_batch",
-            "batch: completion over hard-example's, the worse of earliest-finish and paper",
+            "batch: completion relative to hard-example, worse of earliest-finish and paper",
             worse("batch"),
             "",
             most(0.5),
         ),
-        figure("completion_over_hard_example_burst", "burst: the same", worse("burst"), "", most(0.5)),
+        figure(
+            "completion_over_hard_example_burst",
+            "burst: completion relative to hard-example",
+            worse("burst"),
+            "",
+            most(0.5),
+        ),
         figure(
             "steady_p99_over_hard_example",
-            "steady: p99 of the first answer over hard-example's",
+            "steady: p99 of the first answer relative to hard-example",
             ratio(PolicyQuestion::Verification, "steady", EARLIEST_FINISH, HARD_EXAMPLE, |outcome| {
                 outcome.first.p99_ms
             }),
@@ -277,42 +283,42 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
         ),
         figure(
             "offload_completion_over_best_fixed",
-            "offloading, both work: completion over the better of edge-only and cloud-only",
+            "offloading, both work: completion relative to the better of edge-only and cloud-only",
             best_fixed("both work"),
             "",
             most(0.9),
         ),
         figure(
             "offload_completion_over_best_fixed_bad_link",
-            "the same, link slow or flapping, cloud down or stalled: the worst",
+            "offloading, link slow or flapping, cloud down or stalled: the worst",
             worst_bad,
             "",
             most(1.05),
         ),
         figure(
             "accuracy_minus_hard_example_points_at_equal_uploads",
-            "steady: accuracy beyond hard-example's, which sends up as much",
+            "steady: accuracy minus hard-example's, at equal uploads",
             points(EARLIEST_FINISH, HARD_EXAMPLE),
             "points",
             Some(FigureGoal::AtLeast(0.0)),
         ),
         figure(
             "accuracy_minus_random_points_at_equal_uploads",
-            "steady: accuracy beyond random's, which sends up as much",
+            "steady: accuracy minus random's, at equal uploads",
             points(EARLIEST_FINISH, RANDOM),
             "points",
             Some(FigureGoal::AtLeast(0.0)),
         ),
         figure(
             "cloud_down_p99_over_edge_only",
-            "cloud down: p99 of confident answers over edge-only's",
+            "cloud down: p99 of confident answers relative to edge-only",
             confident("cloud down"),
             "",
             most(1.1),
         ),
         figure(
             "cloud_stalled_p99_over_edge_only",
-            "cloud stalled: the same",
+            "cloud stalled: p99 of confident answers relative to edge-only",
             confident("cloud stalled"),
             "",
             most(1.1),
@@ -320,26 +326,26 @@ pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     ]
 }
 
-/// What a reader should know.
-pub fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> Vec<String> {
+/// Notes below the table.
+pub(super) fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> Vec<String> {
     let mean = images.iter().map(|image| image.bytes.len()).sum::<usize>() / images.len().max(1);
     let cloud = match paced_ms {
         Some(ms) => {
-            format!("a cloud that takes {ms} ms an image on each of 4 replicas, with the real model's opinions")
+            format!("a simulated cloud with {ms} ms per image on each of 4 replicas and the real model's predictions")
         }
         None => "the real verifier, on the same cores as everything else".into(),
     };
     vec![
         format!("Medians of {rounds} rounds. Verification: {} labelled images of {mean} bytes on average, {cloud}.", images.len()),
-        "The project's own images are enlarged to JPEGs of 480x480 before, and the site has one replica.".into(),
-        "Offloading: generated 640x480 JPEGs, one replica at the site, a cloud that takes 3 ms an image on each of 4 replicas.".into(),
-        format!("hard-example gives up an upload after {} ms; the library it stands for takes 12 s and more.", super::BASELINE_TIMEOUT.as_millis()),
-        "A `>` stands before what was cut off.".into(),
+        "The project's own images are first enlarged to 480x480 JPEGs; the site has one replica.".into(),
+        "Offloading: generated 640x480 JPEGs, one replica at the site, a simulated cloud with 3 ms per image on each of 4 replicas.".into(),
+        format!("hard-example abandons an upload after {} ms; the library that it stands for waits 12 s and more.", super::BASELINE_TIMEOUT.as_millis()),
+        "`>` marks runs that reached the time limit.".into(),
     ]
 }
 
-/// Completion times, a picture a part.
-pub fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
+/// Completion times, one chart per part.
+pub(super) fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
     let chart = |part: PolicyQuestion, title: &str| {
         let mut groups: Vec<BarGroup> = Vec::new();
         for (_, scenario, policy) in cells(runs).into_iter().filter(|(of, ..)| *of == part) {
@@ -362,7 +368,7 @@ pub fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
             "policy-verification".into(),
             chart(PolicyQuestion::Verification, "Completion time, doubtful images verified"),
         ),
-        ("policy-offloading".into(), chart(PolicyQuestion::Offloading, "Completion time, nothing in doubt")),
+        ("policy-offloading".into(), chart(PolicyQuestion::Offloading, "Completion time, no doubtful images")),
     ]
 }
 
@@ -371,13 +377,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn macro_f1_is_that_of_the_textbook() {
-        let said = |pairs: &[(&'static str, &str)]| -> Vec<(&'static str, Option<String>)> {
-            pairs.iter().map(|(truth, said)| (*truth, Some((*said).to_owned()))).collect()
+    fn macro_f1_matches_hand_computed_values() {
+        let answered = |pairs: &[(&'static str, &str)]| -> Vec<(&'static str, Option<String>)> {
+            pairs.iter().map(|(truth, answer)| (*truth, Some((*answer).to_owned()))).collect()
         };
-        assert_eq!(macro_f1(&said(&[("a", "a"), ("b", "b")])), 1.0);
+        assert_eq!(macro_f1(&answered(&[("a", "a"), ("b", "b")])), 1.0);
         // a: precision 1/2, recall 1; b: precision 1, recall 1/2: both 2/3.
-        let mixed = said(&[("a", "a"), ("b", "a"), ("b", "b")]);
+        let mixed = answered(&[("a", "a"), ("b", "a"), ("b", "b")]);
         assert!((macro_f1(&mixed) - 2.0 / 3.0).abs() < 1e-9);
         assert_eq!(macro_f1(&[("a", None)]), 0.0);
     }

@@ -1,4 +1,4 @@
-//! What the link and the arrivals are like.
+//! Scenarios: link conditions and arrival patterns.
 
 use serde::Serialize;
 
@@ -6,19 +6,19 @@ use super::measured::MeasuredPolicy;
 use super::measured::names::{CLOUD_ONLY, EARLIEST_FINISH, EDGE_ONLY, HARD_EXAMPLE, ORACLE, PAPER, RANDOM};
 use crate::link_shaper::{LinkShape, LinkState};
 
-/// Which question is asked.
+/// Part of the policy bench.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PolicyQuestion {
+pub(super) enum PolicyQuestion {
     /// Doubtful images are verified.
     Verification,
-    /// Nothing is in doubt; only where the work is done.
+    /// No image is doubtful; policies decide only where the work is done.
     Offloading,
 }
 
 impl PolicyQuestion {
-    /// For people.
-    pub fn as_str(self) -> &'static str {
+    /// Name in tables and progress lines.
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             PolicyQuestion::Verification => "verification",
             PolicyQuestion::Offloading => "offloading",
@@ -29,52 +29,52 @@ impl PolicyQuestion {
 /// When images arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ArrivalPattern {
-    /// All wait at the start.
+pub(super) enum ArrivalPattern {
+    /// All images are queued at the start.
     Batch,
-    /// Equally spaced, at this share of what the site can do.
+    /// Equally spaced, at a share of the site's capacity.
     Steady {
-        /// Of images a second that the site alone recognizes.
+        /// Arrival rate as a multiple of the site's own throughput.
         of_capacity: f64,
     },
-    /// The same, for a short while, at more than it can do.
+    /// Equally spaced for a short time, above the site's capacity.
     Burst {
-        /// Of images a second that the site alone recognizes.
+        /// Arrival rate as a multiple of the site's own throughput.
         of_capacity: f64,
     },
 }
 
-/// What the link and the arrivals are like.
+/// A scenario: link conditions and arrival pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Scenario {
-    /// Its name.
+pub(super) struct Scenario {
+    /// Name in tables.
     pub name: &'static str,
     /// When images arrive.
     pub arrivals: ArrivalPattern,
-    /// The link.
+    /// Link properties.
     pub shape: LinkShape,
-    /// Seconds whole and seconds cut, by turns; absent: it stays as it is.
+    /// Alternating seconds up and down; absent if the link is stable.
     pub flaps_s: Option<(f64, f64)>,
-    /// Whether the verifiers take requests and never answer.
+    /// Whether verifiers accept requests but never answer.
     pub stalled: bool,
-    /// After how many milliseconds an answer is of no more use; absent: never.
+    /// Deadline of an image, milliseconds; none if absent.
     pub deadline_ms: Option<u64>,
-    /// Whether a quick run has it.
+    /// Whether a quick run includes it.
     #[serde(skip)]
     pub quick: bool,
 }
 
-/// 20 Mbit/s and 20 ms there and back, with some jitter: a site's uplink on a good day.
+/// 20 Mbit/s and 20 ms round trip, with some jitter: a good uplink.
 const UPLINK: LinkShape =
     LinkShape { rate_bytes_per_s: Some(2.5e6), delay_ms: 10.0, jitter_ms: 2.0, state: LinkState::Open };
-/// 1 Mbit/s and 200 ms there and back.
+/// 1 Mbit/s and 200 ms round trip.
 const SLOW: LinkShape =
     LinkShape { rate_bytes_per_s: Some(125e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
 const DOWN: LinkShape = LinkShape { state: LinkState::Broken, ..UPLINK };
-/// 100 Mbit/s and 10 ms there and back.
+/// 100 Mbit/s and 10 ms round trip.
 const WIDE: LinkShape =
     LinkShape { rate_bytes_per_s: Some(12.5e6), delay_ms: 5.0, jitter_ms: 1.0, state: LinkState::Open };
-/// 2 Mbit/s and 100 ms there and back: seven pictures a second.
+/// 2 Mbit/s and 100 ms round trip: seven pictures per second.
 const NARROW: LinkShape =
     LinkShape { rate_bytes_per_s: Some(250e3), delay_ms: 50.0, jitter_ms: 5.0, state: LinkState::Open };
 
@@ -89,8 +89,8 @@ const BATCH: Scenario = Scenario {
 };
 const HALF: ArrivalPattern = ArrivalPattern::Steady { of_capacity: 0.5 };
 
-/// Of the part with verification.
-pub const VERIFICATION: [Scenario; 7] = [
+/// Scenarios of the verification part.
+pub(super) const VERIFICATION: [Scenario; 7] = [
     Scenario { quick: true, ..BATCH },
     Scenario { name: "steady", arrivals: HALF, ..BATCH },
     Scenario { name: "burst", arrivals: ArrivalPattern::Burst { of_capacity: 3.0 }, ..BATCH },
@@ -100,8 +100,8 @@ pub const VERIFICATION: [Scenario; 7] = [
     Scenario { name: "cloud stalled", arrivals: HALF, stalled: true, deadline_ms: Some(5000), ..BATCH },
 ];
 
-/// Of the part without.
-pub const OFFLOADING: [Scenario; 5] = [
+/// Scenarios of the offloading part.
+pub(super) const OFFLOADING: [Scenario; 5] = [
     Scenario { name: "both work", shape: WIDE, quick: true, ..BATCH },
     Scenario { name: "link slow", shape: NARROW, ..BATCH },
     Scenario { name: "link flapping", shape: WIDE, flaps_s: Some((0.8, 0.6)), ..BATCH },
@@ -110,13 +110,13 @@ pub const OFFLOADING: [Scenario; 5] = [
 ];
 
 impl Scenario {
-    /// Whether the cloud gives no answer at all.
-    pub fn hopeless(&self) -> bool {
+    /// Whether the cloud never answers.
+    pub(super) fn is_cloud_unreachable(&self) -> bool {
         self.stalled || self.shape.state != LinkState::Open
     }
 
-    /// Which policies are measured. Those that send everything up cannot end where nobody answers.
-    pub fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<MeasuredPolicy> {
+    /// Policies to measure. Policies that only a verdict completes are left out where the cloud never answers.
+    pub(super) fn policies(&self, part: PolicyQuestion, quick: bool) -> Vec<MeasuredPolicy> {
         let all = match (part, quick) {
             (PolicyQuestion::Verification, false) => {
                 vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER, CLOUD_ONLY, RANDOM, ORACLE]
@@ -124,7 +124,8 @@ impl Scenario {
             (PolicyQuestion::Verification, true) => vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER],
             (PolicyQuestion::Offloading, _) => vec![EDGE_ONLY, EARLIEST_FINISH, CLOUD_ONLY],
         };
-        let may = |policy: &MeasuredPolicy| !(self.hopeless() && [CLOUD_ONLY, RANDOM].contains(policy));
-        all.into_iter().filter(may).collect()
+        let can_finish =
+            |policy: &MeasuredPolicy| !(self.is_cloud_unreachable() && [CLOUD_ONLY, RANDOM].contains(policy));
+        all.into_iter().filter(can_finish).collect()
     }
 }

@@ -1,5 +1,5 @@
-//! One game: sites learn from their pictures as a trainer does, what they send is merged as an aggregator does, and what comes
-//! of it is tried on pictures nobody saw.
+//! One experiment: sites train like a trainer, their updates are merged like an aggregator, and the release is evaluated on
+//! unseen pictures.
 
 use std::path::Path;
 
@@ -28,93 +28,93 @@ use crate::camera::CameraStyle;
 use crate::error::BenchError;
 use crate::federated::site;
 
-/// Sites.
-pub const SITES: usize = 4;
-/// Rounds; in the first, sites have as many of their pictures as there are rounds, in the last all.
-pub const ROUNDS: usize = 2;
+/// Number of sites.
+pub(super) const SITES: usize = 4;
+/// Number of rounds. Each round gives sites a further `1/ROUNDS` of their pictures.
+pub(super) const ROUNDS: usize = 2;
 
-/// What is played.
-pub struct RoundsExperiment<'a> {
-    /// The model to begin with.
+/// Parameters of an experiment.
+pub(super) struct RoundsExperiment<'a> {
+    /// Start model.
     pub start: &'a StartModel,
-    /// How pictures are divided and shown.
+    /// Division of the pictures, and camera.
     pub case: &'a DivisionCase,
-    /// What sites believe.
+    /// Quality of the sites' labels.
     pub labels: LabelQuality,
-    /// What hard cases do.
+    /// How hard cases steer learning.
     pub steering: Steering,
-    /// Of all chance.
+    /// Random seed.
     pub seed: u64,
 }
 
-/// What came of a game.
+/// Result of an experiment.
 #[derive(Debug, Clone, Serialize)]
-pub struct RoundsResult {
-    /// Name of the model it began with.
+pub(super) struct RoundsResult {
+    /// Name of the start model.
     pub start: String,
-    /// How pictures were divided and shown.
+    /// Name of the division and camera.
     pub case: String,
-    /// Whether some cameras show pictures otherwise.
+    /// Whether half of the cameras alter their pictures.
     pub is_shifted: bool,
-    /// What sites believed.
+    /// Quality of the sites' labels.
     pub labels: LabelQuality,
-    /// What hard cases did.
+    /// How hard cases steered learning.
     pub steering: Steering,
-    /// Of all chance: games with the same one differ in their steering alone.
+    /// Random seed; experiments with the same seed differ only in their steering.
     pub seed: u64,
-    /// Share of the pictures nobody saw that the model it began with is right about.
+    /// Accuracy of the start model on unseen pictures, 0 to 1.
     pub start_ratio: f64,
-    /// Every round.
+    /// Results of the rounds.
     pub rounds: Vec<RoundResult>,
 }
 
-/// What came of a round.
+/// Result of a round.
 #[derive(Debug, Clone, Serialize)]
-pub struct RoundResult {
-    /// The rule that was taken; `previous` where nothing was sealed.
+pub(super) struct RoundResult {
+    /// The chosen rule; `previous` if no release was sealed.
     pub rule: String,
-    /// What was tried on the pictures that are chosen by, the base first.
+    /// Candidates scored on the selection pictures, the base first.
     pub candidates: Vec<RuleTrial>,
-    /// Share of the pictures nobody saw that the release before is right about.
+    /// Accuracy of the previous release on unseen pictures, 0 to 1.
     pub before_ratio: f64,
-    /// The same of what is deployed after the round.
+    /// Accuracy of the model deployed after the round on unseen pictures, 0 to 1.
     pub after_ratio: f64,
-    /// What is shown of it.
+    /// Accuracy that the round reports.
     pub reported: Option<AccuracyChange>,
-    /// What each site measured on what it held out: how much more is right, points.
+    /// Accuracy gain of each site on its own holdout, percentage points.
     pub sites_gained_points: Vec<f64>,
 }
 
 impl RoundResult {
-    /// Whether there is a new release.
-    pub fn is_sealed(&self) -> bool {
+    /// Whether the round sealed a new release.
+    pub(super) fn is_sealed(&self) -> bool {
         self.rule != PREVIOUS
     }
 }
 
 impl RoundsResult {
-    /// Share of the pictures nobody saw that the last release is right about.
-    pub fn end_ratio(&self) -> f64 {
+    /// Accuracy of the last release on unseen pictures, 0 to 1.
+    pub(super) fn end_ratio(&self) -> f64 {
         self.rounds.last().map_or(self.start_ratio, |round| round.after_ratio)
     }
 }
 
-/// Plays a game.
-pub fn run_experiment(
+/// Runs an experiment.
+pub(super) fn run_experiment(
     runtime: &OnnxRuntime,
     world: &RoundsWorld,
-    game: &RoundsExperiment<'_>,
+    experiment: &RoundsExperiment<'_>,
     rounds: usize,
     stop: &CancellationToken,
 ) -> Result<RoundsResult, BenchError> {
     let place = tempfile::tempdir_in(world.place.path()).map_err(BenchError::file(world.place.path()))?;
-    let RoundsExperiment { start, case, labels, steering, seed } = game;
+    let RoundsExperiment { start, case, labels, steering, seed } = experiment;
     let (public, learnable) = world.draw(*seed);
     let public = world.public(&public, &start.model, case.camera)?;
     let test = world.test(&start.model, case.camera)?;
-    let shares = shares(&learnable, world.labels.len(), game);
+    let shares = divide_pictures(&learnable, world.labels.len(), experiment);
     let mut model = start.model.clone();
-    let mut played = RoundsResult {
+    let mut result = RoundsResult {
         start: start.name.clone(),
         case: case.name(),
         is_shifted: case.camera != CameraStyle::Plain,
@@ -126,18 +126,18 @@ pub fn run_experiment(
     };
     let (mut memory, mut clear) = (ServerOptimizerState::default(), Vec::new());
     for round in 1..=rounds {
-        let ground = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?;
-        let mut judges = vec![ModelScorer::new(runtime, &ground, 1)?];
-        let before = judges[0].score(&ground.base, &test, &test.all())?.holdout().measured().accuracy_ratio;
+        let scoring = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?;
+        let mut scorers = vec![ModelScorer::new(runtime, &scoring, 1)?];
+        let before = scorers[0].score(&scoring.base, &test, &test.all())?.holdout().measured().accuracy_ratio;
         if round == 1 {
-            played.start_ratio = before;
+            result.start_ratio = before;
         }
         let known: Vec<_> = shares.iter().map(|share| &share[..share.len() * round / rounds]).collect();
         let mut summary = HardSummary::default();
         let doubtful = known.iter().map(|known| find_doubtful(runtime, &model, known, &mut summary));
         let doubtful = doubtful.collect::<Result<Vec<_>, _>>()?;
-        let focus = summary.focus(steering.strength());
-        let learner = SiteLearner { runtime, model: &model, ground: &ground, labels: &world.labels, stop };
+        let focus = summary.focus(steering.focus_strength());
+        let learner = SiteLearner { runtime, model: &model, scoring: &scoring, labels: &world.labels, stop };
         let mut learned = Vec::new();
         for (number, (known, doubtful)) in known.iter().zip(&doubtful).enumerate() {
             let into = place.path().join(format!("{round}-{number}"));
@@ -148,26 +148,27 @@ pub fn run_experiment(
         let sent = learned.iter().map(|(site, one)| SiteContribution {
             site: site.clone(),
             values: WeightRow::Memory(&one.row),
-            base: &ground.base,
+            base: &scoring.base,
             behind: 0,
             samples: one.of_class.iter().sum(),
             hard: one.hard,
             of_class: one.of_class.clone(),
         });
-        let mut around = AggregateContext {
-            layout: &ground.layout,
+        let mut context = AggregateContext {
+            layout: &scoring.layout,
             public: Some(&public),
-            judges: &mut judges,
+            judges: &mut scorers,
             round: round as u64,
             is_learning: is_learning(&clear),
         };
-        let derived = aggregate(&ground.base, sent.collect(), memory.clone(), &steering.merge(), &mut around);
+        let derived =
+            aggregate(&scoring.base, sent.collect(), memory.clone(), &steering.merge_settings(), &mut context);
         let derived = match derived {
             Ok(derived) => derived,
             Err(AggregateError::NoUpdates | AggregateError::NotFinite) => continue,
             Err(error) => return Err(error.into()),
         };
-        let after = judges[0].score(&derived.row, &test, &test.all())?.holdout().measured().accuracy_ratio;
+        let after = scorers[0].score(&derived.row, &test, &test.all())?.holdout().measured().accuracy_ratio;
         memory = derived.memory;
         clear.extend(derived.record.is_clear);
         let ended = RoundResult {
@@ -179,63 +180,63 @@ pub fn run_experiment(
             sites_gained_points: learned.iter().map(|(_, one)| one.gained_points).collect(),
         };
         if ended.is_sealed() {
-            let values = ground.layout.tensors(&derived.row).into_iter().map(|(name, (_, values))| (name, values));
-            model = folder::write(&model, &ground.graph, &values.collect(), &place.path().join(format!("{round}")))?;
+            let values = scoring.layout.tensors(&derived.row).into_iter().map(|(name, (_, values))| (name, values));
+            model = folder::write(&model, &scoring.graph, &values.collect(), &place.path().join(format!("{round}")))?;
         }
-        played.rounds.push(ended);
+        result.rounds.push(ended);
     }
-    Ok(played)
+    Ok(result)
 }
 
-/// Every site's pictures, each a file with what it is believed to show.
-fn shares<'a>(
+/// Divides the pictures among sites: file and assigned class of each.
+fn divide_pictures<'a>(
     learnable: &[&'a PooledPicture],
     classes: usize,
-    game: &RoundsExperiment<'_>,
+    experiment: &RoundsExperiment<'_>,
 ) -> Vec<Vec<(&'a Path, usize)>> {
-    let Some(scheme) = game.case.scheme() else { return Vec::new() };
+    let Some(scheme) = experiment.case.scheme() else { return Vec::new() };
     let pictures: Vec<(usize, usize, Option<&str>)> =
         learnable.iter().enumerate().map(|(place, picture)| (place, picture.class, None)).collect();
-    let divided = scheme.divide(&pictures, classes, SITES, game.seed);
-    let believed = |picture: &PooledPicture, camera: CameraStyle| match game.labels {
+    let divided = scheme.divide(&pictures, classes, SITES, experiment.seed);
+    let assigned = |picture: &PooledPicture, camera: CameraStyle| match experiment.labels {
         LabelQuality::True => Some(picture.class),
         LabelQuality::Verdicts => picture.verdicts.get(&camera).copied().flatten(),
         LabelQuality::TenthWrong => Some(picture.mistaken),
     };
     let of_site = |(number, share): (usize, Vec<(usize, usize)>)| {
-        let camera = if number % 2 == 1 { game.case.camera } else { CameraStyle::Plain };
+        let camera = if number % 2 == 1 { experiment.case.camera } else { CameraStyle::Plain };
         let pictures = share.into_iter().filter_map(move |(place, _)| {
             let picture = learnable[place];
-            Some((picture.files.get(&camera)?.as_path(), believed(picture, camera)?))
+            Some((picture.files.get(&camera)?.as_path(), assigned(picture, camera)?))
         });
         pictures.collect()
     };
     divided.into_iter().enumerate().map(of_site).collect()
 }
 
-/// What a site learned.
+/// Result of a site's training.
 struct SiteTraining {
-    /// Its weights.
+    /// Trained weights.
     row: Vec<f32>,
-    /// Pictures of each class that they were learned from.
+    /// Training pictures per class.
     of_class: Vec<u64>,
-    /// Of them, those that the model was in doubt about.
+    /// Training pictures that the model doubted.
     hard: u64,
-    /// How much more is right of what it held out, points.
+    /// Accuracy gain on the holdout, percentage points.
     gained_points: f64,
 }
 
-/// What sites learn from and with.
+/// Trains the sites of a round.
 struct SiteLearner<'a> {
     runtime: &'a OnnxRuntime,
     model: &'a Model,
-    ground: &'a ScoringModel,
+    scoring: &'a ScoringModel,
     labels: &'a [String],
     stop: &'a CancellationToken,
 }
 
 impl SiteLearner<'_> {
-    /// A site learns as its trainer does; `None` if it has too few pictures to learn from. `into`: a folder of its own.
+    /// Trains a site as its trainer would; `None` if it has too few pictures. `into`: a work folder for this site.
     fn learn(
         &self,
         known: &[(&Path, usize)],
@@ -248,13 +249,13 @@ impl SiteLearner<'_> {
         let index = into.join("index.csv");
         let mut text = String::from("file,label,hard\n");
         for (number, ((path, class), doubtful)) in known.iter().zip(doubtful).enumerate() {
-            // An index leads to nothing outside its folder.
+            // An index may only name files in its own folder, hence the links.
             let link = into.join(number.to_string());
             std::os::unix::fs::symlink(path, &link).map_err(BenchError::file(&link))?;
             text.push_str(&format!("{number},{},{doubtful}\n", self.labels[*class]));
         }
         std::fs::write(&index, text).map_err(BenchError::file(&index))?;
-        let settings = steering.training();
+        let settings = steering.train_settings();
         let mut examples = match Examples::read(into, self.labels, settings.holdout_ratio) {
             Ok(examples) => examples,
             Err(
@@ -267,14 +268,14 @@ impl SiteLearner<'_> {
         if let Some(focus) = focus {
             hard_focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
         }
-        let around = TrainContext { stop: self.stop, pace: TrainingPace::unlimited(None), checkpoints: None };
-        let trained = train_model(self.runtime, self.model, &examples, &settings, around, |_| {})?;
+        let context = TrainContext { stop: self.stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+        let trained = train_model(self.runtime, self.model, &examples, &settings, context, |_| {})?;
         let (before, after) = trained.held_out();
         let mut of_class = vec![0; self.labels.len()];
         examples.of(ExampleSplit::Train).for_each(|example| of_class[example.class] += 1);
         let hard = examples.of(ExampleSplit::Train).filter(|example| example.hard).count() as u64;
         let gained_points = (after.accuracy_ratio - before.accuracy_ratio) * 100.0;
-        let row = self.ground.layout.row(&trained.values());
+        let row = self.scoring.layout.row(&trained.values());
         Ok(row.map(|row| SiteTraining { row, of_class, hard, gained_points }))
     }
 }

@@ -1,4 +1,4 @@
-//! What the games say: table, headline. Pure.
+//! Results of the experiments: table and headline.
 
 use serde_json::json;
 
@@ -8,11 +8,12 @@ use super::steering::Steering;
 use super::world::{LabelQuality, RoundsWorld};
 use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 
-/// The report.
-pub fn report(world: &RoundsWorld, all: &[RoundsResult], options: &RoundsBenchOptions) -> BenchReport {
+/// Builds the report.
+pub(super) fn report(world: &RoundsWorld, all: &[RoundsResult], options: &RoundsBenchOptions) -> BenchReport {
     let (played, compared): (Vec<&RoundsResult>, Vec<&RoundsResult>) =
         all.iter().partition(|played| played.steering == Steering::Default);
-    let columns = vec!["began with", "case", "labels", "start %", "end %", "points", "sealed", "shown, round by round"];
+    let columns =
+        vec!["start model", "case", "labels", "start %", "end %", "points", "sealed", "reported, round by round"];
     let [learn, public, test] = world.counts();
     BenchReport {
         bench: "rounds",
@@ -36,8 +37,8 @@ fn points(played: &RoundsResult) -> f64 {
     (played.end_ratio() - played.start_ratio) * 100.0
 }
 
-/// What is shown of a sealed release, less what is true, points.
-fn shown_minus_true(round: &RoundResult) -> Option<f64> {
+/// Reported minus true accuracy of a sealed release, percentage points.
+fn reported_minus_true(round: &RoundResult) -> Option<f64> {
     let reported = round.reported.filter(|_| round.is_sealed())?;
     Some((reported.after.accuracy_ratio - round.after_ratio) * 100.0)
 }
@@ -78,42 +79,42 @@ fn mean(values: &[f64]) -> Option<f64> {
 
 fn headline(played: &[&RoundsResult]) -> Vec<HeadlineFigure> {
     let shifted: Vec<f64> = played.iter().filter(|played| played.is_shifted).map(|played| points(played)).collect();
-    let shown: Vec<f64> = sealed(played).filter_map(shown_minus_true).collect();
+    let shown: Vec<f64> = sealed(played).filter_map(reported_minus_true).collect();
     let rounds = played.iter().map(|played| played.rounds.len()).sum::<usize>();
     let worse = sealed(played).filter(|round| round.after_ratio < round.before_ratio).count();
     let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal: Some(goal) };
     vec![
         figure(
             "worst_release_minus_start_points",
-            "the last release less the model it began with, worst game",
+            "accuracy of the last release minus the start model, worst experiment",
             played.iter().map(|played| points(played)).reduce(f64::min),
             "points",
             FigureGoal::AtLeast(-0.3),
         ),
         figure(
             "mean_gain_points_shifted",
-            "the same where cameras changed, mean",
+            "accuracy of the last release minus the start model, changed cameras, mean",
             mean(&shifted),
             "points",
             FigureGoal::AtLeast(3.0),
         ),
         figure(
             "shown_minus_true_points",
-            "accuracy shown less that on pictures nobody saw, mean (either way)",
+            "reported accuracy minus accuracy on unseen pictures, absolute value of the mean",
             mean(&shown).map(f64::abs),
             "points",
             FigureGoal::AtMost(1.0),
         ),
         figure(
             "shown_minus_true_worst_points",
-            "the same, worst release",
+            "reported accuracy minus accuracy on unseen pictures, worst release",
             shown.iter().map(|shown| shown.abs()).reduce(f64::max),
             "points",
             FigureGoal::AtMost(2.5),
         ),
         figure(
             "rounds_that_sealed_a_worse_release",
-            "rounds whose release is less right than the one before",
+            "rounds that sealed a release worse than the previous one",
             (rounds > 0).then(|| worse as f64 * 100.0 / rounds as f64),
             "%",
             FigureGoal::AtMost(2.0),
@@ -124,7 +125,7 @@ fn headline(played: &[&RoundsResult]) -> Vec<HeadlineFigure> {
 fn notes(world: &RoundsWorld, played: &[&RoundsResult]) -> Vec<String> {
     let [learn, public, test] = world.counts();
     let mut notes = vec![format!(
-        "{SITES} sites; {learn} pictures to divide, {public} in the public set, of which a third is fitted on, a third chosen by and a third reported, {test} that nobody saw. Every other site has the other camera, and so has every other picture of the public set and of the test."
+        "{SITES} sites; {learn} pictures to divide, {public} in the public set (a third each for fitting, selection and reporting), {test} unseen. Every other site, and every other public and unseen picture, uses the case's camera."
     )];
     let covers = |round: &RoundResult| {
         let (low, high) = round.reported?.after_interval;
@@ -133,7 +134,7 @@ fn notes(world: &RoundsWorld, played: &[&RoundsResult]) -> Vec<String> {
     let covered: Vec<bool> = sealed(played).filter_map(covers).collect();
     let within = covered.iter().filter(|covered| **covered).count();
     notes.push(format!(
-        "the interval shown holds the accuracy on pictures nobody saw for {within} of {} releases.",
+        "The reported interval contains the accuracy on unseen pictures for {within} of {} releases.",
         covered.len()
     ));
     let mut starts: Vec<&str> = played.iter().map(|played| played.start.as_str()).collect();
@@ -148,7 +149,7 @@ fn notes(world: &RoundsWorld, played: &[&RoundsResult]) -> Vec<String> {
         let rounds: usize = of.iter().map(|played| played.rounds.len()).sum();
         let sealed = of.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed()).count();
         notes.push(format!(
-            "began with {start}: {} points where cameras stayed, {} where they changed; {sealed} of {rounds} rounds made a release.",
+            "Start model {start}: {} points with unchanged cameras, {} with changed ones; {sealed} of {rounds} rounds sealed a release.",
             means(false),
             means(true)
         ));
@@ -156,7 +157,7 @@ fn notes(world: &RoundsWorld, played: &[&RoundsResult]) -> Vec<String> {
     notes
 }
 
-/// What it adds that hard cases do something, over the same games in which they do nothing.
+/// Gain of each steering over the same experiments without steering.
 fn compare(played: &[&RoundsResult]) -> Vec<String> {
     let with = |steering: Steering| {
         let of = |wanted: Steering| played.iter().filter(move |played| played.steering == wanted);
@@ -171,13 +172,13 @@ fn compare(played: &[&RoundsResult]) -> Vec<String> {
             added.iter().map(|added| (added - mean).powi(2)).sum::<f64>() / (added.len() as f64 - 1.0).max(1.0);
         let error = (spread / added.len() as f64).sqrt();
         let what = match steering {
-            Steering::Repeats => "its own hard cases twice as often (trainer.collect.hard_repeats = 2)",
-            Steering::Focus => "pictures like the hard cases of all oftener (aggregator.round.hard_focus = 1)",
-            Steering::Coverage => "updates count by the hard cases in them (aggregator.merge.weigh.coverage = 1)",
-            Steering::Default | Steering::None => "nothing",
+            Steering::Repeats => "a site's own hard cases twice as often (trainer.collect.hard_repeats = 2)",
+            Steering::Focus => "pictures like the fleet's hard cases more often (aggregator.round.hard_focus = 1)",
+            Steering::Coverage => "updates weighted by their hard cases (aggregator.merge.weigh.coverage = 1)",
+            Steering::Default | Steering::None => "no steering",
         };
         Some(format!(
-            "{what}: {mean:+.2} points over nothing of that, ±{:.2} (95 of 100), {} games with rule fedavg.",
+            "{what}: {mean:+.2} points relative to no steering, ±{:.2} (95 % confidence), {} experiments with rule fedavg.",
             1.96 * error,
             added.len()
         ))

@@ -1,5 +1,4 @@
-//! What sites see oftener because it is hard, and what counts more: what a game may do about it, and which pictures a model is
-//! in doubt about.
+//! How hard cases steer learning in an experiment, and which pictures a model doubts.
 
 use std::path::Path;
 
@@ -13,28 +12,28 @@ use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::error::BenchError;
 
-/// What hard cases do.
+/// How hard cases steer learning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Steering {
-    /// What they do by default.
+pub(super) enum Steering {
+    /// As configured by default.
     Default,
-    /// Nothing.
+    /// No steering.
     None,
-    /// A site sees those of its own twice as often.
+    /// A site trains on its own hard cases twice as often.
     Repeats,
-    /// Sites see pictures oftener that are like the hard cases of all.
+    /// Sites train more often on pictures like the fleet's hard cases.
     Focus,
-    /// A site's update counts by how many of the hard cases it learned from.
+    /// An update is weighted by the hard cases it was trained on.
     Coverage,
 }
 
 impl Steering {
-    /// Those that are compared with nothing.
-    pub const COMPARED: [Self; 3] = [Self::Repeats, Self::Focus, Self::Coverage];
+    /// Variants that are compared with `None`.
+    pub(super) const COMPARED: [Self; 3] = [Self::Repeats, Self::Focus, Self::Coverage];
 
-    /// Of a site.
-    pub fn training(self) -> TrainSettings {
+    /// Training settings of a site.
+    pub(super) fn train_settings(self) -> TrainSettings {
         let mut settings = TrainSettings::default();
         match self {
             Self::Default => {}
@@ -44,8 +43,8 @@ impl Steering {
         settings
     }
 
-    /// Of a round: how much oftener pictures like hard cases are seen.
-    pub fn strength(self) -> f32 {
+    /// Setting `aggregator.round.hard_focus` of a round.
+    pub(super) fn focus_strength(self) -> f32 {
         match self {
             Self::Default => aggregator::settings::RoundSettings::default().hard_focus,
             Self::Focus => 1.0,
@@ -53,11 +52,11 @@ impl Steering {
         }
     }
 
-    /// Of the merge.
-    pub fn merge(self) -> MergeSettings {
+    /// Merge settings of a round.
+    pub(super) fn merge_settings(self) -> MergeSettings {
         let mut settings = MergeSettings::default();
         if self != Self::Default {
-            // What it does must show in the release, not behind a threshold.
+            // fedavg always seals, so that the effect of the steering shows in the release.
             settings.rule = "fedavg".into();
             settings.weigh.coverage = if self == Self::Coverage { 1.0 } else { 0.0 };
         }
@@ -65,8 +64,8 @@ impl Steering {
     }
 }
 
-/// Which of these pictures the model is in doubt about, by its own gate; they are added to what is known of hard cases.
-pub fn find_doubtful(
+/// Which of these pictures the model's own gate doubts; adds them to the summary of hard cases.
+pub(super) fn find_doubtful(
     runtime: &OnnxRuntime,
     model: &Model,
     pictures: &[(&Path, usize)],
@@ -78,16 +77,16 @@ pub fn find_doubtful(
     let mut doubtful = Vec::with_capacity(pictures.len());
     for (path, _) in pictures {
         let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
-        let seen = replica.predict(&bytes)?;
-        let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-        let Some(opinion) = vision::prediction(model, &ratios) else {
+        let inference = replica.predict(&bytes)?;
+        let ratios = vision::probabilities(model, &inference.logits, gate.temperature);
+        let Some(prediction) = vision::prediction(model, &ratios) else {
             doubtful.push(false);
             continue;
         };
         let is_doubtful =
-            gate.decide(&TestedScores::of_model(&ratios, &model.thresholds), &opinion.label) != Reason::Confident;
+            gate.decide(&TestedScores::of_model(&ratios, &model.thresholds), &prediction.label) != Reason::Confident;
         if is_doubtful {
-            summary.add(&opinion.top, seen.features.as_deref());
+            summary.add(&prediction.top, inference.features.as_deref());
         }
         doubtful.push(is_doubtful);
     }

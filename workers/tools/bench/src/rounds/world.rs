@@ -1,4 +1,4 @@
-//! Pictures, cameras that show them otherwise, labels that are not always right, and the models to begin with.
+//! Pictures, simulated cameras, labels of varying quality, and start models.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,42 +14,42 @@ use serde::Serialize;
 use vision::{Model, OnnxRuntime, Pixels, tensor};
 
 use super::RoundsBenchOptions;
-use crate::camera::{CameraStyle, ppm, read};
+use crate::camera::{CameraStyle, encode_ppm, read_picture};
 use crate::error::BenchError;
 use crate::federated::{DivisionScheme, initial_weights, scheme_named};
 
-/// The project's own, in a checkout.
+/// The project's own images, site model and cloud model, in a checkout.
 const OWN: (&str, &str, &str) =
     ("fixtures/images/fashion", "fixtures/models/fashion-light", "fixtures/models/fashion-heavy");
-/// Name of the model that was named, to begin with.
-pub const NAMED: &str = "model";
-/// Of each class: pictures that the weaker models to begin with learn from, at most a fifth.
+/// Name of the start model given by `--model`.
+pub(super) const NAMED: &str = "model";
+/// Pictures per class for training the weaker start models; at most a fifth of the class.
 const MAKERS_OF_CLASS: usize = 120;
-/// Of each class: pictures in the public set, at most two fifths.
+/// Pictures per class in the public set; at most two fifths.
 const PUBLIC_OF_CLASS: usize = 200;
-/// Of each class: pictures that releases are tried on.
+/// Test pictures per class.
 const TEST_OF_CLASS: usize = 400;
-/// Of each class: pictures to be divided among sites, at most two fifths.
+/// Pictures per class to divide among sites; at most two fifths.
 const LEARN_OF_CLASS: usize = 240;
-/// Of labels, where some are wrong.
+/// Share of wrong labels for `TenthWrong`.
 const WRONG_RATIO: f64 = 0.1;
-/// A verdict is a label from this confidence on: `trainer.collect.min_verdict_ratio` by default.
-const LEAST_VERDICT_RATIO: f32 = 0.6;
-/// Numbers of a model above which training takes long.
-const SLOW: usize = 300_000;
+/// Minimum confidence of a verdict used as a label: the default of `trainer.collect.min_verdict_ratio`.
+const MIN_VERDICT_RATIO: f32 = 0.6;
+/// Number of weights above which training is slow.
+const SLOW_WEIGHTS: usize = 300_000;
 
-/// How pictures are divided among sites, and what half of the cameras do to them.
+/// How pictures are divided among sites, and the camera of every other site.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DivisionCase {
-    /// Name of a scheme of `bench federated`.
+pub(super) struct DivisionCase {
+    /// Name of a division scheme of `bench federated`.
     pub scheme: &'static str,
-    /// Every other site's camera.
+    /// Camera of every other site.
     pub camera: CameraStyle,
 }
 
 impl DivisionCase {
-    /// Its name.
-    pub fn name(&self) -> String {
+    /// Name in tables.
+    pub(super) fn name(&self) -> String {
         match self.camera {
             CameraStyle::Plain => self.scheme.to_owned(),
             CameraStyle::Dark => format!("{}, dark cameras", self.scheme),
@@ -58,14 +58,14 @@ impl DivisionCase {
         }
     }
 
-    /// How its pictures are divided.
-    pub fn scheme(&self) -> Option<&'static DivisionScheme> {
+    /// The division scheme.
+    pub(super) fn scheme(&self) -> Option<&'static DivisionScheme> {
         scheme_named(self.scheme)
     }
 }
 
-/// All of them.
-pub const CASES: [DivisionCase; 8] = [
+/// All cases.
+pub(super) const CASES: [DivisionCase; 8] = [
     DivisionCase { scheme: "iid", camera: CameraStyle::Plain },
     DivisionCase { scheme: "dirichlet 0.3", camera: CameraStyle::Plain },
     DivisionCase { scheme: "sizes 1:100", camera: CameraStyle::Plain },
@@ -76,64 +76,64 @@ pub const CASES: [DivisionCase; 8] = [
     DivisionCase { scheme: "dirichlet 1.0", camera: CameraStyle::Background },
 ];
 
-/// What sites believe their pictures show.
+/// Quality of the sites' labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LabelQuality {
-    /// What they show.
+pub(super) enum LabelQuality {
+    /// True labels.
     True,
-    /// What the cloud's model says, where it is sure enough.
+    /// The cloud model's answers, where confident enough.
     Verdicts,
-    /// What they show, a tenth of it wrong.
+    /// True labels, of which a tenth are wrong.
     TenthWrong,
 }
 
 impl LabelQuality {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::True, Self::Verdicts, Self::TenthWrong];
+    /// All qualities.
+    pub(super) const ALL: [Self; 3] = [Self::True, Self::Verdicts, Self::TenthWrong];
 }
 
-/// A picture that sites may learn from, or that is in the public set.
+/// A picture for the sites or the public set.
 #[derive(Debug, Clone)]
-pub struct PooledPicture {
+pub(super) struct PooledPicture {
     shown: Pixels,
-    /// Its file, as each camera shows it.
+    /// Its file for each camera.
     pub files: BTreeMap<CameraStyle, PathBuf>,
-    /// What it shows.
+    /// True class.
     pub class: usize,
-    /// What the cloud's model says of it, as each camera shows it, where it is sure enough.
+    /// The cloud model's answer for each camera; `None` if not confident enough.
     pub verdicts: BTreeMap<CameraStyle, Option<usize>>,
-    /// What it is said to show where a tenth is wrong.
+    /// Label for `TenthWrong`.
     pub mistaken: usize,
 }
 
-/// A model to begin with.
+/// A start model.
 #[derive(Debug)]
-pub struct StartModel {
-    /// Its name.
+pub(super) struct StartModel {
+    /// Name in tables.
     pub name: String,
     /// The model.
     pub model: Model,
-    /// Whether training it takes long.
+    /// Whether training it is slow.
     pub is_slow: bool,
 }
 
-/// Everything that games are played with.
-pub struct RoundsWorld {
+/// Data and models shared by all experiments.
+pub(super) struct RoundsWorld {
     /// Name of the folder of pictures.
     pub name: String,
-    /// What there is to tell apart.
+    /// All labels.
     pub labels: Vec<String>,
-    /// Of which each game draws a public set, and what is divided among sites.
+    /// Pictures from which each experiment draws a public set and the sites' pictures.
     pool: Vec<PooledPicture>,
-    /// Models to begin with.
+    /// Start models.
     pub starts: Vec<StartModel>,
     test: Vec<PictureBytes>,
-    /// Where its files lie.
+    /// Folder of its files.
     pub place: tempfile::TempDir,
 }
 
-/// A picture in memory, as it is.
+/// A decoded picture, unaltered.
 #[derive(Debug, Clone)]
 struct PictureBytes {
     image: Pixels,
@@ -141,8 +141,8 @@ struct PictureBytes {
 }
 
 impl RoundsWorld {
-    /// Reads pictures, shows them through every camera, and makes the models to begin with.
-    pub fn make(runtime: &OnnxRuntime, options: &RoundsBenchOptions) -> Result<Self, BenchError> {
+    /// Reads pictures, writes them for every camera, and trains the start models.
+    pub(super) fn create(runtime: &OnnxRuntime, options: &RoundsBenchOptions) -> Result<Self, BenchError> {
         let folder = options.data.clone().unwrap_or_else(|| OWN.0.into());
         let model = Model::load(&options.model.clone().unwrap_or_else(|| OWN.1.into()))?;
         let cloud = Model::load(&options.cloud.clone().unwrap_or_else(|| OWN.2.into()))?;
@@ -150,14 +150,14 @@ impl RoundsWorld {
         let mut parts = PictureSplit::read(&folder, &model.labels)?;
         let test = std::mem::take(&mut parts.test);
         let pool = write_pictures(&parts.pool, runtime, &cloud, place.path(), model.labels.len())?;
-        let starts = starts(runtime, &model, cloud, &parts.makers, place.path(), &options.starts)?;
+        let starts = make_start_models(runtime, &model, cloud, &parts.makers, place.path(), &options.starts)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { name, labels: model.labels, pool, starts, test, place })
     }
 
-    /// Draws a public set, and what is divided among sites: other pictures with every seed, or what a game says of its own
-    /// public set would be said of all.
-    pub fn draw(&self, seed: u64) -> (Vec<&PooledPicture>, Vec<&PooledPicture>) {
+    /// Draws a public set and the sites' pictures. Every seed draws differently, so that results do not depend on one public
+    /// set.
+    pub(super) fn draw(&self, seed: u64) -> (Vec<&PooledPicture>, Vec<&PooledPicture>) {
         let mut order: Vec<&PooledPicture> = self.pool.iter().collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed));
         let (mut public, mut learn) = (Vec::new(), Vec::new());
@@ -174,23 +174,23 @@ impl RoundsWorld {
         (public, learn)
     }
 
-    /// A public set, as the cameras of a case show it: every other picture through the other camera.
-    pub fn public(
+    /// Converts a public set for a model; every other picture uses the case's camera.
+    pub(super) fn public(
         &self,
         drawn: &[&PooledPicture],
         model: &Model,
         camera: CameraStyle,
     ) -> Result<PublicSet, BenchError> {
-        ready(drawn.iter().map(|picture| (&picture.shown, picture.class)), model, camera)
+        prepare(drawn.iter().map(|picture| (&picture.shown, picture.class)), model, camera)
     }
 
-    /// What releases are tried on, likewise.
-    pub fn test(&self, model: &Model, camera: CameraStyle) -> Result<PublicSet, BenchError> {
-        ready(self.test.iter().map(|shown| (&shown.image, shown.class)), model, camera)
+    /// The test set, converted likewise.
+    pub(super) fn test(&self, model: &Model, camera: CameraStyle) -> Result<PublicSet, BenchError> {
+        prepare(self.test.iter().map(|shown| (&shown.image, shown.class)), model, camera)
     }
 
-    /// Pictures: to be divided, in the public set, to try releases on.
-    pub fn counts(&self) -> [usize; 3] {
+    /// Number of pictures to divide, in the public set, and in the test set.
+    pub(super) fn counts(&self) -> [usize; 3] {
         let (public, learn) = self.draw(0);
         [learn.len(), public.len(), self.test.len()]
     }
@@ -221,11 +221,11 @@ impl PictureSplit {
             }
             let makers = MAKERS_OF_CLASS.min(all / 5);
             for (number, row) in of(false).take(makers + PUBLIC_OF_CLASS + LEARN_OF_CLASS).enumerate() {
-                let shown = PictureBytes { image: read(&dataset.path(row))?, class };
+                let shown = PictureBytes { image: read_picture(&dataset.path(row))?, class };
                 if number < makers { parts.makers.push(shown) } else { parts.pool.push(shown) }
             }
             for row in of(true).take(TEST_OF_CLASS) {
-                parts.test.push(PictureBytes { image: read(&dataset.path(row))?, class });
+                parts.test.push(PictureBytes { image: read_picture(&dataset.path(row))?, class });
             }
         }
         match parts.test.is_empty() {
@@ -235,14 +235,14 @@ impl PictureSplit {
     }
 }
 
-/// Pictures made ready for a model.
-fn ready<'a>(
+/// Converts pictures to model inputs; every other picture uses the given camera.
+fn prepare<'a>(
     pictures: impl Iterator<Item = (&'a Pixels, usize)>,
     model: &Model,
     camera: CameraStyle,
 ) -> Result<PublicSet, BenchError> {
     let other = |number: usize| if number % 2 == 1 { camera } else { CameraStyle::Plain };
-    let shown = pictures.enumerate().map(|(number, (image, class))| (other(number).show(image), class));
+    let shown = pictures.enumerate().map(|(number, (image, class))| (other(number).apply(image), class));
     tensors(shown, model)
 }
 
@@ -261,7 +261,7 @@ fn tensors(pictures: impl Iterator<Item = (Pixels, usize)>, model: &Model) -> Re
     Ok(PublicSet::of(images, length, classes, model.labels.len()))
 }
 
-/// Writes pictures as each camera shows them, and asks the cloud's model about them.
+/// Writes the pictures for each camera and runs the cloud's model on them.
 fn write_pictures(
     pictures: &[PictureBytes],
     runtime: &OnnxRuntime,
@@ -269,8 +269,8 @@ fn write_pictures(
     place: &Path,
     classes: usize,
 ) -> Result<Vec<PooledPicture>, BenchError> {
-    let ground = ScoringModel::for_model(runtime, cloud, &TrainableSelection::All, &[])?;
-    let mut judge = ModelScorer::new(runtime, &ground, 1)?;
+    let scoring = ScoringModel::for_model(runtime, cloud, &TrainableSelection::All, &[])?;
+    let mut scorer = ModelScorer::new(runtime, &scoring, 1)?;
     let mut random = StdRng::seed_from_u64(2);
     let mut all: Vec<PooledPicture> = pictures
         .iter()
@@ -290,21 +290,21 @@ fn write_pictures(
         std::fs::create_dir_all(&folder).map_err(BenchError::file(&folder))?;
         for (number, (shown, picture)) in pictures.iter().zip(&mut all).enumerate() {
             let path = folder.join(format!("{number}.ppm"));
-            std::fs::write(&path, ppm(&camera.show(&shown.image))).map_err(BenchError::file(&path))?;
+            std::fs::write(&path, encode_ppm(&camera.apply(&shown.image))).map_err(BenchError::file(&path))?;
             picture.files.insert(camera, path);
         }
-        let shown = tensors(pictures.iter().map(|shown| (camera.show(&shown.image), shown.class)), cloud)?;
-        let tried = judge.score(&ground.base, &shown, &shown.all())?;
+        let shown = tensors(pictures.iter().map(|shown| (camera.apply(&shown.image), shown.class)), cloud)?;
+        let tried = scorer.score(&scoring.base, &shown, &shown.all())?;
         for (picture, probabilities) in all.iter_mut().zip(tried.probabilities.chunks_exact(classes)) {
             let best = (0..classes).max_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b])).unwrap_or(0);
-            picture.verdicts.insert(camera, (probabilities[best] >= LEAST_VERDICT_RATIO).then_some(best));
+            picture.verdicts.insert(camera, (probabilities[best] >= MIN_VERDICT_RATIO).then_some(best));
         }
     }
     Ok(all)
 }
 
-/// The models to begin with: one that knows nothing, two that know a part, the one that is named, and the cloud's.
-fn starts(
+/// Creates the start models: random weights, two partly trained, the given model, and the cloud's.
+fn make_start_models(
     runtime: &OnnxRuntime,
     model: &Model,
     cloud: Model,
@@ -312,23 +312,23 @@ fn starts(
     place: &Path,
     only: &[String],
 ) -> Result<Vec<StartModel>, BenchError> {
-    let ground = ScoringModel::for_model(runtime, model, &TrainableSelection::All, &[])?;
-    let mut judge = ModelScorer::new(runtime, &ground, 1)?;
+    let scoring = ScoringModel::for_model(runtime, model, &TrainableSelection::All, &[])?;
+    let mut scorer = ModelScorer::new(runtime, &scoring, 1)?;
     let known = tensors(makers.iter().map(|shown| (shown.image.clone(), shown.class)), model)?;
     let write = |row: &[f32], name: &str| {
-        let values = ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
-        training::folder::write(model, &ground.graph, &values, &place.join(name))
+        let values = scoring.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
+        training::folder::write(model, &scoring.graph, &values, &place.join(name))
     };
-    let mut row = initial_weights(&ground.layout, 1);
+    let mut row = initial_weights(&scoring.layout, 1);
     let mut starts = vec![("random".to_owned(), write(&row, "random")?)];
-    let (learn, held): (Vec<usize>, Vec<usize>) = known.all().into_iter().partition(|place| place % 4 != 3);
+    let (learn, holdout): (Vec<usize>, Vec<usize>) = known.all().into_iter().partition(|place| place % 4 != 3);
     for (name, level) in [("60 %", 0.6), ("80 %", 0.8)] {
         for pass in 0..60 {
-            if judge.score(&row, &known, &held)?.mean_accuracy() >= level {
+            if scorer.score(&row, &known, &holdout)?.mean_accuracy() >= level {
                 break;
             }
             let tuning = Tuning { passes: 1, rate: 0.05, proximal: 0.0 };
-            row = judge.tune_model(&row, &known, &learn, None, tuning, pass)?;
+            row = scorer.tune_model(&row, &known, &learn, None, tuning, pass)?;
         }
         starts.push((name.to_owned(), write(&row, &name[..2])?));
     }
@@ -336,7 +336,8 @@ fn starts(
     starts.push(("cloud".into(), cloud));
     starts.retain(|(name, _)| only.is_empty() || only.contains(name));
     let start = |(name, model): (String, Model)| -> Result<StartModel, BenchError> {
-        let is_slow = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?.layout.len() > SLOW;
+        let is_slow =
+            ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?.layout.len() > SLOW_WEIGHTS;
         Ok(StartModel { name, model, is_slow })
     };
     starts.into_iter().map(start).collect()

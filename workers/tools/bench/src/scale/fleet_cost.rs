@@ -1,6 +1,6 @@
-//! Many sites of one cloud, with little to do each: what they cost the cloud's server and its workers. A simulated site is a
-//! connection that does what a courier does in the cloud: it asks how long the way is, sends doubtful images up, takes its
-//! verdicts, listens for rounds and orders, and reports its release.
+//! Cost of many lightly loaded sites for the cloud's server and workers. A simulated site is a connection that does what a
+//! courier does in the cloud: it measures the round trip, uploads doubtful images, consumes verdicts, rounds and orders,
+//! and reports its release.
 
 use std::time::Duration;
 
@@ -23,21 +23,21 @@ use crate::error::BenchError;
 use crate::worker::BenchWorker;
 use crate::workload::Workload;
 
-/// Cameras of a site.
+/// Cameras per site.
 const CAMERAS: usize = 5;
-/// Between two doubtful images of one camera.
-const BETWEEN: Duration = Duration::from_secs(30);
-/// How often a courier asks how long the way is.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// Publications are retried for so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Interval between two doubtful images of one camera.
+const IMAGE_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval between two round-trip measurements of a courier.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time limit for a publication, including retries.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What many sites were found to cost.
-pub struct FleetCost {
+/// Measured cost of many sites.
+pub(super) struct FleetCost {
     sites: usize,
-    /// Memory of the server with one site, and with all, bytes.
+    /// Memory of the server with one site and with all sites, bytes.
     server_bytes: (Option<u64>, Option<u64>),
-    /// Processor time of server and verifier over the stretch, milliseconds for each second and site.
+    /// CPU time of the server during the window, milliseconds per site and second.
     server_cpu_ms: Option<f64>,
     verifier_cpu_ms: Option<f64>,
     verifier_bytes: Option<u64>,
@@ -46,26 +46,25 @@ pub struct FleetCost {
 }
 
 impl FleetCost {
-    /// Memory of the server for each site, kB.
-    pub fn server_kb_per_site(&self) -> Option<f64> {
+    /// Memory of the server per additional site, kB.
+    pub(super) fn server_kb_per_site(&self) -> Option<f64> {
         let (one, all) = (self.server_bytes.0?, self.server_bytes.1?);
         Some(all.saturating_sub(one) as f64 / 1000.0 / (self.sites as f64 - 1.0).max(1.0))
     }
 
-    /// What it says, and what that says about 10,000 sites.
-    pub fn notes(&self) -> Vec<String> {
+    /// The results, and an extrapolation to 10,000 sites.
+    pub(super) fn notes(&self) -> Vec<String> {
         let mb = |bytes: Option<u64>| bytes.map_or_else(|| "?".into(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
         let number =
             |value: Option<f64>, digits: usize| value.map_or_else(|| "?".into(), |value| format!("{value:.digits$}"));
         let (each_kb, cpu) = (self.server_kb_per_site(), self.server_cpu_ms);
-        let paper = |value: Option<f64>, factor: f64, digits: usize| number(value.map(|value| value * factor), digits);
+        let scaled = |value: Option<f64>, factor: f64, digits: usize| number(value.map(|value| value * factor), digits);
         vec![
             format!(
-                "{} sites with {CAMERAS} cameras each, one doubtful image of a camera every {} s: {} verdicts in {:.0} s; the server had {} \
-                 with one site and {} with all, the verifier {}; a second of a site took {} ms of the server's processor time and {} ms of \
-                 the verifier's.",
+                "{} sites with {CAMERAS} cameras each, one doubtful image per camera every {} s: {} verdicts in {:.0} s. Memory: server {} \
+                with one site and {} with all, verifier {}. CPU per site and second: server {} ms, verifier {} ms.",
                 self.sites,
-                BETWEEN.as_secs(),
+                IMAGE_INTERVAL.as_secs(),
                 self.verdicts,
                 self.seconds,
                 mb(self.server_bytes.0),
@@ -75,16 +74,16 @@ impl FleetCost {
                 number(self.verifier_cpu_ms, 2)
             ),
             format!(
-                "On paper, for 10,000 sites: {} GB of memory and {} cores for one server, were it the same for each; three durable \
-                 consumers a site are 30,000, which one server was not tried with. Several hubs, each with some of the sites, share it.",
-                paper(each_kb, 10_000.0 / 1e6, 1),
-                paper(cpu, 10_000.0 / 1000.0, 1)
+                "Extrapolated linearly to 10,000 sites on one server: {} GB of memory and {} cores. Three durable consumers per site make \
+                30,000, which was not tested. Several hubs can share the sites.",
+                scaled(each_kb, 10_000.0 / 1e6, 1),
+                scaled(cpu, 10_000.0 / 1000.0, 1)
             ),
         ]
     }
 
-    /// For programs.
-    pub fn json(&self) -> Value {
+    /// The results as JSON.
+    pub(super) fn json(&self) -> Value {
         json!({
             "sites": self.sites, "server_bytes_one": self.server_bytes.0, "server_bytes_all": self.server_bytes.1,
             "server_cpu_ms_per_site_and_s": self.server_cpu_ms, "verifier_cpu_ms_per_site_and_s": self.verifier_cpu_ms,
@@ -93,8 +92,8 @@ impl FleetCost {
     }
 }
 
-pub async fn measure(
-    ground: &TestbedPaths,
+pub(super) async fn measure(
+    paths: &TestbedPaths,
     workload: &Workload,
     sites: usize,
     quick: bool,
@@ -103,10 +102,10 @@ pub async fn measure(
         .map(|number| format!("site-{number}").parse())
         .collect::<Result<_, schemas::IdError>>()
         .map_err(|error| BenchError::Dead { why: error.to_string() })?;
-    let store = ground.folder.join("hub");
+    let store = paths.folder.join("hub");
     let settings = ServerSettings {
         encryption_key: None,
-        program: ground.nats_server.clone(),
+        program: paths.nats_server.clone(),
         store: store.clone(),
         name: "hub".into(),
         domain: None,
@@ -127,15 +126,15 @@ pub async fn measure(
         topology::apply_plan(&bus, &plan, RepairMode::Missing).await.map(|_| ())
     };
     set_up(names.get(..1).unwrap_or_default()).await?;
-    let mut arguments = vec!["--nats".to_owned(), server.url(), "--model".into(), ground.model.display().to_string()];
-    for pair in ground.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display())) {
+    let mut arguments = vec!["--nats".to_owned(), server.url(), "--model".into(), paths.model.display().to_string()];
+    for pair in paths.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display())) {
         arguments.extend(["--set".into(), pair]);
     }
     arguments.extend(["--set".into(), "verifier.infer.replicas=1".into()]);
-    let verifier = BenchWorker::start("verifier", &ground.folder, &arguments)?;
-    let releases = format!("aggregator.store={}", ground.folder.join("releases").display());
+    let verifier = BenchWorker::start("verifier", &paths.folder, &arguments)?;
+    let releases = format!("aggregator.store={}", paths.folder.join("releases").display());
     let releaser =
-        BenchWorker::start("releaser", &ground.folder, &["--nats".into(), server.url(), "--set".into(), releases])?;
+        BenchWorker::start("releaser", &paths.folder, &["--nats".into(), server.url(), "--set".into(), releases])?;
     let process = server.process();
     let resident = || process.and_then(process::resident_bytes_of);
     let settle = Duration::from_secs(if quick { 5 } else { 20 });
@@ -144,7 +143,7 @@ pub async fn measure(
     let start = async |running: &mut JoinSet<Result<(), BenchError>>, names: &[SiteName]| {
         for (number, name) in names.iter().enumerate() {
             let bus = Bus::connect(&nats, name.as_str()).await?;
-            running.spawn(site(bus, name.clone(), number, workload.clone()));
+            running.spawn(simulate_site(bus, name.clone(), number, workload.clone()));
         }
         Ok::<_, BenchError>(())
     };
@@ -153,82 +152,83 @@ pub async fn measure(
     let one = resident();
     set_up(&names).await?;
     start(&mut running, names.get(1..).unwrap_or_default()).await?;
-    tokio::time::sleep(settle + BETWEEN.min(counted)).await;
+    tokio::time::sleep(settle + IMAGE_INTERVAL.min(counted)).await;
     let cpu = |process: Option<u32>| process.and_then(process::cpu_time);
     let verdicts = async || reader::stream_level(&bus, topology::VERDICTS).await.map(|level| level.last_sequence);
-    let (begun, before, judged) = (Instant::now(), (cpu(process), cpu(Some(verifier.process()))), verdicts().await?);
+    let (started, before, verdicts_before) =
+        (Instant::now(), (cpu(process), cpu(Some(verifier.process()))), verdicts().await?);
     tokio::select! {
         () = tokio::time::sleep(counted) => {}
         Some(ended) = running.join_next() => ended??,
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     let each = |before: Option<Duration>, after: Option<Duration>| {
         Some(after?.saturating_sub(before?).as_secs_f64() * 1000.0 / seconds / sites as f64)
     };
-    let crowd = FleetCost {
+    let cost = FleetCost {
         sites,
         server_bytes: (one, resident()),
         server_cpu_ms: each(before.0, cpu(process)),
         verifier_cpu_ms: each(before.1, cpu(Some(verifier.process()))),
         verifier_bytes: process::resident_bytes_of(verifier.process()),
-        verdicts: verdicts().await? - judged,
+        verdicts: verdicts().await? - verdicts_before,
         seconds,
     };
     running.shutdown().await;
     drop(bus);
     tokio::task::spawn_blocking(move || drop((verifier, releaser, server))).await?;
-    Ok(crowd)
+    Ok(cost)
 }
 
-/// What a site's courier does in the cloud, until it is dropped.
-async fn site(bus: Bus, name: SiteName, number: usize, workload: Workload) -> Result<(), BenchError> {
-    let asking = async {
+/// Simulates a site's courier in the cloud until dropped.
+async fn simulate_site(bus: Bus, name: SiteName, number: usize, workload: Workload) -> Result<(), BenchError> {
+    let probing = async {
         loop {
-            // A busy server answers late, and a courier waits as well.
-            let _ = reader::round_trip(&bus, PATIENCE).await;
-            tokio::time::sleep(ASK_EVERY).await;
+            // A courier ignores a failed probe, too.
+            let _ = reader::round_trip(&bus, TIMEOUT).await;
+            tokio::time::sleep(PROBE_INTERVAL).await;
         }
     };
-    let taking = async |stream: &str, durable: String| -> Result<(), BenchError> {
+    let consume = async |stream: &str, durable: String| -> Result<(), BenchError> {
         let mut puller = Puller::new(&bus, stream, &durable, 8);
         loop {
             puller.next().await.ack().await?;
         }
     };
-    let publisher = Publisher::new(bus.clone(), PATIENCE);
-    let sending = async {
-        // Not all at once: sites know nothing of each other.
-        tokio::time::sleep(BETWEEN.mul_f64(number as f64 * 0.618 % 1.0)).await;
+    let publisher = Publisher::new(bus.clone(), TIMEOUT);
+    let uploading = async {
+        // Sites start at different times, because they are independent.
+        tokio::time::sleep(IMAGE_INTERVAL.mul_f64(number as f64 * 0.618 % 1.0)).await;
         for sequence in 0_u64.. {
             for camera in 0..CAMERAS {
                 let picture =
                     workload.images.get((number + camera) % workload.images.len().max(1)).cloned().unwrap_or_default();
-                publisher.publish(&doubtful(&name, camera, sequence, &picture)?).await?;
-                tokio::time::sleep(BETWEEN / CAMERAS as u32).await;
+                publisher.publish(&verify_request(&name, camera, sequence, &picture)?).await?;
+                tokio::time::sleep(IMAGE_INTERVAL / CAMERAS as u32).await;
             }
-            report(&publisher, &name, sequence).await?;
+            publish_report(&publisher, &name, sequence).await?;
         }
         Ok::<(), BenchError>(())
     };
-    let verdicts = taking(topology::VERDICTS, topology::verdicts_durable(&name));
-    let rounds = taking(topology::UPDATES, topology::rounds_durable(&name));
-    let orders = taking(topology::ORDERS, topology::orders_durable(&name));
+    let verdicts = consume(topology::VERDICTS, topology::verdicts_durable(&name));
+    let rounds = consume(topology::UPDATES, topology::rounds_durable(&name));
+    let orders = consume(topology::ORDERS, topology::orders_durable(&name));
     tokio::select! {
-        () = asking => Ok(()),
+        () = probing => Ok(()),
         ended = verdicts => ended,
         ended = rounds => ended,
         ended = orders => ended,
-        ended = sending => ended,
+        ended = uploading => ended,
     }
 }
 
-fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Result<Publication, BenchError> {
+fn verify_request(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Result<Publication, BenchError> {
     let unusable = |error: schemas::IdError| BenchError::Dead { why: error.to_string() };
     let camera: CameraName = format!("cam-{camera}").parse().map_err(unusable)?;
     let stored = StorageStamp { site: site.clone(), camera: camera.clone(), sequence: sequence + 1, stored_at_ns: 0 };
     let task = Task::from_id(&stored, TaskId::new_random());
     let release = ReleaseId::from_sha256([1; 32]);
-    let opinion = Prediction {
+    let prediction = Prediction {
         label: "a".into(),
         confidence: 0.5,
         top: Vec::new(),
@@ -242,7 +242,7 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
     let request = VerifyRequest {
         reason: VerifyReason::Doubtful,
         payload: Payload::Image(picture.to_vec().into()),
-        provisional: provisional.with_prediction(opinion),
+        provisional: provisional.with_prediction(prediction),
         hardness: None,
         ticket: None,
     };
@@ -251,8 +251,8 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
     Ok(Publication::with_id(to, payload, task.id.to_string()))
 }
 
-/// What a site's recognizer says of its release.
-async fn report(publisher: &Publisher, site: &SiteName, slot: u64) -> Result<(), BenchError> {
+/// Publishes a recognizer's report about its release.
+async fn publish_report(publisher: &Publisher, site: &SiteName, slot: u64) -> Result<(), BenchError> {
     let release = ReleaseId::from_sha256([1; 32]);
     let mut counts = ReleaseCounts::for_release(release.clone());
     (counts.images, counts.doubtful) = (CAMERAS as u64 * 20, CAMERAS as u64);

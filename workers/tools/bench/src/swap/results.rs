@@ -1,4 +1,4 @@
-//! What swaps were found to cost.
+//! Results of the swap bench.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use crate::measurement_window::MeasurementWindow;
 use crate::report::{FigureGoal, HeadlineFigure, ReportTable};
 use crate::stats::median;
 
-/// A round: the same load without swaps and with them.
+/// A round: the same load without and with swaps.
 pub(super) struct SwapBenchRound {
     pub plain: MeasurementWindow,
     pub swapped: MeasurementWindow,
-    /// From each order to the first answer by what was ordered.
+    /// Time from each order to the first answer by the ordered release.
     pub took: Vec<Duration>,
 }
 
 pub(super) struct SwapBenchResult {
-    pub stretches: Vec<SwapBenchRound>,
-    /// The two swaps before anything was measured.
+    pub rounds: Vec<SwapBenchRound>,
+    /// The two swaps before the measurement.
     pub first: Vec<Duration>,
-    /// Of the recognizer, after each stretch without swaps: of every round, and one more at the end.
+    /// Memory of the recognizer after each window without swaps: one per round, and one at the end.
     pub memory_mib: Vec<Option<f64>>,
-    /// Of the recognizer, before its first swap.
+    /// Memory of the recognizer before its first swap.
     pub before_any_mib: Option<f64>,
     pub lost: u64,
     pub by_release: BTreeMap<ReleaseId, u64>,
@@ -33,13 +33,13 @@ pub(super) struct SwapBenchResult {
 
 impl SwapBenchResult {
     fn added(&self, of: impl Fn(&MeasurementWindow) -> f64) -> Vec<f64> {
-        self.stretches.iter().map(|stretch| of(&stretch.swapped) - of(&stretch.plain)).collect()
+        self.rounds.iter().map(|round| of(&round.swapped) - of(&round.plain)).collect()
     }
 
-    /// The most that any image waited longer than the longest did without swaps.
+    /// Difference between the longest latencies with and without swaps.
     fn added_worst_ms(&self) -> f64 {
-        let worst = |of: &dyn Fn(&SwapBenchRound) -> f64| self.stretches.iter().map(of).fold(0.0, f64::max);
-        worst(&|stretch| stretch.swapped.latency.max_ms) - worst(&|stretch| stretch.plain.latency.max_ms)
+        let worst = |of: &dyn Fn(&SwapBenchRound) -> f64| self.rounds.iter().map(of).fold(0.0, f64::max);
+        worst(&|round| round.swapped.latency.max_ms) - worst(&|round| round.plain.latency.max_ms)
     }
 
     fn growth(&self) -> Option<f64> {
@@ -47,27 +47,21 @@ impl SwapBenchResult {
         Some(last / first)
     }
 
-    pub fn headline(&self) -> Vec<HeadlineFigure> {
+    pub(super) fn headline(&self) -> Vec<HeadlineFigure> {
         let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
         vec![
             figure("images_lost", "images lost", Some(self.lost as f64), "", Some(FigureGoal::AtMost(0.0))),
             figure(
                 "added_p99_ms",
-                "what swaps add to the 99th percentile of an answer's time",
+                "added p99 latency with swaps",
                 Some(median(&self.added(|window| window.latency.p99_ms))),
                 "ms",
                 None,
             ),
-            figure(
-                "added_worst_ms",
-                "what swaps add to the longest time of all",
-                Some(self.added_worst_ms()),
-                "ms",
-                None,
-            ),
+            figure("added_worst_ms", "added maximum latency with swaps", Some(self.added_worst_ms()), "ms", None),
             figure(
                 "memory_growth_ratio",
-                "memory of the recognizer after all swaps over before",
+                "memory of the recognizer after all swaps, relative to before",
                 self.growth(),
                 "",
                 Some(FigureGoal::AtMost(1.05)),
@@ -75,10 +69,10 @@ impl SwapBenchResult {
         ]
     }
 
-    pub fn table(&self) -> ReportTable {
+    pub(super) fn table(&self) -> ReportTable {
         let mut lines = Vec::new();
-        for (number, stretch) in self.stretches.iter().enumerate() {
-            for (name, window) in [("without", &stretch.plain), ("with swaps", &stretch.swapped)] {
+        for (number, round) in self.rounds.iter().enumerate() {
+            for (name, window) in [("without", &round.plain), ("with swaps", &round.swapped)] {
                 lines.push(vec![
                     format!("round {}, {name}", number + 1),
                     format!("{:.0}", window.images_per_s),
@@ -93,13 +87,13 @@ impl SwapBenchResult {
         ReportTable { columns, lines }
     }
 
-    pub fn rows(&self) -> Vec<Value> {
-        let rows = self.stretches.iter().enumerate().map(|(number, stretch)| {
+    pub(super) fn rows(&self) -> Vec<Value> {
+        let rows = self.rounds.iter().enumerate().map(|(number, round)| {
             json!({
                 "round": number + 1,
-                "without": stretch.plain,
-                "with_swaps": stretch.swapped,
-                "swap_ms": stretch.took.iter().map(|took| took.as_secs_f64() * 1e3).collect::<Vec<_>>(),
+                "without": round.plain,
+                "with_swaps": round.swapped,
+                "swap_ms": round.took.iter().map(|took| took.as_secs_f64() * 1e3).collect::<Vec<_>>(),
                 "memory_mib_before_swaps": self.memory_mib.get(number),
                 "memory_mib_later": self.memory_mib.get(number + 1),
             })
@@ -107,28 +101,28 @@ impl SwapBenchResult {
         rows.collect()
     }
 
-    pub fn notes(&self, capacity_per_s: f64, rate_per_s: f64) -> Vec<String> {
+    pub(super) fn notes(&self, capacity_per_s: f64, rate_per_s: f64) -> Vec<String> {
         let ms = |times: &[Duration]| times.iter().map(|took| took.as_secs_f64() * 1e3).collect::<Vec<_>>();
-        let all: Vec<f64> = self.stretches.iter().flat_map(|stretch| ms(&stretch.took)).collect();
+        let all: Vec<f64> = self.rounds.iter().flat_map(|round| ms(&round.took)).collect();
         let longest = all.iter().copied().fold(0.0, f64::max);
         let mib: Vec<String> =
             self.memory_mib.iter().map(|mib| mib.map_or("?".into(), |mib| format!("{mib:.0}"))).collect();
         let answers: Vec<String> =
             self.by_release.iter().map(|(release, count)| format!("{count} by {}", release.short())).collect();
         vec![
-            format!("The site does {capacity_per_s:.0} images a second with 16 in flight; {rate_per_s:.0} come in."),
+            format!("Capacity: {capacity_per_s:.0} images per second with 16 in flight; load: {rate_per_s:.0}."),
             format!(
-                "{} swaps: from the order to the first answer by the other release {:.0} ms (median), {longest:.0} ms (longest); trial, loading and comparing run on what nobody else wants of the processors.",
+                "{} swaps: from the order to the first answer by the other release {:.0} ms (median), {longest:.0} ms (longest); trial, loading and comparison run at idle priority.",
                 self.swaps,
                 median(&all)
             ),
             format!(
-                "Memory of the recognizer, MiB: {} before its first swap ever; after each stretch without swaps, the last one after all, {}.",
+                "Memory of the recognizer, MiB: {} before its first swap; after each window without swaps, the last one after all swaps, {}.",
                 self.before_any_mib.map_or("?".into(), |mib| format!("{mib:.0}")),
                 mib.join(", ")
             ),
             format!(
-                "Answers: {}; the first two swaps, under no load, took {:.0} ms.",
+                "Answers: {}; the first two swaps, without load, took {:.0} ms.",
                 answers.join(", "),
                 median(&ms(&self.first))
             ),

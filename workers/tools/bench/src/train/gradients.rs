@@ -17,7 +17,7 @@ const OWN: &str = "fixtures/gradients";
 
 /// A model, a part of it that is trained, and how wrong its gradients are.
 #[derive(Debug, Clone, Serialize)]
-pub struct GradientCheck {
+pub(super) struct GradientCheck {
     /// Name of the folder.
     pub case: String,
     /// `all`, or the last so many layers.
@@ -29,7 +29,7 @@ pub struct GradientCheck {
 }
 
 /// Checks every folder of references there; of a model with more than three layers also the head, and the last third.
-pub fn check(runtime: &OnnxRuntime, folder: Option<&Path>) -> Result<Vec<GradientCheck>, BenchError> {
+pub(super) fn check(runtime: &OnnxRuntime, folder: Option<&Path>) -> Result<Vec<GradientCheck>, BenchError> {
     let folder = folder.unwrap_or(Path::new(OWN));
     let entries = std::fs::read_dir(folder).map_err(BenchError::file(folder))?;
     let mut cases: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();

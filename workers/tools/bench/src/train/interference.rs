@@ -31,7 +31,7 @@ const SHARE: f64 = 0.6;
 
 /// One stretch.
 #[derive(Debug, Clone, Serialize)]
-pub struct TrainingInterference {
+pub(super) struct TrainingInterference {
     /// Whether it trained.
     pub trains: bool,
     /// Images a second that came in.
@@ -45,7 +45,7 @@ pub struct TrainingInterference {
 }
 
 /// Measures stretches by turns.
-pub async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
+pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?;
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
     let ground = TestbedPaths {
@@ -56,13 +56,13 @@ pub async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<Tra
         infer: InferenceSettings::default(),
     };
     let mut site = BenchSite::start("beside", Durability::Fast, &ground).await?;
-    site.recognize(&ground)?;
+    site.start_recognizer(&ground)?;
     let load = LoadGenerator::open(&site, workload.images.clone()).await?;
     let (ms, rounds) = if options.quick { (1000, 2) } else { (4000, 5) };
     let length = WindowLength { lead: Duration::from_millis(500), counted: Duration::from_millis(ms) };
     let measured = async {
         load.send_image(AnswerMilestone::Answered, Instant::now()).await?;
-        let full = load.closed(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
+        let full = load.run_closed_loop(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
         let rate_per_s = full.images_per_s * SHARE;
         let mut stretches = Vec::new();
         for round in 0..rounds {
@@ -74,7 +74,7 @@ pub async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<Tra
                 );
                 let training = trains.then(|| BackgroundTraining::start(options.onnxruntime.clone()));
                 let begun = Instant::now();
-                let window = load.at_rate(rate_per_s, &site.processes(), length).await?;
+                let window = load.run_at_rate(rate_per_s, &site.processes(), length).await?;
                 let elapsed = begun.elapsed().as_secs_f64();
                 let steps = match training {
                     Some(training) => training.end().await?,

@@ -28,7 +28,7 @@ const SIDE_PX: i64 = 32;
 
 /// How right it was after each epoch.
 #[derive(Debug, Clone, Serialize)]
-pub struct LearningCurve {
+pub(crate) struct LearningCurve {
     /// Name of the folder of images.
     pub data: String,
     /// Images to learn from, held out, and to test with.
@@ -50,7 +50,7 @@ struct PeerEpochs {
 }
 
 /// Trains on a folder of labelled images; on the project's own if absent.
-pub fn learn(
+pub(crate) fn learn(
     runtime: &OnnxRuntime,
     data: Option<&Path>,
     python: &Path,
@@ -91,7 +91,7 @@ pub fn learn(
 }
 
 /// A folder with a network of random weights.
-pub fn write(net: &BenchNetwork, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
+pub(crate) fn write(net: &BenchNetwork, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
     std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
     let side = net.side_px;
     let description = format!(
@@ -182,7 +182,7 @@ fn peer(
 }
 
 /// Both curves.
-pub fn chart(learned: &LearningCurve) -> Chart {
+pub(crate) fn chart(learned: &LearningCurve) -> Chart {
     let line = |name: &str, shares: &[f64]| ChartLine {
         name: name.into(),
         points: shares.iter().enumerate().map(|(epoch, share)| (epoch as f64, share * 100.0)).collect(),

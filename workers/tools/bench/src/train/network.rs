@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// A network.
 #[derive(Debug, Clone, Serialize)]
-pub struct BenchNetwork {
+pub(crate) struct BenchNetwork {
     /// Its name in the headline.
     pub name: &'static str,
     /// Images in a step.
@@ -27,7 +27,7 @@ pub struct BenchNetwork {
 
 /// One layer.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct NetworkLayer {
+pub(crate) struct NetworkLayer {
     /// conv, norm, relu, relu6, pool, add, mean, flatten or linear.
     pub op: &'static str,
     /// Numbers of the layers whose output it takes.
@@ -90,7 +90,7 @@ impl BenchNetwork {
     }
 
     /// Two convolutions, two dense layers: 106,000 weights at 28 pixels.
-    pub fn small() -> Self {
+    pub(crate) fn small() -> Self {
         let mut net = Self::new("small", 32, 28);
         let mut at = net.conv(0, 3, 16, (3, 1, 1));
         at = net.simple("relu", at, 16);
@@ -106,7 +106,7 @@ impl BenchNetwork {
     }
 
     /// The network of fixtures/models/fashion-initial: two strided convolutions, two dense layers.
-    pub fn learner(channels: i64, side_px: i64, classes: i64) -> Self {
+    pub(crate) fn learner(channels: i64, side_px: i64, classes: i64) -> Self {
         let mut net = Self { channels, classes, ..Self::new("learner", 32, side_px) };
         let mut at = net.conv(0, channels, 8, (3, 2, 1));
         at = net.simple("relu", at, 8);
@@ -127,7 +127,7 @@ impl BenchNetwork {
     }
 
     /// A larger one for the same pictures, for a cloud: three convolutions, of which two are halved, two dense layers.
-    pub fn judge(channels: i64, side_px: i64, classes: i64) -> Self {
+    pub(crate) fn judge(channels: i64, side_px: i64, classes: i64) -> Self {
         let mut net = Self { channels, classes, ..Self::new("judge", 32, side_px) };
         let (mut at, mut ins, mut side) = (0, channels, side_px);
         for (outs, halved) in [(16, true), (32, true), (48, false)] {
@@ -153,7 +153,7 @@ impl BenchNetwork {
     }
 
     /// As MobileNetV2 (arXiv 1801.04381, table 2) at 96 pixels.
-    pub fn mobilenetv2() -> Self {
+    pub(crate) fn mobilenetv2() -> Self {
         let mut net = Self::new("mobilenetv2", 16, 96);
         let mut at = net.conv_norm(0, 3, 32, (3, 2, 1), "relu6");
         let mut ins = 32;
@@ -181,7 +181,7 @@ impl BenchNetwork {
     }
 
     /// As ResNet-18 (arXiv 1512.03385, table 1) at 96 pixels.
-    pub fn resnet18() -> Self {
+    pub(crate) fn resnet18() -> Self {
         let mut net = Self::new("resnet18", 16, 96);
         let mut at = net.conv_norm(0, 3, 64, (7, 2, 1), "relu");
         at = net.pool(at, 64, 3, 2, 1);
@@ -211,17 +211,17 @@ impl BenchNetwork {
     }
 
     /// Layers with a kernel or a matrix.
-    pub fn matrices(&self) -> usize {
+    pub(crate) fn matrices(&self) -> usize {
         self.layers.iter().filter(|layer| matches!(layer.op, "conv" | "linear")).count()
     }
 
     /// Shape of a step's images: images, channels, rows, columns.
-    pub fn shape(&self) -> [i64; 4] {
+    pub(crate) fn shape(&self) -> [i64; 4] {
         [self.batch, self.channels, self.side_px, self.side_px]
     }
 
     /// As an ONNX classifier.
-    pub fn onnx(&self) -> OnnxDocument {
+    pub(crate) fn onnx(&self) -> OnnxDocument {
         let mut builder = Builder::new("images", &self.shape());
         let mut random = StdRng::seed_from_u64(11);
         for (place, layer) in self.layers.iter().enumerate() {
@@ -285,7 +285,7 @@ impl BenchNetwork {
     }
 
     /// Classes.
-    pub fn classes(&self) -> usize {
+    pub(crate) fn classes(&self) -> usize {
         self.classes as usize
     }
 }

@@ -11,7 +11,7 @@ use crate::stats::median;
 const P99_BOUND: f64 = 1.5;
 
 /// Everything that was measured.
-pub struct TrainBenchResult {
+pub(super) struct TrainBenchResult {
     /// Steps.
     pub runs: Vec<TrainRun>,
     /// Gradients against references.
@@ -27,7 +27,7 @@ pub struct TrainBenchResult {
 }
 
 /// The report.
-pub fn report(found: &TrainBenchResult, quick: bool) -> BenchReport {
+pub(super) fn report(found: &TrainBenchResult, quick: bool) -> BenchReport {
     let TrainBenchResult { runs, checked, learned, version, beside, .. } = found;
     let nets = nets();
     let middle = |net: &str, part: TrainedPart, value: &dyn Fn(&TrainRun) -> Option<f64>| {

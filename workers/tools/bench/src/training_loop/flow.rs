@@ -18,7 +18,7 @@ use super::pictures::LoopPicture;
 use tributary::site_target::RunningSite;
 
 /// Images per second and site: enough to decide a canary within a minute, few enough for two cores.
-pub const PER_S: u32 = 80;
+pub(super) const PER_S: u32 = 80;
 /// Most images published and not yet acknowledged.
 const IN_FLIGHT: usize = 32;
 /// Time limit for all answers, which normally takes seconds.
@@ -38,7 +38,7 @@ struct SentImage {
 }
 
 /// An image's true label and its final answer.
-pub struct FlowAnswer {
+pub(super) struct FlowAnswer {
     /// True label.
     pub label: String,
     /// Final answer.
@@ -46,7 +46,7 @@ pub struct FlowAnswer {
 }
 
 /// A site and the images that it sees.
-pub struct SiteFlow {
+pub(super) struct SiteFlow {
     /// Its name.
     pub name: SiteName,
     bus: Bus,
@@ -60,7 +60,7 @@ pub struct SiteFlow {
 
 impl SiteFlow {
     /// Connects to a site that will see these images, in this order.
-    pub async fn open(site: &RunningSite, cloud: &Bus, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
+    pub(super) async fn open(site: &RunningSite, cloud: &Bus, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
         let read = |picture: &LoopPicture| {
             let bytes = std::fs::read(&picture.path);
             let bytes = bytes.with_context(|| format!("{} cannot be read", picture.path.display()))?;
@@ -82,7 +82,7 @@ impl SiteFlow {
     }
 
     /// Publishes up to `count` images that the site has not seen; returns their answers.
-    pub async fn publish_new(&mut self, count: usize) -> anyhow::Result<Vec<FlowAnswer>> {
+    pub(super) async fn publish_new(&mut self, count: usize) -> anyhow::Result<Vec<FlowAnswer>> {
         let mut shots: Vec<CameraShot> = self.fresh.drain(..count.min(self.fresh.len())).collect();
         shots.shuffle(&mut StdRng::seed_from_u64(self.seen.len() as u64));
         self.seen.extend(shots.iter().cloned());
@@ -91,7 +91,7 @@ impl SiteFlow {
     }
 
     /// Publishes images that the site has seen, repeatedly, until stopped; returns their answers.
-    pub async fn publish_repeatedly(&mut self, stop: &Shutdown) -> anyhow::Result<Vec<FlowAnswer>> {
+    pub(super) async fn publish_repeatedly(&mut self, stop: &Shutdown) -> anyhow::Result<Vec<FlowAnswer>> {
         let mut shots = self.seen.clone();
         shots.shuffle(&mut StdRng::seed_from_u64(self.acknowledged as u64));
         let sent = self.publish_paced(shots.into_iter().cycle(), stop).await?;
@@ -151,7 +151,7 @@ impl SiteFlow {
     }
 
     /// Images acknowledged so far.
-    pub fn acknowledged(&self) -> usize {
+    pub(super) fn acknowledged(&self) -> usize {
         self.acknowledged
     }
 }

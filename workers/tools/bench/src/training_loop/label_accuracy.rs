@@ -11,14 +11,14 @@ use tributary::format;
 
 /// Correct and total images by label.
 #[derive(Debug, Clone, Default)]
-pub struct Right {
+pub(super) struct Right {
     /// Correct and total images, by label.
     pub of_label: BTreeMap<String, (usize, usize)>,
 }
 
 impl Right {
     /// Evaluates a model's folder on images, on all cores.
-    pub fn of(onnx: &OnnxRuntime, folder: &Path, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
+    pub(super) fn of(onnx: &OnnxRuntime, folder: &Path, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
         let model = Model::load(folder)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let share = |pictures: &[LoopPicture]| -> anyhow::Result<Self> {
@@ -45,7 +45,7 @@ impl Right {
     }
 
     /// Counts one image: its true label, and the answer.
-    pub fn count_answer(&mut self, label: &str, answer: Option<&str>) {
+    pub(super) fn count_answer(&mut self, label: &str, answer: Option<&str>) {
         let (right, count) = self.of_label.entry(label.to_owned()).or_default();
         *right += usize::from(answer == Some(label));
         *count += 1;
@@ -60,17 +60,17 @@ impl Right {
     }
 
     /// Accuracy over all images, 0 to 1.
-    pub fn ratio(&self) -> f64 {
+    pub(super) fn ratio(&self) -> f64 {
         ratio(self.of_label.values())
     }
 
     /// Accuracy on these labels as text, for a table; empty for no labels.
-    pub fn percent_of(&self, labels: &BTreeSet<String>) -> String {
+    pub(super) fn percent_of(&self, labels: &BTreeSet<String>) -> String {
         if labels.is_empty() { String::new() } else { format::percent(self.ratio_of(labels)) }
     }
 
     /// Accuracy on these labels as the end of a sentence; empty for no labels.
-    pub fn sentence_of(&self, labels: &BTreeSet<String>) -> String {
+    pub(super) fn sentence_of(&self, labels: &BTreeSet<String>) -> String {
         if labels.is_empty() {
             return String::new();
         }
@@ -78,7 +78,7 @@ impl Right {
     }
 
     /// Accuracy on images with these labels, 0 to 1.
-    pub fn ratio_of(&self, labels: &BTreeSet<String>) -> f64 {
+    pub(super) fn ratio_of(&self, labels: &BTreeSet<String>) -> f64 {
         ratio(self.of_label.iter().filter(|(label, _)| labels.contains(*label)).map(|(_, counts)| counts))
     }
 }

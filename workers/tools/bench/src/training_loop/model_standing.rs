@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 const SWAP_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A model's rounds and releases.
-pub struct ModelStanding {
+pub(super) struct ModelStanding {
     /// Connection to the cloud.
     pub cloud: Bus,
     /// Name of the model.
@@ -32,7 +32,7 @@ pub struct ModelStanding {
 }
 
 /// The result of a round.
-pub enum RoundOutcome {
+pub(super) enum RoundOutcome {
     /// A release, and its number of updates.
     Sealed(ReleaseId, u32),
     /// No release, and why.
@@ -41,7 +41,7 @@ pub enum RoundOutcome {
 
 impl ModelStanding {
     /// Waits until every site has its first order; from then on it samples, which canaries need.
-    pub async fn all_have_orders(&self) -> anyhow::Result<()> {
+    pub(super) async fn all_have_orders(&self) -> anyhow::Result<()> {
         self.until("an order for every site", SWAP_TIMEOUT, async || {
             let swaps = self.swaps().await?;
             Ok(self.sites.iter().all(|site| swaps.get(site).is_some_and(|swap| swap.order > 0)).then_some(()))
@@ -50,7 +50,7 @@ impl ModelStanding {
     }
 
     /// Waits until every site runs the stable release, and returns it.
-    pub async fn all_run_stable(&self) -> anyhow::Result<ReleaseId> {
+    pub(super) async fn all_run_stable(&self) -> anyhow::Result<ReleaseId> {
         self.until("every site runs the stable release", SWAP_TIMEOUT, async || {
             let Some(now) = decision_log::latest(&self.cloud, &self.model).await? else { return Ok(None) };
             let (stable, swaps) = (now.stable.release, self.swaps().await?);
@@ -72,7 +72,7 @@ impl ModelStanding {
     }
 
     /// Opens the next round, as `tributary round open` does.
-    pub async fn open_round(&self, settings: &RoundSettings) -> anyhow::Result<u64> {
+    pub(super) async fn open_round(&self, settings: &RoundSettings) -> anyhow::Result<u64> {
         let history = RoundHistory::read(&self.cloud, &self.model).await?;
         let withdrawn =
             decision_log::latest(&self.cloud, &self.model).await?.map(|now| now.withdrawn).unwrap_or_default();
@@ -89,7 +89,7 @@ impl ModelStanding {
     }
 
     /// Waits until a round has ended.
-    pub async fn ended(&self, number: u64, deadline_s: u32) -> anyhow::Result<RoundOutcome> {
+    pub(super) async fn ended(&self, number: u64, deadline_s: u32) -> anyhow::Result<RoundOutcome> {
         let timeout = Duration::from_secs(deadline_s.into()) + SWAP_TIMEOUT;
         self.until("the end of the round", timeout, async || {
             let history = RoundHistory::read(&self.cloud, &self.model).await?;
@@ -107,13 +107,13 @@ impl ModelStanding {
     }
 
     /// Whether a release was offered to sites; one whose trial failed is not.
-    pub async fn is_offered(&self, release: &ReleaseId) -> anyhow::Result<bool> {
+    pub(super) async fn is_offered(&self, release: &ReleaseId) -> anyhow::Result<bool> {
         let history = decision_log::history(&self.cloud, &self.model).await?;
         Ok(decision_log::releases(&history).iter().any(|known| known.release == *release))
     }
 
     /// Waits until a release is stable or withdrawn, and returns the decision.
-    pub async fn decided(&self, release: &ReleaseId, longest_s: u64) -> anyhow::Result<ReleaseDecision> {
+    pub(super) async fn decided(&self, release: &ReleaseId, longest_s: u64) -> anyhow::Result<ReleaseDecision> {
         let timeout = Duration::from_secs(longest_s) + SWAP_TIMEOUT;
         self.until("a decision about the release", timeout, async || {
             let Some(now) = decision_log::latest(&self.cloud, &self.model).await? else { return Ok(None) };
@@ -125,7 +125,7 @@ impl ModelStanding {
     }
 
     /// The sites of a release's first canary; none without one.
-    pub async fn tried_by(&self, release: &ReleaseId) -> anyhow::Result<Vec<SiteName>> {
+    pub(super) async fn tried_by(&self, release: &ReleaseId) -> anyhow::Result<Vec<SiteName>> {
         let history = decision_log::history(&self.cloud, &self.model).await?;
         let tried = history.iter().filter_map(|then| then.canary.as_ref());
         Ok(tried
@@ -154,7 +154,7 @@ impl ModelStanding {
 }
 
 /// The measure that decided: the one that was worse, or else one that stayed open.
-pub fn deciding_finding(decision: &ReleaseDecision) -> Option<&CanaryFinding> {
+pub(super) fn deciding_finding(decision: &ReleaseDecision) -> Option<&CanaryFinding> {
     let worse = decision.findings.iter().find(|finding| finding.says == FindingOutcome::Worse);
     let open = || decision.findings.iter().find(|finding| finding.says == FindingOutcome::Open);
     worse.or_else(open).or_else(|| decision.findings.first())

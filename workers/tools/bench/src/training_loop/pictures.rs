@@ -22,7 +22,7 @@ const TEST: f64 = 0.2;
 
 /// A labelled image.
 #[derive(Debug, Clone)]
-pub struct LoopPicture {
+pub(super) struct LoopPicture {
     /// File of the image.
     pub path: PathBuf,
     /// True label.
@@ -34,7 +34,7 @@ pub struct LoopPicture {
 }
 
 /// Which images the models are made from.
-pub enum PictureProvenance {
+pub(super) enum PictureProvenance {
     /// None: both models are given.
     Nobody,
     /// Up to this many of each known class.
@@ -44,7 +44,7 @@ pub enum PictureProvenance {
 }
 
 /// The divided images.
-pub struct PictureDivision {
+pub(super) struct PictureDivision {
     /// All labels, sorted.
     pub labels: Vec<String>,
     /// Labels that the start model has never seen.
@@ -62,13 +62,13 @@ pub struct PictureDivision {
 impl PictureDivision {
     /// Replaces the images of the sites, the public set and the test set by what these cameras, one after the other,
     /// make of them, as new files.
-    pub fn show(&mut self, cameras: &[CameraStyle], into: &Path) -> anyhow::Result<()> {
+    pub(super) fn show(&mut self, cameras: &[CameraStyle], into: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(into).with_context(|| format!("{} cannot be created", into.display()))?;
         let sites = self.sites.iter_mut().flatten();
         for (number, picture) in sites.chain(&mut self.public).chain(&mut self.test).enumerate() {
             let path = into.join(format!("{number}.ppm"));
-            let shown = cameras.iter().fold(camera::read(&picture.path)?, |image, camera| camera.show(&image));
-            std::fs::write(&path, camera::ppm(&shown))
+            let shown = cameras.iter().fold(camera::read_picture(&picture.path)?, |image, camera| camera.apply(&image));
+            std::fs::write(&path, camera::encode_ppm(&shown))
                 .with_context(|| format!("{} cannot be written", path.display()))?;
             picture.path = path;
         }
@@ -77,7 +77,7 @@ impl PictureDivision {
 }
 
 /// Reads a folder of labelled images. `groups`: the column that names an image's group.
-pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
+pub(super) fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
     let dataset = read_dataset(folder, groups)?;
     if let Some(name) = groups {
         let has_column = dataset.rows.iter().all(|row| row.group.is_some());
@@ -94,7 +94,7 @@ pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPictu
 
 /// Divides images among the sites, keeping groups together. The `unseen` rarest labels are unknown to the start model.
 /// The division is random with a fixed seed.
-pub fn divide(
+pub(super) fn divide(
     pictures: Vec<LoopPicture>,
     makers: &PictureProvenance,
     unseen: usize,

@@ -18,7 +18,7 @@ const COST: f64 = 2.5;
 const MAX_DURATION_S: u64 = 45;
 
 /// The settings of the loop. `store`: folder for everything that is written.
-pub fn settings(given: &Settings, start: &LoopFolders, store: &Path) -> Settings {
+pub(super) fn settings(given: &Settings, start: &LoopFolders, store: &Path) -> Settings {
     let mut all = given.clone();
     let usual = Settings::default();
     all.up = UpSettings { store: store.join("up"), port: 0, mqtt_port: None, train: true, merge: true, ..all.up };
@@ -71,7 +71,7 @@ fn choose<T: PartialEq>(own: &mut T, usual: &T, quick: T) {
 }
 
 /// How the canary's settings differ from the defaults, as text.
-pub fn widened(canary: &CanarySettings) -> String {
+pub(super) fn widened(canary: &CanarySettings) -> String {
     let usual = CanarySettings::default();
     let points = [
         ("agreement", canary.agreement_margin_ratio, usual.agreement_margin_ratio),

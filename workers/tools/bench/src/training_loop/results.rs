@@ -14,7 +14,7 @@ use super::round::{LoopRound, LoopTurn};
 use tributary::format;
 
 /// Results of all turns.
-pub struct LoopResult {
+pub(super) struct LoopResult {
     /// Name of the data set.
     pub name: String,
     /// All turns; the last only measures.
@@ -33,7 +33,7 @@ pub struct LoopResult {
 
 impl LoopResult {
     /// One row per turn.
-    pub fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         let head = [
             "round",
             "serving",
@@ -74,7 +74,7 @@ impl LoopResult {
     }
 
     /// Share sent up and accuracy, round by round.
-    pub fn chart(&self) -> Chart {
+    pub(super) fn chart(&self) -> Chart {
         let line = |name: &str, of: &dyn Fn(&LoopTurn) -> f64| ChartLine {
             name: name.into(),
             points: self.turns.iter().map(|turn| (f64::from(turn.number - 1), of(turn) * 100.0)).collect(),
@@ -93,7 +93,7 @@ impl LoopResult {
     }
 
     /// The results as JSON.
-    pub fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         json!({
             "demo": "loop",
             "pictures": self.name,

@@ -20,7 +20,7 @@ use tributary::settings::Settings;
 use tributary::{format, stdout};
 
 /// What every turn needs.
-pub struct LoopContext {
+pub(super) struct LoopContext {
     /// The state of rounds and releases.
     pub stands: ModelStanding,
     /// The settings of all roles.
@@ -38,7 +38,7 @@ pub struct LoopContext {
 }
 
 /// What was measured of the serving release, on images that were new to it.
-pub struct LoopTurn {
+pub(super) struct LoopTurn {
     /// Number, from 1.
     pub number: u32,
     /// The serving release.
@@ -62,7 +62,7 @@ pub struct LoopTurn {
 }
 
 /// What came of a round.
-pub struct LoopRound {
+pub(super) struct LoopRound {
     /// The release with the updates in it, if there is one.
     pub sealed: Option<LoopRelease>,
     /// Why there is none, or why it was not canaried.
@@ -70,7 +70,7 @@ pub struct LoopRound {
 }
 
 /// A release.
-pub struct LoopRelease {
+pub(super) struct LoopRelease {
     /// Id of the release.
     pub release: ReleaseId,
     /// Number of its updates.
@@ -83,14 +83,14 @@ pub struct LoopRelease {
 
 impl LoopTurn {
     /// Share of the images that was sent up, 0 to 1.
-    pub fn up_ratio(&self) -> f64 {
+    pub(super) fn up_ratio(&self) -> f64 {
         (self.in_doubt + self.sampled) as f64 / self.images.max(1) as f64
     }
 }
 
 impl LoopContext {
     /// Runs one turn. `last`: only measure.
-    pub async fn run_turn(&self, flows: &mut [SiteFlow], number: u32, last: bool) -> anyhow::Result<LoopTurn> {
+    pub(super) async fn run_turn(&self, flows: &mut [SiteFlow], number: u32, last: bool) -> anyhow::Result<LoopTurn> {
         let begun = Instant::now();
         let release = self.stands.all_run_stable().await?;
         stdout::print_line(match last {

@@ -17,18 +17,18 @@ use tributary::{format, stdout};
 /// Input side of the networks made here, pixels.
 const SIDE_PX: i64 = 32;
 /// Most images per class for the start model: the sites should have more to learn.
-pub const START_OF_CLASS: usize = 30;
+pub(super) const START_OF_CLASS: usize = 30;
 const START_EPOCHS: u32 = 15;
 const CLOUD_EPOCHS: u32 = 24;
 /// Epochs between two progress lines.
 const PRINT_EVERY: u32 = 6;
 /// Label smoothing, so that a model is less confident about new classes.
-pub const SMOOTHING: f32 = 0.1;
+pub(super) const SMOOTHING: f32 = 0.1;
 /// One in this many images is in the holdout.
 const HOLDOUT_EVERY: usize = 10;
 
 /// Given models, and what missing ones are made from.
-pub struct ModelSources {
+pub(super) struct ModelSources {
     /// The start model, if given; used as it is.
     pub start: Option<PathBuf>,
     /// A model with random weights to make it from; absent, a small network.
@@ -38,7 +38,7 @@ pub struct ModelSources {
 }
 
 /// Folders of models, and of the public set.
-pub struct LoopFolders {
+pub(super) struct LoopFolders {
     /// Baseline model of the sites.
     pub model: PathBuf,
     /// The cloud's model.
@@ -48,7 +48,7 @@ pub struct LoopFolders {
 }
 
 /// Makes missing models and the public set in a folder.
-pub fn make(
+pub(super) fn make(
     onnx: &OnnxRuntime,
     divided: &PictureDivision,
     given: &ModelSources,

@@ -24,7 +24,7 @@ pub(crate) struct CameraNamer {
 }
 
 impl CameraNamer {
-    pub fn new(cameras: CameraNaming) -> Self {
+    pub(super) fn new(cameras: CameraNaming) -> Self {
         Self { cameras, folders: HashMap::new() }
     }
 
@@ -33,7 +33,7 @@ impl CameraNamer {
     ///
     /// # Errors
     /// One sentence, if the image has no camera.
-    pub fn name(&mut self, inside: &Path) -> Result<(CameraName, Option<String>), String> {
+    pub(super) fn name(&mut self, inside: &Path) -> Result<(CameraName, Option<String>), String> {
         if let CameraNaming::One(camera) = &self.cameras {
             return Ok((camera.clone(), None));
         }

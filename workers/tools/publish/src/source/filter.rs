@@ -46,19 +46,19 @@ impl FilePattern {
 }
 
 impl FileFilter {
-    pub fn new(settings: &PublisherSettings) -> Self {
+    pub(super) fn new(settings: &PublisherSettings) -> Self {
         let patterns = |texts: &[String]| texts.iter().map(|text| FilePattern::new(text)).collect();
         Self { include: patterns(&settings.include), exclude: patterns(&settings.exclude), sniffs_extensions: true }
     }
 
     /// For a folder that is being written into: unfinished uploads have extensions of their own, so files with a
     /// non-image extension are left alone.
-    pub fn of_watched(settings: &PublisherSettings) -> Self {
+    pub(super) fn of_watched(settings: &PublisherSettings) -> Self {
         Self { sniffs_extensions: false, ..Self::new(settings) }
     }
 
     /// Why a file or folder is skipped by name. `inside`: its path below the folder.
-    pub fn find_exclusion(&self, inside: &Path) -> Option<String> {
+    pub(super) fn find_exclusion(&self, inside: &Path) -> Option<String> {
         if is_hidden(inside) {
             return Some("hidden".into());
         }
@@ -68,7 +68,7 @@ impl FileFilter {
 
     /// Why a file that is not excluded is skipped; `None` if it is to be published. Opens files whose names do not
     /// tell.
-    pub fn find_mismatch(&self, path: &Path, inside: &Path) -> Option<String> {
+    pub(super) fn find_mismatch(&self, path: &Path, inside: &Path) -> Option<String> {
         if !self.include.is_empty() {
             let included = self.include.iter().any(|pattern| pattern.matches(inside));
             return (!included).then(|| "not included".into());

@@ -77,13 +77,17 @@ pub(crate) struct FolderWalk {
 }
 
 impl FolderWalk {
-    pub fn new(root: &Path, filter: FileFilter) -> Self {
+    pub(super) fn new(root: &Path, filter: FileFilter) -> Self {
         let real_root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         Self { root: root.to_owned(), real_root, filter, followed: HashMap::new() }
     }
 
     /// Visits every image file at or below a path, which must be the root or below it.
-    pub fn visit(&mut self, path: &Path, visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>) -> ControlFlow<()> {
+    pub(super) fn visit(
+        &mut self,
+        path: &Path,
+        visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => self.visit_folder(path, visit),
             Ok(_) => visit(PathEntry::File(path.to_owned())),
@@ -92,7 +96,7 @@ impl FolderWalk {
     }
 
     /// A path below the root, spelled through the followed link that leads to it, if there is one.
-    pub fn spell_through_link(&self, path: PathBuf) -> PathBuf {
+    pub(super) fn spell_through_link(&self, path: PathBuf) -> PathBuf {
         if path.starts_with(&self.root) {
             return path;
         }
@@ -101,13 +105,13 @@ impl FolderWalk {
     }
 
     /// Why a file or folder below the root is skipped by its name or that of a folder around it.
-    pub fn find_exclusion(&self, path: &Path) -> Option<String> {
+    pub(super) fn find_exclusion(&self, path: &Path) -> Option<String> {
         let inside = path.strip_prefix(&self.root).unwrap_or(path);
         inside.ancestors().filter(|part| *part != Path::new("")).find_map(|part| self.filter.find_exclusion(part))
     }
 
     /// Why a file below the root that is not excluded is skipped.
-    pub fn find_mismatch(&self, path: &Path) -> Option<String> {
+    pub(super) fn find_mismatch(&self, path: &Path) -> Option<String> {
         self.filter.find_mismatch(path, path.strip_prefix(&self.root).unwrap_or(path))
     }
 

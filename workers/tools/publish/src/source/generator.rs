@@ -35,7 +35,7 @@ pub(crate) struct ArrivalSchedule {
 }
 
 impl ArrivalSchedule {
-    pub fn new(rate_per_s: f64, poisson: bool, seed: u64) -> Result<Self, SourceError> {
+    pub(super) fn new(rate_per_s: f64, poisson: bool, seed: u64) -> Result<Self, SourceError> {
         if !(rate_per_s > 0.0 && rate_per_s <= MAX_RATE_PER_S) {
             return Err(SourceError::Rate { rate_per_s });
         }

@@ -19,12 +19,12 @@ pub(crate) struct LabelIndex {
 }
 
 impl LabelIndex {
-    pub fn new(from: LabelOrigin) -> Self {
+    pub(super) fn new(from: LabelOrigin) -> Self {
         Self { from, folders: HashMap::new(), items: Vec::new() }
     }
 
     /// The label of an image below `root`. The nearest index that names it wins.
-    pub fn label(&mut self, root: &Path, path: &Path) -> Option<String> {
+    pub(super) fn label(&mut self, root: &Path, path: &Path) -> Option<String> {
         let folders = path.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
         for folder in folders {
             if !self.folders.contains_key(folder) {
@@ -43,7 +43,7 @@ impl LabelIndex {
     }
 
     /// Forgets an index that changed; returns whether the path is an index.
-    pub fn forget(&mut self, path: &Path) -> bool {
+    pub(super) fn forget(&mut self, path: &Path) -> bool {
         let is_index = path.file_name().is_some_and(|name| name == INDEX_FILE);
         if let Some(folder) = path.parent().filter(|_| is_index) {
             self.folders.remove(folder);
@@ -52,7 +52,7 @@ impl LabelIndex {
     }
 
     /// Events about indexes since the last call.
-    pub fn take_items(&mut self) -> Vec<SourceEvent> {
+    pub(super) fn take_items(&mut self) -> Vec<SourceEvent> {
         std::mem::take(&mut self.items)
     }
 

@@ -168,7 +168,8 @@ impl ReplayRun<'_> {
 
     fn pinned(&mut self, ended: Result<(TaskRow, u64, PublishOutcome), ReplayError>) -> Result<(), ReplayError> {
         match ended? {
-            (_, _, PublishOutcome::Taken) => {
+            // Pinned before, or by an attempt whose acknowledgement was lost.
+            (_, _, PublishOutcome::Taken | PublishOutcome::Duplicate(_)) => {
                 self.summary.before += 1;
                 self.report_progress();
             }

@@ -3,7 +3,7 @@
 
 /// Whether both models are right about one labelled image.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PredictionPair {
+pub(super) struct PredictionPair {
     /// The site's confidence, 0 to 1.
     pub confidence: f32,
     /// Whether the site's label is the true one.
@@ -14,7 +14,7 @@ pub struct PredictionPair {
 
 /// Share sent up and accuracy, from nothing to everything; the least confident go first. Images of equal confidence go
 /// together, because no threshold separates them.
-pub fn by_confidence(judged: &[PredictionPair]) -> Vec<(f64, f64)> {
+pub(super) fn by_confidence(judged: &[PredictionPair]) -> Vec<(f64, f64)> {
     let mut sorted = judged.to_vec();
     sorted.sort_by(|a, b| a.confidence.total_cmp(&b.confidence));
     let count = sorted.len().max(1) as f64;
@@ -30,13 +30,13 @@ pub fn by_confidence(judged: &[PredictionPair]) -> Vec<(f64, f64)> {
 }
 
 /// Accuracy at the point whose share is nearest; 0 without points.
-pub fn at(points: &[(f64, f64)], share: f64) -> f64 {
+pub(super) fn at(points: &[(f64, f64)], share: f64) -> f64 {
     let distance = |(at, _): &&(f64, f64)| (at - share).abs();
     points.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map_or(0.0, |(_, accuracy)| *accuracy)
 }
 
 /// At most about `most` of the points, evenly spread, with the first and the last.
-pub fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
+pub(super) fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let last = points.len().saturating_sub(1);
     let step = last.div_ceil(most.saturating_sub(1).max(1)).max(1);
     let mut kept: Vec<(f64, f64)> = points.iter().step_by(step).copied().collect();

@@ -19,7 +19,7 @@ const MAX_POINTS: usize = 200;
 const SHOWN: [f64; 7] = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0];
 
 /// Accuracy, traffic and latency of a run.
-pub struct DemoResult {
+pub(super) struct DemoResult {
     images: usize,
     /// Final answers by the site, by the cloud, and dead letters.
     by_site: usize,
@@ -43,7 +43,7 @@ pub struct DemoResult {
 
 impl DemoResult {
     /// Compares the answers with the labels; `cloud` is the cloud model's label for every image.
-    pub fn of(
+    pub(super) fn of(
         pictures: &[DemoPicture],
         run: DemoRun,
         cloud: &[String],
@@ -110,7 +110,7 @@ impl DemoResult {
     }
 
     /// The report as text.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let Self { images, by_site, by_cloud, dead, sent_up, bytes_up, .. } = self;
         let each = self.bytes_up as f64 / self.sent_up.max(1) as f64;
         let all_kb = each * self.images as f64 / 1e3;
@@ -154,7 +154,7 @@ impl DemoResult {
     }
 
     /// The report as JSON.
-    pub fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         json!({
             "demo": "fashion",
             "images": self.images,

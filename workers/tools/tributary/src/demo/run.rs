@@ -17,13 +17,13 @@ use crate::site_target::RunningUp;
 use crate::up;
 
 /// Most images published and without a first answer.
-pub const IN_FLIGHT: usize = 16;
+pub(super) const IN_FLIGHT: usize = 16;
 /// Time limit for all answers, which normally takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(50);
 const STOPPED: &str = "stopped before the end";
 
 /// The outcome of one image.
-pub struct DemoAnswer {
+pub(super) struct DemoAnswer {
     /// From publishing to the provisional answer; absent without one.
     pub provisional: Option<Duration>,
     /// From publishing to the final answer.
@@ -33,7 +33,7 @@ pub struct DemoAnswer {
 }
 
 /// The outcome of all images.
-pub struct DemoRun {
+pub(super) struct DemoRun {
     /// In the order of the images.
     pub answered: Vec<DemoAnswer>,
     /// From the first publish to the last final answer.
@@ -45,7 +45,7 @@ pub struct DemoRun {
 }
 
 /// Starts everything, runs all images through it, stops everything.
-pub async fn run_pictures(
+pub(super) async fn run_pictures(
     settings: &Settings,
     pictures: Arc<Vec<DemoPicture>>,
     shutdown: &Shutdown,

@@ -10,7 +10,7 @@ use super::DoctorCheck;
 use crate::settings::Settings;
 
 /// All checks of this machine; blocks.
-pub fn checks(settings: &Settings) -> Vec<DoctorCheck> {
+pub(super) fn checks(settings: &Settings) -> Vec<DoctorCheck> {
     let mut checks = vec![
         checked_settings(settings),
         listening(settings),

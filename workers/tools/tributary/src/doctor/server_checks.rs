@@ -23,7 +23,7 @@ const IMAGES_PER_ACK_WAIT: f64 = 10.0;
 const MIB: u64 = 1024 * 1024;
 
 /// All checks of the servers.
-pub async fn checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
+pub(super) async fn checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     let mut checks = vec![reached(site), encrypted(&site.nats.url), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
     // Concurrently, because each takes seconds without an answer.

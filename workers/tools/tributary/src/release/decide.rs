@@ -1,22 +1,16 @@
 //! Rollout decisions by hand, which take effect at once.
 
-use std::time::Duration;
-
 use aggregator::ModelReleases;
-use anyhow::Context;
-use releases::decision_log;
-use releases::stage::{self, DecisionContext, StageRefusal};
-use runtime::clock;
+use operations::release_decision;
 use runtime::settings::LoadedSettings;
-use schemas::{DecisionOrigin, ModelName, Release, ReleaseDecision, ReleaseId, Rollout, SiteName};
-use streams::{CarryError, Publisher};
+use schemas::{ModelName, Rollout, SiteName};
 
 use crate::settings::Settings;
-use crate::{audit, site_target, stdout};
+use crate::{site_target, stdout};
 
 /// The reason for a decision.
 #[derive(clap::Args)]
-pub struct ReasonArgs {
+pub(super) struct ReasonArgs {
     /// Reason, kept in the audit log and in the release's history.
     #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
     why: String,
@@ -24,7 +18,7 @@ pub struct ReasonArgs {
 
 /// A release to decide about.
 #[derive(clap::Args)]
-pub struct ReleaseDecisionArgs {
+pub(super) struct ReleaseDecisionArgs {
     /// First digits of the release.
     release: String,
     #[command(flatten)]
@@ -33,7 +27,7 @@ pub struct ReleaseDecisionArgs {
 
 /// A site to pin, and its release.
 #[derive(clap::Args)]
-pub struct PinArgs {
+pub(super) struct PinArgs {
     /// Site to pin; `cloud` for the verifiers.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
@@ -45,7 +39,7 @@ pub struct PinArgs {
 
 /// A site to unpin.
 #[derive(clap::Args)]
-pub struct UnpinArgs {
+pub(super) struct UnpinArgs {
     /// Site to unpin; `cloud` for the verifiers.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
@@ -54,7 +48,7 @@ pub struct UnpinArgs {
 }
 
 /// Promotes a release to all sites.
-pub async fn promote(
+pub(super) async fn promote(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     model: &ModelName,
@@ -62,13 +56,12 @@ pub async fn promote(
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
-    let decided =
-        decide(loaded, model, |now, history| Ok(stage::stable(now, known(history, &wanted)?, context(&args.why))?));
-    print_decision(&decided.await?, json)
+    let cloud = site_target::cloud(loaded, "release").await?;
+    print_decision(&release_decision::promote(&cloud, model, &wanted, &args.why.why).await?, json)
 }
 
 /// Withdraws a candidate or canary.
-pub async fn withdraw(
+pub(super) async fn withdraw(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     model: &ModelName,
@@ -76,22 +69,23 @@ pub async fn withdraw(
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
-    let decided = decide(loaded, model, |now, _| Ok(stage::withdraw(now, &wanted, context(&args.why))?));
-    print_decision(&decided.await?, json)
+    let cloud = site_target::cloud(loaded, "release").await?;
+    print_decision(&release_decision::withdraw(&cloud, model, &wanted, &args.why.why).await?, json)
 }
 
 /// Returns all sites to the previous stable release.
-pub async fn roll_back(
+pub(super) async fn roll_back(
     loaded: &LoadedSettings<Settings>,
     model: &ModelName,
     why: &ReasonArgs,
     json: bool,
 ) -> anyhow::Result<()> {
-    print_decision(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, context(why))?)).await?, json)
+    let cloud = site_target::cloud(loaded, "release").await?;
+    print_decision(&release_decision::roll_back(&cloud, model, &why.why).await?, json)
 }
 
 /// Pins a site to a release.
-pub async fn pin(
+pub(super) async fn pin(
     loaded: &LoadedSettings<Settings>,
     releases: &ModelReleases,
     model: &ModelName,
@@ -99,66 +93,19 @@ pub async fn pin(
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
-    let decided = decide(loaded, model, |now, history| {
-        Ok(stage::pin(now, args.site.clone(), known(history, &wanted)?, context(&args.why)))
-    });
-    print_decision(&decided.await?, json)
+    let cloud = site_target::cloud(loaded, "release").await?;
+    print_decision(&release_decision::pin(&cloud, model, &args.site, &wanted, &args.why.why).await?, json)
 }
 
 /// Unpins a site.
-pub async fn unpin(
+pub(super) async fn unpin(
     loaded: &LoadedSettings<Settings>,
     model: &ModelName,
     args: &UnpinArgs,
     json: bool,
 ) -> anyhow::Result<()> {
-    let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), context(&args.why))?));
-    print_decision(&decided.await?, json)
-}
-
-fn context(why: &ReasonArgs) -> DecisionContext {
-    DecisionContext::new(DecisionOrigin::Hand, &why.why, clock::now_ms())
-}
-
-/// Why no decision was made.
-#[derive(Debug, thiserror::Error)]
-enum DecisionFailure {
-    #[error(transparent)]
-    Refused(#[from] StageRefusal),
-    #[error(transparent)]
-    Carry(#[from] CarryError),
-    #[error(
-        "model {0} has no rollout yet: start an aggregator, or import the model that sites were set up with (`tributary release import`)"
-    )]
-    Nothing(ModelName),
-    #[error("release {0} has no package that sites could fetch: its trial failed, or an older version made it")]
-    Unpackaged(String),
-}
-
-/// The release as it was offered to sites.
-fn known(history: &[Rollout], wanted: &ReleaseId) -> Result<Release, DecisionFailure> {
-    let found = decision_log::releases(history).into_iter().find(|release| release.release == *wanted);
-    found.ok_or_else(|| DecisionFailure::Unpackaged(wanted.short().into()))
-}
-
-async fn decide(
-    loaded: &LoadedSettings<Settings>,
-    model: &ModelName,
-    decide: impl Fn(&Rollout, &[Rollout]) -> Result<Rollout, DecisionFailure>,
-) -> anyhow::Result<Rollout> {
     let cloud = site_target::cloud(loaded, "release").await?;
-    let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
-    let history = decision_log::history(&cloud, model).await?;
-    let decided = decision_log::decide(&cloud, &publisher, model, |now| {
-        let now = now.ok_or_else(|| DecisionFailure::Nothing(model.clone()))?;
-        decide(now, &history).map(Some)
-    });
-    let decided = decided.await?.context("no decision was made")?;
-    let ReleaseDecision { stage, release, site, why, .. } = &decided.decision;
-    let at = site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
-    let about = format!("{model} {}{at}: {why}", release.as_str());
-    audit::record_command(&cloud, &SiteName::cloud(), &format!("release {}", stage.as_str()), about).await;
-    Ok(decided)
+    print_decision(&release_decision::unpin(&cloud, model, &args.site, &args.why.why).await?, json)
 }
 
 fn print_decision(decided: &Rollout, json: bool) -> anyhow::Result<()> {

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use model_signature::{EcPrivateKey, EcPublicKey, SIGNATURE_FILE, SignedFolder, sign_folder, verify_folder};
-use vision::Model;
+use model_signature::{EcPublicKey, SIGNATURE_FILE, SignedFolder, verify_folder};
 
 use crate::{format, stdout};
 
 /// The signature that a folder must have.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct SignatureArgs {
+pub(super) struct SignatureArgs {
     /// Import only what this public key signed (PEM, P-256 or P-384).
     ///
     /// The format is that of OpenSSF Model Signing (`model_signing sign key`).
@@ -22,7 +21,11 @@ pub struct SignatureArgs {
 }
 
 /// Verifies a folder's signature where one is required, by --signed-by or by releaser.trusted_keys.
-pub async fn verify(args: &SignatureArgs, trusted: &[PathBuf], folder: &Path) -> anyhow::Result<Option<SignedFolder>> {
+pub(super) async fn verify(
+    args: &SignatureArgs,
+    trusted: &[PathBuf],
+    folder: &Path,
+) -> anyhow::Result<Option<SignedFolder>> {
     let beside = folder.join(SIGNATURE_FILE);
     let keys = accepted(args, trusted)?;
     if keys.is_empty() {
@@ -68,36 +71,12 @@ fn accepted(args: &SignatureArgs, trusted: &[PathBuf]) -> anyhow::Result<Vec<EcP
     Ok(vec![key])
 }
 
-/// Loads the model of a signed folder from a copy of the signed files only.
-pub async fn load(signed: &SignedFolder, folder: &Path, copy: &Path) -> anyhow::Result<Model> {
-    let (signed, folder, copy) = (signed.clone(), folder.to_owned(), copy.to_owned());
-    let load = move || {
-        let named = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        signed
-            .copy_files(&named.files, &copy)
-            .with_context(|| format!("{} cannot be imported as it was signed", folder.display()))?;
-        let model = Model::load(&copy).with_context(|| format!("signed files of {}", folder.display()))?;
-        if model.release != named.release {
-            bail!("unsigned files in {} change the model: remove them", folder.display());
-        }
-        Ok(model)
-    };
-    tokio::task::spawn_blocking(load).await?
-}
-
-/// Signs a folder in place.
-pub fn sign(folder: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
-    let signature = sign_folder(folder, key)?;
-    let path = folder.join(SIGNATURE_FILE);
-    std::fs::write(&path, signature).with_context(|| format!("{} cannot be written", path.display()))
-}
-
-/// Prints how a recipient verifies the folder.
-pub fn print_check(folder: &Path, key_file: &Path, key: &EcPrivateKey) -> anyhow::Result<()> {
+/// Prints how a recipient verifies the folder. `key`: fingerprint of the key that signed it.
+pub(super) fn print_check(folder: &Path, key_file: &Path, key: &str) -> anyhow::Result<()> {
     let (folder, signature) = (folder.display(), folder.join(SIGNATURE_FILE));
     stdout::print_line(format_args!(
         "signed   by key {}; its public key: openssl pkey -in {} -pubout -out PUBLIC.pem",
-        key.public().fingerprint(),
+        key,
         key_file.display()
     ))?;
     stdout::print_line(format_args!(
@@ -108,6 +87,6 @@ pub fn print_check(folder: &Path, key_file: &Path, key: &EcPrivateKey) -> anyhow
 }
 
 /// Prints who signed a release, if anybody did.
-pub fn print_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
+pub(super) fn print_signer(fingerprint: Option<&String>) -> anyhow::Result<()> {
     fingerprint.map_or(Ok(()), |key| stdout::print_line(format_args!("signed   by key {}", format::plain_text(key))))
 }

@@ -1,13 +1,14 @@
 //! The stage of releases, and the decisions about each with their metrics.
 
+use operations::release_stage::{decisions_about, stage_word};
 use runtime::settings::LoadedSettings;
-use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, ReleaseStage, Rollout};
+use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, Rollout};
 
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
 
 /// All rollout decisions about a model; empty, with a note, if the cloud's server cannot be reached.
-pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
+pub(super) async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
     let read = async {
         let cloud = site_target::cloud(loaded, "release").await?;
         anyhow::Ok(releases::decision_log::history(&cloud, model).await?)
@@ -18,24 +19,12 @@ pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) 
     })
 }
 
-/// The stage of a release, in a word.
-pub fn standing_of(history: &[Rollout], release: &ReleaseId) -> &'static str {
-    let Some(now) = history.last() else { return "" };
-    let before = || history.iter().any(|then| then.stable.release == *release).then_some("was stable");
-    releases::stage::stage_of(now, release).map(ReleaseStage::as_str).or_else(before).unwrap_or("passed over")
-}
-
-/// The decisions about a release, oldest first.
-pub fn decisions_about<'a>(history: &'a [Rollout], release: &ReleaseId) -> Vec<&'a Rollout> {
-    history.iter().filter(|then| then.decision.release == *release).collect()
-}
-
 /// Prints a release's stage and decisions.
-pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
+pub(super) fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
     if history.is_empty() {
         return Ok(());
     }
-    stdout::print_line(format_args!("stage    {}", standing_of(history, release)))?;
+    stdout::print_line(format_args!("stage    {}", stage_word(history, release)))?;
     for then in decisions_about(history, release) {
         let decision = &then.decision;
         let of = decision.site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();

@@ -18,7 +18,7 @@ const CLOUD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The state of a site.
 #[derive(Debug, Clone, Serialize)]
-pub struct SiteStatus {
+pub(super) struct SiteStatus {
     /// When it was gathered, milliseconds since the epoch.
     pub at_ms: u64,
     /// Its name.
@@ -62,7 +62,7 @@ pub struct SiteStatus {
 
 /// A server.
 #[derive(Debug, Clone, Serialize)]
-pub struct ServerStatus {
+pub(super) struct ServerStatus {
     /// Its address.
     pub url: String,
     /// Its version.
@@ -73,7 +73,7 @@ pub struct ServerStatus {
 
 /// A stream with a role that works it off.
 #[derive(Debug, Clone, Serialize)]
-pub struct QueueStatus {
+pub(super) struct QueueStatus {
     /// Messages and bytes.
     #[serde(flatten)]
     pub level: StreamLevel,
@@ -88,7 +88,7 @@ pub struct QueueStatus {
 /// The cloud, as seen from the site.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum CloudStatus {
+pub(super) enum CloudStatus {
     /// It answers.
     Here {
         /// Whether it shares the site's server.
@@ -109,7 +109,7 @@ pub enum CloudStatus {
 }
 
 /// Asks the servers of site and cloud, concurrently.
-pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<SiteStatus, CarryError> {
+pub(super) async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<SiteStatus, CarryError> {
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
     let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms) = tokio::join!(

@@ -14,7 +14,7 @@ use crate::format;
 const NEARLY_FULL_RATIO: f64 = 0.9;
 
 /// The whole screen.
-pub fn text(status: &SiteStatus) -> String {
+pub(super) fn text(status: &SiteStatus) -> String {
     let mut lines = vec![heading(status), String::new()];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
     row("images", images(&status.images));
