@@ -31,7 +31,7 @@ fn a_note_of_the_policy_that_was_bent_is_one_that_settings_may_have() {
 fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
     bend::limit_memory();
     let notes = texts(["null", "{\"fixed\":3}", "{\"between\":[1,4]}"]);
-    let seen = QueueObservation { now_s: 10.0, waiting: 1e6, cost_s: 0.01, replicas: 3, finished: 7 };
+    let seen = QueueObservation { now_s: 10.0, waiting: 1e6, cost_s: 0.01, replicas: 3, parallelism: 2, finished: 7 };
     bend_all("notes of replicas", &notes, turns(), |bytes| {
         match serde_json::from_slice::<Option<ReplicaRequest>>(bytes) {
             Ok(Some(ReplicaRequest::Fixed(replicas))) => {

@@ -23,6 +23,7 @@ mod oracle;
 mod releasers;
 mod requests;
 mod rounds;
+mod scale;
 mod seeds;
 mod swap;
 mod world;

@@ -6,6 +6,7 @@
 //! by the metric of queued work).
 
 pub mod decide;
+pub mod rate;
 pub mod replica_request;
 pub mod scaler;
 pub mod settings;

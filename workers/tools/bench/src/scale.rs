@@ -240,7 +240,7 @@ fn report(
             "time until the queue stays under its target, after a five-fold load step",
             response.recovery_s,
             "s",
-            None,
+            Some(crate::report::FigureGoal::AtMost(5.0)),
         ),
         figure("server_kb_per_site", "memory of the cloud's server per site", cost.server_kb_per_site(), "kB", None),
     ];
@@ -262,9 +262,11 @@ fn report(
         ],
         marks: Vec::new(),
     };
+    let at_end =
+        response.samples.iter().rfind(|sample| sample.at_s < response.to_s).map_or(0.0, |sample| sample.replicas);
     let mut notes = vec![format!(
-        "Load step from {base_per_s:.0} to {:.0} images per second; target: {:.1} s of queued work; one replica at the start, {:.0} at \
-        peak; longest queue: {:.1} s.",
+        "Load step from {base_per_s:.0} to {:.0} images per second; target: {:.1} s of queued work; one replica at the start, {at_end:.0} \
+         at the end of the load and {:.0} at peak; longest queue: {:.1} s.",
         5.0 * base_per_s,
         step_response::TARGET_S,
         response.samples.iter().map(|sample| sample.replicas).fold(0.0, f64::max),

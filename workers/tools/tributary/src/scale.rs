@@ -18,9 +18,9 @@ const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\
 A replica is a copy of the model with a thread of its own; all replicas of a role share one queue. The number applies \
-to each worker of the role, at once and after restarts. A range follows the backlog in seconds of work, within the \
-cooldowns and gains of [recognizer.scale] and [verifier.scale]. A replica finishes its batch before it stops; one that \
-does not fit in memory is not started.
+to each worker of the role, at once and after restarts. A range follows the backlog in seconds of work, up to one \
+replica per processor, within the cooldowns and gains of [recognizer.scale] and [verifier.scale]. A replica finishes \
+its batch before it stops; one that does not fit in memory is not started.
 
 For more processes, start `tributary recognizer` or `tributary verifier` again; on Kubernetes, verifiers scale by \
 tributary_queue_work_seconds (deploy/k8s).

@@ -175,6 +175,7 @@ impl Scaler {
             waiting,
             cost_s: self.infer.cost_ms() / 1000.0,
             replicas: own,
+            parallelism: processors() / self.infer.settings().threads.max(1),
             finished,
         })
     }
@@ -239,6 +240,11 @@ impl Scaler {
     fn log_scaling(&self, why: Option<String>) {
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
+}
+
+/// Processors that this process may use.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Total size of a model's files, bytes.

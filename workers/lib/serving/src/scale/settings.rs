@@ -8,15 +8,18 @@ use serde::{Deserialize, Serialize};
 pub struct ScaleSettings {
     /// Fewest replicas, at least 1.
     pub min_replicas: usize,
-    /// Most replicas, at least `min_replicas`; 0: the number is fixed to `infer.replicas`.
+    /// Most replicas, at least `min_replicas`; 0: the number is fixed to `infer.replicas`. The queue starts no more than
+    /// the processors can run at once.
     pub max_replicas: usize,
     /// Queued work above which replicas are added, seconds, above 0.
     pub target_s: f64,
-    /// Shortest time from a change until replicas are added again, seconds.
+    /// Shortest time from a change until replicas are added again, seconds. Where more did not help, they are tried
+    /// again after 5 times as long, then 10, 20, at most 80 times.
     pub up_cooldown_s: f64,
-    /// Time with too little work after which a replica is removed, seconds.
+    /// Time with too little work after which half of the replicas that are too many are removed, seconds.
     pub down_cooldown_s: f64,
-    /// Smallest gain in images per second from one more replica, 0 to 1; otherwise it is removed again.
+    /// Smallest gain in images per second from one more replica, as a fraction of what each did before, 0 to 1; those that
+    /// bring less, by more than chance, are removed again.
     pub min_gain_ratio: f64,
 }
 

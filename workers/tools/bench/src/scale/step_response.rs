@@ -104,7 +104,8 @@ async fn sample_queue(
             samples.push(QueueSample { at_s: started_at.elapsed().as_secs_f64(), replicas, queued_s });
             // Keeps only changes of the number of replicas; the queue length differs in every sample.
             let is_change = |reason: &String| {
-                ["more than", "do not help", "would have sufficed"].iter().any(|part| reason.contains(part))
+                let parts = ["more than the target", "do not help", "replicas did", "would have sufficed"];
+                parts.iter().any(|part| reason.contains(part)) && !reason.contains("the first go after")
             };
             let changed = beat.scale.clone().filter(is_change);
             reasons.extend(changed.filter(|reason| reasons.last() != Some(reason)));
