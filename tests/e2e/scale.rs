@@ -103,12 +103,13 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     assert!(scale(&world, &["recognizer", "1-3"]).await.success);
-    // Large ones, so that there is work for some seconds; made before the worker is stopped, which soon looks dead.
+    // Large ones, so that there is work for many seconds: a queue that is gone in three is left to one replica. Made before
+    // the worker is stopped, which soon looks dead.
     let pictures = pictures().unwrap().iter().take(8);
     let large: Vec<_> = pictures.map(|picture| vision::enlarged(&picture.bytes, 2500).unwrap()).collect();
     world.worker_mut("recognizer").unwrap().signal(Signal::SIGSTOP).unwrap();
     let mut tasks = Vec::new();
-    for large in large.iter().cycle().take(80) {
+    for large in large.iter().cycle().take(320) {
         tasks.push(publish(world.bus(0), &world.site(0).name, large, &[]).await);
     }
     world.worker_mut("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();
