@@ -32,4 +32,4 @@ nats pub "image.$site.$camera" --jetstream --no-templates --force-stdin \
     --header "Nats-Msg-Id:$task" --header "Tributary-File:${image##*/}" <"$image"
 
 timeout "$answer_timeout_s" grep --max-count 1 --fixed-strings "$task" <&3 ||
-    { printf 'no answer within %s s; run `tributary answers %s` later to see it\n' "$answer_timeout_s" "$task" >&2; exit 1; }
+    { printf 'no answer within %s s; later, tributary answers %s shows it\n' "$answer_timeout_s" "$task" >&2; exit 1; }

@@ -214,7 +214,7 @@ contract_tests! {
     messages_expire;
     an_advisory_names_a_message_that_reached_its_delivery_limit;
     an_outcome_is_stored_and_republished_as_a_final_answer;
-    a_taken_slot_tells_our_own_message_from_anothers;
+    a_taken_slot_tells_our_own_message_from_others;
     rounds_are_copied_from_the_updates_stream;
     concurrent_changes_of_a_note_are_all_kept;
     a_follower_of_a_note_receives_its_value_and_its_changes;
@@ -636,7 +636,7 @@ async fn an_outcome_is_stored_and_republished_as_a_final_answer(world: ContractW
     assert!(tokio::time::timeout(SOON, tapped.next()).await.is_err(), "a refused message was republished");
 }
 
-async fn a_taken_slot_tells_our_own_message_from_anothers(world: ContractWorld) {
+async fn a_taken_slot_tells_our_own_message_from_others(world: ContractWorld) {
     let model = schemas::ModelName::from_name("light");
     let set = "set".parse().unwrap();
     let slots = [

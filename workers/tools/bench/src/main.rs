@@ -93,9 +93,10 @@ enum BenchCommand {
     ///
     /// A hub and a leaf with a shaped link between them: completion time, latency, accuracy, uploads, CPU and energy.
     Policy(PolicyBenchArgs),
-    /// Measure training: step time, gradients and learning curves (some minutes).
+    /// Measure training: step time, gradients and learning curves (several minutes).
     ///
-    /// Three networks, against the forward pass alone, and against PyTorch where it is installed.
+    /// Three networks, against the forward pass alone and against PyTorch, if installed. Also the cost of training for a
+    /// recognizer on the same machine.
     Train(TrainBenchArgs),
     /// Compare merge rules by accuracy over ten rounds of ten sites (an hour or more).
     ///
@@ -117,7 +118,7 @@ enum BenchCommand {
     ///
     /// Lost images, added latency and memory, at 80 % of the site's capacity.
     Swap(SwapBenchArgs),
-    /// Measure export and evaluate against a raw pull, and their cost for live work (5 minutes).
+    /// Measure export and evaluation of a replay against a raw pull, and their cost for live work (5 minutes).
     ///
     /// Exports to a folder and to an archive, and evaluates a model.
     Replay(ReplayBenchArgs),
@@ -147,7 +148,7 @@ struct ScaleBenchArgs {
     /// Folder for the servers' stores [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Draw the charts into this folder.
+    /// Write charts to this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -195,7 +196,7 @@ struct CanaryBenchArgs {
     /// Simulated canaries of each kind, each with its own random seed.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Draw the charts into this folder.
+    /// Write charts to this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -221,13 +222,13 @@ struct FederatedBenchArgs {
     /// site.
     #[arg(long, value_name = "COLUMN", default_value = "track")]
     groups: String,
-    /// Run this rule only, for example fedavg or "paper literal"; repeatable [default: all].
+    /// Measure this merge rule only, for example fedavg or "paper literal"; repeatable [default: all].
     #[arg(long, value_name = "NAME")]
     rule: Vec<String>,
     /// Number of repetitions, each with its own random seed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// Draw the charts into this folder.
+    /// Write charts to this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -246,10 +247,11 @@ struct RoundsBenchArgs {
     /// Folder of the cloud's model, whose answers label some runs [default: fixtures/models/fashion-heavy].
     #[arg(long, value_name = "DIR")]
     cloud: Option<PathBuf>,
-    /// Run only from this start: random weights, about 60 % or 80 % accuracy, the model, or the cloud's; repeatable.
+    /// Start from this only: random weights, about 60 % or 80 % accuracy, the deployed model, or the cloud's; repeatable
+    /// [default: all].
     #[arg(long, value_name = "WHICH", value_parser = ["random", "60 %", "80 %", "model", "cloud"])]
     start: Vec<String>,
-    /// Also run with hard cases steering what sites learn, which triples the time.
+    /// Also compare ways in which hard cases steer training, which triples the time.
     #[arg(long, conflicts_with = "quick")]
     hard_cases: bool,
     #[command(flatten)]
@@ -258,17 +260,17 @@ struct RoundsBenchArgs {
 
 #[derive(clap::Args)]
 struct TrainBenchArgs {
-    /// Python with PyTorch [default: python3].
+    /// Python interpreter with PyTorch [default: python3].
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// Another folder of labelled images with an index.csv (columns file or path, label or class_name, split: train,
-    /// val or test); repeatable.
+    /// Additional folder of labelled images for a learning curve, with an index.csv (columns file or path, label or
+    /// class_name, split: train, val or test); repeatable.
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
-    /// Folder of models with reference gradients, from fixtures/make_gradients.py [default: fixtures/gradients].
+    /// Folder of models with reference gradients, made by fixtures/make_gradients.py [default: fixtures/gradients].
     #[arg(long, value_name = "DIR")]
     gradients: Option<PathBuf>,
-    /// Draw the learning curves into this folder.
+    /// Write charts of the learning curves to this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -287,7 +289,7 @@ struct PolicyBenchArgs {
     /// Folder of the cloud's model, with the same labels [default: fixtures/models/fashion-heavy].
     #[arg(long, value_name = "DIR")]
     cloud_model: Option<PathBuf>,
-    /// Simulate the cloud: MS milliseconds per image on each of four replicas, without using this machine's processor.
+    /// Simulate the cloud with MS milliseconds per image on each of four replicas, without using this machine's CPU.
     #[arg(long, value_name = "MS")]
     paced_ms: Option<f64>,
     /// Folder for the servers' stores [default: the system's temporary folder].
@@ -296,7 +298,7 @@ struct PolicyBenchArgs {
     /// Run this scenario only, for example "cloud down"; repeatable [default: all].
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(policy::scenario_names()))]
     scenario: Vec<String>,
-    /// Draw the completion times into this folder.
+    /// Write charts of the completion times to this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
     #[command(flatten)]
@@ -315,7 +317,7 @@ struct RecognizeBenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     replicas: Option<u16>,
     /// Arrival rate of the open loop, images per second [default: 60 % of the bare loop's rate].
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
     rate: Option<f64>,
     /// Folder on the disk to measure, for the servers' stores [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
@@ -324,7 +326,7 @@ struct RecognizeBenchArgs {
     common: BenchCommonArgs,
 }
 
-/// Options of every bench.
+/// Options common to all benches.
 #[derive(clap::Args)]
 struct BenchCommonArgs {
     /// Write all measurements to this file, as JSON.
@@ -335,7 +337,7 @@ struct BenchCommonArgs {
     quick: bool,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.1..=100_000.0).contains(&rate) => Ok(rate),
         _ => Err("use 0.1 to 100000 images per second".into()),

@@ -335,11 +335,11 @@ async fn run_once(
     images: &[LabelledImage],
     rate_per_s: f64,
 ) -> Result<PolicyRunOutcome, BenchError> {
-    testbed.clear().await?;
+    testbed.purge_streams().await?;
     testbed.link.set(scenario.shape);
-    testbed.stall_cloud(scenario.stalled);
+    testbed.set_cloud_stalled(scenario.stalled);
     testbed.wait_for_link(scenario.shape.state == LinkState::Open).await?;
-    let listener = AnswerListener::open(&testbed.here, &testbed.cloud, &testbed.name).await?;
+    let listener = AnswerListener::open(&testbed.site_bus, &testbed.cloud_bus, &testbed.name).await?;
     let flapping = scenario.flaps_s.map(|(up_s, down_s)| flap_link(testbed, scenario.shape, up_s, down_s));
     let work = async {
         let cpu_before = testbed.cpu_usage();
@@ -369,7 +369,7 @@ async fn run_once(
         },
         None => work.await,
     };
-    testbed.stall_cloud(false);
+    testbed.set_cloud_stalled(false);
     testbed.link.set(LinkShape { state: LinkState::Open, ..scenario.shape });
     outcome
 }
@@ -394,7 +394,7 @@ async fn publish_arrivals(
 ) -> Result<(Vec<TaskId>, Instant), BenchError> {
     let camera: CameraName = "bench".parse().map_err(|_| BenchError::Stopped)?;
     let subject = subject::image(&testbed.name, &camera);
-    let publisher = Publisher::new(testbed.here.clone(), RUN_TIMEOUT);
+    let publisher = Publisher::new(testbed.site_bus.clone(), RUN_TIMEOUT);
     let publication = |image: &LabelledImage, task: TaskId| {
         let publication = Publication::with_id(subject.clone(), image.bytes.clone(), task.to_string());
         let publication = publication.header(HEADER_LABEL, image.label.clone());
@@ -407,7 +407,7 @@ async fn publish_arrivals(
     let mut tasks = Vec::with_capacity(images.len());
     if scenario.arrivals == ArrivalPattern::Batch {
         // The recognizer stays paused until the whole batch is stored.
-        testbed.pause_recognizer(true);
+        testbed.set_recognizer_paused(true);
         for image in images {
             let (task, publisher) = (TaskId::new_random(), publisher.clone());
             tasks.push(task);
@@ -422,7 +422,7 @@ async fn publish_arrivals(
         }
         let started = Instant::now();
         tasks.iter().for_each(|task| drop(listener.expect_task(*task, started)));
-        testbed.pause_recognizer(false);
+        testbed.set_recognizer_paused(false);
         return Ok((tasks, started));
     }
     let stop = CancellationToken::new();

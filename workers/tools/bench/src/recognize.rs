@@ -321,7 +321,7 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
             "open_loop_rate_per_s": rate_per_s,
             "open_loop_rate_given": open_rate_given,
             "cores_got_by_bare_loop_ratio": cpu_share,
-            "workload": workload.described,
+            "workload": workload.summary,
         }),
         rows: results::rows(&windows, replicas, rate_per_s),
         table: results::table(&windows, replicas, rate_per_s),

@@ -391,7 +391,7 @@ fn report(
         bench: "replay",
         settings: json!({
             "quick": options.quick, "rounds": rounds.len(), "images": count, "live_per_s": rate_per_s,
-            "workload": workload.described,
+            "workload": workload.summary,
         }),
         machine,
         rows: rows.chain(live_rows).collect(),
@@ -435,7 +435,7 @@ fn report(
                 "{} images of {} bytes on average, durability fast; live: {rate_per_s:.0} images per second, p99 {:.1} ms \
                 without and {:.1} ms with a replay.",
                 count,
-                workload.described.mean_bytes,
+                workload.summary.mean_bytes,
                 p99(|live| &live.alone),
                 p99(|live| &live.beside)
             ),

@@ -287,7 +287,7 @@ fn report(
         bench: "scale",
         settings: json!({
             "quick": options.quick, "sites": options.sites, "in_flight": IN_FLIGHT, "base_per_s": base_per_s,
-            "workload": workload.described,
+            "workload": workload.summary,
         }),
         machine,
         rows: all,

@@ -144,7 +144,7 @@ async fn measure(options: &SwapBenchOptions) -> Result<BenchReport, BenchError> 
             "capacity_per_s": capacity.images_per_s,
             "rate_per_s": rate_per_s,
             "load_share": LOAD_SHARE,
-            "workload": workload.described,
+            "workload": workload.summary,
         }),
         rows: result.rows(),
         table: result.table(),

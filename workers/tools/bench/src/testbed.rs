@@ -1,5 +1,5 @@
-//! A site and a cloud with a shaped link between them: a hub and a leaf server, and the workers of both sides
-//! in processes of their own.
+//! A site and a cloud with a shaped link between them: a hub and a leaf server, and the workers of both sides, each in
+//! its own process.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,60 +25,60 @@ use os::process;
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
-/// How long workers may take to become ready.
-const TIMEOUT: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Time limit for workers to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a field consists of.
+/// Configuration of a testbed.
 #[derive(Debug, Clone)]
 pub(crate) struct TestbedConfig {
-    /// Folder of the stores; removed by whoever made it.
+    /// Folder of the stores; its creator removes it.
     pub folder: PathBuf,
-    /// The nats-server program; looked for if absent.
+    /// The nats-server program; searched for if absent.
     pub nats_server: Option<PathBuf>,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
-    /// Folder of the site's model, absolute.
+    /// Absolute path of the site's model folder.
     pub edge: PathBuf,
-    /// Folder of the cloud's model, absolute.
+    /// Absolute path of the cloud's model folder.
     pub cloud: PathBuf,
-    /// A cloud with a pace of its own instead of the real verifier.
+    /// Speed of a simulated cloud; the real verifier runs if absent.
     pub pace: Option<FakeCloudPace>,
-    /// What that one says.
+    /// Predictions of the simulated cloud, by image.
     pub predictions: Arc<CloudPredictions>,
-    /// And about what it does not know.
+    /// Prediction of the simulated cloud for any other image.
     pub unknown: Prediction,
-    /// More settings of the recognizer, as `key=value`.
+    /// Additional settings of the recognizer, as `key=value`.
     pub set: Vec<String>,
 }
 
 enum TestbedVerifier {
     Real(BenchWorker),
-    Paced { stalled: watch::Sender<bool>, _running: AbortOnDropHandle<()> },
+    Simulated { stalled: watch::Sender<bool>, _task: AbortOnDropHandle<()> },
 }
 
-/// A site and a cloud that run. Dropping it stops everything.
+/// A running site and cloud. Dropping it stops all processes.
 pub(crate) struct Testbed {
-    // Workers end before their servers.
+    // Fields drop in this order: workers stop before their servers.
     recognizer: Option<BenchWorker>,
-    /// Whether it is the bench's own, with a policy that is only compared with.
+    /// Whether the recognizer is the bench's own, which runs a baseline policy.
     is_baseline: bool,
     courier: Option<BenchWorker>,
     verifier: TestbedVerifier,
-    /// The site's own domain.
-    pub here: Bus,
-    /// The cloud's server.
-    pub cloud: Bus,
-    /// What lies between them.
+    /// Connection to the site's server.
+    pub site_bus: Bus,
+    /// Connection to the cloud's server.
+    pub cloud_bus: Bus,
+    /// The link between the two servers.
     pub link: LinkShaper,
     /// Name of the site.
     pub name: SiteName,
     leaf: Server,
     hub: Server,
-    ground: TestbedConfig,
+    config: TestbedConfig,
 }
 
-/// Processor time used on each side.
+/// CPU time used by each side.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct CpuUsage {
     /// Site: its server, recognizer and courier.
@@ -88,13 +88,13 @@ pub(crate) struct CpuUsage {
 }
 
 impl Testbed {
-    /// Starts everything and waits until it takes work.
-    pub(crate) async fn start(label: &str, ground: TestbedConfig) -> Result<Self, BenchError> {
+    /// Starts servers and workers, and waits until they accept work. `label`: name of the folder for the stores.
+    pub(crate) async fn start(label: &str, config: TestbedConfig) -> Result<Self, BenchError> {
         let name = SiteName::default_site();
-        let folder = ground.folder.join(label);
+        let folder = config.folder.join(label);
         let settings = |server: &str, leaf| ServerSettings {
             encryption_key: None,
-            program: ground.nats_server.clone(),
+            program: config.nats_server.clone(),
             store: folder.join(server),
             name: server.into(),
             domain: Some(server.into()),
@@ -107,144 +107,167 @@ impl Testbed {
             site: None,
             entry: ClientListener::default(),
         };
-        let open = LinkShape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
-        let hub = serve(settings(CLOUD, LeafMode::Hub(vec![name.clone()]))).await?;
-        let cloud = set_up(&hub, &PlanScope::Cloud(vec![name.clone()])).await?;
-        let link = LinkShaper::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port())), open).await?;
+        let unlimited = LinkShape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
+        let hub = start_server(settings(CLOUD, LeafMode::Hub(vec![name.clone()]))).await?;
+        let cloud_bus = create_streams(&hub, &PlanScope::Cloud(vec![name.clone()])).await?;
+        let link = LinkShaper::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port())), unlimited).await?;
         let address = hub.leaf_url(&name, link.port()).unwrap_or_default();
-        let leaf = serve(settings(name.as_str(), LeafMode::Of(address))).await?;
-        let here = set_up(&leaf, &PlanScope::Site(name.clone())).await?;
-        let verifier = match ground.pace {
+        let leaf = start_server(settings(name.as_str(), LeafMode::Of(address))).await?;
+        let site_bus = create_streams(&leaf, &PlanScope::Site(name.clone())).await?;
+        let verifier = match config.pace {
             None => {
                 let mut arguments = vec!["--nats".into(), hub.url()];
-                arguments.extend(["--model".into(), ground.cloud.display().to_string()]);
-                arguments.extend(library(&ground));
+                arguments.extend(["--model".into(), config.cloud.display().to_string()]);
+                arguments.extend(library_arguments(&config));
                 TestbedVerifier::Real(BenchWorker::start("verifier", &folder, &arguments)?)
             }
             Some(pace) => {
-                let (stalled, seen) = watch::channel(false);
-                let (predictions, unknown) = (ground.predictions.clone(), ground.unknown.clone());
-                let running =
-                    tokio::spawn(fake_cloud::run(cloud.clone(), pace, predictions, unknown, seen, Shutdown::default()));
-                TestbedVerifier::Paced { stalled, _running: AbortOnDropHandle::new(running) }
+                let (stalled, stalled_receiver) = watch::channel(false);
+                let (predictions, unknown) = (config.predictions.clone(), config.unknown.clone());
+                let task = tokio::spawn(fake_cloud::run(
+                    cloud_bus.clone(),
+                    pace,
+                    predictions,
+                    unknown,
+                    stalled_receiver,
+                    Shutdown::default(),
+                ));
+                TestbedVerifier::Simulated { stalled, _task: AbortOnDropHandle::new(task) }
             }
         };
-        let (recognizer, is_baseline) = (None, false);
-        let mut field =
-            Self { recognizer, is_baseline, courier: None, verifier, here, cloud, link, name, leaf, hub, ground };
-        field.renew_recognizer(None)?;
-        field.renew_courier(&folder)?;
-        field
-            .ready("a recognizer, a courier and a verifier at work", |beats| {
-                let has = |role: Role| beats.iter().any(|beat| beat.role == role);
-                has(Role::Recognizer) && beats.iter().any(|beat| beat.link.is_some_and(|link| link.cloud.is_some()))
+        let mut testbed = Self {
+            recognizer: None,
+            is_baseline: false,
+            courier: None,
+            verifier,
+            site_bus,
+            cloud_bus,
+            link,
+            name,
+            leaf,
+            hub,
+            config,
+        };
+        testbed.restart_recognizer(None)?;
+        testbed.restart_courier(&folder)?;
+        testbed
+            .wait_for_heartbeats("the recognizer, courier and verifier to start", |heartbeats| {
+                let has = |role: Role| heartbeats.iter().any(|heartbeat| heartbeat.role == role);
+                let knows_cloud = |heartbeat: &Heartbeat| heartbeat.link.is_some_and(|link| link.cloud.is_some());
+                has(Role::Recognizer) && heartbeats.iter().any(knows_cloud)
             })
             .await?;
-        Ok(field)
+        Ok(testbed)
     }
 
-    /// Starts another recognizer in place of the running one; `baseline`: the bench's own, with these arguments.
-    fn renew_recognizer(&mut self, baseline: Option<&[String]>) -> Result<(), BenchError> {
-        // Two at a time would share the images.
+    /// Replaces the running recognizer. `baseline`: arguments of the bench's own recognizer; absent, the product's.
+    fn restart_recognizer(&mut self, baseline: Option<&[String]>) -> Result<(), BenchError> {
+        // Two recognizers at a time would share the images.
         self.recognizer = None;
-        let ground = &self.ground;
-        let mut arguments = at(&self.leaf, &self.name);
-        arguments.extend(["--model".into(), ground.edge.display().to_string()]);
-        arguments.extend(library(ground));
-        arguments.extend(ground.set.iter().flat_map(|setting| ["--set".into(), setting.clone()]));
+        let config = &self.config;
+        let mut arguments = site_arguments(&self.leaf, &self.name);
+        arguments.extend(["--model".into(), config.edge.display().to_string()]);
+        arguments.extend(library_arguments(config));
+        arguments.extend(config.set.iter().flat_map(|setting| ["--set".into(), setting.clone()]));
         self.recognizer = Some(match baseline {
-            None => BenchWorker::start("recognizer", &ground.folder, &arguments)?,
-            Some(more) => BenchWorker::start_own("baseline", &ground.folder, &[&arguments, more].concat())?,
+            None => BenchWorker::start("recognizer", &config.folder, &arguments)?,
+            Some(more) => BenchWorker::start_own("baseline", &config.folder, &[&arguments, more].concat())?,
         });
         self.is_baseline = baseline.is_some();
         Ok(())
     }
 
-    fn renew_courier(&mut self, folder: &Path) -> Result<(), BenchError> {
+    fn restart_courier(&mut self, folder: &Path) -> Result<(), BenchError> {
         self.courier = None;
-        self.courier = Some(BenchWorker::start("courier", folder, &at(&self.leaf, &self.name))?);
+        self.courier = Some(BenchWorker::start("courier", folder, &site_arguments(&self.leaf, &self.name))?);
         Ok(())
     }
 
-    /// A link of another kind: the courier begins anew, so that it knows nothing of the one before.
+    /// Changes the link's shape; restarts the courier so that it forgets what it measured before.
     pub(crate) async fn replace_link(&mut self, shape: LinkShape) -> Result<(), BenchError> {
         self.link.set(LinkShape { state: LinkState::Open, ..shape });
-        let folder = self.ground.folder.clone();
-        self.renew_courier(&folder)?;
+        let folder = self.config.folder.clone();
+        self.restart_courier(&folder)?;
         let started_ms = runtime::clock::now_ms();
-        self.ready("a courier that knows the link", |beats| {
-            let courier = beats.iter().filter(|beat| beat.sent_at_ms > started_ms + 500);
-            courier.filter_map(|beat| beat.link).any(|link| link.cloud.is_some())
+        self.wait_for_heartbeats("the courier to measure the link", |heartbeats| {
+            let new = heartbeats.iter().filter(|heartbeat| heartbeat.sent_at_ms > started_ms + 500);
+            new.filter_map(|heartbeat| heartbeat.link).any(|link| link.cloud.is_some())
         })
         .await
     }
 
-    /// Chooses a policy and waits until the recognizer goes by it.
+    /// Sets the policy and waits until the recognizer applies it. `share`: share of images to upload, for a baseline.
     pub(crate) async fn choose_policy(&mut self, policy: MeasuredPolicy, share: Option<f64>) -> Result<(), BenchError> {
         let started_ms = runtime::clock::now_ms();
         let name = match policy {
             MeasuredPolicy::Product(name) => name,
             MeasuredPolicy::Baseline(_) => {
                 let share = share.unwrap_or_default().to_string();
-                self.renew_recognizer(Some(&["--rule".into(), policy.to_string(), "--share".into(), share]))?;
-                let is_new = |beat: &Heartbeat| beat.role == Role::Recognizer && beat.sent_at_ms > started_ms;
-                return self.ready("a baseline at work", |beats| beats.iter().any(is_new)).await;
+                self.restart_recognizer(Some(&["--rule".into(), policy.to_string(), "--share".into(), share]))?;
+                let is_new =
+                    |heartbeat: &Heartbeat| heartbeat.role == Role::Recognizer && heartbeat.sent_at_ms > started_ms;
+                let what = "the baseline recognizer to start";
+                return self.wait_for_heartbeats(what, |heartbeats| heartbeats.iter().any(is_new)).await;
             }
         };
         if self.is_baseline {
-            self.renew_recognizer(None)?;
+            self.restart_recognizer(None)?;
         }
         let chosen = PolicyOverride { name };
-        Ledger::open(&self.here).await?.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
-        self.ready("the policy in force", |beats| {
-            let new = beats.iter().filter(|beat| beat.sent_at_ms > started_ms);
-            new.filter_map(|beat| beat.decision.as_ref()).any(|decision| decision.policy == name.as_str())
+        Ledger::open(&self.site_bus).await?.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
+        self.wait_for_heartbeats("the recognizer to apply the policy", |heartbeats| {
+            let new = heartbeats.iter().filter(|heartbeat| heartbeat.sent_at_ms > started_ms);
+            new.filter_map(|heartbeat| heartbeat.decision.as_ref()).any(|decision| decision.policy == name.as_str())
         })
         .await
     }
 
-    /// Waits until the courier says that the link is so.
+    /// Waits until the courier reports the link as up, or as down.
     pub(crate) async fn wait_for_link(&self, up: bool) -> Result<(), BenchError> {
-        self.ready("the link known to be as it is", |beats| {
-            beats.iter().any(|beat| beat.link.is_some_and(|link| link.up == up))
+        self.wait_for_heartbeats("the courier to notice the state of the link", |heartbeats| {
+            heartbeats.iter().any(|heartbeat| heartbeat.link.is_some_and(|link| link.up == up))
         })
         .await
     }
 
-    async fn ready(&self, what: &'static str, is: impl Fn(&[Heartbeat]) -> bool) -> Result<(), BenchError> {
-        let until = Instant::now() + TIMEOUT;
+    /// Polls the latest heartbeats until they meet a condition. `what`: the condition, for the error.
+    async fn wait_for_heartbeats(
+        &self,
+        what: &'static str,
+        is_met: impl Fn(&[Heartbeat]) -> bool,
+    ) -> Result<(), BenchError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            let beats = fleet::live_workers(&self.here).await?;
-            if is(&beats) {
+            if is_met(&fleet::live_workers(&self.site_bus).await?) {
                 return Ok(());
             }
-            if Instant::now() > until {
-                return Err(BenchError::NotReady { what, timeout: TIMEOUT });
+            if Instant::now() > deadline {
+                return Err(BenchError::NotReady { what, timeout: READY_TIMEOUT });
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Stops the recognizer where it is, or lets it go on.
-    pub(crate) fn pause_recognizer(&self, held: bool) {
+    /// Pauses or resumes the recognizer's process.
+    pub(crate) fn set_recognizer_paused(&self, paused: bool) {
         if let Some(recognizer) = &self.recognizer {
-            recognizer.stop_process(held);
+            recognizer.set_paused(paused);
         }
     }
 
-    /// Lets the verifiers take requests and not answer them, or lets them go on.
-    pub(crate) fn stall_cloud(&self, stalled: bool) {
+    /// Makes the verifier stop answering requests, or answer again.
+    pub(crate) fn set_cloud_stalled(&self, stalled: bool) {
         match &self.verifier {
-            TestbedVerifier::Real(worker) => worker.stop_process(stalled),
-            TestbedVerifier::Paced { stalled: state, .. } => drop(state.send_replace(stalled)),
+            TestbedVerifier::Real(worker) => worker.set_paused(stalled),
+            TestbedVerifier::Simulated { stalled: state, .. } => drop(state.send_replace(stalled)),
         }
     }
 
-    /// Empties every stream.
-    pub(crate) async fn clear(&self) -> Result<(), BenchError> {
+    /// Deletes all messages of images, answers, requests and verdicts.
+    pub(crate) async fn purge_streams(&self) -> Result<(), BenchError> {
         for (bus, streams) in [
-            (&self.here, [topology::IMAGES, topology::OUTBOX, topology::ANSWERS]),
-            (&self.cloud, [topology::VERIFY, topology::VERDICTS, topology::HARDCASES]),
+            (&self.site_bus, [topology::IMAGES, topology::OUTBOX, topology::ANSWERS]),
+            (&self.cloud_bus, [topology::VERIFY, topology::VERDICTS, topology::HARDCASES]),
         ] {
             for stream in streams {
                 let level = reader::stream_level(bus, stream).await?;
@@ -256,22 +279,25 @@ impl Testbed {
         Ok(())
     }
 
-    /// Processor time used so far.
+    /// CPU time used so far.
     pub(crate) fn cpu_usage(&self) -> CpuUsage {
-        let of = |process: Option<u32>| process.and_then(process::cpu_time).unwrap_or_default();
+        let time_of = |process: Option<u32>| process.and_then(process::cpu_time).unwrap_or_default();
         let courier = self.courier.as_ref().map(BenchWorker::process);
         let verifier = match &self.verifier {
             TestbedVerifier::Real(worker) => Some(worker.process()),
-            TestbedVerifier::Paced { .. } => None,
+            TestbedVerifier::Simulated { .. } => None,
         };
         CpuUsage {
-            site: of(self.leaf.process()) + of(self.recognizer.as_ref().map(BenchWorker::process)) + of(courier),
-            cloud: of(self.hub.process()) + of(verifier),
+            site: time_of(self.leaf.process())
+                + time_of(self.recognizer.as_ref().map(BenchWorker::process))
+                + time_of(courier),
+            cloud: time_of(self.hub.process()) + time_of(verifier),
         }
     }
 }
 
-fn at(leaf: &Server, name: &SiteName) -> Vec<String> {
+/// Arguments of a worker of the site.
+fn site_arguments(leaf: &Server, name: &SiteName) -> Vec<String> {
     let mut pairs =
         vec![format!("nats.url={}", leaf.url()), format!("site={name}"), format!("nats.cloud_domain={CLOUD}")];
     if let Some(password) = leaf.link_password() {
@@ -280,18 +306,18 @@ fn at(leaf: &Server, name: &SiteName) -> Vec<String> {
     pairs.into_iter().flat_map(|pair| ["--set".into(), pair]).collect()
 }
 
-fn library(ground: &TestbedConfig) -> Vec<String> {
-    let setting = ground.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display()));
-    setting.flat_map(|setting| ["--set".to_owned(), setting]).collect()
+fn library_arguments(config: &TestbedConfig) -> Vec<String> {
+    let settings = config.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display()));
+    settings.flat_map(|setting| ["--set".to_owned(), setting]).collect()
 }
 
-async fn serve(settings: ServerSettings) -> Result<Server, BenchError> {
+async fn start_server(settings: ServerSettings) -> Result<Server, BenchError> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
-async fn set_up(server: &Server, place: &PlanScope) -> Result<Bus, BenchError> {
+async fn create_streams(server: &Server, scope: &PlanScope) -> Result<Bus, BenchError> {
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "bench").await?;
-    topology::apply_plan(&bus, &topology::plan_topology(place, &StreamSettings::default()), RepairMode::Missing)
+    topology::apply_plan(&bus, &topology::plan_topology(scope, &StreamSettings::default()), RepairMode::Missing)
         .await?;
     Ok(bus)
 }

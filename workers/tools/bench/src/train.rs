@@ -1,5 +1,5 @@
-//! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
-//! step on one thread, in turns.
+//! Measures training: CPU time of a step on one thread, against the forward pass alone and against PyTorch where it is
+//! installed; gradient errors, learning curves, and the cost for a recognizer on the same machine.
 
 mod gradients;
 mod interference;
@@ -30,28 +30,29 @@ use crate::error::BenchError;
 use crate::report::BenchReport;
 use os::process;
 
-pub(crate) use learning_curve::write as write_net;
+pub(crate) use learning_curve::write_model;
 use network::BenchNetwork;
 use results::TrainBenchResult;
 
-const PEER: &str = include_str!("train/peer.py");
+/// The script that measures the same networks with PyTorch.
+const PYTORCH_SCRIPT: &str = include_str!("train/peer.py");
 
-/// What an operator may choose.
+/// Options of `bench train`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TrainBenchOptions {
-    /// One round of few steps.
+    /// Finish in about half a minute, with one round of few steps.
     pub quick: bool,
-    /// The program that has PyTorch; `python3` if absent.
+    /// Python interpreter with PyTorch; `python3` if absent.
     pub python: Option<PathBuf>,
-    /// Folders of labelled images to learn from, besides the project's own.
+    /// Further folders of labelled images for learning curves, besides the project's own.
     pub data: Vec<PathBuf>,
-    /// Folder of gradients to be held against; the project's own if absent.
+    /// Folder of models with reference gradients; the project's own if absent.
     pub gradients: Option<PathBuf>,
-    /// The ONNX Runtime library; looked for if absent.
+    /// The ONNX Runtime library; searched for if absent.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// How much is trained.
+/// The layers that are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum TrainedPart {
@@ -61,7 +62,7 @@ enum TrainedPart {
 }
 
 impl TrainedPart {
-    const EVERY: [TrainedPart; 3] = [TrainedPart::All, TrainedPart::LastThird, TrainedPart::Head];
+    const VARIANTS: [TrainedPart; 3] = [TrainedPart::All, TrainedPart::LastThird, TrainedPart::Head];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -71,67 +72,69 @@ impl TrainedPart {
         }
     }
 
-    fn last(self, net: &BenchNetwork) -> usize {
+    /// Number of trained layers with weights, counted from the output.
+    fn trained_layers(self, net: &BenchNetwork) -> usize {
         match self {
-            TrainedPart::All => net.matrices(),
-            TrainedPart::LastThird => net.matrices().div_ceil(3),
+            TrainedPart::All => net.trainable_layers(),
+            TrainedPart::LastThird => net.trainable_layers().div_ceil(3),
             TrainedPart::Head => 1,
         }
     }
 }
 
+/// Measurement of one network and trained part in one round.
 #[derive(Debug, Clone, Serialize)]
 struct TrainRun {
     net: &'static str,
     part: TrainedPart,
     round: usize,
-    /// Processor milliseconds of the forward pass alone.
+    /// CPU time of the forward pass alone, milliseconds.
     forward_ms: f64,
-    /// Of one step, optimizer included.
+    /// CPU time of one step including the optimizer, milliseconds.
     step_ms: f64,
-    /// Most memory of the process during it, bytes, everything that it holds included.
+    /// Peak memory of the whole process during the steps, bytes; absent if unknown.
     peak_bytes: Option<u64>,
-    /// PyTorch's step.
+    /// CPU time of PyTorch's step, milliseconds; absent without PyTorch.
     peer_step_ms: Option<f64>,
-    /// PyTorch's forward pass.
+    /// CPU time of PyTorch's forward pass, milliseconds; absent without PyTorch.
     peer_forward_ms: Option<f64>,
 }
 
-/// Measures; takes some minutes, or half a minute if `quick`.
+/// Runs the bench: several minutes, or half a minute if `quick`.
 pub(crate) async fn run(options: &TrainBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
-    let steps = options.clone();
-    let measured = async {
-        let beside = interference::measure_interference(options).await?;
-        let found = tokio::task::spawn_blocking(move || measure(&steps)).await??;
-        Ok(results::report(&TrainBenchResult { beside, ..found }, options.quick))
+    let blocking_options = options.clone();
+    let measurement = async {
+        let interference = interference::measure_interference(options).await?;
+        let result = tokio::task::spawn_blocking(move || measure(&blocking_options)).await??;
+        Ok(results::report(&TrainBenchResult { interference, ..result }, options.quick))
     };
     tokio::select! {
-        report = measured => report,
+        report = measurement => report,
         () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
 /// The networks whose steps are measured.
-fn nets() -> [BenchNetwork; 3] {
+fn networks() -> [BenchNetwork; 3] {
     [BenchNetwork::small(), BenchNetwork::mobilenetv2(), BenchNetwork::resnet18()]
 }
 
 fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> {
     let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
     let python = options.python.clone().unwrap_or("python3".into());
-    let checked = gradients::check(&runtime, options.gradients.as_deref())?;
+    let gradient_checks = gradients::check_gradients(&runtime, options.gradients.as_deref())?;
     let epochs = if options.quick { 2 } else { 20 };
-    let mut learned = vec![learning_curve::learn(&runtime, None, &python, epochs)?];
+    let mut curves = vec![learning_curve::measure_learning(&runtime, None, &python, epochs)?];
     for folder in &options.data {
-        learned.push(learning_curve::learn(&runtime, Some(folder), &python, epochs)?);
+        curves.push(learning_curve::measure_learning(&runtime, Some(folder), &python, epochs)?);
     }
     let mut peer = PyTorchPeer::start(&python);
     let rounds = if options.quick { 1 } else { 5 };
-    let nets = nets();
-    let (mut runs, mut version) = (Vec::new(), None);
+    let networks = networks();
+    let (mut runs, mut pytorch_version) = (Vec::new(), None);
     for round in 0..rounds {
-        for net in &nets {
-            for part in TrainedPart::EVERY {
+        for net in &networks {
+            for part in TrainedPart::VARIANTS {
                 eprintln!("bench: round {} of {rounds}, {}, {}", round + 1, net.name, part.as_str());
                 let steps = match (options.quick, net.name) {
                     (true, "small") => 20,
@@ -139,10 +142,10 @@ fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> 
                     (false, "small") => 100,
                     (false, _) => 6,
                 };
-                let mut run = ours(&runtime, net, part, round, steps)?;
-                if let Some(said) = peer.as_mut().and_then(|peer| peer.ask(net, part.last(net), steps)) {
-                    (run.peer_step_ms, run.peer_forward_ms) = (Some(said.step_ms), Some(said.forward_ms));
-                    version = Some(said.version);
+                let mut run = measure_steps(&runtime, net, part, round, steps)?;
+                if let Some(reply) = peer.as_mut().and_then(|peer| peer.measure(net, part.trained_layers(net), steps)) {
+                    (run.peer_step_ms, run.peer_forward_ms) = (Some(reply.step_ms), Some(reply.forward_ms));
+                    pytorch_version = Some(reply.version);
                 }
                 runs.push(run);
             }
@@ -150,16 +153,16 @@ fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> 
     }
     Ok(TrainBenchResult {
         runs,
-        checked,
-        learned,
-        version,
-        beside: Vec::new(),
-        named_gradients: options.gradients.is_some(),
+        gradient_checks,
+        curves,
+        pytorch_version,
+        interference: Vec::new(),
+        lists_all_gradients: options.gradients.is_some(),
     })
 }
 
-/// Steps and forward passes of one network, in one process and on one thread.
-fn ours(
+/// Measures steps and forward passes of one network on one thread of this process.
+fn measure_steps(
     runtime: &OnnxRuntime,
     net: &BenchNetwork,
     part: TrainedPart,
@@ -168,8 +171,8 @@ fn ours(
 ) -> Result<TrainRun, BenchError> {
     let (onnx, shape) = (net.onnx(), net.shape());
     let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
-    let known = training::trainable_model::known(runtime, &prepared, &shape)?;
-    let step = prepared.step(&known, &TrainableSelection::Last(part.last(net)))?;
+    let facts = training::trainable_model::known(runtime, &prepared, &shape)?;
+    let step = prepared.step(&facts, &TrainableSelection::Last(part.trained_layers(net)))?;
     let mut weights: Vec<Vec<f32>> =
         step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
     let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
@@ -177,16 +180,16 @@ fn ours(
     let mut optimizer = Optimizer::new(&settings, &weights);
     let mut random = StdRng::seed_from_u64(3);
     let images: Vec<f32> = (0..shape.iter().product()).map(|_: i64| random.random_range(-1.0..1.0)).collect();
-    let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|at| Some(at % net.classes())).collect();
+    let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|number| Some(number % net.classes())).collect();
     let targets = cross_entropy(&labels, net.classes(), &LabelSmoothing::default());
 
     let mut forward = Graph::open(runtime, net.name, &onnx.encode(), 1)?;
-    let given = [GraphInput { name: "images", shape: &shape, values: &images }];
-    let forward_ms = spent(steps, || Ok(forward.run(&given, |_| {})?))?;
+    let inputs = [GraphInput { name: "images", shape: &shape, values: &images }];
+    let forward_ms = cpu_ms_per_call(steps, || Ok(forward.run(&inputs, |_| {})?))?;
     drop(forward);
     process::reset_peak();
     let mut stepper = Stepper::open(runtime, step, 1)?;
-    let step_ms = spent(steps, || {
+    let step_ms = cpu_ms_per_call(steps, || {
         stepper.learn(&images, &targets, &weights, &mut gradients)?;
         optimizer.step(&mut weights, &mut gradients, &start, 1e-4);
         Ok(())
@@ -196,35 +199,37 @@ fn ours(
     Ok(TrainRun { net: net.name, part, round, forward_ms, step_ms, peak_bytes, peer_step_ms, peer_forward_ms })
 }
 
-/// Processor milliseconds of this process for each of so many turns, after two that warm up.
-fn spent(turns: usize, mut turn: impl FnMut() -> Result<(), BenchError>) -> Result<f64, BenchError> {
+/// Mean CPU time of this process per call, milliseconds, after two calls to warm up.
+fn cpu_ms_per_call(calls: usize, mut call: impl FnMut() -> Result<(), BenchError>) -> Result<f64, BenchError> {
     for _ in 0..2 {
-        turn()?;
+        call()?;
     }
-    let begun = processor_ms();
-    for _ in 0..turns {
-        turn()?;
+    let start_ms = process_cpu_ms();
+    for _ in 0..calls {
+        call()?;
     }
-    Ok((processor_ms() - begun) / turns as f64)
+    Ok((process_cpu_ms() - start_ms) / calls as f64)
 }
 
-fn processor_ms() -> f64 {
+/// CPU time of this process so far, milliseconds.
+fn process_cpu_ms() -> f64 {
     let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
     now.map_or(0.0, |now| now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6)
 }
 
 fn has_torch(python: &Path) -> bool {
-    let has = Command::new(python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
-    has.is_ok_and(|status| status.success())
+    let imported = Command::new(python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
+    imported.is_ok_and(|status| status.success())
 }
 
-/// PyTorch, in a process of its own.
+/// PyTorch in its own process.
 struct PyTorchPeer {
     process: Child,
-    asks: ChildStdin,
-    says: BufReader<ChildStdout>,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
 }
 
+/// Reply to one request, see peer.py.
 #[derive(Deserialize)]
 struct PeerReply {
     step_ms: f64,
@@ -233,30 +238,31 @@ struct PeerReply {
 }
 
 impl PyTorchPeer {
-    /// `None` without PyTorch.
+    /// Starts the script; `None` without PyTorch.
     fn start(python: &Path) -> Option<Self> {
         if !has_torch(python) {
-            eprintln!("bench: {} has no PyTorch, so it is not compared with", python.display());
+            eprintln!("bench: {} has no PyTorch; measuring without the comparison", python.display());
             return None;
         }
         let mut command = Command::new(python);
-        command.args(["-c", PEER]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-c", PYTORCH_SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().ok()?;
-        let (asks, says) = (process.stdin.take()?, BufReader::new(process.stdout.take()?));
-        Some(Self { process, asks, says })
+        let (stdin, stdout) = (process.stdin.take()?, BufReader::new(process.stdout.take()?));
+        Some(Self { process, stdin, stdout })
     }
 
-    fn ask(&mut self, net: &BenchNetwork, last: usize, steps: usize) -> Option<PeerReply> {
-        writeln!(self.asks, "{}", json!({ "net": net, "last": last, "steps": steps })).ok()?;
+    /// Measures a network with its last `trained_layers` layers trained; `None` if the script failed.
+    fn measure(&mut self, net: &BenchNetwork, trained_layers: usize, steps: usize) -> Option<PeerReply> {
+        writeln!(self.stdin, "{}", json!({ "net": net, "last": trained_layers, "steps": steps })).ok()?;
         let mut line = String::new();
-        self.says.read_line(&mut line).ok()?;
+        self.stdout.read_line(&mut line).ok()?;
         serde_json::from_str(&line).ok()
     }
 }
 
 impl Drop for PyTorchPeer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Fails if the process has already exited.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,5 +1,5 @@
-//! The bare loop: decode, resize and infer in this process, a thread a replica, nothing else. What the
-//! pipeline is measured against.
+//! The bare loop, against which the pipeline is measured: decode, resize and infer in this process, one thread per
+//! replica.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,10 +13,10 @@ use crate::error::BenchError;
 use crate::measurement_window::{self, CompletionLog, MeasurementWindow, WindowLength};
 use crate::workload::Workload;
 
-/// Name of its process in a report.
+/// Name of the bare loop's process in a report.
 pub(crate) const LOOP: &str = "loop";
 
-/// Replicas that are warm, and what they are given.
+/// Loaded replicas and their input images.
 pub(crate) struct WarmReplicas {
     replicas: Vec<Replica>,
     images: Arc<[Bytes]>,
@@ -35,33 +35,29 @@ impl WarmReplicas {
         Ok(Self { replicas, images: workload.images.clone() })
     }
 
-    /// How many replicas there are.
+    /// Number of replicas.
     pub(crate) fn replicas(&self) -> usize {
         self.replicas.len()
     }
 
-    /// Runs so many of them at once for a while.
+    /// Measures the loop with this many replicas in parallel.
     pub(crate) async fn run(&mut self, threads: usize, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
-        let (stop, tape, next) = (CancellationToken::new(), CompletionLog::default(), Arc::new(AtomicUsize::new(0)));
-        // Threads end when this is given up as well.
+        let (stop, log, next) = (CancellationToken::new(), CompletionLog::default(), Arc::new(AtomicUsize::new(0)));
+        // Stops the threads also if this future is dropped.
         let guard = stop.clone().drop_guard();
         let idle = self.replicas.split_off(threads.min(self.replicas.len()));
         let mut running = Vec::new();
         for replica in std::mem::take(&mut self.replicas) {
-            let (images, tape, next, stop) = (self.images.clone(), tape.clone(), next.clone(), stop.clone());
+            let (images, log, next, stop) = (self.images.clone(), log.clone(), next.clone(), stop.clone());
             running.push(tokio::task::spawn_blocking(move || {
                 let mut replica = replica;
-                let ended = recognize(&mut replica, &images, &next, &tape, &stop);
+                let ended = recognize(&mut replica, &images, &next, &log, &stop);
                 (replica, ended)
             }));
         }
-        let window = measurement_window::measure_window(
-            &tape,
-            &[(LOOP, std::process::id())],
-            length.lead,
-            length.wait_for_end(),
-        )
-        .await;
+        let window =
+            measurement_window::measure_window(&log, &[(LOOP, std::process::id())], length.lead, length.wait_for_end())
+                .await;
         drop(guard);
         for thread in running {
             let (replica, ended) = thread.await?;
@@ -77,15 +73,15 @@ fn recognize(
     replica: &mut Replica,
     images: &[Bytes],
     next: &AtomicUsize,
-    tape: &CompletionLog,
+    log: &CompletionLog,
     stop: &CancellationToken,
 ) -> Result<(), InferenceError> {
     while !stop.is_cancelled() {
         let number = next.fetch_add(1, Ordering::Relaxed);
         let Some(image) = images.get(number % images.len().max(1)) else { return Ok(()) };
-        let begun = Instant::now();
+        let started = Instant::now();
         replica.predict(image)?;
-        tape.record_image(begun.elapsed());
+        log.record_image(started.elapsed());
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Workers to be measured: the program `tributary` in a process of its own, as an operator would start it.
+//! Worker processes under test: the program `tributary`, started as an operator would start it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,37 +11,36 @@ use nix::unistd::Pid;
 
 use crate::error::BenchError;
 
-/// How long a worker may take to end before it is made to.
+/// Time limit for a worker to exit after SIGTERM; then it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often it is looked at whether it still lives.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Interval between checks for an unexpected exit.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The program `tributary` beside this one.
+/// Path of the program `tributary` in the folder of this program; an error if it is missing.
 pub(crate) fn find_tributary() -> io::Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name("tributary");
     if program.is_file() {
         return Ok(program);
     }
-    let missing =
-        format!("{} is missing: build it beside this program, with `cargo build --release`", program.display());
+    let missing = format!("{} not found: build both programs with `cargo build --release`", program.display());
     Err(io::Error::new(io::ErrorKind::NotFound, missing))
 }
 
-/// A process; told to stop, and made to if need be, when dropped.
+/// A worker process; stopped when dropped, and killed if it does not exit in time.
 pub(crate) struct BenchWorker {
     child: Child,
-    /// Its role.
+    /// Role of the worker.
     pub role: &'static str,
 }
 
 impl BenchWorker {
-    /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
-    /// wrong, and to standard error.
+    /// Starts a role with these arguments. The working folder contains no tributary.toml, so defaults apply; the worker
+    /// logs errors only, to standard error.
     pub(crate) fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
         Self::start_program(find_tributary(), role, folder, arguments)
     }
 
-    /// Starts a role of this program itself.
+    /// Starts a role of the bench's own program.
     pub(crate) fn start_own(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
         Self::start_program(std::env::current_exe(), role, folder, arguments)
     }
@@ -60,25 +59,25 @@ impl BenchWorker {
         Ok(Self { child, role })
     }
 
-    /// Its process.
+    /// Process id.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits until it ends by itself, which it should not.
+    /// Waits until the worker exits unexpectedly, and returns the error.
     pub(crate) async fn wait_for_exit(&mut self) -> BenchError {
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return BenchError::Ended { role: self.role, how: status.to_string() },
-                Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
+                Ok(None) => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(source) => return BenchError::Ended { role: self.role, how: source.to_string() },
             }
         }
     }
 
-    /// Stops it where it is, or lets it go on.
-    pub(crate) fn stop_process(&self, frozen: bool) {
-        self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
+    /// Pauses or resumes the process.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.signal(if paused { Signal::SIGSTOP } else { Signal::SIGCONT });
     }
 
     fn signal(&self, signal: Signal) {
@@ -89,12 +88,12 @@ impl BenchWorker {
 
 impl Drop for BenchWorker {
     fn drop(&mut self) {
-        // A frozen process would not hear it.
-        self.stop_process(false);
+        // A paused process would not handle SIGTERM.
+        self.set_paused(false);
         self.signal(Signal::SIGTERM);
-        let until = Instant::now() + STOP_TIMEOUT;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > until {
+            if Instant::now() > deadline {
                 let (killed, waited) = (self.child.kill(), self.child.wait());
                 tracing::debug!(?killed, ?waited, role = self.role, "worker killed");
                 return;
@@ -104,7 +103,7 @@ impl Drop for BenchWorker {
     }
 }
 
-/// Waits on a thread that has nothing else to do.
+/// Sleeps on a thread that may block.
 pub(crate) fn sleep_blocking(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);

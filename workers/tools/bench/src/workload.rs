@@ -1,4 +1,4 @@
-//! What is recognized: the same model and the same images wherever they are measured.
+//! Workload of the benches: the same model and images on every machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,65 +9,65 @@ use serde::Serialize;
 
 use crate::error::BenchError;
 
-/// The default model, in a checkout: shaped like a MobileNet, 0.66 million parameters.
+/// Default model, in a checkout: similar to a MobileNet, 0.66 million parameters.
 const MODEL: &str = "fixtures/models/bench-cnn";
-/// Generated images; as many as do not fit the caches together.
+/// Number of generated images: enough that together they exceed the CPU caches.
 const IMAGES: usize = 64;
 const SEED: u64 = 1;
 
-/// What is recognized.
+/// A model and images to recognize.
 #[derive(Debug, Clone)]
 pub(crate) struct Workload {
-    /// Folder of the model, absolute.
+    /// Absolute path of the model folder.
     pub model: PathBuf,
-    /// Encoded images, taken in turns.
+    /// Encoded images, used round robin.
     pub images: Arc<[Bytes]>,
-    /// For the report.
-    pub described: WorkloadSummary,
+    /// Description for the report.
+    pub summary: WorkloadSummary,
 }
 
-/// A workload in a report.
+/// Description of a workload in a report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct WorkloadSummary {
-    /// Folder of the model as it was named.
+    /// Folder of the model, as the user named it.
     pub model: String,
-    /// Where the images come from.
+    /// Source of the images: a folder, or how they were generated.
     pub images: String,
-    /// How many different ones there are.
+    /// Number of distinct images.
     pub different_images: usize,
-    /// Their size on average, bytes.
+    /// Mean size of an image, bytes.
     pub mean_bytes: usize,
 }
 
 impl Workload {
-    /// The model and the images of these folders, or the project's own.
+    /// Loads the images, and checks the model's folder. Absent: the project's own model, and generated images.
     pub(crate) fn open(model: Option<&Path>, images: Option<&Path>) -> Result<Self, BenchError> {
         let named = model.unwrap_or(Path::new(MODEL));
         if model.is_none() && !named.is_dir() {
             return Err(BenchError::NoModel { looked_for: named.to_owned() });
         }
         let absolute = named.canonicalize().map_err(BenchError::file(named))?;
-        let (from, images) = match images {
-            Some(folder) => (folder.display().to_string(), read(folder)?),
-            None => ("generated: 640x480 JPEG, quality 85".into(), made()),
+        let (source, images) = match images {
+            Some(folder) => (folder.display().to_string(), read_images(folder)?),
+            None => ("generated: 640x480 JPEG, quality 85".into(), generate_images()),
         };
         let total: usize = images.iter().map(Bytes::len).sum();
-        let described = WorkloadSummary {
+        let summary = WorkloadSummary {
             model: named.display().to_string(),
-            images: from,
+            images: source,
             different_images: images.len(),
             mean_bytes: total / images.len().max(1),
         };
-        Ok(Self { model: absolute, images: images.into(), described })
+        Ok(Self { model: absolute, images: images.into(), summary })
     }
 }
 
-fn made() -> Vec<Bytes> {
+fn generate_images() -> Vec<Bytes> {
     vision::pictures(IMAGES, SEED).into_iter().map(Bytes::from).collect()
 }
 
-/// All files of a folder, in the order of their names.
-fn read(folder: &Path) -> Result<Vec<Bytes>, BenchError> {
+/// Reads all files of a folder, sorted by name.
+fn read_images(folder: &Path) -> Result<Vec<Bytes>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
     let entries = std::fs::read_dir(folder).map_err(BenchError::file(folder))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>();
@@ -79,7 +79,7 @@ fn read(folder: &Path) -> Result<Vec<Bytes>, BenchError> {
         let image = std::fs::read(&path).map_err(BenchError::file(&path))?;
         if image.is_empty() || image.len() > MAX_EMBEDDED_BYTES {
             return Err(unusable(format!(
-                "holds {}, which has {} bytes; an image that travels inside a message has 1 to {MAX_EMBEDDED_BYTES}",
+                "contains {}, which has {} bytes; an image must have 1 to {MAX_EMBEDDED_BYTES} bytes to fit a message",
                 path.display(),
                 image.len()
             )));
@@ -87,7 +87,7 @@ fn read(folder: &Path) -> Result<Vec<Bytes>, BenchError> {
         images.push(image.into());
     }
     if images.is_empty() {
-        return Err(unusable("holds no files; name one with images in it".into()));
+        return Err(unusable("contains no files; name a folder of images".into()));
     }
     Ok(images)
 }
@@ -97,13 +97,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_read_in_order_and_what_is_no_image_for_a_message_is_refused() {
+    fn images_are_read_in_order_and_empty_files_and_folders_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(read(folder.path()).is_err(), "an empty folder was accepted");
+        assert!(read_images(folder.path()).is_err(), "an empty folder was accepted");
         std::fs::write(folder.path().join("b"), b"second").unwrap();
         std::fs::write(folder.path().join("a"), b"first").unwrap();
-        assert_eq!(read(folder.path()).unwrap(), [Bytes::from("first"), Bytes::from("second")]);
+        assert_eq!(read_images(folder.path()).unwrap(), [Bytes::from("first"), Bytes::from("second")]);
         std::fs::write(folder.path().join("c"), b"").unwrap();
-        assert!(read(folder.path()).is_err(), "an empty file was accepted");
+        assert!(read_images(folder.path()).is_err(), "an empty file was accepted");
     }
 }

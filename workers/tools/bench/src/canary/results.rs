@@ -1,4 +1,4 @@
-//! What the canaries say: table, headline, picture. Pure.
+//! Results of the canary bench as table, headline, notes and chart.
 
 use releaser::CanarySettings;
 use serde_json::json;
@@ -10,10 +10,10 @@ use crate::chart::{Chart, ChartLine};
 use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportChart, ReportTable};
 use crate::stats::median;
 
-/// The report.
+/// Builds the report.
 pub(super) fn report(
     releases: &CanaryCandidates,
-    played: &[CanaryRun],
+    runs: &[CanaryRun],
     settings: &CanarySettings,
     options: &CanaryBenchOptions,
 ) -> BenchReport {
@@ -29,8 +29,8 @@ pub(super) fn report(
         "verdicts",
         "agreement, points",
     ];
-    let lines = KINDS.iter().map(|kind| line(*kind, played)).collect();
-    let tried = releases.candidates.iter().map(|candidate| {
+    let lines = KINDS.iter().map(|kind| table_line(*kind, runs)).collect();
+    let candidates = releases.candidates.iter().map(|candidate| {
         json!({
             "kind": candidate.kind,
             "agreement_ratio": candidate.agreement_ratio,
@@ -46,79 +46,80 @@ pub(super) fn report(
             "ring": RING,
             "stable_agreement_ratio": releases.stable.agreement_ratio,
             "stable_doubtful_ratio": releases.stable.doubtful_ratio,
-            "releases": tried.collect::<Vec<_>>(),
+            "releases": candidates.collect::<Vec<_>>(),
             "canary": settings,
         }),
         machine: BenchMachine::here(&std::env::temp_dir()),
-        rows: played.iter().map(|played| json!({ "run": played })).collect(),
+        rows: runs.iter().map(|run| json!({ "run": run })).collect(),
         table: ReportTable { columns, lines },
-        headline: headline(played, settings),
-        notes: notes(releases, played, settings),
-        charts: vec![("canary".into(), ReportChart::Lines(chart(played)))],
+        headline: headline(runs, settings),
+        notes: notes(releases, runs, settings),
+        charts: vec![("canary".into(), ReportChart::Lines(chart(runs)))],
     }
 }
 
-fn of(kind: CandidateKind, played: &[CanaryRun]) -> impl Iterator<Item = &CanaryRun> {
-    played.iter().filter(move |played| played.kind == kind)
+fn runs_of(kind: CandidateKind, runs: &[CanaryRun]) -> impl Iterator<Item = &CanaryRun> {
+    runs.iter().filter(move |run| run.kind == kind)
 }
 
-fn count(kind: CandidateKind, ended: CanaryEnd, played: &[CanaryRun]) -> usize {
-    of(kind, played).filter(|played| played.ended == ended).count()
+fn count_ended(kind: CandidateKind, ended: CanaryEnd, runs: &[CanaryRun]) -> usize {
+    runs_of(kind, runs).filter(|run| run.ended == ended).count()
 }
 
-fn middle(kind: CandidateKind, played: &[CanaryRun], value: &dyn Fn(&CanaryRun) -> f64) -> f64 {
-    median(&of(kind, played).map(value).collect::<Vec<_>>())
+fn median_of(kind: CandidateKind, runs: &[CanaryRun], value: &dyn Fn(&CanaryRun) -> f64) -> f64 {
+    median(&runs_of(kind, runs).map(value).collect::<Vec<_>>())
 }
 
-fn line(kind: CandidateKind, played: &[CanaryRun]) -> Vec<String> {
+fn table_line(kind: CandidateKind, runs: &[CanaryRun]) -> Vec<String> {
     let time = |minutes: f64| format!("{}:{:02} h", minutes as u64 / 60, minutes as u64 % 60);
-    let longest = of(kind, played).map(|played| played.minutes).max().unwrap_or(0);
+    let longest = runs_of(kind, runs).map(|run| run.minutes).max().unwrap_or(0);
     let numbers =
-        [CanaryEnd::Promoted, CanaryEnd::Withdrawn, CanaryEnd::Undecided].map(|ended| count(kind, ended, played));
+        [CanaryEnd::Promoted, CanaryEnd::Withdrawn, CanaryEnd::Undecided].map(|ended| count_ended(kind, ended, runs));
     let counts = numbers.iter().map(ToString::to_string);
-    [kind.as_str().to_owned(), of(kind, played).count().to_string()]
+    [kind.as_str().to_owned(), runs_of(kind, runs).count().to_string()]
         .into_iter()
         .chain(counts)
         .chain([
-            time(middle(kind, played, &|played| played.minutes as f64)),
+            time(median_of(kind, runs, &|run| run.minutes as f64)),
             time(longest as f64),
-            format!("{:.0}", middle(kind, played, &|played| played.images as f64)),
-            format!("{:.0}", middle(kind, played, &|played| played.verdicts as f64)),
-            format!("{:+.1}", middle(kind, played, &|played| played.truly_better_ratio * 100.0)),
+            format!("{:.0}", median_of(kind, runs, &|run| run.images as f64)),
+            format!("{:.0}", median_of(kind, runs, &|run| run.verdicts as f64)),
+            format!("{:+.1}", median_of(kind, runs, &|run| run.truly_better_ratio * 100.0)),
         ])
         .collect()
 }
 
-/// Share of the canaries of a kind that ended as they ought to: what is withdrawn undecided is withdrawn too.
-fn rightly(kind: CandidateKind, played: &[CanaryRun]) -> Option<f64> {
-    let all = of(kind, played).count();
-    let right = of(kind, played).filter(|played| (played.ended == CanaryEnd::Promoted) == kind.is_good()).count();
+/// Share of the canaries of a kind that ended correctly; an undecided release counts as withdrawn.
+fn correct_ratio(kind: CandidateKind, runs: &[CanaryRun]) -> Option<f64> {
+    let all = runs_of(kind, runs).count();
+    let right = runs_of(kind, runs).filter(|run| (run.ended == CanaryEnd::Promoted) == kind.is_good()).count();
     (all > 0).then(|| right as f64 / all as f64)
 }
 
-/// A release that is good and withdrawn as worse: how many of how many.
-fn alarms(played: &[CanaryRun]) -> (usize, usize) {
-    among(played, &|played| played.kind.is_good(), CanaryEnd::Withdrawn)
+/// Good releases withdrawn as worse, and all good releases.
+fn count_false_alarms(runs: &[CanaryRun]) -> (usize, usize) {
+    count_among(runs, &|run| run.kind.is_good(), CanaryEnd::Withdrawn)
 }
 
-/// A release that is slightly worse, at the sites of its own ring by the margin or more, and promoted. A ring whose sites
-/// rarely see what a release is bad at can tell nobody that it is worse.
-fn misses(played: &[CanaryRun], settings: &CanarySettings) -> (usize, usize) {
+/// Slightly worse releases that were promoted although they are worse at the ring's sites by at least the margin, and all
+/// such releases. Others do not count: sites that rarely see what a release is bad at cannot notice it.
+fn count_misses(runs: &[CanaryRun], settings: &CanarySettings) -> (usize, usize) {
     let margin = settings.agreement_margin_ratio;
-    let is_worse = |played: &CanaryRun| played.kind == CandidateKind::Slightly && played.truly_better_ratio <= -margin;
-    among(played, &is_worse, CanaryEnd::Promoted)
+    let is_worse = |run: &CanaryRun| run.kind == CandidateKind::Slightly && run.truly_better_ratio <= -margin;
+    count_among(runs, &is_worse, CanaryEnd::Promoted)
 }
 
-fn among(played: &[CanaryRun], keep: &dyn Fn(&CanaryRun) -> bool, wrong: CanaryEnd) -> (usize, usize) {
-    let all: Vec<&CanaryRun> = played.iter().filter(|played| keep(played)).collect();
-    (all.iter().filter(|played| played.ended == wrong).count(), all.len())
+/// Runs that ended in this wrong way, and all runs, among those that `keep` selects.
+fn count_among(runs: &[CanaryRun], keep: &dyn Fn(&CanaryRun) -> bool, wrong_end: CanaryEnd) -> (usize, usize) {
+    let all: Vec<&CanaryRun> = runs.iter().filter(|run| keep(run)).collect();
+    (all.iter().filter(|run| run.ended == wrong_end).count(), all.len())
 }
 
-fn headline(played: &[CanaryRun], settings: &CanarySettings) -> Vec<HeadlineFigure> {
+fn headline(runs: &[CanaryRun], settings: &CanarySettings) -> Vec<HeadlineFigure> {
     let figure = |name, title, kind, goal: Option<f64>| HeadlineFigure {
         name,
         title,
-        value: rightly(kind, played),
+        value: correct_ratio(kind, runs),
         unit: "",
         goal: goal.map(FigureGoal::AtLeast),
     };
@@ -129,29 +130,29 @@ fn headline(played: &[CanaryRun], settings: &CanarySettings) -> Vec<HeadlineFigu
         unit: "",
         goal: Some(FigureGoal::AtMost(most)),
     };
-    let images: Vec<f64> = played.iter().map(|played| played.images as f64).collect();
+    let images: Vec<f64> = runs.iter().map(|run| run.images as f64).collect();
     vec![
-        figure("good_promoted_ratio", "a better release is promoted", CandidateKind::Good, Some(0.95)),
-        figure("equal_promoted_ratio", "one as good is promoted", CandidateKind::Equal, Some(0.9)),
-        figure("worse_withdrawn_ratio", "one slightly worse is withdrawn", CandidateKind::Slightly, None),
-        figure("bad_withdrawn_ratio", "a bad one is withdrawn", CandidateKind::Bad, Some(0.95)),
-        figure("slow_withdrawn_ratio", "a slow one is withdrawn", CandidateKind::Slow, Some(0.95)),
-        figure("crashing_withdrawn_ratio", "a crashing one is withdrawn", CandidateKind::Crashing, Some(0.95)),
+        figure("good_promoted_ratio", "better release promoted", CandidateKind::Good, Some(0.95)),
+        figure("equal_promoted_ratio", "equal release promoted", CandidateKind::Equal, Some(0.9)),
+        figure("worse_withdrawn_ratio", "slightly worse release withdrawn", CandidateKind::Slightly, None),
+        figure("bad_withdrawn_ratio", "bad release withdrawn", CandidateKind::Bad, Some(0.95)),
+        figure("slow_withdrawn_ratio", "slow release withdrawn", CandidateKind::Slow, Some(0.95)),
+        figure("crashing_withdrawn_ratio", "crashing release withdrawn", CandidateKind::Crashing, Some(0.95)),
         rate(
             "false_alarm_ratio",
-            "a better or equal one is withdrawn as worse",
-            alarms(played),
+            "better or equal release withdrawn as worse",
+            count_false_alarms(runs),
             settings.false_alarm_ratio,
         ),
         rate(
             "miss_ratio",
-            "one worse by the margin at its ring is promoted",
-            misses(played, settings),
+            "release worse by the margin at its ring promoted",
+            count_misses(runs, settings),
             settings.miss_ratio,
         ),
         HeadlineFigure {
             name: "images_to_decide_median",
-            title: "images of the ring until it is decided, median of all",
+            title: "images at the ring until the decision, median",
             value: (!images.is_empty()).then(|| median(&images)),
             unit: "images",
             goal: None,
@@ -159,30 +160,30 @@ fn headline(played: &[CanaryRun], settings: &CanarySettings) -> Vec<HeadlineFigu
     ]
 }
 
-fn notes(releases: &CanaryCandidates, played: &[CanaryRun], settings: &CanarySettings) -> Vec<String> {
+fn notes(releases: &CanaryCandidates, runs: &[CanaryRun], settings: &CanarySettings) -> Vec<String> {
     let points = |ratio: f64| format!("{:.1} %", ratio * 100.0);
-    let ((alarms, good), (misses, worse)) = (alarms(played), misses(played, settings));
-    let tried = releases.candidates.iter().map(|candidate| {
+    let ((alarms, good), (misses, worse)) = (count_false_alarms(runs), count_misses(runs, settings));
+    let candidates = releases.candidates.iter().map(|candidate| {
         let name = candidate.kind.as_str();
-        format!("{name} {} ({} in doubt)", points(candidate.agreement_ratio), points(candidate.doubtful_ratio))
+        format!("{name} {} ({} doubtful)", points(candidate.agreement_ratio), points(candidate.doubtful_ratio))
     });
     vec![
         format!(
-            "{SITES} sites, {RING} of them in the ring, an image a second each; judged every minute for up to {} h. Times are simulated.",
+            "{SITES} sites, {RING} of them in the ring, one image per second each; judged every minute for up to {} h of simulated time.",
             settings.max_duration_s / 3600
         ),
         format!(
-            "Verdicts agree with the stable release on {} of the pictures ({} in doubt); with the others: {}.",
+            "Verdicts agree with the stable release on {} of the pictures ({} doubtful); with the candidates: {}.",
             points(releases.stable.agreement_ratio),
             points(releases.stable.doubtful_ratio),
-            tried.collect::<Vec<_>>().join(", ")
+            candidates.collect::<Vec<_>>().join(", ")
         ),
-        "agreement, points: what the release truly gains at the sites of the ring, whose mixes of classes are their own; \
-         median. One that is slightly worse for the fleet is hardly worse at some rings."
+        "agreement, points: the release's true gain at the ring's sites, median. Class mixes differ between sites, so a \
+         release that is slightly worse for the fleet is hardly worse at some rings."
             .into(),
         format!(
-            "Better or equal, and withdrawn as worse: {alarms} of {good}, {} asked for. Slightly worse, by {} or more at \
-             its own ring, and promoted: {misses} of {worse}, {} asked for.",
+            "Better or equal releases withdrawn as worse: {alarms} of {good} (goal: {}). Releases slightly worse by at \
+             least {} at their ring and promoted: {misses} of {worse} (goal: {}).",
             points(settings.false_alarm_ratio),
             points(settings.agreement_margin_ratio),
             points(settings.miss_ratio),
@@ -190,25 +191,25 @@ fn notes(releases: &CanaryCandidates, played: &[CanaryRun], settings: &CanarySet
     ]
 }
 
-/// How many were decided as they ought to be after so long.
-fn chart(played: &[CanaryRun]) -> Chart {
-    let longest = played.iter().map(|played| played.minutes).max().unwrap_or(0);
+/// Share of correct decisions over time.
+fn chart(runs: &[CanaryRun]) -> Chart {
+    let longest = runs.iter().map(|run| run.minutes).max().unwrap_or(0);
     let line = |kind: CandidateKind| {
-        let all = of(kind, played).count().max(1) as f64;
+        let all = runs_of(kind, runs).count().max(1) as f64;
         let share = |minutes: u64| {
-            let right = of(kind, played).filter(|played| (played.ended == CanaryEnd::Promoted) == kind.is_good());
-            right.filter(|played| played.minutes <= minutes).count() as f64 * 100.0 / all
+            let right = runs_of(kind, runs).filter(|run| (run.ended == CanaryEnd::Promoted) == kind.is_good());
+            right.filter(|run| run.minutes <= minutes).count() as f64 * 100.0 / all
         };
-        let wanted = if kind.is_good() { "promoted" } else { "withdrawn" };
+        let expected = if kind.is_good() { "promoted" } else { "withdrawn" };
         ChartLine {
-            name: format!("{}: {wanted}", kind.as_str()),
+            name: format!("{}: {expected}", kind.as_str()),
             points: (0..=longest).step_by(5).map(|minutes| (minutes as f64 / 60.0, share(minutes))).collect(),
         }
     };
     Chart {
-        title: "Canaries decided as they ought to be".into(),
-        x_label: "hours since the release was given to the ring".into(),
-        y_label: "% of the canaries".into(),
+        title: "Correct canary decisions".into(),
+        x_label: "hours since the ring got the release".into(),
+        y_label: "% of canaries".into(),
         lines: KINDS.into_iter().map(line).collect(),
         marks: Vec::new(),
     }
@@ -218,7 +219,7 @@ fn chart(played: &[CanaryRun]) -> Chart {
 mod tests {
     use super::*;
 
-    fn played(kind: CandidateKind, ended: CanaryEnd, truly_better_ratio: f64) -> CanaryRun {
+    fn run(kind: CandidateKind, ended: CanaryEnd, truly_better_ratio: f64) -> CanaryRun {
         CanaryRun {
             kind,
             seed: 1,
@@ -232,21 +233,21 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_worse_at_its_ring_can_be_missed() {
+    fn only_a_release_that_is_worse_at_its_ring_can_be_missed() {
         let all = [
-            played(CandidateKind::Good, CanaryEnd::Promoted, 0.02),
-            played(CandidateKind::Equal, CanaryEnd::Withdrawn, 0.0),
-            played(CandidateKind::Equal, CanaryEnd::Undecided, 0.0),
-            played(CandidateKind::Slightly, CanaryEnd::Promoted, -0.01),
-            played(CandidateKind::Slightly, CanaryEnd::Promoted, -0.03),
-            played(CandidateKind::Slightly, CanaryEnd::Undecided, -0.03),
+            run(CandidateKind::Good, CanaryEnd::Promoted, 0.02),
+            run(CandidateKind::Equal, CanaryEnd::Withdrawn, 0.0),
+            run(CandidateKind::Equal, CanaryEnd::Undecided, 0.0),
+            run(CandidateKind::Slightly, CanaryEnd::Promoted, -0.01),
+            run(CandidateKind::Slightly, CanaryEnd::Promoted, -0.03),
+            run(CandidateKind::Slightly, CanaryEnd::Undecided, -0.03),
         ];
-        assert_eq!((alarms(&all), misses(&all, &CanarySettings::default())), ((1, 3), (1, 2)));
+        assert_eq!((count_false_alarms(&all), count_misses(&all, &CanarySettings::default())), ((1, 3), (1, 2)));
         assert_eq!(
-            (rightly(CandidateKind::Equal, &all), rightly(CandidateKind::Slightly, &all)),
+            (correct_ratio(CandidateKind::Equal, &all), correct_ratio(CandidateKind::Slightly, &all)),
             (Some(0.0), Some(1.0 / 3.0))
         );
-        assert_eq!(rightly(CandidateKind::Bad, &all), None);
+        assert_eq!(correct_ratio(CandidateKind::Bad, &all), None);
         let figures = headline(&all, &CanarySettings::default());
         assert!(figures.iter().any(|figure| figure.name == "miss_ratio" && figure.value == Some(0.5)));
     }

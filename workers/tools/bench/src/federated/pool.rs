@@ -60,7 +60,7 @@ impl PicturePool {
             false => {
                 let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
                 let net = BenchNetwork::learner(3, SIDE_PX, labels.len() as i64);
-                (learning_curve::write(&net, &labels, &place.path().join("model"))?, Some(place))
+                (learning_curve::write_model(&net, &labels, &place.path().join("model"))?, Some(place))
             }
         };
         let (mut learn, mut test) = (Vec::new(), Vec::new());

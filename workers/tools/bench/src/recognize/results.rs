@@ -212,14 +212,14 @@ pub(super) fn notes(
     replicas: usize,
     cpu_share: Option<f64>,
 ) -> Vec<String> {
-    let described = &workload.described;
+    let summary = &workload.summary;
     let mut notes = vec![
         format!(
             "Model {}, {} images ({}), {} kB on average; {replicas} replicas on {} cores.",
-            described.model,
-            described.different_images,
-            described.images,
-            described.mean_bytes / 1000,
+            summary.model,
+            summary.different_images,
+            summary.images,
+            summary.mean_bytes / 1000,
             machine.cores
         ),
         "CPU time includes load generator, nats-server and recognizer. Headline figures are for durability fast unless stated otherwise.".into(),

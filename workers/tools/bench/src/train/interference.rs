@@ -1,5 +1,5 @@
-//! What training beside it costs a recognizer: the latency of images that come in at a steady rate, with and without steps
-//! of a large network on what nobody else wants of the processors, by turns.
+//! Cost of background training for a recognizer: latency at a steady image rate, alternately with and without training
+//! steps of a large network at idle CPU priority.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -26,61 +26,61 @@ use crate::load_generator::{AnswerMilestone, LoadGenerator};
 use crate::measurement_window::WindowLength;
 use crate::workload::Workload;
 
-/// Share of what the site can do that comes in.
-const SHARE: f64 = 0.6;
+/// Image rate, as a share of the site's capacity.
+const LOAD_RATIO: f64 = 0.6;
 
-/// One stretch.
+/// Latency in one measurement window, with or without training.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct TrainingInterference {
-    /// Whether it trained.
+    /// Whether training ran in the background.
     pub trains: bool,
-    /// Images a second that came in.
+    /// Answered images per second.
     pub images_per_s: f64,
-    /// Latency of half the images, milliseconds.
+    /// Median latency, milliseconds.
     pub p50_ms: f64,
-    /// Of all but one in a hundred.
+    /// 99th percentile of the latency, milliseconds.
     pub p99_ms: f64,
-    /// Steps of training a second.
+    /// Training steps per second.
     pub steps_per_s: f64,
 }
 
-/// Measures stretches by turns.
+/// Measures windows with and without training, alternately.
 pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?;
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
-    let ground = TestbedPaths {
+    let paths = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: None,
         onnxruntime: options.onnxruntime.clone(),
         model: workload.model.clone(),
         infer: InferenceSettings::default(),
     };
-    let mut site = BenchSite::start("beside", Durability::Fast, &ground).await?;
-    site.start_recognizer(&ground)?;
+    let mut site = BenchSite::start("interference", Durability::Fast, &paths).await?;
+    site.start_recognizer(&paths)?;
     let load = LoadGenerator::open(&site, workload.images.clone()).await?;
     let (ms, rounds) = if options.quick { (1000, 2) } else { (4000, 5) };
     let length = WindowLength { lead: Duration::from_millis(500), counted: Duration::from_millis(ms) };
-    let measured = async {
+    let measurement = async {
         load.send_image(AnswerMilestone::Answered, Instant::now()).await?;
-        let full = load.run_closed_loop(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
-        let rate_per_s = full.images_per_s * SHARE;
-        let mut stretches = Vec::new();
+        let capacity = load.run_closed_loop(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
+        let rate_per_s = capacity.images_per_s * LOAD_RATIO;
+        let mut windows = Vec::new();
         for round in 0..rounds {
             for trains in [round % 2 == 0, round % 2 == 1] {
                 eprintln!(
-                    "bench: recognizing, {} training, round {} of {rounds}",
-                    if trains { "beside" } else { "without" },
+                    "bench: recognizing {} training, round {} of {rounds}",
+                    if trains { "with" } else { "without" },
                     round + 1
                 );
                 let training = trains.then(|| BackgroundTraining::start(options.onnxruntime.clone()));
-                let begun = Instant::now();
+                let started = Instant::now();
                 let window = load.run_at_rate(rate_per_s, &site.processes(), length).await?;
-                let elapsed = begun.elapsed().as_secs_f64();
+                let elapsed = started.elapsed().as_secs_f64();
                 let steps = match training {
-                    Some(training) => training.end().await?,
+                    Some(training) => training.stop().await?,
                     None => 0,
                 };
-                stretches.push(TrainingInterference {
+                windows.push(TrainingInterference {
                     trains,
                     images_per_s: window.images_per_s,
                     p50_ms: window.latency.p50_ms,
@@ -89,16 +89,16 @@ pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<
                 });
             }
         }
-        Ok(stretches)
+        Ok(windows)
     };
-    let measured = measured.await;
+    let measured = measurement.await;
     drop(load);
-    // Stopping waits for processes.
+    // Dropping the site blocks until its processes have exited.
     tokio::task::spawn_blocking(move || drop(site)).await?;
     measured
 }
 
-/// Steps of a large network on a thread of their own, as a site's trainer takes them.
+/// Training steps of a large network on their own thread, paced like a site's trainer.
 struct BackgroundTraining {
     stop: CancellationToken,
     thread: std::thread::JoinHandle<Result<u64, BenchError>>,
@@ -107,15 +107,15 @@ struct BackgroundTraining {
 impl BackgroundTraining {
     fn start(onnxruntime: Option<std::path::PathBuf>) -> Self {
         let stop = CancellationToken::new();
-        let told = stop.clone();
+        let stop_signal = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut pace = TrainingPace::background(None, DEFAULT_CPU_RATIO, Arc::new(AtomicBool::new(false)));
             let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
             let net = BenchNetwork::mobilenetv2();
             let (onnx, shape) = (net.onnx(), net.shape());
             let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
-            let known = training::trainable_model::known(&runtime, &prepared, &shape)?;
-            let step = prepared.step(&known, &TrainableSelection::All)?;
+            let facts = training::trainable_model::known(&runtime, &prepared, &shape)?;
+            let step = prepared.step(&facts, &TrainableSelection::All)?;
             let mut weights: Vec<Vec<f32>> =
                 step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
             let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
@@ -123,13 +123,14 @@ impl BackgroundTraining {
             let mut optimizer = Optimizer::new(&settings, &weights);
             let mut stepper = Stepper::open(&runtime, step, 1)?;
             let images = vec![0.5; shape.iter().product::<i64>() as usize];
-            let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|at| Some(at % net.classes())).collect();
+            let labels: Vec<Option<usize>> =
+                (0..net.batch as usize).map(|number| Some(number % net.classes())).collect();
             let targets = cross_entropy(&labels, net.classes(), &LabelSmoothing::default());
             let mut steps = 0;
-            while !told.is_cancelled() {
+            while !stop_signal.is_cancelled() {
                 stepper.learn(&images, &targets, &weights, &mut gradients)?;
                 optimizer.step(&mut weights, &mut gradients, &start, 1e-4);
-                pace.yield_cpu(1, Duration::ZERO, &told)?;
+                pace.yield_cpu(1, Duration::ZERO, &stop_signal)?;
                 steps += 1;
             }
             Ok(steps)
@@ -137,7 +138,8 @@ impl BackgroundTraining {
         Self { stop, thread }
     }
 
-    async fn end(self) -> Result<u64, BenchError> {
+    /// Stops training; returns the number of steps.
+    async fn stop(self) -> Result<u64, BenchError> {
         self.stop.cancel();
         let ended = tokio::task::spawn_blocking(move || self.thread.join()).await?;
         ended.unwrap_or(Err(BenchError::Stopped))

@@ -1,5 +1,5 @@
-"""The peer of the learning curve: the same network from the same weights on the same pictures in the same order, trained by
-PyTorch. Reads one JSON object, writes one line of {"held_out", "test"} (shares that are right) for the start and each epoch."""
+"""Trains the network of a learning curve with PyTorch: same weights, same pictures, same order. Reads one JSON object; writes
+one line of {"holdout", "test"}, accuracies from 0 to 1, for the start and after each epoch."""
 
 import json
 import math
@@ -10,28 +10,28 @@ import torch
 import torch.nn.functional as F
 
 torch.set_num_threads(1)
-asked = json.load(sys.stdin)
-layers, shape = asked["net"]["layers"], [-1, asked["net"]["channels"], asked["net"]["side_px"], asked["net"]["side_px"]]
-images = torch.from_numpy(np.fromfile(asked["images"], np.float32).reshape(shape))
-labels = torch.tensor(asked["labels"])
-flat = torch.from_numpy(np.fromfile(asked["weights"], np.float32))
-weights, at = [], 0
+request = json.load(sys.stdin)
+layers, shape = request["net"]["layers"], [-1, request["net"]["channels"], request["net"]["side_px"], request["net"]["side_px"]]
+images = torch.from_numpy(np.fromfile(request["images"], np.float32).reshape(shape))
+labels = torch.tensor(request["labels"])
+flat = torch.from_numpy(np.fromfile(request["weights"], np.float32))
+weights, offset = [], 0
 for l in (l for l in layers if l["op"] in ("conv", "linear")):
     sizes = [l["outs"], l["ins"] // l["groups"], l["kernel"], l["kernel"]] if l["op"] == "conv" else [l["outs"], l["ins"]]
     for size in (sizes, [l["outs"]]):
         count = math.prod(size)
-        weights.append(flat[at:at + count].reshape(size).clone().requires_grad_())
-        at += count
-assert at == len(flat), f"{at} of {len(flat)} weights"
+        weights.append(flat[offset:offset + count].reshape(size).clone().requires_grad_())
+        offset += count
+assert offset == len(flat), f"the layers have {offset} weights, the file {len(flat)}"
 
 
 def forward(x):
-    own = iter(weights)
+    remaining = iter(weights)
     for l in layers:
         if l["op"] == "conv":
-            x = F.conv2d(x, next(own), next(own), l["stride"], l["pad"], groups=l["groups"])
+            x = F.conv2d(x, next(remaining), next(remaining), l["stride"], l["pad"], groups=l["groups"])
         elif l["op"] == "linear":
-            x = F.linear(x, next(own), next(own))
+            x = F.linear(x, next(remaining), next(remaining))
         elif l["op"] == "relu":
             x = F.relu(x)
         else:
@@ -39,26 +39,27 @@ def forward(x):
     return x
 
 
-def right(places):
+def accuracy(indices):
     with torch.no_grad():
-        found = torch.cat([forward(images[part]).argmax(1) for part in torch.tensor(places).split(256)])
-    return float((found == labels[places]).double().mean())
+        predicted = torch.cat([forward(images[part]).argmax(1) for part in torch.tensor(indices).split(256)])
+    return float((predicted == labels[indices]).double().mean())
 
 
-def say():
-    print(json.dumps({"held_out": right(asked["held_out"]), "test": right(asked["test"])}), flush=True)
+def report():
+    print(json.dumps({"holdout": accuracy(request["holdout"]), "test": accuracy(request["test"])}), flush=True)
 
 
-rate, batch, epochs = asked["learning_rate"], asked["batch"], asked["epochs"]
-optimizer = torch.optim.SGD(weights, lr=rate, momentum=asked["momentum"])
-say()
-for epoch, order in enumerate(asked["orders"]):
+rate, batch, epochs = request["learning_rate"], request["batch"], request["epochs"]
+optimizer = torch.optim.SGD(weights, lr=rate, momentum=request["momentum"])
+report()
+for epoch, order in enumerate(request["orders"]):
     parts = torch.tensor(order).split(batch)
     for number, part in enumerate(parts):
-        done = (epoch + number / len(parts)) / epochs
-        ratio = max(done / 0.05, 0.01) if done < 0.05 else 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
+        # The same schedule as Tributary: linear warm-up, then cosine decay.
+        progress = (epoch + number / len(parts)) / epochs
+        ratio = max(progress / 0.05, 0.01) if progress < 0.05 else 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
         optimizer.param_groups[0]["lr"] = rate * ratio
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(forward(images[part]), labels[part]).backward()
         optimizer.step()
-    say()
+    report()

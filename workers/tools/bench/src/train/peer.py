@@ -1,5 +1,6 @@
-"""The peer: the same networks trained by PyTorch, on one thread. Reads {"net", "last", "steps"} as JSON lines, writes one line
-of {"step_ms", "forward_ms", "version"} for each: processor milliseconds of one step and of the forward pass alone."""
+"""Measures the same networks with PyTorch on one thread. Reads {"net", "last", "steps"} as JSON lines; `last` is the number of
+trained layers, counted from the output. Writes one line of {"step_ms", "forward_ms", "version"} for each: mean CPU time of a
+step and of the forward pass alone, milliseconds."""
 
 import json
 import sys
@@ -52,11 +53,11 @@ class Net(nn.Module):
 
 
 for line in sys.stdin:
-    asked = json.loads(line)
-    net, steps = asked["net"], asked["steps"]
+    request = json.loads(line)
+    net, steps = request["net"], request["steps"]
     model = Net(net["layers"]).eval()
-    matrices = [i for i, l in enumerate(net["layers"]) if l["op"] in ("conv", "linear")]
-    first = matrices[-asked["last"]]
+    trainable = [i for i, l in enumerate(net["layers"]) if l["op"] in ("conv", "linear")]
+    first = trainable[-request["last"]]
     for i, part in enumerate(model.parts):
         for parameter in part.parameters():
             parameter.requires_grad = i >= first
@@ -74,12 +75,12 @@ for line in sys.stdin:
         with torch.no_grad():
             model(x)
 
-    spent = []
+    times_ms = []
     for work in (step, forward):
         for _ in range(2):
             work()
-        begun = time.process_time()
+        started = time.process_time()
         for _ in range(steps):
             work()
-        spent.append((time.process_time() - begun) * 1000 / steps)
-    print(json.dumps({"step_ms": spent[0], "forward_ms": spent[1], "version": torch.__version__}), flush=True)
+        times_ms.append((time.process_time() - started) * 1000 / steps)
+    print(json.dumps({"step_ms": times_ms[0], "forward_ms": times_ms[1], "version": torch.__version__}), flush=True)

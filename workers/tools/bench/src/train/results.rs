@@ -1,54 +1,54 @@
-//! What the measurements of training say: table, headline, notes. Pure.
+//! Results of the training bench as table, headline, notes and charts.
 
 use serde_json::json;
 
 use super::interference::TrainingInterference;
-use super::{TrainRun, TrainedPart, gradients, learning_curve, nets};
+use super::{TrainRun, TrainedPart, gradients, learning_curve, networks};
 use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportChart, ReportTable};
 use crate::stats::median;
 
-/// Training beside it may cost a recognizer's p99 so much.
-const P99_BOUND: f64 = 1.5;
+/// Goal for a recognizer's p99 latency with background training, relative to without.
+const MAX_P99_RATIO: f64 = 1.5;
 
-/// Everything that was measured.
+/// All measurements.
 pub(super) struct TrainBenchResult {
-    /// Steps.
+    /// Steps of every network, part and round.
     pub runs: Vec<TrainRun>,
-    /// Gradients against references.
-    pub checked: Vec<gradients::GradientCheck>,
+    /// Gradient errors.
+    pub gradient_checks: Vec<gradients::GradientCheck>,
     /// Learning curves.
-    pub learned: Vec<learning_curve::LearningCurve>,
-    /// PyTorch's version, where it is installed.
-    pub version: Option<String>,
-    /// A recognizer with training beside it, and without.
-    pub beside: Vec<TrainingInterference>,
-    /// Whether the folder of references was named: each is told then.
-    pub named_gradients: bool,
+    pub curves: Vec<learning_curve::LearningCurve>,
+    /// Version of PyTorch; absent without it.
+    pub pytorch_version: Option<String>,
+    /// Latency of a recognizer, window by window.
+    pub interference: Vec<TrainingInterference>,
+    /// Whether the notes list every gradient check, because the user named the folder; otherwise only the worst.
+    pub lists_all_gradients: bool,
 }
 
-/// The report.
-pub(super) fn report(found: &TrainBenchResult, quick: bool) -> BenchReport {
-    let TrainBenchResult { runs, checked, learned, version, beside, .. } = found;
-    let nets = nets();
-    let middle = |net: &str, part: TrainedPart, value: &dyn Fn(&TrainRun) -> Option<f64>| {
-        let own = runs.iter().filter(|run| run.net == net && run.part == part);
-        let values: Vec<f64> = own.filter_map(value).collect();
+/// Builds the report.
+pub(super) fn report(result: &TrainBenchResult, quick: bool) -> BenchReport {
+    let TrainBenchResult { runs, gradient_checks, curves, pytorch_version, interference, .. } = result;
+    let networks = networks();
+    let median_of = |net: &str, part: TrainedPart, value: &dyn Fn(&TrainRun) -> Option<f64>| {
+        let matching = runs.iter().filter(|run| run.net == net && run.part == part);
+        let values: Vec<f64> = matching.filter_map(value).collect();
         (!values.is_empty()).then(|| median(&values))
     };
-    let shown = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
+    let cell = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
     let mut lines = Vec::new();
-    for net in &nets {
-        for part in TrainedPart::EVERY {
-            let value = |value: &dyn Fn(&TrainRun) -> Option<f64>| middle(net.name, part, value);
+    for net in &networks {
+        for part in TrainedPart::VARIANTS {
+            let value = |value: &dyn Fn(&TrainRun) -> Option<f64>| median_of(net.name, part, value);
             lines.push(vec![
                 format!("{}, {}", net.name, part.as_str()),
-                shown(value(&|run| Some(run.forward_ms)), 1),
-                shown(value(&|run| Some(run.step_ms)), 1),
-                shown(value(&|run| Some(run.step_ms / run.forward_ms)), 2),
-                shown(value(&|run| run.peer_forward_ms), 1),
-                shown(value(&|run| run.peer_step_ms), 1),
-                shown(value(&|run| Some(run.step_ms / run.peer_step_ms?)), 2),
-                shown(value(&|run| Some(run.peak_bytes? as f64 / 1e6)), 0),
+                cell(value(&|run| Some(run.forward_ms)), 1),
+                cell(value(&|run| Some(run.step_ms)), 1),
+                cell(value(&|run| Some(run.step_ms / run.forward_ms)), 2),
+                cell(value(&|run| run.peer_forward_ms), 1),
+                cell(value(&|run| run.peer_step_ms), 1),
+                cell(value(&|run| Some(run.step_ms / run.peer_step_ms?)), 2),
+                cell(value(&|run| Some(run.peak_bytes? as f64 / 1e6)), 0),
             ]);
         }
     }
@@ -62,123 +62,126 @@ pub(super) fn report(found: &TrainBenchResult, quick: bool) -> BenchReport {
         "over PyTorch",
         "MB",
     ];
-    let over = |net: &str, value: &dyn Fn(&TrainRun) -> Option<f64>| middle(net, TrainedPart::All, value);
-    let forward = |name, title, net| HeadlineFigure {
+    let all_trained = |net: &str, value: &dyn Fn(&TrainRun) -> Option<f64>| median_of(net, TrainedPart::All, value);
+    let over_forward = |name, title, net| HeadlineFigure {
         name,
         title,
-        value: over(net, &|run| Some(run.step_ms / run.forward_ms)),
+        value: all_trained(net, &|run| Some(run.step_ms / run.forward_ms)),
         unit: "",
         goal: None,
     };
-    let peer = |name, title, net, most| HeadlineFigure {
+    let over_pytorch = |name, title, net, most| HeadlineFigure {
         name,
         title,
-        value: over(net, &|run| Some(run.step_ms / run.peer_step_ms?)),
+        value: all_trained(net, &|run| Some(run.step_ms / run.peer_step_ms?)),
         unit: "",
         goal: Some(FigureGoal::AtMost(most)),
     };
     let mut headline = vec![
-        forward("step_over_forward_small", "small: a step over the forward pass alone (about 3 is the limit)", "small"),
-        forward("step_over_forward_mobilenetv2", "mobilenetv2: the same", "mobilenetv2"),
-        forward("step_over_forward_resnet18", "resnet18: the same", "resnet18"),
+        over_forward("step_over_forward_small", "small: step over forward pass (about 3 is ideal)", "small"),
+        over_forward("step_over_forward_mobilenetv2", "mobilenetv2: step over forward pass", "mobilenetv2"),
+        over_forward("step_over_forward_resnet18", "resnet18: step over forward pass", "resnet18"),
     ];
-    if version.is_some() {
-        headline.push(peer("step_over_pytorch_small", "small: a step over PyTorch's", "small", 1.0));
-        headline.push(peer("step_over_pytorch_mobilenetv2", "mobilenetv2: the same", "mobilenetv2", 1.25));
-        headline.push(peer("step_over_pytorch_resnet18", "resnet18: the same", "resnet18", 1.25));
+    if pytorch_version.is_some() {
+        for (name, title, net, most) in [
+            ("step_over_pytorch_small", "small: step over PyTorch's", "small", 1.0),
+            ("step_over_pytorch_mobilenetv2", "mobilenetv2: step over PyTorch's", "mobilenetv2", 1.25),
+            ("step_over_pytorch_resnet18", "resnet18: step over PyTorch's", "resnet18", 1.25),
+        ] {
+            headline.push(over_pytorch(name, title, net, most));
+        }
     }
-    let p99 = |trains: bool| middle_stretch(beside, trains, &|stretch| stretch.p99_ms);
+    let p99 = |trains: bool| median_window(interference, trains, &|window| window.p99_ms);
     headline.push(HeadlineFigure {
         name: "recognizer_p99_training_ratio",
-        title: "p99 of a recognizer with training beside it, over without",
+        title: "p99 of a recognizer with background training, over without",
         value: Some(p99(true) / p99(false)),
         unit: "",
-        goal: Some(FigureGoal::AtMost(P99_BOUND)),
+        goal: Some(FigureGoal::AtMost(MAX_P99_RATIO)),
     });
-    let wrong = checked.iter().map(|checked| checked.error).reduce(f64::max);
+    let worst_error = gradient_checks.iter().map(|check| check.error).reduce(f64::max);
     headline.push(HeadlineFigure {
         name: "worst_gradient_error",
-        title: "worst gradient, as a share of its largest value, millionths",
-        value: wrong.map(|wrong| wrong * 1e6),
+        title: "worst gradient error, relative to its largest value",
+        value: worst_error.map(|error| error * 1e6),
         unit: "e-6",
         goal: Some(FigureGoal::AtMost(100.0)),
     });
-    let peer = version.as_ref().map_or("PyTorch is not installed.".to_owned(), |version| {
-        format!("PyTorch {version}, the same layers, statistics frozen, the same optimizer.")
+    let pytorch_note = pytorch_version.as_ref().map_or("PyTorch is not installed.".to_owned(), |version| {
+        format!("PyTorch {version}: same layers and optimizer, frozen statistics.")
     });
     BenchReport {
         bench: "train",
-        settings: json!({ "quick": quick, "nets": nets, "pytorch": version }),
+        settings: json!({ "quick": quick, "nets": networks, "pytorch": pytorch_version }),
         machine: BenchMachine::here(&std::env::temp_dir()),
-        rows: rows(found),
+        rows: rows(result),
         table: ReportTable { columns, lines },
         headline,
-        notes: notes(found, peer),
-        charts: learned
+        notes: notes(result, pytorch_note),
+        charts: curves
             .iter()
-            .map(|learned| (format!("learning-{}", learned.data), ReportChart::Lines(learning_curve::chart(learned))))
+            .map(|curve| (format!("learning-{}", curve.data), ReportChart::Lines(learning_curve::chart(curve))))
             .collect(),
     }
 }
 
-fn rows(found: &TrainBenchResult) -> Vec<serde_json::Value> {
-    let runs = found.runs.iter().map(|run| json!(run));
-    let checked = found.checked.iter().map(|checked| json!({ "gradients": checked }));
-    let beside = found.beside.iter().map(|stretch| json!({ "beside": stretch }));
-    runs.chain(checked).chain(beside).chain(found.learned.iter().map(|learned| json!({ "learned": learned }))).collect()
+fn rows(result: &TrainBenchResult) -> Vec<serde_json::Value> {
+    let runs = result.runs.iter().map(|run| json!(run));
+    let gradients = result.gradient_checks.iter().map(|check| json!({ "gradients": check }));
+    let interference = result.interference.iter().map(|window| json!({ "beside": window }));
+    let curves = result.curves.iter().map(|curve| json!({ "learned": curve }));
+    runs.chain(gradients).chain(interference).chain(curves).collect()
 }
 
-/// A learning curve's end, in words.
-fn said(learned: &learning_curve::LearningCurve) -> String {
+/// Note on the test accuracy at the end of a learning curve.
+fn curve_note(curve: &learning_curve::LearningCurve) -> String {
     let percent = |ratio: f64| format!("{:.1} %", ratio * 100.0);
-    let peer = learned.peer_test.map(|test| format!(", PyTorch {}", percent(test))).unwrap_or_default();
-    let epochs = learned.ours.len() - 1;
-    let [images, _, test] = learned.images;
+    let peer = curve.peer_test.map(|test| format!(", PyTorch {}", percent(test))).unwrap_or_default();
+    let epochs = curve.ours.len() - 1;
+    let [images, _, test] = curve.images;
     format!(
-        "Learned from {images} images of {}, {epochs} epochs: {} right of {test} to test with{peer}.",
-        learned.data,
-        percent(learned.test)
+        "Trained on {images} images of {} for {epochs} epochs: accuracy {} on {test} test images{peer}.",
+        curve.data,
+        percent(curve.test)
     )
 }
 
-fn notes(found: &TrainBenchResult, peer: String) -> Vec<String> {
-    let TrainBenchResult { learned, checked, named_gradients, .. } = found;
+fn notes(result: &TrainBenchResult, pytorch_note: String) -> Vec<String> {
+    let TrainBenchResult { curves, gradient_checks, lists_all_gradients, .. } = result;
     let mut notes = vec![
-        "Processor milliseconds on one thread; batches of 32 at 28 pixels (small) and of 16 at 96; medians of the rounds.".into(),
-        peer,
-        beside(found),
+        "CPU milliseconds on one thread; batches of 32 at 28 pixels (small) and of 16 at 96; medians of all rounds."
+            .into(),
+        pytorch_note,
+        interference_note(&result.interference),
     ];
-    notes.extend(learned.iter().map(said));
-    let worst = checked.iter().max_by(|a, b| a.error.total_cmp(&b.error));
-    let shown =
-        checked.iter().filter(|checked| *named_gradients || worst.is_some_and(|worst| std::ptr::eq(worst, *checked)));
-    notes.extend(shown.map(|checked| {
-        let gradients::GradientCheck { case, trained, weights, error } = checked;
-        let worst = if *named_gradients { "" } else { "the worst of all, " };
-        format!("Gradients of {case}, {worst}trained {trained}: {weights} weights, wrong by {error:.1e} at the most.")
+    notes.extend(curves.iter().map(curve_note));
+    let worst = gradient_checks.iter().max_by(|a, b| a.error.total_cmp(&b.error));
+    let listed = gradient_checks
+        .iter()
+        .filter(|check| *lists_all_gradients || worst.is_some_and(|worst| std::ptr::eq(worst, *check)));
+    notes.extend(listed.map(|check| {
+        let gradients::GradientCheck { case, trained, weights, error } = check;
+        let what = if *lists_all_gradients { "Gradients" } else { "Worst gradients" };
+        format!("{what}: {case}, trained layers {trained}, {weights} weight tensors: error {error:.1e} at most.")
     }));
     notes
 }
 
-/// What training beside it cost a recognizer, in words.
-fn beside(found: &TrainBenchResult) -> String {
-    let value =
-        |trains: bool, value: &dyn Fn(&TrainingInterference) -> f64| middle_stretch(&found.beside, trains, value);
+/// Note on the latency of a recognizer with and without background training.
+fn interference_note(windows: &[TrainingInterference]) -> String {
+    let value = |trains: bool, value: &dyn Fn(&TrainingInterference) -> f64| median_window(windows, trains, value);
     format!(
-        "Recognizing {:.0} images/s, six tenths of what the site can: p50 {:.2} and p99 {:.2} ms without training beside it, {:.2} and {:.2} ms with {:.1} steps/s of mobilenetv2.",
-        value(false, &|stretch| stretch.images_per_s),
-        value(false, &|stretch| stretch.p50_ms),
-        value(false, &|stretch| stretch.p99_ms),
-        value(true, &|stretch| stretch.p50_ms),
-        value(true, &|stretch| stretch.p99_ms),
-        value(true, &|stretch| stretch.steps_per_s),
+        "Recognizing {:.0} images/s, 60 % of capacity: p50 {:.2} and p99 {:.2} ms without background training, {:.2} and {:.2} ms with {:.1} steps/s of mobilenetv2.",
+        value(false, &|window| window.images_per_s),
+        value(false, &|window| window.p50_ms),
+        value(false, &|window| window.p99_ms),
+        value(true, &|window| window.p50_ms),
+        value(true, &|window| window.p99_ms),
+        value(true, &|window| window.steps_per_s),
     )
 }
 
-fn middle_stretch(
-    stretches: &[TrainingInterference],
-    trains: bool,
-    value: &dyn Fn(&TrainingInterference) -> f64,
-) -> f64 {
-    median(&stretches.iter().filter(|stretch| stretch.trains == trains).map(value).collect::<Vec<_>>())
+/// Median over the windows with or without training.
+fn median_window(windows: &[TrainingInterference], trains: bool, value: &dyn Fn(&TrainingInterference) -> f64) -> f64 {
+    median(&windows.iter().filter(|window| window.trains == trains).map(value).collect::<Vec<_>>())
 }

@@ -1,4 +1,4 @@
-//! Publishes a site's images at a steady rate, and waits for the final answer of each.
+//! Publishes a site's images at a steady rate and waits for their final answers.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,21 +17,21 @@ use tributary::demo::answer_listener::AnswerListener;
 use super::pictures::LoopPicture;
 use tributary::site_target::RunningSite;
 
-/// Images per second and site: enough to decide a canary within a minute, few enough for two cores.
-pub(super) const PER_S: u32 = 80;
-/// Most images published and not yet acknowledged.
-const IN_FLIGHT: usize = 32;
-/// Time limit for all answers, which normally takes seconds.
+/// Images per second and site: enough to decide a canary within a minute, and few enough for two cores.
+pub(super) const IMAGES_PER_S: u32 = 80;
+/// Maximum unacknowledged images.
+const MAX_UNACKED: usize = 32;
+/// Time limit for all final answers, which normally take seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An image as a site's camera publishes it. Its label stays here.
+/// An image to publish, and its true label, which is not published.
 #[derive(Clone)]
 struct CameraShot {
     bytes: bytes::Bytes,
     label: String,
 }
 
-/// An image that was acknowledged.
+/// An acknowledged image.
 struct SentImage {
     task: TaskId,
     label: String,
@@ -45,28 +45,29 @@ pub(super) struct FlowAnswer {
     pub answer: Answer,
 }
 
-/// A site and the images that it sees.
+/// A site and its images.
 pub(super) struct SiteFlow {
-    /// Its name.
+    /// Name of the site.
     pub name: SiteName,
     bus: Bus,
     listener: AnswerListener,
     publisher: Publisher,
     camera: CameraName,
-    fresh: VecDeque<CameraShot>,
+    /// Images that the site has not seen yet.
+    new: VecDeque<CameraShot>,
     seen: Vec<CameraShot>,
     acknowledged: usize,
 }
 
 impl SiteFlow {
-    /// Connects to a site that will see these images, in this order.
+    /// Connects to a site and loads its images, in the order of arrival.
     pub(super) async fn open(site: &RunningSite, cloud: &Bus, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
         let read = |picture: &LoopPicture| {
             let bytes = std::fs::read(&picture.path);
-            let bytes = bytes.with_context(|| format!("{} cannot be read", picture.path.display()))?;
+            let bytes = bytes.with_context(|| format!("could not read {}", picture.path.display()))?;
             Ok(CameraShot { bytes: bytes.into(), label: picture.label.clone() })
         };
-        let fresh = pictures.iter().map(read).collect::<anyhow::Result<_>>()?;
+        let new = pictures.iter().map(read).collect::<anyhow::Result<_>>()?;
         let nats = streams::NatsSettings { url: site.url.clone(), ..streams::NatsSettings::default() };
         let bus = Bus::connect(&nats, "demo").await?;
         Ok(Self {
@@ -75,27 +76,27 @@ impl SiteFlow {
             publisher: Publisher::new(bus.clone(), TIMEOUT),
             bus,
             camera: "demo".parse()?,
-            fresh,
+            new,
             seen: Vec::new(),
             acknowledged: 0,
         })
     }
 
-    /// Publishes up to `count` images that the site has not seen; returns their answers.
+    /// Publishes up to `count` new images; returns their final answers.
     pub(super) async fn publish_new(&mut self, count: usize) -> anyhow::Result<Vec<FlowAnswer>> {
-        let mut shots: Vec<CameraShot> = self.fresh.drain(..count.min(self.fresh.len())).collect();
+        let mut shots: Vec<CameraShot> = self.new.drain(..count.min(self.new.len())).collect();
         shots.shuffle(&mut StdRng::seed_from_u64(self.seen.len() as u64));
         self.seen.extend(shots.iter().cloned());
         let sent = self.publish_paced(shots.into_iter(), &Shutdown::default()).await?;
-        self.answers(sent).await
+        self.collect_answers(sent).await
     }
 
-    /// Publishes images that the site has seen, repeatedly, until stopped; returns their answers.
+    /// Publishes seen images repeatedly until stopped; returns their final answers.
     pub(super) async fn publish_repeatedly(&mut self, stop: &Shutdown) -> anyhow::Result<Vec<FlowAnswer>> {
         let mut shots = self.seen.clone();
         shots.shuffle(&mut StdRng::seed_from_u64(self.acknowledged as u64));
         let sent = self.publish_paced(shots.into_iter().cycle(), stop).await?;
-        self.answers(sent).await
+        self.collect_answers(sent).await
     }
 
     async fn publish_paced(
@@ -103,7 +104,7 @@ impl SiteFlow {
         shots: impl Iterator<Item = CameraShot>,
         stop: &Shutdown,
     ) -> anyhow::Result<Vec<SentImage>> {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_S);
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / IMAGES_PER_S);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let paced = futures::stream::unfold((shots, ticks), |(mut shots, mut ticks)| async {
             tokio::select! {
@@ -113,44 +114,44 @@ impl SiteFlow {
             }
         });
         let sent: Vec<SentImage> =
-            paced.map(|shot| self.publish(shot)).buffer_unordered(IN_FLIGHT).try_collect().await?;
+            paced.map(|shot| self.publish(shot)).buffer_unordered(MAX_UNACKED).try_collect().await?;
         self.acknowledged += sent.len();
         Ok(sent)
     }
 
     async fn publish(&self, shot: CameraShot) -> anyhow::Result<SentImage> {
         let task = TaskId::new_random();
-        // Only the final answer matters here.
+        // The receiver is for provisional answers; only final ones count here.
         drop(self.listener.expect_task(task, Instant::now()));
-        let to = subject::image(&self.name, &self.camera);
-        self.publisher.publish(&Publication::with_id(to, shot.bytes, task.to_string())).await?;
+        let subject = subject::image(&self.name, &self.camera);
+        self.publisher.publish(&Publication::with_id(subject, shot.bytes, task.to_string())).await?;
         Ok(SentImage { task, label: shot.label })
     }
 
-    /// The final answer of each image; an error if one was lost.
-    async fn answers(&self, sent: Vec<SentImage>) -> anyhow::Result<Vec<FlowAnswer>> {
-        // Answers that were not received in time are looked up in the stream.
+    /// Waits for the final answer of each image; an error if one has none.
+    async fn collect_answers(&self, sent: Vec<SentImage>) -> anyhow::Result<Vec<FlowAnswer>> {
+        // Answers that do not arrive in time are looked up in the stream.
         let _ = tokio::time::timeout(TIMEOUT, self.listener.finals_reach(self.acknowledged)).await;
         let count = sent.len();
-        let (mut answered, mut lost) = (Vec::with_capacity(count), Vec::new());
+        let (mut answers, mut lost) = (Vec::with_capacity(count), Vec::new());
         for SentImage { task, label } in sent {
-            let heard = self.listener.take_answers(task).and_then(|heard| heard.last).map(|(_, answer)| answer);
-            let answer = match heard {
+            let received = self.listener.take_answers(task).and_then(|answers| answers.last).map(|(_, answer)| answer);
+            let answer = match received {
                 Some(answer) => Some(answer),
                 None => reader::read_outcome(&self.bus, &subject::final_answer(&self.name, &self.camera, task)).await?,
             };
             match answer {
-                Some(answer) => answered.push(FlowAnswer { label, answer }),
+                Some(answer) => answers.push(FlowAnswer { label, answer }),
                 None => lost.push(task),
             }
         }
         if let Some(first) = lost.first() {
             bail!("{} of {count} images of {} have no final answer, for example task {first}", lost.len(), self.name);
         }
-        Ok(answered)
+        Ok(answers)
     }
 
-    /// Images acknowledged so far.
+    /// Number of images acknowledged so far.
     pub(super) fn acknowledged(&self) -> usize {
         self.acknowledged
     }

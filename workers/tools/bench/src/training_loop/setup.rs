@@ -1,9 +1,9 @@
-//! What the loop starts with: a model that has never seen some classes, the cloud's model, and the public set.
+//! Prepares what the loop starts with: a model that has never seen some classes, the cloud's model, and the public set.
 
 use std::path::{Path, PathBuf};
 
 use crate::train::network::BenchNetwork;
-use crate::train::write_net;
+use crate::train::write_model;
 use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 use training::examples::Example;
@@ -14,32 +14,32 @@ use vision::{Model, OnnxRuntime};
 use super::pictures::{LoopPicture, PictureDivision};
 use tributary::{format, stdout};
 
-/// Input side of the networks made here, pixels.
+/// Input side of new networks, pixels.
 const SIDE_PX: i64 = 32;
-/// Most images per class for the start model: the sites should have more to learn.
-pub(super) const START_OF_CLASS: usize = 30;
+/// Maximum images per class for the start model; few, so that the sites can improve it.
+pub(super) const START_IMAGES_PER_CLASS: usize = 30;
 const START_EPOCHS: u32 = 15;
 const CLOUD_EPOCHS: u32 = 24;
-/// Epochs between two progress lines.
-const PRINT_EVERY: u32 = 6;
+/// Epochs between progress lines.
+const PROGRESS_EPOCHS: u32 = 6;
 /// Label smoothing, so that a model is less confident about new classes.
-pub(super) const SMOOTHING: f32 = 0.1;
-/// One in this many images is in the holdout.
-const HOLDOUT_EVERY: usize = 10;
+pub(super) const LABEL_SMOOTHING: f32 = 0.1;
+/// One in this many images goes to the holdout.
+const HOLDOUT_STEP: usize = 10;
 
-/// Given models, and what missing ones are made from.
+/// Folders of given models, and of the network to make a missing start model from.
 pub(super) struct ModelSources {
-    /// The start model, if given; used as it is.
+    /// The start model; made if absent.
     pub start: Option<PathBuf>,
-    /// A model with random weights to make it from; absent, a small network.
-    pub blank: Option<PathBuf>,
-    /// The cloud's model, if given.
+    /// A network with random weights to make the start model from; a small default network if absent.
+    pub untrained: Option<PathBuf>,
+    /// The cloud's model; made if absent.
     pub cloud: Option<PathBuf>,
 }
 
-/// Folders of models, and of the public set.
+/// Folders that the roles use.
 pub(super) struct LoopFolders {
-    /// Baseline model of the sites.
+    /// Model that the sites start with.
     pub model: PathBuf,
     /// The cloud's model.
     pub cloud: PathBuf,
@@ -47,80 +47,81 @@ pub(super) struct LoopFolders {
     pub public: PathBuf,
 }
 
-/// Makes missing models and the public set in a folder.
-pub(super) fn make(
+/// Makes missing models and the public set, as subfolders of `folder`.
+pub(super) fn prepare_models(
     onnx: &OnnxRuntime,
-    divided: &PictureDivision,
-    given: &ModelSources,
+    division: &PictureDivision,
+    sources: &ModelSources,
     folder: &Path,
     stop: &CancellationToken,
 ) -> anyhow::Result<LoopFolders> {
-    let model = match &given.start {
+    let model = match &sources.start {
         Some(model) => model.clone(),
-        None => start_model(onnx, divided, given.blank.as_deref(), folder, stop)?,
+        None => make_start_model(onnx, division, sources.untrained.as_deref(), folder, stop)?,
     };
-    let cloud = match &given.cloud {
+    let cloud = match &sources.cloud {
         Some(cloud) => cloud.clone(),
-        None => cloud_model(onnx, divided, folder, stop)?,
+        None => make_cloud_model(onnx, division, folder, stop)?,
     };
     let name = |folder: &Path| anyhow::Ok(Model::load(folder)?.description.name);
     let own = name(&model)?;
-    // Releases go by the model's name, so the two must differ.
+    // Releases belong to a model name, so the two names must differ.
     ensure!(
         own != name(&cloud)?,
-        "the sites' model and the cloud's are both named {own}: change the name in one model.toml"
+        "the sites' model and the cloud's model are both named {own}: change the name in one model.toml"
     );
-    Ok(LoopFolders { model, cloud, public: public(divided, &folder.join("public"))? })
+    Ok(LoopFolders { model, cloud, public: write_public_set(division, &folder.join("public"))? })
 }
 
-fn start_model(
+fn make_start_model(
     onnx: &OnnxRuntime,
-    divided: &PictureDivision,
-    blank: Option<&Path>,
+    division: &PictureDivision,
+    untrained: Option<&Path>,
     folder: &Path,
     stop: &CancellationToken,
 ) -> anyhow::Result<PathBuf> {
-    let blank = match blank {
-        Some(blank) => Model::load(blank)?,
-        None => write_net(
-            &BenchNetwork::learner(3, SIDE_PX, divided.labels.len() as i64),
-            &divided.labels,
+    let untrained = match untrained {
+        Some(folder) => Model::load(folder)?,
+        None => write_model(
+            &BenchNetwork::learner(3, SIDE_PX, division.labels.len() as i64),
+            &division.labels,
             &folder.join("blank"),
         )?,
     };
     let mut taken = std::collections::BTreeMap::<&str, usize>::new();
-    let known = divided.makers.iter().filter(|picture| {
+    let images = division.models.iter().filter(|picture| {
         let count = taken.entry(&picture.label).or_default();
         *count += 1;
-        !divided.unseen.contains(&picture.label) && *count <= START_OF_CLASS
+        !division.unseen.contains(&picture.label) && *count <= START_IMAGES_PER_CLASS
     });
-    let known: Vec<&LoopPicture> = known.collect();
-    let classes = divided.labels.len() - divided.unseen.len();
-    stdout::print_line(format_args!("making the start model from {} images of {classes} classes", known.len()))?;
-    train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
+    let images: Vec<&LoopPicture> = images.collect();
+    let classes = division.labels.len() - division.unseen.len();
+    stdout::print_line(format_args!("making the start model from {} images of {classes} classes", images.len()))?;
+    train_model(onnx, &untrained, &images, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
 }
 
-fn cloud_model(
+fn make_cloud_model(
     onnx: &OnnxRuntime,
-    divided: &PictureDivision,
+    division: &PictureDivision,
     folder: &Path,
     stop: &CancellationToken,
 ) -> anyhow::Result<PathBuf> {
-    let net = BenchNetwork::judge(3, SIDE_PX, divided.labels.len() as i64);
-    let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
-    let all: Vec<&LoopPicture> = divided.makers.iter().collect();
+    let net = BenchNetwork::judge(3, SIDE_PX, division.labels.len() as i64);
+    let untrained = write_model(&net, &division.labels, &folder.join("cloud-blank"))?;
+    let images: Vec<&LoopPicture> = division.models.iter().collect();
     stdout::print_line(format_args!(
-        "making the cloud's model from {} images of all {} classes, {CLOUD_EPOCHS} epochs: this takes a while",
-        all.len(),
-        divided.labels.len()
+        "making the cloud's model from {} images of all {} classes, {CLOUD_EPOCHS} epochs; this takes a while",
+        images.len(),
+        division.labels.len()
     ))?;
-    let changed = AugmentSettings { mirror: true, shift_ratio: 0.06, ..AugmentSettings::default() };
-    train(onnx, &blank, &all, (CLOUD_EPOCHS, changed), &folder.join("cloud"), stop)
+    let augment = AugmentSettings { mirror: true, shift_ratio: 0.06, ..AugmentSettings::default() };
+    train_model(onnx, &untrained, &images, (CLOUD_EPOCHS, augment), &folder.join("cloud"), stop)
 }
 
-fn train(
+/// Trains a network and writes it to the folder `into`.
+fn train_model(
     onnx: &OnnxRuntime,
-    blank: &Model,
+    untrained: &Model,
     pictures: &[&LoopPicture],
     (epochs, augment): (u32, AugmentSettings),
     into: &Path,
@@ -128,48 +129,53 @@ fn train(
 ) -> anyhow::Result<PathBuf> {
     let optimizer =
         OptimizerSettings { learning_rate: Some(0.03), clip_norm: Some(5.0), ..OptimizerSettings::default() };
-    let settings =
-        TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
+    let settings = TrainSettings {
+        epochs,
+        augment,
+        optimizer,
+        label_smoothing_ratio: LABEL_SMOOTHING,
+        ..TrainSettings::default()
+    };
     let example = |(number, picture): (usize, &&LoopPicture)| {
-        let class = blank.labels.iter().position(|label| *label == picture.label)?;
-        let split = if number % HOLDOUT_EVERY == 0 { ExampleSplit::Holdout } else { ExampleSplit::Train };
+        let class = untrained.labels.iter().position(|label| *label == picture.label)?;
+        let split = if number % HOLDOUT_STEP == 0 { ExampleSplit::Holdout } else { ExampleSplit::Train };
         Some(Example { path: picture.path.clone(), class, split, hard: false, times: 1.0 })
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut print_error: Option<anyhow::Error> = None;
-    let around = TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None };
-    let trained = training::train_model(onnx, blank, &examples, &settings, around, |epoch| {
+    let context = TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+    let trained = training::train_model(onnx, untrained, &examples, &settings, context, |epoch| {
         print_error = print_error.take().or(print_epoch(epoch, epochs).err())
     })?;
     print_error.map_or(Ok(()), Err)?;
-    Ok(training::folder::write(blank, &trained.onnx, &trained.values(), into)?.folder)
+    Ok(training::folder::write(untrained, &trained.onnx, &trained.values(), into)?.folder)
 }
 
 fn print_epoch(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
-    if epoch.number == 0 || !epoch.number.is_multiple_of(PRINT_EVERY) && epoch.number != epochs {
+    if epoch.number == 0 || !epoch.number.is_multiple_of(PROGRESS_EPOCHS) && epoch.number != epochs {
         return Ok(());
     }
-    let right = format::percent(epoch.held_out.accuracy_ratio);
+    let accuracy = format::percent(epoch.held_out.accuracy_ratio);
     stdout::print_line(format_args!(
-        "  epoch {} of {epochs}: accuracy {right} on a holdout of {}",
+        "  epoch {} of {epochs}: accuracy {accuracy} on a holdout of {} images",
         epoch.number, epoch.held_out.images
     ))
 }
 
-/// A folder with an index.csv and links to the images, which stay where they are.
-fn public(divided: &PictureDivision, folder: &Path) -> anyhow::Result<PathBuf> {
+/// Writes the public set: an index.csv, and links to the images.
+fn write_public_set(division: &PictureDivision, folder: &Path) -> anyhow::Result<PathBuf> {
     let index = folder.join("index.csv");
-    let written = || format!("{} cannot be written", index.display());
-    std::fs::create_dir_all(folder).with_context(written)?;
-    let mut rows = csv::Writer::from_path(&index).with_context(written)?;
+    let write_context = || format!("could not write {}", index.display());
+    std::fs::create_dir_all(folder).with_context(write_context)?;
+    let mut rows = csv::Writer::from_path(&index).with_context(write_context)?;
     rows.write_record(["file", "label"])?;
-    for (number, picture) in divided.public.iter().enumerate() {
+    for (number, picture) in division.public.iter().enumerate() {
         let path = std::fs::canonicalize(&picture.path)
-            .with_context(|| format!("{} cannot be read", picture.path.display()))?;
+            .with_context(|| format!("could not read {}", picture.path.display()))?;
         let name = number.to_string();
-        std::os::unix::fs::symlink(path, folder.join(&name)).with_context(written)?;
+        std::os::unix::fs::symlink(path, folder.join(&name)).with_context(write_context)?;
         rows.write_record([name.as_str(), &picture.label])?;
     }
-    rows.flush().with_context(written)?;
+    rows.flush().with_context(write_context)?;
     Ok(folder.to_owned())
 }
