@@ -18,10 +18,8 @@ pub(crate) async fn count_new_answers(bus: &Bus, site: &SiteName) -> Result<Answ
     let before = read_totals(&ledger).await?;
     let level = reader::stream_level(bus, topology::ANSWERS).await?;
     let mut totals = before.clone();
-    if totals.counted_to > level.last_sequence {
-        // The stream was made anew.
-        totals.counted_to = 0;
-    }
+    // A server that crashed may have lost the last answers, and numbers new ones like those: none is counted twice.
+    totals.counted_to = totals.counted_to.min(level.last_sequence);
     let from = (totals.counted_to + 1).max(level.first_sequence);
     let last = level.last_sequence.min(from.saturating_add(MAX_PER_PASS - 1));
     if level.messages == 0 || from > last {

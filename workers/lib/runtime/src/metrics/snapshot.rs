@@ -165,7 +165,11 @@ fn canary(sheet: &mut MetricSheet, report: &CanaryReport) {
     for finding in &report.findings {
         let labels = [labels[0], labels[1], ("measure", finding.measure.as_str())];
         let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
-        gauge("tributary_canary_better", "Change in the ring minus change at the others, below 0 if worse", finding.better);
+        gauge(
+            "tributary_canary_better",
+            "Change in the ring minus change at the others, below 0 if worse",
+            finding.better,
+        );
         gauge("tributary_canary_error", "Standard error of tributary_canary_better", finding.error);
         gauge("tributary_canary_margin", "By how much a canary may be worse", finding.margin);
         gauge("tributary_canary_images", "Images or verdicts that the measure rests on", finding.count as f64);

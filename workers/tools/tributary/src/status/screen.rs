@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use schemas::{
-    AnswerTotals, CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role, RoundState,
-    TrainerState, TrainingReport,
+    AnswerTotals, CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role,
+    RoundState, TrainerState, TrainingReport,
 };
 
 use training::holdout::ratio_interval;
@@ -27,7 +27,11 @@ pub(super) fn text(status: &SiteStatus) -> String {
         "answers",
         format!("{} stored; {} provisional, waiting for a final one", status.answers.messages, status.provisional),
     );
-    status.outcomes.iter().filter_map(|outcomes| totals(outcomes.totals.as_ref()?)).for_each(|text| row("totals", text));
+    status
+        .outcomes
+        .iter()
+        .filter_map(|outcomes| totals(outcomes.totals.as_ref()?))
+        .for_each(|text| row("totals", text));
     row("outbox", outbox(status));
     row("link", link(status));
     row("cloud", cloud(&status.cloud));
