@@ -133,7 +133,7 @@ fn totals(totals: &AnswerTotals) -> Option<String> {
             )
         }
     };
-    let energy = if energy_j > 0.0 { format!("; {energy_j:.0} J") } else { String::new() };
+    let energy = if energy_j > 0.0 { format!("; {energy_j:.1} J") } else { String::new() };
     Some(format!("{} since {}; {agreement}{energy}", format::count(count, "answer"), format::format_time(*since_ms)))
 }
 
