@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The fast checks: what must be right before the long tests are worth their time. Stops at the first that fails.
-#   deploy/check.sh [STEP…]         steps: formatting scripts spelling unused dependencies clippy rustdoc tests
+#   deploy/check.sh [STEP…]         steps: formatting scripts alerts spelling unused dependencies clippy rustdoc tests
 # Tools of pinned versions are put into the cache (deploy/fetch-runtime.sh says where): shellcheck and typos as prebuilt
 # programs, cargo-machete and cargo-deny compiled once, which takes some minutes.
 set -euo pipefail
@@ -34,6 +34,23 @@ formatting() { cargo fmt --check; }
 
 scripts() { "$shellcheck" deploy/*.sh examples/*/*.sh .ci/run; }
 
+# Prometheus itself judges its rules, where it is installed or Debian's package can be had: no wheel carries promtool. What
+# the rules ask for is compared with what a site tells by a test (tests/e2e/deploy.rs) everywhere.
+alerts() {
+    local promtool
+    if ! promtool=$(command -v promtool); then
+        promtool=$cache/promtool/usr/bin/promtool
+        [ -x "$promtool" ] || debian_promtool || { printf 'check: promtool is missing, so the alerts are not tried: install prometheus\n'; return 0; }
+    fi
+    (cd "$here/prometheus" && "$promtool" check rules alerts.yml && "$promtool" test rules alerts.test.yml) >&2
+}
+
+debian_promtool() (
+    command -v apt-get dpkg-deb >/dev/null && mkdir -p "$cache/promtool" && cd "$cache/promtool" &&
+        apt-get download -qq prometheus >/dev/null 2>&1 && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool &&
+        rm -f prometheus_*.deb
+)
+
 spelling() { "$typos" --format brief; }
 
 # vendor/ is somebody else's.
@@ -56,7 +73,7 @@ rustdoc() { RUSTDOCFLAGS='-D warnings' cargo doc --quiet --workspace --no-deps -
 
 tests() { cargo test --quiet --workspace --locked --lib --bins; }
 
-all=(formatting scripts spelling unused dependencies clippy rustdoc tests)
+all=(formatting scripts alerts spelling unused dependencies clippy rustdoc tests)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for step; do
     case " ${all[*]} " in

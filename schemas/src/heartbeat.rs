@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::answer_totals::AnswerTotals;
 use crate::codec::Message;
 use crate::decision_trace::RoutingMode;
 use crate::drift::DriftReport;
@@ -243,6 +244,9 @@ pub struct OutcomeReport {
     /// janitor does not see its monitoring pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub too_large: Option<u64>,
+    /// The site's final answers, counted over restarts; absent until the first were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<AnswerTotals>,
 }
 
 /// A courier's view of the link and the cloud behind it.

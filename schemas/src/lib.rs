@@ -4,6 +4,7 @@
 //! format: MessagePack maps with named fields ([`codec`]), so that any client can read them.
 
 pub mod answer;
+mod answer_totals;
 mod audit;
 mod blob;
 pub mod codec;
@@ -33,6 +34,7 @@ mod verify;
 pub mod vocabulary;
 
 pub use answer::{Answer, AnswerStage, MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass, Reason, Route, Timings};
+pub use answer_totals::AnswerTotals;
 pub use audit::AuditNote;
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, decode_shared, encode};

@@ -55,12 +55,17 @@ impl HeartbeatBucket {
     }
 }
 
+/// Pattern of the subjects that heartbeats are stored under.
+pub fn heartbeats_pattern() -> String {
+    format!("$KV.{FLEET}.>")
+}
+
 /// The latest heartbeats of all live workers, by role and worker. A heartbeat counts only under its own name and with
 /// plausible values ([`Heartbeat::check`]).
 pub async fn live_workers(bus: &Bus) -> Result<Vec<Heartbeat>, CarryError> {
     let prefix = format!("$KV.{FLEET}.");
     let question =
-        json!({ "multi_last": [format!("$KV.{FLEET}.>")], "batch": MAX_HEARTBEATS, "max_bytes": MAX_HEARTBEAT_BYTES });
+        json!({ "multi_last": [heartbeats_pattern()], "batch": MAX_HEARTBEATS, "max_bytes": MAX_HEARTBEAT_BYTES });
     let records = direct_get::request_messages(bus, &format!("KV_{FLEET}"), &question, MAX_HEARTBEATS).await?;
     let beats = records.iter().filter(|record| record.header("KV-Operation").is_none());
     let mut beats: Vec<Heartbeat> =

@@ -196,8 +196,17 @@ pub(crate) async fn get(address: &str, path: &str) -> anyhow::Result<(String, St
     Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
 }
 
+/// Metrics of what a healthy site does not have: a canary, a fault, a certificate.
+const TOLD_SELDOM: [&str; 5] = [
+    "tributary_canary_better",
+    "tributary_canary_error",
+    "tributary_canary_margin",
+    "tributary_expiry_timestamp_seconds",
+    "tributary_fault",
+];
+
 #[tokio::test]
-async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_site() {
+async fn every_metric_of_the_board_the_alerts_and_the_autoscaler_is_told_by_a_running_site() {
     let folder = tempfile::tempdir().unwrap();
     let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
     let public = format!("aggregator.public={}", fixture("images/fashion").display());
@@ -232,7 +241,7 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
         publish(&bus, &name, &large, &[]).await;
     }
     let mut wanted = BTreeSet::new();
-    for file in ["deploy/grafana/tributary.json", "deploy/k8s/overlays/cloud"] {
+    for file in ["deploy/grafana/tributary.json", "deploy/k8s/overlays/cloud", "deploy/prometheus/alerts.yml"] {
         let path = root().join(file);
         let texts = match path.is_dir() {
             true => std::fs::read_dir(path)
@@ -244,6 +253,10 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
         wanted.extend(texts.iter().flat_map(|text| metrics(text)));
     }
     assert!(wanted.len() > 30, "{wanted:?}");
+    let source = std::fs::read_to_string(root().join("workers/lib/runtime/src/metrics/snapshot.rs")).unwrap();
+    for name in TOLD_SELDOM {
+        assert!(wanted.remove(name) && source.contains(&format!("\"{name}\"")), "{name}");
+    }
     let missing = async || {
         let (_, told) = get(address, "/metrics").await?;
         let told = metrics(&told);

@@ -438,6 +438,54 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn totals_of_answers_go_on_after_restarts_and_a_tap_shows_heartbeats() {
+    let mut world = TestWorld::start_with_workers(WorldPlan::default()).await.unwrap();
+    let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
+    // Of five images two are doubtful.
+    let publish_five = async |world: &TestWorld, from: usize| {
+        for number in from..from + 5 {
+            let picture = nth_picture(number % 5 < 3, number).unwrap();
+            let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
+            answered(world, task).await;
+        }
+    };
+    let totals = async |count: u64| {
+        until("the totals", PATIENCE, async || {
+            let beats = streams::fleet::live_workers(&bus).await?;
+            let totals = beats.into_iter().filter_map(|beat| beat.outcomes?.totals).next_back();
+            Ok(totals.filter(|totals| totals.count() >= count))
+        })
+        .await
+    };
+    publish_five(&world, 0).await;
+    let first = totals(5).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
+    world.worker_mut("recognizer-0").unwrap().restart().unwrap();
+    world.worker_mut("janitor-0").unwrap().kill().unwrap();
+    publish_five(&world, 5).await;
+    world.worker_mut("janitor-0").unwrap().restart().unwrap();
+    let second = totals(10).await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()));
+    let last = reader::stream_level(&bus, topology::ANSWERS).await.unwrap().last_sequence;
+    let (mut stored, mut agreed) = (Vec::new(), 0);
+    let range = StreamRange { subjects: vec![subject::final_answers(&site, None)], ..StreamRange::default() };
+    reader::read_range(&bus, topology::ANSWERS, range, last, |record| {
+        let answer: Answer = decode(&record.payload).unwrap();
+        agreed += u64::from(answer.edge.as_ref().is_some_and(|edge| Some(&edge.label) == answer.label.as_ref()));
+        stored.push(answer);
+    })
+    .await
+    .unwrap();
+    let verified = stored.iter().filter(|answer| answer.route == Route::Verified).count() as u64;
+    assert_eq!((first.count(), second.count(), stored.len()), (5, 10, 10));
+    assert!(verified >= 3, "{second:?}");
+    assert_eq!((second.verdicts, second.agreed, second.since_ms), (verified, agreed, first.since_ms));
+    let shown = run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
+    assert!(shown.out.contains("totals    10 answers since"), "{}", shown.out);
+    let tap = ["tap", "heartbeats", "--json", "--count", "3"].map(str::to_owned).to_vec();
+    let tapped = run(world.folder(), &[tap, world.at(0)].concat()).await.unwrap();
+    assert_eq!(tapped.out.matches("\"finished\"").count(), 3, "{}", tapped.out);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
     let mut world = TestWorld::start_with_workers(WorldPlan::leaves(1)).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());

@@ -7,10 +7,10 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
-    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CanaryMeasure, CanaryReport,
-    CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport,
-    EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness,
-    Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, MissingMeasure,
+    Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, Canary, CanaryFinding, CanaryMeasure,
+    CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure,
+    DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus,
+    Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, MissingMeasure,
     ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RefusedRelease, Release,
     ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round, RoundEvent, RoundReport,
     RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingReport, TruncatedPayload,
@@ -163,6 +163,7 @@ fn beat_outcomes() -> Heartbeat {
         disk_free_bytes: Some(1 << 30),
         refusing: Some("only 99 MiB are free".into()),
         too_large: Some(5),
+        totals: None,
     };
     let faults = vec![note()];
     Heartbeat {
@@ -172,6 +173,24 @@ fn beat_outcomes() -> Heartbeat {
         faults,
         ..beat()
     }
+}
+
+fn beat_totals() -> Heartbeat {
+    let answers = [
+        (Route::Edge, [(Reason::Confident, 900), (Reason::BudgetSpent, 2)].into()),
+        (Route::Verified, [(Reason::LowConfidence, 98)].into()),
+    ];
+    let totals = AnswerTotals {
+        counted_to: 1100,
+        since_ms: 1_763_942_300_000,
+        answers: answers.into(),
+        verdicts: 98,
+        agreed: 71,
+        energy_uj: 4_200_000,
+    };
+    let mut beat = beat_outcomes();
+    beat.outcomes.iter_mut().for_each(|outcomes| outcomes.totals = Some(totals.clone()));
+    beat
 }
 
 fn beat() -> Heartbeat {
@@ -706,6 +725,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-novel.v1", &answer_novel());
     survives("answer-offloaded.v1", &answer_offloaded());
     survives("beat-drifting.v1", &beat_drifting());
+    survives("beat-totals.v1", &beat_totals());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
     survives("update-gain.v1", &Update { gain: Some(Gain::Level), ..update() });
@@ -790,6 +810,7 @@ fn remake() {
         ("answer-novel.v1", encode(&answer_novel())),
         ("answer-offloaded.v1", encode(&answer_offloaded())),
         ("beat-drifting.v1", encode(&beat_drifting())),
+        ("beat-totals.v1", encode(&beat_totals())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
         ("update-gain.v1", encode(&Update { gain: Some(Gain::Level), ..update() })),

@@ -13,6 +13,7 @@ use streams::reader::{self, ConsumerProgress, StreamLevel};
 use streams::{Bus, Publisher, blob_sweep, image_refusal, monitor, server, topology};
 use tokio::time::Instant;
 
+use crate::answer_totals;
 use crate::audit::{self, AuditOutcome, OutcomeAudit};
 use crate::disk;
 use crate::outcomes::acknowledged_without_answer;
@@ -138,6 +139,8 @@ impl Janitor<'_> {
         recognized.floor = needed.map_or(recognized.floor, |needed| recognized.floor.min(needed - 1));
         self.audit = Some(audit);
         audited?;
+        let totals = answer_totals::count_new_answers(self.bus, self.site).await?;
+        self.update_report(|report| report.totals = Some(totals).filter(|totals| totals.counted_to > 0));
         let images = reader::stream_level(self.bus, topology::IMAGES).await?;
         if let Some(before) = purge_before(&images, &recognized, self.settings) {
             let purged = reader::purge_before(self.bus, topology::IMAGES, before).await?;

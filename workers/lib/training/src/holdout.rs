@@ -57,13 +57,9 @@ impl HoldoutScores {
         self.right.is_empty()
     }
 
-    /// 95 % confidence interval of the accuracy (E. B. Wilson, 1927, without continuity correction); 0 to 1.
+    /// 95 % confidence interval of the accuracy, 0 to 1 ([`ratio_interval`]).
     pub fn accuracy_interval(&self) -> (f64, f64) {
-        let (count, right) = (self.len().max(1) as f64, self.measured().accuracy_ratio);
-        let square = NORMAL_95 * NORMAL_95 / count;
-        let middle = (right + square / 2.0) / (1.0 + square);
-        let reach = NORMAL_95 / (1.0 + square) * (right * (1.0 - right) / count + square / (4.0 * count)).sqrt();
-        ((middle - reach).max(0.0), (middle + reach).min(1.0))
+        ratio_interval(self.measured().accuracy_ratio, self.len() as u64)
     }
 
     /// 95 % confidence interval of this model's accuracy minus the other's (A. Agresti and Y. Min, 2005, for matched
@@ -142,6 +138,16 @@ impl HoldoutScores {
         let right = self.more_right(other);
         own.is_finite() && (right >= EQUAL || right > -EQUAL && own < best)
     }
+}
+
+/// 95 % confidence interval of a ratio that was measured over `count` cases (E. B. Wilson, 1927, without continuity
+/// correction); both ends from 0 to 1.
+pub fn ratio_interval(ratio: f64, count: u64) -> (f64, f64) {
+    let count = count.max(1) as f64;
+    let square = NORMAL_95 * NORMAL_95 / count;
+    let middle = (ratio + square / 2.0) / (1.0 + square);
+    let reach = NORMAL_95 / (1.0 + square) * (ratio * (1.0 - ratio) / count + square / (4.0 * count)).sqrt();
+    ((middle - reach).max(0.0), (middle + reach).min(1.0))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use runtime::clock;
 use runtime::settings::LoadedSettings;
 use serde::Serialize;
 use serde_json::Value;
+use streams::fleet;
 use streams::subject_table::SUBJECTS;
 use streams::tap::{TapMessage, watch_subject};
 
@@ -14,6 +15,8 @@ use crate::{format, site_target, stdout};
 
 /// Longer text that is no Tributary message is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
+/// Word for the heartbeats of all workers, which are entries of a bucket.
+const HEARTBEATS: &str = "heartbeats";
 /// First tokens of patterns that reach beyond Tributary's subjects.
 const WIDE_PATTERNS: [&str; 3] = ["*", ">", "$JS"];
 
@@ -24,12 +27,14 @@ unless the subject begins with $ or _.
 Examples:
   tributary tap 'answer.>'                        every answer of this site
   tributary tap 'image.*.cam-1' --count 1         does this camera publish?
-  tributary tap 'verify.>' --cloud --json         requests that reach the cloud";
+  tributary tap 'verify.>' --cloud --json         requests that reach the cloud
+  tributary tap heartbeats --json                 everything that workers say of themselves";
 
 /// The table of subjects, and the examples.
 fn help() -> String {
     let mut lines = vec!["`*` matches one token of a subject, `>` all that follow. Subjects:".to_owned()];
     lines.extend(SUBJECTS.iter().map(|row| format!("  {:<37} {}", row.form, row.carries)));
+    lines.push(format!("  {HEARTBEATS:<37} heartbeats of all workers, every few seconds"));
     lines.push(EXAMPLES.into());
     lines.join("\n")
 }
@@ -41,7 +46,7 @@ fn help() -> String {
 #[derive(clap::Args)]
 #[command(after_help = help())]
 pub(crate) struct TapArgs {
-    /// Subject or pattern to watch, quoted for the shell: 'answer.>'.
+    /// Subject or pattern to watch, quoted for the shell: 'answer.>'; or `heartbeats`.
     #[arg(value_name = "SUBJECT")]
     subject: String,
     /// Watch the cloud's server instead of the site's.
@@ -67,8 +72,10 @@ struct TapLine {
 
 /// Prints messages until the count is reached.
 pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
-    streams::subject::check_pattern(&args.subject)?;
-    let first = args.subject.split('.').next().unwrap_or_default();
+    let heartbeats = fleet::heartbeats_pattern();
+    let pattern = if args.subject == HEARTBEATS { heartbeats.as_str() } else { args.subject.as_str() };
+    streams::subject::check_pattern(pattern)?;
+    let first = pattern.split('.').next().unwrap_or_default();
     let is_known =
         SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDE_PATTERNS.contains(&first);
     if !is_known && !first.starts_with(['$', '_']) {
@@ -79,7 +86,7 @@ pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -
     }
     let bus =
         if args.cloud { site_target::cloud(loaded, "tap").await? } else { site_target::open(loaded, "tap").await?.bus };
-    let mut passing = std::pin::pin!(watch_subject(&bus, &args.subject).await?);
+    let mut passing = std::pin::pin!(watch_subject(&bus, pattern).await?);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let message = passing.next().await.context("the server closed the connection")?;

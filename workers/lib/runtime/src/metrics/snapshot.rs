@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{DriftReport, Heartbeat, LinkReport, OutcomeReport};
+use schemas::{AnswerTotals, CanaryReport, DriftReport, Heartbeat, LinkReport, OutcomeReport};
 
 use super::queues::QueueReadings;
 use crate::clock;
@@ -135,6 +135,45 @@ fn outcomes(sheet: &mut MetricSheet, site: &str, outcomes: &OutcomeReport) {
         &here,
         outcomes.duplicates as f64,
     );
+    if let Some(totals) = &outcomes.totals {
+        self::totals(sheet, site, totals);
+    }
+}
+
+/// Counts that go on where they were after a restart of the workers.
+fn totals(sheet: &mut MetricSheet, site: &str, totals: &AnswerTotals) {
+    for (route, reasons) in &totals.answers {
+        for (reason, count) in reasons {
+            let labels = [("site", site), ("route", route.as_str()), ("reason", reason.as_str())];
+            let help = "Final answers of the site, over restarts of its workers";
+            sheet.counter("tributary_site_answers", help, &labels, *count as f64);
+        }
+    }
+    for (agrees, count) in [("true", totals.agreed), ("false", totals.verdicts - totals.agreed.min(totals.verdicts))] {
+        let labels = [("site", site), ("agrees", agrees)];
+        let help = "Verdicts on images with a prediction of the site, over restarts";
+        sheet.counter("tributary_site_verdicts", help, &labels, count as f64);
+    }
+    let help = "Energy of the site's answers, over restarts; an estimate unless the machine has a counter";
+    sheet.counter("tributary_site_energy_joules", help, &[("site", site)], totals.energy_uj as f64 / 1e6);
+}
+
+fn canary(sheet: &mut MetricSheet, report: &CanaryReport) {
+    let labels = [("model", report.model.as_str()), ("release", report.release.short())];
+    let since_s = report.since_ms as f64 / 1000.0;
+    sheet.gauge("tributary_canary_start_timestamp_seconds", "When the canary's ring began", &labels, since_s);
+    for finding in &report.findings {
+        let labels = [labels[0], labels[1], ("measure", finding.measure.as_str())];
+        let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
+        gauge(
+            "tributary_canary_better",
+            "Change in the ring minus change at the others, below 0 if worse",
+            finding.better,
+        );
+        gauge("tributary_canary_error", "Standard error of tributary_canary_better", finding.error);
+        gauge("tributary_canary_margin", "By how much a canary may be worse", finding.margin);
+        gauge("tributary_canary_images", "Images or verdicts that the measure rests on", finding.count as f64);
+    }
 }
 
 fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
@@ -191,6 +230,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
             sheet.counter("tributary_escalations", "Outcomes of doubtful answers", &labels, count as f64);
         }
     }
+    beat.canaries.iter().for_each(|report| canary(sheet, report));
     if let Some(drift) = &beat.drift {
         self::drift(sheet, &who, drift);
     }

@@ -161,7 +161,11 @@ pub(super) async fn gather_status(site: &SiteTarget, settings: &Settings) -> Res
             durability: site.store(settings).and_then(|store| server::durability(&store)),
         },
         oldest_unanswered_at_ms: oldest_unanswered(bus, &images, &recognized).await,
-        outcomes: workers.iter().find_map(|beat| beat.outcomes.clone()),
+        // A janitor that was killed is among the workers for some seconds.
+        outcomes: workers
+            .iter()
+            .max_by_key(|beat| (beat.outcomes.is_some(), beat.sent_at_ms))
+            .and_then(|beat| beat.outcomes.clone()),
         clock_ahead_ms: clock_ahead_ms.ok(),
         faults,
         workers_known: known,

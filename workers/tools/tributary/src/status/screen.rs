@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use schemas::{
-    CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role, RoundState,
-    TrainerState, TrainingReport,
+    AnswerTotals, CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role,
+    RoundState, TrainerState, TrainingReport,
 };
+
+use training::holdout::ratio_interval;
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
@@ -25,6 +27,11 @@ pub(super) fn text(status: &SiteStatus) -> String {
         "answers",
         format!("{} stored; {} provisional, waiting for a final one", status.answers.messages, status.provisional),
     );
+    status
+        .outcomes
+        .iter()
+        .filter_map(|outcomes| totals(outcomes.totals.as_ref()?))
+        .for_each(|text| row("totals", text));
     row("outbox", outbox(status));
     row("link", link(status));
     row("cloud", cloud(&status.cloud));
@@ -102,6 +109,32 @@ fn oldest(status: &SiteStatus) -> String {
         (None, Some(at_ms)) => format!("an image has waited for {}; no janitor counts outcomes", ago(at_ms)),
         (None, None) => "no image is waiting; no janitor counts outcomes".into(),
     }
+}
+
+/// What became of the site's images since its first answer; absent before the first verdict.
+fn totals(totals: &AnswerTotals) -> Option<String> {
+    let AnswerTotals { verdicts, agreed, since_ms, .. } = totals;
+    let energy_j = totals.energy_uj as f64 / 1e6;
+    let count = totals.count();
+    if count == 0 {
+        return None;
+    }
+    let agreement = match verdicts {
+        0 => "no verdicts".to_owned(),
+        _ => {
+            let ratio = *agreed as f64 / *verdicts as f64;
+            let (low, high) = ratio_interval(ratio, *verdicts);
+            format!(
+                "{agreed} of {} agreed with the site: {:.1} % ({:.1} to {:.1} %)",
+                format::count(*verdicts, "verdict"),
+                ratio * 100.0,
+                low * 100.0,
+                high * 100.0
+            )
+        }
+    };
+    let energy = if energy_j > 0.0 { format!("; {energy_j:.1} J") } else { String::new() };
+    Some(format!("{} since {}; {agreement}{energy}", format::count(count, "answer"), format::format_time(*since_ms)))
 }
 
 /// How long an image was unanswered when outcomes were last counted, ms.
