@@ -9,6 +9,7 @@ use offload::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, fi
 use schemas::{DecisionReport, DecisionTrace, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use vision::{InferencePool, ProcessorContention};
 
 use crate::offload_window::OffloadWindow;
 use crate::signals::Signals;
@@ -19,6 +20,36 @@ const LOCAL_PER_SLOT: u64 = 2;
 /// Longest time before a held task is decided again.
 const REDECIDE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Smoothing of the memory stalls that the cost of an image holds: that of the cost itself, about the last sixteen batches.
+const COST_BATCHES: f64 = 16.0;
+/// Without a batch for this long, contention is over if the processor is not busy.
+const CONTENTION_AGE: Duration = Duration::from_secs(1);
+
+/// What an image costs here at present, as the replicas measure it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct CostReading {
+    /// Cost of an image on one replica, milliseconds.
+    pub cost_ms: f64,
+    /// How much of it is waiting for a processor.
+    pub contention: Option<ProcessorContention>,
+}
+
+impl CostReading {
+    /// The present reading.
+    pub(crate) fn of(infer: &InferencePool) -> Self {
+        Self { cost_ms: infer.cost_ms(), contention: infer.contention() }
+    }
+}
+
+/// Energy that was spent, joules.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct SpentEnergy {
+    /// On recognizing here.
+    pub inference_j: f64,
+    /// On sending up.
+    pub uplink_j: f64,
+}
+
 /// Decides where tasks go, and counts them.
 pub(crate) struct Admission {
     /// Inputs of the decisions.
@@ -27,6 +58,9 @@ pub(crate) struct Admission {
     replicas: AtomicU32,
     slots: AtomicU64,
     state: Mutex<AdmitState>,
+    /// Mean of the memory stalls over the images that the cost of an image is the mean of; absent before the first.
+    cost_stall: Mutex<Option<f64>>,
+    energy: Mutex<SpentEnergy>,
     worker: String,
     /// The effective settings and their digest, to be noted so that decisions can be made again.
     pub noted: watch::Sender<(EffectiveSettings, String)>,
@@ -89,6 +123,8 @@ impl Admission {
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
             slots: AtomicU64::new((replicas * batch) as u64 * LOCAL_PER_SLOT),
             state: Mutex::default(),
+            cost_stall: Mutex::default(),
+            energy: Mutex::default(),
             local: Arc::default(),
             holding: AtomicU64::new(0),
             window: Mutex::default(),
@@ -117,8 +153,8 @@ impl Admission {
         });
     }
 
-    /// Waits until it is decided where a task goes; also returns the trace. `cost_ms`: of an image on one replica.
-    pub(crate) async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
+    /// Waits until it is decided where a task goes; also returns the trace.
+    pub(crate) async fn decide(&self, mut task: AdmitInput, cost: CostReading) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
         let mut held = None;
@@ -127,7 +163,7 @@ impl Admission {
             let changed = self.signals.changed.notified();
             task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            let (admit, trace) = self.decide_once(&task, cost_ms, held.is_some());
+            let (admit, trace) = self.decide_once(&task, &cost, held.is_some());
             match admit {
                 AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
                 AdmitDecision::Redirect => return (Placement::Redirect, trace),
@@ -152,7 +188,7 @@ impl Admission {
         LocalTask { local: self.local.clone(), signals: self.signals.clone() }
     }
 
-    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
+    fn decide_once(&self, task: &AdmitInput, cost: &CostReading, held: bool) -> (AdmitDecision, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
             self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
@@ -161,7 +197,7 @@ impl Admission {
         let network = self.network();
         let now_s = self.started_at.elapsed().as_secs_f64();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut load = self.load(cost_ms);
+        let mut load = self.load(cost);
         // The task itself, unless it is already counted among the held ones.
         load.waiting += u64::from(!held);
         let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
@@ -185,6 +221,7 @@ impl Admission {
         if admit == AdmitDecision::Local {
             // Counted under the lock: two tasks must not see the same free slot.
             self.local.fetch_add(1, Ordering::Relaxed);
+            self.note_stall(trace.load.stall_ratio);
         }
         (admit, trace)
     }
@@ -194,9 +231,32 @@ impl Admission {
         self.started_at.elapsed().as_secs_f64()
     }
 
+    /// Counts the stalls under which an image is recognized: its cost will hold them.
+    fn note_stall(&self, stall_ratio: Option<f64>) {
+        let Some(stall_ratio) = stall_ratio else { return };
+        let slots = self.slots.load(Ordering::Relaxed).max(1);
+        let share = (self.replicas.load(Ordering::Relaxed).max(1) as f64 * LOCAL_PER_SLOT as f64) / slots as f64;
+        let mut mean = self.cost_stall.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mean.unwrap_or(stall_ratio);
+        *mean = Some(before + (stall_ratio - before) * share / COST_BATCHES);
+    }
+
+    /// Adds the energy of one image.
+    pub(crate) fn count_energy(&self, spent: SpentEnergy) {
+        let mut energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
+        energy.inference_j += spent.inference_j;
+        energy.uplink_j += spent.uplink_j;
+    }
+
     /// Present load of the machine and the queue.
-    fn load(&self, cost_ms: f64) -> SiteLoad {
+    fn load(&self, cost: &CostReading) -> SiteLoad {
         let vitals = self.signals.vitals();
+        let low_ratio = self.signals.policy().load.cpu_low_ratio;
+        let is_over = |contention: &ProcessorContention| {
+            contention.age > CONTENTION_AGE && vitals.cpu_ratio.is_some_and(|ratio| ratio < low_ratio)
+        };
+        let contention_ratio =
+            cost.contention.map(|contention| if is_over(&contention) { 1.0 } else { contention.recent_ratio });
         let local = self.local.load(Ordering::Relaxed);
         SiteLoad {
             cpu_ratio: vitals.cpu_ratio,
@@ -205,7 +265,11 @@ impl Admission {
             waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
             free: local < self.slots.load(Ordering::Relaxed),
             replicas: self.replicas.load(Ordering::Relaxed),
-            cost_s: cost_ms / 1000.0,
+            cost_s: cost.cost_ms / 1000.0,
+            contention_ratio,
+            cost_contention_ratio: cost.contention.map(|contention| contention.mean_ratio),
+            cost_stall_ratio: *self.cost_stall.lock().unwrap_or_else(PoisonError::into_inner),
+            watts_per_core: vitals.watts_per_core,
         }
     }
 
@@ -238,8 +302,8 @@ impl Admission {
     }
 
     /// The decisions and their inputs, for the heartbeat.
-    pub(crate) fn report(&self, cost_ms: f64) -> DecisionReport {
-        let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
+    pub(crate) fn report(&self, cost: &CostReading) -> DecisionReport {
+        let (load, network, policy) = (self.load(cost), self.network(), self.signals.policy());
         let state = {
             // Without tasks no decision is made, but the overload must end even so.
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -247,6 +311,7 @@ impl Admission {
             *state
         };
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let SpentEnergy { inference_j, uplink_j } = *self.energy.lock().unwrap_or_else(PoisonError::into_inner);
         DecisionReport {
             policy: policy.name.to_string(),
             state: state.mode.into(),
@@ -260,6 +325,11 @@ impl Admission {
             held: count(&self.counts.held),
             verified: count(&self.counts.verified),
             kept: count(&self.counts.kept),
+            stall_ratio: load.stall_ratio,
+            contention_ratio: load.contention_ratio,
+            gain: network.gain,
+            inference_j: Some(inference_j),
+            uplink_j: Some(uplink_j),
             belief: self.signals.belief().map(|calibration| {
                 format!(
                     "{:.0} % of the answers can stay at an accuracy of at least {:.1} % (95 % certainty); from {} verdicts{}",

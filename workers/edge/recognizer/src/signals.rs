@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use offload::calibration::{Calibration, CalibrationEvidence};
+use offload::calibration::{Calibration, CalibrationEvidence, cloud_gain};
 use offload::gate::Gate;
 use offload::policy::{Policy, PolicyName};
 use runtime::Shutdown;
@@ -141,6 +141,7 @@ impl Signals {
             }),
             away,
             most_away,
+            gain: report.verdicts.as_ref().and_then(cloud_gain),
         }
     }
 
