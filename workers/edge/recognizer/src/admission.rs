@@ -376,3 +376,64 @@ impl Drop for CountGuard<'_> {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine_vitals::MachineVitals;
+
+    const TASK: AdmitInput = AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5 };
+
+    fn admission(vitals: MachineVitals) -> Admission {
+        let effective = EffectiveSettings::default();
+        Admission::new(Signals::with_vitals(effective.policy.clone(), vitals), 2, 4, effective)
+    }
+
+    fn cost(recent_ratio: f64, age: Duration) -> CostReading {
+        let contention = Some(ProcessorContention { recent_ratio, mean_ratio: 1.25, age });
+        CostReading { cost_ms: 10.0, contention }
+    }
+
+    #[test]
+    fn every_number_that_decides_stands_in_the_trace() {
+        let vitals = MachineVitals {
+            cpu_ratio: Some(0.9),
+            memory_ratio: Some(0.5),
+            stall_ratio: Some(0.1),
+            watts_per_core: Some(6.0),
+        };
+        let admission = admission(vitals);
+        let (admit, trace) = admission.decide_once(&TASK, &cost(2.0, Duration::ZERO), false);
+        let load = trace.load;
+        assert_eq!((load.contention_ratio, load.cost_contention_ratio), (Some(2.0), Some(1.25)));
+        assert_eq!((load.cpu_ratio, load.stall_ratio, load.watts_per_core), (Some(0.9), Some(0.1), Some(6.0)));
+        let policy = admission.signals.policy();
+        let state = AdmitState::default();
+        let again = decide_admission(&policy, state, &load, &trace.network, &TASK, trace.at_s);
+        assert_eq!(again.1, admit);
+    }
+
+    #[test]
+    fn contention_is_over_when_the_processor_is_free_and_nothing_was_measured_lately() {
+        let ratio = |cpu_ratio: f64, age: Duration| {
+            let admission = admission(MachineVitals { cpu_ratio: Some(cpu_ratio), ..MachineVitals::default() });
+            admission.load(&cost(2.0, age)).contention_ratio
+        };
+        assert_eq!(ratio(0.2, Duration::from_secs(5)), Some(1.0));
+        assert_eq!(ratio(0.2, Duration::from_millis(100)), Some(2.0), "measured just now");
+        assert_eq!(ratio(1.0, Duration::from_secs(5)), Some(2.0), "the processor is still busy");
+    }
+
+    #[test]
+    fn stalls_become_part_of_the_cost_as_images_are_recognized_under_them() {
+        let stalled = admission(MachineVitals { stall_ratio: Some(0.1), ..MachineVitals::default() });
+        let decide = || stalled.decide_once(&TASK, &cost(1.0, Duration::ZERO), false).1.load.cost_stall_ratio;
+        assert_eq!(decide(), None, "before the first image");
+        assert_eq!(decide(), Some(0.1));
+        stalled.signals.set_vitals(MachineVitals { stall_ratio: Some(0.5), ..MachineVitals::default() });
+        let early = (0..4).filter_map(|_| decide()).last().unwrap();
+        // Sixteen batches of four are about the span of the mean.
+        let late = (0..300).filter_map(|_| decide()).last().unwrap();
+        assert!(early < 0.15 && (0.45..0.5).contains(&late), "{early}, {late}");
+    }
+}

@@ -119,6 +119,20 @@ impl Signals {
         *self.vitals.borrow()
     }
 
+    /// Signals of a machine with these vitals.
+    #[cfg(test)]
+    pub(crate) fn with_vitals(policy: Policy, vitals: MachineVitals) -> Self {
+        let signals = Self::new(policy);
+        signals.set_vitals(vitals);
+        signals
+    }
+
+    /// Changes the vitals.
+    #[cfg(test)]
+    pub(crate) fn set_vitals(&self, vitals: MachineVitals) {
+        self.vitals.send_replace(vitals);
+    }
+
     /// State of the link and the cloud, according to the courier's latest heartbeat.
     pub fn network(&self, away: u64, most_away: u64) -> Network {
         let latest = *self.link.borrow();
