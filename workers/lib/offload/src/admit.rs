@@ -26,6 +26,8 @@ const URGENT: u8 = 8;
 /// Time to spare before a deadline, seconds; a guess.
 const GUARD_S: f64 = 0.05;
 
+/// Contention from which a full processor is full of other work: an image takes half as long again. A guess.
+const CONTENDED_RATIO: f64 = 1.5;
 /// Largest stall that is taken at its word: an image in twenty times its time is late anyway.
 const MAX_STALL_RATIO: f64 = 0.95;
 
@@ -239,7 +241,8 @@ impl ResourceLimits {
         Self {
             memory: above(load.memory_ratio, marks.memory_high_ratio)
                 || above(load.stall_ratio, marks.memory_pressure_high_ratio),
-            processor: above(load.cpu_ratio, marks.cpu_high_ratio),
+            // A processor that is full of our own images is no reason to leave a replica idle.
+            processor: above(load.cpu_ratio, marks.cpu_high_ratio) && above(load.contention_ratio, CONTENDED_RATIO),
         }
     }
 }
@@ -465,8 +468,10 @@ mod tests {
         assert_eq!(admit(&policy, &full, &THERE, &TASK), AdmitDecision::Local, "0.10 s here, 0.07 s there");
         let contended = SiteLoad { contention_ratio: Some(3.0), cost_contention_ratio: Some(1.0), ..full };
         assert_eq!(admit(&policy, &contended, &THERE, &TASK), AdmitDecision::Redirect, "0.30 s here");
-        let queue = SiteLoad { waiting: 1000, ..full };
+        let queue = SiteLoad { waiting: 1000, cost_contention_ratio: Some(3.0), ..contended };
         assert_eq!(admit(&policy, &queue, &THERE, &TASK), AdmitDecision::Local, "the queue is not this task's");
+        let ours = SiteLoad { cost_s: 0.3, contention_ratio: Some(1.1), ..full };
+        assert_eq!(admit(&policy, &ours, &THERE, &TASK), AdmitDecision::Local, "full of our own images");
         let spare = SiteLoad { cpu_ratio: Some(0.5), ..contended };
         assert_eq!(admit(&policy, &spare, &THERE, &TASK), AdmitDecision::Local, "the processor is not full");
     }
