@@ -8,6 +8,7 @@ use std::time::Duration;
 use harness::pictures::nth_picture;
 use harness::program::run;
 use harness::{ProxyMode, TestWorld, WorldPlan, until};
+use nix::libc;
 use schemas::{DecisionReport, LinkReport, Reason, Route};
 use streams::fleet;
 use tokio::time::Instant;
@@ -15,32 +16,80 @@ use tokio::time::Instant;
 use crate::common::{PATIENCE, answered, link_is_down, publish};
 use crate::deploy::{get, listens_at};
 
-/// Threads that keep every processor busy; they end when dropped.
-struct BusyThreads {
+/// Threads of other work on the site's processor.
+const OTHERS: usize = 12;
+
+/// The processor that a test leaves to a site, which other work then fills; the cloud has the others, if there are any.
+struct SiteProcessor {
+    number: usize,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl BusyThreads {
-    fn start(for_each_core: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = |stop: Arc<AtomicBool>| {
-            move || {
+impl SiteProcessor {
+    /// Moves a site's workers and its server to one processor, where other work comes first: a kernel gives way to threads
+    /// that mostly sleep, as ours do while little is sent.
+    fn of(world: &TestWorld) -> Self {
+        let processor = Self { number: usable_processor(), stop: Arc::default(), threads: Vec::new() };
+        let workers = ["recognizer-0", "courier-0", "janitor-0"].map(|name| world.workers[name].id());
+        for process in workers.into_iter().chain(world.site(0).server.process()) {
+            for thread in std::fs::read_dir(format!("/proc/{process}/task")).unwrap().map(Result::unwrap) {
+                let thread = thread.file_name().to_str().unwrap().parse().unwrap();
+                move_thread(thread, processor.number);
+                lower_priority(thread);
+            }
+        }
+        processor
+    }
+
+    /// Keeps it busy with so many threads, until it is dropped.
+    fn fill(&mut self, threads: usize) {
+        for _ in 0..threads {
+            let (stop, number) = (self.stop.clone(), self.number);
+            self.threads.push(std::thread::spawn(move || {
+                move_thread(0, number);
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
-            }
-        };
-        let threads = (0..cores * for_each_core).map(|_| std::thread::spawn(spin(stop.clone()))).collect();
-        Self { stop, threads }
+            }));
+        }
     }
 }
 
-impl Drop for BusyThreads {
+impl Drop for SiteProcessor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// A processor that this process may use.
+#[allow(unsafe_code)]
+fn usable_processor() -> usize {
+    // SAFETY: all zeros is an empty set, which the call fills; 0 denotes the calling thread.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set), 0);
+        (0..libc::CPU_SETSIZE as usize).find(|number| libc::CPU_ISSET(*number, &set)).unwrap()
+    }
+}
+
+/// Makes a thread, 0 for the calling one, run on one processor. One that has ended stays where it was.
+#[allow(unsafe_code)]
+fn move_thread(thread: i32, processor: usize) {
+    // SAFETY: all zeros is an empty set; the call only reads it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(processor, &mut set);
+        libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+}
+
+#[allow(unsafe_code)]
+fn lower_priority(thread: i32) {
+    // SAFETY: the call takes numbers alone.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, thread.unsigned_abs(), 10);
     }
 }
 
@@ -69,14 +118,17 @@ async fn a_full_processor_is_seen_as_load_and_not_as_a_slow_link() {
     let world = TestWorld::start_with_workers(plan).await.unwrap();
     let (bus, site) = (world.bus(0).clone(), world.site(0).name.clone());
     link_is_available(&world).await;
-    // Both clocks learn the best of the machine.
+    let mut processor = SiteProcessor::of(&world);
+    // The probe and the cost learn their best.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let busy = BusyThreads::start(12);
+    processor.fill(OTHERS);
     let (began, mut delays_ms, mut slowdowns, mut contention) = (Instant::now(), Vec::new(), Vec::new(), 1.0_f64);
-    let mut number = 0;
+    let large = vision::enlarged(&nth_picture(true, 0).unwrap().bytes, 1000).unwrap();
     while began.elapsed() < Duration::from_secs(12) {
-        publish(&bus, &site, &nth_picture(true, number).unwrap().bytes, &[]).await;
-        number += 1;
+        // So many that the replica always has one.
+        for _ in 0..4 {
+            publish(&bus, &site, &large, &[]).await;
+        }
         if let Some(link) = link(&world).await.unwrap() {
             delays_ms.extend(link.probe_delay_ms);
             slowdowns.push(link.slowdown_ratio);
@@ -87,10 +139,10 @@ async fn a_full_processor_is_seen_as_load_and_not_as_a_slow_link() {
     }
     let address = listens_at(&world.workers["recognizer-0"].log()).unwrap();
     let (_, told) = get(&address, "/metrics").await.unwrap();
-    drop(busy);
+    drop(processor);
     let worst = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-    println!("delay {:.1} ms, slowdown {:.2}, contention {contention:.1}", worst(&delays_ms), worst(&slowdowns));
-    assert!(worst(&delays_ms) > 3.0, "the machine was not busy: {delays_ms:?}");
+    assert!(worst(&delays_ms) > 20.0, "the machine was not busy: {delays_ms:?}");
+    assert!(worst(&slowdowns) < 2.0, "{slowdowns:?}");
     assert!(contention > 1.5, "{contention}");
     for metric in ["tributary_load_cpu_ratio", "tributary_load_contention_ratio", "tributary_energy_joules_total"] {
         assert!(told.contains(&format!("{metric}{{site=\"{site}\"")), "{metric} is not in {told}");
@@ -99,7 +151,6 @@ async fn a_full_processor_is_seen_as_load_and_not_as_a_slow_link() {
         let said = printed(&world, command).await;
         assert!(said.contains("load: processor ") && said.contains(" times its time on a free one"), "{said}");
         assert!(said.contains("energy: "), "{said}");
-        println!("{said}");
     }
 }
 
@@ -177,7 +228,6 @@ async fn verdicts_teach_what_they_gain_and_the_objective_acts_on_it() {
     }
     let said = printed(&world, "status").await;
     assert!(kept > 10 && said.contains("% of doubtful answers"), "{said}");
-    println!("{said}");
     // The back-test knows what was known then.
     let mut words = vec!["backtest".to_owned(), "--json".into(), "--policy".into(), "earliest-finish".into()];
     words.extend(world.at(0));

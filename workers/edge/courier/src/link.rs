@@ -4,8 +4,8 @@
 //! `t_min(b) = rtt_min + b / rate_max`, with a windowed minimum and a windowed maximum as congestion
 //! control estimates them (BBR: Cardwell et al., ACM Queue 14(5), 2016). `slowdown` is the smoothed ratio of the time
 //! of a transmission to the shortest possible one. Our own bytes that were already in flight count as part of the
-//! transmission: our own queue is not the link's fault. Nor is our own processor: what the site's own server needed
-//! longer than at its best, asked at the same time, is taken out.
+//! transmission: our own queue is not the link's fault. Nor is our own processor: what two questions to the site's
+//! own server took longer than at their best, asked at the same time, is taken out.
 
 use std::collections::VecDeque;
 
@@ -83,9 +83,9 @@ pub(crate) struct ActiveUpload {
 pub(crate) struct LinkMeter {
     settings: LinkSettings,
     round_trips: WindowExtremes,
-    /// Round trips to the site's own server.
+    /// Times of two questions to the site's own server.
     own_round_trips: WindowExtremes,
-    /// How much longer than its best the own server took recently, seconds; absent before it was asked.
+    /// How much longer than at their best they took recently, seconds; absent before the first.
     own_delay_s: Option<f64>,
     rates: WindowExtremes,
     slowdown_ratio: f64,
@@ -123,8 +123,8 @@ impl LinkMeter {
         }
     }
 
-    /// Records that the site's own server responded after `waited_s`, or has not responded by then; returns by how much
-    /// that exceeds its best.
+    /// Records that the site's own server responded to both questions after `waited_s`, or has not by then; returns by how
+    /// much that exceeds its best.
     pub(crate) fn record_own_answer(&mut self, waited_s: f64, responded: bool, now_s: f64) -> f64 {
         if responded {
             self.own_round_trips.add(waited_s.max(0.0), now_s);

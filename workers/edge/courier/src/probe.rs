@@ -148,7 +148,12 @@ impl LinkHandle {
         let asked_at = Instant::now();
         let waited_s = || asked_at.elapsed().as_secs_f64();
         let mut probe = std::pin::pin!(reader::consumer_progress(cloud, topology::VERIFY, topology::VERIFIER));
-        let mut own = std::pin::pin!(reader::consumer_progress(here, topology::ANSWERS, own_durable));
+        // Twice, because what goes to the cloud and back passes the own server twice. A refusal is a response as well.
+        let mut own = std::pin::pin!(async {
+            for _ in 0..2 {
+                let _ = reader::consumer_progress(here, topology::ANSWERS, own_durable).await;
+            }
+        });
         let mut own_s = None;
         // The timeout may grow while we wait, as uploads start and while the own server is silent.
         let answer = loop {
@@ -160,8 +165,7 @@ impl LinkHandle {
             }
             tokio::select! {
                 biased;
-                // A refusal is a response as well.
-                _ = &mut own, if own_s.is_none() => own_s = Some(waited_s()),
+                () = &mut own, if own_s.is_none() => own_s = Some(waited_s()),
                 answer = &mut probe => break Some(answer),
                 () = tokio::time::sleep(Duration::from_secs_f64(left_s)) => {}
             }
