@@ -206,14 +206,15 @@ async fn verdicts_teach_what_they_gain_and_the_objective_acts_on_it() {
             assert_eq!(answer.route, Route::Verified, "nothing is known yet: {answer:?}");
         }
     }
-    let report = until("the gain is known", PATIENCE, async || {
-        Ok(decision(&world).await?.filter(|decision| decision.gain.is_some()))
+    let expected = 100.0 * f64::from(changed + 1) / f64::from(asked + 2);
+    let report = until("the gain that these verdicts amount to", PATIENCE, async || {
+        let decision = decision(&world).await?;
+        let points = decision.as_ref().and_then(|decision| decision.gain?.doubtful_points);
+        anyhow::ensure!(points.is_some_and(|points| (points - expected).abs() < 1e-6), "{points:?}, not {expected}");
+        Ok(decision)
     })
     .await
     .unwrap();
-    let points = report.gain.unwrap().doubtful_points.unwrap();
-    let expected = 100.0 * f64::from(changed + 1) / f64::from(asked + 2);
-    assert!((points - expected).abs() < 1e-6, "{points}, expected {expected} of {changed} in {asked}");
     assert!(report.inference_j.unwrap() > 0.0 && report.uplink_j.unwrap() > 0.0, "{report:?}");
 
     let mut kept = 0;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use offload::EffectiveSettings;
-use offload::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, overload, queue_s};
+use offload::admit::{
+    AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, is_short_of_memory, overload, queue_s,
+};
 use schemas::{DecisionReport, DecisionTrace, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -301,6 +303,12 @@ impl Admission {
         self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether the site is short of memory, so that nothing is better recognized here.
+    pub(crate) fn is_short_of_memory(&self) -> bool {
+        let vitals = self.signals.vitals();
+        is_short_of_memory(&self.signals.policy(), vitals.memory_ratio, vitals.stall_ratio)
+    }
+
     /// The decisions and their inputs, for the heartbeat.
     pub(crate) fn report(&self, cost: &CostReading) -> DecisionReport {
         let (load, network, policy) = (self.load(cost), self.network(), self.signals.policy());
@@ -431,9 +439,10 @@ mod tests {
         assert_eq!(decide(), None, "before the first image");
         assert_eq!(decide(), Some(0.1));
         stalled.signals.set_vitals(MachineVitals { stall_ratio: Some(0.5), ..MachineVitals::default() });
-        let early = (0..4).filter_map(|_| decide()).last().unwrap();
+        let after = |images: u32| (0..images).fold(None, |_, _| decide()).unwrap();
+        let early = after(4);
         // Sixteen batches of four are about the span of the mean.
-        let late = (0..300).filter_map(|_| decide()).last().unwrap();
+        let late = after(300);
         assert!(early < 0.15 && (0.45..0.5).contains(&late), "{early}, {late}");
     }
 }

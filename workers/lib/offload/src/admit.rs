@@ -227,6 +227,12 @@ fn earliest_finish(
     if offloads { AdmitDecision::Redirect } else { AdmitDecision::Local }
 }
 
+/// Whether a site is short of memory: above a high mark of its use, or of the time that tasks stall on it.
+pub fn is_short_of_memory(policy: &Policy, memory_ratio: Option<f64>, stall_ratio: Option<f64>) -> bool {
+    let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
+    above(memory_ratio, policy.load.memory_high_ratio) || above(stall_ratio, policy.load.memory_pressure_high_ratio)
+}
+
 /// What the site is short of.
 struct ResourceLimits {
     memory: bool,
@@ -239,8 +245,7 @@ impl ResourceLimits {
         let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
         let marks = &policy.load;
         Self {
-            memory: above(load.memory_ratio, marks.memory_high_ratio)
-                || above(load.stall_ratio, marks.memory_pressure_high_ratio),
+            memory: is_short_of_memory(policy, load.memory_ratio, load.stall_ratio),
             // A processor that is full of our own images is no reason to leave a replica idle.
             processor: above(load.cpu_ratio, marks.cpu_high_ratio) && above(load.contention_ratio, CONTENDED_RATIO),
         }
