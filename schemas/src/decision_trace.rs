@@ -101,7 +101,7 @@ crate::vocabulary! {
         Local = "local",
         /// The excess is offloaded to the cloud.
         Redirect = "redirect",
-        /// The excess is held.
+        /// The excess is held; only the policies `paper` and `cloud-only` hold.
         Listen = "listen",
     }
 }
@@ -125,8 +125,21 @@ pub struct SiteLoad {
     pub free: bool,
     /// Replicas at the site.
     pub replicas: u32,
-    /// Cost of one image on one replica, seconds.
+    /// Cost of one image on one replica, seconds: the mean of the last images.
     pub cost_s: f64,
+    /// Time of the latest images, divided by their time without waits for a processor, at least 1; absent where the
+    /// kernel does not tell, and in traces of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contention_ratio: Option<f64>,
+    /// The same of the images that `cost_s` is the mean of, so that waits are not counted twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_contention_ratio: Option<f64>,
+    /// Mean of `stall_ratio` over the images that `cost_s` is the mean of, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_stall_ratio: Option<f64>,
+    /// Power of a busy core, watts, where the machine has an energy counter; otherwise that of the settings counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts_per_core: Option<f64>,
 }
 
 /// State of the link and the cloud at a given time.
@@ -162,6 +175,21 @@ pub struct Network {
     pub away: u64,
     /// Limit on `away`.
     pub most_away: u64,
+    /// What asking the cloud gains; absent before verdicts taught it, and in traces of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gain: Option<CloudGain>,
+}
+
+/// How many points of accuracy asking the cloud gains, with its verdicts taken as right: the share of recent verdicts
+/// that differed from the site's own answer.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct CloudGain {
+    /// On doubtful answers, 0 to 100; absent before enough verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubtful_points: Option<f64>,
+    /// On confident answers that were sampled, 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confident_points: Option<f64>,
 }
 
 /// Load of the verifiers.

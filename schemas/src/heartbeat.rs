@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer_totals::AnswerTotals;
 use crate::codec::Message;
-use crate::decision_trace::RoutingMode;
+use crate::decision_trace::{CloudGain, RoutingMode};
 use crate::drift::DriftReport;
 use crate::fault::FaultNote;
 use crate::id::{ReleaseId, SiteName};
 use crate::release::CanaryReport;
 use crate::role::Role;
-use crate::swap::RefusedRelease;
+use crate::swap::{AgreementCount, RefusedRelease};
 use crate::update::ModelAccuracy;
 use crate::vocabulary::WireWord;
 
@@ -167,6 +167,11 @@ impl Heartbeat {
             ("decision.cpu_ratio", self.decision.as_ref().and_then(|decision| decision.cpu_ratio)),
             ("decision.memory_ratio", self.decision.as_ref().and_then(|decision| decision.memory_ratio)),
             ("decision.queue_s", self.decision.as_ref().map(|decision| decision.queue_s)),
+            ("decision.stall_ratio", self.decision.as_ref().and_then(|decision| decision.stall_ratio)),
+            ("decision.contention_ratio", self.decision.as_ref().and_then(|decision| decision.contention_ratio)),
+            ("decision.inference_j", self.decision.as_ref().and_then(|decision| decision.inference_j)),
+            ("decision.uplink_j", self.decision.as_ref().and_then(|decision| decision.uplink_j)),
+            ("link.probe_delay_ms", self.link.and_then(|link| link.probe_delay_ms)),
         ];
         let wrong =
             numbers.into_iter().find(|(_, number)| number.is_some_and(|number| !(0.0..=MAX_NUMBER).contains(&number)));
@@ -273,6 +278,22 @@ pub struct LinkReport {
     /// Load of the verifiers; absent while none sends heartbeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud: Option<CloudReport>,
+    /// Time that the site's own machine and server added to recent probes, milliseconds, smoothed: it is taken out of
+    /// `slowdown_ratio`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_delay_ms: Option<f64>,
+    /// What recent verdicts said of the site's own answers; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<RecentVerdicts>,
+}
+
+/// Verdicts of late on a site's own answers. A new release begins with a quarter of its predecessor's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RecentVerdicts {
+    /// On doubtful answers, except those that were doubtful for their novelty.
+    pub doubtful: AgreementCount,
+    /// On confident answers that were sampled.
+    pub sampled: AgreementCount,
 }
 
 /// Load of the verifiers.
@@ -322,6 +343,23 @@ pub struct DecisionReport {
     pub verified: u64,
     /// Doubtful answers kept at the site for lack of link, time or budget.
     pub kept: u64,
+    /// Fraction of the last ten seconds in which some task stalled on memory, 0 to 1; absent where the kernel does not
+    /// report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall_ratio: Option<f64>,
+    /// How many times longer an image takes at present than on a free processor, at least 1; absent where the kernel
+    /// does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contention_ratio: Option<f64>,
+    /// What asking the cloud gains, learned from verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gain: Option<CloudGain>,
+    /// Energy of recognizing here since the start, joules; an estimate unless the machine has a counter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference_j: Option<f64>,
+    /// Energy of sending images and features up since the start, joules; an estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink_j: Option<f64>,
     /// What calibration learned from verdicts, in words for people; absent without a target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub belief: Option<String>,

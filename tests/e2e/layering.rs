@@ -15,7 +15,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
     let allowed: &[&str] = match package {
         "schemas" | "os" | "dataset" | "model_signature" => &[],
         "streams" => &["schemas", "os"],
-        "vision" => &["schemas"],
+        "vision" => &["schemas", "os"],
         // The vision only in its tests.
         "autograd" => &["vision"],
         "offload" => &["schemas", "vision"],

@@ -29,6 +29,7 @@ mod replay;
 mod rights;
 mod rounds;
 mod scale;
+mod signals;
 mod soak;
 mod store;
 mod strangers;

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 
 use harness::program::fixture;
 use schemas::answer::Timings;
-use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
+use schemas::decision_trace::{CloudGain, CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
     Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, Canary, CanaryFinding, CanaryMeasure,
     CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure,
     DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus,
     Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, MissingMeasure,
-    ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RefusedRelease, Release,
-    ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round, RoundEvent, RoundReport,
-    RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingReport, TruncatedPayload,
-    Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
+    ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RecentVerdicts,
+    RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round,
+    RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState,
+    TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -382,6 +382,8 @@ fn beat_reports() -> Heartbeat {
         waiting_bytes: 300_000,
         budget_left_bytes: Some(5_000_000),
         cloud,
+        probe_delay_ms: None,
+        verdicts: None,
     };
     let decision = DecisionReport {
         policy: "earliest-finish".into(),
@@ -396,9 +398,33 @@ fn beat_reports() -> Heartbeat {
         held: 2,
         verified: 30,
         kept: 4,
+        stall_ratio: None,
+        contention_ratio: None,
+        gain: None,
+        inference_j: None,
+        uplink_j: None,
         belief: Some("80 % of the answers can stay".into()),
     };
     Heartbeat { link: Some(link), decision: Some(decision), ..beat() }
+}
+
+/// The signals that later programs add to a report.
+fn beat_signals() -> Heartbeat {
+    let beat = beat_reports();
+    let verdicts = RecentVerdicts {
+        doubtful: AgreementCount { asked: 98, agreed: 79 },
+        sampled: AgreementCount { asked: 5, agreed: 5 },
+    };
+    let link = beat.link.map(|link| LinkReport { probe_delay_ms: Some(12.5), verdicts: Some(verdicts), ..link });
+    let decision = beat.decision.clone().map(|decision| DecisionReport {
+        stall_ratio: Some(0.125),
+        contention_ratio: Some(1.5),
+        gain: Some(CloudGain { doubtful_points: Some(20.0), confident_points: Some(1.5) }),
+        inference_j: Some(12.5),
+        uplink_j: Some(2.25),
+        ..decision
+    });
+    Heartbeat { link, decision, ..beat }
 }
 
 fn verify_features() -> VerifyRequest {
@@ -515,6 +541,7 @@ fn answer_decided() -> Answer {
         cloud: Some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01, still_s: 0.5 }),
         away: 2,
         most_away: 256,
+        gain: None,
     };
     let doubt = EscalationTrace {
         at_s: 12.75,
@@ -548,12 +575,33 @@ fn answer_decided() -> Answer {
             free: true,
             replicas: 2,
             cost_s: 0.005,
+            contention_ratio: None,
+            cost_contention_ratio: None,
+            cost_stall_ratio: None,
+            watts_per_core: None,
         },
         network,
         redirected: true,
         doubt: Some(doubt),
     };
     Answer { decided: Some(Box::new(decided)), ..answer() }
+}
+
+/// The signals that later programs add to a decision.
+fn answer_weighed() -> Answer {
+    let answer = answer_decided();
+    let decided = answer.decided.clone().map(|decided| {
+        let load = SiteLoad {
+            contention_ratio: Some(2.0),
+            cost_contention_ratio: Some(1.25),
+            cost_stall_ratio: Some(0.0625),
+            watts_per_core: Some(6.5),
+            ..decided.load
+        };
+        let gain = Some(CloudGain { doubtful_points: Some(20.0), confident_points: None });
+        Box::new(DecisionTrace { load, network: Network { gain, ..decided.network }, ..*decided })
+    });
+    Answer { decided, ..answer }
 }
 
 fn beat_scaled() -> Heartbeat {
@@ -713,6 +761,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-training.v1", &beat_training());
     survives("label.v1", &label());
     survives("answer-decided.v1", &answer_decided());
+    survives("answer-weighed.v1", &answer_weighed());
+    survives("beat-signals.v1", &beat_signals());
     survives("beat-scaled.v1", &beat_scaled());
     survives("label-replayed.v1", &label_replayed());
     survives("label-retracted.v1", &label_retracted());
@@ -791,6 +841,8 @@ fn remake() {
         ("beat-outcomes.v1", encode(&beat_outcomes())),
         ("beat.v1", encode(&beat())),
         ("beat-reports.v1", encode(&beat_reports())),
+        ("beat-signals.v1", encode(&beat_signals())),
+        ("answer-weighed.v1", encode(&answer_weighed())),
         ("verify-features.v1", encode(&verify_features())),
         ("verify-overload.v1", encode(&verify_overload())),
         ("verify-hard.v1", encode(&verify_hard())),

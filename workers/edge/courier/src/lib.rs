@@ -19,6 +19,7 @@ mod probe;
 mod settings;
 pub mod trust_anchor;
 mod verdict_carrier;
+mod verdict_counter;
 mod verifier_progress;
 mod worker;
 

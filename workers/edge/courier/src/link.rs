@@ -4,7 +4,8 @@
 //! `t_min(b) = rtt_min + b / rate_max`, with a windowed minimum and a windowed maximum as congestion
 //! control estimates them (BBR: Cardwell et al., ACM Queue 14(5), 2016). `slowdown` is the smoothed ratio of the time
 //! of a transmission to the shortest possible one. Our own bytes that were already in flight count as part of the
-//! transmission: our own queue is not the link's fault.
+//! transmission: our own queue is not the link's fault. Nor is our own processor: what two questions to the site's
+//! own server took longer than at their best, asked at the same time, is taken out.
 
 use std::collections::VecDeque;
 
@@ -17,6 +18,8 @@ const WINDOW_S: f64 = 60.0;
 const NOISE_S: f64 = 0.010;
 /// Weight of the newest transmission in the smoothed slowdown; as TCP smooths its round trip (RFC 6298).
 const SMOOTHING: f64 = 1.0 / 8.0;
+/// Weight of the newest question to the site's own server in its smoothed delay: of about the last second.
+const DELAY_SMOOTHING: f64 = 1.0 / 4.0;
 /// Shortest time over which a rate is sampled, seconds, because acknowledgements arrive in clumps.
 const SAMPLE_S: f64 = 0.1;
 /// Fewest bytes over which a rate is sampled at the end of a transmission.
@@ -80,6 +83,10 @@ pub(crate) struct ActiveUpload {
 pub(crate) struct LinkMeter {
     settings: LinkSettings,
     round_trips: WindowExtremes,
+    /// Times of two questions to the site's own server.
+    own_round_trips: WindowExtremes,
+    /// How much longer than at their best they took recently, seconds; absent before the first.
+    own_delay_s: Option<f64>,
     rates: WindowExtremes,
     slowdown_ratio: f64,
     up: bool,
@@ -103,6 +110,8 @@ impl LinkMeter {
         Self {
             settings,
             round_trips: WindowExtremes::new(|new, old| new <= old),
+            own_round_trips: WindowExtremes::new(|new, old| new <= old),
+            own_delay_s: None,
             rates: WindowExtremes::new(|new, old| new >= old),
             slowdown_ratio: 1.0,
             up: false,
@@ -114,8 +123,29 @@ impl LinkMeter {
         }
     }
 
-    /// Records that the cloud responded to a probe after `round_trip_s`.
-    pub(crate) fn record_answer(&mut self, round_trip_s: f64, now_s: f64) {
+    /// Records that the site's own server responded to both questions after `waited_s`, or has not by then; returns by how
+    /// much that exceeds its best.
+    pub(crate) fn record_own_answer(&mut self, waited_s: f64, responded: bool, now_s: f64) -> f64 {
+        if responded {
+            self.own_round_trips.add(waited_s.max(0.0), now_s);
+        }
+        let delay_s = self.own_delay_after(waited_s);
+        let before_s = self.own_delay_s.unwrap_or(delay_s);
+        self.own_delay_s = Some(before_s + (delay_s - before_s) * DELAY_SMOOTHING);
+        delay_s
+    }
+
+    /// How much longer than its best the site's own server has taken after `waited_s`; 0 before it ever responded.
+    pub(crate) fn own_delay_after(&self, waited_s: f64) -> f64 {
+        (waited_s - self.own_round_trips.best().unwrap_or(waited_s)).max(0.0)
+    }
+
+    /// Records that the cloud responded to a probe after `round_trip_s`, of which the site's own machine and server
+    /// took `own_delay_s`.
+    pub(crate) fn record_answer(&mut self, round_trip_s: f64, own_delay_s: f64, now_s: f64) {
+        // The delay was measured beside the probe, so it may exceed the probe's own share of it.
+        let least_s = self.round_trips.best().unwrap_or(round_trip_s).min(round_trip_s);
+        let round_trip_s = (round_trip_s - own_delay_s).max(least_s);
         let shortest_s = self.minimum_transfer_s(self.in_flight_bytes).unwrap_or(round_trip_s);
         self.round_trips.add(round_trip_s.max(0.0), now_s);
         self.smooth(round_trip_s, shortest_s);
@@ -153,7 +183,8 @@ impl LinkMeter {
             self.span = ThroughputSpan { begun_at_s: now_s, bytes: 0 };
         }
         if let Some(shortest_s) = self.minimum_transfer_s(upload.ahead_bytes + upload.bytes) {
-            self.smooth(now_s - upload.sent_at_s, shortest_s);
+            let took_s = now_s - upload.sent_at_s - self.own_delay_s.unwrap_or(0.0);
+            self.smooth(took_s.max(shortest_s), shortest_s);
         }
         self.record_contact(now_s);
     }
@@ -166,6 +197,12 @@ impl LinkMeter {
     /// Bytes in flight.
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
+    }
+
+    /// Timeout of a probe, seconds, when the site's own server has taken `own_delay_s` too long: a machine too busy to
+    /// ask does not know that the link is down. At most twice as long, for that server may be gone as well.
+    pub(crate) fn probe_timeout_s(&self, own_delay_s: f64) -> f64 {
+        self.timeout_s() + own_delay_s.min(self.settings.probe_timeout_ms as f64 / 1000.0)
     }
 
     /// Timeout of a probe, seconds: longer while bytes in flight must take longer.
@@ -202,6 +239,8 @@ impl LinkMeter {
             waiting_bytes: 0,
             budget_left_bytes: None,
             cloud: None,
+            probe_delay_ms: self.own_delay_s.map(|delay_s| delay_s * 1000.0),
+            verdicts: None,
         }
     }
 
@@ -287,7 +326,7 @@ mod tests {
     #[test]
     fn an_ideal_link_is_measured_exactly() {
         let mut meter = meter();
-        meter.record_answer(0.02, 0.0);
+        meter.record_answer(0.02, 0.0, 0.0);
         upload(&mut meter, 20, 100_000, 1e6, 0.02, 0.1);
         let report = meter.report();
         assert!((report.rtt_min_ms - 20.0).abs() < 1e-6, "{report:?}");
@@ -299,7 +338,7 @@ mod tests {
     #[test]
     fn our_own_queue_is_not_a_slowdown() {
         let mut meter = meter();
-        meter.record_answer(0.02, 0.0);
+        meter.record_answer(0.02, 0.0, 0.0);
         let end_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         // Sixteen simultaneous uploads share the link: the last takes sixteen times as long as one.
         let upload: Vec<ActiveUpload> = (0..16).map(|_| meter.record_upload(100_000, end_s)).collect();
@@ -311,9 +350,50 @@ mod tests {
     }
 
     #[test]
+    fn a_busy_machine_is_not_a_slow_link_and_a_slow_link_is_one_even_then() {
+        // A round trip of 5 ms; the machine adds up to 80 ms to whatever is asked.
+        let delays = [0.0, 0.08, 0.02, 0.06, 0.04, 0.07];
+        let probe = |meter: &mut LinkMeter, link_s: f64, known: bool, from_s: f64| {
+            for number in 0..60 {
+                let now_s = from_s + 0.25 * f64::from(number);
+                let delay_s = delays[number as usize % delays.len()];
+                let own_delay_s = if known { meter.record_own_answer(0.001 + delay_s, true, now_s) } else { 0.0 };
+                meter.record_answer(link_s + delay_s, own_delay_s, now_s);
+            }
+        };
+        let mut blind = meter();
+        probe(&mut blind, 0.005, false, 0.0);
+        assert!(!blind.report().available, "{:?}", blind.report());
+        let mut meter = meter();
+        probe(&mut meter, 0.005, true, 0.0);
+        let busy = meter.report();
+        assert!(busy.available && busy.slowdown_ratio < 1.1, "{busy:?}");
+        assert!((busy.rtt_min_ms - 5.0).abs() < 1e-6 && busy.probe_delay_ms.is_some_and(|ms| ms > 20.0), "{busy:?}");
+        let upload = meter.record_upload(1000, 15.0);
+        meter.record_arrival(upload, 15.05);
+        assert!(meter.report().available, "{:?}", meter.report());
+        probe(&mut meter, 0.105, true, 15.0);
+        assert!(!meter.report().available, "the link itself became slow: {:?}", meter.report());
+    }
+
+    #[test]
+    fn a_probe_is_never_corrected_below_the_best_one_and_waits_longer_while_the_own_server_is_silent() {
+        let mut meter = meter();
+        meter.record_own_answer(0.001, true, 0.0);
+        meter.record_answer(0.02, 0.0, 0.0);
+        // The delay was the own server's alone.
+        let delay_s = meter.record_own_answer(0.5, true, 0.25);
+        meter.record_answer(0.021, delay_s, 0.25);
+        assert!((meter.report().rtt_min_ms - 20.0).abs() < 1e-6, "{:?}", meter.report());
+        assert!((meter.probe_timeout_s(0.0) - 0.6).abs() < 1e-9);
+        assert!((meter.probe_timeout_s(meter.own_delay_after(0.401)) - 1.0).abs() < 1e-9);
+        assert!((meter.probe_timeout_s(30.0) - 1.2).abs() < 1e-9, "at most twice");
+    }
+
+    #[test]
     fn a_slow_link_becomes_unavailable_and_recovers() {
         let mut meter = meter();
-        meter.record_answer(0.02, 0.0);
+        meter.record_answer(0.02, 0.0, 0.0);
         let mut now_s = upload(&mut meter, 10, 100_000, 1e6, 0.02, 0.1);
         now_s = upload(&mut meter, 12, 100_000, 1e5, 0.02, now_s);
         assert!(meter.report().up && !meter.report().available, "{:?}", meter.report());
@@ -324,7 +404,7 @@ mod tests {
     #[test]
     fn silence_marks_the_link_down_within_a_second() {
         let mut meter = meter();
-        meter.record_answer(0.02, 10.0);
+        meter.record_answer(0.02, 0.0, 10.0);
         meter.record_silence(10.3);
         assert!(meter.is_up());
         meter.record_silence(10.7);
@@ -334,7 +414,7 @@ mod tests {
     #[test]
     fn silence_is_tolerated_while_a_large_upload_must_take_longer() {
         let mut meter = meter();
-        meter.record_answer(0.02, 0.0);
+        meter.record_answer(0.02, 0.0, 0.0);
         let now_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         let _under_way = meter.record_upload(1_000_000, now_s);
         meter.record_silence(now_s + 1.0);
@@ -346,7 +426,7 @@ mod tests {
     #[test]
     fn the_best_values_are_forgotten_in_time() {
         let mut meter = meter();
-        meter.record_answer(0.02, 0.0);
+        meter.record_answer(0.02, 0.0, 0.0);
         let now_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         upload(&mut meter, 40, 100_000, 1e5, 0.02, now_s + WINDOW_S);
         let report = meter.report();
@@ -363,7 +443,7 @@ mod tests {
             for (gap_s, bytes, took_s, probe) in steps {
                 now_s += gap_s;
                 if probe {
-                    meter.record_answer(took_s, now_s);
+                    meter.record_answer(took_s, 0.0, now_s);
                 } else {
                     let upload = meter.record_upload(bytes, now_s);
                     now_s += took_s;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::Shutdown;
-use schemas::{CloudReport, LinkReport, Role};
+use schemas::{CloudReport, LinkReport, Role, SiteName};
 use streams::fleet;
 use streams::{Bus, reader, topology};
 use tokio::sync::{Notify, watch};
@@ -108,20 +108,29 @@ impl LinkHandle {
         self.state.send_modify(|report| report.cloud = cloud.filter(|_| report.up));
     }
 
-    /// Probes the cloud until told to stop.
-    pub async fn probe_link(&self, cloud: Bus, settings: &LinkSettings, shutdown: Shutdown) {
+    /// Probes the cloud until told to stop. `here`: the site's own server, asked at the same time, so that what our own
+    /// machine adds is not taken for the link's.
+    pub async fn probe_link(
+        &self,
+        here: &Bus,
+        cloud: &Bus,
+        site: &SiteName,
+        settings: &LinkSettings,
+        shutdown: Shutdown,
+    ) {
         let every = Duration::from_millis(settings.probe_every_ms);
         let verifiers = watch::Sender::new((0, 0.0));
+        let own_durable = topology::promises_durable(site);
         let probes = async {
             loop {
                 let known = *verifiers.borrow();
-                self.probe_once(&cloud, known).await;
+                self.probe_once(here, &own_durable, cloud, known).await;
                 tokio::time::sleep(every).await;
             }
         };
         let fleet = async {
             loop {
-                verifiers.send_replace(verifier_capacity(&cloud).await);
+                verifiers.send_replace(verifier_capacity(cloud).await);
                 tokio::time::sleep(FLEET_INTERVAL).await;
             }
         };
@@ -134,25 +143,39 @@ impl LinkHandle {
     }
 
     /// Sends one probe: it measures the round trip, and the response says how many requests wait for the verifiers.
-    async fn probe_once(&self, cloud: &Bus, (replicas, cost_ms): (u32, f64)) {
+    async fn probe_once(&self, here: &Bus, own_durable: &str, cloud: &Bus, (replicas, cost_ms): (u32, f64)) {
         let was_up = self.report().up;
         let asked_at = Instant::now();
-        let probe = reader::consumer_progress(cloud, topology::VERIFY, topology::VERIFIER);
-        let mut probe = std::pin::pin!(probe);
-        // The timeout may grow while we wait, as uploads start.
+        let waited_s = || asked_at.elapsed().as_secs_f64();
+        let mut probe = std::pin::pin!(reader::consumer_progress(cloud, topology::VERIFY, topology::VERIFIER));
+        // Twice, because what goes to the cloud and back passes the own server twice. A refusal is a response as well.
+        let mut own = std::pin::pin!(async {
+            for _ in 0..2 {
+                let _ = reader::consumer_progress(here, topology::ANSWERS, own_durable).await;
+            }
+        });
+        let mut own_s = None;
+        // The timeout may grow while we wait, as uploads start and while the own server is silent.
         let answer = loop {
-            let timeout = Duration::from_secs_f64(self.with(|meter| meter.timeout_s()));
-            let left = timeout.saturating_sub(asked_at.elapsed());
-            match tokio::time::timeout(left, &mut probe).await {
-                Ok(answer) => break Some(answer),
-                Err(_) if Duration::from_secs_f64(self.with(|meter| meter.timeout_s())) > timeout => {}
-                Err(_) => break None,
+            let own_waited_s = own_s.unwrap_or_else(waited_s);
+            let timeout_s = self.with(|meter| meter.probe_timeout_s(meter.own_delay_after(own_waited_s)));
+            let left_s = timeout_s - waited_s();
+            if left_s <= 0.0 {
+                break None;
+            }
+            tokio::select! {
+                biased;
+                () = &mut own, if own_s.is_none() => own_s = Some(waited_s()),
+                answer = &mut probe => break Some(answer),
+                () = tokio::time::sleep(Duration::from_secs_f64(left_s)) => {}
             }
         };
-        let now_s = self.now_s();
+        let (now_s, round_trip_s) = (self.now_s(), waited_s());
+        let own_delay_s =
+            self.with(|meter| meter.record_own_answer(own_s.unwrap_or(round_trip_s), own_s.is_some(), now_s));
         match answer {
             Some(Ok(progress)) => {
-                self.with(|meter| meter.record_answer(asked_at.elapsed().as_secs_f64(), now_s));
+                self.with(|meter| meter.record_answer(round_trip_s, own_delay_s, now_s));
                 let waiting = progress.pending + progress.unacked;
                 let still_s = self.stillness().record_progress(progress.finished(), waiting, now_s);
                 self.set_cloud((replicas > 0).then_some(CloudReport { waiting, replicas, cost_ms, still_s }));
@@ -161,7 +184,7 @@ impl LinkHandle {
             Some(Err(_)) | None => self.with(|meter| meter.record_silence(now_s)),
         }
         match (was_up, self.report().up) {
-            (false, true) => tracing::info!(round_trip_ms = asked_at.elapsed().as_millis(), "link up"),
+            (false, true) => tracing::info!(round_trip_ms = round_trip_s * 1000.0, "link up"),
             (true, false) => tracing::warn!("link down; messages wait in the outbox"),
             _ => {}
         }

@@ -8,6 +8,8 @@ use schemas::{FaultNote, Reason, Role, SiteName, Verdict, decode};
 use streams::reader::StoredMessage;
 use streams::{Delivery, topology};
 
+use crate::verdict_counter::VerdictCounter;
+
 /// Carries verdicts of the cloud to the site.
 pub(crate) struct VerdictCarrier {
     /// Site it works for.
@@ -16,15 +18,18 @@ pub(crate) struct VerdictCarrier {
     pub tickets: TicketKey,
     /// How often the cloud agrees with confident answers that were sampled.
     pub agreement: DriftWatch,
+    /// How often it agrees with any answer.
+    pub counter: VerdictCounter,
 }
 
 impl VerdictCarrier {
-    /// Counts a verdict on a confident answer. Verdicts on doubtful answers say more about the doubt than about drift.
+    /// Counts a verdict. For drift only one on a confident answer: those on doubtful answers say more about the doubt.
     fn compare(&self, verdict: &Verdict) {
+        let (Some(edge), Some(prediction)) = (verdict.provisional.prediction(), &verdict.opinion) else { return };
+        self.counter.add(&edge, verdict.provisional.reason, &prediction.label);
         if verdict.provisional.reason != Reason::Sampled {
             return;
         }
-        let (Some(edge), Some(prediction)) = (verdict.provisional.prediction(), &verdict.opinion) else { return };
         if !self.agreement.follows(&edge.release) {
             self.agreement.follow_release(&edge.release);
         }

@@ -7,7 +7,7 @@ use runtime::consumer::WorkerStats;
 use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::ticket::TicketKey;
 use runtime::{ConsumerConfig, Fault, Shutdown, consume, heartbeat, retry_until_found};
-use schemas::{Role, SiteName};
+use schemas::{LinkReport, Role, SiteName};
 use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
 
@@ -19,6 +19,7 @@ use crate::probe::LinkHandle;
 use crate::settings::CourierSettings;
 use crate::trust_anchor::TrustAnchor;
 use crate::verdict_carrier::VerdictCarrier;
+use crate::verdict_counter::VerdictCounter;
 
 pub(crate) const ROLE: Role = Role::Courier;
 /// How long a publication is retried before its message is returned.
@@ -57,6 +58,7 @@ pub async fn run(
         |durable: String| ConsumerConfig { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
 
     let agreement = DriftWatch::new(DriftKind::Agreement, AGREEMENT_WINDOWS);
+    let counter = VerdictCounter::default();
     let down = async {
         // The cloud may be unreachable when the site starts: its consumer is looked up once the link is up.
         tokio::select! {
@@ -65,8 +67,12 @@ pub async fn run(
             () = link.up() => {}
         }
         let from = from(topology::verdicts_durable(&site));
-        let down =
-            Arc::new(VerdictCarrier { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
+        let down = Arc::new(VerdictCarrier {
+            site: site.clone(),
+            tickets: tickets.clone(),
+            agreement: agreement.clone(),
+            counter: counter.clone(),
+        });
         consume(down, &cloud, publisher.clone(), from, stats.clone(), shutdown.clone()).await
     };
     let notes = async {
@@ -112,12 +118,12 @@ pub async fn run(
     let namesake = &namesake;
     let heartbeats =
         heartbeat::send_heartbeats(here.clone(), ROLE, Some(site.clone()), stats.clone(), shutdown.clone(), pace, {
-            let (up, agreement) = (up.clone(), agreement.clone());
+            let (up, agreement, counter) = (up.clone(), agreement.clone(), counter.clone());
             move |beat| {
                 beat.drift = agreement.report();
                 let report = up.report();
                 beat.link_rtt_ms = report.up.then_some(report.rtt_min_ms);
-                beat.link = Some(report);
+                beat.link = Some(LinkReport { verdicts: counter.report(), ..report });
                 beat.faults = namesake.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
             }
         });
@@ -133,7 +139,7 @@ pub async fn run(
         async { stop_all(down.await) },
         async { stop_all(notes.await) },
         async { stop_all(deadlines.await) },
-        link.probe_link(cloud.clone(), &settings.link, shutdown.clone()),
+        link.probe_link(&here, &cloud, &site, &settings.link, shutdown.clone()),
         heartbeats,
         marking,
         trusted.follow_root(&cloud, &ledger, &link, &shutdown),

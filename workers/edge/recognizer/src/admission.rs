@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use offload::EffectiveSettings;
 use offload::admit::{
-    AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, offload_reason, overload, queue_s,
+    AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, is_short_of_memory, offload_reason, overload,
+    queue_s,
 };
 use schemas::{DecisionReport, DecisionTrace, Reason, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use vision::{InferencePool, ProcessorContention};
 
 use crate::offload_window::OffloadWindow;
 use crate::signals::Signals;
@@ -21,6 +23,36 @@ const LOCAL_PER_SLOT: u64 = 2;
 /// Longest time before a held task is decided again.
 const REDECIDE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Smoothing of the memory stalls that the cost of an image holds: that of the cost itself, about the last sixteen batches.
+const COST_BATCHES: f64 = 16.0;
+/// Without a batch for this long, contention is over if the processor is not busy.
+const CONTENTION_AGE: Duration = Duration::from_secs(1);
+
+/// What an image costs here at present, as the replicas measure it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct CostReading {
+    /// Cost of an image on one replica, milliseconds.
+    pub cost_ms: f64,
+    /// How much of it is waiting for a processor.
+    pub contention: Option<ProcessorContention>,
+}
+
+impl CostReading {
+    /// The present reading.
+    pub(crate) fn of(infer: &InferencePool) -> Self {
+        Self { cost_ms: infer.cost_ms(), contention: infer.contention() }
+    }
+}
+
+/// Energy that was spent, joules.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct SpentEnergy {
+    /// On recognizing here.
+    pub inference_j: f64,
+    /// On sending up.
+    pub uplink_j: f64,
+}
+
 /// Decides where tasks go, and counts them.
 pub(crate) struct Admission {
     /// Inputs of the decisions.
@@ -29,6 +61,9 @@ pub(crate) struct Admission {
     replicas: AtomicU32,
     slots: AtomicU64,
     state: Mutex<AdmitState>,
+    /// Mean of the memory stalls over the images that the cost of an image is the mean of; absent before the first.
+    cost_stall: Mutex<Option<f64>>,
+    energy: Mutex<SpentEnergy>,
     worker: String,
     /// The effective settings and their digest, to be noted so that decisions can be made again.
     pub noted: watch::Sender<(EffectiveSettings, String)>,
@@ -91,6 +126,8 @@ impl Admission {
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
             slots: AtomicU64::new((replicas * batch) as u64 * LOCAL_PER_SLOT),
             state: Mutex::default(),
+            cost_stall: Mutex::default(),
+            energy: Mutex::default(),
             local: Arc::default(),
             holding: AtomicU64::new(0),
             window: Mutex::default(),
@@ -119,8 +156,8 @@ impl Admission {
         });
     }
 
-    /// Waits until it is decided where a task goes; also returns the trace. `cost_ms`: of an image on one replica.
-    pub(crate) async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
+    /// Waits until it is decided where a task goes; also returns the trace.
+    pub(crate) async fn decide(&self, mut task: AdmitInput, cost: CostReading) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
         let mut held = None;
@@ -129,7 +166,7 @@ impl Admission {
             let changed = self.signals.changed.notified();
             task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            let (admit, reason, trace) = self.decide_once(&task, cost_ms, held.is_some());
+            let (admit, reason, trace) = self.decide_once(&task, &cost, held.is_some());
             match admit {
                 AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
                 AdmitDecision::Redirect => return (Placement::Redirect(reason), trace),
@@ -155,7 +192,7 @@ impl Admission {
     }
 
     /// Decides, with the reason that an offloaded task's answer gives.
-    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, Reason, DecisionTrace) {
+    fn decide_once(&self, task: &AdmitInput, cost: &CostReading, held: bool) -> (AdmitDecision, Reason, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
             self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
@@ -164,7 +201,7 @@ impl Admission {
         let network = self.network();
         let now_s = self.started_at.elapsed().as_secs_f64();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut load = self.load(cost_ms);
+        let mut load = self.load(cost);
         // The task itself, unless it is already counted among the held ones.
         load.waiting += u64::from(!held);
         let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
@@ -189,6 +226,7 @@ impl Admission {
         if admit == AdmitDecision::Local {
             // Counted under the lock: two tasks must not see the same free slot.
             self.local.fetch_add(1, Ordering::Relaxed);
+            self.note_stall(trace.load.stall_ratio);
         }
         (admit, reason, trace)
     }
@@ -198,9 +236,32 @@ impl Admission {
         self.started_at.elapsed().as_secs_f64()
     }
 
+    /// Counts the stalls under which an image is recognized: its cost will hold them.
+    fn note_stall(&self, stall_ratio: Option<f64>) {
+        let Some(stall_ratio) = stall_ratio else { return };
+        let slots = self.slots.load(Ordering::Relaxed).max(1);
+        let share = (self.replicas.load(Ordering::Relaxed).max(1) as f64 * LOCAL_PER_SLOT as f64) / slots as f64;
+        let mut mean = self.cost_stall.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mean.unwrap_or(stall_ratio);
+        *mean = Some(before + (stall_ratio - before) * share / COST_BATCHES);
+    }
+
+    /// Adds the energy of one image.
+    pub(crate) fn count_energy(&self, spent: SpentEnergy) {
+        let mut energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
+        energy.inference_j += spent.inference_j;
+        energy.uplink_j += spent.uplink_j;
+    }
+
     /// Present load of the machine and the queue.
-    fn load(&self, cost_ms: f64) -> SiteLoad {
+    fn load(&self, cost: &CostReading) -> SiteLoad {
         let vitals = self.signals.vitals();
+        let low_ratio = self.signals.policy().load.cpu_low_ratio;
+        let is_over = |contention: &ProcessorContention| {
+            contention.age > CONTENTION_AGE && vitals.cpu_ratio.is_some_and(|ratio| ratio < low_ratio)
+        };
+        let contention_ratio =
+            cost.contention.map(|contention| if is_over(&contention) { 1.0 } else { contention.recent_ratio });
         let local = self.local.load(Ordering::Relaxed);
         SiteLoad {
             cpu_ratio: vitals.cpu_ratio,
@@ -209,7 +270,11 @@ impl Admission {
             waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
             free: local < self.slots.load(Ordering::Relaxed),
             replicas: self.replicas.load(Ordering::Relaxed),
-            cost_s: cost_ms / 1000.0,
+            cost_s: cost.cost_ms / 1000.0,
+            contention_ratio,
+            cost_contention_ratio: cost.contention.map(|contention| contention.mean_ratio),
+            cost_stall_ratio: *self.cost_stall.lock().unwrap_or_else(PoisonError::into_inner),
+            watts_per_core: vitals.watts_per_core,
         }
     }
 
@@ -241,9 +306,15 @@ impl Admission {
         self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether the site is short of memory, so that nothing is better recognized here.
+    pub(crate) fn is_short_of_memory(&self) -> bool {
+        let vitals = self.signals.vitals();
+        is_short_of_memory(&self.signals.policy(), vitals.memory_ratio, vitals.stall_ratio)
+    }
+
     /// The decisions and their inputs, for the heartbeat.
-    pub(crate) fn report(&self, cost_ms: f64) -> DecisionReport {
-        let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
+    pub(crate) fn report(&self, cost: &CostReading) -> DecisionReport {
+        let (load, network, policy) = (self.load(cost), self.network(), self.signals.policy());
         let state = {
             // Without tasks no decision is made, but the overload must end even so.
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,6 +322,7 @@ impl Admission {
             *state
         };
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let SpentEnergy { inference_j, uplink_j } = *self.energy.lock().unwrap_or_else(PoisonError::into_inner);
         DecisionReport {
             policy: policy.name.to_string(),
             state: state.mode.into(),
@@ -264,6 +336,11 @@ impl Admission {
             held: count(&self.counts.held),
             verified: count(&self.counts.verified),
             kept: count(&self.counts.kept),
+            stall_ratio: load.stall_ratio,
+            contention_ratio: load.contention_ratio,
+            gain: network.gain,
+            inference_j: Some(inference_j),
+            uplink_j: Some(uplink_j),
             belief: self.signals.belief().map(|calibration| {
                 format!(
                     "{:.0} % of the answers can stay at an accuracy of at least {:.1} % (95 % certainty); from {} verdicts{}",
@@ -308,5 +385,67 @@ impl<'a> CountGuard<'a> {
 impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine_vitals::MachineVitals;
+
+    const TASK: AdmitInput = AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5 };
+
+    fn admission(vitals: MachineVitals) -> Admission {
+        let effective = EffectiveSettings::default();
+        Admission::new(Signals::with_vitals(effective.policy.clone(), vitals), 2, 4, effective)
+    }
+
+    fn cost(recent_ratio: f64, age: Duration) -> CostReading {
+        let contention = Some(ProcessorContention { recent_ratio, mean_ratio: 1.25, age });
+        CostReading { cost_ms: 10.0, contention }
+    }
+
+    #[test]
+    fn every_number_that_decides_stands_in_the_trace() {
+        let vitals = MachineVitals {
+            cpu_ratio: Some(0.9),
+            memory_ratio: Some(0.5),
+            stall_ratio: Some(0.1),
+            watts_per_core: Some(6.0),
+        };
+        let admission = admission(vitals);
+        let (admit, _, trace) = admission.decide_once(&TASK, &cost(2.0, Duration::ZERO), false);
+        let load = trace.load;
+        assert_eq!((load.contention_ratio, load.cost_contention_ratio), (Some(2.0), Some(1.25)));
+        assert_eq!((load.cpu_ratio, load.stall_ratio, load.watts_per_core), (Some(0.9), Some(0.1), Some(6.0)));
+        let policy = admission.signals.policy();
+        let state = AdmitState::default();
+        let again = decide_admission(&policy, state, &load, &trace.network, &TASK, trace.at_s);
+        assert_eq!(again.1, admit);
+    }
+
+    #[test]
+    fn contention_is_over_when_the_processor_is_free_and_nothing_was_measured_lately() {
+        let ratio = |cpu_ratio: f64, age: Duration| {
+            let admission = admission(MachineVitals { cpu_ratio: Some(cpu_ratio), ..MachineVitals::default() });
+            admission.load(&cost(2.0, age)).contention_ratio
+        };
+        assert_eq!(ratio(0.2, Duration::from_secs(5)), Some(1.0));
+        assert_eq!(ratio(0.2, Duration::from_millis(100)), Some(2.0), "measured just now");
+        assert_eq!(ratio(1.0, Duration::from_secs(5)), Some(2.0), "the processor is still busy");
+    }
+
+    #[test]
+    fn stalls_become_part_of_the_cost_as_images_are_recognized_under_them() {
+        let stalled = admission(MachineVitals { stall_ratio: Some(0.1), ..MachineVitals::default() });
+        let decide = || stalled.decide_once(&TASK, &cost(1.0, Duration::ZERO), false).2.load.cost_stall_ratio;
+        assert_eq!(decide(), None, "before the first image");
+        assert_eq!(decide(), Some(0.1));
+        stalled.signals.set_vitals(MachineVitals { stall_ratio: Some(0.5), ..MachineVitals::default() });
+        let after = |images: u32| (0..images).fold(None, |_, _| decide()).unwrap();
+        let early = after(4);
+        // Sixteen batches of four are about the span of the mean.
+        let late = after(300);
+        assert!(early < 0.15 && (0.45..0.5).contains(&late), "{early}, {late}");
     }
 }

@@ -1,5 +1,5 @@
 //! Offloads tasks to the cloud. The image stays unacknowledged and in memory until its answer arrives: if
-//! the link goes down, the answer is late, or a replica is idle, the task is reclaimed and recognized
+//! the link goes down, the answer is late, or a replica is idle and memory suffices, the task is reclaimed and recognized
 //! here. The first answer fills the slot (invariant 2).
 
 use std::sync::Arc;
@@ -96,7 +96,7 @@ impl Offloader {
         credit.release();
         let overdue_and_idle = async {
             tokio::time::sleep(predicted.unwrap_or_default()).await;
-            while !admission.is_idle() || waits_for_cloud {
+            while !admission.is_idle() || waits_for_cloud || admission.is_short_of_memory() {
                 tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
             }
         };

@@ -183,16 +183,24 @@ impl AnswerReporter<'_> {
 
     /// Energy of a task here, millijoules: processor time and bytes on the link.
     fn energy_mj(&self, timings: &Timings, sent_bytes: u64) -> f32 {
-        let batch = f64::from(timings.batch_size.max(1));
-        let busy_s = (timings.decode_us as f64 + timings.infer_us as f64 / batch) / 1e6;
-        let joules = busy_s * self.energy.watts_per_core + sent_bytes as f64 / 1e6 * self.energy.joules_per_mb;
-        (joules * 1000.0) as f32
+        ((inference_j(self.energy, timings) + uplink_j(self.energy, sent_bytes)) * 1000.0) as f32
     }
 
     /// An id that includes the image's sequence, so that messages of a requeued image are sent again.
     fn id(&self, task: &Task, what: &str) -> String {
         task.id.child(&format!("{what}-{}", task.image_sequence)).to_string()
     }
+}
+
+/// Energy of recognizing an image here, joules.
+pub(crate) fn inference_j(energy: &EnergySettings, timings: &Timings) -> f64 {
+    let batch = f64::from(timings.batch_size.max(1));
+    (timings.decode_us as f64 + timings.infer_us as f64 / batch) / 1e6 * energy.watts_per_core
+}
+
+/// Energy of sending bytes up, joules.
+pub(crate) fn uplink_j(energy: &EnergySettings, bytes: u64) -> f64 {
+    bytes as f64 / 1e6 * energy.joules_per_mb
 }
 
 /// When a provisional answer becomes final, milliseconds since the epoch.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use offload::calibration::{Calibration, CalibrationEvidence};
+use offload::calibration::{Calibration, CalibrationEvidence, cloud_gain};
 use offload::gate::Gate;
 use offload::policy::{Policy, PolicyName};
 use runtime::Shutdown;
@@ -119,6 +119,20 @@ impl Signals {
         *self.vitals.borrow()
     }
 
+    /// Signals of a machine with these vitals.
+    #[cfg(test)]
+    pub(crate) fn with_vitals(policy: Policy, vitals: MachineVitals) -> Self {
+        let signals = Self::new(policy);
+        signals.set_vitals(vitals);
+        signals
+    }
+
+    /// Changes the vitals.
+    #[cfg(test)]
+    pub(crate) fn set_vitals(&self, vitals: MachineVitals) {
+        self.vitals.send_replace(vitals);
+    }
+
     /// State of the link and the cloud, according to the courier's latest heartbeat.
     pub fn network(&self, away: u64, most_away: u64) -> Network {
         let latest = *self.link.borrow();
@@ -141,6 +155,7 @@ impl Signals {
             }),
             away,
             most_away,
+            gain: report.verdicts.as_ref().and_then(cloud_gain),
         }
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use offload::admit::AdmitInput;
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use offload::gate::{Gate, GateSettings, TestedScores};
-use offload::policy::EnergySettings;
+use offload::policy::{EnergySettings, PolicyName};
 use offload::verify::{PayloadKind, VerifySettings};
 use offload::{EffectiveSettings, hash_fraction};
 use runtime::drift::{DriftKind, DriftSample, DriftWatch};
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use vision::{InferenceError, InferencePool, Model};
 
 use crate::accept::accept_task;
-use crate::admission::{Admission, Placement};
+use crate::admission::{Admission, CostReading, Placement, SpentEnergy};
 use crate::learner::VerdictLearner;
 use crate::offload::{OffloadOutcome, Offloader};
 use crate::report::{self, AnswerReporter, EdgeResult};
@@ -75,7 +75,8 @@ impl Recognizer {
     ) -> Result<OutgoingMessages, Fault> {
         let queue_us = clock::micros(clock::since_ns(delivery.stored_at_ns));
         accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
-        let (placement, mut trace) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
+        let (placement, mut trace) =
+            self.admission.decide(self.candidate(task, delivery), CostReading::of(&self.infer)).await;
         let _local = match placement {
             Placement::Local(local) => local,
             Placement::Redirect(reason) => {
@@ -101,11 +102,19 @@ impl Recognizer {
         if let Escalation::Goes(why) = escalation {
             span.set("tributary.verify_reason", &why.as_str());
         }
+        let energy = self.energy();
+        self.admission.count_energy(SpentEnergy {
+            inference_j: report::inference_j(&energy, &result.timings),
+            uplink_j: match escalation {
+                Escalation::Goes(_) => report::uplink_j(&energy, trace.doubt.as_ref().map_or(0, |doubt| doubt.bytes)),
+                _ => 0.0,
+            },
+        });
         let task = match escalation {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
             _ => Cow::Borrowed(task),
         };
-        self.reporter(&self.energy(), &trace).outgoing(&task, &bytes, result, escalation)
+        self.reporter(&energy, &trace).outgoing(&task, &bytes, result, escalation)
     }
 
     /// Decodes, infers and applies the gate of the release that was used. A `replayed` image is not counted: it was
@@ -184,6 +193,10 @@ impl Recognizer {
         let task = &*self.by_reference(task, bytes).await?;
         let reporter = self.reporter(&energy, decided);
         let outcome = self.offloader.offload_task(&self.admission, &reporter, task, bytes, reason, credit).await?;
+        // A task that was reclaimed had been sent all the same, as far as anybody here knows.
+        let sent_bytes = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
+        let uplink_j = report::uplink_j(&energy, sent_bytes);
+        self.admission.count_energy(SpentEnergy { uplink_j, ..SpentEnergy::default() });
         let counts = &self.admission.counts;
         let count = if outcome == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);
@@ -210,7 +223,8 @@ impl Recognizer {
             left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
             lot: hash_fraction(task.id, "sample"),
         };
-        let sampling = self.learner.is_some() || self.orders.borrow().is_some();
+        let weighs_accuracy = policy.name == PolicyName::EarliestFinish && policy.objective.weighs_accuracy();
+        let sampling = self.learner.is_some() || self.orders.borrow().is_some() || weighs_accuracy;
         let (escalation, earned, at_s) = {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
             let (earned, at_s) = (share.balance(self.verify.max_share_ratio), self.admission.now_s());
@@ -340,7 +354,7 @@ impl ModelHandler for Recognizer {
     }
 
     fn fill_heartbeat(&self, beat: &mut Heartbeat) {
-        beat.decision = Some(self.admission.report(self.infer.cost_ms()));
+        beat.decision = Some(self.admission.report(&CostReading::of(&self.infer)));
         beat.drift = self.drift.report();
         beat.faults = untested_novelty(self, &self.infer.model()).into_iter().collect();
     }

@@ -3,14 +3,15 @@
 //!
 //! The policy `paper` goes by load and network: while the site is overloaded, the excess is offloaded if the
 //! network is available, and held (*listen*) if it is not, until load falls, the network returns, the hold time is over
-//! or the task's deadline forces it to be recognized here. `earliest-finish` predicts both completion times instead, and
-//! never holds. Confidence, the third signal of cloud-edge collaborative recognition, is not known before an image is
-//! recognized: it decides in `escalation`.
+//! or the task's deadline forces it to be recognized here. `earliest-finish` predicts both completion times instead,
+//! with what processor and memory lose to other work, and never holds. Confidence, the third signal of cloud-edge
+//! collaborative recognition, is not known before an image is recognized: it decides in `escalation`.
 
 use schemas::Reason;
 use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
 
-use crate::policy::{Objective, Policy, PolicyName};
+use crate::objective::{ObjectiveLevel, OptionForecast, prefers_cloud};
+use crate::policy::{EnergySettings, Objective, Policy, PolicyName};
 
 /// The cloud must be predicted to finish within this fraction of the site's time before the first task is offloaded,
 /// and within a larger one to continue. Guesses; the gap keeps a fluctuating prediction from changing the decision
@@ -26,9 +27,34 @@ const URGENT: u8 = 8;
 /// Time to spare before a deadline, seconds; a guess.
 const GUARD_S: f64 = 0.05;
 
-/// Queued work at the site, seconds.
+/// Contention from which a full processor is full of other work: an image takes half as long again. A guess.
+const CONTENDED_RATIO: f64 = 1.5;
+/// Largest stall that is taken at its word: an image in twenty times its time is late anyway.
+const MAX_STALL_RATIO: f64 = 0.95;
+
+/// How much longer an image takes at present than the mean `cost_s`: contention for the processor and stalls on memory
+/// count as far as the mean does not hold them already.
+fn slowdown_ratio(load: &SiteLoad) -> f64 {
+    let contention = load.contention_ratio.unwrap_or(1.0) / load.cost_contention_ratio.unwrap_or(1.0).max(1.0);
+    let running = |stall: Option<f64>| 1.0 - stall.unwrap_or(0.0).clamp(0.0, MAX_STALL_RATIO);
+    let stalled_before = load.cost_stall_ratio.or(load.stall_ratio);
+    contention * running(stalled_before) / running(load.stall_ratio)
+}
+
+/// Time of one image on one replica under the present load, seconds.
+pub fn image_s(load: &SiteLoad) -> f64 {
+    load.cost_s * slowdown_ratio(load)
+}
+
+/// Queued work at the site under the present load, seconds.
 pub fn queue_s(load: &SiteLoad) -> f64 {
-    load.waiting as f64 * load.cost_s / f64::from(load.replicas.max(1))
+    load.waiting as f64 * image_s(load) / f64::from(load.replicas.max(1))
+}
+
+/// Energy of one image at the site, joules: a processor is paid for while it works, not while an image waits for it.
+fn image_j(load: &SiteLoad, energy: &EnergySettings) -> f64 {
+    let work_s = load.cost_s / load.cost_contention_ratio.unwrap_or(1.0).max(1.0);
+    work_s * load.watts_per_core.unwrap_or(energy.watts_per_core)
 }
 
 /// When a verdict on this many bytes would be back, seconds from now; `None` if there is nobody to judge
@@ -178,7 +204,7 @@ fn above_memory(policy: &Policy, load: &SiteLoad) -> bool {
 /// Held until something changes, but not past its deadline, nor longer than the policy allows.
 fn hold(policy: &Policy, load: &SiteLoad, task: &AdmitInput) -> AdmitDecision {
     let held_too_long = task.held_s * 1000.0 >= policy.hold_ms as f64;
-    let is_due = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
+    let is_due = task.left_s.is_some_and(|left_s| left_s <= image_s(load) + GUARD_S);
     if held_too_long || is_due || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
 }
 
@@ -189,31 +215,81 @@ fn earliest_finish(
     network: &Network,
     task: &AdmitInput,
 ) -> AdmitDecision {
-    if load.free || task.priority >= URGENT || !network.available || !can_offload(network, task) {
+    if task.priority >= URGENT || !network.available || !can_offload(network, task) {
+        return AdmitDecision::Local;
+    }
+    let limits = ResourceLimits::of(policy, load);
+    if load.free && !limits.memory && !limits.processor {
         return AdmitDecision::Local;
     }
     let Some(there_s) = finish_s(network, task.bytes) else { return AdmitDecision::Local };
     // All tasks at the site are alike, so whichever is offloaded saves the last one its turn: the cloud
-    // must be faster than the end of the whole queue.
-    let here_s = queue_s(load) + load.cost_s;
+    // must be faster than the end of the whole queue. A free replica waits for nobody: it must be slower by itself.
+    let here_s = if load.free { image_s(load) } else { queue_s(load) + image_s(load) };
     let misses_deadline = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
     let ratio = if state.mode == RoutingMode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
-    let offloads = match (&policy.objective, misses_deadline(here_s), misses_deadline(there_s)) {
+    let offloads = match (misses_deadline(here_s), misses_deadline(there_s)) {
         // Deadlines are constraints of both objectives.
-        (_, true, false) => true,
-        (_, false, true) => false,
-        (Objective::Hierarchical, ..) => there_s < here_s * ratio && here_s - there_s > MIN_GAIN_S,
-        (Objective::Weighted(weights), ..) => {
-            let energy = &policy.energy;
-            let megabytes = task.bytes as f64 / 1e6;
-            let here = weights.per_s * here_s + weights.per_j * load.cost_s * energy.watts_per_core;
-            let there =
-                weights.per_s * there_s + weights.per_j * megabytes * energy.joules_per_mb + weights.per_mb * megabytes
-                    - weights.per_point * policy.cloud_gain_points;
-            there < here * ratio
-        }
+        (true, false) => true,
+        (false, true) => false,
+        _ if limits.memory => there_s <= here_s + policy.hold_ms as f64 / 1000.0,
+        _ => prefers_offloading(policy, load, network, task, (here_s, there_s), ratio),
     };
     if offloads { AdmitDecision::Redirect } else { AdmitDecision::Local }
+}
+
+/// Whether a site is short of memory: above a high mark of its use, or of the time that tasks stall on it.
+pub fn is_short_of_memory(policy: &Policy, memory_ratio: Option<f64>, stall_ratio: Option<f64>) -> bool {
+    let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
+    above(memory_ratio, policy.load.memory_high_ratio) || above(stall_ratio, policy.load.memory_pressure_high_ratio)
+}
+
+/// What the site is short of.
+struct ResourceLimits {
+    memory: bool,
+    processor: bool,
+}
+
+impl ResourceLimits {
+    /// Only the high marks count: a queue must not keep a site short of memory that it has enough of.
+    fn of(policy: &Policy, load: &SiteLoad) -> Self {
+        let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
+        let marks = &policy.load;
+        Self {
+            memory: is_short_of_memory(policy, load.memory_ratio, load.stall_ratio),
+            // A processor that is full of our own images is no reason to leave a replica idle.
+            processor: above(load.cpu_ratio, marks.cpu_high_ratio) && above(load.contention_ratio, CONTENDED_RATIO),
+        }
+    }
+}
+
+/// Whether the objective prefers the cloud for a task that misses its deadline in both places or in none.
+fn prefers_offloading(
+    policy: &Policy,
+    load: &SiteLoad,
+    network: &Network,
+    task: &AdmitInput,
+    (here_s, there_s): (f64, f64),
+    ratio: f64,
+) -> bool {
+    // What the site itself doubts would go up anyway: only on its confident answers offloading gains accuracy.
+    let gain_points = network.gain.and_then(|gain| gain.confident_points);
+    let there = OptionForecast::of_sending(task.bytes, &policy.energy, gain_points);
+    let here = OptionForecast { energy_j: image_j(load, &policy.energy), ..OptionForecast::default() };
+    match &policy.objective {
+        Objective::Weighted(weights) => {
+            let here = weights.per_s * here_s + here.weighted_cost(weights);
+            weights.per_s * there_s + there.weighted_cost(weights) < here * ratio
+        }
+        Objective::Hierarchical if there_s < here_s * ratio && here_s - there_s > MIN_GAIN_S => true,
+        // A tie is a gain too small to count, never a loss; and a free replica stays where its time is no worse.
+        Objective::Hierarchical if there_s > here_s || load.free => false,
+        Objective::Hierarchical => {
+            const LEVELS: [ObjectiveLevel; 3] =
+                [ObjectiveLevel::Energy, ObjectiveLevel::Bytes, ObjectiveLevel::Accuracy];
+            prefers_cloud(&LEVELS, &policy.tolerance, &here, &there).unwrap_or(false)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -221,10 +297,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use schemas::decision_trace::CloudLoad;
+    use schemas::decision_trace::{CloudGain, CloudLoad};
 
-    use crate::policy::ObjectiveWeights;
-    use crate::policy::POLICIES;
+    use crate::policy::{LoadMarks, ObjectiveTolerances, ObjectiveWeights, POLICIES};
 
     fn policy(name: PolicyName) -> Policy {
         Policy { name, ..Policy::default() }
@@ -238,6 +313,10 @@ mod tests {
         free: false,
         replicas: 2,
         cost_s: 0.01,
+        contention_ratio: None,
+        cost_contention_ratio: None,
+        cost_stall_ratio: None,
+        watts_per_core: None,
     };
     const IDLE: SiteLoad = SiteLoad { waiting: 1, free: true, ..BUSY };
     const THERE: Network = Network {
@@ -251,6 +330,7 @@ mod tests {
         cloud: Some(CloudLoad { waiting: 0, replicas: 4, cost_s: 0.01, still_s: 0.0 }),
         away: 0,
         most_away: 256,
+        gain: None,
     };
     const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
     const TASK: AdmitInput = AdmitInput { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5 };
@@ -359,14 +439,107 @@ mod tests {
             "only the cloud meets the deadline"
         );
         let eager = ObjectiveWeights { per_point: 1e9, ..ObjectiveWeights::default() };
-        let eager = Policy { objective: Objective::Weighted(eager), cloud_gain_points: 5.0, ..hierarchical };
+        let eager = Policy { objective: Objective::Weighted(eager), ..hierarchical };
         let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
+        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Local, "no verdict told of a gain");
+        let slow = Network { gain: Some(CloudGain { confident_points: Some(5.0), doubtful_points: None }), ..slow };
         assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Redirect, "accuracy is worth more");
         assert_eq!(
             admit(&eager, &BUSY, &slow, &AdmitInput { left_s: Some(6.0), ..TASK }),
             AdmitDecision::Local,
             "misses the deadline"
         );
+    }
+
+    #[test]
+    fn contention_and_stalls_lengthen_the_predicted_time_here_and_are_not_counted_twice() {
+        let policy = policy(PolicyName::EarliestFinish);
+        let short = SiteLoad { waiting: 20, ..BUSY };
+        assert_eq!(admit(&policy, &short, &THERE, &TASK), AdmitDecision::Local, "0.11 s here, 0.07 s there");
+        let contended = SiteLoad { contention_ratio: Some(2.0), cost_contention_ratio: Some(1.0), ..short };
+        assert_eq!(admit(&policy, &contended, &THERE, &TASK), AdmitDecision::Redirect, "others have the processor");
+        let known = SiteLoad { cost_contention_ratio: Some(2.0), ..contended };
+        assert_eq!(admit(&policy, &known, &THERE, &TASK), AdmitDecision::Local, "the cost holds it already");
+        assert!((image_s(&known) - 0.01).abs() < 1e-12 && (image_s(&contended) - 0.02).abs() < 1e-12);
+        let relieved = SiteLoad { contention_ratio: Some(1.0), ..known };
+        assert!((image_s(&relieved) - 0.005).abs() < 1e-12, "the others have gone: half the mean");
+        // Below its mark a stall is no limit, only lost time.
+        let stalling = Policy { load: LoadMarks { memory_pressure_high_ratio: 0.9, ..LoadMarks::default() }, ..policy };
+        let stalled = SiteLoad { stall_ratio: Some(0.5), cost_stall_ratio: Some(0.0), ..short };
+        assert_eq!(admit(&stalling, &stalled, &THERE, &TASK), AdmitDecision::Redirect, "half of the time is lost");
+        let known = SiteLoad { cost_stall_ratio: Some(0.5), ..stalled };
+        assert_eq!(admit(&stalling, &known, &THERE, &TASK), AdmitDecision::Local, "the cost holds it already");
+    }
+
+    #[test]
+    fn a_site_short_of_memory_sends_even_what_finds_a_free_replica_if_the_cloud_can_take_it() {
+        let policy = policy(PolicyName::EarliestFinish);
+        for short in [
+            SiteLoad { memory_ratio: Some(0.95), ..IDLE },
+            SiteLoad { stall_ratio: Some(0.3), cost_stall_ratio: Some(0.0), ..IDLE },
+        ] {
+            let admit = |network: &Network, task: &AdmitInput| admit(&policy, &short, network, task);
+            assert_eq!(admit(&THERE, &TASK), AdmitDecision::Redirect, "{short:?}");
+            assert_eq!(admit(&GONE, &TASK), AdmitDecision::Local, "never held: {short:?}");
+            assert_eq!(admit(&THERE, &AdmitInput { may_leave: false, ..TASK }), AdmitDecision::Local);
+            assert_eq!(admit(&THERE, &AdmitInput { left_s: Some(0.03), ..TASK }), AdmitDecision::Local, "deadline");
+            let still =
+                Network { cloud: Some(CloudLoad { waiting: 1, replicas: 4, cost_s: 0.01, still_s: 60.0 }), ..THERE };
+            assert_eq!(admit(&still, &TASK), AdmitDecision::Local, "a cloud that stands still is no relief");
+        }
+        let enough = SiteLoad { memory_ratio: Some(0.9), stall_ratio: Some(0.1), ..IDLE };
+        assert_eq!(admit(&policy, &enough, &THERE, &TASK), AdmitDecision::Local, "below the high marks");
+    }
+
+    #[test]
+    fn on_a_full_processor_a_free_replica_keeps_a_task_unless_the_cloud_is_faster_for_this_one() {
+        let policy = policy(PolicyName::EarliestFinish);
+        let slow = SiteLoad { waiting: 1, free: true, cost_s: 0.1, ..BUSY };
+        let full = SiteLoad { cpu_ratio: Some(1.0), ..slow };
+        assert_eq!(admit(&policy, &full, &THERE, &TASK), AdmitDecision::Local, "0.10 s here, 0.07 s there");
+        let contended = SiteLoad { contention_ratio: Some(3.0), cost_contention_ratio: Some(1.0), ..full };
+        assert_eq!(admit(&policy, &contended, &THERE, &TASK), AdmitDecision::Redirect, "0.30 s here");
+        let queue = SiteLoad { waiting: 1000, cost_contention_ratio: Some(3.0), ..contended };
+        assert_eq!(admit(&policy, &queue, &THERE, &TASK), AdmitDecision::Local, "the queue is not this task's");
+        let ours = SiteLoad { cost_s: 0.3, contention_ratio: Some(1.1), ..full };
+        assert_eq!(admit(&policy, &ours, &THERE, &TASK), AdmitDecision::Local, "full of our own images");
+        let spare = SiteLoad { cpu_ratio: Some(0.5), ..contended };
+        assert_eq!(admit(&policy, &spare, &THERE, &TASK), AdmitDecision::Local, "the processor is not full");
+    }
+
+    /// A queue that ends here just after the cloud would be done: a tie.
+    const TIED: SiteLoad = SiteLoad { waiting: 15, ..BUSY };
+
+    #[test]
+    fn each_level_decides_where_those_before_it_are_tied() {
+        let policy = policy(PolicyName::EarliestFinish);
+        // 40 kB cost 0.16 J and 0.04 MB; recognizing here costs 0.08 J.
+        let decide = |policy: &Policy, load: &SiteLoad, gain: f64| {
+            let gain = Some(CloudGain { confident_points: Some(gain), doubtful_points: None });
+            admit(policy, load, &Network { gain, ..THERE }, &TASK)
+        };
+        let tolerant = |energy_j: f64, sent_mb: f64| Policy {
+            tolerance: ObjectiveTolerances { energy_j, sent_mb, accuracy_points: 1.0 },
+            ..policy.clone()
+        };
+        let (local, redirect) = (AdmitDecision::Local, AdmitDecision::Redirect);
+        // Latency: more than a tie either way, whatever the other levels say.
+        assert_eq!(decide(&policy, &BUSY, 0.0), redirect, "the cloud is faster");
+        let frugal = SiteLoad { waiting: 1, watts_per_core: Some(1e6), ..TIED };
+        assert_eq!(decide(&tolerant(1.0, 1.0), &frugal, 50.0), local, "the site is faster");
+        // Energy.
+        assert_eq!(
+            decide(&policy, &TIED, 50.0),
+            local,
+            "the site needs less energy, though the cloud is more accurate"
+        );
+        let hungry = SiteLoad { watts_per_core: Some(40.0), ..TIED };
+        assert_eq!(decide(&policy, &hungry, 0.0), redirect, "the cloud needs less energy, though it costs bytes");
+        // Bytes.
+        assert_eq!(decide(&tolerant(1.0, 0.01), &TIED, 50.0), local, "nothing is sent from the site");
+        // Accuracy.
+        assert_eq!(decide(&tolerant(1.0, 0.1), &TIED, 5.0), redirect, "the cloud is more accurate");
+        assert_eq!(decide(&tolerant(1.0, 0.1), &TIED, 0.5), local, "all levels are tied: it stays");
     }
 
     #[test]
@@ -398,6 +571,7 @@ mod tests {
                 free,
                 replicas: 2,
                 cost_s,
+                ..BUSY
             })
     }
 
@@ -414,6 +588,7 @@ mod tests {
                 cloud: cloud.then_some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01, still_s: 0.0 }),
                 away,
                 most_away: 256,
+                gain: None,
             })
     }
 

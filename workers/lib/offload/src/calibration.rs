@@ -9,7 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Prediction, RankedClass};
+use schemas::decision_trace::CloudGain;
+use schemas::{AgreementCount, Prediction, RankedClass, RecentVerdicts};
 use serde::{Deserialize, Serialize};
 
 /// Bins of confidence: 0 to 1 in steps of 0.04.
@@ -91,6 +92,17 @@ pub struct Calibration {
     pub accuracy_at_least: f64,
     /// Verdicts it rests on.
     pub verdicts: u64,
+}
+
+/// What recent verdicts teach about asking the cloud; `None` before there are enough of either kind.
+pub fn cloud_gain(verdicts: &RecentVerdicts) -> Option<CloudGain> {
+    // The posterior mean of a uniform prior: it takes a hundred verdicts without a change to gain less than a point.
+    let points = |count: AgreementCount| {
+        let changed = count.asked.saturating_sub(count.agreed) as f64;
+        (count.asked >= MIN_VERDICTS).then(|| 100.0 * (changed + 1.0) / (count.asked as f64 + 2.0))
+    };
+    let gain = CloudGain { doubtful_points: points(verdicts.doubtful), confident_points: points(verdicts.sampled) };
+    (gain != CloudGain::default()).then_some(gain)
 }
 
 /// The bin of a confidence.
@@ -314,6 +326,19 @@ mod tests {
             evidence.add_verdict(&prediction(confidence), if right { "cat" } else { "dog" }, 2, 1.0);
         }
         evidence
+    }
+
+    #[test]
+    fn the_clouds_gain_is_the_share_of_verdicts_that_changed_an_answer() {
+        let count = |asked, agreed| AgreementCount { asked, agreed };
+        let gain = |doubtful, sampled| cloud_gain(&RecentVerdicts { doubtful, sampled });
+        assert_eq!(gain(count(29, 0), count(0, 0)), None, "too few");
+        let known = gain(count(98, 79), count(29, 29)).unwrap();
+        assert_eq!((known.doubtful_points, known.confident_points), (Some(20.0), None));
+        let sure = |asked| gain(count(0, 0), count(asked, asked)).unwrap().confident_points.unwrap();
+        assert!(sure(30) > 3.0 && sure(98) <= 1.0, "few verdicts without a change prove little");
+        let odd = gain(count(30, u64::MAX), count(u64::MAX, 0)).unwrap();
+        assert!(odd.doubtful_points.unwrap() < 4.0 && odd.confident_points.unwrap() <= 100.0, "{odd:?}");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use schemas::decision_trace::Network;
 use schemas::{EscalationOutcome, Reason, VerifyReason};
 
 use crate::admit::finish_s;
-use crate::policy::{Policy, PolicyName};
+use crate::objective::{ObjectiveLevel, OptionForecast, prefers_cloud};
+use crate::policy::{Objective, Policy, PolicyName};
 use crate::verify::{PayloadKind, VerifySettings};
 
 /// What happens to an answer.
@@ -80,9 +81,41 @@ pub fn escalate(
     if predicted_s.is_some_and(|predicted_s| predicted_s > answer.left_s) {
         return Escalation::Stands(Reason::VerdictTooLate);
     }
+    if !is_worth_a_verdict(policy, verify, network, answer) {
+        return Escalation::Stands(Reason::NotVerified);
+    }
     match affordable(network, answer) && share.spend() {
         true => Escalation::Goes(VerifyReason::Doubtful),
         false => Escalation::Stands(Reason::BudgetSpent),
+    }
+}
+
+/// Whether the objective prefers a verdict on a doubtful answer to none. It is not asked before enough verdicts taught
+/// what they gain, nor about a strange picture, on which earlier verdicts say little; and a share goes up whatever it
+/// says, so that a change is noticed.
+fn is_worth_a_verdict(
+    policy: &Policy,
+    verify: &VerifySettings,
+    network: &Network,
+    answer: &EscalationInput<'_>,
+) -> bool {
+    let gain_points = network.gain.and_then(|gain| gain.doubtful_points);
+    if policy.name != PolicyName::EarliestFinish
+        || gain_points.is_none()
+        || answer.reason == Reason::HighNovelty
+        || answer.lot < verify.sample_ratio
+    {
+        return true;
+    }
+    let asked = OptionForecast::of_sending(answer.bytes, &policy.energy, gain_points);
+    match &policy.objective {
+        Objective::Weighted(weights) => asked.weighted_cost(weights) <= 0.0,
+        // The answer is out already, so latency is not at stake, and the gate found it not accurate enough.
+        Objective::Hierarchical => {
+            const LEVELS: [ObjectiveLevel; 3] =
+                [ObjectiveLevel::Accuracy, ObjectiveLevel::Energy, ObjectiveLevel::Bytes];
+            prefers_cloud(&LEVELS, &policy.tolerance, &OptionForecast::default(), &asked).unwrap_or(true)
+        }
     }
 }
 
@@ -134,7 +167,9 @@ impl EscalationCap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::decision_trace::CloudLoad;
+    use schemas::decision_trace::{CloudGain, CloudLoad};
+
+    use crate::policy::{ObjectiveTolerances, ObjectiveWeights};
 
     const THERE: Network = Network {
         up: true,
@@ -147,6 +182,7 @@ mod tests {
         cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.01, still_s: 0.0 }),
         away: 0,
         most_away: 256,
+        gain: None,
     };
     const DOUBT: EscalationInput<'_> =
         EscalationInput { reason: Reason::LowConfidence, label: "cat", bytes: 40_000, left_s: 3600.0, lot: 0.5 };
@@ -203,5 +239,67 @@ mod tests {
         assert_eq!(sampled(true, &THERE), Escalation::Goes(VerifyReason::Sampled));
         assert_eq!(sampled(false, &THERE), Escalation::Stands(Reason::Confident));
         assert_eq!(sampled(true, &Network { available: false, ..THERE }), Escalation::Stands(Reason::Confident));
+    }
+
+    /// A cloud whose verdicts changed this share of the doubtful answers.
+    fn teaching(doubtful_points: f64) -> Network {
+        Network { gain: Some(CloudGain { doubtful_points: Some(doubtful_points), confident_points: None }), ..THERE }
+    }
+
+    fn under(policy: &Policy, network: &Network, answer: &EscalationInput<'_>) -> Escalation {
+        escalate(policy, &VerifySettings::default(), false, network, &mut EscalationCap::default(), answer)
+    }
+
+    const GOES: Escalation = Escalation::Goes(VerifyReason::Doubtful);
+    const KEPT: Escalation = Escalation::Stands(Reason::NotVerified);
+
+    #[test]
+    fn each_level_decides_about_a_doubtful_answer_where_those_before_it_are_tied() {
+        // 40 kB cost 0.16 J and 0.04 MB.
+        let policy = Policy::default();
+        let tolerant = |energy_j: f64, sent_mb: f64| Policy {
+            tolerance: ObjectiveTolerances { energy_j, sent_mb, accuracy_points: 1.0 },
+            ..Policy::default()
+        };
+        // Latency and privacy are constraints.
+        let soon = EscalationInput { left_s: 0.03, ..DOUBT };
+        assert_eq!(under(&policy, &teaching(50.0), &soon), Escalation::Stands(Reason::VerdictTooLate));
+        let never = VerifySettings { payload: PayloadKind::Never, ..VerifySettings::default() };
+        assert_eq!(of(PolicyName::EarliestFinish, &never, &teaching(50.0), &DOUBT), Escalation::Waits);
+        // Accuracy.
+        assert_eq!(under(&policy, &teaching(20.0), &DOUBT), GOES, "verdicts change a fifth of the answers");
+        // Energy.
+        assert_eq!(under(&policy, &teaching(0.5), &DOUBT), KEPT, "nothing gained for 0.16 J");
+        assert_eq!(under(&tolerant(0.2, 0.01), &teaching(0.5), &DOUBT), KEPT, "nothing gained for 0.04 MB");
+        // Bytes.
+        assert_eq!(under(&tolerant(0.2, 0.1), &teaching(0.5), &DOUBT), GOES, "all tied: the gate's doubt decides");
+        assert_eq!(under(&policy, &teaching(0.5), &EscalationInput { bytes: 2_000, ..DOUBT }), GOES, "next to nothing");
+    }
+
+    #[test]
+    fn before_verdicts_teach_anything_doubtful_answers_go_up_and_a_share_always_does() {
+        let stingy = ObjectiveWeights { per_mb: 1e6, per_point: 1.0, ..ObjectiveWeights::default() };
+        let stingy = Policy { objective: Objective::Weighted(stingy), ..Policy::default() };
+        for policy in [Policy::default(), stingy] {
+            assert_eq!(under(&policy, &THERE, &DOUBT), GOES, "nothing is known yet");
+            assert_eq!(under(&policy, &teaching(0.0), &DOUBT), KEPT);
+            assert_eq!(under(&policy, &teaching(0.0), &EscalationInput { lot: 0.01, ..DOUBT }), GOES, "sampled");
+            let strange = EscalationInput { reason: Reason::HighNovelty, ..DOUBT };
+            assert_eq!(under(&policy, &teaching(0.0), &strange), GOES, "a strange picture");
+        }
+        let paper = Policy { name: PolicyName::Paper, ..Policy::default() };
+        assert_eq!(under(&paper, &teaching(0.0), &DOUBT), GOES, "objectives are those of earliest-finish");
+    }
+
+    #[test]
+    fn weights_price_a_verdict() {
+        let weighing = |per_j, per_mb, per_point| {
+            let weights = ObjectiveWeights { per_j, per_mb, per_point, ..ObjectiveWeights::default() };
+            under(&Policy { objective: Objective::Weighted(weights), ..Policy::default() }, &teaching(10.0), &DOUBT)
+        };
+        assert_eq!(weighing(0.0, 0.0, 0.0), GOES, "a verdict costs nothing");
+        assert_eq!(weighing(1.0, 0.0, 0.0), KEPT, "0.16 for nothing");
+        assert_eq!(weighing(1.0, 0.0, 0.02), GOES, "0.16 for 0.2");
+        assert_eq!(weighing(1.0, 2.0, 0.02), KEPT, "0.24 for 0.2");
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! [`admit`](mod@admit): here, in the cloud, or not yet. [`gate`]: confident or doubtful.
 //! [`escalation`](mod@escalation): what happens to a doubtful answer. [`calibration`]: what verdicts teach the gate.
-//! All follow the numbers of a [`policy`] and of [`verify`].
+//! [`objective`]: which of two ways to answer is better by their predicted numbers. All follow the numbers of a [`policy`] and of [`verify`].
 
 pub mod admit;
 pub mod calibration;
@@ -11,6 +11,7 @@ pub mod effective_settings;
 pub mod escalation;
 pub mod gate;
 pub mod hash_fraction;
+pub mod objective;
 pub mod policy;
 pub mod verify;
 

@@ -12,7 +12,7 @@ pub enum PolicyName {
     /// The thresholds of the paper: offload the excess while overloaded and the network is available, hold it
     /// while it is not.
     Paper,
-    /// Offload a task only if the cloud is predicted to finish sooner.
+    /// Offload a task if the cloud is predicted to finish sooner, or the site is short of memory; hold none.
     #[default]
     EarliestFinish,
     /// Send nothing up; doubtful answers stand.
@@ -71,23 +71,25 @@ impl FromStr for PolicyName {
 pub struct Policy {
     /// Name of the policy; `tributary policy NAME` changes it at runtime.
     pub name: PolicyName,
-    /// Objective of `earliest-finish`.
+    /// Objective of `earliest-finish`, of offloading and of verification.
     pub objective: Objective,
-    /// When the site counts as overloaded.
+    /// Differences that count as none under the objective `hierarchical`.
+    pub tolerance: ObjectiveTolerances,
+    /// When the site counts as overloaded. `paper` offloads or holds then; `earliest-finish` takes the high marks of
+    /// memory as limits, and that of the processor to test free replicas too.
     pub load: LoadMarks,
     /// Most offloaded tasks of one recognizer without an answer, 1 to 4096.
     pub max_offloaded: u32,
     /// Most MiB of images of offloaded tasks, at least 1; they stay in memory so that tasks can be reclaimed.
     pub max_offloaded_mib: u32,
-    /// Longest time a task is held before it is recognized here even without a deadline, milliseconds.
+    /// Longest time a task is held (`listen`) before it is recognized here even without a deadline, milliseconds. Only
+    /// `paper` and `cloud-only` hold tasks; `earliest-finish` never does, and takes this as the longest delay for which
+    /// a site short of memory still offloads.
     pub hold_ms: u64,
     /// How long `cloud-only` waits for a verdict before an image is recognized here, milliseconds.
     pub cloud_only_timeout_ms: u64,
     /// Energy of recognizing and sending, where the machine has no counter.
     pub energy: EnergySettings,
-    /// Value of a verdict to the objective `weighted`, in points of accuracy; a guess to be replaced by
-    /// the difference between the two models.
-    pub cloud_gain_points: f64,
 }
 
 impl Default for Policy {
@@ -95,13 +97,13 @@ impl Default for Policy {
         Self {
             name: PolicyName::default(),
             objective: Objective::default(),
+            tolerance: ObjectiveTolerances::default(),
             load: LoadMarks::default(),
             max_offloaded: 256,
             max_offloaded_mib: 64,
             hold_ms: 2000,
             cloud_only_timeout_ms: 12_000,
             energy: EnergySettings::default(),
-            cloud_gain_points: 0.0,
         }
     }
 }
@@ -126,6 +128,20 @@ impl Policy {
         if let Some((name, low, high)) = pairs.into_iter().find(|(_, low, high)| !(0.0..=*high).contains(low)) {
             return Err(format!("load.{name} is {low}; it must be between 0 and its high mark ({high})"));
         }
+        let ObjectiveTolerances { energy_j, sent_mb, accuracy_points } = self.tolerance;
+        let mut not_negative = vec![
+            ("tolerance.energy_j", energy_j),
+            ("tolerance.sent_mb", sent_mb),
+            ("tolerance.accuracy_points", accuracy_points),
+            ("energy.watts_per_core", self.energy.watts_per_core),
+            ("energy.joules_per_mb", self.energy.joules_per_mb),
+        ];
+        if let Objective::Weighted(ObjectiveWeights { per_s, per_j, per_mb, per_point }) = self.objective {
+            not_negative.extend([("per_s", per_s), ("per_j", per_j), ("per_mb", per_mb), ("per_point", per_point)]);
+        }
+        if let Some((name, value)) = not_negative.into_iter().find(|(_, value)| !(0.0..f64::INFINITY).contains(value)) {
+            return Err(format!("{name} is {value}; it must be a number from 0"));
+        }
         match self {
             Self { max_offloaded: value @ (0 | 4097..), .. } => {
                 Err(format!("max_offloaded is {value}; it must be between 1 and 4096"))
@@ -136,34 +152,65 @@ impl Policy {
     }
 }
 
-/// Objective of `earliest-finish`. Deadlines and privacy are constraints of both.
+/// Objective of `earliest-finish`. Privacy, deadlines and budgets are constraints of both; the numbers are those that are
+/// predicted of each image (docs/decisions/0042).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// Latency first; where that is equal, energy and bytes, which favour the site.
+    /// Level by level: a level decides only if all levels before it are equal within their tolerances. Offloading:
+    /// latency, then energy, bytes, accuracy. A doubtful answer: accuracy first, because the site's answer is out
+    /// already and the gate found it not good enough; then energy and bytes.
     #[default]
     Hierarchical,
-    /// A weighted sum of latency, energy, bytes and accuracy.
+    /// The smaller weighted sum of seconds, joules, megabytes and points of accuracy.
     Weighted(ObjectiveWeights),
 }
 
-/// Weights of an objective's parts.
+impl Objective {
+    /// Whether it needs to know what the cloud gains on confident answers, so that some are verified.
+    pub fn weighs_accuracy(&self) -> bool {
+        matches!(self, Objective::Weighted(weights) if weights.per_point > 0.0)
+    }
+}
+
+/// Weights of the objective `weighted`, all in one unit of cost of your choice, for example euros.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveWeights {
-    /// Cost of a second until the answer.
+    /// Cost of a second until an offloaded or locally recognized image is answered. Not of the wait for a verdict: the
+    /// provisional answer is out by then.
     pub per_s: f64,
-    /// Cost of a joule.
+    /// Cost of a joule, at the site or on the link (`energy`).
     pub per_j: f64,
-    /// Cost of a megabyte sent up.
+    /// Cost of a megabyte (1,000,000 bytes) sent up.
     pub per_mb: f64,
-    /// Value of a point of accuracy gained.
+    /// Value of a point of accuracy on an image: of one chance in a hundred that the cloud corrects the answer. The
+    /// points are learned from verdicts; while fewer than 30 are known, doubtful answers go up.
     pub per_point: f64,
 }
 
 impl Default for ObjectiveWeights {
     fn default() -> Self {
         Self { per_s: 1.0, per_j: 0.0, per_mb: 0.0, per_point: 0.0 }
+    }
+}
+
+/// Differences that count as none under the objective `hierarchical`, so that the next level decides. Latency has a
+/// tolerance of its own: the cloud must gain a fifth of the time (a twentieth while it is being used) and 50 ms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveTolerances {
+    /// Energy of an image, joules.
+    pub energy_j: f64,
+    /// Sent for an image, megabytes.
+    pub sent_mb: f64,
+    /// Accuracy gained on an image, points.
+    pub accuracy_points: f64,
+}
+
+impl Default for ObjectiveTolerances {
+    fn default() -> Self {
+        Self { energy_j: 0.02, sent_mb: 0.01, accuracy_points: 1.0 }
     }
 }
 

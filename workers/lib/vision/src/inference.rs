@@ -23,6 +23,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::error::InferenceError;
+pub use self::owner::ProcessorContention;
 use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner};
 pub use self::result::{InferenceResult, InferenceTimings};
 pub use self::settings::{InferenceSettings, Replicas};
@@ -231,6 +232,12 @@ impl InferencePool {
     /// Cost of one image on one replica in milliseconds: measured at the start, then a running mean.
     pub fn cost_ms(&self) -> f64 {
         self.0.cost.ms()
+    }
+
+    /// How much longer images take because other work has the processors; `None` before the first batch, and where the
+    /// kernel does not tell.
+    pub fn contention(&self) -> Option<ProcessorContention> {
+        self.0.cost.contention()
     }
 
     /// Number of owner threads.

@@ -41,8 +41,8 @@ pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;
 pub use inference::{
-    InferenceError, InferencePool, InferenceResult, InferenceSettings, InferenceTimings, Replica, Replicas,
-    StandbyModel,
+    InferenceError, InferencePool, InferenceResult, InferenceSettings, InferenceTimings, ProcessorContention, Replica,
+    Replicas, StandbyModel,
 };
 pub use model::{Model, ModelError};
 pub use novelty::fit::{FitError, FitReport, SeparationReport};

@@ -484,6 +484,41 @@ mod tests {
     }
 
     #[test]
+    fn recorded_contention_memory_and_gain_are_decided_by_again() {
+        let replay = |mut task: RecordedTask, change: &dyn Fn(&mut DecisionTrace), says: Value| {
+            change(&mut task.decided);
+            let candidate = BacktestCandidate { name: "tried".into(), says };
+            replay_decisions(&[task], &live(), &candidate).unwrap()
+        };
+        let doubtful = || recorded(1, 0.6, Some("fish"));
+        // Others had the processor, and the queue was long: it would have gone up.
+        let contended = |decided: &mut DecisionTrace| {
+            let load = SiteLoad { waiting: 20, free: false, contention_ratio: Some(4.0), ..decided.load };
+            (decided.load, decided.redirected) = (load, true);
+        };
+        assert_eq!(replay(doubtful(), &contended, json!({})).otherwise, 0);
+        let free = |decided: &mut DecisionTrace| {
+            contended(decided);
+            decided.load.cost_contention_ratio = Some(4.0);
+        };
+        assert_eq!(replay(doubtful(), &free, json!({})).otherwise, 1, "the cost held it already");
+        let short = |decided: &mut DecisionTrace| {
+            (decided.load.memory_ratio, decided.redirected) = (Some(0.99), true);
+        };
+        assert_eq!(replay(doubtful(), &short, json!({})).otherwise, 0);
+        // What a verdict gained was known: other tolerances would have kept it.
+        let known = |decided: &mut DecisionTrace| {
+            let gain = schemas::decision_trace::CloudGain { doubtful_points: Some(20.0), confident_points: None };
+            decided.network.gain = Some(gain);
+        };
+        let played = replay(doubtful(), &known, json!({}));
+        assert_eq!((played.otherwise, played.verified), (0, 1));
+        let stingy = json!({"policy": {"tolerance": {"accuracy_points": 50.0}}});
+        let played = replay(doubtful(), &known, stingy);
+        assert_eq!((played.otherwise, played.verified, played.kept), (1, 0, 1));
+    }
+
+    #[test]
     fn an_invalid_candidate_is_refused_by_name() {
         let refused = |says: Value| {
             let candidate = BacktestCandidate { name: "bad.toml".into(), says };

@@ -7,6 +7,7 @@ mod camera;
 mod certificate_expiry;
 mod config;
 mod dead_letters;
+mod decision_text;
 pub mod demo;
 mod doctor;
 mod drift;

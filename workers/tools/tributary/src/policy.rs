@@ -8,14 +8,22 @@ use runtime::settings::LoadedSettings;
 use schemas::SiteName;
 
 use crate::settings::Settings;
-use crate::{format, site_target, stdout};
+use crate::{decision_text, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Policies:
-  earliest-finish   offload an image if the cloud is predicted to finish sooner (default)
-  paper             offload above the load limit while the link is good, else hold
+  earliest-finish   offload an image if the cloud is predicted to finish sooner, or the site is short of memory;
+                    never hold one (default)
+  paper             offload above the load limit while the link is good, else hold (state `listen`)
   edge-only         send nothing up; doubtful answers are final as they are
-  cloud-only        send every image up
+  cloud-only        send every image up; hold images while the link is down
+
+The objective of earliest-finish (recognizer.policy.objective), with the constraints of privacy (recognizer.verify.payload), \
+deadlines and budgets:
+  hierarchical      level by level: offloading by time, then joules, bytes and accuracy; a doubtful answer by the accuracy \
+a verdict gains, then joules and bytes. Differences within recognizer.policy.tolerance are ties (default)
+  weighted          by one sum, in a unit of cost of your choice: per_s for a second until the answer, per_j for a joule, \
+per_mb for a megabyte sent up, minus per_point for a point of accuracy. The points are learned from verdicts
 
 The choice is stored at the site's server and applies to all its recognizers, at once and after restarts. Without one, \
 the settings of each recognizer apply (recognizer.policy.name).
@@ -71,6 +79,9 @@ fn print(report: &PolicyReport, site: &SiteName) -> anyhow::Result<()> {
             decision.state,
             decision.why
         ))?;
+        for line in decision_text::signals(decision) {
+            stdout::print_line(format_args!("  {line}"))?;
+        }
     }
     if report.recognizers.is_empty() {
         stdout::print_line("No recognizer is running.")?;

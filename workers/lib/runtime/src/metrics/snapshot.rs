@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{AnswerTotals, CanaryReport, DriftReport, Heartbeat, LinkReport, OutcomeReport};
+use schemas::{AnswerTotals, CanaryReport, DecisionReport, DriftReport, Heartbeat, LinkReport, OutcomeReport};
 
 use super::queues::QueueReadings;
 use crate::clock;
@@ -229,6 +229,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
             let labels = [("site", site), ("outcome", outcome)];
             sheet.counter("tributary_escalations", "Outcomes of doubtful answers", &labels, count as f64);
         }
+        signals(sheet, site, decision);
     }
     beat.canaries.iter().for_each(|report| canary(sheet, report));
     if let Some(drift) = &beat.drift {
@@ -249,6 +250,40 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
         gauge("tributary_round_updates", "Accepted updates in the latest round", rounds.updates.into());
         gauge("tributary_round_quorum", "Updates needed to close the latest round", rounds.quorum.into());
         gauge("tributary_round_refused", "Updates refused since the aggregator started", rounds.refused as f64);
+    }
+}
+
+/// What a recognizer decides by, and the energy that came of it.
+fn signals(sheet: &mut MetricSheet, site: &str, decision: &DecisionReport) {
+    let labels = [("site", site)];
+    let gauges = [
+        ("tributary_load_cpu_ratio", "Usage of the site's processors, 0 to 1", decision.cpu_ratio),
+        ("tributary_load_memory_ratio", "Usage of the site's memory, 0 to 1", decision.memory_ratio),
+        (
+            "tributary_load_memory_stall_ratio",
+            "Fraction of time in which some task stalled on memory, 0 to 1",
+            decision.stall_ratio,
+        ),
+        (
+            "tributary_load_contention_ratio",
+            "Time of recent images over their time on a free processor",
+            decision.contention_ratio,
+        ),
+        ("tributary_load_queue_seconds", "Time until the queued images are recognized", Some(decision.queue_s)),
+    ];
+    for (name, help, value) in gauges {
+        value.into_iter().for_each(|value| sheet.gauge(name, help, &labels, value));
+    }
+    let gain = decision.gain.unwrap_or_default();
+    for (kind, points) in [("doubtful", gain.doubtful_points), ("confident", gain.confident_points)] {
+        let labels = [("site", site), ("answers", kind)];
+        let help = "Share of recent verdicts that changed the site's answer, 0 to 1";
+        points.into_iter().for_each(|points| sheet.gauge("tributary_cloud_gain_ratio", help, &labels, points / 100.0));
+    }
+    for (name, joules) in [("inference", decision.inference_j), ("uplink", decision.uplink_j)] {
+        let labels = [("site", site), ("use", name)];
+        let help = "Energy spent on recognizing at the site and on sending up, joules";
+        joules.into_iter().for_each(|joules| sheet.counter("tributary_energy_joules", help, &labels, joules));
     }
 }
 
@@ -274,6 +309,10 @@ fn link(sheet: &mut MetricSheet, site: &str, link: &LinkReport) {
     );
     gauge("tributary_link_round_trip_seconds", "Shortest recent round trip", link.rtt_min_ms / 1000.0);
     gauge("tributary_link_slowdown_ratio", "Transmission time over the best possible one", link.slowdown_ratio);
+    if let Some(delay_ms) = link.probe_delay_ms {
+        let help = "Time that the site's own machine adds to a probe, not counted as slowdown";
+        gauge("tributary_link_probe_delay_seconds", help, delay_ms / 1000.0);
+    }
     gauge("tributary_link_waiting_messages", "Messages waiting for the link", link.waiting as f64);
     gauge("tributary_link_waiting_bytes", "Bytes waiting for the link", link.waiting_bytes as f64);
     if let Some(rate) = link.rate_max_bytes_per_s {
@@ -312,7 +351,8 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
 
 #[cfg(test)]
 mod tests {
-    use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId, Role};
+    use schemas::decision_trace::CloudGain;
+    use schemas::{DriftLevel, DriftMeasure, ReleaseId, Role};
     use streams::reader::{ConsumerProgress, StreamLevel};
 
     use super::*;
@@ -337,13 +377,33 @@ mod tests {
     fn queued_work_is_the_queue_times_the_cost_of_an_image() {
         let decision = DecisionReport {
             verified: 7,
+            cpu_ratio: Some(0.75),
+            contention_ratio: Some(1.5),
+            stall_ratio: Some(0.25),
+            gain: Some(CloudGain { doubtful_points: Some(20.0), confident_points: None }),
+            inference_j: Some(12.5),
+            uplink_j: Some(2.5),
             ..serde_json::from_value(serde_json::json!({
                 "policy": "paper", "state": "local", "why": "", "queue_s": 0.0, "local": 5, "redirected": 0,
                 "taken_back": 0, "held": 0, "verified": 0, "kept": 0,
             }))
             .unwrap()
         };
+        let link = LinkReport {
+            up: true,
+            available: true,
+            rtt_min_ms: 20.0,
+            rate_max_bytes_per_s: None,
+            slowdown_ratio: 1.0,
+            waiting: 0,
+            waiting_bytes: 0,
+            budget_left_bytes: None,
+            cloud: None,
+            probe_delay_ms: Some(40.0),
+            verdicts: None,
+        };
         let beat = Heartbeat {
+            link: Some(link),
             cost_ms: Some(20.0),
             replicas: 2,
             decision: Some(decision),
@@ -366,6 +426,13 @@ mod tests {
             "tributary_queue_messages{stream=\"IMAGES\",consumer=\"recognizer\",state=\"pending\"} 90.0",
             "tributary_replicas{role=\"recognizer\",site=\"reef\"} 2.0",
             "tributary_escalations_total{site=\"reef\",outcome=\"verified\"} 7.0",
+            "tributary_load_cpu_ratio{site=\"reef\"} 0.75",
+            "tributary_load_contention_ratio{site=\"reef\"} 1.5",
+            "tributary_load_memory_stall_ratio{site=\"reef\"} 0.25",
+            "tributary_cloud_gain_ratio{site=\"reef\",answers=\"doubtful\"} 0.2",
+            "tributary_energy_joules_total{site=\"reef\",use=\"inference\"} 12.5",
+            "tributary_energy_joules_total{site=\"reef\",use=\"uplink\"} 2.5",
+            "tributary_link_probe_delay_seconds{site=\"reef\"} 0.04",
             "tributary_drift_level{role=\"recognizer\",site=\"reef\"} 2.0",
             "tributary_drift_distance_ratio{role=\"recognizer\",site=\"reef\",measure=\"novelty\"} 0.5",
             "tributary_stream_max_bytes{stream=\"IMAGES\"} 9.0",

@@ -11,8 +11,8 @@ use training::holdout::ratio_interval;
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
-use crate::format;
 use crate::release::standing::{FINDING_HEAD, finding_cells};
+use crate::{decision_text, format};
 
 /// A fuller stream is reported as a problem.
 const NEARLY_FULL_RATIO: f64 = 0.9;
@@ -157,7 +157,10 @@ fn link(status: &SiteStatus) -> String {
     let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", format::format_size(rate as u64)));
     let slow = if report.available { String::new() } else { ", too slow for offloading".into() };
     let budget = report.budget_left_bytes.map(|left| format!(", {} of today's budget left", format::format_size(left)));
-    let slowdown = format!(", {:.1} times its best transmission time", report.slowdown_ratio);
+    let own = report.probe_delay_ms.filter(|delay_ms| *delay_ms >= 1.0);
+    let own = own.map(|delay_ms| format!(" (without {} of our own delay)", format::format_span(delay_ms)));
+    let slowdown =
+        format!(", {:.1} times its best transmission time{}", report.slowdown_ratio, own.unwrap_or_default());
     format!("{up}{}{slowdown}{slow}{}", rate.unwrap_or_default(), budget.unwrap_or_default())
 }
 
@@ -169,6 +172,7 @@ fn decisions(status: &SiteStatus) -> Vec<String> {
         text += &format!(
             "\n            {local} local, {redirected} offloaded ({taken_back} reclaimed), {held} held first; doubtful: {verified} sent up, {kept} kept"
         );
+        decision_text::signals(report).iter().for_each(|line| text += &format!("\n            {line}"));
         if let Some(belief) = &report.belief {
             text += &format!("\n            {}", format::plain_text(belief));
         }
