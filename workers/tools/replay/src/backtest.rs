@@ -493,7 +493,7 @@ mod tests {
         let doubtful = || recorded(1, 0.6, Some("fish"));
         // Others had the processor, and the queue was long: it would have gone up.
         let contended = |decided: &mut DecisionTrace| {
-            let load = SiteLoad { waiting: 20, free: false, contention_ratio: Some(4.0), ..decided.load };
+            let load = SiteLoad { waiting: 10, free: false, contention_ratio: Some(4.0), ..decided.load };
             (decided.load, decided.redirected) = (load, true);
         };
         assert_eq!(replay(doubtful(), &contended, json!({})).otherwise, 0);
