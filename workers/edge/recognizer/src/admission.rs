@@ -1,5 +1,7 @@
-//! Makes the [`admit`](offload::admit) decision for each task, holds tasks that must wait, and counts.
+//! Makes the [`admit`](offload::admit) decision for each task, holds tasks that must wait, and counts. A slot that gets
+//! free goes to the most urgent of the held tasks.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use offload::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, fi
 use schemas::{DecisionReport, DecisionTrace, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use vision::{Urgency, UrgencyRank};
 
 use crate::offload_window::OffloadWindow;
 use crate::signals::Signals;
@@ -32,6 +35,10 @@ pub(crate) struct Admission {
     pub noted: watch::Sender<(EffectiveSettings, String)>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
+    /// Ranks of the held tasks.
+    held: Mutex<BTreeSet<UrgencyRank>>,
+    /// Number of the next task that is decided.
+    next_number: AtomicU64,
     window: Mutex<OffloadWindow>,
     /// Offloaded tasks without an answer.
     pub away: AtomicU64,
@@ -91,6 +98,8 @@ impl Admission {
             state: Mutex::default(),
             local: Arc::default(),
             holding: AtomicU64::new(0),
+            held: Mutex::default(),
+            next_number: AtomicU64::new(0),
             window: Mutex::default(),
             away: AtomicU64::new(0),
             counts: AdmissionCounts::default(),
@@ -121,20 +130,23 @@ impl Admission {
     pub(crate) async fn decide(&self, mut task: AdmitInput, cost_ms: f64) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let now_us = runtime::clock::micros(self.started_at.elapsed());
+        let rank = UrgencyRank::of(urgency(task.priority, left_s), now_us, number);
         let mut held = None;
         loop {
             // Subscribed before deciding, so that no change is missed in between.
             let changed = self.signals.changed.notified();
             task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            let (admit, trace) = self.decide_once(&task, cost_ms, held.is_some());
+            let (admit, trace) = self.decide_once(&task, &rank, cost_ms, held.is_some());
             match admit {
                 AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
                 AdmitDecision::Redirect => return (Placement::Redirect, trace),
                 AdmitDecision::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
-                        CountGuard::new(&self.holding)
+                        (CountGuard::new(&self.holding), HeldTask::new(&self.held, rank))
                     });
                 }
             }
@@ -152,7 +164,13 @@ impl Admission {
         LocalTask { local: self.local.clone(), signals: self.signals.clone() }
     }
 
-    fn decide_once(&self, task: &AdmitInput, cost_ms: f64, held: bool) -> (AdmitDecision, DecisionTrace) {
+    fn decide_once(
+        &self,
+        task: &AdmitInput,
+        rank: &UrgencyRank,
+        cost_ms: f64,
+        held: bool,
+    ) -> (AdmitDecision, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
             self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
@@ -161,7 +179,8 @@ impl Admission {
         let network = self.network();
         let now_s = self.started_at.elapsed().as_secs_f64();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut load = self.load(cost_ms);
+        let before = self.held.lock().unwrap_or_else(PoisonError::into_inner).range(..*rank).count() as u64;
+        let mut load = self.load(cost_ms, before);
         // The task itself, unless it is already counted among the held ones.
         load.waiting += u64::from(!held);
         let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
@@ -194,8 +213,8 @@ impl Admission {
         self.started_at.elapsed().as_secs_f64()
     }
 
-    /// Present load of the machine and the queue.
-    fn load(&self, cost_ms: f64) -> SiteLoad {
+    /// Present load of the machine and the queue, for a task with this many more urgent ones before it.
+    fn load(&self, cost_ms: f64, before: u64) -> SiteLoad {
         let vitals = self.signals.vitals();
         let local = self.local.load(Ordering::Relaxed);
         SiteLoad {
@@ -203,7 +222,7 @@ impl Admission {
             memory_ratio: vitals.memory_ratio,
             stall_ratio: vitals.stall_ratio,
             waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
-            free: local < self.slots.load(Ordering::Relaxed),
+            free: local + before < self.slots.load(Ordering::Relaxed),
             replicas: self.replicas.load(Ordering::Relaxed),
             cost_s: cost_ms / 1000.0,
         }
@@ -227,6 +246,11 @@ impl Admission {
         );
     }
 
+    /// Records that an offloaded task was reclaimed for its deadline.
+    pub(crate) fn record_near_deadline(&self) {
+        self.with_window(OffloadWindow::record_near_deadline);
+    }
+
     fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {
         let now_s = self.started_at.elapsed().as_secs_f64();
         act(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner), now_s)
@@ -239,7 +263,7 @@ impl Admission {
 
     /// The decisions and their inputs, for the heartbeat.
     pub(crate) fn report(&self, cost_ms: f64) -> DecisionReport {
-        let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
+        let (load, network, policy) = (self.load(cost_ms, 0), self.network(), self.signals.policy());
         let state = {
             // Without tasks no decision is made, but the overload must end even so.
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -289,6 +313,31 @@ fn why(state: &AdmitState, load: &SiteLoad, network: &Network) -> String {
         (true, true) => "link available",
     };
     format!("{site}, {link}{}", there.unwrap_or_default())
+}
+
+/// How urgent a task is that has this much time to its deadline, seconds.
+pub(crate) fn urgency(priority: u8, left_s: Option<f64>) -> Urgency {
+    // No deadline is further away than a day.
+    Urgency { priority, left: left_s.map(|left_s| Duration::from_secs_f64(left_s.clamp(0.0, 86_400.0))) }
+}
+
+/// A held task's place in the order for as long as it lives.
+struct HeldTask<'a> {
+    held: &'a Mutex<BTreeSet<UrgencyRank>>,
+    rank: UrgencyRank,
+}
+
+impl<'a> HeldTask<'a> {
+    fn new(held: &'a Mutex<BTreeSet<UrgencyRank>>, rank: UrgencyRank) -> Self {
+        held.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
+        Self { held, rank }
+    }
+}
+
+impl Drop for HeldTask<'_> {
+    fn drop(&mut self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.rank);
+    }
 }
 
 /// Counts one for as long as it lives.

@@ -1,8 +1,9 @@
 //! A bounded mailbox in front of a few owner threads, each with its own [`Replica`].
 //!
-//! In: bytes, from any number of tasks. Out: the model's result. A caller waits for space instead of piling up; an
-//! owner takes what is already waiting, up to the best batch, and never waits for more. Refuses only what
-//! [`mod@crate::decode`] and [`crate::session`] refuse; a picture that fails, fails alone.
+//! In: bytes and how urgent they are, from any number of tasks. Out: the model's result. A caller waits for space
+//! instead of piling up; an owner takes the most urgent of what is already waiting ([`crate::urgency`]), up to the best
+//! batch, and never waits for more. Refuses only what [`mod@crate::decode`] and [`crate::session`] refuse; a picture that
+//! fails, fails alone.
 //!
 //! Another model is loaded beside the serving one ([`InferencePool::preload`]) and given to the owners
 //! ([`InferencePool::swap`]); each takes its replica between two batches, so a batch runs entirely in one release, and
@@ -23,17 +24,18 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::error::InferenceError;
-use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner};
+use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner, WaitingJobs};
 pub use self::result::{InferenceResult, InferenceTimings};
 pub use self::settings::{InferenceSettings, Replicas};
 use crate::batch_cost::measure_batches;
 use crate::model::Model;
 pub use crate::replica::Replica;
 use crate::session::OnnxRuntime;
+use crate::urgency::Urgency;
 
-/// Batches that may wait per replica: one to start with at once, one more against jitter. An estimate; more should wait
-/// in the stream.
-const WAITING_BATCHES: usize = 2;
+/// Most pictures in the mailbox. More than the credits of a worker with a hundred replicas: whatever a worker holds is in
+/// one order, and its credits keep the rest in the stream. The bytes are the caller's in any case.
+const MAX_WAITING: usize = 8192;
 
 /// Handle to the owner threads; clones share them. They end when the last handle is dropped.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct InferencePool(Arc<InferenceShared>);
 #[derive(Debug)]
 struct InferenceShared {
     mail: Sender<OwnerMail>,
+    /// Pictures that wait: one for each `OwnerMail::See` in the mailbox.
+    jobs: Arc<WaitingJobs>,
     permits: Arc<Semaphore>,
     owners: Mutex<Vec<OwnerThread>>,
     onnx: OnnxRuntime,
@@ -91,7 +95,8 @@ impl InferencePool {
         let (mail, waiting) = crossbeam_channel::unbounded();
         let infer = InferencePool(Arc::new(InferenceShared {
             mail,
-            permits: Arc::new(Semaphore::new(replicas.len() * batch * WAITING_BATCHES)),
+            jobs: Arc::default(),
+            permits: Arc::new(Semaphore::new(MAX_WAITING)),
             owners: Mutex::default(),
             onnx: onnx.clone(),
             settings: settings.clone(),
@@ -119,7 +124,15 @@ impl InferencePool {
     fn spawn_owner(&self, replica: Replica) -> Result<(), InferenceError> {
         let (orders, hears) = crossbeam_channel::unbounded();
         let waiting = self.0.waiting.clone();
-        let owner = ReplicaOwner { replica, waiting, orders: hears, batch: self.batch(), cost: self.0.cost.clone() };
+        let owner = ReplicaOwner {
+            replica,
+            waiting,
+            jobs: self.0.jobs.clone(),
+            orders: hears,
+            batch: self.batch(),
+            objective_ms: self.0.settings.objective_ms,
+            cost: self.0.cost.clone(),
+        };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.run_owner());
         let handle = handle.map_err(|source| InferenceError::NoThread { source })?;
@@ -134,9 +147,7 @@ impl InferencePool {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Replica::with_session(&self.0.onnx, &self.model(), &self.0.settings)?;
         replica.warm_up(self.batch())?;
-        self.spawn_owner(replica)?;
-        self.0.permits.add_permits(self.batch() * WAITING_BATCHES);
-        Ok(())
+        self.spawn_owner(replica)
     }
 
     /// Stops one replica, unless it is the last: it finishes its batch, and the others take what waits. Blocks until it
@@ -150,7 +161,6 @@ impl InferencePool {
             leaves
         };
         let Some(OwnerThread { handle, orders }) = leaves else { return Ok(()) };
-        self.0.permits.forget_permits(self.batch() * WAITING_BATCHES);
         orders.send(OwnerOrder::Leave).map_err(|_| InferenceError::Stopped)?;
         handle.join().map_err(|_| InferenceError::Stopped)
     }
@@ -175,7 +185,7 @@ impl InferencePool {
         }
         let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferenceError::Stopped)?;
         let (old, returned) = crossbeam_channel::unbounded();
-        let before = {
+        {
             // Held until all owners have theirs, so that two swaps happen in the same order everywhere.
             let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
             if owners.is_empty() {
@@ -185,10 +195,9 @@ impl InferencePool {
                 let next = ReplicaHandover { replica, batch, old: old.clone() };
                 thread.orders.send(OwnerOrder::Take(Box::new(next))).map_err(|_| InferenceError::Stopped)?;
             }
-            self.0.batch.swap(batch, Ordering::Relaxed)
-        };
+            self.0.batch.store(batch, Ordering::Relaxed);
+        }
         drop(old);
-        self.resize_mailbox(before, batch);
         self.0.cost.set(cost_ms);
         // Ends when every owner has taken its replica, or is gone.
         returned.iter().for_each(drop);
@@ -203,23 +212,19 @@ impl InferencePool {
         Ok(())
     }
 
-    /// Adjusts the mailbox to the owners' batch size.
-    fn resize_mailbox(&self, before: usize, after: usize) {
-        let capacity = |batch: usize| self.replicas() * batch * WAITING_BATCHES;
-        match capacity(after).checked_sub(capacity(before)) {
-            Some(more) => self.0.permits.add_permits(more),
-            None => drop(self.0.permits.forget_permits(capacity(before) - capacity(after))),
-        }
-    }
-
     /// Recognizes one picture; waits for space first. Dropping the future cancels the work if no replica has taken it
     /// yet.
     pub async fn predict(&self, bytes: Bytes) -> Result<InferenceResult, InferenceError> {
+        self.predict_urgent(bytes, Urgency::default()).await
+    }
+
+    /// Like [`InferencePool::predict`], for a picture that is more or less urgent than others.
+    pub async fn predict_urgent(&self, bytes: Bytes, urgency: Urgency) -> Result<InferenceResult, InferenceError> {
         let asked = Instant::now();
         let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| InferenceError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let job = InferenceJob { bytes, asked, reply, permit };
-        self.0.mail.send(OwnerMail::See(job)).map_err(|_| InferenceError::Stopped)?;
+        self.0.jobs.add(urgency, InferenceJob { bytes, asked, reply, permit });
+        self.0.mail.send(OwnerMail::See).map_err(|_| InferenceError::Stopped)?;
         answer.await.map_err(|_| InferenceError::Stopped)?
     }
 
@@ -460,8 +465,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_leaves_frees_its_mailbox_space() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
-        let capacity = infer.replicas() * infer.batch() * WAITING_BATCHES;
-        for _ in 0..3 * capacity {
+        for _ in 0..2 * MAX_WAITING {
             let mut asked = Box::pin(infer.predict(sample()));
             let _ = futures_poll(&mut asked);
         }
@@ -485,7 +489,7 @@ mod tests {
             move || {
                 for number in 1..=10 {
                     let next = &models[number % 2];
-                    // Another batch size each time; the mailbox follows it.
+                    // Another batch size each time.
                     let standby = infer.preload(next, Some((1 + 7 * (number % 2), 1.0))).unwrap();
                     infer.swap(standby).unwrap();
                     assert_eq!(infer.model().release, next.release);
@@ -511,7 +515,7 @@ mod tests {
         assert_eq!(seen_of.len(), 2, "{seen_of:?}");
         let last = infer.predict(sample()).await.unwrap();
         assert_eq!(last.model.release, infer.model().release);
-        assert_eq!(infer.0.permits.available_permits(), 2 * infer.batch() * WAITING_BATCHES);
+        assert_eq!(infer.0.permits.available_permits(), MAX_WAITING);
         infer.stop().await;
     }
 
