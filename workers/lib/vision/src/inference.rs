@@ -27,7 +27,7 @@ pub use self::error::InferenceError;
 use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner, WaitingJobs};
 pub use self::result::{InferenceResult, InferenceTimings};
 pub use self::settings::{InferenceSettings, Replicas};
-use crate::batch_cost::measure_batches;
+use crate::batch_cost::{batch_within, measure_batches};
 use crate::model::Model;
 pub use crate::replica::Replica;
 use crate::session::OnnxRuntime;
@@ -248,6 +248,12 @@ impl InferencePool {
         self.0.batch.load(Ordering::Relaxed)
     }
 
+    /// Time of the largest batch that is run at present, milliseconds: the best size, or a smaller one for the objective.
+    pub fn batch_ms(&self) -> f64 {
+        let (best, cost_ms) = (self.batch(), self.cost_ms());
+        self.0.settings.objective_ms.map_or(best, |ms| batch_within(ms, best, cost_ms)) as f64 * cost_ms
+    }
+
     /// The serving model; during a swap, the old one. Each [`InferenceResult`] names its own.
     pub fn model(&self) -> Arc<Model> {
         self.0.model.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -452,6 +458,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_most_urgent_of_what_waits_is_taken_first_and_batches_keep_to_the_objective() {
+        let settings = InferenceSettings { objective_ms: Some(1), ..settings(1) };
+        let infer = InferencePool::start(&onnx(), &heavy(), &settings).unwrap();
+        infer.0.cost.set(10.0);
+        let asked = [(5, None), (0, Some(100)), (5, Some(4_000)), (9, None), (5, Some(3_000)), (5, None)];
+        let now = Instant::now();
+        let mut answers = Vec::new();
+        for (priority, left_ms) in asked {
+            let (reply, answer) = oneshot::channel();
+            let permit = infer.0.permits.clone().acquire_owned().await.unwrap();
+            let urgency = Urgency { priority, left: left_ms.map(Duration::from_millis) };
+            infer.0.jobs.add(urgency, InferenceJob { bytes: sample(), asked: now, reply, permit });
+            answers.push(answer);
+        }
+        // All wait before the first is taken.
+        (0..asked.len()).for_each(|_| infer.0.mail.send(OwnerMail::See).unwrap());
+        let mut taken = Vec::new();
+        for (number, answer) in answers.into_iter().enumerate() {
+            let timings = answer.await.unwrap().unwrap().timings;
+            assert_eq!(timings.batch_size, 1, "two batches of more take longer than the objective");
+            taken.push((timings.waited_us, number));
+        }
+        taken.sort_unstable();
+        let order: Vec<_> = taken.into_iter().map(|(_, number)| number).collect();
+        assert_eq!(order, [3, 4, 2, 0, 5, 1]);
+        infer.stop().await;
+    }
+
+    #[tokio::test]
     async fn the_threads_end_with_the_last_handle() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
@@ -465,7 +500,10 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_leaves_frees_its_mailbox_space() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
-        for _ in 0..2 * MAX_WAITING {
+        // Little space, so that the test need not fill all of it.
+        let space = 64;
+        assert_eq!(infer.0.permits.forget_permits(MAX_WAITING - space), MAX_WAITING - space);
+        for _ in 0..3 * space {
             let mut asked = Box::pin(infer.predict(sample()));
             let _ = futures_poll(&mut asked);
         }
