@@ -177,7 +177,8 @@ mod tests {
             ..Answer::for_task(&task, AnswerStage::Provisional, Route::Edge, Reason::LowMargin, 2_000)
         };
         let expired = doubtful.clone().expire(3_950);
-        let verified = Verdict { provisional: doubtful.with_prediction(prediction("fish")), ..verdict(None, Some("kelp")) };
+        let verified =
+            Verdict { provisional: doubtful.with_prediction(prediction("fish")), ..verdict(None, Some("kelp")) };
         let verified = verified.into_final_answer(4_010).unwrap();
         let given_up = Answer::tombstone(&task, fault(), 9_000);
         let late_ms = |answer: &Answer| answer.lateness_ms(answer.answered_at_ms);

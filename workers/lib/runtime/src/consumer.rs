@@ -396,7 +396,8 @@ impl<S: Handler> InFlight<S> {
         let tombstone =
             self.handler.image_task(message).map(|task| Answer::tombstone(&task, note.clone(), clock::now_ms()));
         if let Some(tombstone) = tombstone
-            && let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, &tombstone, &self.stats).await?
+            && let SlotContent::OtherAnswer(outcome) =
+                outcome::store_answer(&self.publisher, &tombstone, &self.stats).await?
             && outcome.route != Route::Dead
         {
             return Ok(());

@@ -31,11 +31,7 @@ pub enum SlotContent {
 ///
 /// # Errors
 /// The answer could not be stored, or the slot could not be read.
-pub async fn store_answer(
-    publisher: &Publisher,
-    answer: &Answer,
-    stats: &WorkerStats,
-) -> Result<SlotContent, Fault> {
+pub async fn store_answer(publisher: &Publisher, answer: &Answer, stats: &WorkerStats) -> Result<SlotContent, Fault> {
     let span = traces::current();
     span.set_task_id(answer.task);
     for _ in 0..ATTEMPTS {

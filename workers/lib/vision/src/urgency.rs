@@ -45,9 +45,10 @@ pub struct UrgencyRank {
 impl UrgencyRank {
     /// The rank of an item that comes now as the given number.
     pub fn of(urgency: Urgency, now_us: u64, number: u64) -> Self {
-        let left_us = urgency.left.filter(|left| !left.is_zero()).map_or(MAX_WAIT_US, |left| {
-            u64::try_from(left.as_micros()).unwrap_or(u64::MAX).min(MAX_WAIT_US)
-        });
+        let left_us = urgency
+            .left
+            .filter(|left| !left.is_zero())
+            .map_or(MAX_WAIT_US, |left| u64::try_from(left.as_micros()).unwrap_or(u64::MAX).min(MAX_WAIT_US));
         Self { priority: Reverse(urgency.priority), due_us: now_us.saturating_add(left_us), number }
     }
 }
@@ -187,8 +188,11 @@ mod tests {
         let after = || prop_oneof![Just(0), 0..2_000_000u64];
         let left = prop::option::of(prop_oneof![0..1000u64, 0..100_000u64]);
         prop_oneof![
-            (after(), 0..10u8, left)
-                .prop_map(|(after_us, priority, left_ms)| QueueStep::Push { after_us, priority, left_ms }),
+            (after(), 0..10u8, left).prop_map(|(after_us, priority, left_ms)| QueueStep::Push {
+                after_us,
+                priority,
+                left_ms
+            }),
             after().prop_map(|after_us| QueueStep::Pop { after_us }),
         ]
     }

@@ -225,6 +225,11 @@ impl Testbed {
         }
     }
 
+    /// Late answers that the site's workers counted since they started.
+    pub(crate) async fn late_answers(&self) -> Result<u64, BenchError> {
+        Ok(fleet::live_workers(&self.here).await?.iter().map(|beat| beat.late).sum())
+    }
+
     /// Stops the recognizer where it is, or lets it go on.
     pub(crate) fn pause_recognizer(&self, held: bool) {
         if let Some(recognizer) = &self.recognizer {

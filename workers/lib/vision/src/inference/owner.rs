@@ -1,8 +1,8 @@
 //! An owner thread: takes the most urgent of what waits, up to the best batch, runs it through its own replica, and
 //! switches replicas between two batches.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;

@@ -24,7 +24,13 @@ pub struct InferenceSettings {
 
 impl Default for InferenceSettings {
     fn default() -> Self {
-        Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeSettings::default(), objective_ms: None }
+        Self {
+            replicas: Replicas::Auto,
+            threads: 1,
+            max_batch: 8,
+            decode: DecodeSettings::default(),
+            objective_ms: None,
+        }
     }
 }
 
