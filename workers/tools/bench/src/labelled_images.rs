@@ -22,7 +22,7 @@ pub(crate) struct LabelledImage {
 
 /// Side that the project's own images (28x28) are enlarged to, pixels, so that they cost as much to decode and send as
 /// camera images.
-pub(crate) const SIDE_PX: u32 = 480;
+const SIDE_PX: u32 = 480;
 
 /// The labels of a folder, sorted.
 pub(crate) fn labels(folder: &Path) -> Result<Vec<String>, BenchError> {
@@ -30,9 +30,8 @@ pub(crate) fn labels(folder: &Path) -> Result<Vec<String>, BenchError> {
     Ok(labels.into_iter().collect())
 }
 
-/// Reads up to `most` images of split `test`, or of all splits if it is empty, spread evenly over the index. The project's
-/// own images are enlarged to `side_px`.
-pub(crate) fn read(folder: Option<&Path>, most: usize, side_px: u32) -> Result<Vec<LabelledImage>, BenchError> {
+/// Reads up to `most` images of split `test`, or of all splits if it is empty, spread evenly over the index.
+pub(crate) fn read(folder: Option<&Path>, most: usize) -> Result<Vec<LabelledImage>, BenchError> {
     let own = folder.is_none();
     let folder = folder.unwrap_or(Path::new(OWN));
     let mut dataset = read_dataset(folder, None)?;
@@ -42,7 +41,7 @@ pub(crate) fn read(folder: Option<&Path>, most: usize, side_px: u32) -> Result<V
         let mut bytes = std::fs::read(&path).map_err(BenchError::file(&path))?;
         if own {
             let why = || format!("contains {}, which is not an image", row.file);
-            bytes = vision::enlarged(&bytes, side_px)
+            bytes = vision::enlarged(&bytes, SIDE_PX)
                 .ok_or_else(|| BenchError::NoImages { folder: folder.to_owned(), why: why() })?;
         }
         Ok(LabelledImage { bytes: bytes.into(), label: row.label.clone() })

@@ -3,8 +3,8 @@
 //!
 //! Three parts. *Verification*: a light and a heavy classifier on labelled images; doubtful images are verified.
 //! *Offloading*: no image is doubtful, and policies decide only where the work is done. The cloud is simulated there,
-//! because two models on one machine would compete for the CPU. *Deadlines*: like offloading, with large pictures that
-//! take the site long, and a deadline for each; late answers are counted, and what no schedule could have met
+//! because two models on one machine would compete for the CPU. *Deadlines*: like offloading, with a model that
+//! takes long for each image, and a deadline for each; late answers are counted, and what no schedule could have met
 //! ([`deadline_bound`]).
 
 mod deadline_bound;
@@ -34,6 +34,8 @@ use crate::link_shaper::{LinkShape, LinkState};
 use crate::load_generator::schedule;
 use crate::report::{BenchMachine, BenchReport};
 use crate::testbed::{Testbed, TestbedConfig};
+use crate::train::learning_curve;
+use crate::train::network::BenchNetwork;
 use crate::workload::Workload;
 use tributary::demo::answer_listener::AnswerListener;
 
@@ -47,9 +49,6 @@ const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
 /// Speed of the simulated cloud where policies decide only where the work is done.
 const CLOUD_PACE: FakeCloudPace = FakeCloudPace { service_ms: 3.0, replicas: 4 };
-/// Side that pictures with deadlines are enlarged to, pixels: the site needs so long for them that three times as many
-/// can be published, stored and sent on the same machine.
-const LARGE_PX: u32 = 2400;
 /// How long after a run workers may take to tell how many answers were late; recognizers tell each second.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum unacknowledged images.
@@ -98,26 +97,15 @@ struct PolicyBenchEffort {
     offloaded: usize,
     steady_s: f64,
     burst_s: f64,
-    /// Length of a burst with deadlines, and the images that it cycles through.
+    /// Length of a burst with deadlines.
     deadlines_s: f64,
-    large: usize,
 }
 
 impl PolicyBenchEffort {
     fn new(quick: bool) -> Self {
         match quick {
-            true => {
-                Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3, deadlines_s: 1.5, large: 20 }
-            }
-            false => Self {
-                rounds: 3,
-                batch: 300,
-                offloaded: 1500,
-                steady_s: 2.0,
-                burst_s: 0.25,
-                deadlines_s: 4.0,
-                large: 60,
-            },
+            true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3, deadlines_s: 2.0 },
+            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25, deadlines_s: 5.0 },
         }
     }
 }
@@ -181,22 +169,23 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     tokio::task::spawn_blocking(move || drop(testbed)).await?;
 
     print_step("preparing the part with deadlines");
-    let large = effort.large;
-    let large = tokio::task::spawn_blocking(move || labelled_images::read(None, large, LARGE_PX)).await??;
+    let folder_of_model = folder.path().join("slow-model");
+    let slow = tokio::task::spawn_blocking(move || slow_model(&folder_of_model)).await??;
     let config = TestbedConfig {
+        edge: slow,
         pace: Some(CLOUD_PACE),
         predictions: Arc::default(),
         set: SURE.map(str::to_owned).to_vec(),
         ..set.testbed_config(options, folder.path())?
     };
     let mut testbed = Testbed::start("deadlines", config).await?;
-    let deadline_capacity_per_s = measure_capacity(&mut testbed, &large).await?;
-    print_step(&format!("capacity of the site alone: {deadline_capacity_per_s:.0} large images per second"));
+    let deadline_capacity_per_s = measure_capacity(&mut testbed, &images[..images.len().min(60)]).await?;
+    print_step(&format!("capacity of the site alone: {deadline_capacity_per_s:.0} images per second"));
     let bench = PolicyBench {
         part: PolicyQuestion::Deadlines,
         effort: &effort,
         capacity_per_s: deadline_capacity_per_s,
-        images: &large,
+        images: &images,
         share: 0.0,
     };
     bench.run_all(&mut testbed, options, &mut runs).await?;
@@ -218,7 +207,6 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
             "scenarios_offloading": OFFLOADING,
             "scenarios_deadlines": DEADLINES,
             "deadline_capacity_per_s": deadline_capacity_per_s,
-            "deadline_image_bytes": mean_bytes(&large),
         }),
         rows: results::rows(&runs),
         table: results::table(&runs),
@@ -232,8 +220,13 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
 /// Settings of a site with one replica that is never in doubt.
 const SURE: [&str; 2] = ["recognizer.infer.replicas=1", "recognizer.gate.min_confidence_ratio=0"];
 
-fn mean_bytes(images: &[LabelledImage]) -> usize {
-    images.iter().map(|image| image.bytes.len()).sum::<usize>() / images.len().max(1)
+/// A model that takes long for each image, so that three times as many as it can recognize can be published, stored and
+/// sent on the same machine. Its weights are random: what it says does not matter.
+fn slow_model(folder: &Path) -> Result<PathBuf, BenchError> {
+    let network = BenchNetwork::resnet18();
+    let labels: Vec<String> = (0..network.classes()).map(|class| format!("class-{class}")).collect();
+    learning_curve::write(&network, &labels, folder)?;
+    Ok(folder.to_owned())
 }
 
 /// Images and models of the verification part.
@@ -274,7 +267,7 @@ impl VerificationSet {
 /// Reads the images; runs the site's model on them to count doubtful ones, and, for a simulated cloud, the cloud's
 /// model to precompute its predictions.
 fn prepare(options: &PolicyBenchOptions, count: usize) -> Result<VerificationSet, BenchError> {
-    let images = labelled_images::read(options.images.as_deref(), count, labelled_images::SIDE_PX)?;
+    let images = labelled_images::read(options.images.as_deref(), count)?;
     let absolute = |chosen: &Option<PathBuf>, own: &str| {
         let named = chosen.clone().unwrap_or_else(|| own.into());
         if chosen.is_none() && !named.is_dir() {
@@ -379,7 +372,8 @@ impl PolicyBench<'_> {
     /// Images that no schedule answers before their deadlines.
     fn unavoidable_late(&self, scenario: &Scenario, arrivals: &[LabelledImage]) -> u64 {
         let (PolicyQuestion::Deadlines, Some(deadline_ms)) = (self.part, scenario.deadline_ms) else { return 0 };
-        let capacity = Capacity { site_per_s: self.capacity_per_s, link: scenario.shape, cloud: CLOUD_PACE };
+        let answers = !scenario.is_cloud_unreachable();
+        let capacity = Capacity { site_per_s: self.capacity_per_s, link: scenario.shape, cloud: CLOUD_PACE, answers };
         let sizes: Vec<usize> = arrivals.iter().map(|image| image.bytes.len()).collect();
         unavoidable_late(&capacity, &sizes, self.rate(scenario), deadline_ms as f64 / 1000.0) as u64
     }

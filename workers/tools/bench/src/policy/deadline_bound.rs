@@ -13,6 +13,8 @@ pub(super) struct Capacity {
     pub link: LinkShape,
     /// The cloud.
     pub cloud: FakeCloudPace,
+    /// Whether the cloud answers at all.
+    pub answers: bool,
 }
 
 /// Which of two ways that are both in time an image takes.
@@ -32,7 +34,7 @@ pub(super) fn unavoidable_late(capacity: &Capacity, sizes: &[usize], rate_per_s:
 }
 
 fn late_by(capacity: &Capacity, sizes: &[usize], rate_per_s: f64, deadline_s: f64, preference: Preference) -> usize {
-    let Capacity { site_per_s, link, cloud } = capacity;
+    let Capacity { site_per_s, link, cloud, answers } = capacity;
     let delay_s = link.delay_ms / 1000.0;
     let (mut site_free_s, mut link_free_s) = (0.0_f64, 0.0_f64);
     let mut replicas_free_s = vec![0.0_f64; cloud.replicas.max(1) as usize];
@@ -50,7 +52,7 @@ fn late_by(capacity: &Capacity, sizes: &[usize], rate_per_s: f64, deadline_s: f6
             Preference::Site => true,
             Preference::Cloud => false,
         };
-        match (is_in_time(here_s), is_in_time(there_s)) {
+        match (is_in_time(here_s), *answers && is_in_time(there_s)) {
             (false, false) => late += 1,
             (true, false) => site_free_s = here_s,
             (true, true) if prefers_site => site_free_s = here_s,
@@ -67,8 +69,12 @@ mod tests {
 
     const LINK: LinkShape =
         LinkShape { rate_bytes_per_s: Some(1e6), delay_ms: 10.0, jitter_ms: 0.0, state: LinkState::Open };
-    const CAPACITY: Capacity =
-        Capacity { site_per_s: 10.0, link: LINK, cloud: FakeCloudPace { service_ms: 10.0, replicas: 4 } };
+    const CAPACITY: Capacity = Capacity {
+        site_per_s: 10.0,
+        link: LINK,
+        cloud: FakeCloudPace { service_ms: 10.0, replicas: 4 },
+        answers: true,
+    };
 
     fn late(capacity: &Capacity, rate_per_s: f64, bytes: usize) -> usize {
         unavoidable_late(capacity, &[bytes; 300], rate_per_s, 0.4)
@@ -90,5 +96,7 @@ mod tests {
         let slow = Capacity { link: LinkShape { delay_ms: 250.0, ..LINK }, ..CAPACITY };
         let late = unavoidable_late(&slow, &[1; 300], 30.0, 0.4);
         assert!((190..=200).contains(&late), "the cloud is too far away: {late}");
+        let stalled = Capacity { answers: false, ..CAPACITY };
+        assert_eq!(unavoidable_late(&stalled, &[1; 300], 30.0, 0.4), late);
     }
 }

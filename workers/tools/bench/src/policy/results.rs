@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::measured::MeasuredPolicy;
 use super::measured::names::{CLOUD_ONLY, EARLIEST_FINISH, EDGE_ONLY, HARD_EXAMPLE, PAPER, RANDOM};
-use super::scenario::{DEADLINE_BURST, PolicyQuestion, Scenario};
+use super::scenario::{DEADLINES, PolicyQuestion, Scenario};
 use crate::bar_chart::{BarChart, BarGroup};
 use crate::labelled_images::LabelledImage;
 use crate::report::{FigureGoal, HeadlineFigure, ReportChart, ReportTable, amount};
@@ -293,7 +293,10 @@ pub(super) fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
         let unavoidable = outcome.unavoidable_late as f64 / outcome.images.max(1) as f64;
         (outcome.late_ratio - unavoidable).max(0.0) * 100.0
     };
-    let late = value(PolicyQuestion::Deadlines, DEADLINE_BURST, EARLIEST_FINISH, avoidable);
+    let late = DEADLINES
+        .iter()
+        .filter_map(|scenario| value(PolicyQuestion::Deadlines, scenario.name, EARLIEST_FINISH, avoidable))
+        .reduce(f64::max);
     let with_deadlines = runs.iter().filter(|run| run.part == PolicyQuestion::Deadlines);
     let uncounted = with_deadlines.map(|run| run.outcome.late.abs_diff(run.outcome.late_counted)).max();
     let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
@@ -365,8 +368,8 @@ pub(super) fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
             most(1.1),
         ),
         figure(
-            "deadline_burst_avoidable_late_percent",
-            "deadlines of 400 ms in a threefold burst: answers late that some schedule would have met",
+            "deadline_avoidable_late_percent",
+            "deadlines of 400 ms, threefold burst or cloud stalled: answers late that some schedule would have met",
             late,
             "%",
             most(1.0),
@@ -395,7 +398,7 @@ pub(super) fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usi
         "The project's own images are first enlarged to 480x480 JPEGs; the site has one replica.".into(),
         "Offloading: generated 640x480 JPEGs, one replica at the site, a simulated cloud with 3 ms per image on each of 4 replicas.".into(),
         format!("hard-example abandons an upload after {} ms; the library that it stands for waits 12 s and more.", super::BASELINE_TIMEOUT.as_millis()),
-        format!("Deadlines: the project's images enlarged to {0}x{0}; the same simulated cloud. *Late* is by the answers, *seen late* by the publisher's clock from the time an image was due to be published, *unavoidable* what a scheduler that knows capacity, link and cloud cannot meet.", super::LARGE_PX),
+        "Deadlines: the same images and simulated cloud; the site's model has the shape of ResNet-18 at 96 pixels. *Late* is by the answers, *seen late* by the publisher's clock from the time an image was due to be published, *unavoidable* what a scheduler that knows capacity, link and cloud cannot meet.".into(),
         "`>` marks runs that reached the time limit.".into(),
     ]
 }

@@ -112,18 +112,27 @@ pub(super) const OFFLOADING: [Scenario; 5] = [
     Scenario { name: "cloud stalled", shape: WIDE, stalled: true, ..BATCH },
 ];
 
-/// Name of the scenario with the goal for late answers.
-pub(super) const DEADLINE_BURST: &str = "burst with deadlines";
-
-/// Scenarios of the part with deadlines.
-pub(super) const DEADLINES: [Scenario; 1] = [Scenario {
-    name: DEADLINE_BURST,
-    arrivals: ArrivalPattern::Burst { of_capacity: 3.0 },
-    shape: WIDE,
-    deadline_ms: Some(400),
-    quick: true,
-    ..BATCH
-}];
+/// Scenarios of the part with deadlines. In the first, the cloud must take what the site cannot; in the second, the site
+/// must take back in time what it sent to a cloud that answers nothing.
+pub(super) const DEADLINES: [Scenario; 2] = [
+    Scenario {
+        name: "burst with deadlines",
+        arrivals: ArrivalPattern::Burst { of_capacity: 3.0 },
+        shape: WIDE,
+        deadline_ms: Some(400),
+        quick: true,
+        ..BATCH
+    },
+    Scenario {
+        name: "cloud stalled with deadlines",
+        arrivals: ArrivalPattern::Burst { of_capacity: 0.8 },
+        shape: WIDE,
+        stalled: true,
+        deadline_ms: Some(400),
+        quick: true,
+        ..BATCH
+    },
+];
 
 impl Scenario {
     /// Whether the cloud never answers.
