@@ -63,7 +63,7 @@ async fn late_answers_say_so_and_status_counts_as_many() {
     for task in &doubtful {
         promised(&world, *task).await;
     }
-    world.worker_mut("courier").unwrap().signal(Signal::SIGSTOP).unwrap();
+    world.worker_mut("courier-0").unwrap().signal(Signal::SIGSTOP).unwrap();
     // A burst of which some can be in time, some cannot, and some have all the time in the world.
     let mut burst = Vec::new();
     for (number, picture) in
@@ -86,7 +86,7 @@ async fn late_answers_say_so_and_status_counts_as_many() {
     })
     .await
     .unwrap();
-    world.worker_mut("courier").unwrap().signal(Signal::SIGCONT).unwrap();
+    world.worker_mut("courier-0").unwrap().signal(Signal::SIGCONT).unwrap();
     for task in &doubtful {
         let answer = answered(&world, *task).await;
         assert!(answer.late_ms.is_some() && answer.route == Route::Expired, "{answer:?}");
