@@ -64,6 +64,7 @@ async fn late_answers_say_so_and_status_counts_as_many() {
         promised(&world, *task).await;
     }
     world.worker_mut("courier-0").unwrap().signal(Signal::SIGSTOP).unwrap();
+    world.worker_mut("recognizer-0").unwrap().signal(Signal::SIGSTOP).unwrap();
     // A burst of which some can be in time, some cannot, and some have all the time in the world.
     let mut burst = Vec::new();
     for (number, picture) in
@@ -76,6 +77,7 @@ async fn late_answers_say_so_and_status_counts_as_many() {
         };
         burst.push(publish(&bus, &name, &picture.bytes, headers).await);
     }
+    world.worker_mut("recognizer-0").unwrap().signal(Signal::SIGCONT).unwrap();
     for task in &burst {
         answered(&world, *task).await;
     }
