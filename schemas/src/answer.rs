@@ -1,5 +1,6 @@
 //! The answer to a task. Version history: 1, first; later with more reasons
-//! and the optional energy, the task that was replayed, the decision trace, notes, several labels, and novelty.
+//! and the optional energy, the task that was replayed, the decision trace, notes, several labels, novelty, and the
+//! publisher's deadline with how late the answer was.
 
 use std::fmt;
 
@@ -70,6 +71,13 @@ pub struct Answer {
     /// When a provisional answer stops waiting for a verdict, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_at_ms: Option<u64>,
+    /// The publisher's deadline, milliseconds since the epoch; absent if the publisher set none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at_ms: Option<u64>,
+    /// How long after `due_at_ms` the final answer was given to the server, milliseconds, at least 1; absent if it was
+    /// in time or had no deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_ms: Option<u64>,
     /// Duration of each step.
     pub timings: Timings,
     /// Energy spent on it at the site and on the link, millijoules; an estimate unless the machine has a counter.
@@ -125,6 +133,8 @@ impl Answer {
             published_at_ms: task.published_at_ms,
             answered_at_ms,
             deadline_at_ms: task.deadline_at_ms,
+            due_at_ms: task.deadline_at_ms,
+            late_ms: None,
             timings: Timings::default(),
             energy_mj: None,
             truth: task.truth.clone(),

@@ -19,6 +19,11 @@ impl Answer {
         self.route == Route::Dead && self.image_sequence == image_sequence
     }
 
+    /// By how much this answer is late when it is given to the server now, milliseconds; `None` if it is in time.
+    pub fn lateness_ms(&self, now_ms: u64) -> Option<u64> {
+        now_ms.checked_sub(self.due_at_ms?).filter(|late_ms| *late_ms > 0)
+    }
+
     /// This provisional answer as the final one, because no verdict came before its deadline.
     pub fn expire(self, now_ms: u64) -> Self {
         Self { route: Route::Expired, reason: Reason::DeadlinePassed, ..self.finish(now_ms) }
@@ -161,6 +166,25 @@ mod tests {
         assert_eq!(verdict(None, None).into_final_answer(5_000), None);
         assert_eq!(request(None).refuse(fault(), 5_000), None);
         assert_eq!(request(None).expire(5_000), None);
+    }
+
+    #[test]
+    fn whoever_finishes_an_answer_keeps_the_publishers_deadline_and_not_how_long_the_site_waited() {
+        let task = Task { deadline_at_ms: Some(4_000), ..task() };
+        let doubtful = Answer {
+            // The site waits for the verdict until a little earlier.
+            deadline_at_ms: Some(3_900),
+            ..Answer::for_task(&task, AnswerStage::Provisional, Route::Edge, Reason::LowMargin, 2_000)
+        };
+        let expired = doubtful.clone().expire(3_950);
+        let verified =
+            Verdict { provisional: doubtful.with_prediction(prediction("fish")), ..verdict(None, Some("kelp")) };
+        let verified = verified.into_final_answer(4_010).unwrap();
+        let given_up = Answer::tombstone(&task, fault(), 9_000);
+        let late_ms = |answer: &Answer| answer.lateness_ms(answer.answered_at_ms);
+        assert_eq!([&expired, &verified, &given_up].map(late_ms), [None, Some(10), Some(5_000)]);
+        assert_eq!(expired.lateness_ms(4_000), None, "at the deadline is in time");
+        assert_eq!(provisional(Some("fish")).lateness_ms(u64::MAX), None, "the publisher set none");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A worker's heartbeat, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training, rounds, releases, canaries, scale and drift.
+//! optional reports of link, load, decision, training, rounds, releases, canaries, scale and drift, and the count of late
+//! answers.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ pub struct Heartbeat {
     pub finished: u64,
     /// Messages in flight.
     pub holding: u64,
+    /// Final answers it stored after the publishers' deadlines, since the worker started.
+    #[serde(default, skip_serializing_if = "is_none_counted")]
+    pub late: u64,
     /// Replicas of the model; 0 for a role without a model.
     #[serde(default)]
     pub replicas: u32,
@@ -99,6 +103,7 @@ impl Heartbeat {
             sent_at_ms,
             finished: 0,
             holding: 0,
+            late: 0,
             replicas: 0,
             scale: None,
             clock_ahead_ms: None,
@@ -308,6 +313,10 @@ pub struct CloudReport {
     /// Time since any waiting request was finished, seconds; 0 while nothing waits.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub still_s: f64,
+}
+
+fn is_none_counted(count: &u64) -> bool {
+    *count == 0
 }
 
 fn is_zero(value: &f64) -> bool {

@@ -209,6 +209,13 @@ impl Task {
         self
     }
 
+    /// This task with the deadline in its header, if that can be read.
+    pub fn with_deadline(mut self, header: Option<&str>) -> Self {
+        let ms = header.and_then(|text| text.trim().parse::<u64>().ok());
+        self.deadline_at_ms = ms.map(|ms| self.published_at_ms.saturating_add(ms));
+        self
+    }
+
     /// The id of a stored image's task, whatever its other headers are.
     pub fn id_of<'h>(
         stamp: &StorageStamp,

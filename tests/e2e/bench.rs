@@ -47,9 +47,12 @@ async fn the_quick_bench_of_recognizing_writes_its_headline() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quick_bench_of_policies_writes_its_headline() {
     let headline = headline("policy").await;
-    for name in
-        ["completion_over_hard_example_batch", "offload_completion_over_best_fixed", "cloud_down_p99_over_edge_only"]
-    {
+    for name in [
+        "completion_over_hard_example_batch",
+        "offload_completion_over_best_fixed",
+        "cloud_down_p99_over_edge_only",
+        "deadline_avoidable_late_percent",
+    ] {
         assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
     }
 }

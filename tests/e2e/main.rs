@@ -10,6 +10,7 @@ mod bad_input;
 mod bench;
 mod bounds;
 mod common;
+mod deadlines;
 mod demo;
 mod deploy;
 mod drift;

@@ -66,6 +66,8 @@ fn answer() -> Answer {
         published_at_ms: 1_763_942_400_000,
         answered_at_ms: 1_763_942_400_250,
         deadline_at_ms: Some(1_764_028_800_000),
+        due_at_ms: None,
+        late_ms: None,
         timings: timings(),
         energy_mj: None,
         truth: Some("pullover".into()),
@@ -201,6 +203,7 @@ fn beat() -> Heartbeat {
         sent_at_ms: 1_763_942_400_400,
         finished: 12_345,
         holding: 7,
+        late: 0,
         replicas: 2,
         scale: None,
         clock_ahead_ms: None,
@@ -661,6 +664,14 @@ fn answer_novel() -> Answer {
     Answer { route: Route::Verified, reason, edge: Some(edge), novelty: Some(0.5), ..answer() }
 }
 
+fn answer_late() -> Answer {
+    Answer { due_at_ms: Some(1_763_942_399_000), late_ms: Some(250), ..answer() }
+}
+
+fn beat_late() -> Heartbeat {
+    Heartbeat { late: 3, ..beat() }
+}
+
 fn beat_drifting() -> Heartbeat {
     let measure =
         |distance_ratio, level| DriftMeasure { reference_ratio: 0.5, recent_ratio: 0.75, distance_ratio, level };
@@ -774,6 +785,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-counted.v1", &beat_counted());
     survives("answer-novel.v1", &answer_novel());
     survives("answer-offloaded.v1", &answer_offloaded());
+    survives("answer-late.v1", &answer_late());
+    survives("beat-late.v1", &beat_late());
     survives("beat-drifting.v1", &beat_drifting());
     survives("beat-totals.v1", &beat_totals());
     survives("update.v1", &update());
@@ -861,6 +874,8 @@ fn remake() {
         ("beat-counted.v1", encode(&beat_counted())),
         ("answer-novel.v1", encode(&answer_novel())),
         ("answer-offloaded.v1", encode(&answer_offloaded())),
+        ("answer-late.v1", encode(&answer_late())),
+        ("beat-late.v1", encode(&beat_late())),
         ("beat-drifting.v1", encode(&beat_drifting())),
         ("beat-totals.v1", encode(&beat_totals())),
         ("update.v1", encode(&update())),

@@ -106,7 +106,7 @@ impl ToyRecognizer {
 async fn verify_later(cluster: MemoryCluster, verified: Answer, after_ms: u64) {
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     let publisher = Publisher::new(cluster.connect(SITE), Duration::from_secs(10));
-    while outcome::store_answer(&publisher, &verified).await.is_err() {
+    while outcome::store_answer(&publisher, &verified, &WorkerStats::default()).await.is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -213,7 +213,7 @@ async fn run_wrong_loop(
             loop {
                 match recognizer.recognize(&delivery).await {
                     Ok(OutgoingMessages { final_answer: Some(answer), .. }) => {
-                        let _stored = outcome::store_answer(&publisher, &answer).await;
+                        let _stored = outcome::store_answer(&publisher, &answer, &WorkerStats::default()).await;
                         break;
                     }
                     Ok(_) | Err(Fault::Reject(_)) => break,

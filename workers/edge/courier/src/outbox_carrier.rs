@@ -293,7 +293,7 @@ impl OutboxCarrier {
                 self.keep_hard_case(case).await?;
                 // The deadline keeper does the same, unless the provisional answer was dropped for space; the slot
                 // keeps the first.
-                outcome::store_answer(&self.publisher(), &answer).await?;
+                outcome::store_answer(&self.publisher(), &answer, &self.stats).await?;
             }
         }
         reader::delete_message(&self.here, topology::OUTBOX, sequence).await?;
@@ -318,7 +318,7 @@ impl OutboxCarrier {
         let task = request.as_ref().map(|request| request.provisional.task);
         self.keep_hard_case(request.as_ref().and_then(VerifyRequest::hard_case)).await?;
         if let Some(answer) = request.and_then(|request| request.refuse(note.clone(), clock::now_ms())) {
-            outcome::store_answer(&self.publisher(), &answer).await?;
+            outcome::store_answer(&self.publisher(), &answer, &self.stats).await?;
         }
         tracing::warn!(
             role = ROLE.as_str(),

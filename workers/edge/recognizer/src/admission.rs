@@ -1,5 +1,7 @@
-//! Makes the [`admit`](offload::admit) decision for each task, holds tasks that must wait, and counts.
+//! Makes the [`admit`](offload::admit) decision for each task, holds tasks that must wait, and counts. A slot that gets
+//! free goes to the most urgent of the held tasks.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use offload::admit::{
 use schemas::{DecisionReport, DecisionTrace, Reason, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{InferencePool, ProcessorContention};
+use vision::{InferencePool, ProcessorContention, Urgency, UrgencyRank};
 
 use crate::offload_window::OffloadWindow;
 use crate::signals::Signals;
@@ -69,6 +71,10 @@ pub(crate) struct Admission {
     pub noted: watch::Sender<(EffectiveSettings, String)>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
+    /// Ranks of the held tasks.
+    held: Mutex<BTreeSet<UrgencyRank>>,
+    /// Number of the next task that is decided.
+    next_number: AtomicU64,
     window: Mutex<OffloadWindow>,
     /// Offloaded tasks without an answer.
     pub away: AtomicU64,
@@ -130,6 +136,8 @@ impl Admission {
             energy: Mutex::default(),
             local: Arc::default(),
             holding: AtomicU64::new(0),
+            held: Mutex::default(),
+            next_number: AtomicU64::new(0),
             window: Mutex::default(),
             away: AtomicU64::new(0),
             counts: AdmissionCounts::default(),
@@ -160,20 +168,23 @@ impl Admission {
     pub(crate) async fn decide(&self, mut task: AdmitInput, cost: CostReading) -> (Placement, DecisionTrace) {
         let since = Instant::now();
         let left_s = task.left_s;
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let now_us = runtime::clock::micros(self.started_at.elapsed());
+        let rank = UrgencyRank::of(urgency(task.priority, left_s), now_us, number);
         let mut held = None;
         loop {
             // Subscribed before deciding, so that no change is missed in between.
             let changed = self.signals.changed.notified();
             task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            let (admit, reason, trace) = self.decide_once(&task, &cost, held.is_some());
+            let (admit, reason, trace) = self.decide_once(&task, &rank, &cost, held.is_some());
             match admit {
                 AdmitDecision::Local => return (Placement::Local(self.local_task()), trace),
                 AdmitDecision::Redirect => return (Placement::Redirect(reason), trace),
                 AdmitDecision::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
-                        CountGuard::new(&self.holding)
+                        (CountGuard::new(&self.holding), HeldTask::new(&self.held, rank))
                     });
                 }
             }
@@ -192,7 +203,13 @@ impl Admission {
     }
 
     /// Decides, with the reason that an offloaded task's answer gives.
-    fn decide_once(&self, task: &AdmitInput, cost: &CostReading, held: bool) -> (AdmitDecision, Reason, DecisionTrace) {
+    fn decide_once(
+        &self,
+        task: &AdmitInput,
+        rank: &UrgencyRank,
+        cost: &CostReading,
+        held: bool,
+    ) -> (AdmitDecision, Reason, DecisionTrace) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
             self.set_effective_settings(|effective| effective.policy.clone_from(&policy));
@@ -201,7 +218,8 @@ impl Admission {
         let network = self.network();
         let now_s = self.started_at.elapsed().as_secs_f64();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut load = self.load(cost);
+        let before = self.held.lock().unwrap_or_else(PoisonError::into_inner).range(..*rank).count() as u64;
+        let mut load = self.load(cost, before);
         // The task itself, unless it is already counted among the held ones.
         load.waiting += u64::from(!held);
         let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
@@ -253,8 +271,8 @@ impl Admission {
         energy.uplink_j += spent.uplink_j;
     }
 
-    /// Present load of the machine and the queue.
-    fn load(&self, cost: &CostReading) -> SiteLoad {
+    /// Present load of the machine and the queue, for a task with this many more urgent ones before it.
+    fn load(&self, cost: &CostReading, before: u64) -> SiteLoad {
         let vitals = self.signals.vitals();
         let low_ratio = self.signals.policy().load.cpu_low_ratio;
         let is_over = |contention: &ProcessorContention| {
@@ -268,7 +286,7 @@ impl Admission {
             memory_ratio: vitals.memory_ratio,
             stall_ratio: vitals.stall_ratio,
             waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
-            free: local < self.slots.load(Ordering::Relaxed),
+            free: local + before < self.slots.load(Ordering::Relaxed),
             replicas: self.replicas.load(Ordering::Relaxed),
             cost_s: cost.cost_ms / 1000.0,
             contention_ratio,
@@ -296,6 +314,11 @@ impl Admission {
         );
     }
 
+    /// Records that an offloaded task was reclaimed for its deadline.
+    pub(crate) fn record_near_deadline(&self) {
+        self.with_window(OffloadWindow::record_near_deadline);
+    }
+
     fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {
         let now_s = self.started_at.elapsed().as_secs_f64();
         act(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner), now_s)
@@ -314,7 +337,7 @@ impl Admission {
 
     /// The decisions and their inputs, for the heartbeat.
     pub(crate) fn report(&self, cost: &CostReading) -> DecisionReport {
-        let (load, network, policy) = (self.load(cost), self.network(), self.signals.policy());
+        let (load, network, policy) = (self.load(cost, 0), self.network(), self.signals.policy());
         let state = {
             // Without tasks no decision is made, but the overload must end even so.
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -372,6 +395,31 @@ fn why(state: &AdmitState, load: &SiteLoad, network: &Network) -> String {
     format!("{site}, {link}{}", there.unwrap_or_default())
 }
 
+/// How urgent a task is that has this much time to its deadline, seconds.
+pub(crate) fn urgency(priority: u8, left_s: Option<f64>) -> Urgency {
+    // No deadline is further away than a day.
+    Urgency { priority, left: left_s.map(|left_s| Duration::from_secs_f64(left_s.clamp(0.0, 86_400.0))) }
+}
+
+/// A held task's place in the order for as long as it lives.
+struct HeldTask<'a> {
+    held: &'a Mutex<BTreeSet<UrgencyRank>>,
+    rank: UrgencyRank,
+}
+
+impl<'a> HeldTask<'a> {
+    fn new(held: &'a Mutex<BTreeSet<UrgencyRank>>, rank: UrgencyRank) -> Self {
+        held.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
+        Self { held, rank }
+    }
+}
+
+impl Drop for HeldTask<'_> {
+    fn drop(&mut self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.rank);
+    }
+}
+
 /// Counts one for as long as it lives.
 pub(crate) struct CountGuard<'a>(&'a AtomicU64);
 
@@ -405,6 +453,10 @@ mod tests {
         CostReading { cost_ms: 10.0, contention }
     }
 
+    fn rank() -> UrgencyRank {
+        UrgencyRank::of(Urgency::default(), 0, 0)
+    }
+
     #[test]
     fn every_number_that_decides_stands_in_the_trace() {
         let vitals = MachineVitals {
@@ -414,7 +466,7 @@ mod tests {
             watts_per_core: Some(6.0),
         };
         let admission = admission(vitals);
-        let (admit, _, trace) = admission.decide_once(&TASK, &cost(2.0, Duration::ZERO), false);
+        let (admit, _, trace) = admission.decide_once(&TASK, &rank(), &cost(2.0, Duration::ZERO), false);
         let load = trace.load;
         assert_eq!((load.contention_ratio, load.cost_contention_ratio), (Some(2.0), Some(1.25)));
         assert_eq!((load.cpu_ratio, load.stall_ratio, load.watts_per_core), (Some(0.9), Some(0.1), Some(6.0)));
@@ -428,7 +480,7 @@ mod tests {
     fn contention_is_over_when_the_processor_is_free_and_nothing_was_measured_lately() {
         let ratio = |cpu_ratio: f64, age: Duration| {
             let admission = admission(MachineVitals { cpu_ratio: Some(cpu_ratio), ..MachineVitals::default() });
-            admission.load(&cost(2.0, age)).contention_ratio
+            admission.load(&cost(2.0, age), 0).contention_ratio
         };
         assert_eq!(ratio(0.2, Duration::from_secs(5)), Some(1.0));
         assert_eq!(ratio(0.2, Duration::from_millis(100)), Some(2.0), "measured just now");
@@ -438,7 +490,7 @@ mod tests {
     #[test]
     fn stalls_become_part_of_the_cost_as_images_are_recognized_under_them() {
         let stalled = admission(MachineVitals { stall_ratio: Some(0.1), ..MachineVitals::default() });
-        let decide = || stalled.decide_once(&TASK, &cost(1.0, Duration::ZERO), false).2.load.cost_stall_ratio;
+        let decide = || stalled.decide_once(&TASK, &rank(), &cost(1.0, Duration::ZERO), false).2.load.cost_stall_ratio;
         assert_eq!(decide(), None, "before the first image");
         assert_eq!(decide(), Some(0.1));
         stalled.signals.set_vitals(MachineVitals { stall_ratio: Some(0.5), ..MachineVitals::default() });

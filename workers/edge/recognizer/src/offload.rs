@@ -1,6 +1,6 @@
 //! Offloads tasks to the cloud. The image stays unacknowledged and in memory until its answer arrives: if
-//! the link goes down, the answer is late, or a replica is idle and memory suffices, the task is reclaimed and recognized
-//! here. The first answer fills the slot (invariant 2).
+//! the link goes down, the answer is late, a replica is idle and memory suffices, or its deadline is so near that it can
+//! only just be kept here, the task is reclaimed and recognized here. The first answer fills the slot (invariant 2).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +53,15 @@ pub(crate) struct Offloader {
     pub shutdown: Shutdown,
 }
 
+/// What an offload goes by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OffloadTerms {
+    /// The reason that the answer gives.
+    pub reason: Reason,
+    /// Time until the task is taken back for its deadline; absent without one.
+    pub within: Option<Duration>,
+}
+
 /// How an offload ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OffloadOutcome {
@@ -63,14 +72,15 @@ pub(crate) enum OffloadOutcome {
 }
 
 impl Offloader {
-    /// Offloads a task and waits. Releases its credit, because it uses no replica meanwhile.
+    /// Offloads a task and waits. Releases its credit, because it uses no
+    /// replica meanwhile.
     pub(crate) async fn offload_task(
         &self,
         admission: &Admission,
         reporter: &AnswerReporter<'_>,
         task: &Task,
         bytes: &Bytes,
-        reason: Reason,
+        terms: OffloadTerms,
         credit: &MessageCredit,
     ) -> Result<OffloadOutcome, Fault> {
         let size = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
@@ -84,10 +94,12 @@ impl Offloader {
             (_, Some(predicted)) => predicted.mul_f64(TIMEOUT_RATIO).clamp(MIN_TIMEOUT, MAX_TIMEOUT),
             (_, None) => DEFAULT_TIMEOUT,
         };
+        let is_due_first = terms.within.is_some_and(|within| within < timeout);
+        let timeout = terms.within.map_or(timeout, |within| within.min(timeout));
         let until_ms = clock::now_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let slot = subject::final_answer(&task.site, &task.camera, task.id);
         let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
-        let request = traces::current().mark(reporter.offloaded(task, bytes, reason, until_ms)?);
+        let request = traces::current().mark(reporter.offloaded(task, bytes, terms.reason, until_ms)?);
         match self.publisher.publish(&request).await {
             Ok(_) => {}
             Err(CarryError::Full { .. }) => return Ok(OffloadOutcome::Reclaimed),
@@ -110,7 +122,13 @@ impl Offloader {
             () = wait_for_outcome(&self.bus, &slot, &mut answers) => OffloadOutcome::Answered,
             () = link_gone => OffloadOutcome::Reclaimed,
             () = overdue_and_idle => OffloadOutcome::Reclaimed,
-            () = tokio::time::sleep(timeout) => OffloadOutcome::Reclaimed,
+            () = tokio::time::sleep(timeout) => {
+                if is_due_first {
+                    admission.record_near_deadline();
+                    return Ok(OffloadOutcome::Reclaimed);
+                }
+                OffloadOutcome::Reclaimed
+            }
             // The image was not acknowledged, so it is delivered again.
             () = self.shutdown.wait_for_request() => return Err(Fault::Wait { after: Duration::from_millis(1) }),
         };

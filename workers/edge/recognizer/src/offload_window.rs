@@ -1,6 +1,8 @@
 //! Limits how many tasks are offloaded: like a congestion window, it starts small, grows with every
 //! answer that arrives in time, and falls back when one does not (slow start: Jacobson, SIGCOMM 1988). After
-//! unanswered tasks it stays closed for a while, longer each time. Pure.
+//! unanswered tasks it stays closed for a while, longer each time. A task that is reclaimed for its deadline, before its
+//! answer is overdue, says that too many are away, not that the cloud is gone: the window is halved; only several in a
+//! row count as unanswered. Pure.
 //!
 //! So a cloud that accepts tasks and never answers costs a few tasks now and then, whatever it reports about itself.
 
@@ -8,18 +10,21 @@
 const FIRST: f64 = 4.0;
 const FIRST_PAUSE_S: f64 = 1.0;
 const MAX_PAUSE_S: f64 = 30.0;
+/// Tasks reclaimed for their deadlines in a row, without an answer in between, that count as a timeout; a guess.
+const NEAR_DEADLINES: u32 = 8;
 
 /// The window.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct OffloadWindow {
     tasks: f64,
     falls: u32,
+    near_deadlines: u32,
     closed_until_s: f64,
 }
 
 impl Default for OffloadWindow {
     fn default() -> Self {
-        Self { tasks: FIRST, falls: 0, closed_until_s: f64::NEG_INFINITY }
+        Self { tasks: FIRST, falls: 0, near_deadlines: 0, closed_until_s: f64::NEG_INFINITY }
     }
 }
 
@@ -33,11 +38,22 @@ impl OffloadWindow {
     pub(crate) fn record_answer(&mut self, max: u64) {
         self.tasks = (self.tasks + 1.0).min(max as f64).max(1.0);
         self.falls = 0;
+        self.near_deadlines = 0;
+    }
+
+    /// Records a task that was reclaimed for its deadline.
+    pub(crate) fn record_near_deadline(&mut self, now_s: f64) {
+        self.tasks = (self.tasks / 2.0).max(FIRST);
+        self.near_deadlines += 1;
+        if self.near_deadlines >= NEAR_DEADLINES {
+            self.record_timeout(now_s);
+        }
     }
 
     /// Records an unanswered task. Tasks that were offloaded together count as one timeout.
     pub(crate) fn record_timeout(&mut self, now_s: f64) {
         self.tasks = FIRST;
+        self.near_deadlines = 0;
         if now_s >= self.closed_until_s {
             let pause_s = FIRST_PAUSE_S * 2f64.powi(self.falls.min(16).cast_signed());
             self.closed_until_s = now_s + pause_s.min(MAX_PAUSE_S);
@@ -56,6 +72,21 @@ mod tests {
         assert_eq!(window.tasks(0.0), 4);
         (0..1000).for_each(|_| window.record_answer(256));
         assert_eq!(window.tasks(0.0), 256);
+    }
+
+    #[test]
+    fn near_deadlines_halve_the_window_and_close_it_only_if_nothing_is_answered() {
+        let mut window = OffloadWindow::default();
+        (0..60).for_each(|_| window.record_answer(256));
+        window.record_near_deadline(0.0);
+        assert_eq!(window.tasks(0.0), 32);
+        for _ in 0..100 {
+            window.record_near_deadline(0.0);
+            window.record_answer(256);
+        }
+        assert!(window.tasks(0.0) >= 4);
+        (0..8).for_each(|_| window.record_near_deadline(0.0));
+        assert_eq!((window.tasks(0.5), window.tasks(1.0)), (0, 4));
     }
 
     #[test]

@@ -19,6 +19,11 @@ use offload::gate::TestedScores;
 use offload::policy::EnergySettings;
 use offload::verify::{PayloadKind, VerifySettings};
 
+/// Share of the time that a publisher allows which is kept for making a provisional answer final, and the most that is,
+/// milliseconds: the server's timer, a look-up and a publication, on a busy machine. Guesses.
+const EXPIRY_RATIO: f64 = 0.25;
+const MAX_EXPIRY_MS: u64 = 100;
+
 /// Result of recognizing a task at the site.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EdgeResult {
@@ -203,10 +208,15 @@ pub(crate) fn uplink_j(energy: &EnergySettings, bytes: u64) -> f64 {
     bytes as f64 / 1e6 * energy.joules_per_mb
 }
 
-/// When a provisional answer becomes final, milliseconds since the epoch.
+/// When a provisional answer becomes final, milliseconds since the epoch: a little before the publisher's deadline, so
+/// that it is stored by then.
 pub fn deadline_ms(verify: &VerifySettings, task: &Task) -> u64 {
     let own = task.published_at_ms.saturating_add(u64::from(verify.deadline_s) * 1000);
-    task.deadline_at_ms.map_or(own, |deadline| deadline.min(own))
+    let before = |deadline: u64| {
+        let all_ms = deadline.saturating_sub(task.published_at_ms);
+        deadline - MAX_EXPIRY_MS.min((all_ms as f64 * EXPIRY_RATIO) as u64)
+    };
+    task.deadline_at_ms.map_or(own, |deadline| before(deadline).min(own))
 }
 
 /// Bytes of a payload.
@@ -301,6 +311,14 @@ mod tests {
         assert_eq!(provisional.deadline_at_ms, Some(1_000 + 24 * 3600 * 1000));
         let case = request.hard_case().unwrap();
         assert_eq!((case.reason, case.features.map(|features| features.len())), (Reason::LowConfidence, Some(8)));
+    }
+
+    #[test]
+    fn a_provisional_answer_becomes_final_before_the_publishers_deadline() {
+        let until = |left_ms| deadline_ms(&VerifySettings::default(), &task().with_deadline(Some(left_ms))) - 1_000;
+        assert_eq!(["4000", "400", "100", "0"].map(until), [3_900, 300, 75, 0]);
+        let far = task().with_deadline(Some("18446744073709551615"));
+        assert_eq!(deadline_ms(&VerifySettings::default(), &far), 1_000 + 24 * 3600 * 1000);
     }
 
     #[test]

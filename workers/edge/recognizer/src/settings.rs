@@ -23,6 +23,10 @@ pub struct RecognizerSettings {
     pub infer: InferenceSettings,
     /// Number of replicas, if it follows the queue; `tributary scale` changes it at runtime.
     pub scale: ScaleSettings,
+    /// Latency objective: the time, in milliseconds, from an image's arrival to its answer that 99 % should keep at the
+    /// site, 10 to 60000. Batches are kept small enough, and replicas within `scale`'s range are added in time. Absent: no
+    /// objective.
+    pub latency_slo_ms: Option<u32>,
     /// What makes an answer doubtful; absent ones are the model's own.
     pub gate: GateSettings,
     /// What happens to doubtful answers.
@@ -51,6 +55,7 @@ impl Default for RecognizerSettings {
             model: PathBuf::from("model"),
             infer: InferenceSettings::default(),
             scale: ScaleSettings::default(),
+            latency_slo_ms: None,
             gate: GateSettings::default(),
             verify: VerifySettings::default(),
             policy: Policy::default(),
@@ -64,7 +69,15 @@ impl Default for RecognizerSettings {
     }
 }
 
+/// Range of the latency objective, milliseconds.
+const LATENCY_SLO_MS: std::ops::RangeInclusive<u32> = 10..=60_000;
+
 impl RecognizerSettings {
+    /// Settings of the inference, with the latency objective.
+    pub fn inference(&self) -> InferenceSettings {
+        InferenceSettings { objective_ms: self.latency_slo_ms, ..self.infer.clone() }
+    }
+
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         check_section("scale", self.scale.check())?;
@@ -73,10 +86,31 @@ impl RecognizerSettings {
         check_section("policy", self.policy.check())?;
         check_section("drift", self.drift.check())?;
         check_section("verify", self.verify.check())?;
+        if let Some(ms) = self.latency_slo_ms.filter(|ms| !LATENCY_SLO_MS.contains(ms)) {
+            let (least, most) = LATENCY_SLO_MS.into_inner();
+            return Err(format!("latency_slo_ms is {ms}; it must be between {least} and {most}"));
+        }
         serving::report::check_intervals(self.report_s, self.count_s)?;
         match self.tries {
             1..=MAX_TRIES => Ok(()),
             tries => Err(format!("tries is {tries}; it must be between 1 and {MAX_TRIES}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latency_objective_is_checked_and_reaches_the_inference() {
+        let with = |latency_slo_ms| RecognizerSettings { latency_slo_ms, ..RecognizerSettings::default() };
+        for wrong in [0, 9, 60_001] {
+            let error = with(Some(wrong)).check().unwrap_err();
+            assert_eq!(error, format!("latency_slo_ms is {wrong}; it must be between 10 and 60000"));
+        }
+        assert_eq!(with(Some(400)).check(), Ok(()));
+        assert_eq!(with(Some(400)).inference().objective_ms, Some(400));
+        assert_eq!(with(None).inference(), InferenceSettings::default());
     }
 }

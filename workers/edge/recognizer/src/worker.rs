@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use offload::admit::AdmitInput;
+use offload::admit::{AdmitInput, reclaim_within};
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use offload::gate::{Gate, GateSettings, TestedScores};
 use offload::policy::{EnergySettings, PolicyName};
@@ -19,7 +19,7 @@ use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, 
 use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
-use schemas::task::{HEADER_FILE, StorageStamp};
+use schemas::task::{HEADER_DEADLINE, HEADER_FILE, StorageStamp};
 use schemas::{CameraName, DecisionTrace, FaultNote, Heartbeat, Order, Reason, Role, Route, SiteName, Task, TaskId};
 use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
@@ -33,9 +33,9 @@ use tokio::time::Instant;
 use vision::{InferenceError, InferencePool, Model};
 
 use crate::accept::accept_task;
-use crate::admission::{Admission, CostReading, Placement, SpentEnergy};
+use crate::admission::{Admission, CostReading, Placement, SpentEnergy, urgency};
 use crate::learner::VerdictLearner;
-use crate::offload::{OffloadOutcome, Offloader};
+use crate::offload::{OffloadOutcome, OffloadTerms, Offloader};
 use crate::report::{self, AnswerReporter, EdgeResult};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
@@ -90,7 +90,7 @@ impl Recognizer {
             }
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
-        let mut result = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
+        let mut result = self.recognize(bytes.clone(), task).await?;
         (result.timings.queue_us, result.timings.fetch_us) = (queue_us, fetch_us);
         metrics::observe_timings(Self::ROLE, &result.timings);
         let span = traces::current();
@@ -117,10 +117,10 @@ impl Recognizer {
         self.reporter(&energy, &trace).outgoing(&task, &bytes, result, escalation)
     }
 
-    /// Decodes, infers and applies the gate of the release that was used. A `replayed` image is not counted: it was
-    /// counted when it was new.
-    async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<EdgeResult, Fault> {
-        let seen = self.infer.predict(bytes).await.map_err(|error| {
+    /// Decodes, infers and applies the gate of the release that was used. A replayed image is not counted: it was counted
+    /// when it was new.
+    async fn recognize(&self, bytes: Bytes, task: &Task) -> Result<EdgeResult, Fault> {
+        let seen = self.infer.predict_urgent(bytes, urgency(task.priority, left_s(task))).await.map_err(|error| {
             if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
                 self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
@@ -138,7 +138,7 @@ impl Recognizer {
         prediction.novelty = seen.novelty;
         let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
         let reason = gate.decide(&tested, &prediction.label);
-        if !replayed {
+        if task.replayed.is_none() {
             // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds.
             if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
                 learner.add_answer(&model.release, &prediction.label, prediction.confidence);
@@ -174,7 +174,7 @@ impl Recognizer {
         let bytes = task.blob.as_ref().map_or(delivery.payload().len() as u64, |blob| blob.size_bytes);
         AdmitInput {
             bytes,
-            left_s: task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0),
+            left_s: left_s(task),
             held_s: 0.0,
             may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && task.replayed.is_none(),
             priority: task.priority,
@@ -191,8 +191,12 @@ impl Recognizer {
     ) -> Result<OffloadOutcome, Fault> {
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
+        // A reclaimed image waits for the batch in work and is in the next.
+        let back_s = 2.0 * self.infer.batch() as f64 * self.infer.cost_ms() / 1000.0;
+        let within = left_s(task).and_then(|left_s| reclaim_within(left_s, back_s));
         let reporter = self.reporter(&energy, decided);
-        let outcome = self.offloader.offload_task(&self.admission, &reporter, task, bytes, reason, credit).await?;
+        let terms = OffloadTerms { reason, within };
+        let outcome = self.offloader.offload_task(&self.admission, &reporter, task, bytes, terms, credit).await?;
         // A task that was reclaimed had been sent all the same, as far as anybody here knows.
         let sent_bytes = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
         let uplink_j = report::uplink_j(&energy, sent_bytes);
@@ -329,7 +333,8 @@ impl Handler for Recognizer {
         let stored = StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns };
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
             .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
-        Some(Task::from_id(&stored, id).with_file(message.header(HEADER_FILE)))
+        let task = Task::from_id(&stored, id).with_deadline(message.header(HEADER_DEADLINE));
+        Some(task.with_file(message.header(HEADER_FILE)))
     }
 
     fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
@@ -460,6 +465,11 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
         () = writing => {}
         () = shutdown.wait_for_request() => {}
     }
+}
+
+/// Time left to a task's deadline, seconds, negative once it passed; `None` without one.
+fn left_s(task: &Task) -> Option<f64> {
+    task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0)
 }
 
 /// Checks that the model can output what is to be sent up.

@@ -7,6 +7,8 @@
 //! with what processor and memory lose to other work, and never holds. Confidence, the third signal of cloud-edge
 //! collaborative recognition, is not known before an image is recognized: it decides in `escalation`.
 
+use std::time::Duration;
+
 use schemas::Reason;
 use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
 
@@ -117,6 +119,20 @@ impl Default for AdmitState {
     }
 }
 
+/// How long an offloaded task may be away so that it can still be recognized here before its deadline; `None` if it
+/// cannot any more, so that its deadline decides nothing. `back_s`: from reclaiming it to its result.
+pub fn reclaim_within(left_s: f64, back_s: f64) -> Option<Duration> {
+    let away_s = left_s - back_s - GUARD_S;
+    (away_s > 0.0).then(|| Duration::try_from_secs_f64(away_s).unwrap_or(Duration::MAX))
+}
+
+/// Whether a task with a deadline may be offloaded: if its answer would come so early that, if it does not come, the
+/// task can still be recognized here. A deadline that cannot be met here any more binds nothing.
+fn answers_in_time(load: &SiteLoad, task: &AdmitInput, there_s: f64) -> bool {
+    let away_s = task.left_s.and_then(|left_s| reclaim_within(left_s, image_s(load)));
+    away_s.is_none_or(|away_s| there_s <= away_s.as_secs_f64())
+}
+
 /// Decides about one task: returns the new state, and where the task goes.
 pub fn decide_admission(
     policy: &Policy,
@@ -190,7 +206,9 @@ fn paper(policy: &Policy, state: &AdmitState, load: &SiteLoad, network: &Network
     if !state.overloaded || task.priority >= URGENT || load.free && !above_memory(policy, load) {
         return AdmitDecision::Local;
     }
-    match can_offload(network, task) && network.available {
+    let in_time = task.left_s.is_none()
+        || finish_s(network, task.bytes).is_some_and(|there_s| answers_in_time(load, task, there_s));
+    match can_offload(network, task) && network.available && in_time {
         true => AdmitDecision::Redirect,
         false => hold(policy, load, task),
     }
@@ -226,6 +244,9 @@ fn earliest_finish(
     // All tasks at the site are alike, so whichever is offloaded saves the last one its turn: the cloud
     // must be faster than the end of the whole queue. A free replica waits for nobody: it must be slower by itself.
     let here_s = if load.free { image_s(load) } else { queue_s(load) + image_s(load) };
+    if !answers_in_time(load, task, there_s) {
+        return AdmitDecision::Local;
+    }
     let misses_deadline = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
     let ratio = if state.mode == RoutingMode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
     let offloads = match (misses_deadline(here_s), misses_deadline(there_s)) {
@@ -540,6 +561,22 @@ mod tests {
         // Accuracy.
         assert_eq!(decide(&tolerant(1.0, 0.1), &TIED, 5.0), redirect, "the cloud is more accurate");
         assert_eq!(decide(&tolerant(1.0, 0.1), &TIED, 0.5), local, "all levels are tied: it stays");
+    }
+
+    #[test]
+    fn a_task_is_offloaded_only_if_its_answer_comes_early_enough_to_take_it_back() {
+        // The answer takes 70 ms; recognizing it here takes 10 ms, with 50 ms to spare.
+        let with = |left_s| AdmitInput { left_s: Some(left_s), ..TASK };
+        for name in [PolicyName::EarliestFinish, PolicyName::Paper] {
+            let policy = policy(name);
+            let stays = if name == PolicyName::Paper { AdmitDecision::Listen } else { AdmitDecision::Local };
+            assert_eq!(admit(&policy, &BUSY, &THERE, &with(0.14)), AdmitDecision::Redirect, "{name}");
+            assert_eq!(admit(&policy, &BUSY, &THERE, &with(0.12)), stays, "{name}");
+        }
+        let earliest = policy(PolicyName::EarliestFinish);
+        assert_eq!(admit(&earliest, &BUSY, &THERE, &with(0.05)), AdmitDecision::Redirect, "it is late in any case");
+        assert_eq!(reclaim_within(0.4, 0.1), Some(Duration::from_millis(250)));
+        assert_eq!((reclaim_within(0.1, 0.1), reclaim_within(-1.0, 0.0)), (None, None));
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct WorkerStats {
     pub finished: AtomicU64,
     /// Messages in flight.
     pub holding: AtomicU64,
+    /// Final answers stored after the publishers' deadlines.
+    pub late: AtomicU64,
 }
 
 /// Runs a role until it is told to stop, or must.
@@ -358,7 +360,7 @@ impl<S: Handler> InFlight<S> {
     /// Stores a final answer, unless its task has another outcome already.
     async fn store_answer(&self, answer: &Answer, delivery: &Delivery) -> Result<(), Fault> {
         let record = delivery.record();
-        if let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, answer).await?
+        if let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, answer, &self.stats).await?
             && self.handler.image_task(&record).is_some_and(|task| task.id == outcome.task)
         {
             // Somebody gave it up meanwhile, and must not be left without a dead letter.
@@ -394,7 +396,8 @@ impl<S: Handler> InFlight<S> {
         let tombstone =
             self.handler.image_task(message).map(|task| Answer::tombstone(&task, note.clone(), clock::now_ms()));
         if let Some(tombstone) = tombstone
-            && let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, &tombstone).await?
+            && let SlotContent::OtherAnswer(outcome) =
+                outcome::store_answer(&self.publisher, &tombstone, &self.stats).await?
             && outcome.route != Route::Dead
         {
             return Ok(());

@@ -77,6 +77,7 @@ pub async fn send_heartbeats(
         let mut beat = Heartbeat::for_worker(role, worker.clone(), site.clone(), clock::now_ms());
         beat.finished = stats.finished.load(Ordering::Relaxed);
         beat.holding = stats.holding.load(Ordering::Relaxed);
+        beat.late = stats.late.load(Ordering::Relaxed);
         beat.clock_ahead_ms = ahead_ms;
         more(&mut beat);
         metrics::record_heartbeat(role, &beat);

@@ -41,6 +41,7 @@ struct MetricsRegistry {
     stages: Family<StageLabel, Histogram>,
     batches: Family<RoleLabel, Histogram>,
     answers: Family<AnswerLabels, Counter>,
+    late_answers: Family<LateAnswerLabels, Counter>,
     notes: Family<SiteLabel, Counter>,
     spans: Family<SpanOutcomeLabel, Counter>,
     /// The latest heartbeat of each role and site of this process, and when it was sent.
@@ -59,6 +60,7 @@ impl Default for MetricsRegistry {
             stages: Family::new_with_constructor(|| Histogram::new(exponential_buckets(5e-5, 2.0, 20))),
             batches: Family::new_with_constructor(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])),
             answers: Family::default(),
+            late_answers: Family::default(),
             notes: Family::default(),
             spans: Family::default(),
             beats: Mutex::default(),
@@ -93,6 +95,12 @@ struct AnswerLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LateAnswerLabels {
+    site: String,
+    route: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SiteLabel {
     site: String,
 }
@@ -120,6 +128,12 @@ pub(crate) fn count_message(role: Role, outcome: &'static str) {
 pub(crate) fn count_answer(site: &SiteName, route: Route, reason: Reason) {
     let labels = AnswerLabels { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
     REGISTRY.answers.get_or_create(&labels).inc();
+}
+
+/// Counts a final answer that was stored after its publisher's deadline.
+pub(crate) fn count_late_answer(site: &SiteName, route: Route) {
+    let labels = LateAnswerLabels { site: site.to_string(), route: route.as_str() };
+    REGISTRY.late_answers.get_or_create(&labels).inc();
 }
 
 /// Records when a certificate or the like expires, milliseconds since the epoch.
@@ -203,6 +217,11 @@ fn counted() -> Registry {
         REGISTRY.batches.clone(),
     );
     registry.register("tributary_answers", "Final answers by route and reason", REGISTRY.answers.clone());
+    registry.register(
+        "tributary_answers_late",
+        "Final answers stored after their publishers' deadlines, by route",
+        REGISTRY.late_answers.clone(),
+    );
     registry.register(
         "tributary_image_notes",
         "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",

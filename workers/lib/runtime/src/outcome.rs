@@ -1,9 +1,15 @@
-//! Stores final answers. Only this module publishes to a task's slot, which keeps the first answer (invariant 2).
+//! Stores final answers. Only this module publishes to a task's slot, which keeps the first answer (invariant 2), so it
+//! is where late answers are marked and counted, whoever gave them.
+
+use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 
 use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, encode};
 use streams::{Publication, PublishOutcome, Publisher, reader, subject};
 
+use crate::clock;
+use crate::consumer::WorkerStats;
 use crate::fault::{Fault, RETRY_DELAY};
 use crate::metrics;
 use crate::traces;
@@ -20,15 +26,17 @@ pub enum SlotContent {
     OtherAnswer(Box<Answer>),
 }
 
-/// Stores a final answer unless its slot is taken, and counts it in the metrics if it is stored.
+/// Stores a final answer unless its slot is taken; says in it by how much it is late, and counts it in the metrics and
+/// the worker's counters if it is stored.
 ///
 /// # Errors
 /// The answer could not be stored, or the slot could not be read.
-pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<SlotContent, Fault> {
+pub async fn store_answer(publisher: &Publisher, answer: &Answer, stats: &WorkerStats) -> Result<SlotContent, Fault> {
     let span = traces::current();
     span.set_task_id(answer.task);
-    let publication = span.mark(publication(answer)?);
     for _ in 0..ATTEMPTS {
+        let answer = with_lateness(answer, clock::now_ms());
+        let publication = span.mark(publication(&answer)?);
         let is_stored = match publisher.publish(&publication).await? {
             PublishOutcome::Stored(_) | PublishOutcome::Duplicate(_) => true,
             PublishOutcome::Taken => {
@@ -42,12 +50,25 @@ pub async fn store_answer(publisher: &Publisher, answer: &Answer) -> Result<Slot
         };
         if is_stored {
             metrics::count_answer(&answer.site, answer.route, answer.reason);
+            if let Some(late_ms) = answer.late_ms {
+                stats.late.fetch_add(1, Ordering::Relaxed);
+                metrics::count_late_answer(&answer.site, answer.route);
+                span.set_number("tributary.late_ms", late_ms);
+            }
             span.set("tributary.route", &answer.route.as_str());
             span.set("tributary.reason", &answer.reason.as_str());
             return Ok(SlotContent::ThisAnswer);
         }
     }
     Err(Fault::Wait { after: RETRY_DELAY })
+}
+
+/// The answer as it is when it is given to the server now.
+fn with_lateness(answer: &Answer, now_ms: u64) -> Cow<'_, Answer> {
+    match answer.lateness_ms(now_ms) {
+        None => Cow::Borrowed(answer),
+        late_ms => Cow::Owned(Answer { late_ms, ..answer.clone() }),
+    }
 }
 
 fn publication(answer: &Answer) -> Result<Publication, Fault> {

@@ -53,6 +53,14 @@ impl BatchCost {
     }
 }
 
+/// The largest batch, up to `best_batch`, for which a picture that just misses one is done within the objective: it waits
+/// for a batch and is in the next. `cost_ms`: of an image, as measured lately.
+pub fn batch_within(objective_ms: u32, best_batch: usize, cost_ms: f64) -> usize {
+    let images = f64::from(objective_ms) / (2.0 * cost_ms.max(1e-3));
+    // A float above the range becomes the largest number.
+    (images as usize).clamp(1, best_batch.max(1))
+}
+
 /// Runs a generated picture alone, then two at once; the largest batch is only tried if these two suggest that it is
 /// worth it, because the runtime keeps the memory of the largest batch it has run.
 pub fn measure_batches(replica: &mut Replica) -> Result<BatchCost, InferenceError> {
@@ -86,6 +94,15 @@ fn fastest_ms(replica: &mut Replica, sample: &[u8], images: usize) -> Result<f64
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_batches_fit_into_the_objective_or_images_go_alone() {
+        assert_eq!(batch_within(100, 8, 1.0), 8);
+        assert_eq!(batch_within(100, 8, 10.0), 5);
+        assert_eq!(batch_within(100, 8, 60.0), 1);
+        assert_eq!(batch_within(1, 8, 500.0), 1);
+        assert_eq!(batch_within(60_000, 8, 0.0), 8);
+    }
 
     #[test]
     fn a_larger_batch_is_taken_only_if_it_pays() {

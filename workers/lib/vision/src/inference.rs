@@ -1,8 +1,9 @@
 //! A bounded mailbox in front of a few owner threads, each with its own [`Replica`].
 //!
-//! In: bytes, from any number of tasks. Out: the model's result. A caller waits for space instead of piling up; an
-//! owner takes what is already waiting, up to the best batch, and never waits for more. Refuses only what
-//! [`mod@crate::decode`] and [`crate::session`] refuse; a picture that fails, fails alone.
+//! In: bytes and how urgent they are, from any number of tasks. Out: the model's result. A caller waits for space
+//! instead of piling up; an owner takes the most urgent of what is already waiting ([`crate::urgency`]), up to the best
+//! batch, and never waits for more. Refuses only what [`mod@crate::decode`] and [`crate::session`] refuse; a picture that
+//! fails, fails alone.
 //!
 //! Another model is loaded beside the serving one ([`InferencePool::preload`]) and given to the owners
 //! ([`InferencePool::swap`]); each takes its replica between two batches, so a batch runs entirely in one release, and
@@ -24,17 +25,18 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use self::error::InferenceError;
 pub use self::owner::ProcessorContention;
-use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner};
+use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner, WaitingJobs};
 pub use self::result::{InferenceResult, InferenceTimings};
 pub use self::settings::{InferenceSettings, Replicas};
-use crate::batch_cost::measure_batches;
+use crate::batch_cost::{batch_within, measure_batches};
 use crate::model::Model;
 pub use crate::replica::Replica;
 use crate::session::OnnxRuntime;
+use crate::urgency::Urgency;
 
-/// Batches that may wait per replica: one to start with at once, one more against jitter. An estimate; more should wait
-/// in the stream.
-const WAITING_BATCHES: usize = 2;
+/// Most pictures in the mailbox. More than the credits of a worker with a hundred replicas: whatever a worker holds is in
+/// one order, and its credits keep the rest in the stream. The bytes are the caller's in any case.
+const MAX_WAITING: usize = 8192;
 
 /// Handle to the owner threads; clones share them. They end when the last handle is dropped.
 #[derive(Debug, Clone)]
@@ -43,6 +45,8 @@ pub struct InferencePool(Arc<InferenceShared>);
 #[derive(Debug)]
 struct InferenceShared {
     mail: Sender<OwnerMail>,
+    /// Pictures that wait: one for each `OwnerMail::See` in the mailbox.
+    jobs: Arc<WaitingJobs>,
     permits: Arc<Semaphore>,
     owners: Mutex<Vec<OwnerThread>>,
     onnx: OnnxRuntime,
@@ -92,7 +96,8 @@ impl InferencePool {
         let (mail, waiting) = crossbeam_channel::unbounded();
         let infer = InferencePool(Arc::new(InferenceShared {
             mail,
-            permits: Arc::new(Semaphore::new(replicas.len() * batch * WAITING_BATCHES)),
+            jobs: Arc::default(),
+            permits: Arc::new(Semaphore::new(MAX_WAITING)),
             owners: Mutex::default(),
             onnx: onnx.clone(),
             settings: settings.clone(),
@@ -120,7 +125,15 @@ impl InferencePool {
     fn spawn_owner(&self, replica: Replica) -> Result<(), InferenceError> {
         let (orders, hears) = crossbeam_channel::unbounded();
         let waiting = self.0.waiting.clone();
-        let owner = ReplicaOwner { replica, waiting, orders: hears, batch: self.batch(), cost: self.0.cost.clone() };
+        let owner = ReplicaOwner {
+            replica,
+            waiting,
+            jobs: self.0.jobs.clone(),
+            orders: hears,
+            batch: self.batch(),
+            objective_ms: self.0.settings.objective_ms,
+            cost: self.0.cost.clone(),
+        };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.run_owner());
         let handle = handle.map_err(|source| InferenceError::NoThread { source })?;
@@ -135,9 +148,7 @@ impl InferencePool {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Replica::with_session(&self.0.onnx, &self.model(), &self.0.settings)?;
         replica.warm_up(self.batch())?;
-        self.spawn_owner(replica)?;
-        self.0.permits.add_permits(self.batch() * WAITING_BATCHES);
-        Ok(())
+        self.spawn_owner(replica)
     }
 
     /// Stops one replica, unless it is the last: it finishes its batch, and the others take what waits. Blocks until it
@@ -151,7 +162,6 @@ impl InferencePool {
             leaves
         };
         let Some(OwnerThread { handle, orders }) = leaves else { return Ok(()) };
-        self.0.permits.forget_permits(self.batch() * WAITING_BATCHES);
         orders.send(OwnerOrder::Leave).map_err(|_| InferenceError::Stopped)?;
         handle.join().map_err(|_| InferenceError::Stopped)
     }
@@ -176,7 +186,7 @@ impl InferencePool {
         }
         let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferenceError::Stopped)?;
         let (old, returned) = crossbeam_channel::unbounded();
-        let before = {
+        {
             // Held until all owners have theirs, so that two swaps happen in the same order everywhere.
             let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
             if owners.is_empty() {
@@ -186,10 +196,9 @@ impl InferencePool {
                 let next = ReplicaHandover { replica, batch, old: old.clone() };
                 thread.orders.send(OwnerOrder::Take(Box::new(next))).map_err(|_| InferenceError::Stopped)?;
             }
-            self.0.batch.swap(batch, Ordering::Relaxed)
-        };
+            self.0.batch.store(batch, Ordering::Relaxed);
+        }
         drop(old);
-        self.resize_mailbox(before, batch);
         self.0.cost.set(cost_ms);
         // Ends when every owner has taken its replica, or is gone.
         returned.iter().for_each(drop);
@@ -204,23 +213,19 @@ impl InferencePool {
         Ok(())
     }
 
-    /// Adjusts the mailbox to the owners' batch size.
-    fn resize_mailbox(&self, before: usize, after: usize) {
-        let capacity = |batch: usize| self.replicas() * batch * WAITING_BATCHES;
-        match capacity(after).checked_sub(capacity(before)) {
-            Some(more) => self.0.permits.add_permits(more),
-            None => drop(self.0.permits.forget_permits(capacity(before) - capacity(after))),
-        }
-    }
-
     /// Recognizes one picture; waits for space first. Dropping the future cancels the work if no replica has taken it
     /// yet.
     pub async fn predict(&self, bytes: Bytes) -> Result<InferenceResult, InferenceError> {
+        self.predict_urgent(bytes, Urgency::default()).await
+    }
+
+    /// Like [`InferencePool::predict`], for a picture that is more or less urgent than others.
+    pub async fn predict_urgent(&self, bytes: Bytes, urgency: Urgency) -> Result<InferenceResult, InferenceError> {
         let asked = Instant::now();
         let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| InferenceError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let job = InferenceJob { bytes, asked, reply, permit };
-        self.0.mail.send(OwnerMail::See(job)).map_err(|_| InferenceError::Stopped)?;
+        self.0.jobs.add(urgency, InferenceJob { bytes, asked, reply, permit });
+        self.0.mail.send(OwnerMail::See).map_err(|_| InferenceError::Stopped)?;
         answer.await.map_err(|_| InferenceError::Stopped)?
     }
 
@@ -248,6 +253,12 @@ impl InferencePool {
     /// Largest batch: the best size found when the model was loaded.
     pub fn batch(&self) -> usize {
         self.0.batch.load(Ordering::Relaxed)
+    }
+
+    /// Time of the largest batch that is run at present, milliseconds: the best size, or a smaller one for the objective.
+    pub fn batch_ms(&self) -> f64 {
+        let (best, cost_ms) = (self.batch(), self.cost_ms());
+        self.0.settings.objective_ms.map_or(best, |ms| batch_within(ms, best, cost_ms)) as f64 * cost_ms
     }
 
     /// The serving model; during a swap, the old one. Each [`InferenceResult`] names its own.
@@ -454,6 +465,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_most_urgent_of_what_waits_is_taken_first_and_batches_keep_to_the_objective() {
+        let settings = InferenceSettings { objective_ms: Some(1), ..settings(1) };
+        let infer = InferencePool::start(&onnx(), &heavy(), &settings).unwrap();
+        infer.0.cost.set(10.0);
+        let asked = [(5, None), (0, Some(100)), (5, Some(4_000)), (9, None), (5, Some(3_000)), (5, None)];
+        let now = Instant::now();
+        let mut answers = Vec::new();
+        for (priority, left_ms) in asked {
+            let (reply, answer) = oneshot::channel();
+            let permit = infer.0.permits.clone().acquire_owned().await.unwrap();
+            let urgency = Urgency { priority, left: left_ms.map(Duration::from_millis) };
+            infer.0.jobs.add(urgency, InferenceJob { bytes: sample(), asked: now, reply, permit });
+            answers.push(answer);
+        }
+        // All wait before the first is taken.
+        (0..asked.len()).for_each(|_| infer.0.mail.send(OwnerMail::See).unwrap());
+        let mut taken = Vec::new();
+        for (number, answer) in answers.into_iter().enumerate() {
+            let timings = answer.await.unwrap().unwrap().timings;
+            assert_eq!(timings.batch_size, 1, "two batches of more take longer than the objective");
+            taken.push((timings.waited_us, number));
+        }
+        taken.sort_unstable();
+        let order: Vec<_> = taken.into_iter().map(|(_, number)| number).collect();
+        assert_eq!(order, [3, 4, 2, 0, 5, 1]);
+        infer.stop().await;
+    }
+
+    #[tokio::test]
     async fn the_threads_end_with_the_last_handle() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
@@ -467,8 +507,10 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_leaves_frees_its_mailbox_space() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
-        let capacity = infer.replicas() * infer.batch() * WAITING_BATCHES;
-        for _ in 0..3 * capacity {
+        // Little space, so that the test need not fill all of it.
+        let space = 64;
+        assert_eq!(infer.0.permits.forget_permits(MAX_WAITING - space), MAX_WAITING - space);
+        for _ in 0..3 * space {
             let mut asked = Box::pin(infer.predict(sample()));
             let _ = futures_poll(&mut asked);
         }
@@ -492,7 +534,7 @@ mod tests {
             move || {
                 for number in 1..=10 {
                     let next = &models[number % 2];
-                    // Another batch size each time; the mailbox follows it.
+                    // Another batch size each time.
                     let standby = infer.preload(next, Some((1 + 7 * (number % 2), 1.0))).unwrap();
                     infer.swap(standby).unwrap();
                     assert_eq!(infer.model().release, next.release);
@@ -518,7 +560,7 @@ mod tests {
         assert_eq!(seen_of.len(), 2, "{seen_of:?}");
         let last = infer.predict(sample()).await.unwrap();
         assert_eq!(last.model.release, infer.model().release);
-        assert_eq!(infer.0.permits.available_permits(), 2 * infer.batch() * WAITING_BATCHES);
+        assert_eq!(infer.0.permits.available_permits(), MAX_WAITING);
         infer.stop().await;
     }
 

@@ -2,8 +2,8 @@
 //!
 //! In: bytes as published, and a model folder. Out: one row of logits per image. The steps: [`mod@decode`] (bytes to
 //! pixels) → [`tensor`] (pixels to the model's input) → [`session`] (input to scores), each independent of the next;
-//! [`inference`] owns the threads that run them and groups images into batches, whose best size [`batch_cost`]
-//! measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into
+//! [`inference`] owns the threads that run them and groups images into batches, the most urgent first ([`urgency`]),
+//! whose best size [`batch_cost`] measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into
 //! probabilities and [`prediction`](mod@prediction) those into labels, [`novelty`] measures how unlike the known
 //! pictures one is, [`page`] and [`tile`] cut a scan into pictures, [`check`](mod@check) tries a model before use,
 //! [`draft`](mod@draft) describes one without a description, [`plausibility`] looks for a wrong one.
@@ -33,6 +33,7 @@ mod scores;
 mod session;
 pub mod tensor;
 mod tile;
+mod urgency;
 
 pub use batch_cost::BatchCost;
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
@@ -54,3 +55,4 @@ pub use sample::{enlarged, pictures};
 pub use scores::{probabilities, sigmoid, softmax, top};
 pub use session::{BatchOutputs, OnnxRuntime, Session, SessionError};
 pub use tile::{TileError, TileImage, Tiles, split};
+pub use urgency::{MAX_WAIT, Urgency, UrgencyQueue, UrgencyRank};

@@ -1,10 +1,13 @@
 //! Compares policies on real servers: a hub and a leaf with a shaped link between them, and the real recognizer, courier
 //! and verifier. The same images arrive at the same times under each policy.
 //!
-//! Two parts. *Verification*: a light and a heavy classifier on labelled images; doubtful images are verified.
+//! Three parts. *Verification*: a light and a heavy classifier on labelled images; doubtful images are verified.
 //! *Offloading*: no image is doubtful, and policies decide only where the work is done. The cloud is simulated there,
-//! because two models on one machine would compete for the CPU.
+//! because two models on one machine would compete for the CPU. *Deadlines*: like offloading, with a model that
+//! takes long for each image, and a deadline for each; late answers are counted, and what no schedule could have met
+//! ([`deadline_bound`]).
 
+mod deadline_bound;
 pub(crate) mod measured;
 mod results;
 mod scenario;
@@ -31,16 +34,23 @@ use crate::link_shaper::{LinkShape, LinkState};
 use crate::load_generator::schedule;
 use crate::report::{BenchMachine, BenchReport};
 use crate::testbed::{Testbed, TestbedConfig};
+use crate::train::learning_curve;
+use crate::train::network::BenchNetwork;
 use crate::workload::Workload;
 use tributary::demo::answer_listener::AnswerListener;
 
+use deadline_bound::{Capacity, unavoidable_late};
 use measured::names::{EDGE_ONLY, RANDOM};
 use results::{PolicyRun, PolicyRunOutcome};
-use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
+use scenario::{ArrivalPattern, DEADLINES, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
 
 /// The project's own site and cloud models.
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
+/// Speed of the simulated cloud where policies decide only where the work is done.
+const CLOUD_PACE: FakeCloudPace = FakeCloudPace { service_ms: 3.0, replicas: 4 };
+/// How long after a run workers may take to tell how many answers were late; recognizers tell each second.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum unacknowledged images.
 const MAX_UNACKED: usize = 64;
 /// Time limit of a run; after it, images without a final answer count as unanswered.
@@ -74,7 +84,8 @@ pub(crate) struct PolicyBenchOptions {
 
 /// Names of all scenarios, without duplicates.
 pub(crate) fn scenario_names() -> Vec<&'static str> {
-    let mut names: Vec<_> = VERIFICATION.iter().chain(&OFFLOADING).map(|scenario| scenario.name).collect();
+    let mut names: Vec<_> =
+        VERIFICATION.iter().chain(&OFFLOADING).chain(&DEADLINES).map(|scenario| scenario.name).collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -86,13 +97,15 @@ struct PolicyBenchEffort {
     offloaded: usize,
     steady_s: f64,
     burst_s: f64,
+    /// Length of a burst with deadlines.
+    deadlines_s: f64,
 }
 
 impl PolicyBenchEffort {
     fn new(quick: bool) -> Self {
         match quick {
-            true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3 },
-            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25 },
+            true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3, deadlines_s: 2.0 },
+            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25, deadlines_s: 5.0 },
         }
     }
 }
@@ -143,15 +156,38 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     let images: Vec<LabelledImage> = images.iter().cycle().take(effort.offloaded).cloned().collect();
     let config = TestbedConfig {
         edge: workload.model.clone(),
-        pace: Some(FakeCloudPace { service_ms: 3.0, replicas: 4 }),
+        pace: Some(CLOUD_PACE),
         predictions: Arc::default(),
-        set: vec!["recognizer.infer.replicas=1".into(), "recognizer.gate.min_confidence_ratio=0".into()],
+        set: SURE.map(str::to_owned).to_vec(),
         ..set.testbed_config(options, folder.path())?
     };
     let mut testbed = Testbed::start("offloading", config).await?;
     let capacity_per_s = measure_capacity(&mut testbed, &images[..images.len().min(200)]).await?;
     let bench =
         PolicyBench { part: PolicyQuestion::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
+    bench.run_all(&mut testbed, options, &mut runs).await?;
+    tokio::task::spawn_blocking(move || drop(testbed)).await?;
+
+    print_step("preparing the part with deadlines");
+    let folder_of_model = folder.path().join("slow-model");
+    let slow = tokio::task::spawn_blocking(move || slow_model(&folder_of_model)).await??;
+    let config = TestbedConfig {
+        edge: slow,
+        pace: Some(CLOUD_PACE),
+        predictions: Arc::default(),
+        set: SURE.map(str::to_owned).to_vec(),
+        ..set.testbed_config(options, folder.path())?
+    };
+    let mut testbed = Testbed::start("deadlines", config).await?;
+    let deadline_capacity_per_s = measure_capacity(&mut testbed, &images[..images.len().min(60)]).await?;
+    print_step(&format!("capacity of the site alone: {deadline_capacity_per_s:.0} images per second"));
+    let bench = PolicyBench {
+        part: PolicyQuestion::Deadlines,
+        effort: &effort,
+        capacity_per_s: deadline_capacity_per_s,
+        images: &images,
+        share: 0.0,
+    };
     bench.run_all(&mut testbed, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(testbed)).await?;
 
@@ -169,6 +205,8 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
             "baseline_timeout_ms": BASELINE_TIMEOUT.as_millis(),
             "scenarios_verification": VERIFICATION,
             "scenarios_offloading": OFFLOADING,
+            "scenarios_deadlines": DEADLINES,
+            "deadline_capacity_per_s": deadline_capacity_per_s,
         }),
         rows: results::rows(&runs),
         table: results::table(&runs),
@@ -177,6 +215,18 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
         charts: results::charts(&runs),
         machine,
     })
+}
+
+/// Settings of a site with one replica that is never in doubt.
+const SURE: [&str; 2] = ["recognizer.infer.replicas=1", "recognizer.gate.min_confidence_ratio=0"];
+
+/// A model that takes long for each image, so that three times as many as it can recognize can be published, stored and
+/// sent on the same machine. Its weights are random: what it says does not matter.
+fn slow_model(folder: &Path) -> Result<PathBuf, BenchError> {
+    let network = BenchNetwork::resnet18();
+    let labels: Vec<String> = (0..network.classes()).map(|class| format!("class-{class}")).collect();
+    learning_curve::write_model(&network, &labels, folder)?;
+    Ok(folder.to_owned())
 }
 
 /// Images and models of the verification part.
@@ -283,6 +333,7 @@ impl PolicyBench<'_> {
         let scenarios: &[Scenario] = match self.part {
             PolicyQuestion::Verification => &VERIFICATION,
             PolicyQuestion::Offloading => &OFFLOADING,
+            PolicyQuestion::Deadlines => &DEADLINES,
         };
         let wanted = |scenario: &&Scenario| match options.scenarios.is_empty() {
             true => scenario.quick || !options.quick,
@@ -300,7 +351,8 @@ impl PolicyBench<'_> {
                     let share = (policy == RANDOM).then_some(self.share);
                     testbed.choose_policy(policy, share).await?;
                     let arrivals = self.arrivals(scenario);
-                    let outcome = run_once(testbed, scenario, &arrivals, self.rate(scenario)).await?;
+                    let mut outcome = run_once(testbed, scenario, &arrivals, self.rate(scenario)).await?;
+                    outcome.unavoidable_late = self.unavoidable_late(scenario, &arrivals);
                     runs.push(PolicyRun { part: self.part, scenario: scenario.name, policy, round, outcome });
                 }
             }
@@ -317,11 +369,23 @@ impl PolicyBench<'_> {
         }
     }
 
+    /// Images that no schedule answers before their deadlines.
+    fn unavoidable_late(&self, scenario: &Scenario, arrivals: &[LabelledImage]) -> u64 {
+        let (PolicyQuestion::Deadlines, Some(deadline_ms)) = (self.part, scenario.deadline_ms) else { return 0 };
+        let answers = !scenario.is_cloud_unreachable();
+        let capacity = Capacity { site_per_s: self.capacity_per_s, link: scenario.shape, cloud: CLOUD_PACE, answers };
+        let sizes: Vec<usize> = arrivals.iter().map(|image| image.bytes.len()).collect();
+        unavoidable_late(&capacity, &sizes, self.rate(scenario), deadline_ms as f64 / 1000.0) as u64
+    }
+
     /// The images that arrive in a run, cycling through the set.
     fn arrivals(&self, scenario: &Scenario) -> Vec<LabelledImage> {
         let count = match scenario.arrivals {
             ArrivalPattern::Batch => self.images.len(),
             ArrivalPattern::Steady { .. } => (self.rate(scenario) * self.effort.steady_s).ceil() as usize,
+            ArrivalPattern::Burst { .. } if self.part == PolicyQuestion::Deadlines => {
+                (self.rate(scenario) * self.effort.deadlines_s).ceil() as usize
+            }
             ArrivalPattern::Burst { .. } => (self.rate(scenario) * self.effort.burst_s).ceil() as usize,
         };
         self.images.iter().cycle().take(count.max(1)).cloned().collect()
@@ -342,6 +406,7 @@ async fn run_once(
     let listener = AnswerListener::open(&testbed.site_bus, &testbed.cloud_bus, &testbed.name).await?;
     let flapping = scenario.flaps_s.map(|(up_s, down_s)| flap_link(testbed, scenario.shape, up_s, down_s));
     let work = async {
+        let late_before = testbed.late_answers().await?;
         let cpu_before = testbed.cpu_usage();
         let (tasks, started) = publish_arrivals(testbed, &listener, scenario, images, rate_per_s).await?;
         let all_first = tokio::time::timeout(RUN_TIMEOUT, listener.firsts_reach(tasks.len())).await;
@@ -351,16 +416,10 @@ async fn run_once(
         let completion_s = started.elapsed().as_secs_f64();
         let complete = all_first.is_ok() && all_final.is_ok();
         let cpu = (cpu_before, testbed.cpu_usage());
-        Ok::<_, BenchError>(PolicyRunOutcome::of(
-            &listener,
-            &tasks,
-            images,
-            scenario,
-            edge_s,
-            completion_s,
-            complete,
-            cpu,
-        ))
+        let mut outcome =
+            PolicyRunOutcome::of(&listener, &tasks, images, scenario, edge_s, completion_s, complete, cpu);
+        outcome.late_counted = late_counted(testbed, late_before, outcome.late).await?;
+        Ok::<_, BenchError>(outcome)
     };
     let outcome = match flapping {
         Some(flapping) => tokio::select! {
@@ -372,6 +431,18 @@ async fn run_once(
     testbed.set_cloud_stalled(false);
     testbed.link.set(LinkShape { state: LinkState::Open, ..scenario.shape });
     outcome
+}
+
+/// How many answers of a run the workers counted as late: as many as expected, or what they still say after a while.
+async fn late_counted(testbed: &Testbed, before: u64, expected: u64) -> Result<u64, BenchError> {
+    let until = Instant::now() + COUNT_TIMEOUT;
+    loop {
+        let counted = testbed.late_answers().await?.saturating_sub(before);
+        if counted == expected || Instant::now() > until {
+            return Ok(counted);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Cuts the link repeatedly, alternating between silent and broken, for as long as it is polled.

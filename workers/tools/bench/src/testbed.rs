@@ -248,6 +248,11 @@ impl Testbed {
         }
     }
 
+    /// Late answers that the site's workers counted since they started.
+    pub(crate) async fn late_answers(&self) -> Result<u64, BenchError> {
+        Ok(fleet::live_workers(&self.site_bus).await?.iter().map(|beat| beat.late).sum())
+    }
+
     /// Pauses or resumes the recognizer's process.
     pub(crate) fn set_recognizer_paused(&self, paused: bool) {
         if let Some(recognizer) = &self.recognizer {

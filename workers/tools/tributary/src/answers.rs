@@ -25,7 +25,7 @@ const LOOKUP_EVERY: Duration = Duration::from_millis(100);
 const EXAMPLES: &str = "\
 Every image gets exactly one final answer. A provisional answer is the site's own answer to a doubtful image while the \
 cloud verifies it. A line shows the time of the answer (UTC), camera, label, confidence, route, reason, the time from \
-storing to answering, and the task.
+storing to answering, how late it was if its deadline had passed, and the task.
 
 Examples:
   tributary answers                               the newest 20, one per line
@@ -171,7 +171,8 @@ fn line(answer: &Answer) -> String {
     let took = format::format_span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
     let (time, reason) = (format::format_time(answer.answered_at_ms), format::wire_word(&answer.reason));
     let camera = answer.camera.as_str();
-    format!("{time}  {camera:10}  {label:20} {confidence:>7}  {way:11}  {reason:15}  {took:>8}  {}", answer.task)
+    let late = answer.late_ms.map(|ms| format!("  {} late", format::format_span(ms as f64))).unwrap_or_default();
+    format!("{time}  {camera:10}  {label:20} {confidence:>7}  {way:11}  {reason:15}  {took:>8}{late}  {}", answer.task)
 }
 
 fn what(answer: &Answer) -> String {
@@ -290,6 +291,7 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         "answered",
         Some(format!("{}, {} later", format::format_time(answer.answered_at_ms), format::format_span(took as f64))),
     );
+    row("late", answer.late_ms.map(|ms| format!("{} after the publisher's deadline", format::format_span(ms as f64))));
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
     for note in &answer.notes {
         row("note", Some(format::plain_text(note)));
@@ -366,6 +368,14 @@ mod tests {
         let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(AnswerStage::Final) });
         assert!(with("shirt").contains("coat (true label shirt)"));
         assert!(!with("coat").contains("true label"));
+    }
+
+    #[test]
+    fn a_late_answer_says_so() {
+        let late = Answer { late_ms: Some(1_500), ..answer(AnswerStage::Final) };
+        assert!(line(&late).contains("1.5 s late"), "{}", line(&late));
+        assert!(report(&late, 0).contains("1.5 s after the publisher's deadline"), "{}", report(&late, 0));
+        assert!(!line(&answer(AnswerStage::Final)).contains(" late"));
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub(crate) struct PublishArgs {
     /// Use the name of an image's folder as its true label, unless an index.csv gives one.
     #[arg(long, help_heading = "Metadata")]
     labels_from_folders: bool,
-    /// Deadline for the final answer in milliseconds; after it, the site's own answer is final.
+    /// Deadline for the final answer in milliseconds; a later answer says by how much it is late.
     #[arg(long, help_heading = "Metadata", value_name = "MS")]
     deadline_ms: Option<u64>,
     /// Priority from 0 (bulk) to 9 (first) [default: 5].

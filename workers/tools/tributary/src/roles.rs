@@ -143,7 +143,7 @@ async fn connect(loaded: &LoadedSettings<Settings>, role: Role) -> anyhow::Resul
 pub async fn recognizer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.recognizer;
-    let (model, infer, work) = (chosen.model.clone(), chosen.infer.clone(), chosen.work.clone());
+    let (model, infer, work) = (chosen.model.clone(), chosen.inference(), chosen.work.clone());
     let started = start(settings.onnxruntime.clone(), model, infer, work).await?;
     let (bus, _) = connect(loaded, Role::Recognizer).await?;
     let done = recognizer::run(bus, settings.site.clone(), started, chosen, ack_wait(settings), shutdown).await;

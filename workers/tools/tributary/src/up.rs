@@ -159,7 +159,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         if member.is_some() {
             clock::align_at_start(&here).await;
         }
-        let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
+        let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.inference());
         let work = settings.up.store.join(format!("recognizer-{}", site.site));
         let light = begin(settings.onnxruntime.clone(), model, infer, work).await?;
         let own = SiteServer { site, server, nats: &nats };

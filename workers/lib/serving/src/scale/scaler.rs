@@ -136,7 +136,7 @@ impl Scaler {
                     None
                 }
             };
-            if let Some(settings) = followed {
+            if let Some(settings) = followed.map(|settings| self.within_objective(settings)) {
                 match self.read_queue(bus, queue, stats, started_at.elapsed()).await {
                     Ok(seen) => {
                         let (next, target) = decide_replicas(&settings, &state, &seen);
@@ -151,6 +151,13 @@ impl Scaler {
                 }
             }
             let _changed_or_time = tokio::time::timeout(OBSERVE_INTERVAL, requested.changed()).await;
+        }
+    }
+
+    fn within_objective(&self, settings: ScaleSettings) -> ScaleSettings {
+        match self.infer.settings().objective_ms {
+            Some(ms) => settings.within_objective(f64::from(ms) / 1000.0, self.infer.batch_ms() / 1000.0),
+            None => settings,
         }
     }
 

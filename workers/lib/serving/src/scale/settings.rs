@@ -37,6 +37,14 @@ impl Default for ScaleSettings {
 }
 
 impl ScaleSettings {
+    /// These settings for a latency objective: replicas are added when half of the time that the objective leaves beside
+    /// a batch is queued, because the queue is looked at once a second and grows meanwhile.
+    pub fn within_objective(self, objective_s: f64, batch_s: f64) -> Self {
+        const LEAST_S: f64 = 1e-3;
+        let target_s = self.target_s.min(((objective_s - batch_s) / 2.0).max(LEAST_S));
+        Self { target_s, ..self }
+    }
+
     /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         let Self { min_replicas: min, max_replicas: max, .. } = self;
@@ -58,5 +66,18 @@ impl ScaleSettings {
             true => Ok(()),
             false => Err(format!("min_gain_ratio is {}; it must be between 0 and 1", self.min_gain_ratio)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_objective_adds_replicas_sooner_and_never_later() {
+        let target_s = |objective_s, batch_s| ScaleSettings::default().within_objective(objective_s, batch_s).target_s;
+        assert!((target_s(0.4, 0.1) - 0.15).abs() < 1e-9);
+        assert_eq!(target_s(60.0, 0.1), ScaleSettings::default().target_s);
+        assert!(ScaleSettings::default().within_objective(0.01, 0.5).check().is_ok(), "a batch takes longer");
     }
 }

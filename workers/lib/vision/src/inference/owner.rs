@@ -1,5 +1,5 @@
-//! An owner thread: takes what waits, up to the best batch, runs it through its own replica, and switches replicas
-//! between two batches.
+//! An owner thread: takes the most urgent of what waits, up to the best batch, runs it through its own replica, and
+//! switches replicas between two batches.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use os::thread_time::ThreadClock;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{InferenceError, InferenceResult};
+use crate::batch_cost::batch_within;
 use crate::replica::Replica;
+use crate::urgency::{Urgency, UrgencyQueue};
 
 /// Weight of the newest batch in the running cost; an estimate, about the last thirty count.
 const COST_SHARE: f64 = 1.0 / 16.0;
@@ -21,7 +23,8 @@ const MIN_WORK_SHARE: f64 = 0.01;
 
 /// An item in the mailbox.
 pub(super) enum OwnerMail {
-    See(InferenceJob),
+    /// One more picture waits.
+    See,
     /// Ends the one replica that takes it.
     Stop,
 }
@@ -32,6 +35,39 @@ pub(super) struct InferenceJob {
     pub reply: oneshot::Sender<Result<InferenceResult, InferenceError>>,
     /// Space in the mailbox, released once a replica takes the job.
     pub permit: OwnedSemaphorePermit,
+}
+
+/// The pictures that wait, shared by the owners.
+pub(super) struct WaitingJobs {
+    queue: Mutex<UrgencyQueue<InferenceJob>>,
+    started_at: Instant,
+}
+
+impl Default for WaitingJobs {
+    fn default() -> Self {
+        Self { queue: Mutex::default(), started_at: Instant::now() }
+    }
+}
+
+impl std::fmt::Debug for WaitingJobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WaitingJobs").finish_non_exhaustive()
+    }
+}
+
+impl WaitingJobs {
+    pub(super) fn add(&self, urgency: Urgency, job: InferenceJob) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.push(urgency, self.now_us(), job);
+    }
+
+    fn take_first(&self) -> Option<InferenceJob> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop(self.now_us())
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.started_at.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Instruction to an owner besides its work.
@@ -135,8 +171,11 @@ pub struct ProcessorContention {
 pub(super) struct ReplicaOwner {
     pub replica: Replica,
     pub waiting: Receiver<OwnerMail>,
+    pub jobs: Arc<WaitingJobs>,
     pub orders: Receiver<OwnerOrder>,
     pub batch: usize,
+    /// Longest time from a picture's arrival to its result, milliseconds, which batches are kept small for.
+    pub objective_ms: Option<u32>,
     pub cost: Arc<ImageCost>,
 }
 
@@ -165,13 +204,14 @@ impl ReplicaOwner {
                     Ok(OwnerOrder::Leave) | Err(_) => return,
                 },
                 recv(self.waiting) -> mail => match mail {
-                    Ok(OwnerMail::See(job)) => jobs.push(job),
+                    Ok(OwnerMail::See) => jobs.extend(self.jobs.take_first()),
                     Ok(OwnerMail::Stop) | Err(_) => return,
                 },
             }
-            while jobs.len() < self.batch && !stopping {
+            let largest = self.objective_ms.map_or(self.batch, |ms| batch_within(ms, self.batch, self.cost.ms()));
+            while jobs.len() < largest && !stopping {
                 match self.waiting.try_recv() {
-                    Ok(OwnerMail::See(job)) => jobs.push(job),
+                    Ok(OwnerMail::See) => jobs.extend(self.jobs.take_first()),
                     Ok(OwnerMail::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
                     Err(TryRecvError::Empty) => break,
                 }

@@ -17,11 +17,20 @@ pub struct InferenceSettings {
     pub max_batch: usize,
     /// Limits of decoding a picture.
     pub decode: DecodeSettings,
+    /// The role's latency objective, milliseconds, from 1; no setting of its own. Batches are kept small enough for it.
+    #[serde(skip)]
+    pub objective_ms: Option<u32>,
 }
 
 impl Default for InferenceSettings {
     fn default() -> Self {
-        Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeSettings::default() }
+        Self {
+            replicas: Replicas::Auto,
+            threads: 1,
+            max_batch: 8,
+            decode: DecodeSettings::default(),
+            objective_ms: None,
+        }
     }
 }
 

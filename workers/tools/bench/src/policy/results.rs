@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::measured::MeasuredPolicy;
 use super::measured::names::{CLOUD_ONLY, EARLIEST_FINISH, EDGE_ONLY, HARD_EXAMPLE, PAPER, RANDOM};
-use super::scenario::{PolicyQuestion, Scenario};
+use super::scenario::{DEADLINES, PolicyQuestion, Scenario};
 use crate::bar_chart::{BarChart, BarGroup};
 use crate::labelled_images::LabelledImage;
 use crate::report::{FigureGoal, HeadlineFigure, ReportChart, ReportTable, amount};
@@ -36,6 +36,8 @@ pub(super) struct PolicyRun {
 /// Measurements of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct PolicyRunOutcome {
+    /// Images published.
+    pub images: usize,
     /// Time to the last final answer, seconds.
     pub completion_s: f64,
     /// Time until every image had an answer, provisional or final, seconds.
@@ -65,6 +67,17 @@ pub(super) struct PolicyRunOutcome {
     pub energy_mj: f64,
     /// Images whose deadline passed without a verdict or an answer.
     pub deadline_misses: u64,
+    /// Images whose final answer says that it is late.
+    pub late: u64,
+    /// Late answers as the site's workers counted them.
+    pub late_counted: u64,
+    /// Images that had no final answer, or one that came to the publisher later than the deadline after they were due to
+    /// be published: what `late` does not know of is on the way to and from the site.
+    pub late_seen: u64,
+    /// Images that no schedule answers in time, given the site's capacity, the link and the cloud.
+    pub unavoidable_late: u64,
+    /// Images without an answer in time by the answers themselves, as a share.
+    pub late_ratio: f64,
     /// Number of final answers by route.
     pub routes: BTreeMap<String, u64>,
 }
@@ -86,15 +99,20 @@ impl PolicyRunOutcome {
         let mut labels: Vec<(&str, Option<String>)> = Vec::new();
         let mut routes: BTreeMap<String, u64> = BTreeMap::new();
         let (mut energy_mj, mut deadline_misses) = (0.0, 0);
+        let (mut late, mut unanswered, mut late_seen) = (0, 0, 0);
+        let deadline = scenario.deadline_ms.map(std::time::Duration::from_millis);
         for (task, image) in tasks.iter().zip(images) {
             let Some(answers) = listener.take_answers(*task) else { continue };
             first.extend(answers.first);
             let Some((took, answer)) = answers.last else {
                 deadline_misses += u64::from(scenario.deadline_ms.is_some());
+                unanswered += 1;
                 labels.push((&image.label, None));
                 continue;
             };
             last.push(took);
+            late += u64::from(answer.late_ms.is_some());
+            late_seen += u64::from(deadline.is_some_and(|deadline| took > deadline));
             if answer.route == Route::Edge && answer.reason == Reason::Confident {
                 confident.extend(answers.first);
             }
@@ -110,6 +128,7 @@ impl PolicyRunOutcome {
         };
         let correct = labels.iter().filter(|(truth, answer)| answer.as_deref() == Some(*truth)).count();
         Self {
+            images: tasks.len(),
             completion_s,
             edge_completion_s,
             complete,
@@ -124,6 +143,11 @@ impl PolicyRunOutcome {
             cloud_cpu_ms: cpu_ms(before.cloud, after.cloud),
             energy_mj: energy_mj / count,
             deadline_misses,
+            late,
+            late_counted: late,
+            late_seen: late_seen + if deadline.is_some() { unanswered } else { 0 },
+            unavoidable_late: 0,
+            late_ratio: if deadline.is_some() { (late + unanswered) as f64 / count } else { 0.0 },
             routes,
         }
     }
@@ -203,6 +227,9 @@ pub(super) fn table(runs: &[PolicyRun]) -> ReportTable {
             amount(middle(|o| o.cloud_cpu_ms), ""),
             amount(middle(|o| o.energy_mj), ""),
             amount(middle(|o| o.deadline_misses as f64), ""),
+            late_cell(part, middle(|o| o.late_ratio)),
+            late_cell(part, middle(|o| o.late_seen as f64 / o.images.max(1) as f64)),
+            late_cell(part, middle(|o| o.unavoidable_late as f64 / o.images.max(1) as f64)),
         ]
     };
     ReportTable {
@@ -221,9 +248,16 @@ pub(super) fn table(runs: &[PolicyRun]) -> ReportTable {
             "cloud",
             "mJ",
             "missed",
+            "late %",
+            "seen late %",
+            "unavoidable %",
         ],
         lines: cells(runs).into_iter().map(line).collect(),
     }
+}
+
+fn late_cell(part: PolicyQuestion, ratio: f64) -> String {
+    if part == PolicyQuestion::Deadlines { amount(ratio * 100.0, "") } else { String::new() }
 }
 
 /// Headline figures: ratios of medians over the rounds.
@@ -255,6 +289,16 @@ pub(super) fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     let confident = |scenario: &str| {
         ratio(PolicyQuestion::Verification, scenario, EARLIEST_FINISH, EDGE_ONLY, |outcome| outcome.confident.p99_ms)
     };
+    let avoidable = |outcome: &PolicyRunOutcome| {
+        let unavoidable = outcome.unavoidable_late as f64 / outcome.images.max(1) as f64;
+        (outcome.late_ratio - unavoidable).max(0.0) * 100.0
+    };
+    let late = DEADLINES
+        .iter()
+        .filter_map(|scenario| value(PolicyQuestion::Deadlines, scenario.name, EARLIEST_FINISH, avoidable))
+        .reduce(f64::max);
+    let with_deadlines = runs.iter().filter(|run| run.part == PolicyQuestion::Deadlines);
+    let uncounted = with_deadlines.map(|run| run.outcome.late.abs_diff(run.outcome.late_counted)).max();
     let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
     let most = |most| Some(FigureGoal::AtMost(most));
     vec![
@@ -323,6 +367,20 @@ pub(super) fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
             "",
             most(1.1),
         ),
+        figure(
+            "deadline_avoidable_late_percent",
+            "deadlines of 400 ms, threefold burst or cloud stalled: answers late that some schedule would have met",
+            late,
+            "%",
+            most(1.0),
+        ),
+        figure(
+            "deadline_late_uncounted",
+            "deadlines: late answers that the workers did not count, in the worst run",
+            uncounted.map(|count| count as f64),
+            "",
+            most(0.0),
+        ),
     ]
 }
 
@@ -340,6 +398,7 @@ pub(super) fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usi
         "The project's own images are first enlarged to 480x480 JPEGs; the site has one replica.".into(),
         "Offloading: generated 640x480 JPEGs, one replica at the site, a simulated cloud with 3 ms per image on each of 4 replicas.".into(),
         format!("hard-example abandons an upload after {} ms; the library that it stands for waits 12 s and more.", super::BASELINE_TIMEOUT.as_millis()),
+        "Deadlines: the same images and simulated cloud; the site's model has the shape of ResNet-18 at 96 pixels. *Late* is by the answers, *seen late* by the publisher's clock from the time an image was due to be published, *unavoidable* what a scheduler that knows capacity, link and cloud cannot meet.".into(),
         "`>` marks runs that reached the time limit.".into(),
     ]
 }

@@ -14,6 +14,8 @@ pub(super) enum PolicyQuestion {
     Verification,
     /// No image is doubtful; policies decide only where the work is done.
     Offloading,
+    /// Like offloading, with deadlines.
+    Deadlines,
 }
 
 impl PolicyQuestion {
@@ -22,6 +24,7 @@ impl PolicyQuestion {
         match self {
             PolicyQuestion::Verification => "verification",
             PolicyQuestion::Offloading => "offloading",
+            PolicyQuestion::Deadlines => "deadlines",
         }
     }
 }
@@ -109,6 +112,28 @@ pub(super) const OFFLOADING: [Scenario; 5] = [
     Scenario { name: "cloud stalled", shape: WIDE, stalled: true, ..BATCH },
 ];
 
+/// Scenarios of the part with deadlines. In the first, the cloud must take what the site cannot; in the second, the site
+/// must take back in time what it sent to a cloud that answers nothing.
+pub(super) const DEADLINES: [Scenario; 2] = [
+    Scenario {
+        name: "burst with deadlines",
+        arrivals: ArrivalPattern::Burst { of_capacity: 3.0 },
+        shape: WIDE,
+        deadline_ms: Some(400),
+        quick: true,
+        ..BATCH
+    },
+    Scenario {
+        name: "cloud stalled with deadlines",
+        arrivals: ArrivalPattern::Burst { of_capacity: 0.8 },
+        shape: WIDE,
+        stalled: true,
+        deadline_ms: Some(400),
+        quick: true,
+        ..BATCH
+    },
+];
+
 impl Scenario {
     /// Whether the cloud never answers.
     pub(super) fn is_cloud_unreachable(&self) -> bool {
@@ -122,7 +147,7 @@ impl Scenario {
                 vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER, CLOUD_ONLY, RANDOM, ORACLE]
             }
             (PolicyQuestion::Verification, true) => vec![HARD_EXAMPLE, EDGE_ONLY, EARLIEST_FINISH, PAPER],
-            (PolicyQuestion::Offloading, _) => vec![EDGE_ONLY, EARLIEST_FINISH, CLOUD_ONLY],
+            (PolicyQuestion::Offloading | PolicyQuestion::Deadlines, _) => vec![EDGE_ONLY, EARLIEST_FINISH, CLOUD_ONLY],
         };
         let can_finish =
             |policy: &MeasuredPolicy| !(self.is_cloud_unreachable() && [CLOUD_ONLY, RANDOM].contains(policy));

@@ -31,6 +31,8 @@ pub(super) struct SiteStatus {
     pub answers: StreamLevel,
     /// Provisional answers without a final one; an upper bound.
     pub provisional: u64,
+    /// Final answers stored after their publishers' deadlines, counted by the running workers since they started.
+    pub late_answers: u64,
     /// The outbox: what waits for the link.
     pub outbox: QueueStatus,
     /// Age of the oldest message in the outbox, milliseconds; absent when it is empty.
@@ -172,6 +174,7 @@ pub(super) async fn gather_status(site: &SiteTarget, settings: &Settings) -> Res
         images: queue(images, recognized, &workers, Role::Recognizer),
         answers,
         provisional: (promises.pending + promises.unacked).min(under_way(&outbox, &cloud)),
+        late_answers: workers.iter().map(|beat| beat.late).sum(),
         outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await.unwrap_or_default(),
         outbox: QueueStatus { level: outbox, waiting: outbox.messages, held: 0, queued_s: None },
         link_up: courier.map(|courier| courier.link_rtt_ms.is_some()),

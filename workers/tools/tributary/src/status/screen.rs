@@ -23,10 +23,7 @@ pub(super) fn text(status: &SiteStatus) -> String {
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
     row("images", images(&status.images));
     row("oldest", oldest(status));
-    row(
-        "answers",
-        format!("{} stored; {} provisional, waiting for a final one", status.answers.messages, status.provisional),
-    );
+    row("answers", answers(status));
     status
         .outcomes
         .iter()
@@ -79,6 +76,15 @@ fn work(queue: &QueueStatus) -> String {
         }
         _ => format!("{} waiting", queue.waiting),
     }
+}
+
+fn answers(status: &SiteStatus) -> String {
+    let SiteStatus { answers, provisional, late_answers, .. } = status;
+    let late = match late_answers {
+        0 => String::new(),
+        count => format!("; {count} late since the workers started"),
+    };
+    format!("{} stored; {provisional} provisional, waiting for a final one{late}", answers.messages)
 }
 
 fn images(images: &QueueStatus) -> String {
@@ -533,6 +539,7 @@ mod tests {
             images: queue(10),
             answers: queue(10).level,
             provisional: 0,
+            late_answers: 0,
             outbox: queue(10),
             outbox_oldest_ms: Some(4000),
             link_up: Some(true),
