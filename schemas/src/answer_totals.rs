@@ -19,6 +19,8 @@ pub struct AnswerTotals {
     pub verdicts: u64,
     /// Verdicts with the label that the site predicted.
     pub agreed: u64,
+    /// Answers after the publisher's deadline.
+    pub late: u64,
     /// Energy of the answers that state theirs, microjoules.
     pub energy_uj: u64,
 }
@@ -34,6 +36,7 @@ impl AnswerTotals {
             self.verdicts += 1;
             self.agreed += u64::from(edge.label == *label);
         }
+        self.late += u64::from(answer.late_ms.is_some());
         // An answer is from the network: the conversion makes 0 of what is no energy.
         let energy_uj = answer.energy_mj.map_or(0, |energy_mj| (energy_mj * 1000.0) as u64);
         self.energy_uj = self.energy_uj.saturating_add(energy_uj);
@@ -84,10 +87,11 @@ mod tests {
         }
         let mut offloaded = answer(Route::Redirected, Reason::Offloaded).with_prediction(prediction("coat"));
         offloaded.energy_mj = Some(f32::NAN);
+        offloaded.late_ms = Some(3);
         totals.add_answer(&offloaded);
         assert_eq!((totals.verdicts, totals.agreed, totals.energy_uj, totals.since_ms), (2, 1, 3_000_000, 7));
         assert_eq!(totals.answers[&Route::Edge][&Reason::Confident], 2);
-        assert_eq!(totals.count(), 5);
+        assert_eq!((totals.count(), totals.late), (5, 1));
         let text = serde_json::to_string(&totals).unwrap();
         assert_eq!(serde_json::from_str::<AnswerTotals>(&text).unwrap(), totals);
     }

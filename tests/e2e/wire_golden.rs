@@ -188,6 +188,7 @@ fn beat_totals() -> Heartbeat {
         answers: answers.into(),
         verdicts: 98,
         agreed: 71,
+        late: 3,
         energy_uj: 4_200_000,
     };
     let mut beat = beat_outcomes();

@@ -154,6 +154,8 @@ fn totals(sheet: &mut MetricSheet, site: &str, totals: &AnswerTotals) {
         let help = "Verdicts on images with a prediction of the site, over restarts";
         sheet.counter("tributary_site_verdicts", help, &labels, count as f64);
     }
+    let help = "Final answers after the publisher's deadline, over restarts";
+    sheet.counter("tributary_site_late_answers", help, &[("site", site)], totals.late as f64);
     let help = "Energy of the site's answers, over restarts; an estimate unless the machine has a counter";
     sheet.counter("tributary_site_energy_joules", help, &[("site", site)], totals.energy_uj as f64 / 1e6);
 }

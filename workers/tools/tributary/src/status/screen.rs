@@ -80,9 +80,10 @@ fn work(queue: &QueueStatus) -> String {
 
 fn answers(status: &SiteStatus) -> String {
     let SiteStatus { answers, provisional, late_answers, .. } = status;
+    let has_totals = status.outcomes.as_ref().is_some_and(|outcomes| outcomes.totals.is_some());
     let late = match late_answers {
-        0 => String::new(),
-        count => format!("; {count} late since the workers started"),
+        1.. if !has_totals => format!("; {late_answers} late since the workers started"),
+        _ => String::new(),
     };
     format!("{} stored; {provisional} provisional, waiting for a final one{late}", answers.messages)
 }
@@ -139,8 +140,13 @@ fn totals(totals: &AnswerTotals) -> Option<String> {
             )
         }
     };
+    let late = if totals.late > 0 { format!(", {} of them late", totals.late) } else { String::new() };
     let energy = if energy_j > 0.0 { format!("; {energy_j:.1} J") } else { String::new() };
-    Some(format!("{} since {}; {agreement}{energy}", format::count(count, "answer"), format::format_time(*since_ms)))
+    Some(format!(
+        "{} since {}{late}; {agreement}{energy}",
+        format::count(count, "answer"),
+        format::format_time(*since_ms)
+    ))
 }
 
 /// How long an image was unanswered when outcomes were last counted, ms.
