@@ -105,7 +105,7 @@ impl PolicyBenchEffort {
     fn new(quick: bool) -> Self {
         match quick {
             true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3, deadlines_s: 2.0 },
-            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25, deadlines_s: 5.0 },
+            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25, deadlines_s: 2.0 },
         }
     }
 }

@@ -113,7 +113,7 @@ pub(super) const OFFLOADING: [Scenario; 5] = [
 ];
 
 /// Scenarios of the part with deadlines. In the first, the cloud must take what the site cannot; in the second, the site
-/// must take back in time what it sent to a cloud that answers nothing.
+/// has a little more than it can do, sends some of it to a cloud that answers nothing, and must take that back in time.
 pub(super) const DEADLINES: [Scenario; 2] = [
     Scenario {
         name: "burst with deadlines",
@@ -125,7 +125,7 @@ pub(super) const DEADLINES: [Scenario; 2] = [
     },
     Scenario {
         name: "cloud stalled with deadlines",
-        arrivals: ArrivalPattern::Burst { of_capacity: 0.8 },
+        arrivals: ArrivalPattern::Burst { of_capacity: 1.1 },
         shape: WIDE,
         stalled: true,
         deadline_ms: Some(400),
