@@ -12,6 +12,7 @@ pub mod escalation;
 pub mod gate;
 pub mod hash_fraction;
 pub mod policy;
+pub mod target_reach;
 pub mod verify;
 
 pub use effective_settings::EffectiveSettings;

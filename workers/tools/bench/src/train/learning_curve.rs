@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -77,7 +78,7 @@ pub(crate) fn learn(
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
-    let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+    let around = TrainContext { stop: &stop, pace: Arc::new(TrainingPace::unlimited(None)), checkpoints: None };
     let trained = training::train_model(runtime, &model, &examples, &settings, around, |_| {})?;
     let said = peer(runtime, &net, &model, &examples, &settings, python, place.path())?;
     Ok(LearningCurve {

@@ -1,6 +1,7 @@
 //! What the loop starts with: a model that has never seen some classes, the cloud's model, and the public set.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::train::network::BenchNetwork;
 use crate::train::write_net;
@@ -137,7 +138,7 @@ fn train(
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut print_error: Option<anyhow::Error> = None;
-    let around = TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+    let around = TrainContext { stop, pace: Arc::new(TrainingPace::unlimited(None)), checkpoints: None };
     let trained = training::train_model(onnx, blank, &examples, &settings, around, |epoch| {
         print_error = print_error.take().or(print_epoch(epoch, epochs).err())
     })?;
