@@ -236,8 +236,10 @@ mod tests {
         let fault = disabled.fault(&disabled.reach(&honest(400))).unwrap();
         assert!(fault.reason.contains("nothing is verified"), "{fault:?}");
         let mut evidence = CalibrationEvidence::default();
-        let guessing = ConfidenceBin { seen: 400, verified: 400, right: 200 };
-        evidence.labels.insert("cat".into(), [guessing; BINS]);
+        // Sure of everything, and right half the time: no confidence tells which half.
+        let mut bins = [ConfidenceBin::default(); BINS];
+        bins[BINS - 1] = ConfidenceBin { seen: 400, verified: 400, right: 200 };
+        evidence.labels.insert("cat".into(), bins);
         let target = target(0.9, None);
         assert_eq!(target.reach(&evidence), TargetReach::OnlyByVerdicts);
         assert!(target.fault(&TargetReach::OnlyByVerdicts).is_some());

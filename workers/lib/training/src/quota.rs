@@ -10,8 +10,9 @@ use std::time::Duration;
 
 /// Longest time between two pieces on a busy machine: each shows whether it is still busy.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How much earlier than necessary an overloaded site begins to catch up, as a factor of the time it needs.
-const CATCH_UP_MARGIN: f64 = 1.25;
+/// How much earlier than necessary an overloaded site begins to catch up, as a factor of the time it needs: among many
+/// threads a piece may get half of the processor that it may take.
+const CATCH_UP_MARGIN: f64 = 2.0;
 /// Parts that the sliding hour is counted in.
 const PARTS: u32 = 120;
 
