@@ -116,7 +116,7 @@ pub async fn run(
 /// What training took in the last hour; `None` if nothing and nothing is owed.
 fn account_hour(account: &TrainingAccount) -> Option<TrainingHour> {
     let (hour, least_ratio) = (account.last_hour(), account.bounds().least_ratio);
-    (least_ratio > 0.0 || !hour.used.is_zero()).then(|| TrainingHour {
+    (least_ratio > 0.0 || !hour.used.is_zero()).then_some(TrainingHour {
         used_s: hour.used.as_secs_f64(),
         least_ratio,
         longest_piece_ms: hour.longest_busy_piece.as_secs_f64() * 1000.0,

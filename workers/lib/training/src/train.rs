@@ -323,9 +323,9 @@ impl<'a> TrainLoop<'a> {
         'a: 'b,
     {
         let (input, size) = (&self.model.description.input, self.settings.batch.into());
-        let TrainContext { pace, stop, .. } = &self.context;
+        let (pace, stop) = (&self.context.pace, self.context.stop);
         let images = self.settings.images_at_a_time().into();
-        let pacing = pace.has_lower_bound().then(|| BatchPacing { pace: pace.clone(), images, stop: *stop });
+        let pacing = pace.has_lower_bound().then(|| BatchPacing { pace: pace.clone(), images, stop });
         BatchConfig { input, size, examples: self.examples, from, seed, pacing }
     }
 

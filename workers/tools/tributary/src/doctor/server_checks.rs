@@ -358,7 +358,7 @@ mod tests {
         let failing = RoleFailure { why: "no graph.onnx".into(), failures: 1, next_try_at_ms: 0 };
         let failing =
             Heartbeat { failing: Some(failing), ..Heartbeat::for_worker(Role::Verifier, "host-1".into(), None, 0) };
-        assert_eq!(checks_of_roles(&[running.clone()], 5)[0].state, CheckStatus::Ok);
+        assert_eq!(checks_of_roles(std::slice::from_ref(&running), 5)[0].state, CheckStatus::Ok);
         let checks = checks_of_roles(&[running, failing], 5);
         assert_eq!((checks.len(), checks[0].state), (1, CheckStatus::Bad));
         assert!(checks[0].found.contains("The verifier fails (no graph.onnx; once,"), "{}", checks[0].found);
