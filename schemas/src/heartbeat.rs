@@ -1,6 +1,6 @@
 //! A worker's heartbeat, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training, rounds, releases, canaries, scale and drift, and the count of late
-//! answers.
+//! optional reports of link, load, decision, training, rounds, releases, canaries, scale, drift, failures of a role and
+//! a trainer's last hour, and the count of late answers.
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,9 @@ pub struct Heartbeat {
     /// reported its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_ahead_ms: Option<i64>,
+    /// The role failed and is started again by the process that runs it; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing: Option<RoleFailure>,
     /// Faults it found in what it works on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<FaultNote>,
@@ -107,6 +110,7 @@ impl Heartbeat {
             replicas: 0,
             scale: None,
             clock_ahead_ms: None,
+            failing: None,
             outcomes: None,
             faults: Vec::new(),
             cost_ms: None,
@@ -171,6 +175,7 @@ impl Heartbeat {
             ("link.cloud.still_s", self.link.and_then(|link| link.cloud).map(|cloud| cloud.still_s)),
             ("decision.cpu_ratio", self.decision.as_ref().and_then(|decision| decision.cpu_ratio)),
             ("decision.memory_ratio", self.decision.as_ref().and_then(|decision| decision.memory_ratio)),
+            ("training.hour.used_s", self.training.as_ref().and_then(|training| training.hour).map(|hour| hour.used_s)),
             ("decision.queue_s", self.decision.as_ref().map(|decision| decision.queue_s)),
             ("decision.stall_ratio", self.decision.as_ref().and_then(|decision| decision.stall_ratio)),
             ("decision.contention_ratio", self.decision.as_ref().and_then(|decision| decision.contention_ratio)),
@@ -205,6 +210,7 @@ impl Heartbeat {
         let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases).map(String::as_str);
         let sentences =
             sentences.chain(self.faults.iter().flat_map(|fault| [fault.kind.as_str(), &fault.reason, &fault.remedy]));
+        let sentences = sentences.chain(self.failing.iter().map(|failure| failure.why.as_str()));
         let decision =
             self.decision.iter().flat_map(|decision| [&decision.policy, decision.state.as_str(), &decision.why]);
         let training = self.training.iter().flat_map(|training| [training.state.as_str(), &training.why]);
@@ -215,6 +221,17 @@ impl Heartbeat {
         }
         Ok(())
     }
+}
+
+/// How a role failed, reported in its place by the process that starts it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleFailure {
+    /// Why it ended, with what to do where that is known, in words for people.
+    pub why: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When it is started again, milliseconds since the epoch by the server's clock.
+    pub next_try_at_ms: u64,
 }
 
 /// A janitor's count of a site's images and their outcomes.
@@ -460,6 +477,20 @@ pub struct TrainingReport {
     pub last: Option<String>,
     /// Updates sent since the trainer started.
     pub sent: u64,
+    /// What training took of the processors in the last hour; absent before the first training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hour: Option<TrainingHour>,
+}
+
+/// Processor time of training in the last hour.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct TrainingHour {
+    /// Processor time used, seconds.
+    pub used_s: f64,
+    /// Share of one processor that training gets however busy the site is; 0: only what nobody else wants.
+    pub least_ratio: f64,
+    /// Longest piece that was taken from a busy site, milliseconds; 0 without any.
+    pub longest_piece_ms: f64,
 }
 
 impl Message for Heartbeat {

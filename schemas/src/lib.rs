@@ -44,8 +44,8 @@ pub use drift::{DriftLevel, DriftMeasure, DriftReport};
 pub use fault::{FaultKind, FaultNote};
 pub use hardcase::HardCase;
 pub use heartbeat::{
-    CloudReport, DecisionReport, Heartbeat, LinkReport, OutcomeReport, RecentVerdicts, RoundReport, RoundState,
-    TrainerState, TrainingReport,
+    CloudReport, DecisionReport, Heartbeat, LinkReport, OutcomeReport, RecentVerdicts, RoleFailure, RoundReport,
+    RoundState, TrainerState, TrainingHour, TrainingReport,
 };
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
 pub use label::Label;

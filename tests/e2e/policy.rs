@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{HEAVY, first_picture, nth_picture};
+use harness::pictures::{HEAVY, LIGHT, first_picture, nth_picture};
 use harness::program::{fixture, run};
 use harness::{ProxyMode, TestWorld, WorldPlan, until};
+use offload::VerifySettings;
+use offload::calibration::{BINS, CalibrationEvidence, ConfidenceBin};
+use offload::target_reach::{AccuracyTarget, TargetReach};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
 use schemas::{Answer, AnswerStage, HardCase, Heartbeat, Reason, Role, Route, VerifyRequest, decode};
 use streams::fleet::{self, Ledger};
@@ -276,6 +279,45 @@ async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_beyond_the_cap_on_what_goes_up_is_said_with_what_can_be_reached() {
+    let plan = WorldPlan::leaves(1)
+        .set("recognizer.gate.target_accuracy_ratio=0.95")
+        .set("recognizer.verify.max_share_ratio=0.3");
+    let world = TestWorld::start_with_workers(plan).await.unwrap();
+    let mut words: Vec<String> = vec!["status".into()];
+    words.extend(world.at(0));
+    let mut last = String::new();
+    let mut until_status = async |text: &str| {
+        let said = until(text, PATIENCE, async || {
+            last = run(world.folder(), &words).await?.out;
+            Ok(last.contains(text).then_some(()))
+        });
+        said.await.unwrap_or_else(|error| panic!("{error:#}: {last}"));
+        last.clone()
+    };
+    let unknown = "what can be reached within verify.max_share_ratio (0.3) is known after 30 verdicts; there are 0";
+    let before = until_status(unknown).await;
+    assert!(!before.contains("target accuracy is not reached"), "nothing is wrong yet: {before}");
+
+    // A model that is right as often as it is sure.
+    let bins: Vec<ConfidenceBin> =
+        (0..BINS as u64).map(|bin| ConfidenceBin { seen: 400, verified: 400, right: 8 + 16 * bin }).collect();
+    let mut evidence = CalibrationEvidence::default();
+    evidence.labels.insert("coat".into(), bins.try_into().unwrap());
+    let release = Model::load(&fixture(LIGHT)).unwrap().release;
+    let ledger = Ledger::open(world.bus(0)).await.unwrap();
+    ledger.write(&format!("evidence-{}", release.short()), serde_json::to_string(&evidence).unwrap()).await.unwrap();
+    let verify = VerifySettings { max_share_ratio: Some(0.3), ..VerifySettings::default() };
+    let TargetReach::BeyondCap { reachable_ratio, .. } = (AccuracyTarget { ratio: 0.95, verify }).reach(&evidence)
+    else {
+        panic!("a share of 0.3 suffices")
+    };
+    let after = until_status(&format!("within it at least {:.1} %", reachable_ratio * 100.0)).await;
+    let problem = after.lines().find(|line| line.starts_with("! The target accuracy is not reached"));
+    assert!(problem.is_some_and(|problem| problem.contains("lower recognizer.gate.target_accuracy_ratio")), "{after}");
 }
 
 #[tokio::test]

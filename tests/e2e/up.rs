@@ -168,3 +168,86 @@ async fn commands_beside_an_up_know_what_it_was_started_with() {
     assert!(worker.end(Duration::from_secs(40)).await.unwrap().success());
     assert!(!worker.log().contains(" WARN "), "{}", worker.log());
 }
+
+/// Runs a command again and again until its output has a text.
+async fn until_said(folder: &Path, words: &[&str], is_said: impl Fn(&str) -> bool) -> String {
+    let mut last = String::new();
+    let said = until("what is expected", PATIENCE * 3, async || {
+        let said = run(folder, &[words, &["--store", "store"]].concat()).await?;
+        last = said.out + &said.err;
+        Ok(is_said(&last).then_some(()))
+    });
+    said.await.unwrap_or_else(|error| panic!("{error:#}: {last}"));
+    last
+}
+
+#[tokio::test]
+async fn a_role_that_fails_is_named_and_started_again_while_images_are_recognized() {
+    let folder = tempfile::tempdir().unwrap();
+    let (light, heavy) = (fixture(LIGHT).display().to_string(), folder.path().join("heavy"));
+    fs::create_dir(&heavy).unwrap();
+    for file in fs::read_dir(fixture(HEAVY)).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), heavy.join(file.file_name())).unwrap();
+    }
+    fs::write(heavy.join("graph.onnx"), "half of a copy").unwrap();
+    let arguments = ["up", "--model", &light, "--cloud-model", "heavy", "--store", "store"];
+    let mut worker = WorkerProcess::start("up", folder.path(), &arguments, &[]).unwrap();
+    until("up.json", PATIENCE, async || Ok(found(folder.path()).map(|_| ()))).await.unwrap();
+
+    let status = until_said(folder.path(), &["status"], |status| status.contains("The verifier fails (")).await;
+    assert!(status.contains("heavy") && status.contains("next try in"), "{status}");
+    assert!(!status.contains("No verifier is running"), "said twice: {status}");
+    let doctor = run(folder.path(), &["doctor", "--store", "store"]).await.unwrap();
+    assert!(!doctor.success, "{}", doctor.out);
+    let row = doctor.out.lines().find(|line| line.starts_with("bad") && line.contains("roles"));
+    assert!(row.is_some_and(|row| row.contains("The verifier fails")), "{}", doctor.out);
+
+    let (bus, site) = bus(folder.path()).await;
+    let task = publish(&bus, &site, &first_picture(true).unwrap().bytes, &[]).await;
+    assert_eq!(outcome(&bus, &site, task).await.unwrap().route, Route::Edge, "recognition goes on");
+    let doubtful = publish(&bus, &site, &first_picture(false).unwrap().bytes, &[]).await;
+
+    fs::copy(fixture(HEAVY).join("graph.onnx"), heavy.join("graph.onnx")).unwrap();
+    until_said(folder.path(), &["status"], |status| status.contains("No problems.")).await;
+    assert_eq!(outcome(&bus, &site, doubtful).await.unwrap().route, Route::Verified, "{}", worker.log());
+    let doctor = run(folder.path(), &["doctor", "--store", "store"]).await.unwrap();
+    assert!(doctor.success && doctor.out.contains("verifier"), "{}\n{}", doctor.out, doctor.err);
+    assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
+    worker.signal(Signal::SIGINT).unwrap();
+    assert!(worker.end(Duration::from_secs(40)).await.unwrap().success(), "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_mistake_at_the_start_ends_up_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let light = fixture(LIGHT).display().to_string();
+    let refused = async |more: &[&str], text: &str| {
+        let arguments = [&["up", "--model", &light, "--store", "store"], more].concat();
+        let ended = run(folder.path(), &arguments).await.unwrap();
+        assert!(!ended.success && ended.err.contains(text), "{text:?} is not in {}", ended.err);
+        assert!(found(folder.path()).is_none(), "it said that it runs");
+    };
+    refused(&["--cloud-model", "no-such-folder"], "verifier.model is no-such-folder").await;
+    refused(&["--train", "--set", "trainer.key=no-such-key"], "omit trainer.key").await;
+    let pick = ["--merge", "--set", "aggregator.merge.rule=pick"];
+    refused(&pick, "rule pick scores models on a public set").await;
+    refused(&["--train", "--set", "trainer.limits.least_ratio=0.6"], "trainer.limits.least_ratio is 0.6").await;
+}
+
+#[tokio::test]
+async fn merging_without_a_public_set_takes_a_rule_that_needs_none_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = up(folder.path(), &["--train", "--merge"]).await;
+    let status =
+        until_said(folder.path(), &["status"], |status| status.contains("aggregator") && status.contains("rounds"))
+            .await;
+    assert!(status.contains("trainer") && !status.contains("fails"), "{status}");
+    let said =
+        worker.log().lines().filter(|line| line.contains("no public set")).map(str::to_owned).collect::<Vec<_>>();
+    assert!(said.len() == 1 && said[0].contains("INFO") && said[0].contains("fedavg"), "{said:?}");
+    let opened = run(folder.path(), &["round", "open", "--quorum", "1", "--store", "store"]).await.unwrap();
+    assert!(opened.success, "{}", opened.err);
+    until_said(folder.path(), &["status"], |status| status.contains("round 1 is open")).await;
+    worker.signal(Signal::SIGINT).unwrap();
+    assert!(worker.end(Duration::from_secs(40)).await.unwrap().success(), "{}", worker.log());
+}

@@ -12,9 +12,10 @@ use schemas::{
     DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus,
     Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, MissingMeasure,
     ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RecentVerdicts,
-    RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, Rollout, Root, Round,
-    RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState,
-    TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
+    RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, RoleFailure, Rollout, Root,
+    Round, RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState,
+    TrainingHour, TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode,
+    encode,
 };
 
 fn task() -> TaskId {
@@ -208,6 +209,7 @@ fn beat() -> Heartbeat {
         replicas: 2,
         scale: None,
         clock_ahead_ms: None,
+        failing: None,
         outcomes: None,
         faults: Vec::new(),
         cost_ms: Some(0.75),
@@ -464,8 +466,22 @@ fn beat_training() -> Heartbeat {
         after: Some(ModelAccuracy { images: 200, accuracy_ratio: 0.75, loss: 0.5 }),
         last: Some("an update of 106792 bytes was sent".into()),
         sent: 1,
+        hour: None,
     };
     Heartbeat { training: Some(training), ..beat() }
+}
+
+/// What a trainer with a lower bound adds.
+fn beat_hour() -> Heartbeat {
+    let training = beat_training().training.unwrap();
+    let hour = TrainingHour { used_s: 180.5, least_ratio: 0.05, longest_piece_ms: 12.5 };
+    Heartbeat { training: Some(TrainingReport { hour: Some(hour), ..training }), ..beat() }
+}
+
+/// What `up` sends in the place of a role that fails.
+fn beat_failing() -> Heartbeat {
+    let why = "model ./heavy: there is no graph.onnx".into();
+    Heartbeat { failing: Some(RoleFailure { why, failures: 3, next_try_at_ms: 1_763_942_408_000 }), ..beat() }
 }
 
 /// What an aggregator adds to a sign of life.
@@ -776,6 +792,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-weighed.v1", &answer_weighed());
     survives("beat-signals.v1", &beat_signals());
     survives("beat-scaled.v1", &beat_scaled());
+    survives("beat-hour.v1", &beat_hour());
+    survives("beat-failing.v1", &beat_failing());
     survives("label-replayed.v1", &label_replayed());
     survives("label-retracted.v1", &label_retracted());
     survives("learned.v1", &learned());
@@ -865,6 +883,8 @@ fn remake() {
         ("label.v1", encode(&label())),
         ("answer-decided.v1", encode(&answer_decided())),
         ("beat-scaled.v1", encode(&beat_scaled())),
+        ("beat-hour.v1", encode(&beat_hour())),
+        ("beat-failing.v1", encode(&beat_failing())),
         ("label-replayed.v1", encode(&label_replayed())),
         ("label-retracted.v1", encode(&label_retracted())),
         ("learned.v1", encode(&learned())),

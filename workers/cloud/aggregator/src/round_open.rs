@@ -147,7 +147,8 @@ pub fn undecided(rollout: Option<&Rollout>, is_releaser_alive: bool) -> Option<&
 
 /// The same, read from the stream.
 pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Option<ReleaseId>, CarryError> {
-    let is_releaser_alive = fleet::live_workers(bus).await?.iter().any(|beat| beat.role == Role::Releaser);
+    let is_releaser_alive =
+        fleet::live_workers(bus).await?.iter().any(|beat| beat.role == Role::Releaser && beat.failing.is_none());
     Ok(undecided(rollout, is_releaser_alive).cloned())
 }
 

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use offload::calibration::{Calibration, CalibrationEvidence, cloud_gain};
 use offload::gate::Gate;
 use offload::policy::{Policy, PolicyName};
+use offload::target_reach::{AccuracyTarget, TargetReach};
 use runtime::Shutdown;
 use schemas::{LinkReport, ReleaseId, Role, SiteName};
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,7 @@ struct ReleaseGate {
     /// With the calibration applied.
     gate: Gate,
     belief: Option<Calibration>,
+    reach: Option<TargetReach>,
 }
 
 /// The latest value of every signal; clones share them.
@@ -98,8 +100,8 @@ impl Signals {
             gates.retain(|held| held.release != *release);
             let surplus = gates.len().saturating_sub(1);
             gates.drain(..surplus);
-            let belief = None;
-            gates.push(ReleaseGate { release: release.clone(), gate: own.clone(), own, belief });
+            let (belief, reach) = (None, None);
+            gates.push(ReleaseGate { release: release.clone(), gate: own.clone(), own, belief, reach });
         });
     }
 
@@ -112,6 +114,11 @@ impl Signals {
     /// The calibration of the serving release, if there is a target.
     pub fn belief(&self) -> Option<Calibration> {
         self.gates.borrow().last().and_then(|held| held.belief.clone())
+    }
+
+    /// What can become of the target accuracy, by what verdicts say of the serving release.
+    pub fn target_reach(&self) -> Option<TargetReach> {
+        self.gates.borrow().last().and_then(|held| held.reach)
     }
 
     /// Load and energy of the machine.
@@ -172,19 +179,19 @@ impl Signals {
         self.up.send_if_modified(|up| std::mem::replace(up, now_up) != now_up);
     }
 
-    /// Keeps all signals up to date until told to stop. `target_ratio`: accuracy that the gates are calibrated for.
+    /// Keeps all signals up to date until told to stop. `target`: accuracy that the gates are calibrated for.
     pub async fn gather(
         &self,
         bus: &Bus,
         site: &SiteName,
         settings: &Policy,
-        target_ratio: Option<f64>,
+        target: Option<&AccuracyTarget>,
         shutdown: Shutdown,
     ) {
         tokio::select! {
             () = retry(|| self.follow_courier(bus, site)) => {}
             () = retry(|| self.follow_policy(bus, settings)) => {}
-            () = retry(|| self.follow_evidence(bus, target_ratio)) => {}
+            () = retry(|| self.follow_evidence(bus, target)) => {}
             () = retry(|| self.count_pending(bus, site)) => {}
             () = self.sample_load() => {}
             () = shutdown.wait_for_request() => {}
@@ -227,8 +234,8 @@ impl Signals {
     }
 
     /// Follows the evidence about the serving release.
-    async fn follow_evidence(&self, bus: &Bus, target_ratio: Option<f64>) -> Result<(), CarryError> {
-        let Some(target_ratio) = target_ratio else { return std::future::pending().await };
+    async fn follow_evidence(&self, bus: &Bus, target: Option<&AccuracyTarget>) -> Result<(), CarryError> {
+        let Some(target) = target else { return std::future::pending().await };
         let mut gates = self.gates.subscribe();
         let serving = |gates: &[ReleaseGate]| gates.last().map(|held| held.release.clone());
         let mut before: Option<ReleaseId> = None;
@@ -239,7 +246,7 @@ impl Signals {
                 continue;
             };
             // Until there is evidence, everything is doubtful.
-            self.update_calibration(&release, &CalibrationEvidence::default(), target_ratio);
+            self.update_calibration(&release, &CalibrationEvidence::default(), target);
             if let Some(before) = before.replace(release.clone()).filter(|before| *before != release) {
                 learner::inherit_evidence(bus, &before, &release).await?;
             }
@@ -248,7 +255,7 @@ impl Signals {
                 tokio::select! {
                     note = notes.next() => match note {
                         Some(text) => match serde_json::from_str::<CalibrationEvidence>(&text) {
-                            Ok(evidence) => self.update_calibration(&release, &evidence, target_ratio),
+                            Ok(evidence) => self.update_calibration(&release, &evidence, target),
                             Err(error) => tracing::warn!(%error, "calibration unreadable; starting over"),
                         },
                         None => return Ok(()),
@@ -259,14 +266,27 @@ impl Signals {
         }
     }
 
-    fn update_calibration(&self, release: &ReleaseId, evidence: &CalibrationEvidence, target_ratio: f64) {
-        let calibration = evidence.calibration(target_ratio);
+    fn update_calibration(&self, release: &ReleaseId, evidence: &CalibrationEvidence, target: &AccuracyTarget) {
+        let (calibration, reach) = (evidence.calibration(target.ratio), target.reach(evidence));
+        let mut before = None;
         self.gates.send_modify(|gates| {
             if let Some(held) = gates.iter_mut().find(|held| held.release == *release) {
                 held.gate = held.own.with_calibration(&calibration);
                 held.belief = Some(calibration);
+                before = held.reach.replace(reach);
             }
         });
+        let is_same = |before: &TargetReach| std::mem::discriminant(before) == std::mem::discriminant(&reach);
+        let was_fault = before.and_then(|before| target.fault(&before)).is_some();
+        match (target.describe(&reach), target.fault(&reach)) {
+            (Some(why), Some(fault)) if !was_fault => {
+                tracing::warn!(why, remedy = fault.remedy, "target accuracy not reached");
+            }
+            (Some(why), None) if !before.is_some_and(|before| is_same(&before)) => {
+                tracing::info!(why, "target accuracy under a cap");
+            }
+            _ => {}
+        }
     }
 
     async fn count_pending(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {

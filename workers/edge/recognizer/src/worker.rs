@@ -10,6 +10,7 @@ use offload::admit::{AdmitInput, reclaim_within};
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use offload::gate::{Gate, GateSettings, TestedScores};
 use offload::policy::{EnergySettings, PolicyName};
+use offload::target_reach::AccuracyTarget;
 use offload::verify::{PayloadKind, VerifySettings};
 use offload::{EffectiveSettings, hash_fraction};
 use runtime::drift::{DriftKind, DriftSample, DriftWatch};
@@ -57,6 +58,8 @@ pub struct Recognizer {
     admission: Arc<Admission>,
     offloader: Offloader,
     learner: Option<VerdictLearner>,
+    /// The accuracy that the gate is to reach; absent where its thresholds are set.
+    target: Option<AccuracyTarget>,
     /// Results of each release.
     counter: ReleaseCounter,
     /// Compares recent answers with the first ones of the release.
@@ -361,7 +364,14 @@ impl ModelHandler for Recognizer {
     fn fill_heartbeat(&self, beat: &mut Heartbeat) {
         beat.decision = Some(self.admission.report(&CostReading::of(&self.infer)));
         beat.drift = self.drift.report();
-        beat.faults = untested_novelty(self, &self.infer.model()).into_iter().collect();
+        let reach = self.admission.signals.target_reach();
+        if let Some((target, reach)) = self.target.as_ref().zip(reach) {
+            if let Some((belief, said)) = beat.decision.as_mut().zip(target.describe(&reach)) {
+                belief.belief = Some(belief.belief.take().map_or(said.clone(), |belief| format!("{belief}; {said}")));
+            }
+            beat.faults.extend(target.fault(&reach));
+        }
+        beat.faults.extend(untested_novelty(self, &self.infer.model()));
     }
 
     fn is_reachable(&self) -> bool {
@@ -396,8 +406,9 @@ pub async fn run(
     };
     let server = ModelServer::new(bus.clone(), started, blobs.clone(), options);
     let (infer, publisher) = (server.infer.clone(), server.publisher.clone());
-    let target_ratio = settings.gate.target_accuracy_ratio;
-    let learner = target_ratio.map(|_| VerdictLearner::new(site.clone()));
+    let target =
+        settings.gate.target_accuracy_ratio.map(|ratio| AccuracyTarget { ratio, verify: settings.verify.clone() });
+    let learner = target.as_ref().map(|_| VerdictLearner::new(site.clone()));
     let signals = Signals::new(settings.policy.clone());
     let effective = EffectiveSettings {
         policy: settings.policy.clone(),
@@ -422,13 +433,14 @@ pub async fn run(
         admission: admission.clone(),
         offloader,
         learner: learner.clone(),
+        target: target.clone(),
         counter: server.counter.clone(),
         drift: DriftWatch::new(DriftKind::Answers, settings.drift),
         orders: server.orders.clone(),
         share: Mutex::default(),
     });
     let serving = server.serve(recognizer.clone(), shutdown.clone());
-    let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
+    let gathering = signals.gather(&bus, &site, &settings.policy, target.as_ref(), shutdown.clone());
     let noting = note_settings(&bus, &admission, &shutdown);
     let comparing = recognizer.drift.save_reference(&bus, shutdown.clone());
     let learning = async {

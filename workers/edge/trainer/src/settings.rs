@@ -6,6 +6,7 @@ use schemas::WeightFormat;
 use serde::{Deserialize, Serialize};
 use training::TrainSettings;
 use training::pace::DEFAULT_CPU_RATIO;
+use training::quota::CpuBounds;
 use training::settings::{AugmentSettings, LearningRateSchedule, OptimizerSettings};
 
 /// Settings of a site's trainer, and of `tributary train`: how is trained ([`TrainSettings`]), and for a site where, on what
@@ -66,6 +67,7 @@ impl Default for TrainerSettings {
             augment,
             seed,
             threads,
+            piece: _,
         } = TrainSettings::default();
         Self {
             trainable,
@@ -95,10 +97,21 @@ impl Default for TrainerSettings {
 pub struct LimitSettings {
     /// Memory limit in MiB, at least 1; absent: unlimited.
     pub memory_max_mib: Option<u32>,
-    /// For a site's trainer: share of one CPU core that it may use, above 0 to 1. It only uses idle CPU time in any
-    /// case.
+    /// For a site's trainer: share of one CPU core that it may use, above 0 to 1. Without `least_ratio` it only uses
+    /// idle CPU time in any case.
     pub cpu_ratio: f64,
-    /// For a site's trainer: pause while more than this many seconds of work are queued for the site's recognizers.
+    /// For a site's trainer: least share of one CPU core over an hour of training, 0 to `cpu_ratio` and to 1 less
+    /// `inference_reserve_ratio`. A busy site gives it in short pieces, evenly; an overloaded one by the end of the
+    /// hour. 0: a busy site trains on what nobody else wants, which may be nothing.
+    pub least_ratio: f64,
+    /// For a site's trainer with `least_ratio`: share of one CPU core that inference keeps at any moment, 0 to below 1,
+    /// whatever training is owed.
+    pub inference_reserve_ratio: f64,
+    /// For a site's trainer with `least_ratio`: images computed in one piece, at least 1. Inference waits for a
+    /// processor no longer than a piece takes, which `status` shows: aim for some 10 ms.
+    pub piece_images: u16,
+    /// For a site's trainer: pause while more than this many seconds of work are queued for the site's recognizers; with
+    /// `least_ratio`, as long as its share of the hour allows.
     pub yield_queue_s: f64,
     /// For a site's trainer: seconds between checkpoints, at least 1.
     pub checkpoint_every_s: u32,
@@ -106,7 +119,15 @@ pub struct LimitSettings {
 
 impl Default for LimitSettings {
     fn default() -> Self {
-        Self { memory_max_mib: None, cpu_ratio: DEFAULT_CPU_RATIO, yield_queue_s: 0.5, checkpoint_every_s: 60 }
+        Self {
+            memory_max_mib: None,
+            cpu_ratio: DEFAULT_CPU_RATIO,
+            least_ratio: 0.0,
+            inference_reserve_ratio: 0.5,
+            piece_images: 4,
+            yield_queue_s: 0.5,
+            checkpoint_every_s: 60,
+        }
     }
 }
 
@@ -142,6 +163,17 @@ impl Default for CollectSettings {
     }
 }
 
+impl LimitSettings {
+    /// Bounds of the processor time of training.
+    pub fn bounds(&self) -> CpuBounds {
+        CpuBounds {
+            most_ratio: self.cpu_ratio,
+            least_ratio: self.least_ratio,
+            reserve_ratio: self.inference_reserve_ratio,
+        }
+    }
+}
+
 impl TrainerSettings {
     /// How is trained.
     pub fn training(&self) -> TrainSettings {
@@ -158,12 +190,22 @@ impl TrainerSettings {
             augment: self.augment,
             seed: self.seed,
             threads: self.threads,
+            piece: (self.limits.least_ratio > 0.0).then_some(self.limits.piece_images),
         }
     }
 
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
-        let LimitSettings { memory_max_mib, cpu_ratio, yield_queue_s, checkpoint_every_s } = self.limits;
+        let LimitSettings {
+            memory_max_mib,
+            cpu_ratio,
+            least_ratio,
+            inference_reserve_ratio,
+            piece_images,
+            yield_queue_s,
+            checkpoint_every_s,
+        } = self.limits;
+        let most_ratio = cpu_ratio.min(1.0 - inference_reserve_ratio);
         let collect = &self.collect;
         let wants = [
             (memory_max_mib != Some(0), "limits.memory_max_mib is 0; it must be at least 1, or omit it".into()),
@@ -171,6 +213,20 @@ impl TrainerSettings {
                 cpu_ratio > 0.0 && cpu_ratio <= 1.0,
                 format!("limits.cpu_ratio is {cpu_ratio}; it must be above 0 and at most 1"),
             ),
+            (
+                (0.0..1.0).contains(&inference_reserve_ratio),
+                format!(
+                    "limits.inference_reserve_ratio is {inference_reserve_ratio}; it must be at least 0 and below 1"
+                ),
+            ),
+            (
+                (0.0..=most_ratio).contains(&least_ratio),
+                format!(
+                    "limits.least_ratio is {least_ratio}; it must be 0 to {most_ratio:.3}, the smaller of limits.cpu_ratio \
+                     and 1 less limits.inference_reserve_ratio"
+                ),
+            ),
+            (piece_images > 0, "limits.piece_images is 0; it must be at least 1".into()),
             (yield_queue_s > 0.0, format!("limits.yield_queue_s is {yield_queue_s}; it must be above 0")),
             (checkpoint_every_s > 0, "limits.checkpoint_every_s is 0; it must be at least 1".into()),
             (collect.every_s > 0, "collect.every_s is 0; it must be at least 1".into()),

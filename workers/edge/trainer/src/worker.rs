@@ -1,4 +1,4 @@
-//! The trainer's main loop: collect → train → submit, repeatedly, on idle CPU time.
+//! The trainer's main loop: collect → train → submit, repeatedly, on idle CPU time or a small share of a busy site's.
 
 mod send;
 
@@ -15,7 +15,7 @@ use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::{
     FaultNote, HardFocus, ModelName, ReleaseId, Role, Round, RoundEvent, RoundTerms, SiteName, TrainerState,
-    TrainingReport,
+    TrainingHour, TrainingReport,
 };
 use streams::backoff::{Backoff, wait_about};
 use streams::fleet::{HeartbeatBucket, Ledger};
@@ -33,7 +33,7 @@ use training::checkpoint::{CheckpointFolder, Epoch};
 use training::error::TrainError;
 use training::examples::{ExampleSplit, Examples};
 use training::hard_focus;
-use training::pace::TrainingPace;
+use training::pace::{TrainingAccount, TrainingPace};
 use training::settings::TrainSettings;
 use training::train::{TrainContext, TrainedModel, train_model};
 
@@ -82,12 +82,15 @@ pub async fn run(
         state: state.clone(),
         key,
         yields: Arc::default(),
+        account: Arc::new(TrainingAccount::new(settings.limits.bounds())),
         stop: CancellationToken::new(),
     };
+    // A training thread must not outlive the role, whatever ends it.
+    let _stop = trainer.stop.clone().drop_guard();
     let worker_stats = Arc::new(WorkerStats::default());
     let release = trainer.model.release.clone();
     let name = trainer.model.description.name.clone();
-    let status = state.clone();
+    let (status, account) = (state.clone(), trainer.account.clone());
     let stats = worker_stats.clone();
     let heartbeats = heartbeat::send_heartbeats(
         bus.clone(),
@@ -97,7 +100,8 @@ pub async fn run(
         shutdown.clone(),
         state.pace(),
         move |beat| {
-            let report = status.current_beat();
+            let mut report = status.current_beat();
+            report.hour = account_hour(&account);
             stats.finished.store(report.sent, Ordering::Relaxed);
             (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
             beat.training = Some(report);
@@ -107,6 +111,16 @@ pub async fn run(
     tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_queue(&bus, &shutdown), heartbeats);
     tracing::info!(role = ROLE.as_str(), "stopped");
     Ok(())
+}
+
+/// What training took in the last hour; `None` if nothing and nothing is owed.
+fn account_hour(account: &TrainingAccount) -> Option<TrainingHour> {
+    let (hour, least_ratio) = (account.last_hour(), account.bounds().least_ratio);
+    (least_ratio > 0.0 || !hour.used.is_zero()).then_some(TrainingHour {
+        used_s: hour.used.as_secs_f64(),
+        least_ratio,
+        longest_piece_ms: hour.longest_busy_piece.as_secs_f64() * 1000.0,
+    })
 }
 
 /// The trainer's own report in its heartbeat, for `status`.
@@ -129,6 +143,8 @@ struct Trainer {
     state: TrainerStatus,
     key: Option<SiteKey>,
     yields: Arc<AtomicBool>,
+    /// Of all its trainings.
+    account: Arc<TrainingAccount>,
     stop: CancellationToken,
 }
 
@@ -344,6 +360,7 @@ impl Trainer {
     ) -> impl FnOnce() -> Result<(TrainedModel, BTreeMap<String, u64>, u64), TrainError> + Send + use<> {
         let onnx = self.onnx.clone();
         let (state, yields, stop) = (self.state.clone(), self.yields.clone(), self.stop.clone());
+        let account = self.account.clone();
         let (work, limits) = (self.settings.work.clone(), self.settings.limits.clone());
         move || {
             let mut examples = Examples::read(&work, &model.labels, settings.holdout_ratio)?;
@@ -353,7 +370,7 @@ impl Trainer {
             let every = Duration::from_secs(limits.checkpoint_every_s.into());
             let context = TrainContext {
                 stop: &stop,
-                pace: TrainingPace::background(limits.memory_max_mib, limits.cpu_ratio, yields),
+                pace: Arc::new(TrainingPace::background(limits.memory_max_mib, account, yields)),
                 checkpoints: Some(CheckpointFolder::new(&work, every)),
             };
             let see = |epoch: &Epoch| {

@@ -13,6 +13,7 @@ pub mod gate;
 pub mod hash_fraction;
 pub mod objective;
 pub mod policy;
+pub mod target_reach;
 pub mod verify;
 
 pub use effective_settings::EffectiveSettings;

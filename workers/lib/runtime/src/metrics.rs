@@ -179,8 +179,8 @@ pub(crate) fn record_heartbeat(role: Role, beat: &Heartbeat) {
     beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
 }
 
-/// Removes a role that ended normally.
-pub(crate) fn remove_role(role: Role, site: Option<&SiteName>) {
+/// Removes a role that ended, so that it does not count as hanging.
+pub fn remove_role(role: Role, site: Option<&SiteName>) {
     REGISTRY.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
 }
 

@@ -41,6 +41,11 @@ impl Shutdown {
         self.0.cancelled().await;
     }
 
+    /// A request for a part of this: requested with it, and without it.
+    pub fn child(&self) -> Self {
+        Self(self.0.child_token())
+    }
+
     /// Whether the stop was requested.
     pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()

@@ -1,6 +1,7 @@
 //! Decodes pictures in training order, augments them and groups them into batches, one batch ahead of the step that
 //! uses them. Memory: two batches.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -9,11 +10,12 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use schemas::model::InputDescription;
+use tokio_util::sync::CancellationToken;
 use vision::augment::{PictureAugmentation, augment_picture};
 use vision::{DecodeSettings, Pixels, decode, tensor};
 
 use crate::examples::Example;
-use crate::pace::thread_time;
+use crate::pace::{TrainingPace, thread_time};
 use crate::settings::AugmentSettings;
 
 /// A batch of pictures.
@@ -95,6 +97,19 @@ pub struct BatchConfig<'a> {
     pub from: BatchSource<'a>,
     /// Seed of the augmentation.
     pub seed: u64,
+    /// Rests between pieces of the work; absent: only whoever takes the batches rests.
+    pub pacing: Option<BatchPacing<'a>>,
+}
+
+/// Rests after every few pictures, for a training that takes its share of a busy site in short pieces.
+#[derive(Clone)]
+pub struct BatchPacing<'a> {
+    /// How long it rests.
+    pub pace: Arc<TrainingPace>,
+    /// Pictures of a piece.
+    pub images: usize,
+    /// Ends a rest.
+    pub stop: &'a CancellationToken,
 }
 
 impl BatchConfig<'_> {
@@ -128,6 +143,7 @@ impl BatchConfig<'_> {
         };
         let mut scratch = tensor::Scratch::default();
         let mut begun = thread_time();
+        let mut meter = self.pacing.as_ref().map(|pacing| pacing.pace.meter());
         for (number, part) in places.chunks(self.size).enumerate().skip(done.div_ceil(self.size)) {
             let mut batch = PictureBatch {
                 images: vec![0.0; length * self.size],
@@ -135,6 +151,11 @@ impl BatchConfig<'_> {
                 ..PictureBatch::default()
             };
             for (at, place) in part.iter().enumerate() {
+                if let Some((pacing, meter)) = self.pacing.as_ref().zip(meter.as_mut())
+                    && at % pacing.images.max(1) == 0
+                {
+                    pacing.pace.yield_piece(meter, pacing.stop);
+                }
                 let out = &mut batch.images[at * length..(at + 1) * length];
                 let filled = match self.from {
                     BatchSource::Pictures(augment) => {

@@ -5,6 +5,7 @@
 //! step of [`autograd`], [`optimizer`] moves the weights, [`train`](train::train_model) is the loop around them,
 //! [`hard_focus`] decides which pictures are seen more often, [`holdout`] whether the model improved, [`folder`] writes
 //! the new model. [`trainable_model`] asks the runtime for the tensor shapes, [`pace`] limits CPU and memory,
+//! by the account in [`quota`],
 //! [`checkpoint`] saves progress, [`weights`] reads and writes tensors.
 //!
 //! Deliberately absent: messages, other sites, decisions about releases.
@@ -21,6 +22,7 @@ pub mod hard_focus;
 pub mod holdout;
 pub mod optimizer;
 pub mod pace;
+pub mod quota;
 pub mod settings;
 pub mod stepper;
 pub mod train;

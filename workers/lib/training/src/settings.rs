@@ -32,6 +32,10 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Threads per step, at least 1.
     pub threads: u16,
+    /// Images computed at a time, at least 1, whose gradients are added up to those of the batch; absent: the batch at
+    /// once. The sums are rounded differently.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub piece: Option<u16>,
 }
 
 impl Default for TrainSettings {
@@ -49,6 +53,7 @@ impl Default for TrainSettings {
             augment: AugmentSettings::default(),
             seed: 1,
             threads: 1,
+            piece: None,
         }
     }
 }
@@ -136,6 +141,11 @@ pub struct AugmentSettings {
 }
 
 impl TrainSettings {
+    /// Images computed at a time.
+    pub fn images_at_a_time(&self) -> u16 {
+        self.piece.unwrap_or(self.batch).min(self.batch)
+    }
+
     /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let OptimizerSettings { learning_rate, momentum_ratio, weight_decay, clip_norm, proximal, .. } = self.optimizer;
@@ -143,6 +153,7 @@ impl TrainSettings {
         let wants = [
             ((1..=10_000).contains(&self.epochs), format!("epochs is {}; it must be 1 to 10000", self.epochs)),
             ((1..=1024).contains(&self.batch), format!("batch is {}; it must be 1 to 1024", self.batch)),
+            (self.piece != Some(0), "piece is 0; it must be at least 1, or omit it".into()),
             (self.threads >= 1, "threads is 0; it must be at least 1".into()),
             (
                 learning_rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()),

@@ -46,15 +46,37 @@ impl Stepper {
         weights: &[impl AsRef<[f32]>],
         gradients: &mut [Vec<f32>],
     ) -> Result<f32, TrainError> {
-        let mut loss = f32::NAN;
+        self.learn_in_pieces(images, targets, weights, gradients, || Ok(()))
+    }
+
+    /// The same for a batch of any size: one of more images than the step takes is computed in pieces, whose gradients
+    /// are added up. `between` is called between two of them.
+    pub fn learn_in_pieces(
+        &mut self,
+        images: &[f32],
+        targets: &Targets,
+        weights: &[impl AsRef<[f32]>],
+        gradients: &mut [Vec<f32>],
+        between: impl FnMut() -> Result<(), TrainError>,
+    ) -> Result<f32, TrainError> {
+        let mut loss = 0.0;
         let Self { step, learning, .. } = self;
-        run(step, learning, images, targets, weights, |name, values| {
-            if name == LOSS {
-                loss = values.first().copied().unwrap_or(f32::NAN);
-            } else if let Some(place) = step.weights.iter().position(|weight| weight.gradient == name) {
-                gradients[place].clear();
-                gradients[place].extend_from_slice(values);
-            }
+        let mut is_first = true;
+        in_pieces(step, images, targets, between, |images, targets| {
+            run(step, learning, images, targets, weights, |name, values| {
+                if name == LOSS {
+                    loss += values.first().copied().unwrap_or(f32::NAN);
+                } else if let Some(place) = step.weights.iter().position(|weight| weight.gradient == name) {
+                    if is_first {
+                        gradients[place].clear();
+                        gradients[place].extend_from_slice(values);
+                    } else {
+                        gradients[place].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                    }
+                }
+            })?;
+            is_first = false;
+            Ok(())
         })?;
         Ok(loss)
     }
@@ -66,17 +88,65 @@ impl Stepper {
         targets: &Targets,
         weights: &[impl AsRef<[f32]>],
     ) -> Result<StepOutput, TrainError> {
+        self.measure_in_pieces(images, targets, weights, || Ok(()))
+    }
+
+    /// The same for a batch of any size, in pieces.
+    pub fn measure_in_pieces(
+        &mut self,
+        images: &[f32],
+        targets: &Targets,
+        weights: &[impl AsRef<[f32]>],
+        between: impl FnMut() -> Result<(), TrainError>,
+    ) -> Result<StepOutput, TrainError> {
         let mut gave = StepOutput::default();
         let Self { step, measuring, .. } = self;
-        run(step, measuring, images, targets, weights, |name, values| {
-            if name == LOSS {
-                gave.loss = values.first().copied().unwrap_or(f32::NAN);
-            } else {
-                gave.scores = values.to_vec();
-            }
+        in_pieces(step, images, targets, between, |images, targets| {
+            run(step, measuring, images, targets, weights, |name, values| {
+                if name == LOSS {
+                    gave.loss += values.first().copied().unwrap_or(f32::NAN);
+                } else {
+                    gave.scores.extend_from_slice(values);
+                }
+            })
         })?;
+        gave.scores.truncate(targets.values.len());
         Ok(gave)
     }
+}
+
+/// Calls `compute` for as many images at a time as the step takes; the last piece is padded with images that do not
+/// count.
+fn in_pieces(
+    step: &TrainingStep,
+    images: &[f32],
+    targets: &Targets,
+    mut between: impl FnMut() -> Result<(), TrainError>,
+    mut compute: impl FnMut(&[f32], &Targets) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    let length = |shape: &[i64]| usize::try_from(shape.iter().product::<i64>()).unwrap_or(1).max(1);
+    let of_piece = length(step.images_shape.get(..1).unwrap_or_default());
+    let of_images = length(&step.images_shape);
+    if images.len() <= of_images {
+        return compute(images, targets);
+    }
+    let of_targets = of_piece * step.classes.max(1);
+    let pieces = images.chunks(of_images).zip(targets.values.chunks(of_targets));
+    for (number, (images, values)) in pieces.enumerate() {
+        if number > 0 {
+            between()?;
+        }
+        let mut own = Targets { values: values.to_vec(), scale: targets.scale };
+        if images.len() == of_images {
+            compute(images, &own)?;
+            continue;
+        }
+        let mut padded = images.to_vec();
+        padded.resize(of_images, 0.0);
+        own.values.resize(of_targets, 0.0);
+        compute(&padded, &own)?;
+    }
+    Ok(())
 }
 
 fn run(

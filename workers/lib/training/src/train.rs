@@ -2,7 +2,8 @@
 //! which may be the start; finds the learning rate first, unless it is configured.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use autograd::loss::{LabelSmoothing, cross_entropy};
 use autograd::onnx::OnnxDocument;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use vision::graph::{GraphInput, TensorNumbers};
 use vision::{Model, OnnxRuntime};
 
-use crate::batches::{BatchConfig, BatchSource, FrozenFeatures, order};
+use crate::batches::{BatchConfig, BatchPacing, BatchSource, FrozenFeatures, order};
 use crate::checkpoint::{Checkpoint, CheckpointFolder, Epoch, TrainProgress};
 use crate::error::TrainError;
 use crate::examples::{Example, ExampleSplit, Examples};
@@ -122,7 +123,7 @@ pub struct TrainContext<'a> {
     /// Cancels it.
     pub stop: &'a CancellationToken,
     /// CPU and memory limits.
-    pub pace: TrainingPace,
+    pub pace: Arc<TrainingPace>,
     /// Where it saves its progress; absent: nowhere.
     pub checkpoints: Option<CheckpointFolder>,
 }
@@ -265,7 +266,7 @@ impl<'a> TrainLoop<'a> {
         layers: Option<usize>,
         context: TrainContext<'a>,
     ) -> Result<Self, TrainError> {
-        let TrainableModel { onnx: graph, prepared, known } = prepare_model(onnx, model, settings.batch)?;
+        let TrainableModel { onnx: graph, prepared, known } = prepare_model(onnx, model, settings.images_at_a_time())?;
         let whole = prepared.step(&known, &settings.trainable.parse()?)?;
         // A model with fewer separable layers is trained as a whole.
         let last = layers.and_then(|layers| prepared.step(&known, &TrainableSelection::Last(layers)).ok());
@@ -322,21 +323,26 @@ impl<'a> TrainLoop<'a> {
         'a: 'b,
     {
         let (input, size) = (&self.model.description.input, self.settings.batch.into());
-        BatchConfig { input, size, examples: self.examples, from, seed }
+        let (pace, stop) = (&self.context.pace, self.context.stop);
+        let images = self.settings.images_at_a_time().into();
+        let pacing = pace.has_lower_bound().then(|| BatchPacing { pace: pace.clone(), images, stop });
+        BatchConfig { input, size, examples: self.examples, from, seed, pacing }
     }
 
     /// Computes the frozen part's output for every example.
     fn compute(&mut self, onnx: &OnnxRuntime, frozen: &OnnxDocument) -> Result<FrozenFeatures, TrainError> {
         let mut graph = vision::Graph::open(onnx, "frozen part", &frozen.encode(), self.settings.threads.into())?;
         let images = frozen.input()?.to_owned();
-        let shape = vision::tensor::shape(&self.model.description.input, self.settings.batch.into());
+        // As many at a time as the frozen part was made for.
+        let size = usize::from(self.settings.images_at_a_time());
+        let shape = vision::tensor::shape(&self.model.description.input, size);
         let shape = shape.map(|size| size as i64);
         let step = self.stepper.step();
         let length = usize::try_from(step.images_shape.iter().skip(1).product::<i64>()).unwrap_or_default();
         let mut features = FrozenFeatures { length, ..FrozenFeatures::default() };
         let all: Vec<usize> = (0..self.examples.len()).collect();
         self.progress.unreadable = 0;
-        self.making(BatchSource::Pictures(None), 0).run(&all, 0, |batch| {
+        BatchConfig { size, ..self.making(BatchSource::Pictures(None), 0) }.run(&all, 0, |batch| {
             check_stop(self.context.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, all.len())?;
             let given = [GraphInput { name: &images, shape: &shape, values: &batch.images }];
@@ -399,7 +405,8 @@ impl<'a> TrainLoop<'a> {
         let tried = making.run(learned, 0, |batch| {
             check_stop(self.context.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
-            self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
+            let between = || rest_between(&self.context, self.settings.threads);
+            self.stepper.learn_in_pieces(&batch.images, &targets, &self.weights, &mut self.gradients, between)?;
             optimizer.step(&mut self.weights, &mut self.gradients, &self.start, f64::from(rate));
             self.context.pace.yield_cpu(self.settings.threads, batch.made_in, self.context.stop)
         });
@@ -436,7 +443,9 @@ impl<'a> TrainLoop<'a> {
             check_stop(self.context.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, places.len())?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
-            let loss = self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
+            let between = || rest_between(&self.context, settings.threads);
+            let loss =
+                self.stepper.learn_in_pieces(&batch.images, &targets, &self.weights, &mut self.gradients, between)?;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { epoch, learning_rate });
             }
@@ -468,7 +477,8 @@ impl<'a> TrainLoop<'a> {
         let measured = making.run(places, 0, |batch| {
             check_stop(self.context.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &LabelSmoothing::default());
-            let gave = self.stepper.measure(&batch.images, &targets, weights)?;
+            let between = || rest_between(&self.context, self.settings.threads);
+            let gave = self.stepper.measure_in_pieces(&batch.images, &targets, weights, between)?;
             for (class, logits) in batch.classes.iter().zip(gave.scores.chunks_exact(classes)) {
                 class.iter().for_each(|class| scores.add(logits, *class));
             }
@@ -561,6 +571,12 @@ fn mark(model: &Model, examples: &Examples, settings: &TrainSettings) -> String 
         digest.update(format!("/{}/{:?}/{}/{}\n", example.class, example.split, example.hard, example.times));
     }
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Between two pieces of a step: stops, or rests as long as the bounds require.
+fn rest_between(context: &TrainContext<'_>, threads: u16) -> Result<(), TrainError> {
+    check_stop(context.stop)?;
+    context.pace.yield_cpu(threads, Duration::ZERO, context.stop)
 }
 
 fn check_stop(stop: &CancellationToken) -> Result<(), TrainError> {

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use autograd::onnx;
@@ -12,6 +14,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
 use training::holdout::HoldoutComparison;
+use training::pace::TrainingAccount;
+use training::quota::CpuBounds;
 use training::{
     CheckpointFolder, ExampleSplit, Examples, TrainContext, TrainError, TrainSettings, TrainedModel, TrainingPace,
     folder, train_model,
@@ -52,7 +56,7 @@ fn settings() -> TrainSettings {
 }
 
 fn around(stop: &CancellationToken) -> TrainContext<'_> {
-    TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None }
+    TrainContext { stop, pace: Arc::new(TrainingPace::unlimited(None)), checkpoints: None }
 }
 
 fn trained(model: &Model, settings: &TrainSettings) -> Result<TrainedModel, TrainError> {
@@ -248,7 +252,7 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
     let mut settings = settings();
     settings.batch = 1024;
     let stop = CancellationToken::new();
-    let pace = TrainingPace::unlimited(Some(1));
+    let pace = Arc::new(TrainingPace::unlimited(Some(1)));
     let examples = Examples::read(&fixtures().join("images/fashion"), &light().labels, 0.1).unwrap();
     let onnx = OnnxRuntime::find_and_load(None).unwrap();
     let error =
@@ -291,4 +295,119 @@ fn with_few_images_a_good_model_trains_only_its_last_layers() {
     // No limit for random weights, nor where the trainable weights are configured.
     let place = tempfile::tempdir().unwrap();
     assert_eq!(learn(&ignorant(&place.path().join("start")), 5).layers, None);
+}
+
+#[test]
+fn a_batch_in_pieces_gives_the_gradients_of_the_whole_batch() {
+    let (onnx, model) = (OnnxRuntime::find_and_load(None).unwrap(), light());
+    let of_images = |images: u16| {
+        let prepared = training::trainable_model::prepare_model(&onnx, &model, images).unwrap();
+        let step = prepared.prepared.step(&prepared.known, &autograd::TrainableSelection::All).unwrap();
+        let weights: Vec<Vec<f32>> =
+            step.weights.iter().map(|weight| prepared.onnx.weight(&weight.name).unwrap()).collect();
+        (training::stepper::Stepper::open(&onnx, step, 1).unwrap(), weights)
+    };
+    let mut random = StdRng::seed_from_u64(3);
+    // Ten images in pieces of four: the last piece is padded.
+    let length = tensor::len(&model.description.input);
+    let images: Vec<f32> = (0..10 * length).map(|_| random.random_range(-1.0..1.0)).collect();
+    let labels: Vec<Option<usize>> = (0..10).map(|at| (at != 4).then_some(at % model.labels.len())).collect();
+    let targets = autograd::loss::cross_entropy(&labels, model.labels.len(), &Default::default());
+    let ((mut whole, weights), (mut pieces, _)) = (of_images(10), of_images(4));
+    let (mut expected, mut gradients) = (vec![Vec::new(); weights.len()], vec![Vec::new(); weights.len()]);
+    let loss = whole.learn(&images, &targets, &weights, &mut expected).unwrap();
+    let mut pauses = 0;
+    let between = || {
+        pauses += 1;
+        Ok(())
+    };
+    let in_pieces = pieces.learn_in_pieces(&images, &targets, &weights, &mut gradients, between).unwrap();
+    assert_eq!(pauses, 2, "three pieces");
+    assert!((loss - in_pieces).abs() < 1e-4, "{loss} and {in_pieces}");
+    for (expected, gradient) in expected.iter().zip(&gradients) {
+        let largest = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let off = expected.iter().zip(gradient).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(expected.len() == gradient.len() && off <= largest * 1e-4 + 1e-6, "{off} of {largest}");
+    }
+    let (all, parts) =
+        (whole.measure(&images, &targets, &weights).unwrap(), pieces.measure(&images, &targets, &weights).unwrap());
+    assert_eq!(all.scores.len(), parts.scores.len());
+    assert!(all.scores.iter().zip(&parts.scores).all(|(a, b)| (a - b).abs() < 1e-3));
+}
+
+/// Computes on every processor until dropped, as recognizers with a full queue do. Only one at a time.
+struct BusyMachine {
+    _alone: MutexGuard<'static, ()>,
+    stop: CancellationToken,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl BusyMachine {
+    fn start() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let stop = CancellationToken::new();
+        let count = std::thread::available_parallelism().unwrap().get();
+        let spin = |stop: CancellationToken| {
+            std::thread::spawn(move || {
+                let mut sum = 0_u64;
+                while !stop.is_cancelled() {
+                    (0..10_000).for_each(|at| sum = std::hint::black_box(sum.wrapping_add(at)));
+                }
+            })
+        };
+        Self { threads: (0..count).map(|_| spin(stop.clone())).collect(), stop, _alone: alone }
+    }
+}
+
+impl Drop for BusyMachine {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// Trains in the background for a while; returns the processor time used, and the longest piece while it was busy.
+fn train_for(hour: Duration, least_ratio: f64, yields: bool) -> (Duration, Duration) {
+    let bounds = CpuBounds { most_ratio: 0.5, least_ratio, reserve_ratio: 0.5 };
+    let account = Arc::new(TrainingAccount::by(bounds, hour));
+    let stop = CancellationToken::new();
+    let (own, told) = (account.clone(), stop.clone());
+    let work = std::thread::spawn(move || {
+        let model = light();
+        let piece = (least_ratio > 0.0).then_some(4);
+        let settings = TrainSettings { epochs: 10_000, piece, ..settings() };
+        let examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
+        let pace = Arc::new(TrainingPace::background(None, own, Arc::new(AtomicBool::new(yields))));
+        let context = TrainContext { pace, ..around(&told) };
+        train_model(&OnnxRuntime::find_and_load(None).unwrap(), &model, &examples, &settings, context, |_| {})
+    });
+    std::thread::sleep(hour);
+    let taken = account.last_hour();
+    stop.cancel();
+    assert!(matches!(work.join().unwrap(), Err(TrainError::Stopped)));
+    (taken.used, taken.longest_busy_piece)
+}
+
+#[test]
+fn on_a_busy_machine_training_gets_its_share_in_short_pieces_and_without_one_almost_nothing() {
+    let hour = Duration::from_secs(20);
+    let _busy = BusyMachine::start();
+    let (used, longest) = train_for(hour, 0.1, false);
+    let share = used.as_secs_f64() / hour.as_secs_f64();
+    assert!(share >= 0.095, "{share:.3} of a processor, not a tenth; the longest piece took {longest:?}");
+    assert!(share <= 0.25, "{share:.3} of a processor is more than the even course of a tenth, and the looks");
+    assert!(longest > Duration::ZERO && longest <= Duration::from_millis(50), "{longest:?}");
+    let (used, _) = train_for(hour / 4, 0.0, false);
+    let idle = used.as_secs_f64() / (hour / 4).as_secs_f64();
+    assert!(idle < 0.05, "{idle:.3} of a processor that was not idle");
+}
+
+#[test]
+fn an_overloaded_site_gets_to_its_share_by_the_end_of_the_hour() {
+    let hour = Duration::from_secs(20);
+    let _busy = BusyMachine::start();
+    let (used, _) = train_for(hour, 0.1, true);
+    let share = used.as_secs_f64() / hour.as_secs_f64();
+    assert!((0.09..0.15).contains(&share), "{share:.3} of a processor");
 }

@@ -1,6 +1,7 @@
 //! Times, sizes and tables as text. Pure.
 
 pub use operations::words::{count, list};
+use schemas::{Heartbeat, RoleFailure};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -112,6 +113,28 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A role that fails, for people.
+pub struct RoleFailureText {
+    /// Which, why and how often.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// What to say of a worker whose role fails; `None` if it runs.
+pub fn role_failure(beat: &Heartbeat, now_ms: u64) -> Option<RoleFailureText> {
+    let RoleFailure { why, failures, next_try_at_ms } = beat.failing.as_ref()?;
+    let times = if *failures == 1 { "once".into() } else { format!("{failures} times in a row") };
+    let next = match next_try_at_ms.saturating_sub(now_ms) {
+        0 => "tried again now".into(),
+        left_ms => format!("next try in {}", format_span(left_ms as f64)),
+    };
+    Some(RoleFailureText {
+        what: format!("The {} fails ({why}; {times}, {next})", beat.role),
+        remedy: "mend what it names; it is started again by itself, and the other roles go on".into(),
+    })
 }
 
 #[cfg(test)]

@@ -244,6 +244,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if !cli.command.starts_servers() {
         site_target::adopt_running_up(&mut loaded);
     }
+    if matches!(cli.command, Command::Up(_) | Command::Join(_)) {
+        up::choose_merge_rule(&mut loaded);
+    }
     if let Command::Doctor(args) = &cli.command {
         return doctor::command(&loaded, args).await;
     }

@@ -334,6 +334,12 @@ pub fn is_set(loaded: &LoadedSettings<Settings>, key: &str) -> bool {
     loaded.list().iter().any(|setting| setting.key == key && setting.origin != SettingOrigin::Default)
 }
 
+/// Whether a setting, or one in a section, differs from its default by choice.
+pub fn is_set_below(loaded: &LoadedSettings<Settings>, section: &str) -> bool {
+    let is_in = |key: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    loaded.list().iter().any(|setting| is_in(&setting.key) && setting.origin != SettingOrigin::Default)
+}
+
 /// The server that a command talks to.
 struct CommandRoute {
     site: SiteName,

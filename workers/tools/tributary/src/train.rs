@@ -1,6 +1,7 @@
 //! `tributary train`: trains a model on a folder of labelled images.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -124,7 +125,8 @@ pub(crate) async fn train_folder(
         let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.holdout_ratio)?;
-        let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(memory_max_mib), checkpoints: None };
+        let around =
+            TrainContext { stop: &stop, pace: Arc::new(TrainingPace::unlimited(memory_max_mib)), checkpoints: None };
         let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
         if !keep_without_gain && trained.has_no_gain().is_some() {
             return Ok((trained, None));

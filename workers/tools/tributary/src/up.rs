@@ -1,13 +1,17 @@
 //! `tributary up`: servers and all roles in one process, until stopped.
 
+mod supervisor;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use fleet::{FleetFolder, Membership};
+use futures::FutureExt;
 use notifier::NotifierSettings;
 use releases::trial::TrialRunner;
+use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{Role, SiteName};
 use serving::serving_model::ServingModel;
@@ -23,17 +27,30 @@ use crate::certificate_expiry;
 use crate::fleet_cmd;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp, UpChoices};
+use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp, UpChoices, is_set_below};
 use crate::stdout;
+use crate::up::supervisor::{RoleLogin, RoleStart, SupervisedRole};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
 /// Sites that the disk limit of a fleet's hub is computed for.
 const MOST_SITES: usize = 1000;
 
+/// The merge rule where no public set is configured. `agreement` needs none either, and loses ten points and more to
+/// this one where sites differ most (docs/benchmarks.md).
+const RULE_WITHOUT_PUBLIC_SET: &str = "fedavg";
+
 const EXAMPLES: &str = "\
 Starts a nats-server on a free loopback port with its store in --store, and all roles of a site and of the cloud in \
 one process; other commands in this folder find it. Ctrl-C stops it; nothing that was acknowledged is lost.
+
+What is wrong at the start ends it at once: a setting out of range, a model that is not there, a recognizer's model \
+that cannot be loaded, a key that cannot be read. A role that fails later, or a verifier, trainer or aggregator whose \
+model cannot be loaded, is started again after 1 s to 1 min, while the others go on: `tributary status` and \
+`tributary doctor` say which, why, and when it is tried again.
+
+--merge without a public set (aggregator.public) merges by fedavg, unless aggregator.merge.rule says otherwise: the \
+default rule, pick, tries its candidates on that set.
 
 Examples:
   tributary up --model ./model                    one site; doubtful answers stay as they are
@@ -105,11 +122,11 @@ pub struct LocalSystem {
 }
 
 impl LocalSystem {
-    /// Waits until stopped, or until a role stops; then stops everything in order.
+    /// Waits until stopped, or until a role finds a mistake in the settings; then stops everything in order.
     pub async fn wait_until_stopped(mut self) -> anyhow::Result<()> {
         let mut first = Ok(());
         while let Some(ended) = self.roles.join_next().await {
-            // One role that ends stops the others: half a site would look like a whole one.
+            // A role ends of itself only at the start: half a site would look like a whole one.
             self.shutdown.request();
             let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
             first = first.and(ended);
@@ -130,6 +147,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     if let Some(member) = &member {
         apply_membership(member, &mut settings, sites)?;
     }
+    check_model_folders(&settings)?;
     let heavy = match member.is_some() {
         // The verifiers run at the fleet's hub.
         true => None,
@@ -146,8 +164,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
             if sites.is_some() { PlanScope::Cloud(names.clone()) } else { PlanScope::Both(settings.site.clone()) };
         set_up(&cloud, &scope, &settings).await?;
         let server = servers.all().next().context("no server was started")?;
-        let each = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
-        start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
+        start_cloud(&mut roles, &settings, heavy, |role| as_worker(server, role, &nats), &shutdown).await?;
     }
     let leaves = sites.is_some() || member.is_some();
     for (site, server) in running.sites.iter().zip(&servers.sites) {
@@ -159,19 +176,10 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         if member.is_some() {
             clock::align_at_start(&here).await;
         }
-        let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.inference());
-        let work = settings.up.store.join(format!("recognizer-{}", site.site));
-        let light = begin(settings.onnxruntime.clone(), model, infer, work).await?;
+        let light = start_recognizer_model(&settings, &site.site).await?;
         let own = SiteServer { site, server, nats: &nats };
-        start_site(&mut roles, &settings, &own, light, &shutdown).await?;
-        if settings.up.train {
-            let (onnx, model) = roles::load_to_train(&settings).await?;
-            let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
-            chosen.work = settings.up.store.join(format!("training-{name}"));
-            let bus = own.connect(Role::Trainer).await?;
-            roles.spawn(async move {
-                roles::role_result(Role::Trainer, trainer::run(bus, name, onnx, model, &chosen, stop).await)
-            });
+        for role in site_roles(&settings, &own, light)? {
+            roles.spawn(role.keep_running(shutdown.clone()));
         }
     }
     for server in servers.all() {
@@ -190,6 +198,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     runtime::metrics::expect_roles(usize::MAX);
     let fleet = FleetFolder::open(folder)?;
     let mut settings = settings.clone();
+    check_model_folders(&settings)?;
     let heavy = load_verifier(&mut settings).await?;
     // With any key here, updates count only if their site signed them.
     let keys = fleet.sites().iter().map(|(site, member)| (site.clone(), member.update_key.clone()));
@@ -226,8 +235,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     set_up(&operator, &scope, &settings).await?;
     fleet_cmd::note_fleet(&fleet, &operator).await?;
     let mut roles = JoinSet::new();
-    let each = async |role: Role| Ok(Bus::connect(&login(role), role.as_str()).await?);
-    start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
+    start_cloud(&mut roles, &settings, heavy, |role| Ok(login(role)), &shutdown).await?;
     server.sync_store().context("the store cannot be written to the disk")?;
     let running = RunningUp {
         process: std::process::id(),
@@ -281,54 +289,133 @@ fn apply_membership(member: &Membership, settings: &mut Settings, sites: Option<
     Ok(())
 }
 
-/// The verifier's model, if one was named.
-async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<ServingModel>> {
-    let Some(model) = settings.verifier.model.clone() else {
+/// Checks that the folders of models are there: a wrong path is a mistake, a folder that cannot be loaded may be mended.
+fn check_model_folders(settings: &Settings) -> anyhow::Result<()> {
+    let (verifier, up) = (&settings.verifier, &settings.up);
+    let folders = [
+        ("verifier.model", verifier.model.as_ref()),
+        ("verifier.head", verifier.head.as_ref().filter(|_| verifier.model.is_some())),
+        ("trainer.model", settings.trainer.model.as_ref().filter(|_| up.train)),
+        ("aggregator.model", settings.aggregator.model.as_ref().filter(|_| up.merge)),
+    ];
+    for (key, folder) in folders {
+        if let Some(missing) = folder.filter(|folder| !folder.is_dir()) {
+            anyhow::bail!("{key} is {}, which is no folder: it must be the folder of a model", missing.display());
+        }
+    }
+    Ok(())
+}
+
+/// The verifier's model, if one was named; or why it cannot be loaded, which the verifier tries again.
+async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<anyhow::Result<ServingModel>>> {
+    if settings.verifier.model.is_none() {
         tracing::info!("no cloud model; doubtful answers are not verified (set --cloud-model)");
         settings.recognizer.verify.enabled = false;
         return Ok(None);
-    };
-    let work = settings.up.store.join("verifier");
-    Ok(Some(begin(settings.onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await?))
+    }
+    Ok(Some(start_verifier_model(settings).await))
 }
 
-/// Starts the roles of the cloud. `connect`: connects to the cloud with the rights of a role.
+async fn start_verifier_model(settings: &Settings) -> anyhow::Result<ServingModel> {
+    let model = settings.verifier.model.clone().context("the verifier has no model")?;
+    let work = settings.up.store.join("verifier");
+    begin(settings.onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await
+}
+
+/// Takes a merge rule that needs no public set where none is configured and nobody chose a rule: a round can then
+/// merge, but not compare what it merged with its base.
+pub fn choose_merge_rule(loaded: &mut LoadedSettings<Settings>) {
+    const CHOICES: [&str; 3] = ["aggregator.merge.rule", "aggregator.merge.candidates", "aggregator.public"];
+    let is_open = !CHOICES.iter().any(|key| is_set_below(loaded, key));
+    let settings = &mut loaded.settings;
+    if settings.up.merge && is_open && settings.aggregator.public.is_none() {
+        settings.aggregator.merge.rule = RULE_WITHOUT_PUBLIC_SET.into();
+        tracing::info!(
+            rule = RULE_WITHOUT_PUBLIC_SET,
+            "no public set; updates are merged by samples, and releases are not compared with their base (set aggregator.public)"
+        );
+    }
+}
+
+/// Starts the roles of the cloud. `login`: how a role logs in to the cloud.
 async fn start_cloud(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
-    heavy: Option<ServingModel>,
-    connect: impl AsyncFn(Role) -> anyhow::Result<Bus>,
+    heavy: Option<anyhow::Result<ServingModel>>,
+    login: impl Fn(Role) -> anyhow::Result<NatsSettings>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
-    let onnxruntime = settings.onnxruntime.clone();
     if settings.up.merge {
         // Before anything says that it is up.
         aggregator::check_requirements(&settings.aggregator).await.map_err(roles::into_anyhow)?;
     }
-    let bus = connect(Role::Releaser).await?;
+    roles::release_store(settings)?;
+    let bus = Bus::connect(&login(Role::Releaser)?, Role::Releaser.as_str()).await?;
     clock::align_at_start(&bus).await;
-    if let Some(started) = heavy {
-        let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
-        let (cloud, chosen) = (connect(Role::Verifier).await?, settings.verifier.clone());
-        let (wait, stop) = (ack_wait(settings), shutdown.clone());
-        roles.spawn(async move {
-            roles::role_result(Role::Verifier, verifier::run(cloud, started, head, &chosen, wait, stop).await)
-        });
+    for role in cloud_roles(settings, heavy, login)? {
+        roles.spawn(role.keep_running(shutdown.clone()));
+    }
+    Ok(())
+}
+
+/// The roles of the cloud.
+fn cloud_roles(
+    settings: &Settings,
+    heavy: Option<anyhow::Result<ServingModel>>,
+    login: impl Fn(Role) -> anyhow::Result<NatsSettings>,
+) -> anyhow::Result<Vec<SupervisedRole>> {
+    let wait = ack_wait(settings);
+    let supervised = |role: Role, start: RoleStart| {
+        Ok::<_, anyhow::Error>(SupervisedRole { login: RoleLogin { role, nats: login(role)? }, site: None, start })
+    };
+    let mut all = Vec::new();
+    if let Some(heavy) = heavy {
+        let (settings, mut loaded) = (settings.clone(), Some(heavy));
+        let start = move |login: RoleLogin, stop: Shutdown| {
+            let (settings, loaded) = (settings.clone(), loaded.take());
+            async move {
+                let model = match loaded {
+                    Some(loaded) => loaded?,
+                    None => start_verifier_model(&settings).await?,
+                };
+                let head = roles::load_head(settings.onnxruntime.clone(), settings.verifier.head.clone()).await?;
+                let ended = verifier::run(login.connect().await?, model, head, &settings.verifier, wait, stop).await;
+                roles::role_result(Role::Verifier, ended)
+            }
+            .boxed()
+        };
+        all.push(supervised(Role::Verifier, Box::new(start))?);
     }
     if settings.up.merge {
-        let (onnx, model) = roles::load_to_merge(settings).await?;
-        let (cloud, stop, mut chosen) =
-            (connect(Role::Aggregator).await?, shutdown.clone(), settings.aggregator.clone());
-        chosen.work = settings.up.store.join("aggregator");
-        let trial = TrialRunner::of_this_program(onnxruntime.clone());
-        roles.spawn(async move {
-            roles::role_result(Role::Aggregator, aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
-        });
+        let mut settings = settings.clone();
+        settings.aggregator.work = settings.up.store.join("aggregator");
+        let start = move |login: RoleLogin, stop: Shutdown| {
+            let settings = settings.clone();
+            async move {
+                let (onnx, model) = roles::load_to_merge(&settings).await?;
+                let trial = TrialRunner::of_this_program(settings.onnxruntime.clone());
+                let ended =
+                    aggregator::run(login.connect().await?, onnx, model, trial, &settings.aggregator, stop).await;
+                roles::role_result(Role::Aggregator, ended)
+            }
+            .boxed()
+        };
+        all.push(supervised(Role::Aggregator, Box::new(start))?);
     }
-    let (chosen, stop) = (settings.releaser.clone(), shutdown.clone());
-    let store = roles::release_store(settings)?;
-    roles.spawn(async move { roles::role_result(Role::Releaser, releaser::run(bus, store, &chosen, stop).await) });
-    Ok(())
+    let settings = settings.clone();
+    let start = move |login: RoleLogin, stop: Shutdown| {
+        let settings = settings.clone();
+        async move {
+            let store = roles::release_store(&settings)?;
+            roles::role_result(
+                Role::Releaser,
+                releaser::run(login.connect().await?, store, &settings.releaser, stop).await,
+            )
+        }
+        .boxed()
+    };
+    all.push(supervised(Role::Releaser, Box::new(start))?);
+    Ok(all)
 }
 
 /// A site's server, with the login that may do everything.
@@ -338,47 +425,106 @@ struct SiteServer<'a> {
     nats: &'a NatsSettings,
 }
 
-impl SiteServer<'_> {
-    /// A connection with the rights of a worker.
-    async fn connect(&self, role: Role) -> anyhow::Result<Bus> {
-        Ok(Bus::connect(&as_worker(self.server, role, self.nats)?, role.as_str()).await?)
+/// The roles of a site, each with the rights it needs. `light`: the recognizer's model.
+fn site_roles(settings: &Settings, own: &SiteServer<'_>, light: ServingModel) -> anyhow::Result<Vec<SupervisedRole>> {
+    let SiteServer { site, server, nats } = own;
+    let name = site.site.clone();
+    let supervised = |role: Role, start: RoleStart| {
+        Ok::<_, anyhow::Error>(SupervisedRole {
+            login: RoleLogin { role, nats: as_worker(server, role, nats)? },
+            site: Some(site.site.clone()),
+            start,
+        })
+    };
+    let mut all = vec![
+        supervised(Role::Recognizer, recognizer_start(settings, &name, light))?,
+        supervised(Role::Courier, courier_start(settings, &name, nats))?,
+        supervised(Role::Janitor, janitor_start(settings, site, nats))?,
+    ];
+    if settings.up.answers_json {
+        let (name, chosen) = (name.clone(), notifier_settings(settings, site, server)?);
+        let start = move |login: RoleLogin, stop: Shutdown| {
+            let (name, chosen) = (name.clone(), chosen.clone());
+            async move {
+                roles::role_result(Role::Notifier, notifier::run(login.connect().await?, name, &chosen, stop).await)
+            }
+            .boxed()
+        };
+        all.push(supervised(Role::Notifier, Box::new(start))?);
     }
+    if settings.up.train {
+        let mut settings = settings.clone();
+        settings.trainer.work = settings.up.store.join(format!("training-{name}"));
+        let start = move |login: RoleLogin, stop: Shutdown| {
+            let (name, settings) = (name.clone(), settings.clone());
+            async move {
+                let (onnx, model) = roles::load_to_train(&settings).await?;
+                let ended = trainer::run(login.connect().await?, name, onnx, model, &settings.trainer, stop).await;
+                roles::role_result(Role::Trainer, ended)
+            }
+            .boxed()
+        };
+        all.push(supervised(Role::Trainer, Box::new(start))?);
+    }
+    Ok(all)
 }
 
-/// Starts the roles of a site, each with the rights it needs.
-async fn start_site(
-    roles: &mut JoinSet<anyhow::Result<()>>,
-    settings: &Settings,
-    own: &SiteServer<'_>,
-    light: ServingModel,
-    shutdown: &Shutdown,
-) -> anyhow::Result<()> {
-    let SiteServer { site, server, nats } = own;
-    let wait = ack_wait(settings);
-    let bus = own.connect(Role::Recognizer).await?;
-    let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
-    roles.spawn(async move {
-        roles::role_result(Role::Recognizer, recognizer::run(bus, name, light, &chosen, wait, stop).await)
-    });
-    let bus = own.connect(Role::Courier).await?;
-    let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
-    let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
-    let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
-    roles.spawn(
-        async move { roles::role_result(Role::Courier, courier::run(bus, cloud, name, &chosen, wait, stop).await) },
-    );
-    let bus = own.connect(Role::Janitor).await?;
-    let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
-    chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
+/// The recognizer, first with the model that was loaded already.
+fn recognizer_start(settings: &Settings, name: &SiteName, light: ServingModel) -> RoleStart {
+    let (settings, name, mut loaded) = (settings.clone(), name.clone(), Some(light));
+    let wait = ack_wait(&settings);
+    Box::new(move |login, stop| {
+        let (settings, name, loaded) = (settings.clone(), name.clone(), loaded.take());
+        async move {
+            let model = match loaded {
+                Some(loaded) => loaded,
+                None => start_recognizer_model(&settings, &name).await?,
+            };
+            let ended = recognizer::run(login.connect().await?, name, model, &settings.recognizer, wait, stop).await;
+            roles::role_result(Role::Recognizer, ended)
+        }
+        .boxed()
+    })
+}
+
+async fn start_recognizer_model(settings: &Settings, name: &SiteName) -> anyhow::Result<ServingModel> {
+    let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.inference());
+    let work = settings.up.store.join(format!("recognizer-{name}"));
+    begin(settings.onnxruntime.clone(), model, infer, work).await
+}
+
+fn courier_start(settings: &Settings, name: &SiteName, nats: &NatsSettings) -> RoleStart {
+    let (settings, name, nats) = (settings.clone(), name.clone(), nats.clone());
+    let wait = ack_wait(&settings);
+    Box::new(move |login, stop| {
+        let (settings, name, nats) = (settings.clone(), name.clone(), nats.clone());
+        async move {
+            let bus = login.connect().await?;
+            let cloud = bus.connect_cloud(&nats, &name, "courier").await?;
+            let ended = courier::run(bus, cloud, name, &settings.courier, wait, stop).await;
+            roles::role_result(Role::Courier, ended)
+        }
+        .boxed()
+    })
+}
+
+fn janitor_start(settings: &Settings, site: &RunningSite, nats: &NatsSettings) -> RoleStart {
+    let (name, nats, mut chosen) = (site.site.clone(), nats.clone(), settings.janitor.clone());
+    let folder = if nats.cloud_domain.is_some() { name.as_str() } else { ALONE };
+    chosen.store = Some(settings.up.store.join(folder));
     chosen.monitor = Some(site.monitor.clone());
-    roles.spawn(async move { roles::role_result(Role::Janitor, janitor::run(bus, name, &chosen, afar, stop).await) });
-    if settings.up.answers_json {
-        let bus = own.connect(Role::Notifier).await?;
-        let chosen = notifier_settings(settings, site, server)?;
-        let (name, stop) = (site.site.clone(), shutdown.clone());
-        roles.spawn(async move { roles::role_result(Role::Notifier, notifier::run(bus, name, &chosen, stop).await) });
-    }
-    Ok(())
+    Box::new(move |login, stop| {
+        let (name, nats, chosen) = (name.clone(), nats.clone(), chosen.clone());
+        async move {
+            let bus = login.connect().await?;
+            let afar = match nats.cloud_domain.clone() {
+                Some(domain) => Some((bus.connect_cloud(&nats, &name, "courier").await?, domain)),
+                None => None,
+            };
+            roles::role_result(Role::Janitor, janitor::run(bus, name, &chosen, afar, stop).await)
+        }
+        .boxed()
+    })
 }
 
 /// The notifier's settings. It publishes over MQTT, which alone can retain answers, where the listener is not

@@ -2,6 +2,7 @@
 //! unseen pictures.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use aggregator::aggregate::{AggregateContext, AggregateError, SiteContribution, aggregate, is_learning};
 use aggregator::audit::{AccuracyChange, RuleTrial};
@@ -268,7 +269,8 @@ impl SiteLearner<'_> {
         if let Some(focus) = focus {
             hard_focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
         }
-        let context = TrainContext { stop: self.stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+        let context =
+            TrainContext { stop: self.stop, pace: Arc::new(TrainingPace::unlimited(None)), checkpoints: None };
         let trained = train_model(self.runtime, self.model, &examples, &settings, context, |_| {})?;
         let (before, after) = trained.held_out();
         let mut of_class = vec![0; self.labels.len()];

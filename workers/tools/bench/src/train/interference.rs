@@ -11,9 +11,9 @@ use autograd::training_step::PreparedModel;
 use serde::Serialize;
 use streams::server::Durability;
 use tokio_util::sync::CancellationToken;
-use training::TrainingPace;
 use training::optimizer::Optimizer;
-use training::pace::DEFAULT_CPU_RATIO;
+use training::pace::{DEFAULT_CPU_RATIO, TrainingAccount, TrainingPace};
+use training::quota::CpuBounds;
 use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
 use vision::{InferenceSettings, OnnxRuntime};
@@ -109,7 +109,9 @@ impl BackgroundTraining {
         let stop = CancellationToken::new();
         let stop_signal = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut pace = TrainingPace::background(None, DEFAULT_CPU_RATIO, Arc::new(AtomicBool::new(false)));
+            let bounds = CpuBounds { most_ratio: DEFAULT_CPU_RATIO, least_ratio: 0.0, reserve_ratio: 0.5 };
+            let account = Arc::new(TrainingAccount::new(bounds));
+            let pace = TrainingPace::background(None, account, Arc::new(AtomicBool::new(false)));
             let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
             let net = BenchNetwork::mobilenetv2();
             let (onnx, shape) = (net.onnx(), net.shape());

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -79,7 +80,7 @@ pub(crate) fn measure_learning(
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: training on {} images of {name}, {epochs} epochs", train.len());
     let stop = CancellationToken::new();
-    let context = TrainContext { stop: &stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+    let context = TrainContext { stop: &stop, pace: Arc::new(TrainingPace::unlimited(None)), checkpoints: None };
     let trained = training::train_model(runtime, &model, &examples, &settings, context, |_| {})?;
     let peer = train_with_pytorch(runtime, &net, &model, &examples, &settings, python, scratch_folder.path())?;
     Ok(LearningCurve {

@@ -1,6 +1,7 @@
 //! Prepares what the loop starts with: a model that has never seen some classes, the cloud's model, and the public set.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::train::network::BenchNetwork;
 use crate::train::write_model;
@@ -143,7 +144,7 @@ fn train_model(
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut print_error: Option<anyhow::Error> = None;
-    let context = TrainContext { stop, pace: TrainingPace::unlimited(None), checkpoints: None };
+    let context = TrainContext { stop, pace: Arc::new(TrainingPace::unlimited(None)), checkpoints: None };
     let trained = training::train_model(onnx, untrained, &examples, &settings, context, |epoch| {
         print_error = print_error.take().or(print_epoch(epoch, epochs).err())
     })?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use schemas::limits::MAX_MESSAGE_BYTES;
-use schemas::{FaultKind, FaultNote};
+use schemas::{FaultKind, FaultNote, Heartbeat};
 use streams::fleet;
 use streams::server::{self, Durability};
 use streams::topology::{self, PlanScope, SettingDifference, SetupFinding, StreamSettings};
@@ -27,12 +27,14 @@ pub(super) async fn checks(site: &SiteTarget, settings: &Settings) -> Vec<Doctor
     let mut checks = vec![reached(site), encrypted(&site.nats.url), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
     // Concurrently, because each takes seconds without an answer.
-    let (wait, faults, clock, verify) = tokio::join!(
+    let (roles, wait, faults, clock, verify) = tokio::join!(
+        role_checks(site),
         wait(&site.bus, settings),
         fault_checks(site, settings),
         clock(site),
         reader::stream_level(&site.bus, topology::VERIFY),
     );
+    checks.extend(roles);
     checks.push(wait);
     checks.extend(faults);
     checks.push(clock);
@@ -70,6 +72,29 @@ async fn fault_checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck
         checks.push(DoctorCheck::ok("link rules", "what belongs to the site stays there"));
     }
     checks
+}
+
+/// The roles of site and cloud that fail and are started again, each with the reason.
+async fn role_checks(site: &SiteTarget) -> Vec<DoctorCheck> {
+    let mut beats = fleet::live_workers(&site.bus).await.unwrap_or_default();
+    if site.nats.cloud_domain.is_some() && site.is_cloud_whole {
+        let cloud = tokio::time::timeout(CLOUD_TIMEOUT, fleet::live_workers(&site.cloud)).await;
+        beats.extend(cloud.unwrap_or(Ok(Vec::new())).unwrap_or_default());
+    }
+    checks_of_roles(&beats, runtime::clock::now_ms())
+}
+
+fn checks_of_roles(beats: &[Heartbeat], now_ms: u64) -> Vec<DoctorCheck> {
+    const WHAT: &str = "roles";
+    let failing = beats.iter().filter_map(|beat| format::role_failure(beat, now_ms));
+    let failing: Vec<DoctorCheck> =
+        failing.map(|failure| DoctorCheck::bad(WHAT, failure.what, failure.remedy)).collect();
+    if !failing.is_empty() || beats.is_empty() {
+        return failing;
+    }
+    let mut running: Vec<&str> = beats.iter().map(|beat| beat.role.as_str()).collect();
+    running.dedup();
+    vec![DoctorCheck::ok(WHAT, format!("running: {}", running.join(", ")))]
 }
 
 fn check_of(fault: FaultNote) -> DoctorCheck {
@@ -312,6 +337,7 @@ fn guarantee(setting: &str) -> Option<&'static str> {
 mod tests {
     use super::super::CheckStatus;
     use super::*;
+    use schemas::{Role, RoleFailure};
 
     fn finding(setting: &str) -> SetupFinding {
         let difference = SettingDifference { setting: setting.into(), wanted: 1.into(), found: 2.into() };
@@ -324,6 +350,18 @@ mod tests {
         assert_eq!(broken.state, CheckStatus::Bad);
         assert!(broken.breaks.is_some_and(|guarantee| guarantee.contains("never dropped")));
         assert_eq!(differences(&finding("max_bytes"), "").remove(0).state, CheckStatus::Warn);
+    }
+
+    #[test]
+    fn a_role_that_fails_is_bad_and_says_why() {
+        let running = Heartbeat::for_worker(Role::Recognizer, "host-1".into(), None, 0);
+        let failing = RoleFailure { why: "no graph.onnx".into(), failures: 1, next_try_at_ms: 0 };
+        let failing =
+            Heartbeat { failing: Some(failing), ..Heartbeat::for_worker(Role::Verifier, "host-1".into(), None, 0) };
+        assert_eq!(checks_of_roles(std::slice::from_ref(&running), 5)[0].state, CheckStatus::Ok);
+        let checks = checks_of_roles(&[running, failing], 5);
+        assert_eq!((checks.len(), checks[0].state), (1, CheckStatus::Bad));
+        assert!(checks[0].found.contains("The verifier fails (no graph.onnx; once,"), "{}", checks[0].found);
     }
 
     #[test]

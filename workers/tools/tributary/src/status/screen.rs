@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemas::{
     AnswerTotals, CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role,
-    RoundState, TrainerState, TrainingReport,
+    RoundState, TrainerState, TrainingHour, TrainingReport,
 };
 
 use training::holdout::ratio_interval;
@@ -196,7 +196,7 @@ fn decisions(status: &SiteStatus) -> Vec<String> {
 /// What each trainer does, and the result of its last training.
 fn trainings(status: &SiteStatus) -> Vec<String> {
     let row = |report: &TrainingReport| {
-        let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
+        let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, hour, .. } = report;
         let mut text = format!(
             "{}: {}; {}, {} sent",
             format::plain_text(state.as_str()),
@@ -215,12 +215,32 @@ fn trainings(status: &SiteStatus) -> Vec<String> {
             );
             text += &format!("\n            epoch {epoch} of {epochs}; {holdout}");
         }
+        if let Some(hour) = hour {
+            text += &format!("\n            {}", training_hour(hour));
+        }
         if let Some(last) = last {
             text += &format!("\n            last: {}", format::plain_text(last));
         }
         text
     };
     status.workers.iter().filter_map(|beat| beat.training.as_ref()).map(row).collect()
+}
+
+/// Processor time of training in the last hour against its share.
+fn training_hour(hour: &TrainingHour) -> String {
+    let TrainingHour { used_s, least_ratio, longest_piece_ms } = hour;
+    let mut text = format!(
+        "{} of processor time in the last hour, {} of one processor",
+        format::format_span(used_s * 1000.0),
+        format::percent(used_s / 3600.0)
+    );
+    if *least_ratio > 0.0 {
+        text += &format!(" (an hour of training gets at least {})", format::percent(*least_ratio));
+    }
+    if *longest_piece_ms > 0.0 {
+        text += &format!("; pieces of at most {} while the site was busy", format::format_span(*longest_piece_ms));
+    }
+    text
 }
 
 /// The state of a model's rounds, and the result of the last.
@@ -369,6 +389,11 @@ fn problems(status: &SiteStatus) -> Vec<String> {
     let site = &status.site;
     let has = |role: Role| all_workers(status).any(|beat| beat.role == role);
     let mut problems = status.faults.clone();
+    problems.extend(
+        all_workers(status)
+            .filter_map(|beat| format::role_failure(beat, status.at_ms))
+            .map(|failure| format!("{}: {}.", format::plain_text(&failure.what), format::plain_text(&failure.remedy))),
+    );
     problems.extend(outcome_problems(status));
     problems.extend(clock_problems(status));
     problems.extend(drift::advice(&status.workers));
@@ -522,7 +547,7 @@ fn mixed(status: &SiteStatus, role: Role) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{CanaryFinding, CanaryMeasure, FindingOutcome, OutcomeReport, ReleaseId};
+    use schemas::{CanaryFinding, CanaryMeasure, FindingOutcome, OutcomeReport, ReleaseId, RoleFailure};
 
     use super::super::gather::ServerStatus;
     use super::*;
@@ -640,6 +665,17 @@ mod tests {
         }
         let text = text(&status);
         assert!(text.contains("image 7 is unanswered for") && text.contains("(counted 20.0 s ago)"), "{text}");
+    }
+
+    #[test]
+    fn a_role_that_fails_is_a_problem_and_does_not_count_as_missing() {
+        let mut status = SiteStatus { at_ms: 1_000, ..status(&ALL) };
+        let failing = RoleFailure { why: "model ./heavy: no graph.onnx".into(), failures: 3, next_try_at_ms: 9_000 };
+        status.workers[3] =
+            Heartbeat { failing: Some(failing), ..Heartbeat::for_worker(Role::Verifier, "host-1".into(), None, 0) };
+        let problems = problems(&status);
+        let said = "The verifier fails (model ./heavy: no graph.onnx; 3 times in a row, next try in 8.0 s): ";
+        assert!(problems.len() == 1 && problems[0].starts_with(said), "{problems:?}");
     }
 
     #[test]
