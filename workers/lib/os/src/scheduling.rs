@@ -6,10 +6,6 @@
 //! process that wakes up waits for the running time slice to end, and then finds
 //! several messages at once. On an idle core nothing waits. docs/decisions/0005 has the figures.
 
-use std::time::Duration;
-
-use nix::time::{ClockId, clock_gettime};
-
 /// Makes the calling thread, and every thread and process it starts from now on, run as batch work
 /// (`SCHED_BATCH`, sched(7)). Needs no privilege.
 ///
@@ -28,28 +24,6 @@ pub fn set_batch_scheduling() -> std::io::Result<()> {
 #[cfg(target_os = "linux")]
 pub fn set_idle_scheduling() -> std::io::Result<()> {
     schedule(libc::SCHED_IDLE)
-}
-
-/// How long a thread ran, and how long it waited for a processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ThreadTimes {
-    /// On a processor.
-    pub ran: Duration,
-    /// Ready to run, while others ran; zero where the kernel does not say.
-    pub waited: Duration,
-}
-
-/// Both times of the calling thread since it began.
-pub fn thread_times() -> ThreadTimes {
-    let clock = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
-    let ran = clock.map_or(Duration::ZERO, Duration::from);
-    let waited = std::fs::read_to_string("/proc/thread-self/schedstat").ok().and_then(|text| waited_time(&text));
-    ThreadTimes { ran, waited: waited.unwrap_or_default() }
-}
-
-/// The second field of schedstat, nanoseconds (sched-stats.rst of the kernel).
-fn waited_time(schedstat: &str) -> Option<Duration> {
-    schedstat.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
 }
 
 #[cfg(target_os = "linux")]
@@ -95,19 +69,6 @@ mod tests {
         assert_eq!(idle.unwrap().join().unwrap(), Some(libc::SCHED_IDLE.to_string()));
         assert_eq!(policy("/proc/thread-self/stat"), before);
     }
-
-    #[test]
-    fn a_thread_that_computes_has_run_and_the_kernels_figures_are_read() {
-        let before = thread_times();
-        let mut sum = 0_u64;
-        while thread_times().ran < before.ran + Duration::from_millis(2) {
-            sum = std::hint::black_box(sum.wrapping_add(1));
-        }
-        assert!(thread_times().ran > before.ran && thread_times().waited >= before.waited);
-        assert_eq!(waited_time("1500 250 3"), Some(Duration::from_nanos(250)));
-        assert_eq!(waited_time(""), None);
-    }
-
     #[test]
     fn batch_scheduling_is_inherited_by_started_threads() {
         let batch = libc::SCHED_BATCH.to_string();

@@ -1,15 +1,28 @@
-//! How long a thread ran, and how long it waited for a processor although it could run. Linux only; elsewhere the
-//! figures are absent.
+//! How long a thread ran, and how long it waited for a processor although it could run. Only Linux says how long a
+//! thread waited.
 
 use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 
 /// Times of a thread since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ThreadTimes {
     /// On a processor.
     pub ran: Duration,
-    /// Ready to run, while other threads had the processors or the control group's quota was used up.
+    /// Ready to run, while other threads had the processors or the control group's quota was used up; zero where the
+    /// kernel does not say.
     pub waited: Duration,
+}
+
+impl ThreadTimes {
+    /// The times of the calling thread. [`ThreadClock`] reads them more cheaply where that happens often.
+    pub fn of_this_thread() -> Self {
+        let clock = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+        let ran = clock.map_or(Duration::ZERO, Duration::from);
+        let waited = ThreadClock::open().and_then(|clock| clock.read()).map_or(Duration::ZERO, |times| times.waited);
+        Self { ran, waited }
+    }
 }
 
 /// Reads the times of the thread that opened it; a reading takes about a microsecond.
@@ -69,6 +82,17 @@ mod tests {
         let times = thread_times("297858373 59825661 32\n").unwrap();
         assert_eq!((times.ran.as_nanos(), times.waited.as_nanos()), (297_858_373, 59_825_661));
         assert_eq!((thread_times("nonsense"), thread_times("1")), (None, None));
+    }
+
+    #[test]
+    fn a_thread_that_computes_has_run() {
+        let before = ThreadTimes::of_this_thread();
+        let mut sum = 0_u64;
+        while ThreadTimes::of_this_thread().ran < before.ran + Duration::from_millis(2) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        let after = ThreadTimes::of_this_thread();
+        assert!(after.ran > before.ran && after.waited >= before.waited);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use os::process::resident_bytes;
-use os::scheduling::{ThreadTimes, thread_times};
+use os::thread_time::ThreadTimes;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::TrainError;
-use crate::quota::{CpuBounds, CpuQuota, SiteLoad};
+use crate::quota::{CpuBounds, LoadLevel, TrainingQuota};
 
 /// Share of a core that a training in the background takes where nothing else is said.
 pub const DEFAULT_CPU_RATIO: f64 = 0.5;
@@ -28,7 +28,7 @@ const CONTENTION_WEIGHT: f64 = 0.3;
 /// The account of a site's trainer, over all of its trainings.
 #[derive(Debug)]
 pub struct TrainingAccount {
-    quota: Mutex<CpuQuota>,
+    quota: Mutex<TrainingQuota>,
     since: Instant,
 }
 
@@ -49,7 +49,7 @@ impl TrainingAccount {
 
     /// An account by a time other than an hour.
     pub fn by(bounds: CpuBounds, hour: Duration) -> Self {
-        Self { quota: Mutex::new(CpuQuota::new(bounds, hour)), since: Instant::now() }
+        Self { quota: Mutex::new(TrainingQuota::new(bounds, hour)), since: Instant::now() }
     }
 
     /// The bounds.
@@ -62,7 +62,7 @@ impl TrainingAccount {
         self.with(|quota, now| AccountedHour { used: quota.used(now), longest_busy_piece: quota.longest_busy_piece() })
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut CpuQuota, Duration) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut TrainingQuota, Duration) -> T) -> T {
         let now = self.since.elapsed();
         act(&mut self.quota.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
@@ -93,7 +93,7 @@ struct Spent {
 
 impl Spent {
     fn now() -> Self {
-        Self { at: Instant::now(), times: thread_times() }
+        Self { at: Instant::now(), times: ThreadTimes::of_this_thread() }
     }
 }
 
@@ -126,7 +126,7 @@ impl TrainingPace {
     /// that the site is overloaded.
     pub fn background(memory_max_mib: Option<u32>, account: Arc<TrainingAccount>, yields: Arc<AtomicBool>) -> Self {
         let bounds = account.bounds();
-        account.with(CpuQuota::begin);
+        account.with(TrainingQuota::begin);
         if bounds.least_ratio <= 0.0
             && let Err(error) = os::scheduling::set_idle_scheduling()
         {
@@ -164,9 +164,9 @@ impl TrainingPace {
             *spent = Spent::now();
             return Ok(());
         }
-        let used = thread_times().ran.saturating_sub(spent.times.ran) * u32::from(threads) + made;
+        let used = ThreadTimes::of_this_thread().ran.saturating_sub(spent.times.ran) * u32::from(threads) + made;
         if let Some(account) = &self.account {
-            account.with(|quota, now| quota.record(now, now, used, SiteLoad::Idle));
+            account.with(|quota, now| quota.record(now, now, used, LoadLevel::Idle));
         }
         let mut rest = used.mul_f64((1.0 / self.cpu_ratio - 1.0).max(0.0));
         while !stop.is_cancelled() && !rest.is_zero() {
@@ -203,11 +203,11 @@ impl TrainingPace {
     #[allow(clippy::disallowed_methods)]
     fn rest(&self, since: &Spent, threads: u16, stop: &CancellationToken) {
         let Some(account) = &self.account else { return };
-        let times = thread_times();
+        let times = ThreadTimes::of_this_thread();
         let ran = times.ran.saturating_sub(since.times.ran);
         self.add_contention(ran, times.waited.saturating_sub(since.times.waited));
         let is_piece = self.is_prepared.swap(true, Ordering::Relaxed);
-        let load = if is_piece { self.load() } else { SiteLoad::Idle };
+        let load = if is_piece { self.load() } else { LoadLevel::Idle };
         let start = since.at.saturating_duration_since(account.since);
         account.with(|quota, now| quota.record(start, now, ran * u32::from(threads), load));
         while !stop.is_cancelled() {
@@ -225,13 +225,13 @@ impl TrainingPace {
         *mean += CONTENTION_WEIGHT * (ratio.min(1.0) - *mean);
     }
 
-    fn load(&self) -> SiteLoad {
+    fn load(&self) -> LoadLevel {
         if self.is_told_to_yield() {
-            return SiteLoad::Overloaded;
+            return LoadLevel::Overloaded;
         }
         match *self.contention.lock().unwrap_or_else(PoisonError::into_inner) > CONTENDED_RATIO {
-            true => SiteLoad::Busy,
-            false => SiteLoad::Idle,
+            true => LoadLevel::Busy,
+            false => LoadLevel::Idle,
         }
     }
 }

@@ -18,7 +18,7 @@ const PARTS: u32 = 120;
 
 /// What the site leaves for training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteLoad {
+pub enum LoadLevel {
     /// A processor is free.
     Idle,
     /// Whatever training takes, it takes from others.
@@ -40,7 +40,7 @@ pub struct CpuBounds {
 
 /// The account. Times are since any fixed moment.
 #[derive(Debug, Clone)]
-pub struct CpuQuota {
+pub struct TrainingQuota {
     bounds: CpuBounds,
     hour: Duration,
     hour_began: Option<Duration>,
@@ -55,7 +55,7 @@ pub struct CpuQuota {
     longest_busy_piece: Duration,
 }
 
-impl CpuQuota {
+impl TrainingQuota {
     /// An account by the hour; tests take a shorter one.
     pub fn new(bounds: CpuBounds, hour: Duration) -> Self {
         Self {
@@ -84,13 +84,13 @@ impl CpuQuota {
 
     /// Counts a piece of work that started at `start` and took `cpu` of processor time. Pieces of several threads follow
     /// each other in the account, so that the bounds hold for all of them together.
-    pub fn record(&mut self, start: Duration, now: Duration, cpu: Duration, load: SiteLoad) {
+    pub fn record(&mut self, start: Duration, now: Duration, cpu: Duration, load: LoadLevel) {
         self.roll(now);
         self.used_in_hour += cpu;
         self.most_until = self.most_until.max(start) + cpu.div_f64(self.bounds.most_ratio.max(0.001));
         self.reserved_until = self.reserved_until.max(start) + cpu.div_f64(self.busy_ratio());
         self.last_piece = now;
-        if load != SiteLoad::Idle {
+        if load != LoadLevel::Idle {
             self.longest_busy_piece = self.longest_busy_piece.max(cpu);
         }
         let part = self.part_of(now);
@@ -104,21 +104,21 @@ impl CpuQuota {
     }
 
     /// How long until the next piece may start, if the load stays the same; zero: now.
-    pub fn wait(&mut self, now: Duration, load: SiteLoad) -> Duration {
+    pub fn wait(&mut self, now: Duration, load: LoadLevel) -> Duration {
         self.roll(now);
         let began = self.hour_began.unwrap_or(now);
         let hour_end = began + self.hour;
         let owed = self.hour.mul_f64(self.bounds.least_ratio);
         let missing = owed.saturating_sub(self.used_in_hour);
         let at = match load {
-            SiteLoad::Idle => self.most_until,
+            LoadLevel::Idle => self.most_until,
             // At its turn in an even course, or to see whether the machine is still busy.
-            SiteLoad::Busy => {
+            LoadLevel::Busy => {
                 let even = began + self.used_in_hour.div_f64(self.bounds.least_ratio.max(1e-6));
                 even.min(self.last_piece + PROBE_INTERVAL).min(hour_end).max(self.reserved_until)
             }
-            SiteLoad::Overloaded if missing.is_zero() => hour_end,
-            SiteLoad::Overloaded => {
+            LoadLevel::Overloaded if missing.is_zero() => hour_end,
+            LoadLevel::Overloaded => {
                 let needed = missing.div_f64(self.busy_ratio()).mul_f64(CATCH_UP_MARGIN);
                 hour_end.saturating_sub(needed).max(self.reserved_until)
             }
@@ -172,10 +172,10 @@ mod tests {
         bounds: CpuBounds,
         hours: u32,
         piece: Duration,
-        load: impl Fn(Duration) -> SiteLoad,
-    ) -> (CpuQuota, Pieces) {
+        load: impl Fn(Duration) -> LoadLevel,
+    ) -> (TrainingQuota, Pieces) {
         const LOOK: Duration = Duration::from_millis(50);
-        let mut quota = CpuQuota::new(bounds, HOUR);
+        let mut quota = TrainingQuota::new(bounds, HOUR);
         let (mut now, mut pieces) = (Duration::ZERO, Vec::new());
         quota.begin(now);
         while now < HOUR * hours {
@@ -186,7 +186,7 @@ mod tests {
                 continue;
             }
             let (start, load) = (now, load(now));
-            now += if load == SiteLoad::Idle { piece } else { piece * 2 };
+            now += if load == LoadLevel::Idle { piece } else { piece * 2 };
             quota.record(start, now, piece, load);
             pieces.push((start, piece));
         }
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn a_site_that_is_always_busy_trains_its_share_of_every_hour_evenly() {
         let piece = Duration::from_millis(20);
-        let (quota, pieces) = simulate(BOUNDS, 3, piece, |_| SiteLoad::Busy);
+        let (quota, pieces) = simulate(BOUNDS, 3, piece, |_| LoadLevel::Busy);
         for hour in 0..3 {
             let used = used_s(&pieces, HOUR * hour, HOUR * (hour + 1));
             assert!((178.0..=185.0).contains(&used), "hour {hour}: {used} s of 180 s");
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn an_overloaded_site_waits_and_still_trains_its_share_by_the_end_of_the_hour() {
-        let (_, pieces) = simulate(BOUNDS, 2, Duration::from_millis(20), |_| SiteLoad::Overloaded);
+        let (_, pieces) = simulate(BOUNDS, 2, Duration::from_millis(20), |_| LoadLevel::Overloaded);
         for hour in 0..2 {
             let used = used_s(&pieces, HOUR * hour, HOUR * (hour + 1));
             assert!((179.0..=182.0).contains(&used), "hour {hour}: {used} s of 180 s");
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn an_overload_that_passes_is_made_up_for_without_touching_the_reserve() {
         let until = Duration::from_secs(2400);
-        let load = |now: Duration| if now < until { SiteLoad::Overloaded } else { SiteLoad::Busy };
+        let load = |now: Duration| if now < until { LoadLevel::Overloaded } else { LoadLevel::Busy };
         let (_, pieces) = simulate(BOUNDS, 1, Duration::from_millis(20), load);
         let used = used_s(&pieces, Duration::ZERO, HOUR);
         assert!((179.0..=182.0).contains(&used), "{used} s");
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn the_reserve_goes_before_the_share() {
         let bounds = CpuBounds { least_ratio: 0.3, reserve_ratio: 0.8, ..BOUNDS };
-        let (_, pieces) = simulate(bounds, 1, Duration::from_millis(20), |_| SiteLoad::Busy);
+        let (_, pieces) = simulate(bounds, 1, Duration::from_millis(20), |_| LoadLevel::Busy);
         let used = used_s(&pieces, Duration::ZERO, HOUR);
         assert!((700.0..=725.0).contains(&used), "a fifth of a processor, not the 1080 s that are owed: {used} s");
         assert!(densest_second(&pieces) <= 0.23, "{}", densest_second(&pieces));
@@ -264,7 +264,7 @@ mod tests {
     fn on_an_idle_machine_only_the_upper_bound_counts() {
         for least_ratio in [0.0, 0.05] {
             let (quota, pieces) =
-                simulate(CpuBounds { least_ratio, ..BOUNDS }, 1, Duration::from_millis(20), |_| SiteLoad::Idle);
+                simulate(CpuBounds { least_ratio, ..BOUNDS }, 1, Duration::from_millis(20), |_| LoadLevel::Idle);
             let used = used_s(&pieces, Duration::ZERO, HOUR);
             assert!((1790.0..=1800.1).contains(&used), "{used} s");
             assert_eq!(quota.longest_busy_piece(), Duration::ZERO);
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn what_an_idle_hour_gave_is_not_owed_again_and_a_busy_machine_is_looked_at_every_second() {
         let busy_from = Duration::from_secs(1200);
-        let load = |now: Duration| if now < busy_from { SiteLoad::Idle } else { SiteLoad::Busy };
+        let load = |now: Duration| if now < busy_from { LoadLevel::Idle } else { LoadLevel::Busy };
         let (_, pieces) = simulate(BOUNDS, 1, Duration::from_millis(20), load);
         let later = used_s(&pieces, busy_from + Duration::from_secs(10), HOUR);
         // 2400 looks of 20 ms.
@@ -289,9 +289,9 @@ mod tests {
         ) {
             let bounds = CpuBounds { most_ratio: 0.5, least_ratio: least, reserve_ratio: 0.5 };
             let load = |now: Duration| match loads[(now.as_secs() / 300) as usize % loads.len()] {
-                0 => SiteLoad::Idle,
-                1 => SiteLoad::Busy,
-                _ => SiteLoad::Overloaded,
+                0 => LoadLevel::Idle,
+                1 => LoadLevel::Busy,
+                _ => LoadLevel::Overloaded,
             };
             let piece = Duration::from_millis(piece_ms);
             let (_, pieces) = simulate(bounds, 1, piece, load);

@@ -66,12 +66,12 @@ pub(super) struct RoundsResult {
     /// Accuracy of the start model on unseen pictures, 0 to 1.
     pub start_ratio: f64,
     /// Results of the rounds.
-    pub rounds: Vec<RoundResult>,
+    pub rounds: Vec<ExperimentRound>,
 }
 
 /// Result of a round.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct RoundResult {
+pub(super) struct ExperimentRound {
     /// The chosen rule; `previous` if no release was sealed.
     pub rule: String,
     /// Candidates scored on the selection pictures, the base first.
@@ -86,7 +86,7 @@ pub(super) struct RoundResult {
     pub sites_gained_points: Vec<f64>,
 }
 
-impl RoundResult {
+impl ExperimentRound {
     /// Whether the round sealed a new release.
     pub(super) fn is_sealed(&self) -> bool {
         self.rule != PREVIOUS
@@ -172,7 +172,7 @@ pub(super) fn run_experiment(
         let after = scorers[0].score(&derived.row, &test, &test.all())?.holdout().measured().accuracy_ratio;
         memory = derived.memory;
         clear.extend(derived.record.is_clear);
-        let ended = RoundResult {
+        let ended = ExperimentRound {
             rule: derived.record.rule,
             candidates: derived.record.candidates,
             before_ratio: before,

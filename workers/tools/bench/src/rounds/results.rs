@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::RoundsBenchOptions;
-use super::experiment::{ROUNDS, RoundResult, RoundsResult, SITES};
+use super::experiment::{ExperimentRound, ROUNDS, RoundsResult, SITES};
 use super::steering::Steering;
 use super::world::{LabelQuality, RoundsWorld};
 use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
@@ -38,12 +38,12 @@ fn points(played: &RoundsResult) -> f64 {
 }
 
 /// Reported minus true accuracy of a sealed release, percentage points.
-fn reported_minus_true(round: &RoundResult) -> Option<f64> {
+fn reported_minus_true(round: &ExperimentRound) -> Option<f64> {
     let reported = round.reported.filter(|_| round.is_sealed())?;
     Some((reported.after.accuracy_ratio - round.after_ratio) * 100.0)
 }
 
-fn sealed<'a>(played: &[&'a RoundsResult]) -> impl Iterator<Item = &'a RoundResult> {
+fn sealed<'a>(played: &[&'a RoundsResult]) -> impl Iterator<Item = &'a ExperimentRound> {
     played.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed())
 }
 
@@ -54,7 +54,7 @@ fn line(played: &RoundsResult) -> Vec<String> {
         LabelQuality::Verdicts => "verdicts",
         LabelQuality::TenthWrong => "a tenth wrong",
     };
-    let shown = |round: &RoundResult| match round.reported.filter(|_| round.is_sealed()) {
+    let shown = |round: &ExperimentRound| match round.reported.filter(|_| round.is_sealed()) {
         None => "none".to_owned(),
         Some(reported) => {
             let change = if reported.is_measured() { "" } else { " (no change measured)" };
@@ -127,7 +127,7 @@ fn notes(world: &RoundsWorld, played: &[&RoundsResult]) -> Vec<String> {
     let mut notes = vec![format!(
         "{SITES} sites; {learn} pictures to divide, {public} in the public set (a third each for fitting, selection and reporting), {test} unseen. Every other site, and every other public and unseen picture, uses the case's camera."
     )];
-    let covers = |round: &RoundResult| {
+    let covers = |round: &ExperimentRound| {
         let (low, high) = round.reported?.after_interval;
         Some((low..=high).contains(&round.after_ratio))
     };
