@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn a_started_replay_resumes_and_another_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("replay.json");
+        let path = folder.path().join("progress.json");
         assert_eq!(ReplayMarker::read_previous(&path, "a").unwrap(), None);
         let begun = ReplayMarker {
             asked: "a".into(),

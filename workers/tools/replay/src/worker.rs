@@ -232,22 +232,22 @@ fn keep_labelled(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut 
 fn marker_path(destination: &ReplayDestination, options: &ReplayOptions) -> Result<Option<PathBuf>, ReplayError> {
     match destination {
         ReplayDestination::Folder(path) => {
-            let note = path.join("replay.json");
+            let note = path.join("progress.json");
             let occupied = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
             if occupied && !note.is_file() {
                 return Err(ReplayError::Foreign {
                     path: path.clone(),
-                    what: "files that were not written by a replay".into(),
+                    what: "files that no export wrote".into(),
                 });
             }
             Ok(Some(note))
         }
         ReplayDestination::Tar(path) | ReplayDestination::Model { table: Some(path), .. } => {
-            let note = path.with_added_extension("replay.json");
+            let note = path.with_added_extension("progress.json");
             if path.exists() && !note.is_file() {
                 return Err(ReplayError::Foreign {
                     path: path.clone(),
-                    what: "a file that was not written by a replay".into(),
+                    what: "a file that no export wrote".into(),
                 });
             }
             Ok(Some(note))

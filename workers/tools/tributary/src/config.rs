@@ -55,11 +55,12 @@ fn print(mut list: Vec<ResolvedSetting>, json: bool) -> anyhow::Result<()> {
     if json {
         return stdout::json(&list);
     }
+    // Values come last: a long one then widens no column.
     let rows: Vec<Vec<String>> = list
         .into_iter()
-        .map(|ResolvedSetting { key, value, origin }| vec![key, shown(&value), origin.to_string()])
+        .map(|ResolvedSetting { key, value, origin }| vec![key, origin.to_string(), shown(&value)])
         .collect();
-    stdout::print_line(format::table(&["setting", "value", "from"], &rows))
+    stdout::print_line(format::table(&["setting", "from", "value"], &rows))
 }
 
 /// Without credentials, and numbers as they were written: JSON holds an f32 as the nearest f64.
