@@ -149,7 +149,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
     std::fs::create_dir(world.folder().join("mine")).unwrap();
     std::fs::write(world.folder().join("mine/letter.txt"), "dear").unwrap();
     let foreign = at(&world, &["export", "--to", "mine"]).await;
-    assert!(!foreign.success && foreign.err.contains("not written by a replay"), "{}", foreign.err);
+    assert!(!foreign.success && foreign.err.contains("that no export wrote"), "{}", foreign.err);
 }
 
 #[tokio::test]
