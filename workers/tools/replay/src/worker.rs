@@ -235,20 +235,14 @@ fn marker_path(destination: &ReplayDestination, options: &ReplayOptions) -> Resu
             let note = path.join("progress.json");
             let occupied = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
             if occupied && !note.is_file() {
-                return Err(ReplayError::Foreign {
-                    path: path.clone(),
-                    what: "files that no export wrote".into(),
-                });
+                return Err(ReplayError::Foreign { path: path.clone(), what: "files that no export wrote".into() });
             }
             Ok(Some(note))
         }
         ReplayDestination::Tar(path) | ReplayDestination::Model { table: Some(path), .. } => {
             let note = path.with_added_extension("progress.json");
             if path.exists() && !note.is_file() {
-                return Err(ReplayError::Foreign {
-                    path: path.clone(),
-                    what: "a file that no export wrote".into(),
-                });
+                return Err(ReplayError::Foreign { path: path.clone(), what: "a file that no export wrote".into() });
             }
             Ok(Some(note))
         }
