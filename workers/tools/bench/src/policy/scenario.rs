@@ -72,7 +72,7 @@ pub(super) struct Scenario {
 /// Rounds where what is compared differs more from round to round than the goal allows.
 const UNSTEADY_ROUNDS: usize = 9;
 /// Rounds for the 99th percentile of a few seconds.
-const TAIL_ROUNDS: usize = 25;
+const TAIL_ROUNDS: usize = 15;
 
 /// 20 Mbit/s and 20 ms round trip, with some jitter: a good uplink.
 const UPLINK: LinkShape =

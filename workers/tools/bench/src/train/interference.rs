@@ -29,11 +29,28 @@ use crate::workload::Workload;
 /// Image rate, as a share of the site's capacity.
 const LOAD_RATIO: f64 = 0.6;
 
-/// Latency in one measurement window, with or without training.
+/// Lower bound of training in the background, as a share of one processor.
+const LEAST_RATIO: f64 = 0.1;
+/// Images of a piece: the default of `trainer.limits.piece_images`.
+const PIECE_IMAGES: i64 = 4;
+
+/// What trains beside the recognizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BackgroundLoad {
+    /// Nothing.
+    None,
+    /// Training on idle processors only.
+    Idle,
+    /// Training with a lower bound.
+    LeastShare,
+}
+
+/// Latency in one measurement window.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct TrainingInterference {
-    /// Whether training ran in the background.
-    pub trains: bool,
+    /// What trained in the background.
+    pub training: BackgroundLoad,
     /// Answered images per second.
     pub images_per_s: f64,
     /// Median latency, milliseconds.
@@ -44,7 +61,7 @@ pub(super) struct TrainingInterference {
     pub steps_per_s: f64,
 }
 
-/// Measures windows with and without training, alternately.
+/// Measures windows without and with training of either kind, alternately.
 pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?;
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
@@ -66,13 +83,24 @@ pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<
         let rate_per_s = capacity.images_per_s * LOAD_RATIO;
         let mut windows = Vec::new();
         for round in 0..rounds {
-            for trains in [round % 2 == 0, round % 2 == 1] {
-                eprintln!(
-                    "bench: recognizing {} training, round {} of {rounds}",
-                    if trains { "with" } else { "without" },
-                    round + 1
-                );
-                let training = trains.then(|| BackgroundTraining::start(options.onnxruntime.clone()));
+            let mut loads = [BackgroundLoad::None, BackgroundLoad::Idle, BackgroundLoad::LeastShare];
+            if round % 2 == 1 {
+                loads.reverse();
+            }
+            for background in loads {
+                let words = match background {
+                    BackgroundLoad::None => "without training",
+                    BackgroundLoad::Idle => "with training on idle processors",
+                    BackgroundLoad::LeastShare => "with training that has a lower bound",
+                };
+                eprintln!("bench: recognizing {words}, round {} of {rounds}", round + 1);
+                let bounds = match background {
+                    BackgroundLoad::None => None,
+                    BackgroundLoad::Idle => Some(0.0),
+                    BackgroundLoad::LeastShare => Some(LEAST_RATIO),
+                };
+                let training =
+                    bounds.map(|least_ratio| BackgroundTraining::start(options.onnxruntime.clone(), least_ratio));
                 let started = Instant::now();
                 let window = load.run_at_rate(rate_per_s, &site.processes(), length).await?;
                 let elapsed = started.elapsed().as_secs_f64();
@@ -81,7 +109,7 @@ pub(super) async fn measure_interference(options: &TrainBenchOptions) -> Result<
                     None => 0,
                 };
                 windows.push(TrainingInterference {
-                    trains,
+                    training: background,
                     images_per_s: window.images_per_s,
                     p50_ms: window.latency.p50_ms,
                     p99_ms: window.latency.p99_ms,
@@ -105,15 +133,18 @@ struct BackgroundTraining {
 }
 
 impl BackgroundTraining {
-    fn start(onnxruntime: Option<std::path::PathBuf>) -> Self {
+    fn start(onnxruntime: Option<std::path::PathBuf>, least_ratio: f64) -> Self {
         let stop = CancellationToken::new();
         let stop_signal = stop.clone();
         let thread = std::thread::spawn(move || {
-            let bounds = CpuBounds { most_ratio: DEFAULT_CPU_RATIO, least_ratio: 0.0, reserve_ratio: 0.5 };
+            let bounds = CpuBounds { most_ratio: DEFAULT_CPU_RATIO, least_ratio, reserve_ratio: 0.5 };
             let account = Arc::new(TrainingAccount::new(bounds));
             let pace = TrainingPace::background(None, account, Arc::new(AtomicBool::new(false)));
             let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
-            let net = BenchNetwork::mobilenetv2();
+            let mut net = BenchNetwork::mobilenetv2();
+            if pace.has_lower_bound() {
+                net.batch = PIECE_IMAGES;
+            }
             let (onnx, shape) = (net.onnx(), net.shape());
             let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
             let facts = training::trainable_model::known(&runtime, &prepared, &shape)?;
