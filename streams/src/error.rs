@@ -195,7 +195,7 @@ pub enum CarryError {
 fn denied_remedy(store: &str) -> &'static str {
     match store.contains("://") && !store.starts_with("file://") {
         true => {
-            "set keys in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_* or AZURE_*) that may read, write and list there"
+            "set or correct the keys in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_* or AZURE_*): they must be allowed to read, write and list there"
         }
         false => "make the folder writable for this user",
     }

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 
 use crate::until::until;
@@ -156,9 +157,13 @@ fn spawn(name: &str, folder: &Path, arguments: &[OsString], environment: &[(Stri
 /// Has the kernel kill the child when the thread that started it ends, so that a killed test leaves no process behind.
 #[allow(unsafe_code)]
 pub fn die_with_us(command: &mut Command) {
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl and signal are.
     unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+        command.pre_exec(|| {
+            // Tests in the background of a shell inherit that they ignore an interrupt, and so would the program.
+            signal(Signal::SIGINT, SigHandler::SigDfl)?;
+            Ok(set_pdeathsig(Signal::SIGKILL)?)
+        });
     }
 }
 
