@@ -1,35 +1,32 @@
 //! `tributary up`: servers and all roles in one process, until stopped.
 
+mod local_servers;
+mod role_starts;
 mod supervisor;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use fleet::{FleetFolder, Membership};
-use futures::FutureExt;
-use notifier::NotifierSettings;
-use releases::trial::TrialRunner;
 use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{Role, SiteName};
 use serving::serving_model::ServingModel;
 use streams::permissions;
-use streams::server::{
-    CertificateFiles, ClientListener, FleetHub, FleetLeaf, LeafMode, Server, ServerSettings, host_of,
-};
+use streams::server::{ClientListener, FleetHub, LeafMode, Server, ServerSettings};
 use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
 use crate::certificate_expiry;
 use crate::fleet_cmd;
-use crate::roles::{self, ack_wait, start as begin};
+use crate::roles;
 use crate::settings::{Settings, UpSettings};
-use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp, UpChoices, is_set_below};
+use crate::site_target::{CloudLogin, RunningSite, RunningUp, UpChoices, is_set_below};
 use crate::stdout;
-use crate::up::supervisor::{RoleLogin, RoleStart, SupervisedRole};
+use crate::up::local_servers::{LocalServers, entrance, spawn, start_servers};
+use crate::up::role_starts::{SiteServer, as_worker, cloud_roles, load_verifier, site_roles, start_recognizer_model};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -154,7 +151,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         false => load_verifier(&mut settings).await?,
     };
     let names = names(&settings.site, sites)?;
-    let servers = servers(&settings, &names, sites.is_some(), member.as_ref()).await?;
+    let servers = start_servers(&settings, &names, sites.is_some(), member.as_ref()).await?;
     let running = running(&names, &servers, member.as_ref(), &settings);
     let mut roles = JoinSet::new();
     if member.is_none() {
@@ -306,22 +303,6 @@ fn check_model_folders(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The verifier's model, if one was named; or why it cannot be loaded, which the verifier tries again.
-async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<anyhow::Result<ServingModel>>> {
-    if settings.verifier.model.is_none() {
-        tracing::info!("no cloud model; doubtful answers are not verified (set --cloud-model)");
-        settings.recognizer.verify.enabled = false;
-        return Ok(None);
-    }
-    Ok(Some(start_verifier_model(settings).await))
-}
-
-async fn start_verifier_model(settings: &Settings) -> anyhow::Result<ServingModel> {
-    let model = settings.verifier.model.clone().context("the verifier has no model")?;
-    let work = settings.up.store.join("verifier");
-    begin(settings.onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await
-}
-
 /// Takes a merge rule that needs no public set where none is configured and nobody chose a rule: a round can then
 /// merge, but not compare what it merged with its base.
 pub fn choose_merge_rule(loaded: &mut LoadedSettings<Settings>) {
@@ -358,346 +339,11 @@ async fn start_cloud(
     Ok(())
 }
 
-/// The roles of the cloud.
-fn cloud_roles(
-    settings: &Settings,
-    heavy: Option<anyhow::Result<ServingModel>>,
-    login: impl Fn(Role) -> anyhow::Result<NatsSettings>,
-) -> anyhow::Result<Vec<SupervisedRole>> {
-    let wait = ack_wait(settings);
-    let supervised = |role: Role, start: RoleStart| {
-        Ok::<_, anyhow::Error>(SupervisedRole { login: RoleLogin { role, nats: login(role)? }, site: None, start })
-    };
-    let mut all = Vec::new();
-    if let Some(heavy) = heavy {
-        let (settings, mut loaded) = (settings.clone(), Some(heavy));
-        let start = move |login: RoleLogin, stop: Shutdown| {
-            let (settings, loaded) = (settings.clone(), loaded.take());
-            async move {
-                let model = match loaded {
-                    Some(loaded) => loaded?,
-                    None => start_verifier_model(&settings).await?,
-                };
-                let head = roles::load_head(settings.onnxruntime.clone(), settings.verifier.head.clone()).await?;
-                let ended = verifier::run(login.connect().await?, model, head, &settings.verifier, wait, stop).await;
-                roles::role_result(Role::Verifier, ended)
-            }
-            .boxed()
-        };
-        all.push(supervised(Role::Verifier, Box::new(start))?);
-    }
-    if settings.up.merge {
-        let mut settings = settings.clone();
-        settings.aggregator.work = settings.up.store.join("aggregator");
-        let start = move |login: RoleLogin, stop: Shutdown| {
-            let settings = settings.clone();
-            async move {
-                let (onnx, model) = roles::load_to_merge(&settings).await?;
-                let trial = TrialRunner::of_this_program(settings.onnxruntime.clone());
-                let ended =
-                    aggregator::run(login.connect().await?, onnx, model, trial, &settings.aggregator, stop).await;
-                roles::role_result(Role::Aggregator, ended)
-            }
-            .boxed()
-        };
-        all.push(supervised(Role::Aggregator, Box::new(start))?);
-    }
-    let settings = settings.clone();
-    let start = move |login: RoleLogin, stop: Shutdown| {
-        let settings = settings.clone();
-        async move {
-            let store = roles::release_store(&settings)?;
-            roles::role_result(
-                Role::Releaser,
-                releaser::run(login.connect().await?, store, &settings.releaser, stop).await,
-            )
-        }
-        .boxed()
-    };
-    all.push(supervised(Role::Releaser, Box::new(start))?);
-    Ok(all)
-}
-
-/// A site's server, with the login that may do everything.
-struct SiteServer<'a> {
-    site: &'a RunningSite,
-    server: &'a Server,
-    nats: &'a NatsSettings,
-}
-
-/// The roles of a site, each with the rights it needs. `light`: the recognizer's model.
-fn site_roles(settings: &Settings, own: &SiteServer<'_>, light: ServingModel) -> anyhow::Result<Vec<SupervisedRole>> {
-    let SiteServer { site, server, nats } = own;
-    let name = site.site.clone();
-    let supervised = |role: Role, start: RoleStart| {
-        Ok::<_, anyhow::Error>(SupervisedRole {
-            login: RoleLogin { role, nats: as_worker(server, role, nats)? },
-            site: Some(site.site.clone()),
-            start,
-        })
-    };
-    let mut all = vec![
-        supervised(Role::Recognizer, recognizer_start(settings, &name, light))?,
-        supervised(Role::Courier, courier_start(settings, &name, nats))?,
-        supervised(Role::Janitor, janitor_start(settings, site, nats))?,
-    ];
-    if settings.up.answers_json {
-        let (name, chosen) = (name.clone(), notifier_settings(settings, site, server)?);
-        let start = move |login: RoleLogin, stop: Shutdown| {
-            let (name, chosen) = (name.clone(), chosen.clone());
-            async move {
-                roles::role_result(Role::Notifier, notifier::run(login.connect().await?, name, &chosen, stop).await)
-            }
-            .boxed()
-        };
-        all.push(supervised(Role::Notifier, Box::new(start))?);
-    }
-    if settings.up.train {
-        let mut settings = settings.clone();
-        settings.trainer.work = settings.up.store.join(format!("training-{name}"));
-        let start = move |login: RoleLogin, stop: Shutdown| {
-            let (name, settings) = (name.clone(), settings.clone());
-            async move {
-                let (onnx, model) = roles::load_to_train(&settings).await?;
-                let ended = trainer::run(login.connect().await?, name, onnx, model, &settings.trainer, stop).await;
-                roles::role_result(Role::Trainer, ended)
-            }
-            .boxed()
-        };
-        all.push(supervised(Role::Trainer, Box::new(start))?);
-    }
-    Ok(all)
-}
-
-/// The recognizer, first with the model that was loaded already.
-fn recognizer_start(settings: &Settings, name: &SiteName, light: ServingModel) -> RoleStart {
-    let (settings, name, mut loaded) = (settings.clone(), name.clone(), Some(light));
-    let wait = ack_wait(&settings);
-    Box::new(move |login, stop| {
-        let (settings, name, loaded) = (settings.clone(), name.clone(), loaded.take());
-        async move {
-            let model = match loaded {
-                Some(loaded) => loaded,
-                None => start_recognizer_model(&settings, &name).await?,
-            };
-            let ended = recognizer::run(login.connect().await?, name, model, &settings.recognizer, wait, stop).await;
-            roles::role_result(Role::Recognizer, ended)
-        }
-        .boxed()
-    })
-}
-
-async fn start_recognizer_model(settings: &Settings, name: &SiteName) -> anyhow::Result<ServingModel> {
-    let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.inference());
-    let work = settings.up.store.join(format!("recognizer-{name}"));
-    begin(settings.onnxruntime.clone(), model, infer, work).await
-}
-
-fn courier_start(settings: &Settings, name: &SiteName, nats: &NatsSettings) -> RoleStart {
-    let (settings, name, nats) = (settings.clone(), name.clone(), nats.clone());
-    let wait = ack_wait(&settings);
-    Box::new(move |login, stop| {
-        let (settings, name, nats) = (settings.clone(), name.clone(), nats.clone());
-        async move {
-            let bus = login.connect().await?;
-            let cloud = bus.connect_cloud(&nats, &name, "courier").await?;
-            let ended = courier::run(bus, cloud, name, &settings.courier, wait, stop).await;
-            roles::role_result(Role::Courier, ended)
-        }
-        .boxed()
-    })
-}
-
-fn janitor_start(settings: &Settings, site: &RunningSite, nats: &NatsSettings) -> RoleStart {
-    let (name, nats, mut chosen) = (site.site.clone(), nats.clone(), settings.janitor.clone());
-    let folder = if nats.cloud_domain.is_some() { name.as_str() } else { ALONE };
-    chosen.store = Some(settings.up.store.join(folder));
-    chosen.monitor = Some(site.monitor.clone());
-    Box::new(move |login, stop| {
-        let (name, nats, chosen) = (name.clone(), nats.clone(), chosen.clone());
-        async move {
-            let bus = login.connect().await?;
-            let afar = match nats.cloud_domain.clone() {
-                Some(domain) => Some((bus.connect_cloud(&nats, &name, "courier").await?, domain)),
-                None => None,
-            };
-            roles::role_result(Role::Janitor, janitor::run(bus, name, &chosen, afar, stop).await)
-        }
-        .boxed()
-    })
-}
-
-/// The notifier's settings. It publishes over MQTT, which alone can retain answers, where the listener is not
-/// encrypted.
-fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -> anyhow::Result<NotifierSettings> {
-    let up = &settings.up;
-    let mut chosen = settings.notifier.clone();
-    let Some(port) = site.mqtt_port.filter(|_| up.insecure || up.mqtt_listen.is_loopback()) else { return Ok(chosen) };
-    // A server that listens on every address listens on loopback, too.
-    let listen = Some(up.mqtt_listen).filter(|address| !address.is_unspecified());
-    let listen = listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let login = server.login(Role::Notifier).context("the notifier has no login")?;
-    let file = up.store.join(format!("notifier-{}.password", site.site));
-    streams::server::write_private(&file, &login.password)
-        .with_context(|| format!("{} cannot be written", file.display()))?;
-    chosen.mqtt = Some(SocketAddr::new(listen, port).to_string());
-    chosen.mqtt_user = Some(login.user);
-    chosen.mqtt_password_file = Some(file);
-    Ok(chosen)
-}
-
-/// Connection settings with the login of a worker. `nats`: those of the place itself.
-fn as_worker(server: &Server, role: Role, nats: &NatsSettings) -> anyhow::Result<NatsSettings> {
-    let login = server.login(role).with_context(|| format!("the server has no user for the {}", role.as_str()))?;
-    let inbox = Some(permissions::role_inbox(role.as_str()));
-    Ok(NatsSettings { user: Some(login.user), password: Some(login.password.into()), inbox, ..nats.clone() })
-}
-
 /// The site's own name, or `NAME-1` … for several.
 fn names(site: &SiteName, sites: Option<u16>) -> anyhow::Result<Vec<SiteName>> {
     let Some(count) = sites else { return Ok(vec![site.clone()]) };
     let stem = site.as_str().trim_end_matches("-1");
     (1..=count).map(|number| Ok(format!("{stem}-{number}").parse()?)).collect()
-}
-
-struct LocalServers {
-    cloud: Option<Server>,
-    sites: Vec<Server>,
-}
-
-impl LocalServers {
-    fn all(&self) -> impl Iterator<Item = &Server> {
-        self.cloud.iter().chain(&self.sites)
-    }
-}
-
-/// One server for everything, or a hub and a leaf for each site.
-async fn servers(
-    settings: &Settings,
-    names: &[SiteName],
-    leaves: bool,
-    member: Option<&Membership>,
-) -> anyhow::Result<LocalServers> {
-    let up = &settings.up;
-    let base = |name: &str, domain: Option<&str>, leaf: LeafMode, place: &PlanScope| ServerSettings {
-        encryption_key: up.encryption_key.clone(),
-        max_store_bytes: topology::plan_topology(place, &settings.streams).max_store_bytes(),
-        program: up.nats_server.clone(),
-        store: up.store.join(name),
-        name: name.into(),
-        domain: domain.map(str::to_owned),
-        port: 0,
-        mqtt: None,
-        mappings: Vec::new(),
-        durability: up.durability,
-        leaf,
-        site: None,
-        entry: ClientListener::default(),
-    };
-    let entry = entry(settings)?;
-    if let Some(member) = member {
-        let leaf = LeafMode::OfFleet(FleetLeaf {
-            hub: member.hub.clone(),
-            authority: std::path::absolute(Membership::authority_file(&up.store))?,
-            seed: member.leaf_seed.clone().into(),
-        });
-        let site = &member.site;
-        let server = ServerSettings {
-            port: up.port,
-            mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, port)),
-            mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
-            site: Some(site.clone()),
-            entry,
-            ..base(site.as_str(), Some(site.as_str()), leaf, &PlanScope::Site(site.clone()))
-        };
-        return Ok(LocalServers { cloud: None, sites: vec![spawn(server).await?] });
-    }
-    if !leaves {
-        let alone = ServerSettings {
-            port: up.port,
-            mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, port)),
-            mappings: up.mappings(&settings.site).map_err(anyhow::Error::msg)?,
-            site: Some(settings.site.clone()),
-            entry,
-            ..base(ALONE, None, LeafMode::Alone, &PlanScope::Both(settings.site.clone()))
-        };
-        return Ok(LocalServers { cloud: None, sites: vec![spawn(alone).await?] });
-    }
-    let hub = base(CLOUD, Some(CLOUD), LeafMode::Hub(names.to_vec()), &PlanScope::Cloud(names.to_vec()));
-    let hub = spawn(ServerSettings { port: up.cloud_port, ..hub }).await?;
-    let mut sites = Vec::new();
-    for (site, number) in names.iter().zip(0u16..) {
-        let address = hub.leaf_url(site, hub.leaf_port()).context("the hub does not know the site")?;
-        let next = |port: u16| if port == 0 { 0 } else { port.saturating_add(number) };
-        let leaf = ServerSettings {
-            port: next(up.port),
-            mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, next(port))),
-            mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
-            site: Some(site.clone()),
-            entry: entry.clone(),
-            ..base(site.as_str(), Some(site.as_str()), LeafMode::Of(address), &PlanScope::Site(site.clone()))
-        };
-        sites.push(spawn(leaf).await?);
-    }
-    Ok(LocalServers { cloud: Some(hub), sites })
-}
-
-/// The listener for clients: encrypted and with logins where other machines can reach it, unless up.insecure is set.
-fn entry(settings: &Settings) -> anyhow::Result<ClientListener> {
-    let up = &settings.up;
-    if up.insecure || !up.listens_beyond_loopback() {
-        return Ok(ClientListener { listen: up.listen, certificate: None, is_open: true });
-    }
-    let certificate = match (&up.certificate, &up.certificate_key, &up.host) {
-        (Some(certificate), Some(key), Some(host)) => CertificateFiles {
-            certificate: std::path::absolute(certificate)?,
-            key: std::path::absolute(key)?,
-            authority: up.authority.as_ref().map(std::path::absolute).transpose()?,
-            host: host.clone(),
-        },
-        _ => {
-            let mut names = vec![host_name(up), "localhost".into(), "127.0.0.1".into(), "::1".into()];
-            names.extend([up.listen, up.mqtt_listen].iter().filter(|ip| !ip.is_unspecified()).map(IpAddr::to_string));
-            names.sort();
-            names.dedup();
-            let made = fleet::certify_site(&up.store.join("tls"), &names)?;
-            CertificateFiles {
-                certificate: std::path::absolute(made.certificate)?,
-                key: std::path::absolute(made.key)?,
-                authority: Some(std::path::absolute(made.authority)?),
-                host: host_of(up.listen),
-            }
-        }
-    };
-    Ok(ClientListener { listen: up.listen, certificate: Some(certificate), is_open: false })
-}
-
-/// Host name by which cameras reach this machine.
-fn host_name(up: &UpSettings) -> String {
-    let own = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    up.host.clone().or_else(own).unwrap_or_else(|| "localhost".into())
-}
-
-async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
-    Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
-}
-
-/// How cameras reach a site's server.
-fn entrance(up: &UpSettings, server: &Server) -> CameraEntry {
-    let host = |listen: IpAddr| if listen.is_loopback() { listen.to_string() } else { host_name(up) };
-    let port = server.url().rsplit_once(':').map(|(_, port)| port.to_owned()).unwrap_or_default();
-    let is_secure = up.listens_beyond_loopback() && !up.insecure;
-    let is_encrypted = |listen: IpAddr| is_secure && !listen.is_loopback();
-    let scheme = if is_encrypted(up.listen) { "tls" } else { "nats" };
-    let made = is_secure.then(|| up.store.join("tls/ca.pem"));
-    let authority = if up.certificate.is_some() { up.authority.clone() } else { made };
-    CameraEntry {
-        nats: format!("{scheme}://{}:{port}", host(up.listen)),
-        mqtt: server.mqtt_port().map(|port| format!("{}:{port}", host(up.mqtt_listen))),
-        is_mqtt_encrypted: is_encrypted(up.mqtt_listen),
-        authority: authority.and_then(|path| std::path::absolute(path).ok()),
-        is_open_to_others: up.listens_beyond_loopback(),
-    }
 }
 
 fn running(names: &[SiteName], servers: &LocalServers, member: Option<&Membership>, settings: &Settings) -> RunningUp {
