@@ -15,6 +15,8 @@ use crate::verifier_progress::VerifierProgress;
 
 /// Interval of reading the verifiers' heartbeats.
 const FLEET_INTERVAL: Duration = Duration::from_secs(2);
+/// Shortest wait for a probe's response.
+const MIN_WAIT: Duration = Duration::from_millis(1);
 
 /// The link as all tasks of the courier see it; cheap to clone.
 #[derive(Clone)]
@@ -163,11 +165,13 @@ impl LinkHandle {
             if left_s <= 0.0 {
                 break None;
             }
+            // No shorter than a timer's tick: the rest of a float is no time in which anything could happen.
+            let left = Duration::from_secs_f64(left_s).max(MIN_WAIT);
             tokio::select! {
                 biased;
                 () = &mut own, if own_s.is_none() => own_s = Some(waited_s()),
                 answer = &mut probe => break Some(answer),
-                () = tokio::time::sleep(Duration::from_secs_f64(left_s)) => {}
+                () = tokio::time::sleep(left) => {}
             }
         };
         let (now_s, round_trip_s) = (self.now_s(), waited_s());
