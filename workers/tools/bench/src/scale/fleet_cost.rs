@@ -123,7 +123,8 @@ pub(super) async fn measure(
     let bus = Bus::connect(&nats, "bench").await?;
     let set_up = async |names: &[SiteName]| {
         let plan = topology::plan_topology(&PlanScope::Cloud(names.to_vec()), &StreamSettings::default());
-        topology::apply_plan(&bus, &plan, RepairMode::Missing).await.map(|_| ())
+        // The streams list their sites: those of one are changed for all.
+        topology::apply_plan(&bus, &plan, RepairMode::Everything).await.map(|_| ())
     };
     set_up(names.get(..1).unwrap_or_default()).await?;
     let mut arguments = vec!["--nats".to_owned(), server.url(), "--model".into(), paths.model.display().to_string()];
