@@ -34,7 +34,7 @@ pub(crate) async fn count_new_answers(bus: &Bus, site: &SiteName) -> Result<Answ
     while let Some(record) = reader.next().await? {
         match decode::<Answer>(&record.payload) {
             Ok(answer) => totals.add_answer(&answer),
-            // A tombstone of a redriven message, or a stranger's bytes.
+            // Whoever may publish answers may publish anything else there.
             Err(error) => tracing::debug!(sequence = record.sequence, %error, "answer not counted"),
         }
     }
