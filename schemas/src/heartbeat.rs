@@ -1,10 +1,11 @@
 //! A worker's heartbeat, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training, rounds, releases, canaries, scale, drift, failures of a role and
-//! a trainer's last hour, and the count of late answers.
+//! optional reports of link, load, decision, training, rounds, releases, canaries, scale, drift, failures of a role, a
+//! trainer's last hour, the count of late answers, and the cameras of a grabber.
 
 use serde::{Deserialize, Serialize};
 
 use crate::answer_totals::AnswerTotals;
+use crate::camera_health::CameraHealth;
 use crate::codec::Message;
 use crate::decision_trace::{CloudGain, RoutingMode};
 use crate::drift::DriftReport;
@@ -91,6 +92,9 @@ pub struct Heartbeat {
     /// Releasers: the canary of each model that has one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub canaries: Vec<CanaryReport>,
+    /// Grabbers: each camera, at most [`MAX_CAMERAS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cameras: Vec<CameraHealth>,
     /// Recognizers and couriers: how recent answers differ from the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<DriftReport>,
@@ -125,10 +129,14 @@ impl Heartbeat {
             rounds: None,
             releases: Vec::new(),
             canaries: Vec::new(),
+            cameras: Vec::new(),
             drift: None,
         }
     }
 }
+
+/// Most cameras in a heartbeat.
+pub const MAX_CAMERAS: usize = 256;
 
 /// Longest name and longest sentence in a heartbeat, in characters.
 const NAME_CHARS: usize = 200;
@@ -207,9 +215,19 @@ impl Heartbeat {
         {
             return Err("canaries");
         }
+        if self.cameras.len() > MAX_CAMERAS
+            || self.cameras.iter().any(|camera| camera.picture.as_ref().is_some_and(|picture| !picture.is_plausible()))
+        {
+            return Err("cameras");
+        }
         let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases).map(String::as_str);
         let sentences =
             sentences.chain(self.faults.iter().flat_map(|fault| [fault.kind.as_str(), &fault.reason, &fault.remedy]));
+        let cameras = self.cameras.iter().flat_map(|camera| {
+            let fault = camera.fault.iter().flat_map(|fault| [fault.kind.as_str(), &fault.reason, &fault.remedy]);
+            fault.chain([camera.state.as_str()]).chain(camera.codec.as_deref())
+        });
+        let sentences = sentences.chain(cameras);
         let sentences = sentences.chain(self.failing.iter().map(|failure| failure.why.as_str()));
         let decision =
             self.decision.iter().flat_map(|decision| [&decision.policy, decision.state.as_str(), &decision.why]);

@@ -7,6 +7,7 @@ pub mod answer;
 mod answer_totals;
 mod audit;
 mod blob;
+mod camera_health;
 pub mod codec;
 mod dead;
 pub mod decision_trace;
@@ -20,6 +21,7 @@ mod label;
 mod learned_images;
 pub mod limits;
 pub mod model;
+pub mod picture;
 mod release;
 mod role;
 mod root;
@@ -37,6 +39,7 @@ pub use answer::{Answer, AnswerStage, MAX_HELD_LABELS, NO_LABEL, Prediction, Ran
 pub use answer_totals::AnswerTotals;
 pub use audit::AuditNote;
 pub use blob::BlobRef;
+pub use camera_health::{CameraHealth, CameraState, FrameCounts, RegionState};
 pub use codec::{CodecError, Message, decode, decode_shared, encode};
 pub use dead::{DeadLetter, TruncatedPayload};
 pub use decision_trace::{DecisionTrace, EscalationOutcome, EscalationTrace};
@@ -51,6 +54,7 @@ pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskI
 pub use label::Label;
 pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
+pub use picture::{PictureFault, PictureReport};
 pub use release::{
     Canary, CanaryFinding, CanaryMeasure, CanaryReport, DecisionOrigin, FindingOutcome, MachineRequirements,
     MissingMeasure, Order, Release, ReleaseDecision, ReleaseStage, Rollout,

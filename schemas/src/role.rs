@@ -5,6 +5,8 @@ crate::vocabulary! {
     pub enum Role {
         /// A camera or a scanner: publishes images under its own name.
         Camera = "camera",
+        /// Takes pictures from a site's cameras and publishes those worth recognizing.
+        Grabber = "grabber",
         /// Recognizes images at a site.
         Recognizer = "recognizer",
         /// Carries messages between a site and the cloud.
@@ -32,7 +34,8 @@ crate::vocabulary! {
 
 impl Role {
     /// Workers that connect to a site's server.
-    pub const AT_SITE: [Self; 5] = [Self::Recognizer, Self::Courier, Self::Trainer, Self::Janitor, Self::Notifier];
+    pub const AT_SITE: [Self; 6] =
+        [Self::Grabber, Self::Recognizer, Self::Courier, Self::Trainer, Self::Janitor, Self::Notifier];
     /// Workers that connect to the cloud's server.
     pub const IN_CLOUD: [Self; 3] = [Self::Verifier, Self::Aggregator, Self::Releaser];
 }

@@ -29,6 +29,12 @@ pub const HEADER_DEADLINE_AT: &str = "Tributary-Deadline-At-Ms";
 pub const HEADER_REPLAYED: &str = "Tributary-Replayed";
 /// Sequence in IMAGES of the image that an answer is about, so that outcomes can be counted from headers alone.
 pub const HEADER_IMAGE: &str = "Tributary-Image";
+/// Measures of the picture by whoever took it, JSON: [`crate::PictureReport`].
+pub const HEADER_PICTURE: &str = "Tributary-Picture";
+/// A small gray copy of the picture by whoever took it, base64.
+pub const HEADER_THUMBNAIL: &str = "Tributary-Thumbnail";
+/// States of what the picture shows, as the labels that name them, comma separated: `open,closed`.
+pub const HEADER_STATES: &str = "Tributary-States";
 /// Position of a tile in its scan: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
 pub const HEADER_TILE: &str = "Tributary-Tile";
 

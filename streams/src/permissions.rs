@@ -5,9 +5,9 @@ use schemas::{CameraName, Role, SiteName};
 
 use crate::subject_table::published_by;
 use crate::topology::{
-    ADVISORIES, ANSWERS, BLOBS, CLOUD_BLOBS, FLEET, HARDCASES, IMAGES, LABELS, LEARNED, LEDGER, ORDERS, OUTBOX,
-    RELEASES, ROUNDS, SWAPS, UPDATES, VERDICTS, VERIFIER, VERIFY, learner_durable, orders_durable, promises_durable,
-    recognizer_durable, rounds_durable, sent_blobs, verdicts_durable,
+    ADVISORIES, ANSWERS, BLOBS, CAMERAS, CLOUD_BLOBS, FLEET, HARDCASES, IMAGES, LABELS, LEARNED, LEDGER, ORDERS,
+    OUTBOX, RELEASES, ROUNDS, SWAPS, UPDATES, VERDICTS, VERIFIER, VERIFY, learner_durable, orders_durable,
+    promises_durable, recognizer_durable, rounds_durable, sent_blobs, verdicts_durable,
 };
 
 /// Default JetStream domain of the cloud.
@@ -289,11 +289,12 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
         stores_blobs: false,
     };
     Some(match role {
+        Role::Grabber => WorkerDuties { looks: names(&[CAMERAS]), stores_blobs: true, ..nothing },
         Role::Recognizer => WorkerDuties {
             takes: vec![(IMAGES, recognizer_durable(site)), (ANSWERS, learner_durable(site))],
-            looks: vec![IMAGES.into(), ANSWERS.into(), blobs],
+            looks: vec![IMAGES.into(), ANSWERS.into(), CAMERAS.into(), blobs],
             deletes: &[IMAGES],
-            subscribes: vec![format!("answer.final.{site}.>")],
+            subscribes: vec![format!("answer.final.{site}.>"), format!("camera.{site}.*.state")],
             stores_blobs: true,
             ..nothing
         },

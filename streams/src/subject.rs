@@ -16,6 +16,16 @@ pub fn image(site: &SiteName, camera: &CameraName) -> String {
     format!("image.{site}.{camera}")
 }
 
+/// Subject of how a camera is.
+pub fn camera_health(site: &SiteName, camera: &CameraName) -> String {
+    format!("camera.{site}.{camera}.health")
+}
+
+/// Subject of the state of what a camera shows.
+pub fn camera_state(site: &SiteName, camera: &CameraName) -> String {
+    format!("camera.{site}.{camera}.state")
+}
+
 /// Pattern of every image subject of every site.
 pub fn all_images() -> &'static str {
     "image.>"

@@ -5,8 +5,8 @@ use schemas::{Role, SiteName};
 
 use crate::permissions::belongs_to;
 use crate::topology::{
-    ANSWERS, AUDIT, DEAD, HARDCASES, IMAGES, LABELS, LEARNED, ORDERS, OUTBOX, PINNED, RELEASES, SWAPS, UPDATES,
-    VERDICTS, VERIFY,
+    ANSWERS, AUDIT, CAMERAS, DEAD, HARDCASES, IMAGES, LABELS, LEARNED, ORDERS, OUTBOX, PINNED, RELEASES, SWAPS,
+    UPDATES, VERDICTS, VERIFY,
 };
 
 /// Where a subject is used, and whether it crosses the link.
@@ -66,7 +66,21 @@ pub const SUBJECTS: &[SubjectRow] = &[
         "an image as its camera published it",
         Some(IMAGES),
         SubjectScope::Site,
-        &[Role::Camera, Role::Janitor],
+        &[Role::Camera, Role::Grabber, Role::Janitor],
+    ),
+    row(
+        "camera.SITE.CAMERA.health",
+        "how a camera is: pictures, faults, its clock",
+        Some(CAMERAS),
+        SubjectScope::Site,
+        &[Role::Grabber],
+    ),
+    row(
+        "camera.SITE.CAMERA.state",
+        "the state of what a camera shows, when it changes",
+        Some(CAMERAS),
+        SubjectScope::Site,
+        &[Role::Recognizer],
     ),
     row(
         "answer.provisional.SITE.CAMERA",

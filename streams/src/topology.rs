@@ -32,6 +32,8 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const PINNED: &str = "PINNED";
 /// Labels given by people.
 pub const LABELS: &str = "LABELS";
+/// How each camera of a site is, and the states of what they show: the latest message of each.
+pub const CAMERAS: &str = "CAMERAS";
 /// Which images each update of a site learned from. Never crosses the leaf link.
 pub const LEARNED: &str = "LEARNED";
 /// Updates of the sites, as references to weights and never a picture; and the events of rounds.
@@ -334,6 +336,11 @@ impl TopologyPlan {
             max_bytes: bytes(settings.labels_max_mib),
             duplicate_window: window,
             ..file(LABELS, vec![format!("label.{site}.*")])
+        });
+        self.stream(StreamConfig {
+            max_messages_per_subject: 1,
+            max_bytes: bytes(SMALL_MIB),
+            ..file(CAMERAS, vec![format!("camera.{site}.*.health"), format!("camera.{site}.*.state")])
         });
         self.stream(StreamConfig {
             max_bytes: bytes(settings.learned_max_mib),

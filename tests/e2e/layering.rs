@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use harness::program::root;
 use streams::subject_table::SUBJECTS;
 
-const ROLES: [&str; 8] =
-    ["recognizer", "courier", "verifier", "trainer", "aggregator", "releaser", "janitor", "notifier"];
+const ROLES: [&str; 9] =
+    ["grabber", "recognizer", "courier", "verifier", "trainer", "aggregator", "releaser", "janitor", "notifier"];
 
 /// Which of our own crates each crate may depend on.
 fn allowed(package: &str) -> BTreeSet<&'static str> {
@@ -16,6 +16,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "schemas" | "os" | "dataset" | "model_signature" => &[],
         "streams" => &["schemas", "os"],
         "vision" => &["schemas", "os"],
+        "camera" => &["schemas", "vision"],
         // The vision only in its tests.
         "autograd" => &["vision"],
         "offload" => &["schemas", "vision"],
@@ -25,6 +26,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "releases" => &["schemas", "os", "streams", "vision"],
         "serving" => &["schemas", "os", "streams", "runtime", "vision", "releases"],
         "courier" | "janitor" | "notifier" => &["schemas", "streams", "runtime"],
+        "grabber" => &["schemas", "streams", "runtime", "vision", "camera"],
         "recognizer" => &["schemas", "streams", "runtime", "vision", "serving", "offload"],
         "verifier" => &["schemas", "streams", "runtime", "vision", "serving"],
         "trainer" => &["schemas", "streams", "runtime", "vision", "autograd", "training"],
@@ -54,6 +56,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "runtime",
             "fleet",
             "vision",
+            "camera",
             "autograd",
             "dataset",
             "training",
@@ -61,6 +64,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "model_signature",
             "releases",
             "serving",
+            "grabber",
             "recognizer",
             "courier",
             "trainer",

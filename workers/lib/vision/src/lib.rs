@@ -6,7 +6,7 @@
 //! whose best size [`batch_cost`] measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into
 //! probabilities and [`prediction`](mod@prediction) those into labels, [`novelty`] measures how unlike the known
 //! pictures one is, [`page`] and [`tile`] cut a scan into pictures, [`check`](mod@check) tries a model before use,
-//! [`draft`](mod@draft) describes one without a description, [`plausibility`] looks for a wrong one.
+//! [`thumbnail`] compares pictures of one camera, [`draft`](mod@draft) describes one without a description, [`plausibility`] looks for a wrong one.
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
 
@@ -32,6 +32,7 @@ mod sample;
 mod scores;
 mod session;
 pub mod tensor;
+pub mod thumbnail;
 mod tile;
 mod urgency;
 

@@ -92,6 +92,7 @@ pub(crate) fn scenario_names() -> Vec<&'static str> {
 }
 
 struct PolicyBenchEffort {
+    quick: bool,
     rounds: usize,
     batch: usize,
     offloaded: usize,
@@ -104,8 +105,10 @@ struct PolicyBenchEffort {
 impl PolicyBenchEffort {
     fn new(quick: bool) -> Self {
         match quick {
-            true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3, deadlines_s: 2.0 },
-            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25, deadlines_s: 2.0 },
+            true => Self { quick, rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3, deadlines_s: 2.0 },
+            false => {
+                Self { quick, rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25, deadlines_s: 2.0 }
+            }
         }
     }
 }
@@ -387,7 +390,10 @@ impl PolicyBench<'_> {
     fn arrivals(&self, scenario: &Scenario) -> Vec<LabelledImage> {
         let count = match scenario.arrivals {
             ArrivalPattern::Batch => self.images.len(),
-            ArrivalPattern::Steady { .. } => (self.rate(scenario) * self.effort.steady_s).ceil() as usize,
+            ArrivalPattern::Steady { .. } => {
+                let steady_s = scenario.steady_s.filter(|_| !self.effort.quick).unwrap_or(self.effort.steady_s);
+                (self.rate(scenario) * steady_s).ceil() as usize
+            }
             ArrivalPattern::Burst { .. } if self.part == PolicyQuestion::Deadlines => {
                 (self.rate(scenario) * self.effort.deadlines_s).ceil() as usize
             }
