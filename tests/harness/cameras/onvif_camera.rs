@@ -43,6 +43,10 @@ pub struct OnvifPlan {
     pub has_media2: bool,
     /// What it sends instead of answers.
     pub hostile: Option<HostileAnswer>,
+    /// Its address, one of loopback.
+    pub ip: Ipv4Addr,
+    /// The port on which it listens for searches; any free one if 0.
+    pub probe_port: u16,
 }
 
 impl Default for OnvifPlan {
@@ -57,6 +61,8 @@ impl Default for OnvifPlan {
             own_host: None,
             has_media2: false,
             hostile: None,
+            ip: Ipv4Addr::LOCALHOST,
+            probe_port: 0,
         }
     }
 }
@@ -105,8 +111,8 @@ struct CameraState {
 impl OnvifCamera {
     /// Starts a camera.
     pub async fn start(plan: OnvifPlan) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let probes = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = TcpListener::bind((plan.ip, 0)).await?;
+        let probes = UdpSocket::bind((plan.ip, plan.probe_port)).await?;
         let (address, probe_address) = (listener.local_addr()?, probes.local_addr()?);
         let state = Arc::new(CameraState { plan, address, nonces: Mutex::default(), calls: Mutex::default() });
         let shared = state.clone();

@@ -173,6 +173,18 @@ async fn a_search_that_nobody_answers_ends_in_time_with_nothing() {
     assert_eq!(found.devices, []);
 }
 
+/// Linux has all of 127.0.0.0/8; an address of this process's own keeps the port of searches free.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_host_without_a_port_tells_it_itself() {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let ip = std::net::Ipv4Addr::new(127, 77, high, low);
+    let camera = OnvifCamera::start(OnvifPlan { ip, probe_port: 3702, ..OnvifPlan::default() }).await.unwrap();
+    let host: OnvifHost = ip.to_string().parse().unwrap();
+    let told = onvif::locate(&host, login("s3cret").as_ref()).await.unwrap();
+    assert_eq!((told.address.as_str(), told.fault, told.profiles.len()), (camera.service().as_str(), None, 2));
+}
+
 #[tokio::test]
 async fn a_host_is_asked_at_its_port_and_one_that_is_none_says_why() {
     let camera = OnvifCamera::start(OnvifPlan::default()).await.unwrap();
