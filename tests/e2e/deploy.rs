@@ -196,13 +196,16 @@ pub(crate) async fn get(address: &str, path: &str) -> anyhow::Result<(String, St
     Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
 }
 
-/// Metrics of what a healthy site does not have: a canary, a fault, a certificate.
-const TOLD_SELDOM: [&str; 5] = [
+/// Metrics of what a healthy site does not have: a canary, a fault, a certificate, a blind camera, a role that fails.
+const TOLD_SELDOM: [&str; 8] = [
+    "tributary_camera_picture_fault",
     "tributary_canary_better",
     "tributary_canary_error",
+    "tributary_canary_images",
     "tributary_canary_margin",
     "tributary_expiry_timestamp_seconds",
     "tributary_fault",
+    "tributary_role_failures",
 ];
 
 #[tokio::test]
@@ -215,6 +218,8 @@ async fn every_metric_of_the_board_the_alerts_and_the_autoscaler_is_told_by_a_ru
     for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.max_bytes_per_day=100000000"] {
         arguments.extend(["--set", pair]);
     }
+    let camera = format!("[[camera]]\nname = \"belt\"\nurl = {:?}\n", fixture("images/fashion").display());
+    std::fs::write(folder.path().join("tributary.toml"), camera).unwrap();
     let up = WorkerProcess::start("up", folder.path(), &arguments, &[]).unwrap();
     let listens = until("where it answers", PATIENCE, async || Ok(listens_at(&up.log())));
     let address = &listens.await.unwrap();
@@ -253,9 +258,13 @@ async fn every_metric_of_the_board_the_alerts_and_the_autoscaler_is_told_by_a_ru
         wanted.extend(texts.iter().flat_map(|text| metrics(text)));
     }
     assert!(wanted.len() > 30, "{wanted:?}");
-    let source = std::fs::read_to_string(root().join("workers/lib/runtime/src/metrics/snapshot.rs")).unwrap();
+    let sources = ["metrics.rs", "metrics/snapshot.rs"]
+        .map(|file| std::fs::read_to_string(root().join("workers/lib/runtime/src").join(file)).unwrap());
+    let source = sources.concat();
     for name in TOLD_SELDOM {
-        assert!(wanted.remove(name) && source.contains(&format!("\"{name}\"")), "{name}");
+        // Counters are registered without their ending.
+        assert!(wanted.remove(name) || wanted.remove(&format!("{name}_total")), "{name}");
+        assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
     let missing = async || {
         let (_, told) = get(address, "/metrics").await?;

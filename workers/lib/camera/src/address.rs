@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
 /// Where pictures come from.
@@ -133,6 +134,19 @@ impl fmt::Display for CameraAddress {
             }
             CameraPlace::Device(path) | CameraPlace::Path(path) => write!(f, "{}", path.display()),
         }
+    }
+}
+
+/// As it is shown: without its login.
+impl Serialize for CameraAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for CameraAddress {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

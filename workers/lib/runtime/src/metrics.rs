@@ -44,6 +44,7 @@ struct MetricsRegistry {
     late_answers: Family<LateAnswerLabels, Counter>,
     notes: Family<SiteLabel, Counter>,
     spans: Family<SpanOutcomeLabel, Counter>,
+    role_failures: Family<RoleFailureLabels, Counter>,
     /// The latest heartbeat of each role and site of this process, and when it was sent.
     beats: Mutex<HeartbeatSource>,
     /// Queues that roles of this process consume.
@@ -63,6 +64,7 @@ impl Default for MetricsRegistry {
             late_answers: Family::default(),
             notes: Family::default(),
             spans: Family::default(),
+            role_failures: Family::default(),
             beats: Mutex::default(),
             queues: Mutex::default(),
             expiries: Mutex::default(),
@@ -110,6 +112,12 @@ struct SpanOutcomeLabel {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleFailureLabels {
+    role: &'static str,
+    site: String,
+}
+
 /// A durable consumer that a role pulls from.
 #[derive(Clone)]
 struct QueueConsumer {
@@ -151,6 +159,12 @@ pub fn count_notes(site: &SiteName, count: usize) {
 /// Counts spans of traces that were `sent` to the collector, or `dropped` because it did not take them.
 pub(crate) fn count_spans(outcome: &'static str, count: u64) {
     REGISTRY.spans.get_or_create(&SpanOutcomeLabel { outcome }).inc_by(count);
+}
+
+/// Counts a role that failed and is started again.
+pub fn count_role_failure(role: Role, site: Option<&SiteName>) {
+    let site = site.map_or_else(String::new, SiteName::to_string);
+    REGISTRY.role_failures.get_or_create(&RoleFailureLabels { role: role.as_str(), site }).inc();
 }
 
 /// Records the duration of an image's steps; a step that did not happen is omitted.
@@ -227,6 +241,8 @@ fn counted() -> Registry {
         "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",
         REGISTRY.notes.clone(),
     );
+    let help = "Times that a role failed and was started again";
+    registry.register("tributary_role_failures", help, REGISTRY.role_failures.clone());
     registry.register("tributary_trace_spans", "Spans of traces, by what became of them", REGISTRY.spans.clone());
     registry
 }

@@ -129,6 +129,40 @@ impl Pixels {
     }
 }
 
+/// The brightness of a picture.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GrayPixels {
+    /// Width in pixels.
+    pub width_px: u32,
+    /// Height in pixels.
+    pub height_px: u32,
+    /// Rows from the top, one byte each pixel, 0 (black) to 255 (white).
+    pub gray: Vec<u8>,
+}
+
+/// Decodes the brightness alone into an existing buffer, as stored, not rotated: half the work where the file keeps it
+/// apart from the colours. After an error the buffer's content is undefined.
+///
+/// # Errors
+/// As [`decode_into`].
+pub fn decode_gray_into(bytes: &[u8], settings: &DecodeSettings, gray: &mut GrayPixels) -> Result<(), DecodeError> {
+    let (image, format) = recognize(bytes, settings)?;
+    if format == PictureFormat::Jpeg {
+        let decoded = catch_unwind(AssertUnwindSafe(|| jpeg::decode_gray(&image.bytes, settings, gray)));
+        let decoded = decoded.unwrap_or_else(|panic| {
+            Err(DecodeError::DecoderPanicked { format, why: cut(panic_message(panic.as_ref())) })
+        })?;
+        if decoded {
+            return Ok(());
+        }
+    }
+    let pixels = decode(bytes, settings)?;
+    (gray.width_px, gray.height_px) = (pixels.width_px, pixels.height_px);
+    gray.gray.clear();
+    gray.gray.extend(pixels.rgb.as_chunks::<3>().0.iter().map(|pixel| crate::tensor::luma(*pixel)));
+    Ok(())
+}
+
 /// Decodes into a new buffer.
 pub fn decode(bytes: &[u8], settings: &DecodeSettings) -> Result<Pixels, DecodeError> {
     let mut pixels = Pixels::default();

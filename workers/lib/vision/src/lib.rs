@@ -38,7 +38,10 @@ mod urgency;
 
 pub use batch_cost::BatchCost;
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
-pub use decode::{DecodeError, DecodeSettings, ImageEnvelope, PictureFormat, Pixels, decode, dimensions, is_complete};
+pub use decode::{
+    DecodeError, DecodeSettings, GrayPixels, ImageEnvelope, PictureFormat, Pixels, decode, decode_gray_into,
+    dimensions, is_complete,
+};
 pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;

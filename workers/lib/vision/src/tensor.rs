@@ -278,7 +278,7 @@ fn normalize(rgb: &[u8], input: &InputDescription, out: &mut [f32]) {
 }
 
 /// ITU-R 601 in the 16-bit integers that Pillow uses; grey stays unchanged.
-fn luma(pixel: [u8; 3]) -> u8 {
+pub(crate) fn luma(pixel: [u8; 3]) -> u8 {
     let [red, green, blue] = pixel.map(u32::from);
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::decode::Pixels;
+use crate::tensor::luma;
 
 /// Width of a thumbnail, pixels.
 pub const THUMBNAIL_WIDTH: usize = 40;
@@ -51,12 +52,10 @@ impl Thumbnail {
     /// From decoded pixels. `None` if there are none.
     pub fn from_pixels(pixels: &Pixels) -> Option<Self> {
         let (width, height) = (pixels.width_px as usize, pixels.height_px as usize);
-        let rows = pixels.rgb.as_chunks::<3>().0;
+        let all = pixels.rgb.as_chunks::<3>().0;
         Self::shrink(width, height, |y, x| {
-            let row = rows.get(y * width + x.start..y * width + x.end)?;
-            // Weights of ITU-R BT.601 in 256ths.
-            let gray = row.iter().map(|[r, g, b]| 77 * u32::from(*r) + 150 * u32::from(*g) + 29 * u32::from(*b));
-            Some(gray.sum::<u32>() / 256)
+            let row = all.get(y * width + x.start..y * width + x.end)?;
+            Some(row.iter().map(|pixel| u32::from(luma(*pixel))).sum())
         })
     }
 

@@ -240,7 +240,7 @@ async fn run_loop(
 ) -> anyhow::Result<LoopTurns> {
     let stop = Shutdown::default();
     let up = tokio::select! {
-        up = up::start(settings, Some(SITES), stop.clone()) => up?,
+        up = up::start(settings, Some(SITES), None, stop.clone()) => up?,
         () = shutdown.wait_for_request() => bail!(STOPPED),
     };
     let running = up.running.clone();

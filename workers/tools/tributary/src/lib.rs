@@ -4,6 +4,8 @@ mod answers;
 mod audit;
 mod backtest;
 mod camera_cmd;
+mod camera_plan;
+mod camera_table;
 mod certificate_expiry;
 mod config;
 mod dead_letters;
@@ -76,7 +78,7 @@ const SPANS_LEAVE_WITHIN: Duration = Duration::from_secs(3);
 const COMMON: &str = "Common options";
 
 /// Options of every command.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub struct CommonArgs {
     /// Settings file [default: `tributary.toml` in this folder, if it exists].
     #[arg(long, global = true, value_name = "FILE", help_heading = COMMON)]
@@ -144,6 +146,8 @@ enum Command {
     Round(round::RoundArgs),
     Release(release::ReleaseArgs),
     Demo(demo::DemoArgs),
+    /// Run a site's grabber, which takes pictures from its cameras (`[[camera]]`) and publishes those worth recognizing.
+    Grabber,
     /// Run a site's recognizer on an existing nats-server.
     Recognizer(roles::ModelArgs),
     /// Run a site's courier, which carries messages between site and cloud.
@@ -177,6 +181,7 @@ impl Command {
             self,
             Command::Up(_)
                 | Command::Join(_)
+                | Command::Grabber
                 | Command::Recognizer(_)
                 | Command::Courier
                 | Command::Verifier(_)
@@ -267,10 +272,16 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     // Only commands with messages in flight handle signals; the others just end.
     let shutdown = Shutdown::on_signals;
     match cli.command {
-        Command::Up(args) => up::command(settings, &args, shutdown()?).await,
+        Command::Up(args) => {
+            let shutdown = shutdown()?;
+            let cameras = camera_plan::follow_cameras(&cli.common, args.flags(), settings, &shutdown);
+            up::command(settings, &args, cameras, shutdown).await
+        }
         Command::Join(args) => {
             fleet_cmd::join(settings, &args)?;
-            up::command(settings, &args.up, shutdown()?).await
+            let shutdown = shutdown()?;
+            let cameras = camera_plan::follow_cameras(&cli.common, args.up.flags(), settings, &shutdown);
+            up::command(settings, &args.up, cameras, shutdown).await
         }
         Command::Site(args) => fleet_cmd::site(settings, &args).await,
         Command::Camera(args) => camera_cmd::command(&loaded, &args).await,
@@ -298,6 +309,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Round(args) => round::command(&loaded, &args).await,
         Command::Release(args) => release::command(&loaded, &args).await,
         Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
+        Command::Grabber => {
+            let shutdown = shutdown()?;
+            let cameras = camera_plan::follow_cameras(&cli.common, Vec::new(), settings, &shutdown);
+            roles::grabber(&loaded, cameras, shutdown).await
+        }
         Command::Recognizer(_) => roles::recognizer(&loaded, shutdown()?).await,
         Command::Courier => roles::courier(&loaded, shutdown()?).await,
         Command::Verifier(_) => roles::verifier(&loaded, shutdown()?).await,

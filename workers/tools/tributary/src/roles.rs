@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use grabber::CameraPlan;
 use releases::trial::TrialRunner;
 use runtime::settings::LoadedSettings;
 use runtime::{Fault, Shutdown, clock};
 use serving::serving_model::ServingModel;
 use streams::{Bus, NatsSettings, ReleaseStore};
+use tokio::sync::watch;
 use vision::{Head, InferenceSettings, Model, OnnxRuntime};
 
 use crate::settings::Settings;
@@ -200,6 +202,17 @@ pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> 
     let store = release_store(settings)?;
     let bus = site_target::cloud(loaded, "releaser").await?;
     role_result(Role::Releaser, releaser::run(bus, store, &settings.releaser, shutdown).await)
+}
+
+/// Runs a site's grabber.
+pub async fn grabber(
+    loaded: &LoadedSettings<Settings>,
+    cameras: watch::Receiver<CameraPlan>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let (bus, _) = connect(loaded, Role::Grabber).await?;
+    let site = loaded.settings.site.clone();
+    role_result(Role::Grabber, grabber::run(bus, site, true, cameras, shutdown).await)
 }
 
 /// Runs a site's notifier.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use aggregator::AggregatorSettings;
 use anyhow::Context;
 use courier::CourierSettings;
+use grabber::{CameraSettings, check_cameras};
 use janitor::JanitorSettings;
 use notifier::NotifierSettings;
 use publish::PublisherSettings;
@@ -38,6 +39,9 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// Limits of the streams.
     pub streams: StreamSettings,
+    /// Cameras whose pictures are taken, each an entry `[[camera]]`. Changes of the file take effect while `up` or the
+    /// grabber runs.
+    pub camera: Vec<CameraSettings>,
     /// `tributary publish`.
     pub publisher: PublisherSettings,
     /// The recognizer: gate, policy, verification, drift.
@@ -73,6 +77,7 @@ impl Default for Settings {
             onnxruntime: None,
             nats: NatsSettings::default(),
             streams: StreamSettings::default(),
+            camera: Vec::new(),
             publisher: PublisherSettings::default(),
             recognizer: RecognizerSettings::default(),
             courier: CourierSettings::default(),
@@ -209,8 +214,9 @@ impl Settings {
     }
 
     /// What each section says of itself. Messages begin with the key within the section.
-    fn check_sections(&self) -> [(&'static str, Result<(), String>); 14] {
+    fn check_sections(&self) -> [(&'static str, Result<(), String>); 15] {
         [
+            ("camera", check_cameras(&self.camera)),
             ("publisher", self.publisher.check()),
             ("recognizer", self.recognizer.check()),
             ("courier", self.courier.check()),
@@ -260,6 +266,7 @@ mod tests {
 
     fn wrong_settings() -> Vec<WrongSetting> {
         vec![
+            ("camera", json!([{ "name": "gate", "url": "rtsp://gate/main", "rate_per_s": 0 }]), &[]),
             ("publisher.max_in_flight", json!(0), &[]),
             ("publisher.tile.overlap_px", json!(64), &[("publisher.tile.tile_px", "64")]),
             ("recognizer.scale.min_replicas", json!(0), &[]),
@@ -343,8 +350,12 @@ mod tests {
         for (key, value, others) in wrong_settings() {
             let text = loaded(key, value, others).check().expect_err(key).to_string();
             let rest = text.strip_prefix("setting ").and_then(|text| text.strip_prefix(key)).unwrap_or_default();
-            assert!(rest.starts_with(' ') || rest.starts_with(": "), "{key}: {text}");
-            let names = |section: &&str| key.strip_prefix(*section).is_some_and(|rest| rest.starts_with('.'));
+            // Of a list, the entry is named.
+            let is_named = [" ", ": ", ".gate.rate_per_s "].iter().any(|begin| rest.starts_with(begin));
+            assert!(is_named, "{key}: {text}");
+            let names = |section: &&str| {
+                key.strip_prefix(*section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
             sections.retain(|section| !names(section));
         }
         assert!(sections.is_empty(), "nothing wrong is tried in {sections:?}");

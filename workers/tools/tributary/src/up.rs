@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fleet::{FleetFolder, Membership};
+use grabber::CameraPlan;
 use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{Role, SiteName};
@@ -17,6 +18,7 @@ use streams::permissions;
 use streams::server::{ClientListener, FleetHub, LeafMode, Server, ServerSettings};
 use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 use streams::{Bus, NatsSettings};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::certificate_expiry;
@@ -26,7 +28,9 @@ use crate::settings::{Settings, UpSettings};
 use crate::site_target::{CloudLogin, RunningSite, RunningUp, UpChoices, is_set_below};
 use crate::stdout;
 use crate::up::local_servers::{LocalServers, entrance, spawn, start_servers};
-use crate::up::role_starts::{SiteServer, as_worker, cloud_roles, load_verifier, site_roles, start_recognizer_model};
+use crate::up::role_starts::{
+    SiteCameras, SiteServer, as_worker, cloud_roles, load_verifier, site_roles, start_recognizer_model,
+};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -96,10 +100,15 @@ impl UpArgs {
 }
 
 /// Starts everything, prints the addresses, and waits.
-pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(
+    settings: &Settings,
+    args: &UpArgs,
+    cameras: watch::Receiver<CameraPlan>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let up = match &args.fleet {
         Some(folder) => start_hub(settings, folder, shutdown.clone()).await?,
-        None => start(settings, args.sites, shutdown.clone()).await?,
+        None => start(settings, args.sites, Some(cameras), shutdown.clone()).await?,
     };
     if let Err(error) = stdout::print_line(welcome(&up.running, settings)) {
         tracing::warn!(%error, "stdout closed");
@@ -135,8 +144,14 @@ impl LocalSystem {
     }
 }
 
-/// Starts everything, and returns once it accepts work.
-pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<LocalSystem> {
+/// Starts everything, and returns once it accepts work. `cameras`: the cameras of all sites; absent: none will ever be
+/// taken pictures from.
+pub async fn start(
+    settings: &Settings,
+    sites: Option<u16>,
+    cameras: Option<watch::Receiver<CameraPlan>>,
+    shutdown: Shutdown,
+) -> anyhow::Result<LocalSystem> {
     streams::connect::expect_end(false);
     runtime::metrics::expect_roles(usize::MAX);
     let mut settings = settings.clone();
@@ -151,6 +166,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         false => load_verifier(&mut settings).await?,
     };
     let names = names(&settings.site, sites)?;
+    check_camera_sites(&settings, &names)?;
     let servers = start_servers(&settings, &names, sites.is_some(), member.as_ref()).await?;
     let running = running(&names, &servers, member.as_ref(), &settings);
     let mut roles = JoinSet::new();
@@ -175,7 +191,8 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         }
         let light = start_recognizer_model(&settings, &site.site).await?;
         let own = SiteServer { site, server, nats: &nats };
-        for role in site_roles(&settings, &own, light)? {
+        let grabs = cameras.clone().map(|plan| SiteCameras { plan, is_first: names.first() == Some(&site.site) });
+        for role in site_roles(&settings, &own, light, grabs)? {
             roles.spawn(role.keep_running(shutdown.clone()));
         }
     }
@@ -284,6 +301,18 @@ fn apply_membership(member: &Membership, settings: &mut Settings, sites: Option<
     settings.courier.root.get_or_insert_with(|| Membership::root_file(&settings.up.store));
     settings.trainer.key.get_or_insert_with(|| Membership::update_key_file(&settings.up.store));
     Ok(())
+}
+
+/// Checks that cameras name sites that are started.
+fn check_camera_sites(settings: &Settings, names: &[SiteName]) -> anyhow::Result<()> {
+    let stray = settings.camera.iter().find_map(|camera| Some((camera, camera.site.as_ref()?)));
+    match stray.filter(|(_, site)| !names.contains(site)) {
+        Some((camera, site)) => {
+            let names: Vec<&str> = names.iter().map(SiteName::as_str).collect();
+            anyhow::bail!("camera.{}.site is {site}; the sites here are {}", camera.name, names.join(", "))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Checks that the folders of models are there: a wrong path is a mistake, a folder that cannot be loaded may be mended.

@@ -8,7 +8,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{AnswerTotals, CanaryReport, DecisionReport, DriftReport, Heartbeat, LinkReport, OutcomeReport};
+use schemas::{
+    AnswerTotals, CameraHealth, CameraState, CanaryReport, DecisionReport, DriftReport, Heartbeat, LinkReport,
+    OutcomeReport,
+};
 
 use super::queues::QueueReadings;
 use crate::clock;
@@ -178,6 +181,44 @@ fn canary(sheet: &mut MetricSheet, report: &CanaryReport) {
     }
 }
 
+fn camera(sheet: &mut MetricSheet, health: &CameraHealth) {
+    let labels = [("site", health.site.as_str()), ("camera", health.camera.as_str())];
+    let is_up = matches!(health.state.known(), Some(CameraState::Streaming | CameraState::Ended));
+    sheet.gauge("tributary_camera_up", "1 while a camera gives pictures", &labels, f64::from(u8::from(is_up)));
+    let counts = &health.counts;
+    for (outcome, count) in [
+        ("published", counts.published),
+        ("unchanged", counts.unchanged),
+        ("dropped", counts.dropped),
+        ("damaged", counts.damaged),
+    ] {
+        let labels = [labels[0], labels[1], ("outcome", outcome)];
+        sheet.counter("tributary_camera_pictures", "Pictures taken from a camera, by outcome", &labels, count as f64);
+    }
+    let help = "Pictures that should have been taken from a camera at its rate";
+    sheet.counter("tributary_camera_pictures_wanted", help, &labels, counts.wanted as f64);
+    let help = "Connections to a camera after the first";
+    sheet.counter("tributary_camera_reconnects", help, &labels, counts.reconnects as f64);
+    if let Some(at_ms) = health.picture_at_ms {
+        let help = "When the latest picture of a camera arrived, seconds since the epoch";
+        sheet.gauge("tributary_camera_picture_timestamp_seconds", help, &labels, at_ms as f64 / 1000.0);
+    }
+    if let Some(ahead_ms) = health.clock_ahead_ms {
+        let help = "Clock of a camera minus that of its worker";
+        sheet.gauge("tributary_camera_clock_offset_seconds", help, &labels, ahead_ms as f64 / 1000.0);
+    }
+    let Some(picture) = &health.picture else { return };
+    for fault in &picture.faults {
+        let labels = [labels[0], labels[1], ("fault", fault.as_str())];
+        sheet.gauge("tributary_camera_picture_fault", "1 while pictures of a camera have the fault", &labels, 1.0);
+    }
+    let mut gauge = |name, help, value: f32| sheet.gauge(name, help, &labels, value.into());
+    gauge("tributary_camera_brightness_ratio", "Brightness of the latest picture, 0 to 1", picture.brightness_ratio);
+    if let Some(sharpness) = picture.sharpness_ratio {
+        gauge("tributary_camera_sharpness_ratio", "Sharpness of the latest picture over the usual one", sharpness);
+    }
+}
+
 fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
@@ -234,6 +275,7 @@ fn worker(sheet: &mut MetricSheet, beat: &Heartbeat) {
         signals(sheet, site, decision);
     }
     beat.canaries.iter().for_each(|report| canary(sheet, report));
+    beat.cameras.iter().for_each(|health| camera(sheet, health));
     if let Some(drift) = &beat.drift {
         self::drift(sheet, &who, drift);
     }

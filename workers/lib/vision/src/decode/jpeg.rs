@@ -22,7 +22,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::error::{DecodeError, cut};
 use super::format::PictureFormat;
-use super::{DecodeSettings, Pixels, check};
+use super::{DecodeSettings, GrayPixels, Pixels, check};
 
 /// Largest side that the decoder supports.
 const MAX_SIDE_PX: usize = 65_535;
@@ -297,6 +297,25 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
         decoder.decode_into(buffer).map_err(|error| jpeg_error(bytes, &error))?;
     }
     pixels.make_upright(orientation, PictureFormat::Jpeg)
+}
+
+/// Decodes the brightness alone, as stored, not rotated. False where that is no shorter way than decoding everything.
+pub(super) fn decode_gray(bytes: &[u8], settings: &DecodeSettings, gray: &mut GrayPixels) -> Result<bool, DecodeError> {
+    let layout = JpegStructure::of(bytes);
+    if layout.unsupported().is_some() || !layout.sequential() || layout.has_separate_components() {
+        return Ok(false);
+    }
+    let whole = prepare_for_decoder(bytes, &layout);
+    let mut decoder = decoder(&whole, ColorSpace::Luma);
+    decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;
+    let (width_px, height_px) =
+        decoder.dimensions().ok_or_else(|| DecodeError::corrupt(PictureFormat::Jpeg, "no header"))?;
+    let (width_px, height_px) = (width_px as u32, height_px as u32);
+    check(PictureFormat::Jpeg, width_px, height_px, 0, Orientation::NoTransforms, settings)?;
+    gray.gray.resize(width_px as usize * height_px as usize, 0);
+    (gray.width_px, gray.height_px) = (width_px, height_px);
+    decoder.decode_into(&mut gray.gray).map_err(|error| jpeg_error(bytes, &error))?;
+    Ok(true)
 }
 
 /// Adds the usual tables if there are none, and replaces the end with bits that are not a code.

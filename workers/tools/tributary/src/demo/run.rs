@@ -52,7 +52,7 @@ pub(super) async fn run_pictures(
 ) -> anyhow::Result<DemoRun> {
     let stop = Shutdown::default();
     let up = tokio::select! {
-        up = up::start(settings, Some(1), stop.clone()) => up?,
+        up = up::start(settings, Some(1), None, stop.clone()) => up?,
         () = shutdown.wait_for_request() => bail!(STOPPED),
     };
     let running = up.running.clone();

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use schemas::{
-    AnswerTotals, CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy, OutcomeReport, Role,
-    RoundState, TrainerState, TrainingHour, TrainingReport,
+    AnswerTotals, CameraHealth, CameraState, CanaryReport, DecisionReport, Heartbeat, MissingMeasure, ModelAccuracy,
+    OutcomeReport, Role, RoundState, TrainerState, TrainingHour, TrainingReport,
 };
 
 use training::holdout::ratio_interval;
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
+use crate::camera_table::{CAMERA_HEAD, camera_cells, camera_problem};
 use crate::release::standing::{FINDING_HEAD, finding_cells};
 use crate::{decision_text, format};
 
@@ -41,6 +42,7 @@ pub(super) fn text(status: &SiteStatus) -> String {
         row("replicas", format!("{}s: {}", format::plain_text(role.as_str()), format::plain_text(why)))
     });
     releases(status).into_iter().for_each(|text| row("releases", text));
+    cameras(status).into_iter().for_each(|text| row("cameras", text));
     row("dead", dead_letters(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -318,6 +320,21 @@ fn canary(report: &CanaryReport, now_ms: u64) -> String {
     text
 }
 
+/// The cameras whose pictures are taken, as a table.
+fn cameras(status: &SiteStatus) -> Option<String> {
+    let all: Vec<&CameraHealth> = status.workers.iter().flat_map(|beat| &beat.cameras).collect();
+    if all.is_empty() {
+        return None;
+    }
+    let streaming = all.iter().filter(|health| health.state == CameraState::Streaming).count();
+    let rows: Vec<Vec<String>> = all.iter().map(|health| camera_cells(health, status.at_ms)).collect();
+    let mut text = format!("{streaming} of {} give pictures", format::count(all.len() as u64, "camera"));
+    for line in format::table(&CAMERA_HEAD, &rows).lines() {
+        text += &format!("\n            {line}");
+    }
+    Some(text)
+}
+
 fn cloud(cloud: &CloudStatus) -> String {
     match cloud {
         CloudStatus::Here { shared, verify, .. } => {
@@ -397,6 +414,8 @@ fn problems(status: &SiteStatus) -> Vec<String> {
     problems.extend(outcome_problems(status));
     problems.extend(clock_problems(status));
     problems.extend(drift::advice(&status.workers));
+    let cameras = status.workers.iter().flat_map(|beat| &beat.cameras);
+    problems.extend(cameras.filter_map(|health| camera_problem(health, status.at_ms)));
     if !status.workers_known {
         return problems;
     }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Context;
 use futures::FutureExt;
+use grabber::CameraPlan;
 use notifier::NotifierSettings;
 use releases::trial::TrialRunner;
 use runtime::Shutdown;
@@ -11,6 +12,7 @@ use schemas::{Role, SiteName};
 use serving::serving_model::ServingModel;
 use streams::server::Server;
 use streams::{NatsSettings, permissions};
+use tokio::sync::watch;
 
 use super::supervisor::{RoleLogin, RoleStart, SupervisedRole};
 use crate::roles::{self, ack_wait, start as begin};
@@ -100,11 +102,19 @@ pub(super) struct SiteServer<'a> {
     pub nats: &'a NatsSettings,
 }
 
+/// The cameras of all sites.
+pub(super) struct SiteCameras {
+    pub plan: watch::Receiver<CameraPlan>,
+    /// Whether cameras that name no site are those of this one.
+    pub is_first: bool,
+}
+
 /// The roles of a site, each with the rights it needs. `light`: the recognizer's model.
 pub(super) fn site_roles(
     settings: &Settings,
     own: &SiteServer<'_>,
     light: ServingModel,
+    cameras: Option<SiteCameras>,
 ) -> anyhow::Result<Vec<SupervisedRole>> {
     let SiteServer { site, server, nats } = own;
     let name = site.site.clone();
@@ -120,6 +130,18 @@ pub(super) fn site_roles(
         supervised(Role::Courier, courier_start(settings, &name, nats))?,
         supervised(Role::Janitor, janitor_start(settings, site, nats))?,
     ];
+    if let Some(SiteCameras { plan, is_first }) = cameras {
+        let name = name.clone();
+        let start = move |login: RoleLogin, stop: Shutdown| {
+            let (name, plan) = (name.clone(), plan.clone());
+            async move {
+                let ended = grabber::run(login.connect().await?, name, is_first, plan, stop).await;
+                roles::role_result(Role::Grabber, ended)
+            }
+            .boxed()
+        };
+        all.push(supervised(Role::Grabber, Box::new(start))?);
+    }
     if settings.up.answers_json {
         let (name, chosen) = (name.clone(), notifier_settings(settings, site, server)?);
         let start = move |login: RoleLogin, stop: Shutdown| {

@@ -144,6 +144,7 @@ async fn report_failure(login: RoleLogin, site: Option<SiteName>, failure: RoleF
     let (role, mut open) = (login.role, None);
     // Else it would count as one that hangs.
     metrics::remove_role(role, site.as_ref());
+    metrics::count_role_failure(role, site.as_ref());
     loop {
         let mut beat = Heartbeat::for_worker(role, heartbeat::worker_name(), site.clone(), clock::now_ms());
         beat.failing = Some(failure.clone());
