@@ -4,12 +4,13 @@
 //! Reading order: [`world`] starts servers and workers ([`program`]), [`proxy`] is the link between them, [`pictures`]
 //! holds each model's prediction for each picture, [`oracle`] publishes pictures and judges the answers, and [`fault`]
 //! injects faults meanwhile. [`seaweed`] is an object store, [`bare_server`] a server with the test's own
-//! configuration, and [`shifted`] a wrong clock. Nothing here asserts: every function returns an error or a list of
-//! violations, and the test decides.
+//! configuration, [`shifted`] a wrong clock, and [`cameras`] are cameras on the network. Nothing here asserts: every
+//! function returns an error or a list of violations, and the test decides.
 
 #![allow(clippy::indexing_slicing)]
 
 pub mod bare_server;
+pub mod cameras;
 pub mod fault;
 pub mod odd_images;
 pub mod oracle;

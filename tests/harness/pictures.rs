@@ -62,6 +62,13 @@ pub fn nth_picture(confident: bool, number: usize) -> anyhow::Result<&'static Te
     matching.cycle().nth(number).context("no such picture")
 }
 
+/// JPEGs of a few thousand bytes for [`cameras`](crate::cameras), each different.
+pub fn jpegs() -> anyhow::Result<Vec<Bytes>> {
+    let files = ["jpeg-whole.jpg", "jpeg-flat.jpg", "jpeg-scans-apart-420.jpg"];
+    let read = |file: &&str| fs::read(fixture("images/field").join(file)).with_context(|| (*file).to_owned());
+    files.iter().map(|file| Ok(read(file)?.into())).collect()
+}
+
 fn load() -> anyhow::Result<Vec<TestPicture>> {
     let index = fixture("images/fashion/index.csv");
     let index = fs::read_to_string(&index).with_context(|| format!("{}", index.display()))?;

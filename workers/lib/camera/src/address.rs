@@ -102,7 +102,7 @@ impl FromStr for CameraAddress {
 }
 
 /// Undoes `%41`; what is malformed stays.
-fn percent_decode(text: &str) -> String {
+pub(crate) fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

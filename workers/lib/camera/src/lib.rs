@@ -2,7 +2,8 @@
 //!
 //! In: an address ([`CameraAddress`]) and how often a picture is wanted. Out: [`Frame`]s. The path of a picture:
 //! [`source`] (bytes from the network, a program or a file) → [`Frame`] → thumbnail → [`motion_gate`] (is it worth
-//! publishing?) and [`picture_health`] (can one see anything?) → [`region`] (the part that is wanted, as JPEG).
+//! publishing?) and [`picture_health`] (can one see anything?) → [`region`] (the part that is wanted, as JPEG). Whoever
+//! has no address yet asks [`onvif`] for it.
 //!
 //! Deliberately absent: messages and streams, settings files, models. Whoever holds a [`source::FrameSource`] watches over it: a
 //! source says what failed, but silence is no failure of its own.
@@ -11,6 +12,7 @@ mod address;
 mod error;
 mod frame;
 pub mod motion_gate;
+pub mod onvif;
 pub mod picture_health;
 pub mod region;
 pub mod source;

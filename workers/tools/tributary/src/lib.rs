@@ -3,7 +3,7 @@
 mod answers;
 mod audit;
 mod backtest;
-mod camera;
+mod camera_cmd;
 mod camera_plan;
 mod camera_table;
 mod certificate_expiry;
@@ -116,7 +116,7 @@ enum Command {
     Join(fleet_cmd::JoinArgs),
     Fleet(fleet_cmd::FleetArgs),
     Site(fleet_cmd::SiteArgs),
-    Camera(camera::CameraArgs),
+    Camera(camera_cmd::CameraArgs),
     Setup(setup::SetupArgs),
     Publish(publish::PublishArgs),
     Answers(answers::AnswersArgs),
@@ -245,6 +245,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Fleet(args) = &cli.command {
         return fleet_cmd::fleet(args).await;
     }
+    if let Command::Camera(args) = &cli.command
+        && args.needs_no_settings()
+    {
+        return camera_cmd::look(args).await;
+    }
     let mut loaded = settings::load(&cli.common, &flags(&cli.command))?;
     if !cli.command.starts_servers() {
         site_target::adopt_running_up(&mut loaded);
@@ -279,7 +284,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             up::command(settings, &args.up, cameras, shutdown).await
         }
         Command::Site(args) => fleet_cmd::site(settings, &args).await,
-        Command::Camera(args) => camera::command(&loaded, &args).await,
+        Command::Camera(args) => camera_cmd::command(&loaded, &args).await,
         Command::Setup(args) => setup::command(&loaded, &args).await,
         Command::Publish(args) => publish::command(&loaded, &args, shutdown()?).await,
         Command::Answers(args) => answers::command(&loaded, &args).await,

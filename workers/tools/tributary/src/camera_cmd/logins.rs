@@ -1,4 +1,4 @@
-//! `tributary camera`: camera logins at a site's server.
+//! `tributary camera add|show|list|remove`: logins at a site's server, of cameras that publish by themselves.
 
 use anyhow::Context;
 use operations::audit::record_change;
@@ -12,28 +12,8 @@ use crate::settings::Settings;
 use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
 use crate::{format, stdout};
 
-const EXAMPLES: &str = "\
-Where other machines reach the site's server (up.listen, up.mqtt_listen), every camera needs a login. It may publish \
-images under its own name and read their acknowledgements, nothing else. Clients on this machine need none.
-
-Examples:
-  tributary up --model DIR --set up.listen=0.0.0.0 --set up.port=4222
-                                                  for MQTT: up.mqtt_listen, up.mqtt_port
-  tributary camera add gate-1                     prints the login; `camera show` repeats it
-  tributary camera add frigate --also-camera yard --also-camera door
-                                                  one login for a program with several cameras
-  tributary camera remove gate-1                  also closes its connection";
-
-/// Manage the logins of cameras on other machines.
-#[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct CameraArgs {
-    #[command(subcommand)]
-    command: CameraCommand,
-}
-
 #[derive(clap::Subcommand)]
-enum CameraCommand {
+pub(super) enum LoginCommand {
     /// Create and print a login for a camera.
     Add {
         /// Name of the camera: the last token of its subject.
@@ -67,7 +47,7 @@ enum CameraCommand {
 }
 
 /// Adds, shows and removes logins.
-pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
+pub(super) async fn command(loaded: &LoadedSettings<Settings>, command: &LoginCommand) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let running = RunningUp::find_running(&settings.up.store).with_context(|| {
         format!(
@@ -79,8 +59,8 @@ pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs
     let store = running.store_of(site, settings);
     let unread = || format!("camera logins in {} cannot be read", store.display());
     let mut cameras = CameraLogins::read(&store).with_context(unread)?;
-    match &args.command {
-        CameraCommand::Add { name, also_camera, json } => {
+    match command {
+        LoginCommand::Add { name, also_camera, json } => {
             let added = cameras.add(name, also_camera, clock::now_ms())?;
             anyhow::ensure!(
                 added.is_some(),
@@ -90,9 +70,9 @@ pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs
             note(loaded, site, "camera add", name).await;
             show(site, &cameras, name, *json)
         }
-        CameraCommand::Show { name, json } => show(site, &cameras, name, *json),
-        CameraCommand::List { json } => list(&cameras, *json),
-        CameraCommand::Remove { name } => {
+        LoginCommand::Show { name, json } => show(site, &cameras, name, *json),
+        LoginCommand::List { json } => list(&cameras, *json),
+        LoginCommand::Remove { name } => {
             anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
             save(&cameras, &store, site)?;
             note(loaded, site, "camera remove", name).await;

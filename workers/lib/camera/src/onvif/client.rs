@@ -1,0 +1,291 @@
+//! Requests to a camera's ONVIF services over HTTP.
+
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http_auth::{DigestClient, PasswordParams};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use reqwest::{Client, Response, StatusCode};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use url::Url;
+
+use super::answers::{self, MediaServices, ReachedHost};
+use super::soap::{self, SoapFault, plain};
+use super::xml::{self, XmlElement};
+use super::{MediaVersion, OnvifCamera, OnvifError, OnvifProfile};
+use crate::{CameraError, CameraLogin};
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long an answer may take, all of it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// Characters that are shown of the kind of an answer that is none of ONVIF.
+const CONTENT_TYPE_CHARS: usize = 60;
+
+/// Namespace of the device service.
+const DEVICE: &str = "http://www.onvif.org/ver10/device/wsdl";
+
+/// A client of one camera.
+pub(super) struct OnvifClient<'a> {
+    http: Client,
+    host: ReachedHost,
+    login: Option<&'a CameraLogin>,
+    /// How far the camera's clock is ahead, milliseconds; 0 until it told.
+    ahead_ms: i64,
+    /// Whether the login was refused by HTTP digest, which does not depend on the clock.
+    is_login_wrong: AtomicBool,
+}
+
+impl<'a> OnvifClient<'a> {
+    /// A client of the camera whose device service answers at this address.
+    pub(super) fn new(service: &Url, login: Option<&'a CameraLogin>) -> Result<Self, OnvifError> {
+        let _already_set = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            // Cameras are near, and whoever redirects a login may keep it.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            // Some cameras close connections that they promised to keep, and know headers by their usual spelling only.
+            .pool_max_idle_per_host(0)
+            .http1_title_case_headers()
+            .build();
+        let unbuilt = |error: reqwest::Error| http_error(&error, service, "the client");
+        let (http, host) = (http.map_err(unbuilt)?, ReachedHost::new(service.clone()));
+        Ok(Self { http, host, login, ahead_ms: 0, is_login_wrong: AtomicBool::new(false) })
+    }
+
+    /// Asks the camera who it is and for all its streams. An error after the first answer stands in the result, with
+    /// what was learned before.
+    pub(super) async fn ask(mut self) -> Result<OnvifCamera, OnvifError> {
+        let clock_ahead_ms = self.clock_ahead_ms().await?;
+        self.ahead_ms = clock_ahead_ms.unwrap_or(0);
+        let mut camera = OnvifCamera::new(self.host.service.clone(), clock_ahead_ms);
+        // Cameras count how often a wrong password is tried.
+        camera.fault = match self.is_login_wrong.load(Ordering::Relaxed) {
+            true => Some(self.login_error(self.shown(), None)),
+            false => self.describe(&mut camera).await.err(),
+        };
+        Ok(camera)
+    }
+
+    /// How far the camera's clock is ahead. The one request that needs no login; a camera that wants one all the same,
+    /// or does not know the time, has none.
+    async fn clock_ahead_ms(&self) -> Result<Option<i64>, OnvifError> {
+        let sent = (Instant::now(), now_ms());
+        let body = "<tds:GetSystemDateAndTime/>";
+        match self.call(&self.host.service, DEVICE, "GetSystemDateAndTime", body, None).await {
+            Ok(answer) => {
+                // It read its clock halfway, and tells whole seconds, half a second ago on average.
+                let halfway_ms = sent.1 + i64::try_from(sent.0.elapsed().as_millis() / 2).unwrap_or(0);
+                Ok(answers::clock_ms(&answer).map(|clock_ms| clock_ms + 500 - halfway_ms))
+            }
+            Err(OnvifError::Refused { .. } | OnvifError::Connection(CameraError::Login { .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn describe(&mut self, camera: &mut OnvifCamera) -> Result<(), OnvifError> {
+        let service = self.host.service.clone();
+        let information = "<tds:GetDeviceInformation/>";
+        match self.call_with_login(&service, DEVICE, "GetDeviceInformation", information).await {
+            Ok(answer) => (camera.make, camera.model) = answers::make_and_model(&answer),
+            // A wrong password is wrong for what follows, too.
+            Err(error) if error.is_login() && self.login.is_some() => return Err(error),
+            Err(_) => {}
+        }
+        let services = self.media_services().await?;
+        let (version, url, profiles) = self.profiles(&services).await?;
+        camera.profiles = profiles;
+        for profile in &mut camera.profiles {
+            profile.stream = self.media_address(version, &url, "GetStreamUri", &profile.token).await?;
+            profile.snapshot = self.media_address(version, &url, "GetSnapshotUri", &profile.token).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the camera tells of its streams.
+    async fn media_services(&self) -> Result<MediaServices, OnvifError> {
+        let service = &self.host.service;
+        let of_services = "<tds:GetServices><tds:IncludeCapability>false</tds:IncludeCapability></tds:GetServices>";
+        let found = self.call_with_login(service, DEVICE, "GetServices", of_services).await;
+        let found = match found {
+            Err(error) if error.is_login() && self.login.is_some() => return Err(error),
+            found => found.map(|answer| MediaServices::read(&answer)).unwrap_or_default(),
+        };
+        if found != MediaServices::default() {
+            return Ok(found);
+        }
+        let of_capabilities = "<tds:GetCapabilities><tds:Category>All</tds:Category></tds:GetCapabilities>";
+        let answer = self.call_with_login(service, DEVICE, "GetCapabilities", of_capabilities).await?;
+        Ok(MediaServices::read(&answer))
+    }
+
+    /// The profiles of the newest media service that gives any, and where it is.
+    async fn profiles(
+        &mut self,
+        services: &MediaServices,
+    ) -> Result<(MediaVersion, Url, Vec<OnvifProfile>), OnvifError> {
+        let mut failure = OnvifError::NoStreams { address: self.shown() };
+        for (version, address) in [(MediaVersion::Second, &services.media2), (MediaVersion::First, &services.media)] {
+            let Some(url) = address.as_deref().and_then(|address| self.host.service(address)) else { continue };
+            match self.call_with_login(&url, version.namespace(), "GetProfiles", version.ask_for_profiles()).await {
+                Ok(answer) => {
+                    let profiles = answers::profiles(&answer);
+                    if !profiles.is_empty() {
+                        return Ok((version, url, profiles));
+                    }
+                }
+                Err(error) if error.is_login() => return Err(error),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// The address of a stream or a snapshot. Many cameras have no snapshots: a refusal is no address, not an error.
+    async fn media_address(
+        &self,
+        version: MediaVersion,
+        url: &Url,
+        method: &'static str,
+        token: &str,
+    ) -> Result<Option<Url>, OnvifError> {
+        match self.call_with_login(url, version.namespace(), method, &version.ask_for_address(method, token)).await {
+            Ok(answer) => {
+                let media = answer.text_of("Uri").and_then(|uri| self.host.media(uri));
+                Ok(media.map(|url| answers::hide_password(url, self.login)))
+            }
+            Err(OnvifError::Refused { .. } | OnvifError::NotOnvif { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn call_with_login(
+        &self,
+        url: &Url,
+        namespace: &str,
+        method: &'static str,
+        body: &str,
+    ) -> Result<XmlElement, OnvifError> {
+        self.call(url, namespace, method, body, self.login).await
+    }
+
+    /// Sends a request, and once more if the camera asks for the login by HTTP digest. `login`: what is put into the
+    /// message.
+    async fn call(
+        &self,
+        url: &Url,
+        namespace: &str,
+        method: &'static str,
+        body: &str,
+        login: Option<&CameraLogin>,
+    ) -> Result<XmlElement, OnvifError> {
+        let camera_now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(now_ms() + self.ahead_ms) * 1_000_000);
+        let header = login.zip(camera_now.ok()).and_then(|(login, now)| soap::security_header(login, now));
+        let message = soap::envelope(&header.unwrap_or_default(), body);
+        let kind = format!("application/soap+xml; charset=utf-8; action=\"{namespace}/{method}\"");
+        let request = || self.http.post(url.clone()).header(CONTENT_TYPE, &kind).body(message.clone());
+        let failed = |error: reqwest::Error| http_error(&error, url, method);
+        let mut response = request().send().await.map_err(failed)?;
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(authorization) = self.authorize(response.headers(), url)
+        {
+            response = request().header(AUTHORIZATION, authorization).send().await.map_err(failed)?;
+            self.is_login_wrong.store(response.status() == StatusCode::UNAUTHORIZED, Ordering::Relaxed);
+        }
+        self.read(response, url, method).await
+    }
+
+    /// The answer to a camera's demand for a digest. The login is never sent readable.
+    fn authorize(&self, headers: &HeaderMap, url: &Url) -> Option<String> {
+        let login = self.login?;
+        let demands = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|header| header.to_str().ok());
+        let mut digests = demands.filter_map(|demand| http_auth::parse_challenges(demand).ok()).flatten();
+        let digest = digests.find(|challenge| challenge.scheme.eq_ignore_ascii_case("digest"))?;
+        let mut client = DigestClient::try_from(&digest).ok()?;
+        let uri = &url[url::Position::BeforePath..url::Position::AfterQuery];
+        let params =
+            PasswordParams { username: &login.user, password: &login.password, uri, method: "POST", body: None };
+        client.respond(&params).ok()
+    }
+
+    async fn read(&self, mut response: Response, url: &Url, method: &'static str) -> Result<XmlElement, OnvifError> {
+        let status = response.status();
+        let address = || shown(url);
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let kind = kind.map(|kind| plain(kind).chars().take(CONTENT_TYPE_CHARS).collect::<String>());
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| http_error(&error, url, method))? {
+            if bytes.len() + chunk.len() > xml::MAX_BYTES {
+                return Err(OnvifError::NotOnvif { address: address(), why: xml::XmlError::TooLarge.to_string() });
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let answer = XmlElement::read(&bytes);
+        let fault = answer.as_ref().ok().and_then(soap::fault);
+        if status == StatusCode::UNAUTHORIZED || fault.as_ref().is_some_and(|fault| fault.is_login) {
+            return Err(self.login_error(address(), fault));
+        }
+        match (fault, answer) {
+            (Some(SoapFault { reason, .. }), _) => Err(OnvifError::Refused { address: address(), method, reason }),
+            (None, Ok(answer)) if status.is_success() && answer.name() == "Envelope" => Ok(answer),
+            (None, _) if status == StatusCode::NOT_FOUND => {
+                Err(CameraError::NotFound { address: address(), status: status.as_u16() }.into())
+            }
+            (None, _) if !status.is_success() => {
+                Err(CameraError::Status { address: address(), status: status.as_u16() }.into())
+            }
+            (None, Ok(_)) => Err(OnvifError::NotOnvif { address: address(), why: "it sent other XML".into() }),
+            (None, Err(error)) => {
+                let kind = kind.map(|kind| format!("it sent {kind}: ")).unwrap_or_default();
+                Err(OnvifError::NotOnvif { address: address(), why: format!("{kind}{error}") })
+            }
+        }
+    }
+
+    fn login_error(&self, address: String, fault: Option<SoapFault>) -> OnvifError {
+        let given = match self.login {
+            Some(login) => format!("user {} was given", plain(&login.user)),
+            None => "none was given".into(),
+        };
+        let said = fault.map(|fault| format!(" (it said: {})", fault.reason)).unwrap_or_default();
+        CameraError::Login { address, why: given + &said }.into()
+    }
+
+    fn shown(&self) -> String {
+        shown(&self.host.service)
+    }
+}
+
+/// An address without login and query.
+fn shown(url: &Url) -> String {
+    url[..url::Position::AfterPath].to_owned()
+}
+
+fn http_error(error: &reqwest::Error, url: &Url, step: &'static str) -> OnvifError {
+    let address = shown(url);
+    let mut cause: &dyn Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let why = plain(&cause.to_string());
+    let error = if error.is_timeout() {
+        let timeout = if error.is_connect() { CONNECT_TIMEOUT } else { ANSWER_TIMEOUT };
+        CameraError::Timeout { address, step, seconds: timeout.as_secs() }
+    } else if why.contains("certificate") {
+        CameraError::Certificate { address, why }
+    } else if error.is_connect() {
+        CameraError::Unreachable { address, why }
+    } else {
+        CameraError::Closed { address, why: Some(why) }
+    };
+    error.into()
+}
+
+/// Milliseconds since the epoch.
+fn now_ms() -> i64 {
+    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
