@@ -2,9 +2,12 @@
 
 mod check;
 mod find;
+mod list;
 mod login_options;
 mod logins;
+mod run;
 
+use runtime::Shutdown;
 use runtime::settings::LoadedSettings;
 
 use crate::settings::Settings;
@@ -19,23 +22,29 @@ Examples:
   tributary camera find --host 192.168.1.20 --user admin --password-file cam.txt
   tributary camera check rtsp://192.168.1.20/main --user admin --password-file cam.txt
                                                   what it sends, a picture of what it sees, and advice
+  tributary camera rtsp://192.168.1.20/main --name gate --user admin --password-file cam.txt
+                                                  takes its pictures, beside a running `tributary up`
+  tributary camera list                           how all cameras of the site are
   tributary camera add gate-1                     prints a login; `camera show` repeats it
   tributary camera add frigate --also-camera yard --also-camera door
                                                   one login for a program with several cameras
   tributary camera remove gate-1                  also closes its connection";
 
-/// Find and check cameras, and manage the logins of those that publish by themselves.
+/// Take pictures from a camera, find and check cameras, and manage the logins of those that publish by themselves.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub(crate) struct CameraArgs {
     #[command(subcommand)]
-    command: CameraCommand,
+    command: Option<CameraCommand>,
+    #[command(flatten)]
+    run: run::RunArgs,
 }
 
 #[derive(clap::Subcommand)]
 enum CameraCommand {
     Find(find::FindArgs),
     Check(check::CheckArgs),
+    List(list::ListArgs),
     #[command(flatten)]
     Login(logins::LoginCommand),
 }
@@ -43,24 +52,26 @@ enum CameraCommand {
 impl CameraArgs {
     /// Whether it concerns cameras alone, not a site and its server.
     pub(crate) fn needs_no_settings(&self) -> bool {
-        !matches!(self.command, CameraCommand::Login(_))
+        matches!(self.command, Some(CameraCommand::Find(_) | CameraCommand::Check(_)))
     }
 }
 
 /// Finds or checks cameras.
 pub(crate) async fn look(args: &CameraArgs) -> anyhow::Result<()> {
     match &args.command {
-        CameraCommand::Find(args) => find::command(args).await,
-        CameraCommand::Check(args) => check::command(args).await,
-        CameraCommand::Login(_) => Ok(()),
+        Some(CameraCommand::Find(args)) => find::command(args).await,
+        Some(CameraCommand::Check(args)) => check::command(args).await,
+        _ => Ok(()),
     }
 }
 
-/// Manages logins.
+/// Takes pictures, lists cameras or manages logins.
 pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
     match &args.command {
-        CameraCommand::Login(command) => logins::command(loaded, command).await,
-        CameraCommand::Find(_) | CameraCommand::Check(_) => look(args).await,
+        None => run::command(loaded, &args.run, Shutdown::on_signals()?).await,
+        Some(CameraCommand::List(args)) => list::command(loaded, args).await,
+        Some(CameraCommand::Login(command)) => logins::command(loaded, command).await,
+        Some(CameraCommand::Find(_) | CameraCommand::Check(_)) => look(args).await,
     }
 }
 

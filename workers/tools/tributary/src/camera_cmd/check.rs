@@ -116,7 +116,7 @@ fn save_picture(
 }
 
 /// A name for the picture's file.
-fn name_of(place: &CameraPlace) -> String {
+pub(super) fn name_of(place: &CameraPlace) -> String {
     let name = match place {
         CameraPlace::Http(url) | CameraPlace::Rtsp(url) => url.host_str().map(str::to_owned),
         CameraPlace::Device(path) | CameraPlace::Path(path) => {

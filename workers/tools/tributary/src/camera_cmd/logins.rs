@@ -1,16 +1,16 @@
-//! `tributary camera add|show|list|remove`: logins at a site's server, of cameras that publish by themselves.
+//! `tributary camera add|show|remove`: logins at a site's server, of cameras that publish by themselves.
 
 use anyhow::Context;
 use operations::audit::record_change;
 use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::CameraName;
-use streams::cameras::{CameraLogin, CameraLogins, mqtt_user};
+use streams::cameras::{CameraLogins, mqtt_user};
 use streams::permissions;
 
 use crate::settings::Settings;
 use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
-use crate::{format, stdout};
+use crate::stdout;
 
 #[derive(clap::Subcommand)]
 pub(super) enum LoginCommand {
@@ -29,12 +29,6 @@ pub(super) enum LoginCommand {
     Show {
         /// Name of the camera.
         name: CameraName,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// List the cameras with a login.
-    List {
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -71,7 +65,6 @@ pub(super) async fn command(loaded: &LoadedSettings<Settings>, command: &LoginCo
             show(site, &cameras, name, *json)
         }
         LoginCommand::Show { name, json } => show(site, &cameras, name, *json),
-        LoginCommand::List { json } => list(&cameras, *json),
         LoginCommand::Remove { name } => {
             anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
             save(&cameras, &store, site)?;
@@ -138,23 +131,4 @@ fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: boo
         )?;
     }
     Ok(())
-}
-
-fn list(cameras: &CameraLogins, json: bool) -> anyhow::Result<()> {
-    if json {
-        let rows = cameras
-            .logins()
-            .iter()
-            .map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
-        return stdout::json(&rows.collect::<Vec<_>>());
-    }
-    if cameras.logins().is_empty() {
-        return stdout::print_line("No camera has a login: create one with `tributary camera add NAME`.");
-    }
-    let also = |also: &[CameraName]| also.iter().map(CameraName::as_str).collect::<Vec<_>>().join(", ");
-    let row = |(name, login): (&CameraName, &CameraLogin)| {
-        vec![name.to_string(), also(&login.also), format::format_time(login.since_ms)]
-    };
-    let rows: Vec<Vec<String>> = cameras.logins().iter().map(row).collect();
-    stdout::print_line(format::table(&["camera", "also for", "since"], &rows))
 }
