@@ -9,6 +9,7 @@ mod attacks;
 mod bad_input;
 mod bench;
 mod bounds;
+mod camera_answers;
 mod common;
 mod deadlines;
 mod demo;
