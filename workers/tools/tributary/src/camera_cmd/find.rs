@@ -241,7 +241,7 @@ fn next_step(cameras: &[FoundCamera], args: &FindArgs) -> String {
 /// A camera for programs.
 #[derive(Serialize)]
 struct CameraRow<'a> {
-    address: &'a Url,
+    address: &'a str,
     make: Option<&'a str>,
     model: Option<&'a str>,
     name: Option<&'a str>,
@@ -258,8 +258,8 @@ struct ProfileRow<'a> {
     size_px: Option<(u32, u32)>,
     frames_per_s: Option<f32>,
     key_frame_distance_s: Option<f32>,
-    stream: Option<&'a Url>,
-    snapshot: Option<&'a Url>,
+    stream: Option<&'a str>,
+    snapshot: Option<&'a str>,
     recommended: bool,
 }
 
@@ -274,12 +274,12 @@ impl<'a> CameraRow<'a> {
             size_px: profile.size_px,
             frames_per_s: profile.frames_per_s,
             key_frame_distance_s: profile.key_frame_distance_s,
-            stream: profile.stream.as_ref(),
-            snapshot: profile.snapshot.as_ref(),
+            stream: profile.stream.as_ref().map(Url::as_str),
+            snapshot: profile.snapshot.as_ref().map(Url::as_str),
             recommended: recommended == Some(&profile.token),
         };
         Self {
-            address: &found.address,
+            address: found.address.as_str(),
             make: told.and_then(|camera| camera.make.as_deref()),
             model: told.and_then(|camera| camera.model.as_deref()),
             name: found.name.as_deref(),

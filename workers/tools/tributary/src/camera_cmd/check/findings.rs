@@ -90,7 +90,7 @@ impl CheckFindings {
         let sent: Vec<String> = [rate, keys, damaged].into_iter().flatten().collect();
         let arrivals = self.interval_ms.zip(self.jitter_ms).map(|(interval_ms, jitter_ms)| {
             let (interval, jitter) = (format::format_span(interval_ms), format::format_span(jitter_ms));
-            format!("{} in {interval} each, jitter {jitter}", format::count(self.taken, "picture"))
+            format!("{}, {interval} apart, jitter {jitter}", format::count(self.taken, "picture"))
         });
         let published = self.published_per_minute.map(|published| {
             let taken =

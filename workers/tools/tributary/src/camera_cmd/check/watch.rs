@@ -150,7 +150,7 @@ async fn reach(address: &CameraAddress, url: &Url, steps: &mut StepLog) -> Resul
         steps.finish("resolve", started, format!("{host} is {}", first.ip()));
     }
     let started = Instant::now();
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&found[..])).await;
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(found.as_slice())).await;
     connected.map_err(|_| late("the connection"))?.map_err(|error| unreachable(error.to_string()))?;
     steps.finish("connect", started, format!("port {port} is open"));
     Ok(())
