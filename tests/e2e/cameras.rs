@@ -61,7 +61,8 @@ async fn healths(bus: &Bus) -> anyhow::Result<Vec<CameraHealth>> {
 
 /// Waits until a camera is as wanted.
 async fn wait_for(bus: &Bus, camera: &str, what: &str, is_so: impl Fn(&CameraHealth) -> bool) -> CameraHealth {
-    let waiting = until(&format!("{camera}: {what}"), PATIENCE, async || {
+    let what = format!("{camera}: {what}");
+    let waiting = until(&what, PATIENCE, async || {
         Ok(healths(bus).await?.into_iter().find(|health| health.camera.as_str() == camera && is_so(health)))
     });
     match waiting.await {
@@ -113,11 +114,12 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     }
     let gate_health = wait_for(&bus, "gate", "it went on", |health| health.counts.taken > 4).await;
     assert_eq!(gate_health.counts.reconnects, 0);
-    let whole = reader::last_message(&bus, topology::IMAGES, &subject::image(&site, &"gate".parse().unwrap()));
-    let half = reader::last_message(&bus, topology::IMAGES, &subject::image(&site, &"left".parse().unwrap()));
-    let width = |bytes: &[u8]| vision::dimensions(bytes).unwrap().1;
-    let (whole, half) = (whole.await.unwrap().unwrap(), half.await.unwrap().unwrap());
-    assert_eq!(width(&half.payload) * 2, width(&whole.payload));
+    let width = async |camera: &str| {
+        let subject = subject::image(&site, &camera.parse().unwrap());
+        let image = reader::last_message(&bus, topology::IMAGES, &subject).await.unwrap().unwrap();
+        vision::dimensions(&image.payload).unwrap().1
+    };
+    assert_eq!(width("left").await * 2, width("gate").await);
 
     // A mistake in the file changes nothing, and is said.
     write_settings(folder.path(), &format!("{gate}{yard}[[camera]]\nname = \"broken\"\n"));
@@ -135,8 +137,9 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     })
     .await
     .unwrap();
-    let last = reader::last_message(&bus, topology::CAMERAS, &subject::camera_health(&site, &"gate".parse().unwrap()));
-    let last: CameraHealth = decode(&last.await.unwrap().unwrap().payload).unwrap();
+    let kept = subject::camera_health(&site, &"gate".parse().unwrap());
+    let last = reader::last_message(&bus, topology::CAMERAS, &kept).await.unwrap().unwrap();
+    let last: CameraHealth = decode(&last.payload).unwrap();
     assert_eq!(last.state, CameraState::Ended);
     wait_for(&bus, "left", "it gives pictures", |health| health.state == CameraState::Streaming).await;
     assert_eq!(up.ended().unwrap(), None, "{}", up.log());
