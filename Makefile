@@ -10,8 +10,8 @@ demo: setup ## Build, publish 2,000 labelled images through a site, print what h
 check: setup ## Formatting, scripts, spelling, dependencies, clippy, rustdoc and unit tests.
 	deploy/check.sh
 
-test: setup ## Build everything and run every test against real servers, an S3 server among them.
-	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --exclude sim --locked
+test: setup ## Build everything and run every test against real servers, an S3 server and cameras among them.
+	deploy/fetch-runtime.sh --tests && deploy/fetch-cameras.sh && cargo build --workspace --locked && cargo test --workspace --exclude sim --locked
 	# By themselves: what they turn on must not be in the binary that the others test.
 	cargo test --package streams --package sim --locked
 

@@ -1,6 +1,7 @@
 //! The answer to a task. Version history: 1, first; later with more reasons
-//! and the optional energy, the task that was replayed, the decision trace, notes, several labels, novelty, and the
-//! publisher's deadline with how late the answer was.
+//! and the optional energy, the task that was replayed, the decision trace, notes, several labels, novelty, the
+//! publisher's deadline with how late the answer was, measures of the picture, the task whose answer was reused, and the
+//! state of what the camera shows.
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use crate::codec::Message;
 use crate::decision_trace::DecisionTrace;
 use crate::fault::FaultNote;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
+use crate::picture::PictureReport;
 use crate::task::{Task, Tile};
 
 /// The label of an image to which none of a model's labels applies.
@@ -98,6 +100,21 @@ pub struct Answer {
     /// Task that answered the same image before, if it was replayed from a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<TaskId>,
+    /// Measures of the picture by whoever took it; absent if nobody measured. Nothing is learned from a picture with
+    /// faults, and it does not leave the site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picture: Option<PictureReport>,
+    /// Task whose answer this is: the picture hardly differs from that task's, so it was not recognized. Absent for an
+    /// image that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reused: Option<TaskId>,
+    /// State of what the camera shows, after this image: one of the states that its publisher named. Absent without
+    /// such states, and before one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Capture time of the first picture of that state, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
     /// Oddities of the image that did not stop its recognition, in words, at most
     /// [`MAX_NOTES`](crate::task::MAX_NOTES).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -142,6 +159,10 @@ impl Answer {
             tile: task.tile.clone(),
             decided: None,
             replayed: task.replayed,
+            picture: task.picture.clone(),
+            reused: None,
+            state: None,
+            since_ms: None,
             notes: task.notes.clone(),
         }
     }
@@ -156,6 +177,11 @@ impl Answer {
         self.temperature = prediction.temperature;
         self.novelty = prediction.novelty;
         self
+    }
+
+    /// Whether nothing is known to be wrong with its picture.
+    pub fn has_healthy_picture(&self) -> bool {
+        self.picture.as_ref().is_none_or(PictureReport::is_healthy)
     }
 
     /// The prediction in this answer; `None` for route `dead`.
@@ -254,7 +280,7 @@ pub enum Reason {
     /// Offloaded by the policy from a site that was not overloaded: it sends every image up, or the cloud was predicted
     /// to finish sooner.
     Offloaded,
-    /// Doubtful, but a setting or the policy says not to verify.
+    /// Doubtful, but a setting or the policy says not to verify, or its picture has faults.
     NotVerified,
     /// Doubtful, but the byte budget or the cap on the share of images sent up is used up.
     BudgetSpent,

@@ -99,6 +99,8 @@ pub struct RegionState {
     pub state: String,
     /// Capture time of the first picture of this state in a row, milliseconds since the epoch.
     pub since_ms: u64,
+    /// Sequence of that picture in the stream IMAGES, by which two states are told apart in time.
+    pub image_sequence: u64,
     /// The state before; absent at the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,

@@ -1,6 +1,6 @@
 //! A worker's heartbeat, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
 //! optional reports of link, load, decision, training, rounds, releases, canaries, scale, drift, failures of a role, a
-//! trainer's last hour, the count of late answers, and the cameras of a grabber.
+//! trainer's last hour, the count of late answers, the cameras of a grabber, and reused answers.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::codec::Message;
 use crate::decision_trace::{CloudGain, RoutingMode};
 use crate::drift::DriftReport;
 use crate::fault::FaultNote;
-use crate::id::{ReleaseId, SiteName};
+use crate::id::{CameraName, ReleaseId, SiteName};
 use crate::release::CanaryReport;
 use crate::role::Role;
 use crate::swap::{AgreementCount, RefusedRelease};
@@ -191,6 +191,12 @@ impl Heartbeat {
             ("decision.uplink_j", self.decision.as_ref().and_then(|decision| decision.uplink_j)),
             ("link.probe_delay_ms", self.link.and_then(|link| link.probe_delay_ms)),
         ];
+        let reuse = self.decision.iter().filter_map(|decision| decision.reuse.as_ref());
+        let is_plausible = |camera: &CameraReuse| (0.0..=255.0).contains(&camera.max_difference);
+        if reuse.clone().any(|reuse| reuse.cameras.len() > MAX_REUSE_CAMERAS || !reuse.cameras.iter().all(is_plausible))
+        {
+            return Err("decision.reuse");
+        }
         let wrong =
             numbers.into_iter().find(|(_, number)| number.is_some_and(|number| !(0.0..=MAX_NUMBER).contains(&number)));
         if let Some((name, _)) = wrong {
@@ -407,6 +413,45 @@ pub struct DecisionReport {
     /// What calibration learned from verdicts, in words for people; absent without a target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub belief: Option<String>,
+    /// Answers that were reused for pictures like the one before; absent where no camera's are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<ReuseReport>,
+}
+
+/// Most cameras in a report on reused answers.
+pub const MAX_REUSE_CAMERAS: usize = 16;
+
+/// A recognizer's reused answers since it started.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ReuseReport {
+    /// Answers given to pictures that were not recognized.
+    pub reused: u64,
+    /// Pictures that were recognized all the same, to check what reuse would have said.
+    pub checked: u64,
+    /// Checked pictures to which the model gave another label.
+    pub wrong: u64,
+    /// Cameras, those whose threshold was tightened most first, at most [`MAX_REUSE_CAMERAS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cameras: Vec<CameraReuse>,
+}
+
+/// Reused answers of one camera, since the serving release began to serve.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CameraReuse {
+    /// Name of the camera.
+    pub camera: CameraName,
+    /// Answers given to pictures that were not recognized.
+    pub reused: u64,
+    /// Pictures that were recognized to check.
+    pub checked: u64,
+    /// Checked pictures to which the model gave another label.
+    pub wrong: u64,
+    /// Difference below which pictures count as equal at present, levels of 255 of the block that differs most; 0 after
+    /// too many wrong ones: nothing is reused.
+    pub max_difference: f32,
+    /// Whether that is less than the setting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_tightened: bool,
 }
 
 crate::vocabulary! {

@@ -47,8 +47,8 @@ pub use drift::{DriftLevel, DriftMeasure, DriftReport};
 pub use fault::{FaultKind, FaultNote};
 pub use hardcase::HardCase;
 pub use heartbeat::{
-    CloudReport, DecisionReport, Heartbeat, LinkReport, MAX_CAMERAS, OutcomeReport, RecentVerdicts, RoleFailure,
-    RoundReport, RoundState, TrainerState, TrainingHour, TrainingReport,
+    CameraReuse, CloudReport, DecisionReport, Heartbeat, LinkReport, MAX_CAMERAS, MAX_REUSE_CAMERAS, OutcomeReport,
+    RecentVerdicts, ReuseReport, RoleFailure, RoundReport, RoundState, TrainerState, TrainingHour, TrainingReport,
 };
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
 pub use label::Label;

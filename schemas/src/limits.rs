@@ -39,6 +39,9 @@ pub const MAX_LABEL_BYTES: usize = 256;
 /// Longest name of the file that an image came from, in bytes.
 pub const MAX_FILE_NAME_BYTES: usize = 512;
 
+/// Longest thumbnail of a picture in a header, in bytes; base64 of a thumbnail takes 1,600.
+pub const MAX_THUMBNAIL_BYTES: usize = 2048;
+
 /// Most classes an answer lists in `top`.
 pub const MAX_TOP: usize = 5;
 

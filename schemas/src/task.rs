@@ -3,7 +3,8 @@
 
 use crate::blob::{BlobRef, BlobRefError};
 use crate::id::{CameraName, IdError, SiteName, TaskId};
-use crate::limits::{MAX_FILE_NAME_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES};
+use crate::limits::{MAX_FILE_NAME_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_THUMBNAIL_BYTES};
+use crate::picture::PictureReport;
 
 /// The broker's message id: makes a repeated publish one image; a UUID here becomes the task id.
 pub const HEADER_MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -70,6 +71,13 @@ pub struct Task {
     /// Task that answered the same image before, when it was replayed from a stream: nothing is learned from it, and it
     /// does not leave the site.
     pub replayed: Option<TaskId>,
+    /// Measures of the picture by whoever took it; absent if nobody measured.
+    pub picture: Option<PictureReport>,
+    /// A small gray copy of the picture by whoever took it: the header's text, not read here. At most
+    /// [`MAX_THUMBNAIL_BYTES`].
+    pub thumbnail: Option<String>,
+    /// The labels that are states of what the picture shows; empty if it has none.
+    pub states: Vec<String>,
     /// Oddities of its headers that were ignored, in words, at most [`MAX_NOTES`].
     pub notes: Vec<String>,
 }
@@ -107,11 +115,15 @@ pub struct StorageStamp {
 }
 
 const PRIORITIES: &str = "a number from 0 to 9";
+const PICTURES: &str = "measures of the picture in JSON, within their ranges";
+const STATES: &str = "2 to 16 different labels, comma separated";
+/// Numbers of states that a picture may have.
+const STATE_COUNTS: std::ops::RangeInclusive<usize> = 2..=16;
 const CAPTURE_TIMES: &str = "milliseconds since the epoch, or a time like 2026-11-29T08:00:00+01:00";
 /// Values in this range are read as seconds (1973 to the year 5138); as milliseconds they would be early 1970 to 1973.
 const SECONDS: std::ops::Range<f64> = 1e8..1e11;
 /// Most notes on one image: one for each optional header, and one for its bytes.
-pub const MAX_NOTES: usize = 6;
+pub const MAX_NOTES: usize = 9;
 
 /// Why the headers of an image make no task. Always the publisher's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -171,6 +183,9 @@ impl Task {
             }
             at.map(|at| at.at_ms)
         });
+        let thumbnail = optional_text(HEADER_THUMBNAIL, header(HEADER_THUMBNAIL), MAX_THUMBNAIL_BYTES, &mut notes);
+        let picture = read_or_note(HEADER_PICTURE, header(HEADER_PICTURE), PICTURES, PictureReport::read, &mut notes);
+        let states = read_or_note(HEADER_STATES, header(HEADER_STATES), STATES, read_states, &mut notes);
         Ok(Self {
             id: Self::id_of(stamp, &header, payload)?,
             site: stamp.site.clone(),
@@ -185,6 +200,9 @@ impl Task {
             file,
             tile: header(HEADER_TILE).map(Tile::read).transpose()?,
             replayed: header(HEADER_REPLAYED).map(str::parse).transpose()?,
+            picture,
+            thumbnail,
+            states: states.unwrap_or_default(),
             notes,
         })
     }
@@ -205,8 +223,21 @@ impl Task {
             file: None,
             tile: None,
             replayed: None,
+            picture: None,
+            thumbnail: None,
+            states: Vec::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// Whether nothing is known to be wrong with its picture.
+    pub fn has_healthy_picture(&self) -> bool {
+        self.picture.as_ref().is_none_or(PictureReport::is_healthy)
+    }
+
+    /// Notes that a header was ignored.
+    pub fn note_ignored(&mut self, header: &'static str, text: &str, expected: &'static str) {
+        self.notes.push(ignored_note(header, text, expected));
     }
 
     /// This task with the name of its file, unless the name is too long.
@@ -302,12 +333,34 @@ fn optional<N: std::str::FromStr>(
     expected: &'static str,
     notes: &mut Vec<String>,
 ) -> Option<N> {
+    read_or_note(header, text, expected, |text| text.trim().parse().ok(), notes)
+}
+
+/// Reads an optional header; one that cannot be read is ignored and noted.
+fn read_or_note<T>(
+    header: &'static str,
+    text: Option<&str>,
+    expected: &'static str,
+    read: impl FnOnce(&str) -> Option<T>,
+    notes: &mut Vec<String>,
+) -> Option<T> {
     let text = text?;
-    let number = text.trim().parse().ok();
-    if number.is_none() {
+    let found = read(text);
+    if found.is_none() {
         notes.push(ignored_note(header, text, expected));
     }
-    number
+    found
+}
+
+/// The states in a header.
+fn read_states(text: &str) -> Option<Vec<String>> {
+    // One more than there may be, so that a long text costs no more.
+    let most = *STATE_COUNTS.end() + 1;
+    let states: Vec<&str> = text.split(',').map(str::trim).take(most).collect();
+    let is_label = |state: &&str| !state.is_empty() && state.len() <= MAX_LABEL_BYTES;
+    let is_new = |(at, state): (usize, &&str)| states.iter().take(at).all(|before| before != state);
+    let is_list = STATE_COUNTS.contains(&states.len()) && states.iter().all(is_label);
+    (is_list && states.iter().enumerate().all(is_new)).then(|| states.iter().map(|state| (*state).to_owned()).collect())
 }
 
 /// Reads an optional text; one that is too long is ignored and noted.
@@ -387,12 +440,20 @@ mod tests {
             (HEADER_CAPTURED_AT, "yesterday"),
             (HEADER_LABEL, long),
             (HEADER_FILE, long),
+            (HEADER_THUMBNAIL, long),
+            (HEADER_PICTURE, "{}"),
+            (HEADER_PICTURE, long),
+            (HEADER_STATES, "open"),
+            (HEADER_STATES, "open,,closed"),
+            (HEADER_STATES, "open,closed,open"),
+            (HEADER_STATES, long),
         ] {
             let task = read(&[(header, text)]).unwrap();
             let [note] = &task.notes[..] else { panic!("{header}: {:?}", task.notes) };
             assert!(note.contains(header) && note.contains("ignored") && note.len() < 300, "{note}");
             assert_eq!((task.priority, task.deadline_at_ms, task.captured_at_ms), (5, None, None));
-            assert_eq!((task.truth, task.file), (None, None));
+            assert_eq!((task.truth, task.file, task.thumbnail, task.picture), (None, None, None, None));
+            assert!(task.states.is_empty());
         }
         let all = [
             (HEADER_PRIORITY, "x"),
@@ -400,8 +461,27 @@ mod tests {
             (HEADER_CAPTURED_AT, "x"),
             (HEADER_LABEL, long),
             (HEADER_FILE, long),
+            (HEADER_THUMBNAIL, long),
+            (HEADER_PICTURE, long),
+            (HEADER_STATES, long),
         ];
         assert!(read(&all).unwrap().notes.len() < MAX_NOTES, "one more is for the bytes");
+    }
+
+    #[test]
+    fn what_a_camera_says_of_its_picture_is_read() {
+        let faulty = r#"{"brightness_ratio":0.01,"contrast_ratio":0.0,"white_ratio":0.0,"faults":["black"]}"#;
+        let task =
+            read(&[(HEADER_PICTURE, faulty), (HEADER_THUMBNAIL, "AAAA"), (HEADER_STATES, " open, half closed ")])
+                .unwrap();
+        assert_eq!((task.states, task.notes), (vec!["open".to_owned(), "half closed".to_owned()], Vec::new()));
+        assert_eq!(task.thumbnail.as_deref(), Some("AAAA"));
+        assert!(task.picture.is_some_and(|picture| !picture.is_healthy()));
+        assert!(read(&[]).unwrap().has_healthy_picture(), "nobody measured");
+        assert!(!read(&[(HEADER_PICTURE, faulty)]).unwrap().has_healthy_picture());
+        let most: Vec<String> = (0..17).map(|state| format!("state {state}")).collect();
+        assert_eq!(read_states(&most[..16].join(",")).map(|states| states.len()), Some(16));
+        assert_eq!(read_states(&most.join(",")), None);
     }
 
     #[test]
@@ -440,7 +520,7 @@ mod tests {
         #[test]
         fn no_header_text_panics(text in ".{0,80}") {
             let text: &'static str = text.leak();
-            for header in [HEADER_TASK, HEADER_DEADLINE, HEADER_PRIORITY, HEADER_BLOB, HEADER_TILE, HEADER_LABEL, HEADER_CAPTURED_AT] {
+            for header in [HEADER_TASK, HEADER_DEADLINE, HEADER_PRIORITY, HEADER_BLOB, HEADER_TILE, HEADER_LABEL, HEADER_CAPTURED_AT, HEADER_PICTURE, HEADER_THUMBNAIL, HEADER_STATES] {
                 let _ = read(&[(header, text)]);
             }
         }

@@ -26,6 +26,11 @@ pub fn camera_state(site: &SiteName, camera: &CameraName) -> String {
     format!("camera.{site}.{camera}.state")
 }
 
+/// Pattern of the states of what a site's cameras show.
+pub fn camera_states(site: &SiteName) -> String {
+    format!("camera.{site}.*.state")
+}
+
 /// Pattern of every image subject of every site.
 pub fn all_images() -> &'static str {
     "image.>"

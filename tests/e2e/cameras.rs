@@ -18,7 +18,8 @@ use crate::up::found;
 
 /// A camera that shows the project's own pictures in turn, large enough to be one.
 async fn web_camera() -> WebCamera {
-    let jpegs = pictures().unwrap().iter().take(12).map(|picture| Bytes::from(vision::enlarged(&picture.bytes, 320).unwrap()));
+    let jpegs =
+        pictures().unwrap().iter().take(12).map(|picture| Bytes::from(vision::enlarged(&picture.bytes, 320).unwrap()));
     WebCamera::start(jpegs.collect()).await.unwrap()
 }
 
@@ -157,11 +158,14 @@ async fn what_is_wrong_with_a_camera_is_named_and_the_others_go_on() {
         ("half", "/snapshot/cut", "", "camera_damaged"),
         ("slow", "/mjpeg/stall", "silent_after_s = 2", "camera_silent"),
     ];
-    let mut text: String =
-        faults.iter().map(|(name, path, more, _)| entry(name, &camera.url(path), more)).collect();
+    let mut text: String = faults.iter().map(|(name, path, more, _)| entry(name, &camera.url(path), more)).collect();
     text += &entry("dead", "http://127.0.0.1:1/snapshot", "");
     text += &entry("nofile", "no-such-folder/film.mp4", "");
-    text += &entry("good", &camera.url("/snapshot/digest"), "user = \"cam\"\npassword_file = \"right.txt\"\nrate_per_s = 4.0");
+    text += &entry(
+        "good",
+        &camera.url("/snapshot/digest"),
+        "user = \"cam\"\npassword_file = \"right.txt\"\nrate_per_s = 4.0",
+    );
     write_settings(folder.path(), &text);
     let up = up(folder.path(), &[]).await;
     let (bus, site) = bus(folder.path()).await;
@@ -195,7 +199,8 @@ async fn a_camera_that_stops_dies_or_freezes_comes_back() {
     let mut camera = web_camera().await;
     let quick = "rate_per_s = 4.0\nsilent_after_s = 2";
     let still = "rate_per_s = 4.0\ngate = { min_difference = 0.0 }\npicture = { frozen_after_s = 2 }";
-    let text = entry("gate", &camera.url("/mjpeg/plain"), quick) + &entry("still", &camera.url("/snapshot/stale"), still);
+    let text =
+        entry("gate", &camera.url("/mjpeg/plain"), quick) + &entry("still", &camera.url("/snapshot/stale"), still);
     write_settings(folder.path(), &text);
     let _up = up(folder.path(), &[]).await;
     let (bus, site) = bus(folder.path()).await;
@@ -287,6 +292,7 @@ async fn a_full_stream_costs_pictures_and_says_so() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(grabber.peak_memory_mib() <= before + 8, "{before} MiB grew to {}", grabber.peak_memory_mib());
     reader::purge_before(&site.bus, topology::IMAGES, u64::MAX).await.unwrap();
-    let room = wait_for(&site.bus, "gate", "room again", |health| health.counts.published > full.counts.published).await;
+    let room =
+        wait_for(&site.bus, "gate", "room again", |health| health.counts.published > full.counts.published).await;
     assert!(room.counts.published > full.counts.published);
 }

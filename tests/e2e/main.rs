@@ -9,6 +9,8 @@ mod attacks;
 mod bad_input;
 mod bench;
 mod bounds;
+mod camera_answers;
+mod cameras;
 mod cameras_found;
 mod common;
 mod deadlines;

@@ -7,15 +7,15 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::decision_trace::{CloudGain, CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
-    Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, Canary, CanaryFinding, CanaryMeasure,
-    CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel, DriftMeasure,
-    DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus,
-    Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements, Message, MissingMeasure,
-    ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, Prediction, RankedClass, Reason, RecentVerdicts,
-    RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, Role, RoleFailure, Rollout, Root,
-    Round, RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState,
-    TrainingHour, TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode,
-    encode,
+    Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, CameraReuse, Canary, CanaryFinding,
+    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel,
+    DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase,
+    HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements,
+    Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, PictureFault, PictureReport,
+    Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release, ReleaseCounts,
+    ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round, RoundEvent,
+    RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
+    TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -75,6 +75,10 @@ fn answer() -> Answer {
         file: None,
         decided: None,
         replayed: None,
+        picture: None,
+        reused: None,
+        state: None,
+        since_ms: None,
         notes: Vec::new(),
         tile: Some(Tile {
             scan: task().child("scan"),
@@ -224,6 +228,7 @@ fn beat() -> Heartbeat {
         rounds: None,
         releases: Vec::new(),
         canaries: Vec::new(),
+        cameras: Vec::new(),
         drift: None,
     }
 }
@@ -409,6 +414,7 @@ fn beat_reports() -> Heartbeat {
         gain: None,
         inference_j: None,
         uplink_j: None,
+        reuse: None,
         belief: Some("80 % of the answers can stay".into()),
     };
     Heartbeat { link: Some(link), decision: Some(decision), ..beat() }
@@ -685,6 +691,51 @@ fn answer_late() -> Answer {
     Answer { due_at_ms: Some(1_763_942_399_000), late_ms: Some(250), ..answer() }
 }
 
+/// What a camera says of its picture, and what reuse and states add to an answer.
+fn answer_of_camera() -> Answer {
+    let picture = PictureReport {
+        brightness_ratio: 0.25,
+        contrast_ratio: 0.125,
+        sharpness_ratio: Some(0.5),
+        white_ratio: 0.0625,
+        faults: vec![PictureFault::Blurred.into()],
+        is_scene_changed: true,
+    };
+    Answer {
+        picture: Some(picture),
+        reused: Some(TaskId::from_name("before")),
+        state: Some("open".into()),
+        since_ms: Some(1_763_942_390_000),
+        ..answer()
+    }
+}
+
+fn region_state() -> RegionState {
+    RegionState {
+        site: "reef".parse().unwrap(),
+        camera: "door".parse().unwrap(),
+        state: "open".into(),
+        since_ms: 1_763_942_390_000,
+        image_sequence: 70_000,
+        before: Some("closed".into()),
+    }
+}
+
+fn beat_reuse() -> Heartbeat {
+    let beat = beat_reports();
+    let camera = CameraReuse {
+        camera: "door".parse().unwrap(),
+        reused: 900,
+        checked: 45,
+        wrong: 1,
+        max_difference: 2.0,
+        is_tightened: true,
+    };
+    let reuse = Some(ReuseReport { reused: 1900, checked: 95, wrong: 2, cameras: vec![camera] });
+    let decision = beat.decision.clone().map(|decision| DecisionReport { reuse, ..decision });
+    Heartbeat { decision, ..beat }
+}
+
 fn beat_late() -> Heartbeat {
     Heartbeat { late: 3, ..beat() }
 }
@@ -805,6 +856,9 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-novel.v1", &answer_novel());
     survives("answer-offloaded.v1", &answer_offloaded());
     survives("answer-late.v1", &answer_late());
+    survives("answer-of-camera.v1", &answer_of_camera());
+    survives("region-state.v1", &region_state());
+    survives("beat-reuse.v1", &beat_reuse());
     survives("beat-late.v1", &beat_late());
     survives("beat-drifting.v1", &beat_drifting());
     survives("beat-totals.v1", &beat_totals());
@@ -896,6 +950,9 @@ fn remake() {
         ("answer-novel.v1", encode(&answer_novel())),
         ("answer-offloaded.v1", encode(&answer_offloaded())),
         ("answer-late.v1", encode(&answer_late())),
+        ("answer-of-camera.v1", encode(&answer_of_camera())),
+        ("region-state.v1", encode(&region_state())),
+        ("beat-reuse.v1", encode(&beat_reuse())),
         ("beat-late.v1", encode(&beat_late())),
         ("beat-drifting.v1", encode(&beat_drifting())),
         ("beat-totals.v1", encode(&beat_totals())),

@@ -40,6 +40,7 @@ async fn headers_that_were_bent_cost_their_message_and_not_the_connection() {
     let corpus = texts([
         "NATS/1.0\r\nNats-Msg-Id: frame-1\r\nTributary-Label: cat\r\n\r\n",
         "NATS/1.0\r\nTributary-Priority: 7\r\nTributary-Deadline: 5000\r\n  folded\r\n\r\n",
+        "NATS/1.0\r\nTributary-Picture: {\"brightness_ratio\":0.5,\"contrast_ratio\":0.1,\"white_ratio\":0}\r\nTributary-States: open,closed\r\nTributary-Thumbnail: AAAA\r\n\r\n",
         "NATS/1.0 404 Not Found\r\n\r\n",
         "NATS/1.0\r\nX-Note: a\rb\r\nNo colon\r\nName with blank: x\r\n\u{fc}: y\r\n\r\n",
     ]);

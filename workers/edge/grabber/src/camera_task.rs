@@ -186,8 +186,9 @@ impl CameraTask {
         if due.is_empty() {
             return Ok(());
         }
+        let shared = self.shared.clone();
         // The semaphore is never closed.
-        let permit = self.shared.decoding.acquire().await.ok();
+        let permit = shared.decoding.acquire().await.ok();
         let (judged, frame) = match spawn_blocking(move || judge_all(due, &frame).map(|judged| (judged, frame))).await {
             Ok(Ok(judged)) => judged,
             Ok(Err((judges, why))) => {

@@ -364,6 +364,7 @@ impl Admission {
             gain: network.gain,
             inference_j: Some(inference_j),
             uplink_j: Some(uplink_j),
+            reuse: None,
             belief: self.signals.belief().map(|calibration| {
                 format!(
                     "{:.0} % of the answers can stay at an accuracy of at least {:.1} % (95 % certainty); from {} verdicts{}",

@@ -19,6 +19,8 @@ use offload::gate::TestedScores;
 use offload::policy::EnergySettings;
 use offload::verify::{PayloadKind, VerifySettings};
 
+use crate::reuse::ReusedAnswer;
+
 /// Share of the time that a publisher allows which is kept for making a provisional answer final, and the most that is,
 /// milliseconds: the server's timer, a look-up and a publication, on a busy machine. Guesses.
 const EXPIRY_RATIO: f64 = 0.25;
@@ -41,6 +43,15 @@ pub struct EdgeResult {
     pub envelope: ImageEnvelope,
 }
 
+/// The state of what a camera shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownState {
+    /// The label that names it.
+    pub state: String,
+    /// Capture time of its first picture, milliseconds since the epoch.
+    pub since_ms: u64,
+}
+
 /// Adds what a picture's metadata says and no header does.
 fn add_envelope(answer: &mut Answer, envelope: ImageEnvelope) {
     answer.notes.extend(envelope.note);
@@ -55,6 +66,8 @@ pub struct AnswerReporter<'a> {
     pub energy: &'a EnergySettings,
     /// Trace of the decision about the task.
     pub decided: Option<&'a DecisionTrace>,
+    /// State of what the camera shows; absent without states.
+    pub state: Option<ShownState>,
     /// Key by which the site recognizes its own requests.
     pub tickets: &'a TicketKey,
     /// Current time, milliseconds since the epoch.
@@ -117,11 +130,28 @@ impl AnswerReporter<'_> {
         let mut answer = Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, reason, self.now_ms);
         answer.deadline_at_ms = Some(until_ms);
         answer.decided = self.decided();
+        self.add_state(&mut answer);
         answer.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
         let ticket = Some(self.tickets.sign(&answer));
         let request =
             VerifyRequest { reason: VerifyReason::Overload, payload, provisional: answer, hardness: None, ticket };
         self.request(task, &request, until_ms)
+    }
+
+    /// The final answer of an image that gets that of an earlier one.
+    pub(crate) fn reused(&self, task: &Task, reused: ReusedAnswer, queue_us: u64) -> Answer {
+        let answer = Answer::for_task(task, AnswerStage::Final, Route::Edge, Reason::Confident, self.now_ms);
+        let mut answer = answer.with_prediction(reused.prediction);
+        answer.reused = Some(reused.task);
+        answer.timings = Timings { queue_us, ..Timings::default() };
+        answer.energy_mj = Some(0.0);
+        self.add_state(&mut answer);
+        answer
+    }
+
+    fn add_state(&self, answer: &mut Answer) {
+        let state = self.state.clone();
+        (answer.state, answer.since_ms) = state.map(|ShownState { state, since_ms }| (state, since_ms)).unzip();
     }
 
     fn payload(&self, task: &Task, bytes: &Bytes, features: Option<&[f32]>) -> Payload {
@@ -149,6 +179,7 @@ impl AnswerReporter<'_> {
         answer.decided = self.decided();
         answer.timings = result.timings;
         add_envelope(&mut answer, result.envelope.clone());
+        self.add_state(&mut answer);
         answer.energy_mj = Some(self.energy_mj(&result.timings, sent_bytes));
         answer.with_prediction(result.prediction.clone())
     }
@@ -272,6 +303,7 @@ mod tests {
             verify,
             energy: &EnergySettings::default(),
             decided: None,
+            state: Some(ShownState { state: "swimming".into(), since_ms: 900 }),
             tickets: &TicketKey::of("secret"),
             now_ms,
         };
@@ -295,6 +327,26 @@ mod tests {
         );
         // 1 ms of decoding and half of a batch of 4 ms, at 8 W.
         assert!((answer.energy_mj.unwrap() - 24.0).abs() < 1e-3, "{:?}", answer.energy_mj);
+        assert_eq!((answer.state.as_deref(), answer.since_ms), (Some("swimming"), Some(900)));
+    }
+
+    #[test]
+    fn a_reused_answer_names_its_task_and_costs_nothing() {
+        let reporter = AnswerReporter {
+            verify: &VerifySettings::default(),
+            energy: &EnergySettings::default(),
+            decided: None,
+            state: None,
+            tickets: &TicketKey::of("secret"),
+            now_ms: 2_000,
+        };
+        let of =
+            ReusedAnswer { task: TaskId::from_name("before"), prediction: edge_result(Reason::Confident).prediction };
+        let answer = reporter.reused(&task(), of.clone(), 70);
+        assert_eq!((answer.stage, answer.route, answer.reason), (AnswerStage::Final, Route::Edge, Reason::Confident));
+        assert_eq!((answer.task, answer.reused, answer.prediction()), (task().id, Some(of.task), Some(of.prediction)));
+        assert_eq!((answer.timings, answer.energy_mj), (Timings { queue_us: 70, ..Timings::default() }, Some(0.0)));
+        assert_eq!((answer.state, answer.since_ms), (None, None));
     }
 
     #[test]

@@ -13,6 +13,9 @@ use offload::gate::GateSettings;
 use offload::policy::Policy;
 use offload::verify::VerifySettings;
 
+use crate::reuse::ReuseSettings;
+use crate::states::StateSettings;
+
 /// Settings of the recognizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -35,6 +38,10 @@ pub struct RecognizerSettings {
     pub policy: Policy,
     /// Windows of the drift detection.
     pub drift: DriftSettings,
+    /// Answers for pictures that hardly differ from the one before.
+    pub reuse: ReuseSettings,
+    /// States of what cameras show.
+    pub states: StateSettings,
     /// Folder of the releases it received; each worker uses a part of its own.
     pub work: PathBuf,
     /// Labels of the site by which rings are selected, such as `harbour` or `night`.
@@ -60,6 +67,8 @@ impl Default for RecognizerSettings {
             verify: VerifySettings::default(),
             policy: Policy::default(),
             drift: DriftSettings::default(),
+            reuse: ReuseSettings::default(),
+            states: StateSettings::default(),
             work: PathBuf::from("tributary-recognizer"),
             site_labels: Vec::new(),
             report_s: 30,
@@ -85,6 +94,8 @@ impl RecognizerSettings {
         check_section("gate", self.gate.check())?;
         check_section("policy", self.policy.check())?;
         check_section("drift", self.drift.check())?;
+        check_section("reuse", self.reuse.check())?;
+        check_section("states", self.states.check())?;
         check_section("verify", self.verify.check())?;
         if let Some(ms) = self.latency_slo_ms.filter(|ms| !LATENCY_SLO_MS.contains(ms)) {
             let (least, most) = LATENCY_SLO_MS.into_inner();

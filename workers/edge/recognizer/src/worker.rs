@@ -21,7 +21,10 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_DEADLINE, HEADER_FILE, StorageStamp};
-use schemas::{CameraName, DecisionTrace, FaultNote, Heartbeat, Order, Reason, Role, Route, SiteName, Task, TaskId};
+use schemas::{
+    Answer, CameraName, DecisionReport, DecisionTrace, FaultNote, Heartbeat, Order, Reason, ReleaseId, Role, Route,
+    SiteName, Task, TaskId,
+};
 use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
 use serving::serving_model::ServingModel;
@@ -37,9 +40,11 @@ use crate::accept::accept_task;
 use crate::admission::{Admission, CostReading, Placement, SpentEnergy, urgency};
 use crate::learner::VerdictLearner;
 use crate::offload::{OffloadOutcome, OffloadTerms, Offloader};
-use crate::report::{self, AnswerReporter, EdgeResult};
+use crate::report::{self, AnswerReporter, EdgeResult, ShownState};
+use crate::reuse::{AnswerReuse, PictureLook, ReusedAnswer};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
+use crate::states::RegionStates;
 
 /// Images held per slot of a batch: one in the model, and the others so that the exchange between server and worker
 /// covers several images at once. Half as many cost 0.1 ms more per image.
@@ -67,17 +72,37 @@ pub struct Recognizer {
     /// The current order; if there is one, a releaser compares releases.
     orders: watch::Receiver<Option<Order>>,
     share: Mutex<EscalationCap>,
+    /// Answers for pictures like the one before.
+    reuse: AnswerReuse,
+    /// States of what cameras show.
+    states: RegionStates,
+}
+
+/// What came of recognizing an image.
+enum Recognition {
+    /// It was recognized.
+    Recognized(Box<EdgeResult>, PictureLook),
+    /// Once decoded, it was found like one before.
+    Reused(Box<ReusedAnswer>),
 }
 
 impl Recognizer {
     async fn answer(
         &self,
-        task: &Task,
+        mut task: Task,
         delivery: &Delivery,
         credit: &MessageCredit,
     ) -> Result<OutgoingMessages, Fault> {
         let queue_us = clock::micros(clock::since_ns(delivery.stored_at_ns));
-        accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
+        accept_task(&task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
+        let serving = self.infer.model().release.clone();
+        let look = self.reuse.look_at_header(&mut task, &serving);
+        metrics::count_notes(&self.site, task.notes.len());
+        let task = &task;
+        self.states.load(task).await;
+        if let PictureLook::Reused(reused) = look {
+            return Ok(self.reuse_answer(task, *reused, queue_us));
+        }
         let (placement, mut trace) =
             self.admission.decide(self.candidate(task, delivery), CostReading::of(&self.infer)).await;
         let _local = match placement {
@@ -85,6 +110,7 @@ impl Recognizer {
             Placement::Redirect(reason) => {
                 match self.offload(task, delivery.payload(), reason, credit, &trace).await? {
                     OffloadOutcome::Answered => {
+                        self.reuse.forget_before(task);
                         traces::current().set("tributary.route", &Route::Redirected.as_str());
                         return Ok(OutgoingMessages::default());
                     }
@@ -93,7 +119,10 @@ impl Recognizer {
             }
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
-        let mut result = self.recognize(bytes.clone(), task).await?;
+        let (mut result, look) = match self.recognize(bytes.clone(), task, look, &serving).await? {
+            Recognition::Recognized(result, look) => (*result, look),
+            Recognition::Reused(reused) => return Ok(self.reuse_answer(task, *reused, queue_us)),
+        };
         (result.timings.queue_us, result.timings.fetch_us) = (queue_us, fetch_us);
         metrics::observe_timings(Self::ROLE, &result.timings);
         let span = traces::current();
@@ -102,6 +131,11 @@ impl Recognizer {
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let (escalation, escalation_trace) = self.escalate(task, &bytes, &result, &trace.network);
         trace.doubt = Some(escalation_trace);
+        self.reuse.learn(task, look, &result.prediction, escalation == Escalation::Stands(Reason::Confident));
+        let state = match result.reason {
+            Reason::Confident => self.states.observe(task, &result.prediction.label, result.envelope.captured_at_ms),
+            _ => self.states.current(task),
+        };
         if let Escalation::Goes(why) = escalation {
             span.set("tributary.verify_reason", &why.as_str());
         }
@@ -117,18 +151,42 @@ impl Recognizer {
             Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
             _ => Cow::Borrowed(task),
         };
-        self.reporter(&energy, &trace).outgoing(&task, &bytes, result, escalation)
+        self.reporter(&energy, Some(&trace), state).outgoing(&task, &bytes, result, escalation)
     }
 
-    /// Decodes, infers and applies the gate of the release that was used. A replayed image is not counted: it was counted
-    /// when it was new.
-    async fn recognize(&self, bytes: Bytes, task: &Task) -> Result<EdgeResult, Fault> {
-        let seen = self.infer.predict_urgent(bytes, urgency(task.priority, left_s(task))).await.map_err(|error| {
-            if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
-                self.counter.count_failure(&self.infer.model().release, clock::now_ms());
+    /// The final answer of an image that gets that of an earlier one.
+    fn reuse_answer(&self, task: &Task, reused: ReusedAnswer, queue_us: u64) -> OutgoingMessages {
+        let span = traces::current();
+        span.set("tributary.reused", &reused.task);
+        span.set("tributary.reason", &Reason::Confident.as_str());
+        let state = self.states.observe(task, &reused.prediction.label, None);
+        let energy = self.energy();
+        OutgoingMessages::answer(self.reporter(&energy, None, state).reused(task, reused, queue_us))
+    }
+
+    /// Decodes, infers and applies the gate of the release that was used, unless the decoded picture is like one before. A
+    /// replayed image is not counted: it was counted when it was new. Nor is a picture with faults, which says nothing of
+    /// the model.
+    async fn recognize(
+        &self,
+        bytes: Bytes,
+        task: &Task,
+        look: PictureLook,
+        serving: &ReleaseId,
+    ) -> Result<Recognition, Fault> {
+        let (inspect, looked) = self.reuse.inspector(task, &look, serving).unzip();
+        let seen = self.infer.predict_inspected(bytes, urgency(task.priority, left_s(task)), inspect).await;
+        let look = looked.map_or(look, |mut looked| looked.try_recv().unwrap_or(PictureLook::Unwanted));
+        let (seen, look) = match (seen, look) {
+            (Err(InferenceError::Declined), PictureLook::Reused(reused)) => return Ok(Recognition::Reused(reused)),
+            (Ok(seen), look) => (seen, look),
+            (Err(error), _) => {
+                if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
+                    self.counter.count_failure(&self.infer.model().release, clock::now_ms());
+                }
+                return Err(inference_fault(error));
             }
-            inference_fault(error)
-        })?;
+        };
         metrics::count_notes(&self.site, usize::from(seen.envelope.note.is_some()));
         let model = &seen.model;
         let span = traces::current();
@@ -141,7 +199,7 @@ impl Recognizer {
         prediction.novelty = seen.novelty;
         let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
         let reason = gate.decide(&tested, &prediction.label);
-        if task.replayed.is_none() {
+        if task.replayed.is_none() && task.has_healthy_picture() {
             // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds.
             if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
                 learner.add_answer(&model.release, &prediction.label, prediction.confidence);
@@ -170,7 +228,9 @@ impl Recognizer {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        Ok(EdgeResult { prediction, reason, features: seen.features, tested, timings, envelope: seen.envelope })
+        let (features, envelope) = (seen.features, seen.envelope);
+        let result = EdgeResult { prediction, reason, features, tested, timings, envelope };
+        Ok(Recognition::Recognized(Box::new(result), look))
     }
 
     fn candidate(&self, task: &Task, delivery: &Delivery) -> AdmitInput {
@@ -179,7 +239,7 @@ impl Recognizer {
             bytes,
             left_s: left_s(task),
             held_s: 0.0,
-            may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && task.replayed.is_none(),
+            may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && may_leave(task),
             priority: task.priority,
         }
     }
@@ -197,7 +257,7 @@ impl Recognizer {
         // A reclaimed image waits for the batch in work and is in the next.
         let back_s = 2.0 * self.infer.batch() as f64 * self.infer.cost_ms() / 1000.0;
         let within = left_s(task).and_then(|left_s| reclaim_within(left_s, back_s));
-        let reporter = self.reporter(&energy, decided);
+        let reporter = self.reporter(&energy, Some(decided), self.states.current(task));
         let terms = OffloadTerms { reason, within };
         let outcome = self.offloader.offload_task(&self.admission, &reporter, task, bytes, terms, credit).await?;
         // A task that was reclaimed had been sent all the same, as far as anybody here knows.
@@ -235,11 +295,10 @@ impl Recognizer {
         let (escalation, earned, at_s) = {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
             let (earned, at_s) = (share.balance(self.verify.max_share_ratio), self.admission.now_s());
-            let escalation = match task.replayed {
-                // Whether to ask the cloud was decided when the image was new.
-                Some(_) if result.reason == Reason::Confident => Escalation::Stands(result.reason),
-                Some(_) => Escalation::Stands(Reason::NotVerified),
-                None => escalate(&policy, &self.verify, sampling, &network, &mut share, &input),
+            let escalation = match may_leave(task) {
+                true => escalate(&policy, &self.verify, sampling, &network, &mut share, &input),
+                false if result.reason == Reason::Confident => Escalation::Stands(result.reason),
+                false => Escalation::Stands(Reason::NotVerified),
             };
             (escalation, earned, at_s)
         };
@@ -270,14 +329,13 @@ impl Recognizer {
         (escalation, trace)
     }
 
-    fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a DecisionTrace) -> AnswerReporter<'a> {
-        AnswerReporter {
-            verify: &self.verify,
-            energy,
-            decided: Some(decided),
-            tickets: &self.tickets,
-            now_ms: clock::now_ms(),
-        }
+    fn reporter<'a>(
+        &'a self,
+        energy: &'a EnergySettings,
+        decided: Option<&'a DecisionTrace>,
+        state: Option<ShownState>,
+    ) -> AnswerReporter<'a> {
+        AnswerReporter { verify: &self.verify, energy, decided, state, tickets: &self.tickets, now_ms: clock::now_ms() }
     }
 
     /// Energy as counted by the machine, or else as in the settings.
@@ -324,9 +382,12 @@ impl Handler for Recognizer {
             let reason = runtime::fault::error_chain(&error);
             Fault::reject("header_unreadable", reason, "correct the header or omit it: every header is optional")
         })?;
-        metrics::count_notes(&self.site, task.notes.len());
         traces::current().set_task(task.id, &task.site, &task.camera);
-        self.answer(&task, delivery, credit).await
+        self.answer(task, delivery, credit).await
+    }
+
+    fn answer_stored(&self, answer: &Answer) {
+        self.reuse.confirm(answer.task);
     }
 
     fn image_task(&self, message: &StoredMessage) -> Option<Task> {
@@ -362,7 +423,8 @@ impl ModelHandler for Recognizer {
     }
 
     fn fill_heartbeat(&self, beat: &mut Heartbeat) {
-        beat.decision = Some(self.admission.report(&CostReading::of(&self.infer)));
+        let decision = self.admission.report(&CostReading::of(&self.infer));
+        beat.decision = Some(DecisionReport { reuse: self.reuse.report(), ..decision });
         beat.drift = self.drift.report();
         let reach = self.admission.signals.target_reach();
         if let Some((target, reach)) = self.target.as_ref().zip(reach) {
@@ -438,6 +500,8 @@ pub async fn run(
         drift: DriftWatch::new(DriftKind::Answers, settings.drift),
         orders: server.orders.clone(),
         share: Mutex::default(),
+        reuse: AnswerReuse::new(site.clone(), settings.reuse.clone()),
+        states: RegionStates::new(site.clone(), bus.clone(), settings.states.clone()),
     });
     let serving = server.serve(recognizer.clone(), shutdown.clone());
     let gathering = signals.gather(&bus, &site, &settings.policy, target.as_ref(), shutdown.clone());
@@ -448,7 +512,8 @@ pub async fn run(
             learner.run(&bus, &publisher, ack_wait, &shutdown).await;
         }
     };
-    let (ended, (), (), (), ()) = tokio::join!(serving, gathering, learning, noting, comparing);
+    let following = recognizer.states.run(shutdown.clone());
+    let (ended, (), (), (), (), ()) = tokio::join!(serving, gathering, learning, noting, comparing, following);
     ended
 }
 
@@ -477,6 +542,12 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
         () = writing => {}
         () = shutdown.wait_for_request() => {}
     }
+}
+
+/// Whether an image may leave the site. Whether to ask the cloud about a replayed one was decided when it was new, and a
+/// camera with faults sends pictures by the thousand that nobody can judge.
+fn may_leave(task: &Task) -> bool {
+    task.replayed.is_none() && task.has_healthy_picture()
 }
 
 /// Time left to a task's deadline, seconds, negative once it passed; `None` without one.

@@ -1,5 +1,6 @@
 //! Collects labels of images: final answers and labels in, labelled images out, limited by the settings. Pure. A
-//! person's label wins over the publisher's, the publisher's over a verdict of the cloud.
+//! person's label wins over the publisher's, the publisher's over a verdict of the cloud. Nothing is learned from pictures
+//! with faults, and of an image that got an earlier answer only what a person says of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -114,16 +115,22 @@ impl Collection {
 
     /// Adds a final answer. `fresh`: it was stored after the last training.
     pub fn add_answer(&mut self, answer: &Answer, fresh: bool) {
+        if !answer.has_healthy_picture() {
+            self.early.remove(&answer.task);
+            return;
+        }
         // A replayed image was already learned from under its own task.
         if answer.route == Route::Dead || answer.replayed.is_some() {
             return;
         }
+        // A picture like the one before teaches nothing new.
+        let truth = answer.truth.as_deref().filter(|_| answer.reused.is_none());
         let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
         let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.min_verdict_ratio);
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
         let statements = [
             self.early.remove(&answer.task),
-            answer.truth.as_deref().map(|label| self.statement(label)),
+            truth.map(|label| self.statement(label)),
             verdict.map(|label| self.statement(label)),
         ];
         self.change(answer.task, fresh, |known| {
@@ -137,6 +144,9 @@ impl Collection {
     /// Adds a person's label or retraction, or a replayed label of any source, which counts as fresh even if it is
     /// known. `about`: the task's final answer, if there is one.
     pub fn add_label(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
+        if about.is_some_and(|answer| !answer.has_healthy_picture()) {
+            return;
+        }
         let statement =
             if label.retracted.is_some() { LabelStatement::Retracted } else { self.statement(&label.label) };
         let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
@@ -257,7 +267,7 @@ impl Collection {
 mod tests {
     use proptest::prelude::*;
     use schemas::task::StorageStamp;
-    use schemas::{AnswerStage, Reason, Task};
+    use schemas::{AnswerStage, PictureReport, Reason, Task};
 
     use super::*;
 
@@ -344,6 +354,31 @@ mod tests {
         assert!(all.images().is_empty());
         all.add_answer(&answer(1, Route::Verified, "cat", None), true);
         assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person)]);
+    }
+
+    #[test]
+    fn pictures_with_faults_and_reused_answers_teach_nothing_but_what_a_person_says_of_the_latter() {
+        let report = r#"{"brightness_ratio":0,"contrast_ratio":0,"white_ratio":0,"faults":["black"]}"#;
+        let black = |number, route, truth| Answer {
+            picture: PictureReport::read(report),
+            ..answer(number, route, "cat", truth)
+        };
+        let reused = |number, truth| Answer {
+            reused: Some(TaskId::from_name("1")),
+            ..answer(number, Route::Edge, "cat", truth)
+        };
+        let mut all = collection(10);
+        all.add_label(&label(2, "dog"), None, true);
+        all.add_label(&label(4, "dog"), None, true);
+        all.add_answer(&black(1, Route::Verified, None), true);
+        all.add_answer(&black(2, Route::Edge, Some("dog")), true);
+        all.add_label(&label(3, "dog"), Some(&black(3, Route::Edge, None)), true);
+        all.add_answer(&reused(5, Some("dog")), true);
+        assert_eq!((found(&all), all.fresh()), (Vec::new(), 0));
+        all.add_answer(&reused(4, Some("cat")), true);
+        all.add_label(&label(5, "dog"), Some(&reused(5, None)), true);
+        let persons = [4, 5].map(|number| (number, "dog".to_owned(), LabelSource::Person));
+        assert_eq!((found(&all), all.fresh()), (persons.to_vec(), 2));
     }
 
     #[test]

@@ -122,11 +122,14 @@ pub(crate) fn percent_decode(text: &str) -> String {
 }
 
 impl fmt::Display for CameraAddress {
-    /// Without the login, and without the query, in which some cameras take theirs.
+    /// Without the login, and without the query and what follows a password in the path: some cameras take theirs there.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             CameraPlace::Http(url) | CameraPlace::Rtsp(url) => {
                 let mut shown = url.clone();
+                if let Some(path) = path_before_password(url.path()) {
+                    shown.set_path(&path);
+                }
                 if url.query().is_some() {
                     shown.set_query(Some("…"));
                 }
@@ -150,6 +153,16 @@ impl<'de> Deserialize<'de> for CameraAddress {
     }
 }
 
+/// The path up to a part that names a password; `None` if none does.
+fn path_before_password(path: &str) -> Option<String> {
+    let names_password = |part: &&str| {
+        let part = part.to_ascii_lowercase();
+        ["passw", "pwd", "pass=", "pass_"].iter().any(|word| part.contains(word))
+    };
+    let before = path.split('/').take_while(|part| !names_password(part)).collect::<Vec<_>>().join("/");
+    (before.len() < path.len()).then(|| format!("{before}/…"))
+}
+
 impl fmt::Debug for CameraAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -169,6 +182,9 @@ mod tests {
             assert!(!shown.contains("p@ss") && !shown.contains("p%40ss") && !shown.contains("abc"), "{shown}");
         }
         assert_eq!(address.to_string(), "rtsp://cam.local:8554/main?…");
+        let address: CameraAddress =
+            "rtsp://cam.local/live/user=admin_password=tlJwpbo6_channel=1.sdp".parse().unwrap();
+        assert_eq!(address.to_string(), "rtsp://cam.local/live/…");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub enum CameraError {
     Timeout {
         /// The address without its login.
         address: String,
-        /// What was asked for, such as `DESCRIBE`.
+        /// What was waited for, such as `DESCRIBE`.
         step: &'static str,
         /// How long was waited.
         seconds: u64,
@@ -72,11 +72,11 @@ pub enum CameraError {
         why: String,
     },
     /// Its coding cannot be decoded here.
-    #[error("{address} sends {codec}, which needs the program ffmpeg; it is not installed")]
+    #[error("{address}: {codec} needs the program ffmpeg, which is not installed")]
     NeedsFfmpeg {
         /// The address without its login.
         address: String,
-        /// The coding, such as `h265`.
+        /// What it is needed for, such as `h265` or `a video file`.
         codec: String,
     },
     /// Its coding cannot be decoded at all.

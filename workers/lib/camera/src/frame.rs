@@ -1,6 +1,7 @@
 //! One picture of a camera, as it came.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -17,6 +18,14 @@ pub struct Frame {
     pub arrived_at_ms: u64,
     /// When the camera says it was taken, milliseconds since the epoch by the camera's clock; absent if it does not say.
     pub camera_at_ms: Option<u64>,
+}
+
+impl Frame {
+    /// A picture that has just arrived.
+    pub(crate) fn arriving(picture: FramePicture, camera_at_ms: Option<u64>) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { picture, arrived: Instant::now(), arrived_at_ms: since_epoch.as_millis() as u64, camera_at_ms }
+    }
 }
 
 /// A picture as the camera coded it, or decoded where recognizers cannot read its coding.

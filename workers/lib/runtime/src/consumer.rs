@@ -360,11 +360,14 @@ impl<S: Handler> InFlight<S> {
     /// Stores a final answer, unless its task has another outcome already.
     async fn store_answer(&self, answer: &Answer, delivery: &Delivery) -> Result<(), Fault> {
         let record = delivery.record();
-        if let SlotContent::OtherAnswer(outcome) = outcome::store_answer(&self.publisher, answer, &self.stats).await?
-            && self.handler.image_task(&record).is_some_and(|task| task.id == outcome.task)
-        {
-            // Somebody gave it up meanwhile, and must not be left without a dead letter.
-            self.finish_giving_up(&record, delivery.attempts, *outcome).await?;
+        match outcome::store_answer(&self.publisher, answer, &self.stats).await? {
+            SlotContent::ThisAnswer => self.handler.answer_stored(answer),
+            SlotContent::OtherAnswer(outcome) => {
+                if self.handler.image_task(&record).is_some_and(|task| task.id == outcome.task) {
+                    // Somebody gave it up meanwhile, and must not be left without a dead letter.
+                    self.finish_giving_up(&record, delivery.attempts, *outcome).await?;
+                }
+            }
         }
         Ok(())
     }

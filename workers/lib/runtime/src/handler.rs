@@ -36,6 +36,9 @@ pub trait Handler: Send + Sync + 'static {
         None
     }
 
+    /// Called when a final answer that the handler returned is stored in its task's slot; not when the slot was taken.
+    fn answer_stored(&self, _answer: &Answer) {}
+
     /// The site and task of a message that is given up, and what to publish besides the dead letter.
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext;
 }

@@ -43,6 +43,9 @@ struct MetricsRegistry {
     answers: Family<AnswerLabels, Counter>,
     late_answers: Family<LateAnswerLabels, Counter>,
     notes: Family<SiteLabel, Counter>,
+    reused: Family<SiteLabel, Counter>,
+    reuse_checked: Family<SiteLabel, Counter>,
+    reuse_wrong: Family<SiteLabel, Counter>,
     spans: Family<SpanOutcomeLabel, Counter>,
     role_failures: Family<RoleFailureLabels, Counter>,
     /// The latest heartbeat of each role and site of this process, and when it was sent.
@@ -63,6 +66,9 @@ impl Default for MetricsRegistry {
             answers: Family::default(),
             late_answers: Family::default(),
             notes: Family::default(),
+            reused: Family::default(),
+            reuse_checked: Family::default(),
+            reuse_wrong: Family::default(),
             spans: Family::default(),
             role_failures: Family::default(),
             beats: Mutex::default(),
@@ -156,6 +162,18 @@ pub fn count_notes(site: &SiteName, count: usize) {
     }
 }
 
+/// Counts a picture that got the answer of an earlier one.
+pub fn count_reused(site: &SiteName) {
+    REGISTRY.reused.get_or_create(&SiteLabel { site: site.to_string() }).inc();
+}
+
+/// Counts a picture that was recognized to check what reuse would have said, and whether that was wrong.
+pub fn count_reuse_check(site: &SiteName, is_wrong: bool) {
+    let label = SiteLabel { site: site.to_string() };
+    REGISTRY.reuse_checked.get_or_create(&label).inc();
+    REGISTRY.reuse_wrong.get_or_create(&label).inc_by(u64::from(is_wrong));
+}
+
 /// Counts spans of traces that were `sent` to the collector, or `dropped` because it did not take them.
 pub(crate) fn count_spans(outcome: &'static str, count: u64) {
     REGISTRY.spans.get_or_create(&SpanOutcomeLabel { outcome }).inc_by(count);
@@ -240,6 +258,21 @@ fn counted() -> Registry {
         "tributary_image_notes",
         "Ignored headers and skipped bytes of images that were recognized nevertheless; listed in the notes of their answers",
         REGISTRY.notes.clone(),
+    );
+    registry.register(
+        "tributary_reused",
+        "Answers given to pictures that hardly differ from an earlier one and were not recognized",
+        REGISTRY.reused.clone(),
+    );
+    registry.register(
+        "tributary_reuse_checked",
+        "Pictures whose answer could be reused and that were recognized to check",
+        REGISTRY.reuse_checked.clone(),
+    );
+    registry.register(
+        "tributary_reuse_wrong",
+        "Checked pictures to which the model gave another label than reuse would have",
+        REGISTRY.reuse_wrong.clone(),
     );
     let help = "Times that a role failed and was started again";
     registry.register("tributary_role_failures", help, REGISTRY.role_failures.clone());

@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, oneshot};
 pub use self::error::InferenceError;
 pub use self::owner::ProcessorContention;
 use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner, WaitingJobs};
-pub use self::result::{InferenceResult, InferenceTimings};
+pub use self::result::{InferenceResult, InferenceTimings, PixelInspector};
 pub use self::settings::{InferenceSettings, Replicas};
 use crate::batch_cost::{batch_within, measure_batches};
 use crate::model::Model;
@@ -221,10 +221,21 @@ impl InferencePool {
 
     /// Like [`InferencePool::predict`], for a picture that is more or less urgent than others.
     pub async fn predict_urgent(&self, bytes: Bytes, urgency: Urgency) -> Result<InferenceResult, InferenceError> {
+        self.predict_inspected(bytes, urgency, None).await
+    }
+
+    /// Like [`InferencePool::predict_urgent`], for a picture that need not be inferred if `inspect` declines it once it is
+    /// decoded.
+    pub async fn predict_inspected(
+        &self,
+        bytes: Bytes,
+        urgency: Urgency,
+        inspect: Option<PixelInspector>,
+    ) -> Result<InferenceResult, InferenceError> {
         let asked = Instant::now();
         let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| InferenceError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        self.0.jobs.add(urgency, InferenceJob { bytes, asked, reply, permit });
+        self.0.jobs.add(urgency, InferenceJob { bytes, inspect, asked, reply, permit });
         self.0.mail.send(OwnerMail::See).map_err(|_| InferenceError::Stopped)?;
         answer.await.map_err(|_| InferenceError::Stopped)?
     }
@@ -419,6 +430,38 @@ mod tests {
             assert!(close(&seen.logits, &expected.logits));
             assert_eq!(seen.timings.batch_size, 2);
         }
+    }
+
+    #[test]
+    fn a_picture_that_is_declined_once_decoded_is_not_inferred() {
+        let mut replica = Replica::open(&onnx(), &light(), &settings(1)).unwrap();
+        let (good, sides) = (sample::jpeg(), std::sync::Mutex::new(Vec::new()));
+        let expected = replica.predict(&good).unwrap();
+        let sides = Arc::new(sides);
+        let image = |wanted: Option<bool>| {
+            let inspect = wanted.map(|wanted| {
+                let sides = sides.clone();
+                let look = move |pixels: &crate::Pixels| {
+                    sides.lock().unwrap().push((pixels.width_px, pixels.height_px));
+                    wanted
+                };
+                Box::new(look) as PixelInspector
+            });
+            crate::replica::BatchImage { bytes: &good, inspect }
+        };
+        let mut batch = [image(None), image(Some(false)), image(Some(true)), image(Some(false))];
+        let outcomes = replica.predict_inspected(&mut batch);
+        let names: Vec<_> =
+            outcomes.iter().map(|outcome| outcome.as_ref().map_or_else(InferenceError::name, |_| "seen")).collect();
+        assert_eq!(names, ["seen", "infer_declined", "seen", "infer_declined"]);
+        for seen in outcomes.into_iter().flatten() {
+            assert!(close(&seen.logits, &expected.logits));
+            assert_eq!(seen.timings.batch_size, 2, "only what is wanted runs");
+        }
+        let (_, width_px, height_px) = crate::dimensions(&good).unwrap();
+        assert_eq!(*sides.lock().unwrap(), [(width_px, height_px); 3]);
+        let alone = replica.predict_inspected(&mut [image(Some(false))]);
+        assert!(matches!(alone[..], [Err(InferenceError::Declined)]));
     }
 
     #[test]

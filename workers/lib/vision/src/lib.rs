@@ -46,8 +46,8 @@ pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;
 pub use inference::{
-    InferenceError, InferencePool, InferenceResult, InferenceSettings, InferenceTimings, ProcessorContention, Replica,
-    Replicas, StandbyModel,
+    InferenceError, InferencePool, InferenceResult, InferenceSettings, InferenceTimings, PixelInspector,
+    ProcessorContention, Replica, Replicas, StandbyModel,
 };
 pub use model::{Model, ModelError};
 pub use novelty::fit::{FitError, FitReport, SeparationReport};

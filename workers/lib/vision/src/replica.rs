@@ -9,11 +9,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
-use crate::inference::{InferenceError, InferenceResult, InferenceSettings, InferenceTimings};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, InferenceTimings, PixelInspector};
 use crate::model::Model;
 use crate::sample;
 use crate::session::{BatchOutputs, OnnxRuntime, Session};
 use crate::tensor::{self, Scratch};
+
+/// A picture of a batch.
+pub(crate) struct BatchImage<'a> {
+    /// The encoded picture.
+    pub bytes: &'a [u8],
+    /// May decline its inference; taken when it is decoded.
+    pub inspect: Option<PixelInspector>,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -69,7 +77,11 @@ impl Replica {
 
     /// Recognizes one picture.
     pub fn predict(&mut self, bytes: &[u8]) -> Result<InferenceResult, InferenceError> {
-        let DecodedImage { decode_us, envelope, .. } = self.prepare(0, bytes)?;
+        self.predict_one(&mut BatchImage { bytes, inspect: None })
+    }
+
+    fn predict_one(&mut self, image: &mut BatchImage<'_>) -> Result<InferenceResult, InferenceError> {
+        let DecodedImage { decode_us, envelope, .. } = self.prepare(0, image.bytes, image.inspect.take())?;
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = InferenceTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
@@ -85,18 +97,27 @@ impl Replica {
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
     pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
-        images.chunks(self.max_batch).flat_map(|chunk| self.predict_chunk(chunk)).collect()
+        let mut images: Vec<BatchImage<'_>> = images.iter().map(|bytes| BatchImage { bytes, inspect: None }).collect();
+        self.predict_inspected(&mut images)
     }
 
-    fn predict_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
+    /// Like [`Replica::predict_batch`], for pictures whose inference may be declined.
+    pub(crate) fn predict_inspected(
+        &mut self,
+        images: &mut [BatchImage<'_>],
+    ) -> Vec<Result<InferenceResult, InferenceError>> {
+        images.chunks_mut(self.max_batch).flat_map(|chunk| self.predict_chunk(chunk)).collect()
+    }
+
+    fn predict_chunk(&mut self, images: &mut [BatchImage<'_>]) -> Vec<Result<InferenceResult, InferenceError>> {
         if let [image] = images {
-            return vec![self.predict(image)];
+            return vec![self.predict_one(image)];
         }
         let mut rows = 0;
         let prepared: Vec<Result<DecodedImage, InferenceError>> = images
-            .iter()
+            .iter_mut()
             .map(|image| {
-                let prepared = self.prepare(rows, image)?;
+                let prepared = self.prepare(rows, image.bytes, image.inspect.take())?;
                 rows += 1;
                 Ok(prepared)
             })
@@ -129,7 +150,7 @@ impl Replica {
         // The operator's limits may be tighter than the generated picture.
         let limits = std::mem::take(&mut self.limits);
         let started = Instant::now();
-        let outcome = (0..images).try_for_each(|row| self.prepare(row, sample).map(|_| ()));
+        let outcome = (0..images).try_for_each(|row| self.prepare(row, sample, None).map(|_| ()));
         let outcome = outcome.and_then(|()| self.run(0, images));
         self.limits = limits;
         outcome.map(|_| started.elapsed().as_secs_f64() * 1e3)
@@ -140,10 +161,18 @@ impl Replica {
         self.time_ms(&sample::jpeg(), images).map(|_| ())
     }
 
-    /// Decodes into row `row`.
-    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<DecodedImage, InferenceError> {
+    /// Decodes into row `row`, unless `inspect` declines the picture.
+    fn prepare(
+        &mut self,
+        row: usize,
+        bytes: &[u8],
+        inspect: Option<PixelInspector>,
+    ) -> Result<DecodedImage, InferenceError> {
         let started = Instant::now();
         let envelope = decode_into(bytes, &self.limits, &mut self.pixels)?;
+        if inspect.is_some_and(|inspect| !inspect(&self.pixels)) {
+            return Err(InferenceError::Declined);
+        }
         let (from, to) = (row * self.row_len, (row + 1) * self.row_len);
         if self.batch.len() < to {
             self.batch.resize(to, 0.0);

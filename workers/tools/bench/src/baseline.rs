@@ -156,6 +156,7 @@ impl BaselineRecognizer {
             verify: &self.verify,
             energy: &self.energy,
             decided: None,
+            state: None,
             tickets: &self.tickets,
             now_ms: clock::now_ms(),
         }

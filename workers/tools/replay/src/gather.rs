@@ -100,7 +100,9 @@ pub async fn gather_decided(
         let mut row = TaskRow::of(&answer, &mut texts);
         persons.label_rows(&mut row);
         answer.truth = answer.truth.filter(|_| !row.retracted);
-        if answer.replayed.is_some() || !query.takes(&row) {
+        // Nothing was decided about an image that got an earlier answer, or that may not leave the site.
+        let was_decided = answer.replayed.is_none() && answer.reused.is_none() && answer.has_healthy_picture();
+        if !was_decided || !query.takes(&row) {
             continue;
         }
         match RecordedTask::of(&answer, row.person.as_ref(), &mut texts) {

@@ -292,6 +292,13 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         Some(format!("{}, {} later", format::format_time(answer.answered_at_ms), format::format_span(took as f64))),
     );
     row("late", answer.late_ms.map(|ms| format!("{} after the publisher's deadline", format::format_span(ms as f64))));
+    row("reused", answer.reused.map(|task| format!("the answer of task {task}: the picture hardly differs")));
+    let since =
+        answer.since_ms.map(|since_ms| format!(", since {}", format::format_time(since_ms))).unwrap_or_default();
+    row("state", answer.state.as_deref().map(|state| format!("{}{since}", format::plain_text(state))));
+    let faults = answer.picture.iter().flat_map(|picture| &picture.faults);
+    let faults = faults.map(|fault| format::plain_text(fault.as_str())).collect::<Vec<_>>().join(", ");
+    row("picture", Some(faults).filter(|faults| !faults.is_empty()));
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
     for note in &answer.notes {
         row("note", Some(format::plain_text(note)));
@@ -376,6 +383,25 @@ mod tests {
         assert!(line(&late).contains("1.5 s late"), "{}", line(&late));
         assert!(report(&late, 0).contains("1.5 s after the publisher's deadline"), "{}", report(&late, 0));
         assert!(!line(&answer(AnswerStage::Final)).contains(" late"));
+    }
+
+    #[test]
+    fn what_a_camera_adds_is_shown() {
+        let black = r#"{"brightness_ratio":0,"contrast_ratio":0,"white_ratio":0,"faults":["black","frozen"]}"#;
+        let seen = Answer {
+            picture: schemas::PictureReport::read(black),
+            reused: Some(TaskId::from_name("before")),
+            state: Some("open".into()),
+            since_ms: Some(1_000_000_000_000),
+            ..answer(AnswerStage::Final)
+        };
+        let text = report(&seen, 0);
+        let before = format!("the answer of task {}", TaskId::from_name("before"));
+        for part in ["open, since 2001-09-09", &before, "picture    black, frozen"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let plain = report(&answer(AnswerStage::Final), 0);
+        assert!(!["reused", "state", "picture"].iter().any(|word| plain.contains(word)), "{plain}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod drift;
 mod gather;
+mod reuse;
 mod screen;
 
 use std::io::IsTerminal;

@@ -26,6 +26,9 @@ pub enum InferenceError {
         /// Message of the panic.
         why: String,
     },
+    /// Whoever asked looked at the decoded picture, and does not want it inferred.
+    #[error("the picture's result is not wanted any more")]
+    Declined,
     /// The threads have ended or are about to.
     #[error("inference has stopped")]
     Stopped,
@@ -46,6 +49,7 @@ impl InferenceError {
             InferenceError::Session(error) => error.name(),
             InferenceError::Tensor(_) => "tensor_unfit",
             InferenceError::Panicked { .. } => "infer_panicked",
+            InferenceError::Declined => "infer_declined",
             InferenceError::Stopped => "infer_stopped",
             InferenceError::NoThread { .. } => "infer_no_thread",
         }
@@ -57,7 +61,9 @@ impl InferenceError {
             InferenceError::Decode(error) => error.remedy(),
             InferenceError::Session(_) | InferenceError::Tensor(_) => "check the model with `tributary model check`",
             InferenceError::Panicked { .. } => "keep the image and report it with the version of tributary",
-            InferenceError::Stopped | InferenceError::NoThread { .. } => "none needed; another worker takes it",
+            InferenceError::Declined | InferenceError::Stopped | InferenceError::NoThread { .. } => {
+                "none needed; another worker takes it"
+            }
         };
         FaultNote::new(self.name(), self.to_string(), remedy)
     }

@@ -9,9 +9,9 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use os::thread_time::ThreadClock;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{InferenceError, InferenceResult};
+use super::{InferenceError, InferenceResult, PixelInspector};
 use crate::batch_cost::batch_within;
-use crate::replica::Replica;
+use crate::replica::{BatchImage, Replica};
 use crate::urgency::{Urgency, UrgencyQueue};
 
 /// Weight of the newest batch in the running cost; an estimate, about the last thirty count.
@@ -31,6 +31,7 @@ pub(super) enum OwnerMail {
 
 pub(super) struct InferenceJob {
     pub bytes: Bytes,
+    pub inspect: Option<PixelInspector>,
     pub asked: Instant,
     pub reply: oneshot::Sender<Result<InferenceResult, InferenceError>>,
     /// Space in the mailbox, released once a replica takes the job.
@@ -233,16 +234,18 @@ impl ReplicaOwner {
         jobs.retain(|job| !job.reply.is_closed());
         let mut waiting = Vec::with_capacity(jobs.len());
         let mut images = Vec::with_capacity(jobs.len());
-        for InferenceJob { bytes, asked, reply, permit } in jobs.drain(..) {
+        for InferenceJob { bytes, inspect, asked, reply, permit } in jobs.drain(..) {
             drop(permit);
             waiting.push((taken.saturating_duration_since(asked), reply));
-            images.push(bytes);
+            images.push((bytes, inspect));
         }
         if images.is_empty() {
             return;
         }
-        let slices: Vec<&[u8]> = images.iter().map(AsRef::as_ref).collect();
-        let outcomes = self.replica.predict_batch(&slices);
+        let batch = images.iter_mut().map(|(bytes, inspect)| BatchImage { bytes, inspect: inspect.take() });
+        let mut batch: Vec<BatchImage<'_>> = batch.collect();
+        let outcomes = self.replica.predict_inspected(&mut batch);
+        drop(batch);
         let waits_after = clock.and_then(ThreadClock::read);
         let waited = waits_after.zip(waits_before).map(|(after, before)| after.waited.saturating_sub(before.waited));
         let per_image_ms = |time: Duration| time.as_secs_f64() * 1e3 / images.len() as f64;

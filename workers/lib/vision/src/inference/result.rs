@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::decode::ImageEnvelope;
+use crate::decode::{ImageEnvelope, Pixels};
 use crate::model::Model;
+
+/// Looks at a picture between its decoding and its inference, on the replica's thread; false declines its inference
+/// ([`crate::InferenceError::Declined`]).
+pub type PixelInspector = Box<dyn FnOnce(&Pixels) -> bool + Send>;
 
 /// A model's output for one picture.
 #[derive(Debug, Clone, PartialEq)]

@@ -150,6 +150,7 @@ pub(super) const DEADLINES: [Scenario; 2] = [
         arrivals: ArrivalPattern::Burst { of_capacity: 3.0 },
         shape: WIDE,
         deadline_ms: Some(400),
+        rounds: Some(UNSTEADY_ROUNDS),
         quick: true,
         ..BATCH
     },

@@ -9,8 +9,8 @@ use schemas::{
 
 use training::holdout::ratio_interval;
 
-use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
+use super::{drift, reuse};
 use crate::camera_table::{CAMERA_HEAD, camera_cells, camera_problem};
 use crate::release::standing::{FINDING_HEAD, finding_cells};
 use crate::{decision_text, format};
@@ -35,6 +35,7 @@ pub(super) fn text(status: &SiteStatus) -> String {
     row("cloud", cloud(&status.cloud));
     decisions(status).into_iter().for_each(|decision| row("decision", decision));
     drift::line(&status.workers).into_iter().for_each(|line| row("drift", line));
+    reuse::line(&status.workers).into_iter().for_each(|line| row("reuse", line));
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
