@@ -17,6 +17,6 @@ pub mod picture_health;
 pub mod region;
 pub mod source;
 
-pub use address::{AddressError, CameraAddress, CameraLogin};
+pub use address::{AddressError, CameraAddress, CameraLogin, CameraPlace};
 pub use error::CameraError;
 pub use frame::{Frame, FramePicture, YuvPicture};
