@@ -1,7 +1,7 @@
 //! Turns an image into an answer: accept → admit → fetch → decode → batch → infer → gate → report.
 //!
 //! [`worker`] reads as that path. Pure decisions: [`accept`] (can it be an image), [`offload_window`] (how many tasks
-//! the cloud may hold), [`reuse::policy`], [`states::tracker`], and those of `offload` (admit, gate, escalation,
+//! the cloud may hold), `reuse::policy`, `states::tracker`, and those of `offload` (admit, gate, escalation,
 //! calibration). Around them: [`signals`] and
 //! [`machine_vitals`] gather the inputs, [`admission`] decides and counts, [`offload`] holds what the cloud works on,
 //! [`learner`] collects verdicts, [`reuse`] gives a picture the answer of the one before, [`states`] follows what cameras
