@@ -8,13 +8,12 @@ use camera::CameraAddress;
 use camera::motion_gate::GateSettings;
 use grabber::{CameraPlan, CameraSettings, check_cameras};
 use runtime::settings::LoadedSettings;
-use runtime::{Shutdown, clock, heartbeat};
+use runtime::{Shutdown, heartbeat};
 use schemas::{CameraHealth, CameraName, CameraState, Role};
 use streams::{Bus, fleet};
 use tokio::sync::watch;
 
 use super::login_options::LoginOptions;
-use crate::camera_table::camera_problem;
 use crate::roles;
 use crate::settings::Settings;
 use crate::{format, site_target, stdout};
@@ -102,8 +101,12 @@ async fn report(bus: &Bus, name: &CameraName, shutdown: &Shutdown) {
 }
 
 fn line(health: &CameraHealth) -> String {
-    if let Some(problem) = camera_problem(health, clock::now_ms()).filter(|_| health.state == CameraState::Silent) {
-        return problem;
+    // Without times, so that it is said once.
+    if let Some(fault) = health.fault.as_ref().filter(|_| health.state == CameraState::Silent) {
+        return format!("{}; {}", format::plain_text(&fault.reason), format::plain_text(&fault.remedy));
+    }
+    if health.state == CameraState::Starting {
+        return "connecting".into();
     }
     let counts = &health.counts;
     let faults = health.picture.iter().flat_map(|picture| &picture.faults);
