@@ -61,7 +61,8 @@ async fn healths(bus: &Bus) -> anyhow::Result<Vec<CameraHealth>> {
 
 /// Waits until a camera is as wanted.
 async fn wait_for(bus: &Bus, camera: &str, what: &str, is_so: impl Fn(&CameraHealth) -> bool) -> CameraHealth {
-    let waiting = until(&format!("{camera}: {what}"), PATIENCE, async || {
+    let what = format!("{camera}: {what}");
+    let waiting = until(&what, PATIENCE, async || {
         Ok(healths(bus).await?.into_iter().find(|health| health.camera.as_str() == camera && is_so(health)))
     });
     match waiting.await {
@@ -101,8 +102,9 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     let (bus, site) = bus(folder.path()).await;
     let answers = wait_for_answers(&bus, &site, "gate", 4).await;
     assert!(answers.iter().all(|answer| answer.label.is_some() && answer.captured_at_ms.is_some()));
+    wait_for(&bus, "gate", "pictures", |health| health.state == CameraState::Streaming).await;
     let status = run(folder.path(), &["status", "--store", "store"]).await.unwrap();
-    assert!(status.out.contains("1 of 1 camera give pictures") && status.out.contains("320x"), "{}", status.out);
+    assert!(status.out.contains("1 of 1 camera gives pictures") && status.out.contains("320x"), "{}", status.out);
 
     // One more, which is motion JPEG cut into two regions; the first goes on as it was.
     let regions = "[[camera.region]]\nname = \"left\"\ncrop = [0, 0, 0.5, 1]\n[[camera.region]]\nname = \"right\"\ncrop = [0.5, 0, 0.5, 1]";
@@ -113,16 +115,20 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     }
     let gate_health = wait_for(&bus, "gate", "it went on", |health| health.counts.taken > 4).await;
     assert_eq!(gate_health.counts.reconnects, 0);
-    let whole = reader::last_message(&bus, topology::IMAGES, &subject::image(&site, &"gate".parse().unwrap()));
-    let half = reader::last_message(&bus, topology::IMAGES, &subject::image(&site, &"left".parse().unwrap()));
-    let width = |bytes: &[u8]| vision::dimensions(bytes).unwrap().1;
-    let (whole, half) = (whole.await.unwrap().unwrap(), half.await.unwrap().unwrap());
-    assert_eq!(width(&half.payload) * 2, width(&whole.payload));
+    let width = async |camera: &str| {
+        let subject = subject::image(&site, &camera.parse().unwrap());
+        let image = reader::last_message(&bus, topology::IMAGES, &subject).await.unwrap().unwrap();
+        vision::dimensions(&image.payload).unwrap().1
+    };
+    assert_eq!(width("left").await * 2, width("gate").await);
 
     // A mistake in the file changes nothing, and is said.
+    let elsewhere = tempfile::tempdir().unwrap();
     write_settings(folder.path(), &format!("{gate}{yard}[[camera]]\nname = \"broken\"\n"));
     let said = until("the mistake to be said", PATIENCE, async || {
-        let status = run(folder.path(), &["status", "--store", "store"]).await?;
+        // From another folder: here, the command itself would refuse the file.
+        let store = folder.path().join("store").display().to_string();
+        let status = run(elsewhere.path(), &["status", "--store", &store]).await?;
         Ok(Some(status.out).filter(|text| text.contains("changed and is invalid")))
     });
     let said = said.await.unwrap();
@@ -135,8 +141,9 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     })
     .await
     .unwrap();
-    let last = reader::last_message(&bus, topology::CAMERAS, &subject::camera_health(&site, &"gate".parse().unwrap()));
-    let last: CameraHealth = decode(&last.await.unwrap().unwrap().payload).unwrap();
+    let kept = subject::camera_health(&site, &"gate".parse().unwrap());
+    let last = reader::last_message(&bus, topology::CAMERAS, &kept).await.unwrap().unwrap();
+    let last: CameraHealth = decode(&last.payload).unwrap();
     assert_eq!(last.state, CameraState::Ended);
     wait_for(&bus, "left", "it gives pictures", |health| health.state == CameraState::Streaming).await;
     assert_eq!(up.ended().unwrap(), None, "{}", up.log());
@@ -180,8 +187,9 @@ async fn what_is_wrong_with_a_camera_is_named_and_the_others_go_on() {
     wait_for_answers(&bus, &site, "good", 4).await;
     wait_for(&bus, "good", "it goes on", |health| health.counts.taken >= before.counts.taken + 4).await;
     let status = run(folder.path(), &["status", "--store", "store"]).await.unwrap();
-    for (name, ..) in faults {
-        assert!(status.out.contains(&format!("Camera {name} gives no pictures")), "{name}\n{}", status.out);
+    // The slow one gives some after every connection.
+    for (name, ..) in faults.iter().filter(|(name, ..)| *name != "slow") {
+        assert!(status.out.contains(&format!("Camera {name} has given no pictures for")), "{name}\n{}", status.out);
     }
     let json = run(folder.path(), &["status", "--json", "--store", "store"]).await.unwrap();
     let config = run(folder.path(), &["config", "--show"]).await.unwrap();

@@ -218,8 +218,12 @@ async fn every_metric_of_the_board_the_alerts_and_the_autoscaler_is_told_by_a_ru
     for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.max_bytes_per_day=100000000"] {
         arguments.extend(["--set", pair]);
     }
-    let camera = format!("[[camera]]\nname = \"belt\"\nurl = {:?}\n", fixture("images/fashion").display());
-    std::fs::write(folder.path().join("tributary.toml"), camera).unwrap();
+    let stills = folder.path().join("stills");
+    std::fs::create_dir(&stills).unwrap();
+    for (number, picture) in pictures().unwrap().iter().take(10).enumerate() {
+        std::fs::write(stills.join(format!("{number}.jpg")), vision::enlarged(&picture.bytes, 200).unwrap()).unwrap();
+    }
+    std::fs::write(folder.path().join("tributary.toml"), "[[camera]]\nname = \"belt\"\nurl = \"stills\"\n").unwrap();
     let up = WorkerProcess::start("up", folder.path(), &arguments, &[]).unwrap();
     let listens = until("where it answers", PATIENCE, async || Ok(listens_at(&up.log())));
     let address = &listens.await.unwrap();

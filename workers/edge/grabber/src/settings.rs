@@ -27,7 +27,7 @@ pub struct CameraSettings {
     /// Name of the camera: the last token of its images' subject.
     pub name: CameraName,
     /// Address: `rtsp://HOST/PATH`, `http://HOST/PATH` of a snapshot or of motion JPEG, `/dev/video0`, a video file or a
-    /// folder of pictures. A login in it is never shown.
+    /// folder of JPEGs. A login in it is never shown.
     pub url: CameraAddress,
     /// Site it belongs to; absent: the only one, or with several sites the first.
     #[serde(default)]

@@ -25,7 +25,7 @@ pub enum CameraPlace {
     Rtsp(Url),
     /// A video device of this machine, such as `/dev/video0`.
     Device(PathBuf),
-    /// A video file, a picture, or a folder of pictures.
+    /// A video file, a JPEG, or a folder of JPEGs.
     Path(PathBuf),
 }
 

@@ -313,7 +313,7 @@ mod tests {
                 noise ^= noise >> 7;
                 noise ^= noise << 17;
                 let at = x + shift;
-                let block = if (at / 40 + y / 30) % 3 == 0 { 60 } else { 0 };
+                let block = if (at / 40 + y / 30).is_multiple_of(3) { 60 } else { 0 };
                 let stripe = if at % 16 < 8 { 30 } else { 0 };
                 plane.push((70 + block + stripe + (at * y) % 37 + (noise % 5) as usize) as u8);
             }

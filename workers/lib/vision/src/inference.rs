@@ -519,7 +519,7 @@ mod tests {
             let (reply, answer) = oneshot::channel();
             let permit = infer.0.permits.clone().acquire_owned().await.unwrap();
             let urgency = Urgency { priority, left: left_ms.map(Duration::from_millis) };
-            infer.0.jobs.add(urgency, InferenceJob { bytes: sample(), asked: now, reply, permit });
+            infer.0.jobs.add(urgency, InferenceJob { bytes: sample(), inspect: None, asked: now, reply, permit });
             answers.push(answer);
         }
         // All wait before the first is taken.

@@ -41,7 +41,7 @@ pub(crate) fn camera_problem(health: &CameraHealth, now_ms: u64) -> Option<Strin
         let lead = match health.state.known() {
             Some(CameraState::Silent) => {
                 let since = format::format_span(now_ms.saturating_sub(health.since_ms) as f64);
-                format!("Camera {} gives no pictures since {since}", health.camera)
+                format!("Camera {} has given no pictures for {since}", health.camera)
             }
             _ => format!("Camera {}", health.camera),
         };

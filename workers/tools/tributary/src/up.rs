@@ -309,7 +309,7 @@ fn check_camera_sites(settings: &Settings, names: &[SiteName]) -> anyhow::Result
     match stray.filter(|(_, site)| !names.contains(site)) {
         Some((camera, site)) => {
             let names: Vec<&str> = names.iter().map(SiteName::as_str).collect();
-            anyhow::bail!("camera.{}.site is {site}; the sites here are {}", camera.name, names.join(", "))
+            anyhow::bail!("camera {} belongs to site {site}; the sites here are {}", camera.name, names.join(", "))
         }
         None => Ok(()),
     }

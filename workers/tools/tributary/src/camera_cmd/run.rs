@@ -25,7 +25,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(clap::Args)]
 pub(super) struct RunArgs {
     /// Take pictures from this address: rtsp://HOST/PATH, http://HOST/PATH of a snapshot or of motion JPEG, /dev/video0,
-    /// a video file or a folder of pictures.
+    /// a video file or a folder of JPEGs.
     #[arg(value_name = "URL")]
     pub(super) address: Option<String>,
     /// Name of the camera, under which its images are published [default: made from the address].

@@ -329,7 +329,8 @@ fn cameras(status: &SiteStatus) -> Option<String> {
     }
     let streaming = all.iter().filter(|health| health.state == CameraState::Streaming).count();
     let rows: Vec<Vec<String>> = all.iter().map(|health| camera_cells(health, status.at_ms)).collect();
-    let mut text = format!("{streaming} of {} give pictures", format::count(all.len() as u64, "camera"));
+    let verb = if all.len() == 1 { "gives" } else { "give" };
+    let mut text = format!("{streaming} of {} {verb} pictures", format::count(all.len() as u64, "camera"));
     for line in format::table(&CAMERA_HEAD, &rows).lines() {
         text += &format!("\n            {line}");
     }
