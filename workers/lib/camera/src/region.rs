@@ -357,4 +357,31 @@ mod tests {
         let nothing = crop([0.5, 0.5, 0.001, 0.001]).cut(&yuv());
         assert!(matches!(nothing, Err(CutError::Size { .. })));
     }
+
+    /// Whatever the sampling of a camera's JPEG, its brightness alone is that of the whole picture.
+    #[test]
+    fn brightness_alone_is_that_of_the_whole_picture() {
+        use SamplingFactor::{F_1_1, F_1_2, F_1_4, F_2_1, F_2_2, F_2_4, F_4_1, F_4_2};
+        let (width, height) = (150u16, 90u16);
+        // Far from black and white, so that colors are not cut off.
+        let pixel = |at: usize| [90 + (at % 150 / 3) as u8, 100 + (at / 150 / 2) as u8, 120];
+        let rgb: Vec<u8> = (0..usize::from(width) * usize::from(height)).flat_map(pixel).collect();
+        for sampling in [F_1_1, F_2_1, F_1_2, F_2_2, F_4_1, F_4_2, F_1_4, F_2_4] {
+            let mut jpeg = Vec::new();
+            let mut encoder = Encoder::new(&mut jpeg, 95);
+            encoder.set_sampling_factor(sampling);
+            encoder.encode(&rgb, width, height, ColorType::Rgb).unwrap();
+            let mut alone = GrayPixels::default();
+            vision::decode_gray_into(&jpeg, &DecodeSettings::default(), &mut alone)
+                .unwrap_or_else(|error| panic!("{sampling:?}: {error}"));
+            let of_rgb = |pixel: &[u8; 3]| {
+                let [r, g, b] = pixel.map(f32::from);
+                0.299 * r + 0.587 * g + 0.114 * b
+            };
+            let whole = decoded(&jpeg);
+            let apart = alone.gray.iter().zip(whole.rgb.as_chunks::<3>().0);
+            let apart = apart.map(|(gray, pixel)| (f32::from(*gray) - of_rgb(pixel)).abs()).fold(0.0, f32::max);
+            assert!(apart < 4.0 && alone.gray.len() * 3 == whole.rgb.len(), "{sampling:?}: {apart} levels apart");
+        }
+    }
 }

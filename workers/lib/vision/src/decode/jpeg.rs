@@ -305,6 +305,11 @@ pub(super) fn decode_gray(bytes: &[u8], settings: &DecodeSettings, gray: &mut Gr
     if layout.unsupported().is_some() || !layout.sequential() || layout.has_separate_components() {
         return Ok(false);
     }
+    // The decoder reads on beyond the last block where blocks are doubled downwards alone (ffmpeg's 4:4:4, for one).
+    let most = |side: fn(&FrameComponent) -> u8| layout.components.iter().map(side).max();
+    if most(|component| component.down) > most(|component| component.across) {
+        return Ok(false);
+    }
     let whole = prepare_for_decoder(bytes, &layout);
     let mut decoder = decoder(&whole, ColorSpace::Luma);
     decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;

@@ -82,7 +82,9 @@ pub(super) async fn command(args: &CheckArgs) -> anyhow::Result<()> {
                 let (steps, fault) = (&failure.steps, failure.error.note());
                 stdout::json(&serde_json::json!({ "address": address.to_string(), "steps": steps, "fault": fault }))?;
             }
-            bail!("{}; {}", format::plain_text(&failure.error.to_string()), failure.error.remedy())
+            // A check tries once, other than a worker.
+            let remedy = failure.error.remedy().trim_end_matches("; it is tried again");
+            bail!("{}; {remedy}", format::plain_text(&failure.error.to_string()))
         }
     };
     let user = options.login.as_ref().map(|login| login.user.clone());

@@ -116,7 +116,8 @@ async fn search(args: &FindArgs, login: Option<&CameraLogin>) -> anyhow::Result<
             stdout::json(&serde_json::json!({ "cameras": [] }))?;
         }
         let from: Vec<String> = found.searched_from.iter().map(ToString::to_string).collect();
-        bail!("no camera answered within {} s on the network of {}\n{NOTHING_FOUND}", args.timeout, from.join(", "));
+        let remedies = NOTHING_FOUND.map(|remedy| format!("\n  - {remedy}")).concat();
+        bail!("no camera answered within {} s on the network of {}{remedies}", args.timeout, from.join(", "));
     }
     stdout::print_note(format_args!("asking {}", format::count(found.devices.len() as u64, "camera")));
     let mut asking = JoinSet::new();
@@ -142,14 +143,12 @@ async fn search(args: &FindArgs, login: Option<&CameraLogin>) -> anyhow::Result<
 }
 
 /// What to do if no camera answers.
-const NOTHING_FOUND: &str = "\
-  - Cameras must be in the same network as this machine: the search (multicast, UDP port 3702) passes no router, and \
-neither do most VPNs, containers, guest networks and some Wi-Fi access points let it through.
-  - Many makers have ONVIF off: turn it on in the camera's settings, often under Network or Integration, where it may \
-need a user of its own.
-  - Ask a camera whose address you know, which needs no multicast: tributary camera find --host HOST
-  - A camera without ONVIF has addresses all the same: look for RTSP, MJPEG or snapshot in its manual, and try one: \
-tributary camera check URL";
+const NOTHING_FOUND: [&str; 4] = [
+    "Cameras must be in the same network as this machine: the search (multicast, UDP port 3702) passes no router, and neither do most VPNs, containers, guest networks and some Wi-Fi access points let it through.",
+    "Many makers have ONVIF off: turn it on in the camera's settings, often under Network or Integration, where it may need a user of its own.",
+    "Ask a camera whose address you know, which needs no multicast: tributary camera find --host HOST",
+    "A camera without ONVIF has addresses all the same: look for RTSP, MJPEG or snapshot in its manual, and try one: tributary camera check URL",
+];
 
 impl FoundCamera {
     fn fault(&self) -> Option<&OnvifError> {

@@ -64,7 +64,7 @@ impl CheckFindings {
             key_frame_distance_s: facts.key_frame_distance_s,
             taken: watched.arrivals.len() as u64,
             received: facts.received,
-            damaged: facts.damaged,
+            damaged: facts.damaged + watched.damaged,
             interval_ms,
             jitter_ms,
             clock_ahead_ms: watched.clock_ahead_ms,

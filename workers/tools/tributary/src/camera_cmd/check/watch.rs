@@ -24,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long the next picture may take.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Damaged pictures in a row, before the first whole one, after which there will be none.
+const MAX_DAMAGED: u32 = 5;
 /// Most pictures that are counted.
 const MAX_PICTURES: usize = 100_000;
 
@@ -50,6 +52,8 @@ pub(super) struct WatchedCamera {
     pub(super) facts: StreamFacts,
     /// When each picture that was taken had arrived.
     pub(super) arrivals: Vec<Instant>,
+    /// Pictures that were taken and could not be read.
+    pub(super) damaged: u64,
     /// How far the camera's clock was ahead at the latest picture that told, milliseconds.
     pub(super) clock_ahead_ms: Option<i64>,
     /// Pictures that the motion gate would publish after the first.
@@ -99,11 +103,8 @@ async fn watch_steps(
     let mut source = opened.map_err(|_| late("the connection", OPEN_TIMEOUT))??;
     steps.finish("open", started, format!("connected: {}", or_unknown(&source.facts().codec)));
     let started = Instant::now();
-    let Some(first) = next(&mut source, address).await? else {
-        return Err(CameraError::Unreadable { address: shown(), why: "there is no picture in it".into() });
-    };
     let mut seen = SeenPictures::default();
-    seen.add(&first).map_err(|why| CameraError::Damaged { address: shown(), why })?;
+    let first = first_picture(&mut source, address, &mut seen).await?;
     let size = source.facts().size_px.map(|(width, height)| format!(", {width}x{height}")).unwrap_or_default();
     steps.finish("first_picture", started, format!("first picture{size}"));
     stdout::print_note(format_args!("watching for {}", format::format_span(duration.as_millis() as f64)));
@@ -118,7 +119,10 @@ async fn watch_steps(
         match taken {
             Ok(Some(frame)) => match seen.add(&frame) {
                 Ok(()) => latest = frame,
-                Err(why) => interruption = Some(CameraError::Damaged { address: shown(), why }),
+                Err(why) => {
+                    tracing::debug!(why, "picture cannot be read");
+                    seen.damaged += 1;
+                }
             },
             Ok(None) => break,
             Err(error) => {
@@ -156,6 +160,27 @@ async fn reach(address: &CameraAddress, url: &Url, steps: &mut StepLog) -> Resul
     Ok(())
 }
 
+/// The first picture that can be read; a connection may begin in the middle of one.
+async fn first_picture(
+    source: &mut FrameSource,
+    address: &CameraAddress,
+    seen: &mut SeenPictures,
+) -> Result<Frame, CameraError> {
+    let mut error = None;
+    for _ in 0..MAX_DAMAGED {
+        let Some(frame) = next(source, address).await? else { break };
+        match seen.add(&frame) {
+            Ok(()) => return Ok(frame),
+            Err(why) => {
+                seen.damaged += 1;
+                error = Some(CameraError::Damaged { address: address.to_string(), why });
+            }
+        }
+    }
+    let why = "there is no picture in it".into();
+    Err(error.unwrap_or_else(|| CameraError::Unreadable { address: address.to_string(), why }))
+}
+
 /// The next picture; silence is an error.
 async fn next(source: &mut FrameSource, address: &CameraAddress) -> Result<Option<Frame>, CameraError> {
     let next = tokio::time::timeout(SILENCE_TIMEOUT, source.next_frame()).await;
@@ -185,6 +210,7 @@ impl StepLog {
 /// What is known of the pictures so far.
 struct SeenPictures {
     arrivals: Vec<Instant>,
+    damaged: u64,
     clock_ahead_ms: Option<i64>,
     gate: MotionGate,
     published: u32,
@@ -198,6 +224,7 @@ impl Default for SeenPictures {
     fn default() -> Self {
         Self {
             arrivals: Vec::new(),
+            damaged: 0,
             clock_ahead_ms: None,
             gate: MotionGate::new(GateSettings::default()),
             published: 0,
@@ -256,6 +283,7 @@ impl SeenPictures {
             facts,
             is_one_picture: self.is_one_picture && self.arrivals.len() > 2,
             arrivals: self.arrivals,
+            damaged: self.damaged,
             clock_ahead_ms: self.clock_ahead_ms,
             published: self.published,
             measures,
