@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use openh264::decoder::Decoder;
+use openh264::decoder::{DecodeOptions, Decoder, Flush};
 use openh264::formats::YUVSource;
 use tokio::time::Instant;
 
@@ -142,23 +142,29 @@ fn damaged(why: String) -> Decoded {
 }
 
 fn decode_order(decoder: &mut Decoder, order: &DecodeOrder) -> Decoded {
-    let mut decoded = Decoded::default();
-    for (number, coded) in order.pictures.iter().enumerate() {
-        let is_last = number + 1 == order.pictures.len();
-        match decoder.decode(coded) {
-            Ok(Some(picture)) if is_last && order.is_wanted => match copy_picture(&picture) {
-                Some(picture) => decoded.picture = Some(picture),
-                None => return damaged("the decoder gave an incomplete picture".into()),
-            },
-            Ok(_) => {}
-            Err(error) => return damaged(error.to_string()),
-        }
+    match last_picture(decoder, order) {
+        // Any other than a key frame may be shown later, where pictures are coded out of order.
+        Ok(None) if order.is_key && order.is_wanted => damaged("the decoder gave no picture".into()),
+        Ok(picture) => Decoded { picture, damage: None },
+        Err(error) => damaged(error.to_string()),
     }
-    // Any other may be shown later, where pictures are coded out of order.
-    if order.is_key && order.is_wanted && decoded.picture.is_none() {
-        decoded.damage = Some("the decoder gave no picture".into());
+}
+
+/// Decodes all, and copies the last if it is wanted.
+fn last_picture(decoder: &mut Decoder, order: &DecodeOrder) -> Result<Option<YuvPicture>, openh264::Error> {
+    // What the decoder holds back to put it in order must not be asked for between pictures that are out of order: it
+    // would never let go of those that come before what it gave, and run out of room.
+    let in_order = || DecodeOptions::new().flush_after_decode(Flush::NoFlush);
+    let Some((last, before)) = order.pictures.split_last() else { return Ok(None) };
+    for coded in before {
+        decoder.decode_with_options(coded, in_order())?;
     }
-    decoded
+    let given = decoder.decode_with_options(last, in_order())?;
+    let given = given.filter(|_| order.is_wanted).and_then(|picture| copy_picture(&picture));
+    // A key frame begins anew: it is the last of what is held back.
+    let held_back = if order.is_key { decoder.flush_remaining()? } else { Vec::new() };
+    let newest = held_back.last().filter(|_| order.is_wanted).and_then(copy_picture);
+    Ok(newest.or(given))
 }
 
 /// The planes without their padding, and without an odd last row or column.
