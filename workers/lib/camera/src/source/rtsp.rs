@@ -95,7 +95,7 @@ pub(super) async fn open(
         VideoCoding::H264 => PictureDecoder::H264(H264Decoder::new()),
         VideoCoding::H265 => {
             let program = options.ffmpeg.clone();
-            PictureDecoder::H265(H265Decoder::new(address, program, options.interval, latest.clone())?)
+            PictureDecoder::H265(Box::new(H265Decoder::new(address, program, options.interval, latest.clone())?))
         }
     };
     let setup = SetupOptions::default()
@@ -195,7 +195,7 @@ fn first_line(error: &impl Display) -> String {
 enum PictureDecoder {
     None,
     H264(H264Decoder),
-    H265(H265Decoder),
+    H265(Box<H265Decoder>),
 }
 
 /// Reads a playing stream.
