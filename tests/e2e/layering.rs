@@ -121,7 +121,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
 }
 
 /// Which crates may name an outside library that has one home.
-const HOMES: [(&str, &[&str]); 14] = [
+const HOMES: [(&str, &[&str]); 17] = [
     ("axum", &["runtime"]),
     ("prometheus-client", &["runtime"]),
     ("async-nats", &["streams", "tributary-tests", EXAMPLE]),
@@ -136,6 +136,9 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("prost", &["autograd", "vision", "runtime", "tributary-tests"]),
     ("tar", &["replay", "releases"]),
     ("rumqttc", &["notifier"]),
+    ("retina", &["camera"]),
+    ("openh264", &["camera"]),
+    ("http-auth", &["camera"]),
     ("clap", &["tributary", BENCH]),
 ];
 

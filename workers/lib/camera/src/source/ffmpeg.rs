@@ -37,6 +37,8 @@ const ENDING: Duration = Duration::from_secs(1);
 const MAX_DAMAGED: u32 = 30;
 
 /// A running ffmpeg, killed when this is dropped.
+// Only streams over RTSP are fed to it.
+#[cfg_attr(not(feature = "rtsp"), allow(dead_code))]
 pub(super) struct FfmpegChild {
     stdin: Option<ChildStdin>,
     output: FfmpegOutput,
