@@ -14,7 +14,7 @@ const NARROW_PX: u32 = 320;
 /// Rate from which a camera sends far more than is taken, pictures per second.
 const FAST_PER_S: f32 = 15.0;
 /// Jitter that is worth a word, as a fraction of the time between pictures.
-const UNEVEN_RATIO: f64 = 0.3;
+const UNEVEN_RATIO: f64 = 0.5;
 /// Pictures a minute above which nearly everything is published.
 const BUSY_RATIO: f64 = 0.5;
 /// Pictures taken from which the gate can be judged.
@@ -25,10 +25,13 @@ pub(super) fn advice(found: &CheckFindings) -> Vec<String> {
     let is_video = ["h264", "h265"].contains(&found.codec.as_str());
     let mut advice = Vec::new();
     let mut say = |sentence: String| advice.push(sentence);
-    if let Some(distance_s) = found.key_frame_distance_s.filter(|distance_s| is_video && *distance_s > FAR_KEY_FRAMES_S)
-    {
+    // Of a stream whose key frames are further apart than it was watched, the distance is not known.
+    let distance_s = found.key_frame_distance_s.or((found.taken < 2).then_some(found.watched_s as f32));
+    if let Some(distance_s) = distance_s.filter(|distance_s| is_video && *distance_s > FAR_KEY_FRAMES_S) {
+        let every = if found.key_frame_distance_s.is_some() { "come every" } else { "are more than" };
+        let apart = if found.key_frame_distance_s.is_some() { "" } else { " apart" };
         say(format!(
-            "Key frames come every {distance_s:.1} s. Set the camera's key frame interval (I-frame interval, GOP) to 2 s: the first picture comes sooner, and fewer frames need decoding."
+            "Key frames {every} {distance_s:.1} s{apart}. Set the camera's key frame interval (I-frame interval, GOP) to 2 s: the first picture comes sooner, and fewer frames need decoding."
         ));
     }
     if found.codec == "h265" {
@@ -59,7 +62,7 @@ pub(super) fn advice(found: &CheckFindings) -> Vec<String> {
             .into());
     }
     if found.damaged > 0 {
-        say(format!("{} of {} pictures were damaged: check the network.", found.damaged, found.received));
+        say(format!("Damaged pictures: {} of {}. Check the network if more come.", found.damaged, found.received));
     }
     for fault in found.report.faults.iter().filter_map(|fault| fault.known()) {
         say(of_fault(fault).into());
@@ -112,6 +115,7 @@ mod tests {
             user: Some("admin".into()),
             is_remote: true,
             steps: Vec::new(),
+            watched_s: 10.0,
             codec: "h264".into(),
             size_px: Some((1280, 720)),
             frames_per_s: Some(10.0),
@@ -142,6 +146,7 @@ mod tests {
         let black = PictureReport { faults: vec![PictureFault::Black.into()], ..healthy().report };
         for (found, says) in [
             (CheckFindings { key_frame_distance_s: Some(10.0), ..healthy() }, "every 10.0 s"),
+            (CheckFindings { key_frame_distance_s: None, taken: 1, ..healthy() }, "more than 10.0 s apart"),
             (CheckFindings { codec: "h265".into(), ..healthy() }, "ffmpeg"),
             (CheckFindings { size_px: Some((3840, 2160)), ..healthy() }, "sub stream"),
             (CheckFindings { size_px: Some((160, 120)), ..healthy() }, "160x120 is small"),

@@ -23,6 +23,8 @@ pub(super) struct CheckFindings {
     #[serde(skip)]
     pub(super) is_remote: bool,
     pub(super) steps: Vec<CheckStep>,
+    /// How long it was watched after the first picture, seconds.
+    pub(super) watched_s: f64,
     pub(super) codec: String,
     pub(super) size_px: Option<(u32, u32)>,
     /// Pictures that the camera sends, per second.
@@ -58,6 +60,7 @@ impl CheckFindings {
             user,
             is_remote: matches!(address.place, CameraPlace::Http(_) | CameraPlace::Rtsp(_)),
             steps: watched.steps.clone(),
+            watched_s: watched.watched_for.as_secs_f64(),
             codec: facts.codec.clone(),
             size_px: facts.size_px,
             frames_per_s: facts.frames_per_s,

@@ -50,6 +50,8 @@ pub(super) struct CheckFailure {
 pub(super) struct WatchedCamera {
     pub(super) steps: Vec<CheckStep>,
     pub(super) facts: StreamFacts,
+    /// How long it was watched after the first picture.
+    pub(super) watched_for: Duration,
     /// When each picture that was taken had arrived.
     pub(super) arrivals: Vec<Instant>,
     /// Pictures that were taken and could not be read.
@@ -109,6 +111,7 @@ async fn watch_steps(
     steps.finish("first_picture", started, format!("first picture{size}"));
     stdout::print_note(format_args!("watching for {}", format::format_span(duration.as_millis() as f64)));
     let (mut latest, mut interruption) = (first, None);
+    let began = Instant::now();
     let deadline = tokio::time::sleep(duration);
     tokio::pin!(deadline);
     while seen.arrivals.len() < MAX_PICTURES {
@@ -131,7 +134,7 @@ async fn watch_steps(
             }
         }
     }
-    seen.finish(source.facts(), std::mem::take(&mut steps.done), latest, interruption)
+    seen.finish(source.facts(), began.elapsed(), std::mem::take(&mut steps.done), latest, interruption)
         .ok_or_else(|| CameraError::Damaged { address: shown(), why: "no picture could be measured".into() })
 }
 
@@ -273,6 +276,7 @@ impl SeenPictures {
     fn finish(
         self,
         facts: StreamFacts,
+        watched_for: Duration,
         steps: Vec<CheckStep>,
         latest: Frame,
         interruption: Option<CameraError>,
@@ -281,6 +285,7 @@ impl SeenPictures {
         Some(WatchedCamera {
             steps,
             facts,
+            watched_for,
             is_one_picture: self.is_one_picture && self.arrivals.len() > 2,
             arrivals: self.arrivals,
             damaged: self.damaged,
@@ -313,7 +318,7 @@ mod tests {
     fn watched(frames: &[Frame]) -> WatchedCamera {
         let mut seen = SeenPictures::default();
         frames.iter().for_each(|frame| seen.add(frame).unwrap());
-        seen.finish(StreamFacts::default(), Vec::new(), frames.last().unwrap().clone(), None).unwrap()
+        seen.finish(StreamFacts::default(), Duration::ZERO, Vec::new(), frames.last().unwrap().clone(), None).unwrap()
     }
 
     #[test]
