@@ -314,9 +314,9 @@ impl Admission {
         );
     }
 
-    /// Records that an offloaded task was reclaimed for its deadline.
-    pub(crate) fn record_near_deadline(&self) {
-        self.with_window(OffloadWindow::record_near_deadline);
+    /// Records that a task that was offloaded at this time ([`Admission::now_s`]) was reclaimed for its deadline.
+    pub(crate) fn record_near_deadline(&self, sent_at_s: f64) {
+        self.with_window(|window, now_s| window.record_near_deadline(sent_at_s, now_s));
     }
 
     fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {

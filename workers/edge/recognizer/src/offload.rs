@@ -86,6 +86,7 @@ impl Offloader {
         let size = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
         let Some(_memory) = self.reserve_memory(bytes.len()) else { return Ok(OffloadOutcome::Reclaimed) };
         let _away = CountGuard::new(&admission.away);
+        let sent_at_s = admission.now_s();
         let policy = admission.signals.policy();
         let predicted = finish_s(&admission.network(), size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
         let waits_for_cloud = policy.name.ignores_cloud_estimate();
@@ -124,7 +125,7 @@ impl Offloader {
             () = overdue_and_idle => OffloadOutcome::Reclaimed,
             () = tokio::time::sleep(timeout) => {
                 if is_due_first {
-                    admission.record_near_deadline();
+                    admission.record_near_deadline(sent_at_s);
                     return Ok(OffloadOutcome::Reclaimed);
                 }
                 OffloadOutcome::Reclaimed

@@ -89,7 +89,7 @@ enum BenchCommand {
     ///
     /// Images per second, CPU, latency and memory, for both durabilities.
     Recognize(RecognizeBenchArgs),
-    /// Compare policies over a link that is good, slow, flapping or down (20 minutes).
+    /// Compare policies over a link that is good, slow, flapping or down (50 minutes).
     ///
     /// A hub and a leaf with a shaped link between them: completion time, latency, accuracy, uploads, CPU and energy.
     Policy(PolicyBenchArgs),

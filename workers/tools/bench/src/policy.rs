@@ -113,7 +113,7 @@ impl PolicyBenchEffort {
     }
 }
 
-/// Runs the bench: half an hour, or about a minute if `quick`.
+/// Runs the bench: about 50 minutes, or one minute if `quick`.
 pub(crate) async fn run(options: &PolicyBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     tokio::select! {
         report = measure(options) => report,
