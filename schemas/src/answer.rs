@@ -1,7 +1,7 @@
 //! The answer to a task. Version history: 1, first; later with more reasons
 //! and the optional energy, the task that was replayed, the decision trace, notes, several labels, novelty, the
 //! publisher's deadline with how late the answer was, measures of the picture, the task whose answer was reused, and the
-//! state of what the camera shows.
+//! state of what the camera shows, and the objects that a detector found.
 
 use std::fmt;
 
@@ -11,6 +11,7 @@ use crate::codec::Message;
 use crate::decision_trace::DecisionTrace;
 use crate::fault::FaultNote;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
+use crate::object::DetectedObject;
 use crate::picture::PictureReport;
 use crate::task::{Task, Tile};
 
@@ -32,9 +33,10 @@ pub struct Answer {
     /// Whether another answer may follow.
     pub stage: AnswerStage,
     /// The best class; absent only when the image could not be recognized (route `dead`). For a multi-label model: the
-    /// most probable label that applies, or [`NO_LABEL`].
+    /// most probable label that applies; for a detector: the label of the surest object; [`NO_LABEL`] if there is none.
     pub label: Option<String>,
-    /// Calibrated probability of `label`, 0 to 1.
+    /// Calibrated probability of `label`, 0 to 1. For a detector: the confidence of the surest object, or, if it found
+    /// none, 1 less the score of the best candidate.
     pub confidence: Option<f32>,
     /// The best classes, best first; at most [`MAX_TOP`](crate::limits::MAX_TOP).
     #[serde(default)]
@@ -43,6 +45,10 @@ pub struct Answer {
     /// other models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<RankedClass>>,
+    /// For a detector: what it found, surest first, at most [`MAX_OBJECTS`](crate::MAX_OBJECTS); empty if nothing.
+    /// Absent for other models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<DetectedObject>>,
     /// Who gave the answer.
     pub route: Route,
     /// Why the answer took its route.
@@ -138,6 +144,7 @@ impl Answer {
             confidence: None,
             top: Vec::new(),
             labels: None,
+            objects: None,
             route,
             reason,
             release: None,
@@ -173,6 +180,7 @@ impl Answer {
         self.confidence = Some(prediction.confidence);
         self.top = prediction.top;
         self.labels = prediction.labels;
+        self.objects = prediction.objects;
         self.release = Some(prediction.release);
         self.temperature = prediction.temperature;
         self.novelty = prediction.novelty;
@@ -191,6 +199,7 @@ impl Answer {
             confidence: self.confidence?,
             top: self.top.clone(),
             labels: self.labels.clone(),
+            objects: self.objects.clone(),
             release: self.release.clone()?,
             temperature: self.temperature,
             novelty: self.novelty,
@@ -211,6 +220,9 @@ pub struct Prediction {
     /// For a multi-label model: the labels that apply, as in [`Answer::labels`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<RankedClass>>,
+    /// For a detector: what it found, as in [`Answer::objects`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<DetectedObject>>,
     /// Release of the model.
     pub release: ReleaseId,
     /// Divisor of the logits; absent: the one in the release's own description.

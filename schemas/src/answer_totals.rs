@@ -61,6 +61,7 @@ mod tests {
             confidence: 0.5,
             top: Vec::new(),
             labels: None,
+            objects: None,
             release: ReleaseId::from_sha256([1; 32]),
             temperature: None,
             novelty: None,

@@ -91,6 +91,7 @@ mod tests {
             confidence: 0.6,
             top: Vec::new(),
             labels: None,
+            objects: None,
             release: ReleaseId::from_sha256([1; 32]),
             temperature: Some(2.0),
             novelty: Some(0.5),

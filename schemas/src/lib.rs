@@ -21,6 +21,7 @@ mod label;
 mod learned_images;
 pub mod limits;
 pub mod model;
+mod object;
 pub mod picture;
 mod release;
 mod role;
@@ -54,6 +55,7 @@ pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskI
 pub use label::Label;
 pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
+pub use object::{BoundingBox, DetectedObject, MAX_OBJECTS};
 pub use picture::{PictureFault, PictureReport};
 pub use release::{
     Canary, CanaryFinding, CanaryMeasure, CanaryReport, DecisionOrigin, FindingOutcome, MachineRequirements,

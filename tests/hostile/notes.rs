@@ -59,6 +59,7 @@ fn evidence_that_was_bent_is_believed_or_refused() {
             .map(|(label, confidence)| RankedClass { label: label.into(), confidence })
             .into(),
         labels: None,
+        objects: None,
         release: ReleaseId::from_sha256([1; 32]),
         temperature: Some(1.0),
         novelty: None,

@@ -107,6 +107,7 @@ impl Foe {
             confidence: 0.4,
             top: vec![RankedClass { label: "bag".into(), confidence: 0.4 }],
             labels: None,
+            objects: None,
             release: self.release.clone(),
             temperature: None,
             novelty: None,

@@ -85,6 +85,7 @@ pub(crate) fn answer_about(
         confidence: 0.5,
         top: Vec::new(),
         labels: None,
+        objects: None,
         release: release_id(1),
         temperature: None,
         novelty: None,

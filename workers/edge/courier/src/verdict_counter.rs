@@ -66,6 +66,7 @@ mod tests {
             confidence: 0.6,
             top: Vec::new(),
             labels: None,
+            objects: None,
             release: ReleaseId::from_sha256([release; 32]),
             temperature: None,
             novelty: None,

@@ -282,6 +282,7 @@ mod tests {
             confidence: 0.6,
             top: Vec::new(),
             labels: None,
+            objects: None,
             release,
             temperature: None,
             novelty: None,

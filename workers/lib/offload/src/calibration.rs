@@ -309,6 +309,7 @@ mod tests {
             confidence,
             top: ranked(confidence),
             labels: None,
+            objects: None,
             release,
             temperature: Some(1.0),
             novelty: None,

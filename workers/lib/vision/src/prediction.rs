@@ -33,6 +33,7 @@ pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
         confidence: top.confidence,
         top: top_ranked,
         labels,
+        objects: None,
         release: model.release.clone(),
         temperature: None,
         novelty: None,

@@ -249,6 +249,7 @@ impl VerificationSet {
             confidence: 1.0,
             top: Vec::new(),
             labels: None,
+            objects: None,
             release: ReleaseId::from_sha256([0; 32]),
             temperature: None,
             novelty: None,

@@ -354,6 +354,7 @@ mod tests {
             confidence: 0.613,
             top: Vec::new(),
             labels: None,
+            objects: None,
             release,
             temperature: None,
             novelty: None,

@@ -234,6 +234,7 @@ fn verify_request(site: &SiteName, camera: usize, sequence: u64, picture: &[u8])
         confidence: 0.5,
         top: Vec::new(),
         labels: None,
+        objects: None,
         release,
         temperature: None,
         novelty: None,

@@ -28,6 +28,7 @@ fn prediction(label: &str) -> Prediction {
         confidence: 0.9,
         top: Vec::new(),
         labels: None,
+        objects: None,
         release: release(1),
         temperature: None,
         novelty: None,
