@@ -27,13 +27,7 @@ pub(crate) struct OffloadWindow {
 
 impl Default for OffloadWindow {
     fn default() -> Self {
-        Self {
-            tasks: FIRST,
-            falls: 0,
-            halvings: 0,
-            halved_at_s: f64::NEG_INFINITY,
-            closed_until_s: f64::NEG_INFINITY,
-        }
+        Self { tasks: FIRST, falls: 0, halvings: 0, halved_at_s: f64::NEG_INFINITY, closed_until_s: f64::NEG_INFINITY }
     }
 }
 
