@@ -122,7 +122,8 @@ impl CameraTask {
             for view in &self.views {
                 view.log.record_failure(&error);
             }
-            if matches!(error, CameraError::Silent { .. }) && self.distance.is_none() {
+            let was_silent = matches!(error, CameraError::Silent { .. } | CameraError::NoKeyFrame { .. });
+            if was_silent && self.distance.is_none() {
                 self.silence = (self.silence * 2).min(MAX_SILENCE);
             }
             tokio::time::sleep(pause).await;
@@ -146,10 +147,8 @@ impl CameraTask {
         let (mut damaged, mut before) = (0, None::<Instant>);
         loop {
             let limit = self.distance.map_or(self.silence, |distance| self.silence.max(distance.mul_f64(DISTANCES)));
-            let frame = timeout(limit, source.next_frame()).await.map_err(|_| CameraError::Silent {
-                address: self.settings.url.to_string(),
-                seconds: limit.as_secs(),
-            })??;
+            let next = timeout(limit, source.next_frame()).await;
+            let frame = next.unwrap_or_else(|_| Err(source.silence(&self.settings.url, limit)))?;
             let Some(frame) = frame else { return Ok(()) };
             if let Some(before) = before.replace(frame.arrived) {
                 let distance = frame.arrived.saturating_duration_since(before);

@@ -272,7 +272,11 @@ impl RtspReader {
         let is_due = self.due.is_due(now, distance);
         let order = self.gop.push(coded, is_key, now, is_due);
         let key_frame_distance_s = self.gop.key_frame_distance().map(|distance| distance.as_secs_f32());
-        self.latest.update_facts(|facts| facts.key_frame_distance_s = key_frame_distance_s);
+        let awaits_key_frame = self.gop.awaits_key_frame();
+        self.latest.update_facts(|facts| {
+            facts.key_frame_distance_s = key_frame_distance_s;
+            facts.undecodable = if awaits_key_frame { facts.undecodable + 1 } else { 0 };
+        });
         match order.pictures.is_empty() {
             true => Ok(()),
             false => self.decode(order, now, camera_at_ms).await,
