@@ -122,17 +122,24 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     };
     assert_eq!(width("left").await * 2, width("gate").await);
 
-    // A mistake in the file changes nothing, and is said.
-    let elsewhere = tempfile::tempdir().unwrap();
+    // A mistake in the file changes nothing, and is said, by commands in its folder, too.
     write_settings(folder.path(), &format!("{gate}{yard}[[camera]]\nname = \"broken\"\n"));
     let said = until("the mistake to be said", PATIENCE, async || {
-        // From another folder: here, the command itself would refuse the file.
-        let store = folder.path().join("store").display().to_string();
-        let status = run(elsewhere.path(), &["status", "--store", &store]).await?;
-        Ok(Some(status.out).filter(|text| text.contains("changed and is invalid")))
+        let status = run(folder.path(), &["status", "--store", "store"]).await?;
+        Ok((status.success && status.out.contains("changed and is invalid")).then_some(status))
     });
     let said = said.await.unwrap();
-    assert!(said.contains("url") && said.contains("3 of 3 cameras"), "{said}");
+    assert!(said.out.contains("url") && said.out.contains("3 of 3 cameras"), "{}", said.out);
+    assert!(said.err.contains("camera 3 (broken)") && said.err.contains("url"), "{}", said.err);
+    let listed = run(folder.path(), &["camera", "list", "--store", "store"]).await.unwrap();
+    for says in ["gate", "left", "right", "camera 3 (broken)"] {
+        assert!(listed.success && listed.out.contains(says), "{says}: {}{}", listed.out, listed.err);
+    }
+    let removed = run(folder.path(), &["camera", "remove", "nobody", "--store", "store"]).await.unwrap();
+    assert!(removed.err.contains("camera nobody has no login"), "{}", removed.err);
+    // What takes pictures does not start with it.
+    let refused = run(folder.path(), &["grabber", "--store", "store"]).await.unwrap();
+    assert!(!refused.success && refused.err.contains("camera 3 (broken)"), "{}", refused.err);
 
     // Without the first, the other goes on.
     write_settings(folder.path(), &yard);
