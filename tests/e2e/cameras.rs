@@ -17,28 +17,33 @@ use crate::common::PATIENCE;
 use crate::up::found;
 
 /// A camera that shows the project's own pictures in turn, large enough to be one.
-async fn web_camera() -> WebCamera {
+pub(crate) async fn web_camera() -> WebCamera {
     let jpegs =
         pictures().unwrap().iter().take(12).map(|picture| Bytes::from(vision::enlarged(&picture.bytes, 320).unwrap()));
     WebCamera::start(jpegs.collect()).await.unwrap()
 }
 
-fn write_settings(folder: &Path, cameras: &str) {
+pub(crate) fn write_settings(folder: &Path, cameras: &str) {
     // Replaced whole: the file is being followed.
     std::fs::write(folder.join("new.toml"), cameras).unwrap();
     std::fs::rename(folder.join("new.toml"), folder.join("tributary.toml")).unwrap();
 }
 
 /// A camera's entry in the settings.
-fn entry(name: &str, url: &str, more: &str) -> String {
+pub(crate) fn entry(name: &str, url: &str, more: &str) -> String {
     format!("[[camera]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n")
 }
 
 /// Starts `up` with the cameras of its settings file, and the light model alone.
 async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
+    up_with(folder, more, &[]).await
+}
+
+/// The same, with an environment.
+pub(crate) async fn up_with(folder: &Path, more: &[&str], environment: &[(String, String)]) -> WorkerProcess {
     let light = fixture(LIGHT).display().to_string();
     let arguments = [&["up", "--model", &light, "--store", "store"], more].concat();
-    let mut worker = WorkerProcess::start("up", folder, &arguments, &[]).unwrap();
+    let mut worker = WorkerProcess::start("up", folder, &arguments, environment).unwrap();
     let written = until("up.json", PATIENCE, async || Ok(found(folder).map(|_| ())));
     if let Err(error) = written.await {
         panic!("{error:#}; ended: {:?}\n{}", worker.ended(), worker.log());
@@ -46,7 +51,7 @@ async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
     worker
 }
 
-async fn bus(folder: &Path) -> (Bus, SiteName) {
+pub(crate) async fn bus(folder: &Path) -> (Bus, SiteName) {
     let site = found(folder).unwrap()["sites"][0].clone();
     let url = site["url"].as_str().unwrap().to_owned();
     let bus = Bus::connect(&NatsSettings { url, ..NatsSettings::default() }, "test").await.unwrap();
@@ -60,7 +65,7 @@ async fn healths(bus: &Bus) -> anyhow::Result<Vec<CameraHealth>> {
 }
 
 /// Waits until a camera is as wanted.
-async fn wait_for(bus: &Bus, camera: &str, what: &str, is_so: impl Fn(&CameraHealth) -> bool) -> CameraHealth {
+pub(crate) async fn wait_for(bus: &Bus, camera: &str, what: &str, is_so: impl Fn(&CameraHealth) -> bool) -> CameraHealth {
     let what = format!("{camera}: {what}");
     let waiting = until(&what, PATIENCE, async || {
         Ok(healths(bus).await?.into_iter().find(|health| health.camera.as_str() == camera && is_so(health)))

@@ -144,10 +144,13 @@ impl CameraTask {
         };
         let mut source = FrameSource::open(&self.settings.url, &options).await?;
         tracing::debug!(camera = %self.settings.name, "camera connected");
-        let (mut damaged, mut before) = (0, None::<Instant>);
+        let (mut damaged, mut counted, mut before) = (0, 0, None::<Instant>);
         loop {
             let limit = self.distance.map_or(self.silence, |distance| self.silence.max(distance.mul_f64(DISTANCES)));
             let next = timeout(limit, source.next_frame()).await;
+            let facts = source.facts();
+            self.count_damaged(facts.damaged.saturating_sub(counted));
+            counted = facts.damaged;
             let frame = next.unwrap_or_else(|_| Err(source.silence(&self.settings.url, limit)))?;
             let Some(frame) = frame else { return Ok(()) };
             if let Some(before) = before.replace(frame.arrived) {
@@ -155,18 +158,22 @@ impl CameraTask {
                 // The longest of late, so that a camera with uneven distances is not silent in between.
                 self.distance = Some(self.distance.map_or(distance, |known| distance.max(known.mul_f64(0.9))));
             }
-            match self.take(frame, &source.facts()).await {
+            match self.take(frame, &facts).await {
                 Ok(()) => damaged = 0,
                 Err(why) => {
                     damaged += 1;
-                    for view in &self.views {
-                        view.log.count(|counts| counts.damaged += 1);
-                    }
+                    self.count_damaged(1);
                     if damaged >= MAX_DAMAGED {
                         return Err(CameraError::Damaged { address: self.settings.url.to_string(), why });
                     }
                 }
             }
+        }
+    }
+
+    fn count_damaged(&self, pictures: u64) {
+        for view in &self.views {
+            view.log.count(|counts| counts.damaged += pictures);
         }
     }
 

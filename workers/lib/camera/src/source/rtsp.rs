@@ -418,6 +418,9 @@ mod tests {
         clock.set((NTP_EPOCH_S + 1_700_000_000) << 32 | 1 << 31, u32::MAX - 89_999);
         assert_eq!(clock.wall_ms(at(i64::from(u32::MAX) + 1)), Some(1_700_000_001_500));
         assert_eq!(clock.wall_ms(at(i64::from(u32::MAX) - 179_999)), Some(1_699_999_999_500));
+        // The camera's clock is put right, or wrong, by a day: what follows is told by the new one.
+        clock.set((NTP_EPOCH_S + 1_700_086_400) << 32, 0);
+        assert_eq!(clock.wall_ms(at(90_000)), Some(1_700_086_401_000));
         clock.set(5 << 32, 0);
         assert_eq!(clock.wall_ms(at(0)), None, "a camera that does not know the time");
     }
