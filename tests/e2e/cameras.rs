@@ -65,7 +65,12 @@ async fn healths(bus: &Bus) -> anyhow::Result<Vec<CameraHealth>> {
 }
 
 /// Waits until a camera is as wanted.
-pub(crate) async fn wait_for(bus: &Bus, camera: &str, what: &str, is_so: impl Fn(&CameraHealth) -> bool) -> CameraHealth {
+pub(crate) async fn wait_for(
+    bus: &Bus,
+    camera: &str,
+    what: &str,
+    is_so: impl Fn(&CameraHealth) -> bool,
+) -> CameraHealth {
     let what = format!("{camera}: {what}");
     let waiting = until(&what, PATIENCE, async || {
         Ok(healths(bus).await?.into_iter().find(|health| health.camera.as_str() == camera && is_so(health)))

@@ -162,9 +162,8 @@ async fn cameras_that_are_fast_rare_or_half_broken_are_no_faults() {
     let fast = wait_for(&bus, "fast", "pictures", |health| health.counts.taken >= 10).await;
     assert!(fast.frames_per_s.is_some_and(|rate| rate > 20.0), "{fast:?}");
     assert!(fast.counts.taken <= fast.counts.wanted + 3 && fast.counts.reconnects == 0, "{fast:?}");
-    let corrupt = wait_for(&bus, "corrupt", "both kinds", |health| {
-        health.counts.damaged >= 3 && health.counts.taken >= 3
-    });
+    let corrupt =
+        wait_for(&bus, "corrupt", "both kinds", |health| health.counts.damaged >= 3 && health.counts.taken >= 3);
     assert_eq!(corrupt.await.state, CameraState::Streaming);
     wait_for(&bus, "truncated", "camera_damaged", has_fault("camera_damaged")).await;
     // Each connection is given twice the time, until one lasts from a picture to the next.

@@ -151,7 +151,11 @@ async fn how_a_camera_is_stays_in_json_for_who_comes_later() {
     assert_eq!(told, (&topic.clone().into(), &"gate".into(), &true.into(), &"jpeg".into()), "{well}");
     camera.kill().await;
     let silent = kept("silent").await;
-    assert_eq!((&silent["retained"], &silent["fault"]["name"]), (&true.into(), &"camera_unreachable".into()), "{silent}");
+    assert_eq!(
+        (&silent["retained"], &silent["fault"]["name"]),
+        (&true.into(), &"camera_unreachable".into()),
+        "{silent}"
+    );
 }
 
 #[tokio::test]

@@ -191,9 +191,11 @@ impl CameraSettings {
         match (&self.user, self.password_source()) {
             (None, Some(_)) => return Err("password_env or password_file is set, so user must be set too".into()),
             (Some(_), None) => {
-                return Err("user is set, so password_file or password_env must be set too (a user without a password: \
+                return Err(
+                    "user is set, so password_file or password_env must be set too (a user without a password: \
                             url = \"rtsp://USER:@HOST/PATH\")"
-                    .into());
+                        .into(),
+                );
             }
             _ => {}
         }

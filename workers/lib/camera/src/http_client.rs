@@ -100,12 +100,7 @@ impl HttpClient {
     ///
     /// # Errors
     /// There is no connection.
-    pub(crate) async fn post(
-        &mut self,
-        url: &Url,
-        headers: &HeaderMap,
-        body: Bytes,
-    ) -> Result<Response, CameraError> {
+    pub(crate) async fn post(&mut self, url: &Url, headers: &HeaderMap, body: Bytes) -> Result<Response, CameraError> {
         let request = HttpRequest { method: Method::POST, url, headers, body };
         let response = self.send(&request).await?;
         if response.status() != StatusCode::UNAUTHORIZED || self.note_challenge(&response, false).is_err() {

@@ -275,7 +275,10 @@ pub fn load_for_looking(
     };
     let without = [more, &[("camera".to_owned(), serde_json::json!([]))]].concat();
     let Ok(loaded) = load(common, &without) else { return Err(error) };
-    stdout::print_note(format_args!("note: the cameras of the settings are left out: {}", stdout::with_causes(&error, ": ")));
+    stdout::print_note(format_args!(
+        "note: the cameras of the settings are left out: {}",
+        stdout::with_causes(&error, ": ")
+    ));
     Ok(loaded)
 }
 
@@ -284,7 +287,8 @@ fn wrong_camera(common: &CommonArgs) -> Option<String> {
     let file = common.settings.as_deref().unwrap_or(Path::new(runtime::settings::DEFAULT_FILE));
     let table = runtime::settings::table(file).ok()?;
     let entries = table.get("camera")?.as_array()?.iter().zip(1..);
-    let mut wrong = entries.filter_map(|(entry, number)| Some((entry, number, CameraSettings::deserialize(entry).err()?)));
+    let mut wrong =
+        entries.filter_map(|(entry, number)| Some((entry, number, CameraSettings::deserialize(entry).err()?)));
     let (entry, number, why) = wrong.next()?;
     let name = entry.get("name").and_then(serde_json::Value::as_str);
     let name = name.map(|name| format!(" ({})", crate::format::plain_text(name))).unwrap_or_default();
