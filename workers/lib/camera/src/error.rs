@@ -203,7 +203,9 @@ impl CameraError {
             Self::NeedsFfmpeg { .. } => "install ffmpeg, or set the camera to H.264 or MJPEG",
             Self::Codec { .. } => "set the camera to H.264, MJPEG or snapshots",
             Self::Damaged { .. } => "check the network and the camera's settings; it is tried again",
-            Self::Unreadable { .. } => "check the path and its permissions",
+            Self::Unreadable { .. } => {
+                "check the path and its permissions; the address of a camera on the network begins with rtsp:// or http://"
+            }
         }
     }
 
