@@ -199,7 +199,7 @@ def references(pod):
     for volume in pod.get("volumes", []):
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"], None
-        if "secret" in volume:
+        if "secret" in volume and not volume["secret"].get("optional"):
             for item in volume["secret"].get("items", [{"key": None}]):
                 yield "Secret", volume["secret"]["secretName"], item["key"]
         for source in volume.get("projected", {}).get("sources", []):

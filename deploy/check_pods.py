@@ -125,6 +125,7 @@ OPEN = {
     },
 }
 STORE = {"aggregator", "releaser"}
+CAMERAS = {"anybody:80/TCP", "anybody:443/TCP", "anybody:554/TCP"}
 
 
 def check_network(documents, place):
@@ -139,6 +140,8 @@ def check_network(documents, place):
         incoming, outgoing = ({item.replace("ADDRESS", address) for item in items} for items in OPEN[overlay][role])
         if with_store and name in STORE:
             outgoing |= {"anybody:443/TCP"}
+        if name == "grabber":
+            outgoing |= CAMERAS
         for direction, wanted in (("Ingress", incoming), ("Egress", outgoing)):
             found = set(beyond(policies, labels, direction))
             if found != wanted:

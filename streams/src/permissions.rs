@@ -322,7 +322,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
             stores_blobs: true,
             ..nothing
         },
-        Role::Notifier => WorkerDuties { reads: names(&[ANSWERS]), ..nothing },
+        Role::Notifier => WorkerDuties { reads: names(&[ANSWERS, CAMERAS]), ..nothing },
         _ => return None,
     })
 }

@@ -21,6 +21,11 @@ pub fn camera_health(site: &SiteName, camera: &CameraName) -> String {
     format!("camera.{site}.{camera}.health")
 }
 
+/// Pattern of how a site's cameras are.
+pub fn camera_healths(site: &SiteName) -> String {
+    format!("camera.{site}.*.health")
+}
+
 /// Subject of the state of what a camera shows.
 pub fn camera_state(site: &SiteName, camera: &CameraName) -> String {
     format!("camera.{site}.{camera}.state")
@@ -88,6 +93,11 @@ pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, 
 /// Subject of a final answer in JSON.
 pub fn answer_json(site: &SiteName, camera: &CameraName) -> String {
     format!("answer-json.{site}.{camera}")
+}
+
+/// Subject of what is stored about a camera, in JSON; `None` if it is about no camera.
+pub fn camera_json(stored: &str) -> Option<String> {
+    Some(format!("camera-json.{}", stored.strip_prefix("camera.")?))
 }
 
 /// Key of the ledger note of the notifier's position in a site's answers.

@@ -82,6 +82,14 @@ pub const SUBJECTS: &[SubjectRow] = &[
         SubjectScope::Site,
         &[Role::Recognizer],
     ),
+    row("camera-json.SITE.CAMERA.health", "how a camera is, in JSON", None, SubjectScope::Site, &[Role::Notifier]),
+    row(
+        "camera-json.SITE.CAMERA.state",
+        "the state of what a camera shows, in JSON",
+        None,
+        SubjectScope::Site,
+        &[Role::Notifier],
+    ),
     row(
         "answer.provisional.SITE.CAMERA",
         "the site's own answer to a doubtful image, until it is final",

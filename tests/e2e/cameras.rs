@@ -17,28 +17,33 @@ use crate::common::PATIENCE;
 use crate::up::found;
 
 /// A camera that shows the project's own pictures in turn, large enough to be one.
-async fn web_camera() -> WebCamera {
+pub(crate) async fn web_camera() -> WebCamera {
     let jpegs =
         pictures().unwrap().iter().take(12).map(|picture| Bytes::from(vision::enlarged(&picture.bytes, 320).unwrap()));
     WebCamera::start(jpegs.collect()).await.unwrap()
 }
 
-fn write_settings(folder: &Path, cameras: &str) {
+pub(crate) fn write_settings(folder: &Path, cameras: &str) {
     // Replaced whole: the file is being followed.
     std::fs::write(folder.join("new.toml"), cameras).unwrap();
     std::fs::rename(folder.join("new.toml"), folder.join("tributary.toml")).unwrap();
 }
 
 /// A camera's entry in the settings.
-fn entry(name: &str, url: &str, more: &str) -> String {
+pub(crate) fn entry(name: &str, url: &str, more: &str) -> String {
     format!("[[camera]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n")
 }
 
 /// Starts `up` with the cameras of its settings file, and the light model alone.
 async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
+    up_with(folder, more, &[]).await
+}
+
+/// The same, with an environment.
+pub(crate) async fn up_with(folder: &Path, more: &[&str], environment: &[(String, String)]) -> WorkerProcess {
     let light = fixture(LIGHT).display().to_string();
     let arguments = [&["up", "--model", &light, "--store", "store"], more].concat();
-    let mut worker = WorkerProcess::start("up", folder, &arguments, &[]).unwrap();
+    let mut worker = WorkerProcess::start("up", folder, &arguments, environment).unwrap();
     let written = until("up.json", PATIENCE, async || Ok(found(folder).map(|_| ())));
     if let Err(error) = written.await {
         panic!("{error:#}; ended: {:?}\n{}", worker.ended(), worker.log());
@@ -46,7 +51,7 @@ async fn up(folder: &Path, more: &[&str]) -> WorkerProcess {
     worker
 }
 
-async fn bus(folder: &Path) -> (Bus, SiteName) {
+pub(crate) async fn bus(folder: &Path) -> (Bus, SiteName) {
     let site = found(folder).unwrap()["sites"][0].clone();
     let url = site["url"].as_str().unwrap().to_owned();
     let bus = Bus::connect(&NatsSettings { url, ..NatsSettings::default() }, "test").await.unwrap();
@@ -60,7 +65,12 @@ async fn healths(bus: &Bus) -> anyhow::Result<Vec<CameraHealth>> {
 }
 
 /// Waits until a camera is as wanted.
-async fn wait_for(bus: &Bus, camera: &str, what: &str, is_so: impl Fn(&CameraHealth) -> bool) -> CameraHealth {
+pub(crate) async fn wait_for(
+    bus: &Bus,
+    camera: &str,
+    what: &str,
+    is_so: impl Fn(&CameraHealth) -> bool,
+) -> CameraHealth {
     let what = format!("{camera}: {what}");
     let waiting = until(&what, PATIENCE, async || {
         Ok(healths(bus).await?.into_iter().find(|health| health.camera.as_str() == camera && is_so(health)))
@@ -122,17 +132,24 @@ async fn cameras_of_the_settings_are_answered_and_the_file_is_followed() {
     };
     assert_eq!(width("left").await * 2, width("gate").await);
 
-    // A mistake in the file changes nothing, and is said.
-    let elsewhere = tempfile::tempdir().unwrap();
+    // A mistake in the file changes nothing, and is said, by commands in its folder, too.
     write_settings(folder.path(), &format!("{gate}{yard}[[camera]]\nname = \"broken\"\n"));
     let said = until("the mistake to be said", PATIENCE, async || {
-        // From another folder: here, the command itself would refuse the file.
-        let store = folder.path().join("store").display().to_string();
-        let status = run(elsewhere.path(), &["status", "--store", &store]).await?;
-        Ok(Some(status.out).filter(|text| text.contains("changed and is invalid")))
+        let status = run(folder.path(), &["status", "--store", "store"]).await?;
+        Ok((status.success && status.out.contains("changed and is invalid")).then_some(status))
     });
     let said = said.await.unwrap();
-    assert!(said.contains("url") && said.contains("3 of 3 cameras"), "{said}");
+    assert!(said.out.contains("url") && said.out.contains("3 of 3 cameras"), "{}", said.out);
+    assert!(said.err.contains("camera 3 (broken)") && said.err.contains("url"), "{}", said.err);
+    let listed = run(folder.path(), &["camera", "list", "--store", "store"]).await.unwrap();
+    for says in ["gate", "left", "right", "camera 3 (broken)"] {
+        assert!(listed.success && listed.out.contains(says), "{says}: {}{}", listed.out, listed.err);
+    }
+    let removed = run(folder.path(), &["camera", "remove", "nobody", "--store", "store"]).await.unwrap();
+    assert!(removed.err.contains("camera nobody has no login"), "{}", removed.err);
+    // What takes pictures does not start with it.
+    let refused = run(folder.path(), &["grabber", "--store", "store"]).await.unwrap();
+    assert!(!refused.success && refused.err.contains("camera 3 (broken)"), "{}", refused.err);
 
     // Without the first, the other goes on.
     write_settings(folder.path(), &yard);

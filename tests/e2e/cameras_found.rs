@@ -184,7 +184,7 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     }
     let unset = ["check", "http://127.0.0.1/", "--user", "admin", "--password-env", "TRIBUTARY_UNSET_PASSWORD"];
     let unset = tributary(folder.path(), &unset).await;
-    assert!(!unset.success && unset.err.contains("TRIBUTARY_UNSET_PASSWORD holds no password"), "{}", unset.err);
+    assert!(!unset.success && unset.err.contains("TRIBUTARY_UNSET_PASSWORD: it is not set"), "{}", unset.err);
 }
 
 #[tokio::test]

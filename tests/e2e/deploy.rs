@@ -158,7 +158,9 @@ fn every_manifest_has_its_schema_and_every_command_and_setting_in_it_is_one_of_t
             }
         }
     }
-    for role in ["recognizer", "courier", "janitor", "trainer", "verifier", "aggregator", "releaser", "setup"] {
+    let wanted =
+        ["grabber", "recognizer", "courier", "janitor", "trainer", "verifier", "aggregator", "releaser", "setup"];
+    for role in wanted {
         assert!(roles.contains(role), "no manifest runs tributary {role}: {roles:?}");
     }
 }

@@ -126,6 +126,39 @@ async fn another_programs_snapshot_is_answered_in_json_which_stays_for_who_comes
 }
 
 #[tokio::test]
+async fn how_a_camera_is_stays_in_json_for_who_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut camera = crate::cameras::web_camera().await;
+    let gate = crate::cameras::entry("gate", &camera.url("/snapshot/ok"), "");
+    crate::cameras::write_settings(folder.path(), &gate);
+    let _up = up(folder.path(), &["--set", "up.mqtt_port=0", "--set", "up.answers_json=true"]).await;
+    let site = site(folder.path()).await;
+    let name = site["site"].as_str().unwrap();
+    let mqtt = format!("127.0.0.1:{}", site["mqtt_port"].as_u64().unwrap());
+    let topic = format!("camera-json/{name}/gate/health");
+    let kept = async |state: &str| {
+        let kept = until(state, PATIENCE, async || {
+            let client = root().join("tests/e2e/interop/client.py");
+            let arguments = ["kept", &mqtt, name, &topic].map(str::to_owned);
+            let asking = move || succeed("kept", Command::new(python()).arg(client).args(arguments)).stdout;
+            let kept: Value = serde_json::from_slice(&tokio::task::spawn_blocking(asking).await?)?;
+            Ok((kept["state"] == state && kept["retained"] == true).then_some(kept))
+        });
+        kept.await.unwrap()
+    };
+    let well = kept("streaming").await;
+    let told = (&well["subject"], &well["camera"], &well["retained"], &well["codec"]);
+    assert_eq!(told, (&topic.clone().into(), &"gate".into(), &true.into(), &"jpeg".into()), "{well}");
+    camera.kill().await;
+    let silent = kept("silent").await;
+    assert_eq!(
+        (&silent["retained"], &silent["fault"]["name"]),
+        (&true.into(), &"camera_unreachable".into()),
+        "{silent}"
+    );
+}
+
+#[tokio::test]
 async fn answers_in_json_need_no_mqtt() {
     let folder = tempfile::tempdir().unwrap();
     let _up = up(folder.path(), &["--set", "up.answers_json=true"]).await;

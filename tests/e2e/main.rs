@@ -12,6 +12,7 @@ mod bounds;
 mod camera_answers;
 mod cameras;
 mod cameras_found;
+mod cameras_rtsp;
 mod common;
 mod deadlines;
 mod demo;
@@ -32,6 +33,9 @@ mod releases;
 mod replay;
 mod rights;
 mod rounds;
+#[allow(dead_code)]
+#[path = "../../workers/lib/camera/tests/sources/rtsp_camera.rs"]
+mod rtsp_camera;
 mod scale;
 mod signals;
 mod soak;

@@ -169,6 +169,7 @@ fn questions(site: &SiteName) -> Vec<String> {
             "_INBOX.x",
             "_INBOX_courier.x",
             "answer-json.x.y.z",
+            "camera-json.x.y.z",
         ]
         .map(str::to_owned),
     );

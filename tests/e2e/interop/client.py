@@ -4,6 +4,7 @@ client.py nats URL SITE FILE          with nats-py
 client.py mqtt HOST:PORT SITE FILE QOS SIZE    with paho-mqtt; the picture is followed by zeros up to SIZE bytes
 client.py frigate HOST:PORT SITE FILE          as Frigate and Home Assistant: a snapshot on a topic of its own, retained; the
                                                answer in JSON, once as it comes and once by a client that comes later
+client.py kept HOST:PORT SITE TOPIC            a client that comes late, and prints what is kept at TOPIC
 """
 
 import asyncio
@@ -81,8 +82,26 @@ def with_frigate(address, site, image):
     other.loop_stop()
 
 
+def read_kept(address, topic):
+    import paho.mqtt.client as mqtt
+
+    heard = queue.Queue()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="late", protocol=mqtt.MQTTv311)
+    client.on_message = lambda _client, _user, message: heard.put(message)
+    host, port = address.split(":")
+    client.connect(host, int(port))
+    client.loop_start()
+    client.subscribe(topic, qos=1)
+    message = heard.get(timeout=PATIENCE_S)
+    print(json.dumps({"subject": message.topic, "retained": bool(message.retain), **json.loads(message.payload)}))
+    client.loop_stop()
+
+
 if __name__ == "__main__":
     kind, address, site, file, *more = sys.argv[1:]
+    if kind == "kept":
+        read_kept(address, file)
+        sys.exit()
     with open(file, "rb") as opened:
         image = opened.read()
     if kind == "nats":

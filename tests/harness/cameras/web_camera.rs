@@ -57,7 +57,7 @@ pub struct SeenRequest {
 /// | `/snapshot/redirect`, `loop` | to `ok`; to itself |
 /// | `/snapshot/elsewhere` | to the same port of the host `localhost` |
 /// | `/snapshot/slow` | an answer that never comes |
-/// | `/mjpeg/plain` | motion JPEG, 10 a second (`?fps=`), for ever (`?n=` ends after so many) |
+/// | `/mjpeg/plain` | motion JPEG, 10 a second (`?fps=`, or one in `?every_ms=`), for ever (`?n=` ends after so many) |
 /// | `/mjpeg/dashes`, `quoted` | the boundary with its dashes; in quotes |
 /// | `/mjpeg/nolen`, `noheader` | parts without a length; without any header |
 /// | `/mjpeg/lf`, `lowercase`, `preamble`, `glued` | bare line feeds; headers in lower case; text before; no line end after a picture |
@@ -337,7 +337,8 @@ async fn motion_jpeg(
     }
     let end = if kind == "lf" { "\n" } else { "\r\n" };
     let fps = request.number("fps").unwrap_or(FRAMES_PER_S).clamp(1, 1000);
-    let mut ticks = tokio::time::interval(Duration::from_micros(1_000_000 / fps));
+    let every = request.number("every_ms").map_or(Duration::from_micros(1_000_000 / fps), Duration::from_millis);
+    let mut ticks = tokio::time::interval(every.max(Duration::from_millis(1)));
     let most = request.number("n").unwrap_or(u64::MAX);
     for number in 0..most {
         ticks.tick().await;

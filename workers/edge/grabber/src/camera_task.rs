@@ -122,7 +122,8 @@ impl CameraTask {
             for view in &self.views {
                 view.log.record_failure(&error);
             }
-            if matches!(error, CameraError::Silent { .. }) && self.distance.is_none() {
+            let was_silent = matches!(error, CameraError::Silent { .. } | CameraError::NoKeyFrame { .. });
+            if was_silent && self.distance.is_none() {
                 self.silence = (self.silence * 2).min(MAX_SILENCE);
             }
             tokio::time::sleep(pause).await;
@@ -143,31 +144,36 @@ impl CameraTask {
         };
         let mut source = FrameSource::open(&self.settings.url, &options).await?;
         tracing::debug!(camera = %self.settings.name, "camera connected");
-        let (mut damaged, mut before) = (0, None::<Instant>);
+        let (mut damaged, mut counted, mut before) = (0, 0, None::<Instant>);
         loop {
             let limit = self.distance.map_or(self.silence, |distance| self.silence.max(distance.mul_f64(DISTANCES)));
-            let frame = timeout(limit, source.next_frame()).await.map_err(|_| CameraError::Silent {
-                address: self.settings.url.to_string(),
-                seconds: limit.as_secs(),
-            })??;
+            let next = timeout(limit, source.next_frame()).await;
+            let facts = source.facts();
+            self.count_damaged(facts.damaged.saturating_sub(counted));
+            counted = facts.damaged;
+            let frame = next.unwrap_or_else(|_| Err(source.silence(&self.settings.url, limit)))?;
             let Some(frame) = frame else { return Ok(()) };
             if let Some(before) = before.replace(frame.arrived) {
                 let distance = frame.arrived.saturating_duration_since(before);
                 // The longest of late, so that a camera with uneven distances is not silent in between.
                 self.distance = Some(self.distance.map_or(distance, |known| distance.max(known.mul_f64(0.9))));
             }
-            match self.take(frame, &source.facts()).await {
+            match self.take(frame, &facts).await {
                 Ok(()) => damaged = 0,
                 Err(why) => {
                     damaged += 1;
-                    for view in &self.views {
-                        view.log.count(|counts| counts.damaged += 1);
-                    }
+                    self.count_damaged(1);
                     if damaged >= MAX_DAMAGED {
                         return Err(CameraError::Damaged { address: self.settings.url.to_string(), why });
                     }
                 }
             }
+        }
+    }
+
+    fn count_damaged(&self, pictures: u64) {
+        for view in &self.views {
+            view.log.count(|counts| counts.damaged += pictures);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use camera::motion_gate::GateSettings;
 use camera::picture_health::PictureSettings;
 use camera::region::RegionShape;
-use camera::{CameraAddress, CameraError, CameraLogin};
+use camera::{CameraAddress, CameraError, CameraLogin, PasswordSource};
 use schemas::limits::MAX_LABEL_BYTES;
 use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,6 @@ const MAX_RATE_PER_S: f64 = 60.0;
 const MIN_RATE_PER_S: f64 = 1.0 / 86_400.0;
 /// Most states of a region.
 const MAX_STATES: usize = 16;
-/// Longest password in a file, bytes.
-const MAX_PASSWORD_BYTES: u64 = 4096;
 
 /// A camera of a site, one `[[camera]]` of the settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,7 +36,7 @@ pub struct CameraSettings {
     /// Environment variable with the user's password.
     #[serde(default)]
     pub password_env: Option<String>,
-    /// File with the user's password.
+    /// File whose first line is the user's password.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
     /// File of the authority that signed the camera's certificate, PEM, if it is not one the system trusts.
@@ -171,14 +169,15 @@ impl CameraSettings {
     /// The variable or file with the password is not there.
     pub fn login(&self) -> Result<Option<CameraLogin>, CameraError> {
         let Some(user) = &self.user else { return Ok(self.url.login.clone()) };
-        let unreadable = |what: String, why: String| CameraError::Unreadable { address: what, why };
-        let password = match (&self.password_env, &self.password_file) {
-            (Some(name), _) => std::env::var(name)
-                .map_err(|error| unreadable(format!("environment variable {name}"), error.to_string()))?,
-            (None, Some(path)) => read_password(path).map_err(|why| unreadable(path.display().to_string(), why))?,
-            (None, None) => String::new(),
+        let password = match self.password_source() {
+            Some(source) => source.read()?,
+            None => String::new(),
         };
         Ok(Some(CameraLogin { user: user.clone(), password }))
+    }
+
+    fn password_source(&self) -> Option<PasswordSource> {
+        PasswordSource::named(self.password_env.as_deref(), self.password_file.as_deref())
     }
 
     /// Checks one camera.
@@ -189,8 +188,16 @@ impl CameraSettings {
         }
         self.gate.check().map_err(|why| format!("gate.{why}"))?;
         self.picture.check().map_err(|why| format!("picture.{why}"))?;
-        if self.user.is_none() && (self.password_env.is_some() || self.password_file.is_some()) {
-            return Err("password_env or password_file is set, so user must be set too".into());
+        match (&self.user, self.password_source()) {
+            (None, Some(_)) => return Err("password_env or password_file is set, so user must be set too".into()),
+            (Some(_), None) => {
+                return Err(
+                    "user is set, so password_file or password_env must be set too (a user without a password: \
+                            url = \"rtsp://USER:@HOST/PATH\")"
+                        .into(),
+                );
+            }
+            _ => {}
         }
         if self.password_env.is_some() && self.password_file.is_some() {
             return Err("password_env and password_file are both set; remove one".into());
@@ -259,16 +266,6 @@ fn check_states(states: &[String]) -> Result<(), String> {
     }
 }
 
-/// The password in a file, without the line break that editors add.
-fn read_password(path: &std::path::Path) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if !size.is_file() || size.len() > MAX_PASSWORD_BYTES {
-        return Err(format!("it must be a file of at most {MAX_PASSWORD_BYTES} bytes"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,6 +310,7 @@ mod tests {
             (wrong(&|camera| camera.gate.keep_alive_s = 0), "gate.gate.keep_alive_s"),
             (wrong(&|camera| camera.picture.new_view_after_s = 0), "gate.picture.new_view_after_s"),
             (wrong(&|camera| camera.password_env = Some("X".into())), "user must be set"),
+            (wrong(&|camera| camera.user = Some("cam".into())), "password_file or password_env must be set"),
             (wrong(&|camera| camera.crop = Some([0.9, 0.0, 0.5, 1.0])), "gate.crop"),
             (wrong(&|camera| camera.states = vec!["open".into()]), "gate.states"),
             (wrong(&|camera| camera.states = vec!["a,b".into(), "c".into()]), "without commas"),

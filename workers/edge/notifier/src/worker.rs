@@ -1,4 +1,4 @@
-//! The notifier: reads answers from the stream, publishes them, and saves its position.
+//! The notifier: reads answers and what is kept of cameras from their streams, publishes them, and saves its position.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, interval};
 use crate::settings::{NotifierSettings, split_address};
 
 const ROLE: Role = Role::Notifier;
-/// Most answers in flight to the MQTT listener; a guess.
+/// Most messages in flight to the MQTT listener; a guess.
 const WINDOW: usize = 32;
 /// Interval of saving the position in the stream.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -137,6 +137,10 @@ impl Notifier<'_> {
         let subjects = vec![subject::final_answers(self.site, None)];
         let range = StreamRange { subjects, from_sequence: Some(position.published + 1), ..StreamRange::default() };
         let mut records = pin!(reader::follow_range(self.bus, topology::ANSWERS, range).await?);
+        // The stream keeps the latest message of each subject: all of them, and then what comes.
+        let subjects = vec![subject::camera_healths(self.site), subject::camera_states(self.site)];
+        let range = StreamRange { subjects, ..StreamRange::default() };
+        let mut camera_records = pin!(reader::follow_range(self.bus, topology::CAMERAS, range).await?);
         let server = self.bus.server_id();
         let mut outlet = NotifyOutlet::open(self.bus, &self.listener);
         if let NotifyOutlet::Nats(_) = outlet {
@@ -148,8 +152,11 @@ impl Notifier<'_> {
             tokio::select! {
                 heard = outlet.poll_outlet() => match heard? {
                     OutletEvent::Connected => drop(self.set_fault(None)),
-                    OutletEvent::Published(sequence) => position.published = sequence,
+                    OutletEvent::Published(sequence) => position.published = sequence.unwrap_or(position.published),
                 },
+                record = camera_records.next(), if outlet.has_capacity() => {
+                    outlet.publish_camera(&record.ok_or(NotifyError::Restarted)??).await?;
+                }
                 record = records.next(), if outlet.has_capacity() => {
                     let record = record.ok_or(NotifyError::Restarted)??;
                     if let Some(sequence) = outlet.publish_answer(self.site, &record).await? {
@@ -174,7 +181,7 @@ impl Notifier<'_> {
         if matches!(error, NotifyError::Restarted) {
             return;
         }
-        let reason = format!("answers are not published in JSON: {error}");
+        let reason = format!("answers and the health of cameras are not published in JSON: {error}");
         let remedy = "check that the address, user and password in section [notifier] are those of the MQTT listener; publishing \
                       resumes where it stopped";
         if self.set_fault(Some(FaultNote::new("answers_not_told", reason, remedy))).is_none() {
@@ -219,8 +226,8 @@ impl NotifyPosition {
 /// Events of an outlet.
 enum OutletEvent {
     Connected,
-    /// All answers up to this sequence were published.
-    Published(u64),
+    /// A message was published; with a sequence, all answers up to it.
+    Published(Option<u64>),
 }
 
 /// Where answers are published.
@@ -230,8 +237,8 @@ enum NotifyOutlet<'a> {
         client: AsyncClient,
         /// Relevant packets of the listener, in order.
         packets: mpsc::Receiver<Result<Packet, Box<ConnectionError>>>,
-        /// Sequences in flight, in order.
-        waiting: VecDeque<u64>,
+        /// What is in flight, in order: the sequences of answers, and `None` for what is about a camera.
+        waiting: VecDeque<Option<u64>>,
     },
 }
 
@@ -274,17 +281,40 @@ impl<'a> NotifyOutlet<'a> {
             tracing::warn!(sequence, "answer unreadable; skipped");
             return Ok(None);
         };
-        let (subject, json) = (subject::answer_json(site, &answer.camera), json.to_string());
+        let subject = subject::answer_json(site, &answer.camera);
+        let id = answer.task.to_string();
+        Ok(self.publish(subject, json.to_string(), id, Some(sequence)).await?.then_some(sequence))
+    }
+
+    /// Publishes what is stored about a camera.
+    async fn publish_camera(&mut self, record: &StoredMessage) -> Result<(), NotifyError> {
+        let sequence = record.sequence;
+        let stored = subject::camera_json(&record.subject).zip(codec::to_json(&record.payload));
+        let Some((subject, json)) = stored else {
+            tracing::warn!(sequence, "message about a camera unreadable; skipped");
+            return Ok(());
+        };
+        self.publish(subject, json.to_string(), TaskId::new_random().to_string(), None).await.map(drop)
+    }
+
+    /// Publishes a message; returns whether that is all. Over MQTT its acknowledgement follows, with `sequence`.
+    async fn publish(
+        &mut self,
+        subject: String,
+        json: String,
+        id: String,
+        sequence: Option<u64>,
+    ) -> Result<bool, NotifyError> {
         match self {
             Self::Nats(bus) => {
-                bus.publish_unstored(&Publication::with_id(subject, json, answer.task.to_string())).await?;
-                Ok(Some(sequence))
+                bus.publish_unstored(&Publication::with_id(subject, json, id)).await?;
+                Ok(true)
             }
             Self::Mqtt { client, waiting, .. } => {
                 let topic = subject.replace('.', "/");
                 client.try_publish(topic, QoS::AtLeastOnce, true, json).map_err(|_| NotifyError::Client)?;
                 waiting.push_back(sequence);
-                Ok(None)
+                Ok(false)
             }
         }
     }
@@ -311,7 +341,7 @@ impl<'a> NotifyOutlet<'a> {
         let until = Instant::now() + RETRY_DELAY;
         while matches!(&self, Self::Mqtt { waiting, .. } if !waiting.is_empty()) {
             match tokio::time::timeout_at(until, self.poll_outlet()).await {
-                Ok(Ok(OutletEvent::Published(sequence))) => *published = sequence,
+                Ok(Ok(OutletEvent::Published(sequence))) => *published = sequence.unwrap_or(*published),
                 Ok(Ok(OutletEvent::Connected)) => {}
                 _ => return,
             }

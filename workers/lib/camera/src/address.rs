@@ -84,7 +84,11 @@ impl FromStr for CameraAddress {
             let scheme = scheme.chars().take(16).collect();
             return Err(AddressError::Scheme { scheme });
         }
-        let mut url = Url::parse(text).map_err(|error| AddressError::Invalid { why: error.to_string() })?;
+        let mut url = Url::parse(text).map_err(|error| {
+            let hint = "; in a password, write @ as %40, / as %2F, : as %3A and ? as %3F";
+            let hint = if text.contains('@') { hint } else { "" };
+            AddressError::Invalid { why: format!("{error}{hint}") }
+        })?;
         if url.scheme() == "file" {
             let path =
                 url.to_file_path().map_err(|()| AddressError::Invalid { why: "its path is not absolute".into() })?;
@@ -199,7 +203,13 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_with_what_to_do() {
-        for (text, says) in [("", "empty"), ("ftp://camera/x", "ftp"), ("http://", "valid"), ("rtsp://[::1", "valid")] {
+        for (text, says) in [
+            ("", "empty"),
+            ("ftp://camera/x", "ftp"),
+            ("http://", "valid"),
+            ("rtsp://[::1", "valid"),
+            ("rtsp://user:pa/ss@camera/x", "/ as %2F"),
+        ] {
             let error = text.parse::<CameraAddress>().unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }

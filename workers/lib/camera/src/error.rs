@@ -31,6 +31,14 @@ pub enum CameraError {
         /// Whether one was given, and what the camera said.
         why: String,
     },
+    /// The password of the login is not where it should be.
+    #[error("the password cannot be read from {from}: {why}")]
+    Password {
+        /// The environment variable or file.
+        from: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The address leads to nothing.
     #[error("{address} has no such path (status {status})")]
     NotFound {
@@ -95,6 +103,16 @@ pub enum CameraError {
         /// How long was waited.
         seconds: u64,
     },
+    /// It sends pictures, but none that can be decoded without those before it.
+    #[error("no key frame from {address} for {seconds} s, although {received} pictures arrived")]
+    NoKeyFrame {
+        /// The address without its login.
+        address: String,
+        /// How long was waited.
+        seconds: u64,
+        /// Coded pictures that arrived meanwhile.
+        received: u64,
+    },
     /// The connection ended.
     #[error("{address} closed the connection{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     Closed {
@@ -128,6 +146,7 @@ impl CameraError {
             Self::Unreachable { .. } => "camera_unreachable",
             Self::Timeout { .. } => "camera_timeout",
             Self::Login { .. } => "camera_login",
+            Self::Password { .. } => "camera_password",
             Self::NotFound { .. } => "camera_path_unknown",
             Self::Status { .. } => "camera_status",
             Self::NotAPicture { .. } => "camera_no_picture",
@@ -136,6 +155,7 @@ impl CameraError {
             Self::NeedsFfmpeg { .. } => "camera_needs_ffmpeg",
             Self::Codec { .. } => "camera_codec",
             Self::Silent { .. } => "camera_silent",
+            Self::NoKeyFrame { .. } => "camera_no_key_frame",
             Self::Closed { .. } => "camera_closed",
             Self::Damaged { .. } => "camera_damaged",
             Self::Unreadable { .. } => "camera_unreadable",
@@ -166,6 +186,11 @@ impl CameraError {
             Self::Login { .. } => {
                 "set user and password_file (or password_env) of the camera; wrong passwords may lock its account"
             }
+            Self::Password { .. } => "set the variable, or write the password into the first line of the file",
+            Self::NoKeyFrame { .. } => {
+                "set the camera's key frame interval (I-frame interval, GOP) to 1 or 2 s, and turn gradual refresh and \
+                 smart coding (H.264+, Zipstream) off"
+            }
             Self::NotFound { .. } => "check the path of the address; `tributary camera find` asks cameras for theirs",
             Self::Status { .. } => "check the address in a browser; it is tried again",
             Self::NotAPicture { .. } => {
@@ -178,7 +203,9 @@ impl CameraError {
             Self::NeedsFfmpeg { .. } => "install ffmpeg, or set the camera to H.264 or MJPEG",
             Self::Codec { .. } => "set the camera to H.264, MJPEG or snapshots",
             Self::Damaged { .. } => "check the network and the camera's settings; it is tried again",
-            Self::Unreadable { .. } => "check the path and its permissions",
+            Self::Unreadable { .. } => {
+                "check the path and its permissions; the address of a camera on the network begins with rtsp:// or http://"
+            }
         }
     }
 

@@ -11,12 +11,16 @@
 mod address;
 mod error;
 mod frame;
+mod http_client;
 pub mod motion_gate;
 pub mod onvif;
+mod password;
 pub mod picture_health;
 pub mod region;
 pub mod source;
+mod tls;
 
 pub use address::{AddressError, CameraAddress, CameraLogin, CameraPlace};
 pub use error::CameraError;
 pub use frame::{Frame, FramePicture, YuvPicture};
+pub use password::PasswordSource;

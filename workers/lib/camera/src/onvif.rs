@@ -219,7 +219,7 @@ pub async fn ask(service: &Url, login: Option<&CameraLogin>) -> Result<OnvifCame
     let mut service = service.clone();
     // Nobody sees a login that stood in the address.
     let _has_host = service.set_username("").is_ok() && service.set_password(None).is_ok();
-    let asking = client::OnvifClient::new(&service, login)?.ask();
+    let asking = client::OnvifClient::new(&service, login).ask();
     tokio::time::timeout(CAMERA_TIMEOUT, asking).await.unwrap_or_else(|_| {
         let (address, seconds) = (service.to_string(), CAMERA_TIMEOUT.as_secs());
         Err(CameraError::Timeout { address, step: "all that it was asked", seconds }.into())

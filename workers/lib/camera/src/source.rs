@@ -15,14 +15,12 @@ mod h264;
 #[cfg(feature = "rtsp")]
 mod h265;
 mod http;
-mod http_client;
 mod jpeg_walker;
 mod latest;
 #[cfg(feature = "rtsp")]
 mod rtsp;
 #[cfg(feature = "rtsp")]
 mod rtsp_tunnel;
-mod tls;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -65,6 +63,8 @@ pub struct StreamFacts {
     pub received: u64,
     /// Pictures that could not be decoded.
     pub damaged: u64,
+    /// Pictures in a row, up to the latest, of which none can be decoded without a key frame before it.
+    pub undecodable: u64,
     /// Pictures per second that the camera sends; absent until measured.
     pub frames_per_s: Option<f32>,
     /// Time between pictures that can be decoded alone, seconds; absent until measured, or where all can.
@@ -115,6 +115,15 @@ impl FrameSource {
         match &mut self.0 {
             SourceKind::Live(live) => live.next_frame().await,
             SourceKind::Stills(stills) => stills.next_frame().await,
+        }
+    }
+
+    /// Why no picture came for so long, although the connection stands.
+    pub fn silence(&self, address: &CameraAddress, waited: Duration) -> CameraError {
+        let (address, seconds) = (address.to_string(), waited.as_secs());
+        match self.facts().undecodable {
+            0 => CameraError::Silent { address, seconds },
+            received => CameraError::NoKeyFrame { address, seconds, received },
         }
     }
 

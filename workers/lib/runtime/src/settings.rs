@@ -32,15 +32,19 @@ pub enum SettingsError {
         path: PathBuf,
     },
     /// An unknown setting, or a value of the wrong type.
-    #[error("setting {key}: {why} (from {origin}); `tributary config --show` lists every setting")]
+    #[error("{}: {why} (from {origin}); `tributary config --show` lists every setting", named(key))]
     Bad {
-        /// Key of the setting, such as `recognizer.gate.min_confidence_ratio`.
+        /// Key of the setting, such as `recognizer.gate.min_confidence_ratio`; empty if the file is no TOML.
         key: String,
         /// What is wrong with the value.
         why: String,
         /// Origin of the value.
         origin: String,
     },
+}
+
+fn named(key: &str) -> String {
+    if key.is_empty() { "settings cannot be read".into() } else { format!("setting {key}") }
 }
 
 /// Our name for what stands on the command line.
@@ -194,7 +198,7 @@ impl figment::Provider for FlagValue<'_> {
 fn bad(error: &figment::Error) -> SettingsError {
     let origin =
         error.metadata.as_ref().map_or_else(|| "an unknown source".into(), |metadata| origin(metadata).to_string());
-    let why = error.kind.to_string();
+    let why = error.kind.to_string().trim_end().to_owned();
     SettingsError::Bad { key: error.path.join("."), why, origin }
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn follow_cameras(
                 Err(error) => {
                     let why = stdout::with_causes(&error, ": ");
                     tracing::warn!(file = %file.display(), why, "settings file changed and is invalid; cameras stay as they are");
-                    let reason = format!("{} was changed and is invalid, so cameras stay as they were: {why}", file.display());
+                    let reason = format!("settings file {} was changed and is invalid, so cameras stay as they were: {why}", file.display());
                     plan.fault = Some(FaultNote::new("settings_invalid", reason, "correct the file; it is read again then"));
                 }
             });

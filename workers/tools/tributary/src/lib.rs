@@ -250,7 +250,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     {
         return camera_cmd::look(args).await;
     }
-    let mut loaded = settings::load(&cli.common, &flags(&cli.command))?;
+    let load = match &cli.command {
+        Command::Up(_) | Command::Join(_) | Command::Grabber | Command::Doctor(_) => settings::load,
+        _ => settings::load_for_looking,
+    };
+    let mut loaded = load(&cli.common, &flags(&cli.command))?;
     if !cli.command.starts_servers() {
         site_target::adopt_running_up(&mut loaded);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aggregator::AggregatorSettings;
 use anyhow::Context;
@@ -15,7 +15,7 @@ use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
 use replay::ReplayerSettings;
 use runtime::metrics::MetricsSettings;
-use runtime::settings::{LoadedSettings, check_section};
+use runtime::settings::{LoadedSettings, SettingsError, check_section};
 use runtime::traces::TelemetrySettings;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use streams::topology::StreamSettings;
 use trainer::TrainerSettings;
 use verifier::VerifierSettings;
 
-use crate::CommonArgs;
+use crate::{CommonArgs, stdout};
 
 /// All settings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -134,7 +134,8 @@ pub struct UpSettings {
     /// Topics of other programs whose messages are images, with the camera's name: `"frigate/+/+/snapshot" = "$1"`
     /// takes the part that matches the first wildcard.
     pub camera_topics: BTreeMap<String, String>,
-    /// Also publish final answers as JSON, on `answer-json.<site>.<camera>`.
+    /// Also publish in JSON: final answers on `answer-json.<site>.<camera>`, how a camera is on
+    /// `camera-json.<site>.<camera>.health`, and the state of what it shows on `camera-json.<site>.<camera>.state`.
     pub answers_json: bool,
     /// Run a trainer at each site, on the images labelled there.
     pub train: bool,
@@ -250,7 +251,48 @@ pub fn load(common: &CommonArgs, more: &[(String, serde_json::Value)]) -> anyhow
     text("site", &common.site);
     text("up.store", &common.store.as_ref().map(|path| path.display().to_string()));
     flags.extend(more.iter().cloned());
-    Ok(runtime::settings::load(common.settings.as_deref(), &flags)?)
+    runtime::settings::load(common.settings.as_deref(), &flags).map_err(|error| {
+        let is_camera = matches!(&error, SettingsError::Bad { key, .. } if key.split('.').next() == Some("camera"));
+        let wrong = is_camera.then(|| wrong_camera(common)).flatten();
+        wrong.map_or_else(|| error.into(), anyhow::Error::msg)
+    })
+}
+
+/// The same for a command that takes no pictures: cameras that cannot be used are said and left out, so that somebody who
+/// mistypes one still sees how the others are.
+pub fn load_for_looking(
+    common: &CommonArgs,
+    more: &[(String, serde_json::Value)],
+) -> anyhow::Result<LoadedSettings<Settings>> {
+    let whole = load(common, more).and_then(|loaded| {
+        check_section("camera", check_cameras(&loaded.settings.camera))
+            .map_err(|why| anyhow::anyhow!("setting {why}"))?;
+        Ok(loaded)
+    });
+    let error = match whole {
+        Ok(loaded) => return Ok(loaded),
+        Err(error) => error,
+    };
+    let without = [more, &[("camera".to_owned(), serde_json::json!([]))]].concat();
+    let Ok(loaded) = load(common, &without) else { return Err(error) };
+    stdout::print_note(format_args!(
+        "note: the cameras of the settings are left out: {}",
+        stdout::with_causes(&error, ": ")
+    ));
+    Ok(loaded)
+}
+
+/// Which `[[camera]]` of the settings file cannot be read, and why: the reader of settings names no entries.
+fn wrong_camera(common: &CommonArgs) -> Option<String> {
+    let file = common.settings.as_deref().unwrap_or(Path::new(runtime::settings::DEFAULT_FILE));
+    let table = runtime::settings::table(file).ok()?;
+    let entries = table.get("camera")?.as_array()?.iter().zip(1..);
+    let mut wrong =
+        entries.filter_map(|(entry, number)| Some((entry, number, CameraSettings::deserialize(entry).err()?)));
+    let (entry, number, why) = wrong.next()?;
+    let name = entry.get("name").and_then(serde_json::Value::as_str);
+    let name = name.map(|name| format!(" ({})", crate::format::plain_text(name))).unwrap_or_default();
+    Some(format!("camera {number}{name} in {}: {why}", file.display()))
 }
 
 #[cfg(test)]

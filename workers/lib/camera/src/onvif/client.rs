@@ -1,24 +1,20 @@
 //! Requests to a camera's ONVIF services over HTTP.
 
-use std::error::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_auth::{DigestClient, PasswordParams};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Response, StatusCode};
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::answers::{self, MediaServices, ReachedHost};
 use super::soap::{self, SoapFault, plain};
 use super::xml::{self, XmlElement};
 use super::{MediaVersion, OnvifCamera, OnvifError, OnvifProfile};
+use crate::http_client::{HttpClient, HttpPurpose};
 use crate::{CameraError, CameraLogin};
 
-/// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long an answer may take, all of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Characters that are shown of the kind of an answer that is none of ONVIF.
@@ -29,32 +25,18 @@ const DEVICE: &str = "http://www.onvif.org/ver10/device/wsdl";
 
 /// A client of one camera.
 pub(super) struct OnvifClient<'a> {
-    http: Client,
+    http: HttpClient,
     host: ReachedHost,
     login: Option<&'a CameraLogin>,
     /// How far the camera's clock is ahead, milliseconds; 0 until it told.
     ahead_ms: i64,
-    /// Whether the login was refused by HTTP digest, which does not depend on the clock.
-    is_login_wrong: AtomicBool,
 }
 
 impl<'a> OnvifClient<'a> {
     /// A client of the camera whose device service answers at this address.
-    pub(super) fn new(service: &Url, login: Option<&'a CameraLogin>) -> Result<Self, OnvifError> {
-        let _already_set = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
-            // Cameras are near, and whoever redirects a login may keep it.
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            // Some cameras close connections that they promised to keep, and know headers by their usual spelling only.
-            .pool_max_idle_per_host(0)
-            .http1_title_case_headers()
-            .build();
-        let unbuilt = |error: reqwest::Error| http_error(&error, service, "the client");
-        let (http, host) = (http.map_err(unbuilt)?, ReachedHost::new(service.clone()));
-        Ok(Self { http, host, login, ahead_ms: 0, is_login_wrong: AtomicBool::new(false) })
+    pub(super) fn new(service: &Url, login: Option<&'a CameraLogin>) -> Self {
+        let http = HttpClient::new(&shown(service), HttpPurpose::Onvif, login.cloned(), None);
+        Self { http, host: ReachedHost::new(service.clone()), login, ahead_ms: 0 }
     }
 
     /// Asks the camera who it is and for all its streams. An error after the first answer stands in the result, with
@@ -64,7 +46,7 @@ impl<'a> OnvifClient<'a> {
         self.ahead_ms = clock_ahead_ms.unwrap_or(0);
         let mut camera = OnvifCamera::new(self.host.service.clone(), clock_ahead_ms);
         // Cameras count how often a wrong password is tried.
-        camera.fault = match self.is_login_wrong.load(Ordering::Relaxed) {
+        camera.fault = match self.http.is_login_refused {
             true => Some(self.login_error(self.shown(), None)),
             false => self.describe(&mut camera).await.err(),
         };
@@ -73,10 +55,10 @@ impl<'a> OnvifClient<'a> {
 
     /// How far the camera's clock is ahead. The one request that needs no login; a camera that wants one all the same,
     /// or does not know the time, has none.
-    async fn clock_ahead_ms(&self) -> Result<Option<i64>, OnvifError> {
+    async fn clock_ahead_ms(&mut self) -> Result<Option<i64>, OnvifError> {
         let sent = (Instant::now(), now_ms());
-        let body = "<tds:GetSystemDateAndTime/>";
-        match self.call(&self.host.service, DEVICE, "GetSystemDateAndTime", body, None).await {
+        let (service, body) = (self.host.service.clone(), "<tds:GetSystemDateAndTime/>");
+        match self.call(&service, DEVICE, "GetSystemDateAndTime", body, None).await {
             Ok(answer) => {
                 // It read its clock halfway, and tells whole seconds, half a second ago on average.
                 let halfway_ms = sent.1 + i64::try_from(sent.0.elapsed().as_millis() / 2).unwrap_or(0);
@@ -107,10 +89,10 @@ impl<'a> OnvifClient<'a> {
     }
 
     /// Where the camera tells of its streams.
-    async fn media_services(&self) -> Result<MediaServices, OnvifError> {
-        let service = &self.host.service;
+    async fn media_services(&mut self) -> Result<MediaServices, OnvifError> {
+        let service = self.host.service.clone();
         let of_services = "<tds:GetServices><tds:IncludeCapability>false</tds:IncludeCapability></tds:GetServices>";
-        let found = self.call_with_login(service, DEVICE, "GetServices", of_services).await;
+        let found = self.call_with_login(&service, DEVICE, "GetServices", of_services).await;
         let found = match found {
             Err(error) if error.is_login() && self.login.is_some() => return Err(error),
             found => found.map(|answer| MediaServices::read(&answer)).unwrap_or_default(),
@@ -119,7 +101,7 @@ impl<'a> OnvifClient<'a> {
             return Ok(found);
         }
         let of_capabilities = "<tds:GetCapabilities><tds:Category>All</tds:Category></tds:GetCapabilities>";
-        let answer = self.call_with_login(service, DEVICE, "GetCapabilities", of_capabilities).await?;
+        let answer = self.call_with_login(&service, DEVICE, "GetCapabilities", of_capabilities).await?;
         Ok(MediaServices::read(&answer))
     }
 
@@ -147,7 +129,7 @@ impl<'a> OnvifClient<'a> {
 
     /// The address of a stream or a snapshot. Many cameras have no snapshots: a refusal is no address, not an error.
     async fn media_address(
-        &self,
+        &mut self,
         version: MediaVersion,
         url: &Url,
         method: &'static str,
@@ -164,7 +146,7 @@ impl<'a> OnvifClient<'a> {
     }
 
     async fn call_with_login(
-        &self,
+        &mut self,
         url: &Url,
         namespace: &str,
         method: &'static str,
@@ -173,10 +155,9 @@ impl<'a> OnvifClient<'a> {
         self.call(url, namespace, method, body, self.login).await
     }
 
-    /// Sends a request, and once more if the camera asks for the login by HTTP digest. `login`: what is put into the
-    /// message.
+    /// Sends a request. `login`: what is put into the message, beside what the camera may ask for by HTTP digest.
     async fn call(
-        &self,
+        &mut self,
         url: &Url,
         namespace: &str,
         method: &'static str,
@@ -187,29 +168,17 @@ impl<'a> OnvifClient<'a> {
         let header = login.zip(camera_now.ok()).and_then(|(login, now)| soap::security_header(login, now));
         let message = soap::envelope(&header.unwrap_or_default(), body);
         let kind = format!("application/soap+xml; charset=utf-8; action=\"{namespace}/{method}\"");
-        let request = || self.http.post(url.clone()).header(CONTENT_TYPE, &kind).body(message.clone());
-        let failed = |error: reqwest::Error| http_error(&error, url, method);
-        let mut response = request().send().await.map_err(failed)?;
-        if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(authorization) = self.authorize(response.headers(), url)
-        {
-            response = request().header(AUTHORIZATION, authorization).send().await.map_err(failed)?;
-            self.is_login_wrong.store(response.status() == StatusCode::UNAUTHORIZED, Ordering::Relaxed);
-        }
-        self.read(response, url, method).await
-    }
-
-    /// The answer to a camera's demand for a digest. The login is never sent readable.
-    fn authorize(&self, headers: &HeaderMap, url: &Url) -> Option<String> {
-        let login = self.login?;
-        let demands = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|header| header.to_str().ok());
-        let mut digests = demands.filter_map(|demand| http_auth::parse_challenges(demand).ok()).flatten();
-        let digest = digests.find(|challenge| challenge.scheme.eq_ignore_ascii_case("digest"))?;
-        let mut client = DigestClient::try_from(&digest).ok()?;
-        let uri = &url[url::Position::BeforePath..url::Position::AfterQuery];
-        let params =
-            PasswordParams { username: &login.user, password: &login.password, uri, method: "POST", body: None };
-        client.respond(&params).ok()
+        let kind = HeaderValue::try_from(kind).map(|kind| (CONTENT_TYPE, kind));
+        let headers: HeaderMap = kind.into_iter().collect();
+        self.http.address = shown(url);
+        let exchange = async {
+            let response = self.http.post(url, &headers, message.into()).await?;
+            self.read(response, url, method).await
+        };
+        timeout(ANSWER_TIMEOUT, exchange).await.unwrap_or_else(|_| {
+            let (address, seconds) = (shown(url), ANSWER_TIMEOUT.as_secs());
+            Err(CameraError::Timeout { address, step: method, seconds }.into())
+        })
     }
 
     async fn read(&self, mut response: Response, url: &Url, method: &'static str) -> Result<XmlElement, OnvifError> {
@@ -218,11 +187,11 @@ impl<'a> OnvifClient<'a> {
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let kind = kind.map(|kind| plain(kind).chars().take(CONTENT_TYPE_CHARS).collect::<String>());
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| http_error(&error, url, method))? {
-            if bytes.len() + chunk.len() > xml::MAX_BYTES {
+        while let Some(piece) = self.http.next_piece(&mut response, None).await? {
+            if bytes.len() + piece.len() > xml::MAX_BYTES {
                 return Err(OnvifError::NotOnvif { address: address(), why: xml::XmlError::TooLarge.to_string() });
             }
-            bytes.extend_from_slice(&chunk);
+            bytes.extend_from_slice(&piece);
         }
         let answer = XmlElement::read(&bytes);
         let fault = answer.as_ref().ok().and_then(soap::fault);
@@ -263,26 +232,6 @@ impl<'a> OnvifClient<'a> {
 /// An address without login and query.
 fn shown(url: &Url) -> String {
     url[..url::Position::AfterPath].to_owned()
-}
-
-fn http_error(error: &reqwest::Error, url: &Url, step: &'static str) -> OnvifError {
-    let address = shown(url);
-    let mut cause: &dyn Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    let why = plain(&cause.to_string());
-    let error = if error.is_timeout() {
-        let timeout = if error.is_connect() { CONNECT_TIMEOUT } else { ANSWER_TIMEOUT };
-        CameraError::Timeout { address, step, seconds: timeout.as_secs() }
-    } else if why.contains("certificate") {
-        CameraError::Certificate { address, why }
-    } else if error.is_connect() {
-        CameraError::Unreachable { address, why }
-    } else {
-        CameraError::Closed { address, why: Some(why) }
-    };
-    error.into()
 }
 
 /// Milliseconds since the epoch.

@@ -67,6 +67,11 @@ impl GroupOfPictures {
         self.decodes_all
     }
 
+    /// Whether nothing can be decoded before a key frame comes.
+    pub(super) fn awaits_key_frame(&self) -> bool {
+        !self.is_whole
+    }
+
     /// Takes a coded picture, and says what to decode. `is_due` says whether a picture is wanted by now.
     pub(super) fn push(&mut self, coded: Vec<u8>, is_key: bool, now: Instant, is_due: bool) -> DecodeOrder {
         if is_key {

@@ -18,12 +18,12 @@ use url::Url;
 
 use super::SourceOptions;
 use super::due::{DueClock, PaceMeter};
-use super::http_client::{HttpClient, READ_TIMEOUT, unless_changed};
 use super::jpeg_walker::{JpegWalker, WalkedPictures, jpeg_size_px};
 use super::latest::{DamageCount, LatestFrame, LiveSource};
 use crate::address::CameraLogin;
 use crate::error::CameraError;
 use crate::frame::{Frame, FramePicture};
+use crate::http_client::{HttpClient, HttpPurpose, READ_TIMEOUT, unless_changed};
 
 /// Largest picture of a stream, bytes: it waits in memory until it is whole.
 const MAX_STREAM_PICTURE_BYTES: usize = 16 << 20;
@@ -44,8 +44,8 @@ pub(super) async fn open(
     login: Option<CameraLogin>,
     options: &SourceOptions,
 ) -> Result<LiveSource, CameraError> {
-    let mut client = HttpClient::new(address, url, login, options.authority.clone());
-    let mut response = client.get(&HeaderMap::new()).await?;
+    let mut client = HttpClient::new(address, HttpPurpose::Pictures, login, options.authority.clone());
+    let mut response = client.get(url, &HeaderMap::new()).await?;
     let content_type = ContentType::of(&response);
     let mut reader = PictureReader { address: address.into(), walker: JpegWalker::new(MAX_STREAM_PICTURE_BYTES) };
     if content_type.is_multipart() {
@@ -64,6 +64,7 @@ pub(super) async fn open(
         latest: LatestFrame::new(address, "jpeg"),
         damage: DamageCount::new(address, MAX_DAMAGED),
         address: address.into(),
+        url: url.clone(),
         client,
         interval: options.interval,
     };
@@ -163,6 +164,7 @@ impl PictureReader {
 /// Asks for one picture after another.
 struct Snapshots {
     address: String,
+    url: Url,
     client: HttpClient,
     interval: Duration,
     latest: Arc<LatestFrame>,
@@ -182,7 +184,7 @@ impl Snapshots {
             // An answer that took longer than the interval is followed by the next request at once.
             due = (due + self.interval).max(Instant::now());
             tokio::time::sleep_until(due).await;
-            let mut response = self.client.get(&unless).await?;
+            let mut response = self.client.get(&self.url, &unless).await?;
             if response.status() == StatusCode::NOT_MODIFIED {
                 self.give(&picture);
                 continue;

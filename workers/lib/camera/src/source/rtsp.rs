@@ -272,7 +272,11 @@ impl RtspReader {
         let is_due = self.due.is_due(now, distance);
         let order = self.gop.push(coded, is_key, now, is_due);
         let key_frame_distance_s = self.gop.key_frame_distance().map(|distance| distance.as_secs_f32());
-        self.latest.update_facts(|facts| facts.key_frame_distance_s = key_frame_distance_s);
+        let awaits_key_frame = self.gop.awaits_key_frame();
+        self.latest.update_facts(|facts| {
+            facts.key_frame_distance_s = key_frame_distance_s;
+            facts.undecodable = if awaits_key_frame { facts.undecodable + 1 } else { 0 };
+        });
         match order.pictures.is_empty() {
             true => Ok(()),
             false => self.decode(order, now, camera_at_ms).await,
@@ -414,6 +418,9 @@ mod tests {
         clock.set((NTP_EPOCH_S + 1_700_000_000) << 32 | 1 << 31, u32::MAX - 89_999);
         assert_eq!(clock.wall_ms(at(i64::from(u32::MAX) + 1)), Some(1_700_000_001_500));
         assert_eq!(clock.wall_ms(at(i64::from(u32::MAX) - 179_999)), Some(1_699_999_999_500));
+        // The camera's clock is put right, or wrong, by a day: what follows is told by the new one.
+        clock.set((NTP_EPOCH_S + 1_700_086_400) << 32, 0);
+        assert_eq!(clock.wall_ms(at(90_000)), Some(1_700_086_401_000));
         clock.set(5 << 32, 0);
         assert_eq!(clock.wall_ms(at(0)), None, "a camera that does not know the time");
     }

@@ -14,8 +14,8 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-use super::tls;
 use crate::error::CameraError;
+use crate::tls;
 
 /// Port of RTSP over TLS, where the address names none.
 const PORT: u16 = 322;

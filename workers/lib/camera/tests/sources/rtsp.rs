@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::http_camera::{HttpCamera, answering, certificate, picture};
-use super::rtsp_camera::{RtspCamera, SpoilingProxy, children, has_packages};
+use super::rtsp_camera::{RtspCamera, Spoiling, SpoilingProxy, children, has_packages};
 use super::{PASSWORD, address, every, fault, file, is_silent, jpeg_of, login, next, within};
 
 /// The server that most tests share, each with a mount of its own. It ends with this process.
@@ -35,6 +35,7 @@ fn shared() -> &'static RtspCamera {
             "size=h264,main,5,320x240,10",
             "size-jpeg=jpeg,-,1,320x240,10",
             "size-h265=h265,plain,5,320x240,10",
+            "unkeyed=h264,main,10,320x240,10",
             "spoiled=h264,main,1,640x480,10",
             "spoiled-groups=h264,main,8,640x480,10",
             "clock=h264,baseline,10,320x240,10",
@@ -118,6 +119,25 @@ async fn goes_on(mount: &str) {
     assert!(times.windows(2).all(|pair| pair[1] - pair[0] < 1.2), "{mount}: {times:?}");
     assert!(pictures.windows(2).all(|pair| pair[0] != pair[1]), "{mount}: the ball stands still");
     assert_eq!((source.facts().damaged, source.facts().key_frame_distance_s), (0, None), "{mount}");
+}
+
+#[tokio::test]
+async fn a_stream_without_key_frames_is_silent_and_the_silence_is_named() {
+    if !has_packages() {
+        return;
+    }
+    let proxy = SpoilingProxy::start(shared().port, Spoiling::KeyFrames).await;
+    let url = format!("rtsp://127.0.0.1:{}/unkeyed", proxy.port);
+    let (mut source, waited) = (open(&url, &every(300)).await, Duration::from_secs(3));
+    assert!(is_silent(&mut source, waited).await);
+    let fault = source.silence(&address(&url), waited);
+    assert_eq!(fault.kind(), "camera_no_key_frame");
+    assert!(fault.to_string().contains("for 3 s, although") && fault.remedy().contains("GOP"), "{fault}");
+    assert!(source.facts().received > 10, "{:?}", source.facts());
+    // With key frames a silence is one.
+    let mut source = open(&shared().url("unkeyed"), &every(300)).await;
+    next(&mut source, 10).await;
+    assert_eq!(source.silence(&address(&url), waited).kind(), "camera_silent");
 }
 
 #[tokio::test]
@@ -387,7 +407,7 @@ async fn spoiled_packets_are_counted_and_cost_no_more_than_their_pictures() {
         return;
     }
     for (mount, nth) in [("spoiled", 7), ("spoiled-groups", 11)] {
-        let proxy = SpoilingProxy::start(shared().port, nth).await;
+        let proxy = SpoilingProxy::start(shared().port, Spoiling::EveryNth(nth)).await;
         let url = format!("rtsp://127.0.0.1:{}/{mount}", proxy.port);
         let mut source = open(&url, &every(0)).await;
         let seen = async {
@@ -401,7 +421,7 @@ async fn spoiled_packets_are_counted_and_cost_no_more_than_their_pictures() {
         within(20, seen).await;
     }
     // Where all are spoiled, it is a fault.
-    let proxy = SpoilingProxy::start(shared().port, 1).await;
+    let proxy = SpoilingProxy::start(shared().port, Spoiling::EveryNth(1)).await;
     let error = fault(&format!("rtsp://127.0.0.1:{}/spoiled", proxy.port), &every(0), 20).await;
     assert_eq!(error.kind(), "camera_damaged", "{error}");
 }

@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream as StdTcpStream;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -12,9 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-fn root() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.."))
-}
+/// The server's program.
+const SERVER: &str = include_str!("../../../../../tests/cameras/rtsp_server.py");
 
 /// Whether the packages that these tests need are there. If not, says so where it is seen, whatever the test harness
 /// hides; with TRIBUTARY_CAMERA_TESTS=required it fails instead.
@@ -52,7 +50,7 @@ impl RtspCamera {
     /// The same, with more arguments.
     pub(crate) fn start_with(mounts: &[&str], arguments: &[&str]) -> Self {
         let mut command = Command::new("/usr/bin/python3");
-        command.arg(root().join("tests/cameras/rtsp_server.py")).args(arguments);
+        command.args(["-c", SERVER]).args(arguments);
         command.args(mounts.iter().flat_map(|mount| ["--mount", mount]));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = String::new();
@@ -111,14 +109,23 @@ pub(crate) fn children(program: &str) -> Vec<Process> {
     ids.filter_map(read).collect()
 }
 
-/// Passes connections on to a server, and spoils packets on the way: the middle of every `nth` large one of the video.
+/// What a [`SpoilingProxy`] does to the packets of a video.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Spoiling {
+    /// Changes the middle of every so-and-so-many-th large one.
+    EveryNth(usize),
+    /// Leaves out those of H.264's key frames, so that the stream has none.
+    KeyFrames,
+}
+
+/// Passes connections on to a server, and spoils packets on the way.
 pub(crate) struct SpoilingProxy {
     pub port: u16,
     task: JoinHandle<()>,
 }
 
 impl SpoilingProxy {
-    pub(crate) async fn start(server_port: u16, nth: usize) -> Self {
+    pub(crate) async fn start(server_port: u16, spoiling: Spoiling) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let task = tokio::spawn(async move {
@@ -127,7 +134,7 @@ impl SpoilingProxy {
                 let ((mut from_client, to_client), (from_server, mut to_server)) =
                     (client.into_split(), server.into_split());
                 tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
-                tokio::spawn(spoil(from_server, to_client, nth));
+                tokio::spawn(spoil(from_server, to_client, spoiling));
             }
         });
         Self { port, task }
@@ -143,7 +150,7 @@ impl Drop for SpoilingProxy {
 async fn spoil(
     from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    nth: usize,
+    spoiling: Spoiling,
 ) -> std::io::Result<()> {
     let (mut from, mut large) = (tokio::io::BufReader::new(from), 0);
     loop {
@@ -153,13 +160,13 @@ async fn spoil(
             let (channel, length) = (from.read_u8().await?, from.read_u16().await?);
             let mut packet = vec![0; usize::from(length)];
             from.read_exact(&mut packet).await?;
-            if channel == 0 && packet.len() > 400 {
-                large += 1;
-                if large % nth == 0 {
-                    for byte in &mut packet[200..300] {
-                        *byte ^= 0x5a;
-                    }
+            large += usize::from(channel == 0 && packet.len() > 400);
+            match spoiling {
+                Spoiling::EveryNth(nth) if channel == 0 && packet.len() > 400 && large % nth == 0 => {
+                    packet[200..300].iter_mut().for_each(|byte| *byte ^= 0x5a);
                 }
+                Spoiling::KeyFrames if channel == 0 && is_of_key_frame(&packet) => continue,
+                _ => {}
             }
             message.push(channel);
             message.extend(length.to_be_bytes());
@@ -176,4 +183,10 @@ async fn spoil(
         }
         to.write_all(&message).await?;
     }
+}
+
+/// Whether a packet of RTP carries H.264's unit 5, or a fragment of one (RFC 6184). GStreamer's have headers of 12 bytes.
+fn is_of_key_frame(packet: &[u8]) -> bool {
+    let unit = |at: usize| packet.get(at).map(|byte| byte & 0x1f);
+    unit(12) == Some(5) || unit(12) == Some(28) && unit(13) == Some(5)
 }

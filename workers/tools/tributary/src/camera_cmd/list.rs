@@ -3,7 +3,7 @@
 use anyhow::Context;
 use runtime::clock;
 use runtime::settings::LoadedSettings;
-use schemas::{CameraHealth, CameraName};
+use schemas::{CameraHealth, CameraName, FaultNote, Role};
 use streams::cameras::{CameraLogin, CameraLogins};
 use streams::fleet;
 
@@ -24,12 +24,14 @@ pub(super) struct ListArgs {
 pub(super) async fn command(loaded: &LoadedSettings<Settings>, args: &ListArgs) -> anyhow::Result<()> {
     let site = site_target::open(loaded, "camera").await?;
     let beats = fleet::live_workers(&site.bus).await?;
+    let grabbers = beats.iter().filter(|beat| beat.role == Role::Grabber);
+    let faults: Vec<FaultNote> = grabbers.flat_map(|beat| beat.faults.clone()).collect();
     let cameras: Vec<CameraHealth> = beats.into_iter().flat_map(|beat| beat.cameras).collect();
     let logins = logins(&site, loaded)?;
     if args.json {
         let row = |(name, login): (&CameraName, &CameraLogin)| serde_json::json!({ "camera": name, "also": login.also, "since_ms": login.since_ms });
         let logins: Vec<_> = logins.iter().flat_map(CameraLogins::logins).map(row).collect();
-        return stdout::json(&serde_json::json!({ "cameras": cameras, "logins": logins }));
+        return stdout::json(&serde_json::json!({ "cameras": cameras, "faults": faults, "logins": logins }));
     }
     let now_ms = clock::now_ms();
     match cameras.is_empty() {
@@ -43,6 +45,10 @@ pub(super) async fn command(loaded: &LoadedSettings<Settings>, args: &ListArgs) 
                 stdout::print_line(format_args!("! {problem}"))?;
             }
         }
+    }
+    for fault in &faults {
+        let (reason, remedy) = (format::plain_text(&fault.reason), format::plain_text(&fault.remedy));
+        stdout::print_line(format_args!("! {reason}: {remedy}."))?;
     }
     let Some(logins) = logins.filter(|logins| !logins.logins().is_empty()) else { return Ok(()) };
     let also = |also: &[CameraName]| also.iter().map(CameraName::as_str).collect::<Vec<_>>().join(", ");

@@ -1,18 +1,13 @@
 //! The login at a camera, from the environment or a file: a password on a command line is seen by everybody on the machine.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use camera::CameraLogin;
+use anyhow::Context;
+use camera::{CameraLogin, PasswordSource};
 
 use super::shell_word;
 use crate::stdout;
-
-/// Longest password, in bytes.
-const MAX_PASSWORD_BYTES: u64 = 4096;
 
 #[derive(clap::Args)]
 pub(super) struct LoginOptions {
@@ -31,14 +26,15 @@ impl LoginOptions {
     /// The login; `None` if none was named.
     pub(super) fn read(&self) -> anyhow::Result<Option<CameraLogin>> {
         let Some(user) = self.user.clone() else { return Ok(None) };
-        let password = match (&self.password_env, &self.password_file) {
-            (Some(variable), _) => password_from_environment(variable)?,
-            (None, Some(file)) => password_from_file(file)?,
-            (None, None) => bail!(
-                "--user {} needs a password: add --password-env VARIABLE or --password-file FILE",
-                crate::format::plain_text(&user)
-            ),
-        };
+        let source = PasswordSource::named(self.password_env.as_deref(), self.password_file.as_deref());
+        let source = source.with_context(|| {
+            let user = crate::format::plain_text(&user);
+            format!("--user {user} needs a password: add --password-env VARIABLE or --password-file FILE")
+        })?;
+        if let PasswordSource::File(file) = &source {
+            warn_of_readers(file);
+        }
+        let password = source.read().map_err(|error| anyhow::anyhow!("{error}; {}", error.remedy()))?;
         Ok(Some(CameraLogin { user, password }))
     }
 
@@ -53,32 +49,15 @@ impl LoginOptions {
     }
 }
 
-fn password_from_environment(variable: &str) -> anyhow::Result<String> {
-    // The value is in no error: it may be the password, without being a text.
-    match std::env::var(variable).ok().filter(|password| !password.is_empty()) {
-        Some(password) => Ok(password),
-        None => bail!("environment variable {variable} holds no password: set it, or use --password-file FILE"),
-    }
-}
-
-fn password_from_file(file: &Path) -> anyhow::Result<String> {
-    let unread = || format!("password file {} cannot be read: check its path and permissions", file.display());
-    let opened = File::open(file).with_context(unread)?;
-    if opened.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+/// Says that others can read a file of a password, if they can.
+fn warn_of_readers(file: &Path) {
+    let metadata = std::fs::metadata(file);
+    if metadata.is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o077 != 0) {
         stdout::print_note(format_args!(
             "note: others on this machine can read {0}; to keep it to yourself: chmod 600 {0}",
-            file.display()
+            shell_word(&file.display().to_string())
         ));
     }
-    let mut line = String::new();
-    BufReader::new(opened.take(MAX_PASSWORD_BYTES)).read_line(&mut line).with_context(unread)?;
-    let password = line.trim_end_matches(['\r', '\n']);
-    anyhow::ensure!(
-        !password.is_empty(),
-        "password file {} has an empty first line: it must be the password",
-        file.display()
-    );
-    Ok(password.to_owned())
 }
 
 #[cfg(test)]
@@ -94,20 +73,14 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_the_first_line_of_its_file() {
+    fn a_login_is_read_and_its_options_can_be_repeated() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("it's secret");
-        for (content, password) in [("p@ss word\n", "p@ss word"), ("one\r\ntwo\n", "one"), (" x", " x")] {
-            std::fs::write(&file, content).unwrap();
-            let login = options(Some("admin"), Some(&file)).read().unwrap().unwrap();
-            assert_eq!((login.user.as_str(), login.password.as_str()), ("admin", password));
-        }
-        for content in ["", "\nsecond\n"] {
-            std::fs::write(&file, content).unwrap();
-            let error = options(Some("admin"), Some(&file)).read().unwrap_err().to_string();
-            assert!(error.contains("empty first line"), "{error}");
-        }
-        let repeated = options(Some("a b"), Some(&file)).repeated();
+        std::fs::write(&file, "p@ss word\n").unwrap();
+        let options = options(Some("a b"), Some(&file));
+        let login = options.read().unwrap().unwrap();
+        assert_eq!((login.user.as_str(), login.password.as_str()), ("a b", "p@ss word"));
+        let repeated = options.repeated();
         assert!(repeated.starts_with(" --user 'a b' --password-file '/") && repeated.ends_with("it'\\''s secret'"));
     }
 
@@ -117,9 +90,6 @@ mod tests {
         let error = options(Some("admin"), None).read().unwrap_err().to_string();
         assert!(error.contains("--password-file"), "{error}");
         let error = options(Some("admin"), Some(Path::new("/nowhere/x"))).read().unwrap_err().to_string();
-        assert!(error.contains("/nowhere/x"), "{error}");
-        let unset = LoginOptions { password_env: Some("TRIBUTARY_NO_SUCH".into()), ..options(Some("admin"), None) };
-        let error = unset.read().unwrap_err().to_string();
-        assert!(error.contains("TRIBUTARY_NO_SUCH holds no password"), "{error}");
+        assert!(error.contains("/nowhere/x") && error.contains("first line of the file"), "{error}");
     }
 }

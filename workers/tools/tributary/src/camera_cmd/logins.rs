@@ -66,7 +66,11 @@ pub(super) async fn command(loaded: &LoadedSettings<Settings>, command: &LoginCo
         }
         LoginCommand::Show { name, json } => show(site, &cameras, name, *json),
         LoginCommand::Remove { name } => {
-            anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
+            anyhow::ensure!(
+                cameras.remove(name),
+                "camera {name} has no login: {}; a [[camera]] of the settings file is removed there",
+                known(&cameras)
+            );
             save(&cameras, &store, site)?;
             note(loaded, site, "camera remove", name).await;
             stdout::print_line(format_args!("The login of camera {name} is removed."))

@@ -26,7 +26,7 @@ pub(super) fn advice(found: &CheckFindings) -> Vec<String> {
     let mut advice = Vec::new();
     let mut say = |sentence: String| advice.push(sentence);
     // Of a stream whose key frames are further apart than it was watched, the distance is not known.
-    let distance_s = found.key_frame_distance_s.or((found.taken < 2).then_some(found.watched_s as f32));
+    let distance_s = found.key_frame_distance_s.or(Some(found.watched_s as f32));
     if let Some(distance_s) = distance_s.filter(|distance_s| is_video && *distance_s > FAR_KEY_FRAMES_S) {
         let every = if found.key_frame_distance_s.is_some() { "come every" } else { "are more than" };
         let apart = if found.key_frame_distance_s.is_some() { "" } else { " apart" };
@@ -146,7 +146,7 @@ mod tests {
         let black = PictureReport { faults: vec![PictureFault::Black.into()], ..healthy().report };
         for (found, says) in [
             (CheckFindings { key_frame_distance_s: Some(10.0), ..healthy() }, "every 10.0 s"),
-            (CheckFindings { key_frame_distance_s: None, taken: 1, ..healthy() }, "more than 10.0 s apart"),
+            (CheckFindings { key_frame_distance_s: None, ..healthy() }, "more than 10.0 s apart"),
             (CheckFindings { codec: "h265".into(), ..healthy() }, "ffmpeg"),
             (CheckFindings { size_px: Some((3840, 2160)), ..healthy() }, "sub stream"),
             (CheckFindings { size_px: Some((160, 120)), ..healthy() }, "160x120 is small"),

@@ -187,8 +187,7 @@ async fn first_picture(
 /// The next picture; silence is an error.
 async fn next(source: &mut FrameSource, address: &CameraAddress) -> Result<Option<Frame>, CameraError> {
     let next = tokio::time::timeout(SILENCE_TIMEOUT, source.next_frame()).await;
-    let silent = || CameraError::Silent { address: address.to_string(), seconds: SILENCE_TIMEOUT.as_secs() };
-    next.unwrap_or_else(|_| Err(silent()))
+    next.unwrap_or_else(|_| Err(source.silence(address, SILENCE_TIMEOUT)))
 }
 
 fn or_unknown(codec: &str) -> &str {

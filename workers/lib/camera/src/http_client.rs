@@ -3,26 +3,47 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_auth::{PasswordClient, PasswordParams};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode, redirect};
+use reqwest::{Client, Method, Response, StatusCode, redirect};
 use url::{Position, Url};
 
-use super::tls;
 use crate::address::CameraLogin;
 use crate::error::CameraError;
+use crate::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the camera may be silent while it is expected to send.
-pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most redirects in a row.
 const MAX_REDIRECTS: usize = 5;
 
+/// What a camera is asked for over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HttpPurpose {
+    /// Pictures: one connection for all, and whichever login the camera asks for.
+    Pictures,
+    /// Its services: a connection for each request, as some cameras close those that they promised to keep, and a login
+    /// by digest alone, never readable.
+    Onvif,
+}
+
+/// A request, which may have to be sent again with a login.
+struct HttpRequest<'a> {
+    method: Method,
+    url: &'a Url,
+    headers: &'a HeaderMap,
+    body: Bytes,
+}
+
 /// A camera that is asked over HTTP.
-pub(super) struct HttpClient {
+pub(crate) struct HttpClient {
     /// The address as it may be shown.
     pub address: String,
-    url: Url,
+    /// Whether the camera refused the login.
+    pub is_login_refused: bool,
+    purpose: HttpPurpose,
     login: Option<CameraLogin>,
     authority: Option<PathBuf>,
     /// One for each scheme, as TLS is prepared only where it is used.
@@ -33,19 +54,33 @@ pub(super) struct HttpClient {
 }
 
 impl HttpClient {
-    pub(super) fn new(address: &str, url: &Url, login: Option<CameraLogin>, authority: Option<PathBuf>) -> Self {
-        let (plain, encrypted, challenge) = (None, None, None);
-        Self { address: address.into(), url: url.clone(), login, authority, plain, encrypted, challenge }
+    pub(crate) fn new(
+        address: &str,
+        purpose: HttpPurpose,
+        login: Option<CameraLogin>,
+        authority: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            address: address.into(),
+            is_login_refused: false,
+            purpose,
+            login,
+            authority,
+            plain: None,
+            encrypted: None,
+            challenge: None,
+        }
     }
 
-    /// Asks for the picture or stream. An answer of status 304 comes only where `headers` ask for it.
+    /// Asks for a picture or a stream. An answer of status 304 comes only where `headers` ask for it.
     ///
     /// # Errors
     /// There is no connection, or the answer is neither a success nor 304.
-    pub(super) async fn get(&mut self, headers: &HeaderMap) -> Result<Response, CameraError> {
-        let (mut url, mut was_refused, mut redirects) = (self.url.clone(), false, 0);
+    pub(crate) async fn get(&mut self, url: &Url, headers: &HeaderMap) -> Result<Response, CameraError> {
+        let (mut url, mut was_refused, mut redirects) = (url.clone(), false, 0);
         loop {
-            let response = self.send(&url, headers).await?;
+            let request = HttpRequest { method: Method::GET, url: &url, headers, body: Bytes::new() };
+            let response = self.send(&request).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED {
                 self.note_challenge(&response, was_refused)?;
@@ -61,12 +96,32 @@ impl HttpClient {
         }
     }
 
-    async fn send(&mut self, url: &Url, headers: &HeaderMap) -> Result<Response, CameraError> {
-        let mut request = self.client(url.scheme()).await?.get(url.clone()).headers(headers.clone());
-        if let Some(authorization) = self.authorization(url)? {
-            request = request.header(AUTHORIZATION, authorization);
+    /// Sends a message, and once more if the camera asks for a login that it can be given. The answer may have any status.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub(crate) async fn post(&mut self, url: &Url, headers: &HeaderMap, body: Bytes) -> Result<Response, CameraError> {
+        let request = HttpRequest { method: Method::POST, url, headers, body };
+        let response = self.send(&request).await?;
+        if response.status() != StatusCode::UNAUTHORIZED || self.note_challenge(&response, false).is_err() {
+            return Ok(response);
         }
-        match tokio::time::timeout(CONNECT_TIMEOUT + READ_TIMEOUT, request.send()).await {
+        let response = self.send(&request).await?;
+        self.is_login_refused = response.status() == StatusCode::UNAUTHORIZED;
+        Ok(response)
+    }
+
+    async fn send(&mut self, request: &HttpRequest<'_>) -> Result<Response, CameraError> {
+        let HttpRequest { method, url, headers, body } = request;
+        let client = self.client(url.scheme()).await?;
+        let mut sending = client.request(method.clone(), (*url).clone()).headers((*headers).clone());
+        if let Some(authorization) = self.authorization(request)? {
+            sending = sending.header(AUTHORIZATION, authorization);
+        }
+        if !body.is_empty() {
+            sending = sending.body(body.clone());
+        }
+        match tokio::time::timeout(CONNECT_TIMEOUT + READ_TIMEOUT, sending.send()).await {
             Ok(sent) => sent.map_err(|error| self.fault(error)),
             Err(_) => Err(self.timeout("the request", READ_TIMEOUT)),
         }
@@ -76,7 +131,7 @@ impl HttpClient {
     ///
     /// # Errors
     /// The connection ended early, or the wait did.
-    pub(super) async fn next_piece(
+    pub(crate) async fn next_piece(
         &self,
         response: &mut Response,
         limit: Option<Duration>,
@@ -102,8 +157,10 @@ impl HttpClient {
         let builder = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(redirect::Policy::none())
-            .pool_max_idle_per_host(1)
+            .pool_max_idle_per_host(usize::from(self.purpose == HttpPurpose::Pictures))
             .http1_only()
+            // Some cameras know headers by their usual spelling only.
+            .http1_title_case_headers()
             .no_proxy();
         let builder = match is_encrypted {
             false => builder.tls_certs_only([]),
@@ -118,11 +175,15 @@ impl HttpClient {
     }
 
     /// The header that answers the camera's latest challenge.
-    fn authorization(&mut self, url: &Url) -> Result<Option<HeaderValue>, CameraError> {
+    fn authorization(&mut self, request: &HttpRequest<'_>) -> Result<Option<HeaderValue>, CameraError> {
         let (Some(challenge), Some(login)) = (&mut self.challenge, &self.login) else { return Ok(None) };
-        let uri = &url[Position::BeforePath..Position::AfterQuery];
-        let given =
-            PasswordParams { username: &login.user, password: &login.password, uri, method: "GET", body: Some(&[]) };
+        let given = PasswordParams {
+            username: &login.user,
+            password: &login.password,
+            uri: &request.url[Position::BeforePath..Position::AfterQuery],
+            method: request.method.as_str(),
+            body: Some(&request.body),
+        };
         let answer = challenge.respond(&given).ok().and_then(|answer| HeaderValue::try_from(answer).ok());
         let mut answer = answer.ok_or_else(|| self.login_fault("it asks for a login in a way that is not known"))?;
         answer.set_sensitive(true);
@@ -137,10 +198,12 @@ impl HttpClient {
         if was_refused {
             return Err(self.login_fault("the user or the password is wrong"));
         }
-        let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let named = challenges.iter().filter_map(|value| value.to_str().ok());
-        let challenge = named.fold(PasswordClient::builder(), |builder, value| builder.challenges(value)).build();
-        self.challenge = challenge.ok();
+        let accepts = |scheme: &str| self.purpose == HttpPurpose::Pictures || scheme.eq_ignore_ascii_case("digest");
+        let named = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let challenges = named.filter_map(|value| http_auth::parse_challenges(value).ok()).flatten();
+        let accepted = challenges.filter(|challenge| accepts(challenge.scheme));
+        let challenge = accepted.fold(PasswordClient::builder(), |builder, challenge| builder.challenge(&challenge));
+        self.challenge = challenge.build().ok();
         match self.challenge {
             Some(_) => Ok(()),
             None => Err(self.login_fault("it asks for a login in a way that is not known")),
@@ -202,7 +265,7 @@ impl HttpClient {
 }
 
 /// Headers that ask for a picture only if it changed since `earlier`, an answer of the camera.
-pub(super) fn unless_changed(earlier: &HeaderMap) -> HeaderMap {
+pub(crate) fn unless_changed(earlier: &HeaderMap) -> HeaderMap {
     use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
     let pairs: [(HeaderName, HeaderName); 2] = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
     let asked = pairs.into_iter().filter_map(|(told, asked)| Some((asked, earlier.get(told)?.clone())));

@@ -19,7 +19,7 @@ const MAX_AUTHORITY_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// The file cannot be read, or holds no certificate.
-pub(super) async fn read_authority(path: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, CameraError> {
+pub(crate) async fn read_authority(path: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, CameraError> {
     let Some(path) = path else { return Ok(Vec::new()) };
     let unreadable = |why: String| CameraError::Unreadable { address: path.display().to_string(), why };
     let metadata = tokio::fs::metadata(path).await.map_err(|error| unreadable(error.to_string()))?;
@@ -39,7 +39,7 @@ pub(super) async fn read_authority(path: Option<&Path>) -> Result<Vec<Certificat
 ///
 /// # Errors
 /// There is nobody to trust, or a certificate in `authority` cannot be used.
-pub(super) fn client_config(
+pub(crate) fn client_config(
     authority: Vec<CertificateDer<'static>>,
     address: &str,
 ) -> Result<ClientConfig, CameraError> {
@@ -52,7 +52,7 @@ pub(super) fn client_config(
 }
 
 /// What a connection that failed says about the camera's certificate, if that was the reason.
-pub(super) fn certificate_fault(error: &(dyn Error + 'static)) -> Option<String> {
+pub(crate) fn certificate_fault(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
         // An I/O error gives the reason it wraps, and not that one itself, as its source.
@@ -70,10 +70,11 @@ pub(super) fn certificate_fault(error: &(dyn Error + 'static)) -> Option<String>
 }
 
 /// The innermost reason of an error, on one line.
-pub(super) fn innermost_reason(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn innermost_reason(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
     }
-    innermost.to_string().lines().next().unwrap_or_default().to_owned()
+    let reason = innermost.to_string();
+    reason.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
 }
