@@ -26,7 +26,7 @@ use vision::{InferenceSettings, Model, OnnxRuntime, Replica, Replicas};
 
 use self::cost::{BenchGrabber, CameraKind, PUBLISH_ALL, PictureCost, PictureTaker, VideoCodec, named};
 use self::first_answer::FirstAnswerTimes;
-use self::scene::{Scene, Thing, YARD};
+use self::scene::{Scene, YARD};
 use self::sources::{CAMERA_RATE, MotionJpegLoop, RtspLoops};
 use self::still_life::StillLifeCounts;
 use crate::bench_site::{BenchSite, TestbedPaths};
