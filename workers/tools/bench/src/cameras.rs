@@ -84,10 +84,10 @@ impl CameraBenchEffort {
                 sizes: &[SMALL_PX, LARGE_PX],
                 cameras: 8,
                 rounds: 3,
-                window: seconds(12),
+                window: seconds(10),
                 many_window: seconds(30),
-                first_answers: 9,
-                still_life_pictures: 3600,
+                first_answers: 7,
+                still_life_pictures: 1800,
             },
             true => Self {
                 sizes: &[SMALL_PX],

@@ -127,7 +127,7 @@ enum BenchCommand {
     ///
     /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
-    /// Measure what cameras cost, against ffmpeg, and how soon and how often they are answered (12 minutes).
+    /// Measure what cameras cost, against ffmpeg, and how soon and how often they are answered (13 minutes).
     ///
     /// CPU and memory for each camera, 32 cameras at once, the time to the first answer, and what the motion gate and the
     /// reuse of answers save. Needs the packages of deploy/fetch-cameras.sh.

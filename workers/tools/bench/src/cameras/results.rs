@@ -19,10 +19,12 @@ impl CameraMeasurements {
         median(&self.runs(kind, taker).iter().map(|cost| cost.cpu_ms).collect::<Vec<_>>())
     }
 
-    /// The grabber's processor time for a published picture over ffmpeg's: the median over the rounds.
-    fn over_ffmpeg(&self, kind: CameraKind) -> f64 {
+    /// The grabber's processor time for a published picture over ffmpeg's: the median over the rounds. `None` where ffmpeg
+    /// took less than the kernel counts.
+    fn over_ffmpeg(&self, kind: CameraKind) -> Option<f64> {
         let pairs = self.runs(kind, PictureTaker::Publishing).iter().zip(self.runs(kind, PictureTaker::Ffmpeg));
-        median(&pairs.map(|(own, ffmpeg)| own.cpu_ms / ffmpeg.cpu_ms).collect::<Vec<_>>())
+        let ratio = median(&pairs.map(|(own, ffmpeg)| own.cpu_ms / ffmpeg.cpu_ms).collect::<Vec<_>>());
+        ratio.is_finite().then_some(ratio)
     }
 
     /// Memory a camera, megabytes: for the grabber, beyond one without cameras.
@@ -86,7 +88,7 @@ fn table(measured: &CameraMeasurements, cameras: usize) -> ReportTable {
             shown(measured.cpu_ms(kind, PictureTaker::Publishing)),
             shown(measured.cpu_ms(kind, PictureTaker::Skipping)),
             shown(measured.cpu_ms(kind, PictureTaker::Ffmpeg)),
-            shown(measured.over_ffmpeg(kind)),
+            measured.over_ffmpeg(kind).map_or_else(String::new, shown),
             memory(PictureTaker::Publishing),
             memory(PictureTaker::Ffmpeg),
         ]
@@ -117,7 +119,7 @@ fn headline(measured: &CameraMeasurements) -> Vec<HeadlineFigure> {
     let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
     let kinds = measured.kinds();
     let h264 = kinds.iter().filter(|kind| kind.codec == VideoCodec::H264);
-    let worst = h264.map(|kind| measured.over_ffmpeg(*kind)).reduce(f64::max);
+    let worst = h264.filter_map(|kind| measured.over_ffmpeg(*kind)).reduce(f64::max);
     let small = CameraKind { codec: VideoCodec::H264, size_px: SMALL_PX };
     let still = measured.still_life;
     vec![
@@ -166,14 +168,14 @@ fn headline(measured: &CameraMeasurements) -> Vec<HeadlineFigure> {
         figure("gate_skipped_ratio", "motion gate: skipped", ratio(still.gate_skipped, still.pictures), "", None),
         figure(
             "reuse_skipped_ratio",
-            "reuse: answered without the model",
-            ratio(still.reused, still.pictures),
+            "reuse: answered without the model, where that is stable",
+            ratio(still.reused_stable, still.stable),
             "",
             Some(FigureGoal::AtLeast(0.7)),
         ),
         figure(
             "reuse_wrong_ratio",
-            "wrong among those, where the model itself is stable",
+            "wrong among those",
             ratio(still.wrong_stable, still.reused_stable),
             "",
             Some(FigureGoal::AtMost(0.01)),
@@ -213,9 +215,9 @@ fn notes(measured: &CameraMeasurements, effort: &CameraBenchEffort) -> Vec<Strin
             first.start_s.len()
         ),
         format!(
-            "Motion gate and reuse: {} pictures, one a second, {} of views of which the model is sure of its label \
-             whatever the noise. The gate skipped {}; of {} of stable views {} showed something else than was published. \
-             Reused: {}; of {} of stable views {} were wrong, of all {}.",
+            "Motion gate and reuse: {} pictures, one a second, {} of stable views: there the model gives one label and is \
+             sure of it, whatever the noise. The gate skipped {}; of {} of stable views {} showed something else than was \
+             published. Reused: {}; of {} of stable views {} were wrong, of all {}.",
             still.pictures,
             still.stable,
             still.gate_skipped,
@@ -258,7 +260,8 @@ mod tests {
             first_answers: FirstAnswerTimes { start_s: vec![1.0, 2.5], reconnect_s: vec![2.0, 3.5] },
             still_life: StillLifeCounts {
                 pictures: 1000,
-                reused: 800,
+                stable: 625,
+                reused: 510,
                 reused_stable: 500,
                 wrong_stable: 5,
                 ..StillLifeCounts::default()

@@ -35,7 +35,7 @@ pub(super) struct GroundStyle {
 /// A yard by day.
 pub(super) const YARD: GroundStyle = GroundStyle { mean: 110.0, texture: 40.0, is_colored: true };
 /// A dark tray, as the classifier of the fixtures knows it.
-pub(super) const TRAY: GroundStyle = GroundStyle { mean: 20.0, texture: 3.0, is_colored: false };
+pub(super) const TRAY: GroundStyle = GroundStyle { mean: 4.0, texture: 2.0, is_colored: false };
 
 /// A gray cut-out on black.
 #[derive(Debug, Clone)]

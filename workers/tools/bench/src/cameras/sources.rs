@@ -63,7 +63,7 @@ pub(super) fn encode_h264(film: &[YuvPicture], group: usize, to: &Path) -> Resul
     let mut command = Command::new(FFMPEG);
     command.args(["-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "yuv420p"]);
     command.args(["-s", &size, "-r", &rate, "-i", "pipe:0", "-c:v", "libx264", "-preset", "veryfast"]);
-    command.args(["-profile:v", "main", "-crf", "28", "-bf", "0", "-g", &group, "-keyint_min", &group]);
+    command.args(["-profile:v", "main", "-crf", "24", "-bf", "0", "-g", &group, "-keyint_min", &group]);
     command.args(["-sc_threshold", "0", "-f", "h264"]).arg(to);
     let failed = |why: String| fault(format!("ffmpeg could not code a film: {why}"));
     let mut child = command.stdin(Stdio::piped()).spawn().map_err(|error| failed(error.to_string()))?;

@@ -17,8 +17,8 @@ use schemas::{CameraName, TaskId};
 use serde::Serialize;
 use streams::{Publication, Publisher, subject};
 use tokio::time::Instant;
-use vision::Replica;
 use vision::thumbnail::Thumbnail;
+use vision::{Replica, prediction, probabilities};
 
 use crate::bench_site::BenchSite;
 use crate::cameras::first_answer::AnswerStream;
@@ -33,7 +33,7 @@ const REST: std::ops::RangeInclusive<usize> = 5..=60;
 const MOVED_RATIO: f64 = 0.3;
 /// Farthest that a thing lies from the middle, as a share of the picture: two of the 28 pixels that the model sees.
 const FARTHEST: f32 = 2.0 / 28.0;
-/// Pictures by which a view is found to be one of which the model is not sure itself.
+/// Pictures of a view by which it is told whether the model is stable there.
 const TRIALS: usize = 5;
 /// A cloud passes in so many pictures, and takes and gives so much light.
 const CLOUD: (f32, f32) = (300.0, 0.08);
@@ -44,7 +44,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct StillLifeCounts {
     /// Pictures.
     pub pictures: u64,
-    /// Those of views to which the model gives one label whatever the noise.
+    /// Those of stable views: the model gives them one label, and is sure of it, whatever the noise.
     pub stable: u64,
     /// Pictures that the gate skipped.
     pub gate_skipped: u64,
@@ -58,7 +58,7 @@ pub(super) struct StillLifeCounts {
     pub reused_stable: u64,
     /// Of those, the ones that the model would have answered otherwise.
     pub wrong_stable: u64,
-    /// The same of all pictures.
+    /// The same of all that were reused.
     pub wrong: u64,
 }
 
@@ -74,6 +74,13 @@ struct StillLifeCamera {
     /// Pictures until something changes.
     left: usize,
     number: usize,
+}
+
+/// What the model says of a picture.
+struct ViewLabel {
+    label: String,
+    /// Whether that passes the model's gate.
+    is_sure: bool,
 }
 
 /// A picture of it.
@@ -100,7 +107,7 @@ impl StillLifeCamera {
         }
         self.left -= 1;
         self.number += 1;
-        let (thumbnail, jpeg, label) = self.look()?;
+        let (thumbnail, jpeg, ViewLabel { label, .. }) = self.look()?;
         Ok(StillLifePicture { jpeg, thumbnail, label, is_stable: self.is_stable })
     }
 
@@ -115,21 +122,23 @@ impl StillLifeCamera {
         let thing = self.things.get(self.thing).ok_or_else(|| fault("there are no things to look at"))?;
         self.view = self.scene.place(&[PlacedThing { thing, left, top, width: 1.0, height: 1.0 }]);
         let labels = (0..TRIALS).map(|_| Ok(self.look()?.2)).collect::<Result<Vec<_>, BenchError>>()?;
-        self.is_stable = labels.iter().all(|label| *label == labels[0]);
+        self.is_stable = labels.iter().all(|seen| seen.is_sure && seen.label == labels[0].label);
         Ok(())
     }
 
-    /// One picture of the present view: small, as JPEG, and the model's label.
-    fn look(&mut self) -> Result<(Thumbnail, Bytes, String), BenchError> {
+    /// One picture of the present view: small, as JPEG, and what the model says of it.
+    fn look(&mut self) -> Result<(Thumbnail, Bytes, ViewLabel), BenchError> {
         let light = 1.0 + CLOUD.1 * (std::f32::consts::TAU * self.number as f32 / CLOUD.0).sin();
         let picture = self.scene.take(&self.view, light);
         let thumbnail = Thumbnail::from_gray(&picture.y, SIZE_PX.0, SIZE_PX.0, SIZE_PX.1);
         let thumbnail = thumbnail.ok_or_else(|| fault("a picture has no pixels"))?;
         let jpeg = jpeg(picture)?;
         let result = self.replica.predict(&jpeg)?;
-        let best = (0..result.logits.len()).max_by(|a, b| result.logits[*a].total_cmp(&result.logits[*b]));
-        let label = best.and_then(|best| result.model.labels.get(best)).cloned().unwrap_or_default();
-        Ok((thumbnail, jpeg, label))
+        let (model, gate) = (&result.model, &result.model.description.gate);
+        let ratios = probabilities(model, &result.logits, gate.temperature.unwrap_or(1.0));
+        let seen = prediction(model, &ratios).ok_or_else(|| fault("the model has no labels"))?;
+        let is_sure = seen.confidence >= gate.min_confidence_ratio.unwrap_or_default();
+        Ok((thumbnail, jpeg, ViewLabel { label: seen.label, is_sure }))
     }
 }
 
