@@ -18,7 +18,7 @@ test: setup ## Build everything and run every test against real servers, an S3 s
 sim: setup ## Thousands of seeds of simulated faults for each scenario; TRIBUTARY_SEED=N runs one alone.
 	TRIBUTARY_SEEDS=5000 cargo test --locked --package sim -- --nocapture
 
-bench: setup ## Measure the pipeline, policies, training, merging, replaying and scaling (docs/benchmarks.md).
+bench: setup ## Measure the pipeline, policies, training, merging, replaying, scaling and cameras (docs/benchmarks.md).
 	cargo build --release --locked --package tributary --package tributary-bench
 	cargo run --release --locked --package tributary-bench -- recognize
 	cargo run --release --locked --package tributary-bench -- policy
@@ -28,6 +28,7 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 	cargo run --release --locked --package tributary-bench -- rounds
 	cargo run --release --locked --package tributary-bench -- replay
 	cargo run --release --locked --package tributary-bench -- scale
+	deploy/fetch-cameras.sh && cargo run --release --locked --package tributary-bench -- cameras
 
 soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test hostile -- --nocapture --test-threads 1

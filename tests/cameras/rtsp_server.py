@@ -2,17 +2,21 @@
 """A camera over RTSP for tests: GStreamer's server, with faults on request.
 
     rtsp_server.py [--user USER --password PASSWORD] [--port PORT] [--mount NAME=CODEC,PROFILE,GROUP,WIDTHxHEIGHT,RATE …]
+                   [--mount NAME=loop,FILE,RATE …]
 
 CODEC is h264, h265 or jpeg; PROFILE is baseline, main or high (with pictures out of order) for h264, and plain or reordered
 for h265; GROUP is the number of pictures from one key frame to the next; RATE is in pictures a second. Each client gets a
 stream of its own, which begins with a key frame. Video goes over TCP alone.
+
+A loop sends the coded pictures of FILE (H.264, a bare stream that begins with a key frame) again and again, and so costs
+little with many clients. Each of them comes in the middle, as at a camera that has run for long, and at another place.
 
 When it is ready it prints one line, `READY RTSP_PORT CONTROL_PORT`. It ends when its standard input is closed. GET requests
 to the control port bring faults, for the clients of one mount:
 
     /stall/NAME        no more pictures, while RTSP and RTCP answer
     /flow/NAME         pictures again
-    /size/NAME/WxH     pictures of another size in the running stream
+    /size/NAME/WxH     pictures of another size in the running stream, not of a loop
     /drop              the sessions of all clients end
     /clients           how many clients there are
 
@@ -22,9 +26,11 @@ It needs Debian's packages gir1.2-gst-rtsp-server-1.0, python3-gi and gstreamer1
 
 import argparse
 import http.server
+import itertools
 import os
 import sys
 import threading
+import time
 
 import gi
 
@@ -34,6 +40,8 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 ROLE = "viewer"
+# Fraction of the golden section: multiples of it are spread evenly, however many there are.
+SPREAD = 0.618
 
 
 def encoder(codec, profile, group):
@@ -96,6 +104,70 @@ class Mount(GstRtspServer.RTSPMediaFactory):
         for pipeline in self.running:
             caps = Gst.Caps.from_string(raw_pictures(width, height))
             pipeline.get_by_name("size").set_property("caps", caps)
+
+
+class LoopMount(Mount):
+    """The coded pictures of a file, again and again."""
+
+    def __init__(self, form):
+        GstRtspServer.RTSPMediaFactory.__init__(self)
+        _loop, path, rate = form.split(",")
+        self.pipeline = (
+            "( appsrc name=source is-live=true do-timestamp=true format=time max-bytes=8000000 leaky-type=upstream"
+            " ! valve name=valve ! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+        )
+        self.pictures, self.caps = coded_pictures(path)
+        self.rate = int(rate)
+        # The running pipelines, and where in the file each of them began.
+        self.running = []
+        self.places = {}
+        self.clients = itertools.count()
+        self.set_protocols(GstRtsp.RTSPLowerTrans.TCP)
+        self.connect("media-configure", lambda _factory, media: media.connect("unprepared", self.forget))
+        threading.Thread(target=self.feed, daemon=True).start()
+
+    def do_create_element(self, _url):
+        pipeline = Gst.parse_launch(self.pipeline)
+        pipeline.get_by_name("source").set_property("caps", self.caps)
+        self.places[pipeline] = int(next(self.clients) * SPREAD * len(self.pictures))
+        self.running.append(pipeline)
+        return pipeline
+
+    def forget(self, media):
+        super().forget(media)
+        self.places.pop(media.get_element(), None)
+
+    def feed(self):
+        """Sends each client what is due to it; clients one after the other, as cameras know nothing of each other."""
+        started = time.monotonic()
+        for number in itertools.count():
+            clients = list(self.running)
+            for index, pipeline in enumerate(clients or [None]):
+                due = started + (number + index / max(len(clients), 1)) / self.rate
+                time.sleep(max(due - time.monotonic(), 0))
+                if pipeline is not None:
+                    place = (number + self.places.get(pipeline, 0)) % len(self.pictures)
+                    buffer = Gst.Buffer.new_wrapped(self.pictures[place])
+                    pipeline.get_by_name("source").emit("push-buffer", buffer)
+
+
+def coded_pictures(path):
+    """The pictures of a stream of H.264 one by one, and what they are."""
+    if not os.path.isfile(path):
+        sys.exit(f"{path} is no file")
+    reader = Gst.parse_launch(
+        "filesrc name=file ! h264parse ! video/x-h264,stream-format=avc,alignment=au ! appsink name=sink sync=false"
+    )
+    reader.get_by_name("file").set_property("location", path)
+    reader.set_state(Gst.State.PLAYING)
+    pictures, caps = [], None
+    while (sample := reader.get_by_name("sink").emit("pull-sample")) is not None:
+        buffer, caps = sample.get_buffer(), sample.get_caps()
+        pictures.append(buffer.extract_dup(0, buffer.get_size()))
+    reader.set_state(Gst.State.NULL)
+    if not pictures:
+        sys.exit(f"{path} holds no pictures of H.264")
+    return pictures, caps
 
 
 def raw_pictures(width, height):
@@ -172,7 +244,7 @@ def main():
     mounts = {}
     for mount in arguments.mount:
         name, form = mount.split("=", 1)
-        mounts[name] = Mount(form)
+        mounts[name] = LoopMount(form) if form.startswith("loop,") else Mount(form)
         server.get_mount_points().add_factory(f"/{name}", mounts[name])
     if arguments.user:
         require_login(server, mounts, arguments.user, arguments.password)

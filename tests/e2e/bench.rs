@@ -13,11 +13,18 @@ async fn headline(bench: &str) -> serde_json::Map<String, serde_json::Value> {
 }
 
 async fn headline_with(bench: &str, more: &[&str]) -> serde_json::Map<String, serde_json::Value> {
+    try_headline(bench, more).await.unwrap_or_else(|said| panic!("{said}"))
+}
+
+/// The same; what the bench said, if it failed.
+async fn try_headline(bench: &str, more: &[&str]) -> Result<serde_json::Map<String, serde_json::Value>, String> {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("report.json");
     let arguments = [&[bench, "--quick", "--json", json.to_str().unwrap()], more].concat();
     let ended = run_bench(&arguments, PATIENCE).await.unwrap();
-    assert!(ended.success, "{}\n{}", ended.out, ended.err);
+    if !ended.success {
+        return Err(format!("{}\n{}", ended.out, ended.err));
+    }
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert!(report["rows"].as_array().is_some_and(|rows| !rows.is_empty()), "{report:#}");
     assert!(report["machine"].is_object(), "{report:#}");
@@ -25,7 +32,7 @@ async fn headline_with(bench: &str, more: &[&str]) -> serde_json::Map<String, se
     for (name, value) in &headline {
         assert!(value.as_f64().is_some_and(f64::is_finite), "{name} is {value}");
     }
-    headline
+    Ok(headline)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,4 +104,27 @@ async fn the_quick_bench_of_swaps_writes_its_headline_and_loses_no_image() {
         assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
     }
     assert_eq!(headline["images_lost"], 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_cameras_writes_its_headline_or_names_what_it_needs() {
+    let headline = match try_headline("cameras", &[]).await {
+        Ok(headline) => headline,
+        Err(said) => {
+            assert!(said.contains("deploy/fetch-cameras.sh"), "{said}");
+            assert_ne!(std::env::var("TRIBUTARY_CAMERA_TESTS").as_deref(), Ok("required"), "{said}");
+            return eprintln!("SKIPPED the quick bench of cameras: {said}");
+        }
+    };
+    for name in [
+        "cpu_over_ffmpeg",
+        "published_cpu_ms_640",
+        "skipped_cpu_ms_640",
+        "first_answer_s",
+        "frames_got_ratio_32",
+        "reuse_skipped_ratio",
+        "reuse_wrong_ratio",
+    ] {
+        assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
+    }
 }

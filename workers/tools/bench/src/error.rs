@@ -122,6 +122,15 @@ pub(crate) enum BenchError {
     /// A chart could not be drawn.
     #[error(transparent)]
     Chart(#[from] crate::chart::ChartError),
+    /// The cameras to measure with cannot be had.
+    #[error("no cameras to measure with: {why}")]
+    Cameras {
+        /// The problem, and what to do.
+        why: String,
+    },
+    /// The kernel does not tell what a process uses.
+    #[error("processor time and memory of processes cannot be read: this bench needs /proc, so run it on Linux")]
+    Unmeasured,
     /// Stopped by the user.
     #[error("stopped before the end")]
     Stopped,

@@ -1,5 +1,5 @@
 //! `tributary-bench`: reproducible measurements, one module per bench: [`recognize`], [`policy`], [`train`],
-//! [`federated`], [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`]; and the long demo,
+//! [`federated`], [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`], [`cameras`]; and the long demo,
 //! [`training_loop`].
 //!
 //! Shared: [`workload`] (model and images), [`warm_replicas`] (inference without the pipeline), [`bench_site`] (a server
@@ -19,6 +19,7 @@ mod bar_chart;
 mod baseline;
 mod bench_site;
 mod camera;
+mod cameras;
 mod canary;
 mod chart;
 mod demo_chart;
@@ -126,12 +127,23 @@ enum BenchCommand {
     ///
     /// Images per second, CPU, fairness, recovery time, and memory per site.
     Scale(ScaleBenchArgs),
+    /// Measure what cameras cost, against ffmpeg, and how soon and how often they are answered (13 minutes).
+    ///
+    /// CPU and memory for each camera, 32 cameras at once, the time to the first answer, and what the motion gate and the
+    /// reuse of answers save. Needs the packages of deploy/fetch-cameras.sh.
+    Cameras(CamerasBenchArgs),
     /// Run a recognizer with a baseline policy; used by `policy`.
     #[command(hide = true)]
     Baseline(baseline::BaselineArgs),
     /// Try a release in this process; used by `loop` and `swap`.
     #[command(name = releases::trial::COMMAND, hide = true)]
     TryRelease,
+}
+
+#[derive(clap::Args)]
+struct CamerasBenchArgs {
+    #[command(flatten)]
+    common: BenchCommonArgs,
 }
 
 #[derive(clap::Args)]
@@ -386,6 +398,7 @@ async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown
         BenchCommand::Swap(args) => &args.common,
         BenchCommand::Replay(args) => &args.common,
         BenchCommand::Scale(args) => &args.common,
+        BenchCommand::Cameras(args) => &args.common,
         BenchCommand::Loop(_) | BenchCommand::Chart(_) | BenchCommand::Baseline(_) | BenchCommand::TryRelease => {
             return Ok(());
         }
@@ -433,6 +446,14 @@ async fn measure(settings: &Settings, command: &BenchCommand, shutdown: Shutdown
                 onnxruntime: settings.onnxruntime.clone(),
             };
             (scale::run(&options, shutdown).await?, args.charts.as_ref())
+        }
+        BenchCommand::Cameras(args) => {
+            let options = cameras::CameraBenchOptions {
+                quick: args.common.quick,
+                nats_server: settings.up.nats_server.clone(),
+                onnxruntime: settings.onnxruntime.clone(),
+            };
+            (cameras::run(&options, shutdown).await?, None)
         }
         BenchCommand::Replay(args) => {
             let options = replay::ReplayBenchOptions {

@@ -1,5 +1,6 @@
 //! RTSP: GStreamer's server, its faults, and the network's.
 
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -92,6 +93,51 @@ async fn decodes(profile: &str) {
     assert_eq!((facts.codec.as_str(), facts.size_px, facts.damaged), ("h264", Some((640, 480)), 0), "{profile}");
     let (rate, distance) = (facts.frames_per_s.unwrap(), facts.key_frame_distance_s.unwrap());
     assert!((8.0..12.5).contains(&rate) && (0.4..0.62).contains(&distance), "{profile}: {facts:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_comes_between_two_key_frames_waits_for_the_next() {
+    if !has_packages() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let film = folder.path().join("film.h264");
+    let made = Command::new("ffmpeg")
+        .args([
+            "-nostdin",
+            "-loglevel",
+            "error",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc2=size=320x240:rate=10",
+            "-frames:v",
+            "80",
+        ])
+        .args(["-pix_fmt", "yuv420p", "-c:v", "libx264", "-bf", "0", "-g", "20", "-sc_threshold", "0"])
+        .arg(&film)
+        .status();
+    assert!(made.unwrap().success());
+    let camera = RtspCamera::start(&[&format!("loop=loop,{},10", film.display())]);
+    let url = camera.url("loop");
+    let first_wait = async || {
+        let begun = Instant::now();
+        let mut source = open(&url, &every(1000)).await;
+        let picture = next(&mut source, 10).await;
+        let waited = begun.elapsed().as_secs_f32();
+        assert_eq!((decoded(&picture).width_px, decoded(&picture).height_px), (320, 240));
+        // Past the end of the film, which is followed by its beginning.
+        for _ in 0..5 {
+            next(&mut source, 4).await;
+        }
+        assert_eq!(source.facts().damaged, 0);
+        waited
+    };
+    let (one, two, three, four) = tokio::join!(first_wait(), first_wait(), first_wait(), first_wait());
+    let mut waits = [one, two, three, four];
+    waits.sort_by(f32::total_cmp);
+    // Each comes in at another place: of four, two at least are half a second apart.
+    assert!(waits[3] < 4.0 && waits[3] - waits[0] > 0.5, "{waits:?}");
 }
 
 #[tokio::test]
