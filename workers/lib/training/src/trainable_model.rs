@@ -28,6 +28,9 @@ pub fn report(runtime: &OnnxRuntime, model: &Model) -> Result<TrainabilityReport
 
 /// Prepares a model for batches of this size.
 pub fn prepare_model(runtime: &OnnxRuntime, model: &Model, batch: u16) -> Result<TrainableModel, TrainError> {
+    if model.description.output.kind.is_detector() {
+        return Err(TrainError::Detector { model: model.description.name.clone() });
+    }
     let onnx = onnx::read(&model.graph)?;
     let input = &model.description.input;
     let shape = vision::tensor::shape(input, batch.into()).map(|size| size as i64);

@@ -13,6 +13,8 @@ mod placement;
 pub mod preset;
 mod scan;
 mod suppression;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
