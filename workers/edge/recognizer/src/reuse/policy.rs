@@ -274,7 +274,9 @@ impl CameraRecord {
 /// Whether two predictions say the same: the same label, and for a model with several labels the same ones.
 fn says_the_same(one: &Prediction, other: &Prediction) -> bool {
     let held = |prediction: &Prediction| {
-        let mut held: Vec<String> = prediction.labels.iter().flatten().map(|ranked| ranked.label.clone()).collect();
+        let labels = prediction.labels.iter().flatten().map(|ranked| ranked.label.clone());
+        let objects = prediction.objects.iter().flatten().map(|object| object.label.clone());
+        let mut held: Vec<String> = labels.chain(objects).collect();
         held.sort_unstable();
         held
     };
