@@ -89,10 +89,10 @@ fn boxes_outside_are_cut_off_or_dropped() {
 #[test]
 fn a_hundred_thousand_candidates_are_bounded_in_time_and_memory() {
     const BOXES: usize = 100_000;
-    // Boxes of a pixel that never overlap, each of all three classes: the worst case of suppression.
+    // Small boxes that never overlap, each of all three classes: the worst case of suppression.
     let row = |index: usize| {
-        let (x, y) = ((index % 400) as f32 * 2.0, (index / 400) as f32 * 2.0);
-        [x, y, 1.0, 1.0, 0.5 + (index % 997) as f32 / 2000.0, 0.6, 0.7]
+        let (x, y) = ((index % 400) as f32 * 0.16, (index / 400) as f32 * 0.16);
+        [x, y, 0.1, 0.1, 0.5 + (index % 997) as f32 / 2000.0, 0.6, 0.7]
     };
     let numbers: Vec<f32> = (0..BOXES).flat_map(row).collect();
     let mut detector = detector(|boxes| (boxes.layout, boxes.multi_label) = (BoxLayout::Rows, true));
@@ -167,6 +167,55 @@ fn each_label_has_its_threshold_in_every_layout() {
     }
 }
 
+#[test]
+fn outputs_of_any_numbers_give_valid_objects_or_are_refused() {
+    let odd = [0.0, -0.0, 1.0, -1.0, 0.5, 1e30, -1e30, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE];
+    let mut state = 1_u64;
+    let mut bits = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    let (mut answered, mut refused) = (0, 0);
+    for form in ["yolov5", "yolov8", "yolov10", "yolox", "rt-detr", "rf-detr", "ssd-tensorflow", "torchvision"] {
+        let model = Model::load(&fixture("../boxes").join(form)).unwrap();
+        let mut detector = Detector::of(&model).unwrap();
+        for turn in 0..200 {
+            let wanted: Vec<(String, Vec<usize>)> = detector
+                .wanted()
+                .iter()
+                .map(|wanted| (wanted.name.to_owned(), wanted.sizes.iter().map(|size| size.unwrap_or(20)).collect()))
+                .chain(detector.count_output().map(|name| (name.to_owned(), Vec::new())))
+                .collect();
+            let mut number = || match bits() % 4 {
+                0 => odd[bits() as usize % odd.len()],
+                1 if turn % 2 == 0 => f32::from_bits(bits()),
+                _ => (bits() % 1000) as f32 / 1000.0,
+            };
+            let mut numbers = |count: usize| (0..count).map(|_| number()).collect::<Vec<f32>>();
+            let filled: Vec<OutputTensor<'_>> = wanted
+                .iter()
+                .map(|(name, sizes)| OutputTensor {
+                    name,
+                    shape: [&[1], &sizes[..]].concat(),
+                    numbers: Cow::Owned(numbers(sizes.iter().product())),
+                })
+                .collect();
+            match detector.detect(&filled, &[SOURCE]) {
+                Err(_) => refused += 1,
+                Ok(found) => {
+                    answered += 1;
+                    let found = &found[0];
+                    assert!(found.objects.iter().all(|object| object.bounds.is_valid()), "{form}: {found:?}");
+                    assert!(found.objects.iter().all(|object| (0.0..=1.0).contains(&object.confidence)), "{form}");
+                    assert!(found.objects.is_sorted_by(|a, b| a.confidence >= b.confidence), "{form}");
+                    assert!(found.best.iter().all(|score| (0.0..=1.01).contains(score)), "{form}: {:?}", found.best);
+                }
+            }
+        }
+    }
+    assert!(answered > 50 && refused > 50, "{answered} answered, {refused} refused");
+}
+
 /// Printed for the record: the scan of a usual detector's output, which mostly holds nothing.
 #[test]
 fn a_usual_output_is_read_fast() {
@@ -174,7 +223,7 @@ fn a_usual_output_is_read_fast() {
     model.labels = (0..80).map(|label| format!("label-{label}")).collect();
     model.thresholds = vec![0.25; 80];
     let mut detector = Detector::of(&model).unwrap();
-    let mut numbers: Vec<f32> = (0..84 * 8400).map(|index| (index * 7919 % 1000) as f32 / 5000.0).collect();
+    let mut numbers: Vec<f32> = (0..84 * 8400_usize).map(|index| (index * 7919 % 1000) as f32 / 5000.0).collect();
     for found in 0..200 {
         numbers[(4 + found % 80) * 8400 + found * 41] = 0.9;
     }
