@@ -8,13 +8,13 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{CloudGain, CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
     Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, CameraReuse, Canary, CanaryFinding,
-    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DetectedObject, DriftLevel,
-    DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase,
-    HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements,
-    Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, PictureFault, PictureReport,
-    Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release, ReleaseCounts,
-    ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round, RoundEvent,
-    RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
+    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace,
+    DetectedObject, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote,
+    FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages,
+    LinkReport, MachineRequirements, Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload,
+    PictureFault, PictureReport, Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release,
+    ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round,
+    RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
     TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 

@@ -22,7 +22,7 @@ use schemas::DetectedObject;
 use schemas::model::{BoxLayout, BoxesDescription, InputDescription};
 
 pub use self::draw::draw_objects;
-pub(crate) use self::layout::{DetectorFault, OutputTensor, WantedOutput};
+pub(crate) use self::layout::{DetectorFault, OutputTensor};
 use self::scan::{Candidate, CandidateList};
 use crate::model::Model;
 

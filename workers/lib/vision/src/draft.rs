@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemas::model::{
-    BackgroundClass, BoxLayout, Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription,
-    OutputDescription, OutputKind, PadPlace, ResizeMode,
+    BackgroundClass, BoxLayout, Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION,
+    ModelDescription, OutputDescription, OutputKind, PadPlace, ResizeMode,
 };
 use serde_json::Value;
 
-use crate::detection::preset::{self, Preset, PresetGuess};
+use crate::detection::preset::{self, PresetGuess};
 use crate::huggingface::{self, JsonFile, spell_name};
 use crate::labels;
 use crate::model::{ModelError, find_graph, read_outline};
@@ -66,7 +66,9 @@ pub fn draft(dir: &Path, graph: Option<&str>, preset: Option<&str>) -> Result<Mo
     let mut drafter = Drafter { dir, outline: &outline, notes: Vec::new() };
     let tasks = ["classify", "detect"];
     if let Some(task) = outline.metadata.get("task").filter(|task| !tasks.contains(&task.as_str())) {
-        return Err(wrong(format!("its metadata name the task {task:?}; only classifiers and detectors are supported")));
+        return Err(wrong(format!(
+            "its metadata name the task {task:?}; only classifiers and detectors are supported"
+        )));
     }
     let has_huggingface = dir.join(huggingface::CONFIG).exists() && dir.join(huggingface::PREPROCESSOR).exists();
     let detector = drafter.find_preset(preset).map_err(wrong)?;
@@ -171,8 +173,8 @@ impl Drafter<'_> {
     /// The preset of a detector: as given, or as the graph shows; `None` for a classifier.
     fn find_preset(&self, given: Option<&str>) -> Result<Option<PresetGuess>, String> {
         if let Some(name) = given {
-            let preset = preset::find(name)
-                .ok_or_else(|| format!("{name:?} is no preset; name one of: {}", preset::names()))?;
+            let preset =
+                preset::find(name).ok_or_else(|| format!("{name:?} is no preset; name one of: {}", preset::names()))?;
             return Ok(Some(PresetGuess { preset, why: format!("the preset {}", preset.name), is_guess: false }));
         }
         let config = self.config().ok().flatten();
@@ -215,7 +217,8 @@ impl Drafter<'_> {
             Ok(table) => table,
             // An open size is in the metadata, or the usual one.
             Err(missing) if missing.key.ends_with("_px") => {
-                let side = |place: usize| sides.get(place).map_or(i64::from(USUAL_DETECTOR_SIDE_PX), |side| *side as i64);
+                let side =
+                    |place: usize| sides.get(place).map_or(i64::from(USUAL_DETECTOR_SIDE_PX), |side| *side as i64);
                 let input = toml::Table::from_iter([
                     ("height_px".to_owned(), side(0).into()),
                     ("width_px".to_owned(), side(1).into()),

@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use schemas::ReleaseId;
 use schemas::MAX_OBJECTS;
+use schemas::ReleaseId;
 use schemas::limits::MAX_NAME_CHARS;
 use schemas::model::{
     BoxLayout, BoxUnit, BoxesDescription, Filter, MODEL_VERSION, ModelDescription, OutputDescription, OutputKind,

@@ -8,8 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::detection::{Detections, SourceSize};
 use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
+use crate::detection::{Detections, SourceSize};
 use crate::inference::{InferenceError, InferenceResult, InferenceSettings, InferenceTimings, PixelInspector};
 use crate::model::Model;
 use crate::sample;

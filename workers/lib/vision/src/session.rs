@@ -264,30 +264,31 @@ impl Session {
         let mut inputs: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(2);
         inputs.push((&input.name, self.buffer.value(shape, batch).map_err(|error| failed(error.to_string()))?));
         if let Some(size) = &input.source_size {
-            inputs.push((&size.name, values::source_sizes(sources, size.order).map_err(|error| failed(error.to_string()))?));
+            inputs.push((
+                &size.name,
+                values::source_sizes(sources, size.order).map_err(|error| failed(error.to_string()))?,
+            ));
         }
-        let outputs = self
-            .inner
-            .run_with_options(inputs, &self.options)
-            .map_err(|error| failed(error.to_string()))?;
+        let outputs = self.inner.run_with_options(inputs, &self.options).map_err(|error| failed(error.to_string()))?;
         let names = detector.wanted().iter().map(|wanted| wanted.name.to_owned()).collect::<Vec<_>>();
-        let names = names.iter().map(String::as_str).chain(self.description.output.boxes.as_ref().and_then(|boxes| boxes.count.as_deref()));
+        let names = names
+            .iter()
+            .map(String::as_str)
+            .chain(self.description.output.boxes.as_ref().and_then(|boxes| boxes.count.as_deref()));
         let mut tensors = Vec::with_capacity(4);
         for name in names {
             let value = outputs.get(name).ok_or_else(|| failed(format!("output {name:?} is missing")))?;
             tensors.push(values::read_tensor(name, value).map_err(failed)?);
         }
         let detections = detector.detect(&tensors, sources).map_err(|fault| match fault {
-            DetectorFault::Mismatch { why, remedy } => SessionError::Mismatch {
-                graph: graph.clone(),
-                why,
-                remedy: format!("{remedy} {}", self.kind_file),
-            },
+            DetectorFault::Mismatch { why, remedy } => {
+                SessionError::Mismatch { graph: graph.clone(), why, remedy: format!("{remedy} {}", self.kind_file) }
+            }
             DetectorFault::NotFinite { image } => SessionError::NotFinite { graph: graph.clone(), row: image },
         })?;
         let best: Vec<f32> = detections.iter().flat_map(|found| &found.best).copied().collect();
         let labels = self.labels.len();
-        let logits = kind::logits(OutputKind::Sigmoid, best, labels, labels);
+        let logits = kind::logits(OutputKind::Boxes, best, labels, labels);
         Ok(BatchOutputs { logits, features: None, detections })
     }
 

@@ -94,7 +94,11 @@ fn every_form_gives_the_boxes_of_its_authors() {
             assert_eq!(said.objects.as_ref(), Some(&found.objects), "{form}");
             assert_eq!(seen.logits.len(), seen.model.labels.len());
         }
-        println!("| {form} | {} and {} objects | {worst:.6} |", expected[PICTURES[0]].len(), expected[PICTURES[1]].len());
+        println!(
+            "| {form} | {} and {} objects | {worst:.6} |",
+            expected[PICTURES[0]].len(),
+            expected[PICTURES[1]].len()
+        );
         assert!(worst < TOLERANCE, "{form}: off by {worst}");
     }
 }

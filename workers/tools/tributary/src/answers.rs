@@ -273,13 +273,10 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     row("top", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site",
-        answer
-            .edge
-            .as_ref()
-            .map(|edge| match &edge.objects {
-                Some(objects) => format::summarize_objects(objects),
-                None => format!("{} {}", format::plain_text(&edge.label), format::percent(edge.confidence)),
-            }),
+        answer.edge.as_ref().map(|edge| match &edge.objects {
+            Some(objects) => format::summarize_objects(objects),
+            None => format!("{} {}", format::plain_text(&edge.label), format::percent(edge.confidence)),
+        }),
     );
     row("release", answer.release.as_ref().map(|release| release.short().to_owned()));
     row(

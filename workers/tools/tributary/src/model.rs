@@ -431,11 +431,15 @@ fn text(report: &ModelReport) -> String {
     }
     if report.not_finite > 0 {
         let numbers = report.not_finite;
-        lines.push(format!("left out {numbers} scores or boxes that are not finite; the model or its description is wrong"));
+        lines.push(format!(
+            "left out {numbers} scores or boxes that are not finite; the model or its description is wrong"
+        ));
     }
     if report.cut > 0 {
         let candidates = report.cut;
-        lines.push(format!("left out {candidates} candidates beyond the best; output.threshold is low, or output.boxes wrong"));
+        lines.push(format!(
+            "left out {candidates} candidates beyond the best; output.threshold is low, or output.boxes wrong"
+        ));
     }
     lines.join("\n")
 }

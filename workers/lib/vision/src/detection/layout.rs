@@ -241,9 +241,10 @@ impl Detector {
 }
 
 fn find<'a, 'o>(outputs: &'a [OutputTensor<'o>], name: &str) -> Result<&'a OutputTensor<'o>, DetectorFault> {
-    outputs.iter().find(|output| output.name == name).ok_or_else(|| {
-        DetectorFault::mismatch(format!("it gave no output {name:?}"), "name outputs of the graph in")
-    })
+    outputs
+        .iter()
+        .find(|output| output.name == name)
+        .ok_or_else(|| DetectorFault::mismatch(format!("it gave no output {name:?}"), "name outputs of the graph in"))
 }
 
 /// Cells of the usual grids of an input.

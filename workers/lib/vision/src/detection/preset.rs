@@ -276,9 +276,8 @@ impl Preset {
 }
 
 fn missing(key: &str, outline: &Outline) -> String {
-    let names = |ports: &[GraphPort]| {
-        ports.iter().map(|port| format!("{:?}", port.name)).collect::<Vec<_>>().join(", ")
-    };
+    let names =
+        |ports: &[GraphPort]| ports.iter().map(|port| format!("{:?}", port.name)).collect::<Vec<_>>().join(", ");
     match key {
         "input.name" => format!("is missing; write which of {} takes the image", names(&outline.inputs)),
         "output.name" => format!("is missing; write which of {} has the boxes", names(&outline.outputs)),
@@ -453,11 +452,17 @@ fn guess_yolo(outline: &Outline, labels: Option<usize>) -> Option<PresetGuess> {
     let cells = cell_count(width, height);
     match (first, second) {
         (Some(300), Some(6)) => of("yolov10", "the shape of the output: 300 final boxes", true),
-        (Some(boxes), Some(6..)) if boxes == 3 * cells => of("yolov5", "the shape of the output: three boxes a cell", true),
-        (Some(boxes), Some(6..)) if boxes == cells => {
-            of("yolox", "the shape of the output: a box a cell, relative to it unless exported with --decode_in_inference", true)
+        (Some(boxes), Some(6..)) if boxes == 3 * cells => {
+            of("yolov5", "the shape of the output: three boxes a cell", true)
         }
-        (Some(5..), Some(boxes)) if boxes == cells => of("yolov8", "the shape of the output: a box a cell, in columns", true),
+        (Some(boxes), Some(6..)) if boxes == cells => of(
+            "yolox",
+            "the shape of the output: a box a cell, relative to it unless exported with --decode_in_inference",
+            true,
+        ),
+        (Some(5..), Some(boxes)) if boxes == cells => {
+            of("yolov8", "the shape of the output: a box a cell, in columns", true)
+        }
         _ => None,
     }
 }
@@ -496,7 +501,8 @@ mod tests {
         let graph = outline(&[port("images", &[0, 3, 640, 640])], &[port("output0", &[1, 84, 8400])]);
         for preset in PRESETS {
             let table = preset.complete(&graph, &own()).unwrap();
-            let description: ModelDescription = table.try_into().unwrap_or_else(|error| panic!("{}: {error}", preset.name));
+            let description: ModelDescription =
+                table.try_into().unwrap_or_else(|error| panic!("{}: {error}", preset.name));
             assert_eq!(crate::model::check(&description), Ok(()), "{}", preset.name);
             for name in preset.aliases.iter().chain([&preset.name]) {
                 assert_eq!(find(name), Some(preset));
@@ -508,7 +514,8 @@ mod tests {
     #[test]
     fn keys_of_the_file_win_over_the_preset_and_both_over_the_graph() {
         let graph = outline(&[port("images", &[1, 3, 480, 640])], &[port("output0", &[1, 7, 6300])]);
-        let own: Table = "name = \"d\"\nversion = 1\n[output]\nthreshold = 0.4\n[input]\npad_value = 0".parse().unwrap();
+        let own: Table =
+            "name = \"d\"\nversion = 1\n[output]\nthreshold = 0.4\n[input]\npad_value = 0".parse().unwrap();
         let description: ModelDescription = find("yolov8").unwrap().complete(&graph, &own).unwrap().try_into().unwrap();
         let input = &description.input;
         assert_eq!((input.name.as_str(), input.width_px, input.height_px, input.pad_value), ("images", 640, 480, 0));
@@ -526,9 +533,11 @@ mod tests {
         let named = |graph: &Outline, labels| {
             guess(graph, None, labels).map(|found| found.map(|found| (found.preset.name, found.is_guess)))
         };
-        let tf = ["detection_boxes:0", "detection_scores:0", "detection_classes:0"].map(|name| port(name, &[1, 100, 4]));
+        let tf =
+            ["detection_boxes:0", "detection_scores:0", "detection_classes:0"].map(|name| port(name, &[1, 100, 4]));
         assert_eq!(named(&outline(&[picture()], &tf), None), Ok(Some(("ssd-tensorflow", false))));
-        let detr = |classes| outline(&[picture()], &[port("logits", &[1, 100, classes]), port("pred_boxes", &[1, 100, 4])]);
+        let detr =
+            |classes| outline(&[picture()], &[port("logits", &[1, 100, classes]), port("pred_boxes", &[1, 100, 4])]);
         assert_eq!(named(&detr(81), Some(80)), Ok(Some(("hf-detr", false))));
         assert_eq!(named(&detr(80), Some(80)), Ok(Some(("hf-rt-detr", false))));
         let why = named(&detr(80), None).unwrap_err();

@@ -194,8 +194,7 @@ impl Detector {
             }
             if let Some(objectness) = objectness {
                 let objectness = objectness.at(row, 0);
-                let objectness =
-                    if kind == ScoreKind::Sigmoid { sigmoid_or_nan(objectness) } else { objectness };
+                let objectness = if kind == ScoreKind::Sigmoid { sigmoid_or_nan(objectness) } else { objectness };
                 buffer.iter_mut().for_each(|number| *number *= objectness);
             }
             let labelled = buffer.get(skipped..).unwrap_or_default();

@@ -118,8 +118,9 @@ mod tests {
             let is_coarse = set % 2 == 0;
             let mut number = |coarse: u32| if is_coarse { chance.below(coarse) as f32 } else { chance.ratio() };
             let boxes: Vec<[f32; 4]> = (0..count).map(|_| [(); 4].map(|()| number(6))).collect();
-            let scores: Vec<Vec<f32>> =
-                (0..classes).map(|_| (0..count).map(|_| number(5) / if is_coarse { 4.0 } else { 1.0 }).collect()).collect();
+            let scores: Vec<Vec<f32>> = (0..classes)
+                .map(|_| (0..count).map(|_| number(5) / if is_coarse { 4.0 } else { 1.0 }).collect())
+                .collect();
             let iou = [0.0, 0.25, 0.5, 0.75, 1.0][chance.below(5) as usize];
             let expected = reference(&mut graph, &boxes, &scores, iou, 0.25);
             let above = scores.iter().flatten().filter(|score| **score > 0.25).count();

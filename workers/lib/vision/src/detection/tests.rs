@@ -41,7 +41,8 @@ fn why(outcome: Result<Detections, DetectorFault>) -> String {
 #[test]
 fn outputs_of_another_shape_are_refused_with_both_shapes() {
     let mut detector = detector(|_| {});
-    for (shape, count) in [(&[1, 84, 7][..], 588), (&[1, 8, 84], 672), (&[2, 7, 84], 1176), (&[7], 7), (&[1, 1, 7, 84], 588)]
+    for (shape, count) in
+        [(&[1, 84, 7][..], 588), (&[1, 8, 84], 672), (&[2, 7, 84], 1176), (&[7], 7), (&[1, 1, 7, 84], 588)]
     {
         let why = why(detect(&mut detector, shape, &vec![0.0; count]));
         let shown = format!("{shape:?}");
@@ -65,7 +66,10 @@ fn numbers_that_are_not_finite_are_left_out_and_counted_and_refused_if_there_are
     assert_eq!(<[f32; 4]>::from(found.objects[0].bounds), [0.375, 0.375, 0.625, 0.625]);
     assert_eq!(found.best, [0.9, 0.1, 0.0]);
     // The same in columns.
-    let turned: Vec<f32> = (0..7).flat_map(|column| (0..4).map(move |row| (row, column))).map(|(row, column)| numbers[row * 7 + column]).collect();
+    let turned: Vec<f32> = (0..7)
+        .flat_map(|column| (0..4).map(move |row| (row, column)))
+        .map(|(row, column)| numbers[row * 7 + column])
+        .collect();
     let in_columns = detect(&mut detector(|_| {}), &[1, 7, 4], &turned).unwrap();
     assert_eq!(in_columns, found);
     for broken in [&[f32::NAN; 7][..], &box_broken, &endless] {
@@ -111,8 +115,7 @@ fn scores_that_are_none_and_classes_without_a_label_are_refused() {
     let why_of = |detector: &mut Detector, shape: &[usize], numbers: &[f32]| why(detect(detector, shape, numbers));
     let logits = why_of(&mut rows(), &[1, 1, 7], &[1.0, 1.0, 1.0, 1.0, 5.5, -2.0, 0.0]);
     assert!(logits.contains("5.5") && logits.contains("score = \"sigmoid\""), "{logits}");
-    let mut end_to_end =
-        detector(|boxes| (boxes.layout, boxes.form) = (BoxLayout::EndToEnd, BoxForm::XyXy));
+    let mut end_to_end = detector(|boxes| (boxes.layout, boxes.form) = (BoxLayout::EndToEnd, BoxForm::XyXy));
     let row = |score, class| [8.0, 8.0, 16.0, 16.0, score, class];
     let class = why_of(&mut end_to_end, &[1, 1, 6], &row(0.9, 3.0));
     assert!(class.contains("class 3") && class.contains("3 labels"), "{class}");

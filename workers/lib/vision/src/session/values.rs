@@ -30,7 +30,7 @@ impl InputBuffer {
     }
 
     /// The batch in the graph's element type; bytes are rounded and clamped to 0 to 255.
-    pub(super) fn value<'a>(&'a mut self, shape: &[usize], batch: &'a [f32]) -> ort::Result<SessionInputValue<'a>> {
+    pub(super) fn value<'a>(&'a mut self, shape: &'a [usize], batch: &'a [f32]) -> ort::Result<SessionInputValue<'a>> {
         match self {
             Self::Floats => Ok(TensorRef::from_array_view((shape, batch))?.into()),
             Self::Halves(halves) => {
@@ -114,9 +114,7 @@ pub(super) fn read_tensor<'a>(name: &'a str, value: &'a DynValue) -> Result<Outp
     let shape = value.dtype().tensor_shape().ok_or_else(|| format!("output {name:?} is not a tensor"))?;
     let shape = shape.iter().map(|size| usize::try_from(*size).unwrap_or_default()).collect();
     let numbers = match value.dtype().tensor_type() {
-        Some(TensorElementType::Float32) => {
-            value.try_extract_tensor::<f32>().map(|(_, floats)| Cow::Borrowed(floats))
-        }
+        Some(TensorElementType::Float32) => value.try_extract_tensor::<f32>().map(|(_, floats)| Cow::Borrowed(floats)),
         Some(TensorElementType::Int64) => value
             .try_extract_tensor::<i64>()
             .map(|(_, integers)| integers.iter().map(|integer| *integer as f32).collect()),
