@@ -10,7 +10,7 @@ mod decode;
 mod draw;
 mod layout;
 mod placement;
-pub mod preset;
+pub(crate) mod preset;
 mod scan;
 mod suppression;
 #[cfg(test)]

@@ -54,7 +54,7 @@ pub struct DraftNote {
 }
 
 /// Drafts a description of the model in `dir`. `graph`: its ONNX file there, if the folder alone does not determine it.
-/// `preset`: name of a detector's form ([`preset`]), if it is known.
+/// `preset`: name of the form of a detector, if it is known.
 pub fn draft(dir: &Path, graph: Option<&str>, preset: Option<&str>) -> Result<ModelDraft, ModelError> {
     let name = match graph {
         Some(name) => name.to_owned(),
