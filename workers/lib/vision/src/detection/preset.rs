@@ -11,9 +11,9 @@ use crate::outline::{GraphPort, Outline, PortContent};
 
 /// The keys that one exporter's models need.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Preset {
+pub(crate) struct Preset {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Names of models that are exported in the same form.
     aliases: &'static [&'static str],
     keys: &'static str,
@@ -230,12 +230,12 @@ labels = "labels"
 ];
 
 /// A preset by its name or another name of the same form.
-pub fn find(name: &str) -> Option<&'static Preset> {
+pub(crate) fn find(name: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name == name || preset.aliases.contains(&name))
 }
 
 /// Names of all presets, for messages; each stands for the models that are exported in the same form.
-pub fn names() -> String {
+pub(crate) fn names() -> String {
     PRESETS.iter().map(|preset| preset.name).collect::<Vec<_>>().join(", ")
 }
 
@@ -489,7 +489,9 @@ mod tests {
     }
 
     fn outline(inputs: &[GraphPort], outputs: &[GraphPort]) -> Outline {
-        Outline { inputs: inputs.to_vec(), outputs: outputs.to_vec(), ..Outline::default() }
+        let mut outline = Outline::default();
+        (outline.inputs, outline.outputs) = (inputs.to_vec(), outputs.to_vec());
+        outline
     }
 
     fn own() -> Table {
@@ -557,7 +559,8 @@ mod tests {
         assert_eq!(named(&one(300, 6), None), Ok(Some(("yolov10", true))));
         let metadata = [("names", "{0: 'a', 1: 'b'}"), ("stride", "32"), ("task", "detect")];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let of_ultralytics = Outline { metadata: metadata.into(), ..one(6, 8400) };
+        let mut of_ultralytics = one(6, 8400);
+        of_ultralytics.metadata = metadata.into();
         assert_eq!(named(&of_ultralytics, Some(2)), Ok(Some(("yolov8", false))));
         let classifier = outline(&[picture()], &[port("logits", &[1, 1000])]);
         assert_eq!(named(&classifier, Some(1000)), Ok(None));
