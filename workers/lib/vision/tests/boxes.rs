@@ -162,7 +162,7 @@ fn a_description_that_is_wrong_is_refused_with_its_key() {
         ("yolov8", "[output]\nthreshold = 2.0\n", &["output.threshold is 2", "0 to 1"]),
         ("yolov8", "[output]\nthresholds = { cow = 0.5 }\n", &["output.thresholds.cow", "not a label"]),
         ("yolov8", "[output]\nfeatures = \"f\"\n", &["output.features", "boxes"]),
-        ("yolov8", "[input]\nresize = \"crop\"\n", &["input.resize", "cuts off"]),
+        ("yolov8", "[input]\nresize = \"crop\"\npad_value = 0\n", &["input.resize", "cuts off"]),
         ("yolox", "[input]\nresize = \"stretch\"\n", &["input.pad_value", "resize = \"pad\""]),
         ("yolov8", "[gate]\ntemperature = 2.0\n", &["gate.temperature", "remove it"]),
         ("yolov8", "[gate]\nmax_novelty = 0.9\n", &["gate.max_novelty", "remove it"]),
