@@ -102,7 +102,7 @@ nms_iou = 0.45
     },
     Preset {
         name: "rt-detr",
-        aliases: &["rtdetr", "d-fine", "dfine"],
+        aliases: &["rtdetr", "d-fine"],
         keys: r#"
 [input.source_size]
 name = "orig_target_sizes"
