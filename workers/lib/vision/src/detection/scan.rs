@@ -97,7 +97,7 @@ impl Detector {
                 if scores.row_step == 1 && self.boxes.score != ScoreKind::Softmax =>
             {
                 not_finite = self.scan_columns(scores, rows, &mut best);
-                self.to_scores(&mut best);
+                self.apply_logistic(&mut best);
             }
             ImageScores::PerClass { scores, classes, objectness } => {
                 not_finite = self.scan_rows(scores, *classes, objectness.as_ref(), rows, &mut best);
@@ -134,7 +134,7 @@ impl Detector {
         }
     }
 
-    fn to_scores(&mut self, best: &mut [f32]) {
+    fn apply_logistic(&mut self, best: &mut [f32]) {
         if self.boxes.score == ScoreKind::Sigmoid {
             self.candidates.found.iter_mut().for_each(|candidate| candidate.score = sigmoid(candidate.score));
             best.iter_mut().filter(|score| **score > f32::NEG_INFINITY).for_each(|score| *score = sigmoid(*score));
