@@ -5,7 +5,7 @@ use std::path::Path;
 
 use harness::program::{fixture, run_for};
 use harness::{CommandOutput, TestWorld, WorldPlan};
-use schemas::{Answer, Route};
+use schemas::{Answer, DetectedObject, Route};
 use streams::Bus;
 use tempfile::TempDir;
 
@@ -108,4 +108,84 @@ async fn an_answer_names_every_label_that_holds() {
         assert_eq!(held, expected, "{answer:?}");
         assert_eq!(answer.route, Route::Edge);
     }
+}
+
+fn expected_objects(form: &str, picture: &str) -> Vec<DetectedObject> {
+    let all = fs::read(fixture("boxes").join(form).join("expected.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_slice(&all).unwrap();
+    serde_json::from_value(all[picture].clone()).unwrap()
+}
+
+fn assert_found(found: Option<&Vec<DetectedObject>>, expected: &[DetectedObject]) {
+    let found = found.expect("the answer of a detector lists objects");
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        let shared = found.bounds.intersection_over_union(&expected.bounds);
+        assert!(found.label == expected.label && shared > 0.99, "{found:?} {expected:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_of_the_site_and_of_the_cloud_are_in_the_answer() {
+    let mut world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
+    world.recognizer_of("recognizer", 0, "boxes/yolov8").unwrap();
+    world.courier("courier", 0).unwrap();
+    world.verifier_of("verifier", "boxes/hf-detr").unwrap();
+    world.all_started().await.unwrap();
+    let site = world.site(0).name.clone();
+    for picture in ["landscape.png", "portrait.png"] {
+        let bytes = fs::read(fixture("boxes").join(picture)).unwrap();
+        // The least sure object is below the gate's 0.7.
+        let answer = answered(&world, publish(world.bus(0), &site, &bytes, &[]).await).await;
+        assert_eq!(answer.route, Route::Verified);
+        let expected = expected_objects("hf-detr", picture);
+        assert_found(answer.objects.as_ref(), &expected);
+        assert_eq!(answer.label.as_ref(), Some(&expected[0].label));
+        assert_found(answer.edge.unwrap().objects.as_ref(), &expected_objects("yolov8", picture));
+        let task = answer.task.to_string();
+        let mut arguments = vec!["answers".to_owned(), task];
+        arguments.extend(world.at(0));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let shown = tributary(&arguments).await;
+        assert!(shown.success, "{}", shown.err);
+        let persons = expected.iter().filter(|object| object.label == "person").count();
+        assert!(shown.out.contains(&format!("{persons} person")), "{}", shown.out);
+        let in_json: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        let shown = tributary(&in_json).await;
+        let value: serde_json::Value = serde_json::from_str(&shown.out).unwrap();
+        assert_eq!(value["objects"][0]["label"], expected[0].label.as_str());
+        assert_eq!(value["objects"][0]["box"].as_array().map(Vec::len), Some(4), "{value}");
+    }
+}
+
+#[tokio::test]
+async fn a_detector_is_described_checked_and_drawn_and_not_trained() {
+    let folder = copy_of("boxes/yolov8");
+    fs::remove_file(folder.path().join("model.toml")).unwrap();
+    let model = folder.path().display().to_string();
+    let drafted = tributary(&["model", "init", &model]).await;
+    assert!(drafted.success, "{}", drafted.err);
+    for said in ["the preset yolov8", "--draw boxes.png"] {
+        assert!(drafted.out.contains(said), "{said}: {}", drafted.out);
+    }
+    let (picture, drawing) = (fixture("boxes/landscape.png"), folder.path().join("boxes.png"));
+    let (picture, drawing) = (picture.display().to_string(), drawing.display().to_string());
+    let checked = tributary(&["model", "check", &model, "--image", &picture, "--draw", &drawing]).await;
+    assert!(checked.success, "{}", checked.err);
+    for said in ["found ", " person", "left top right bottom", "cannot train a detector yet"] {
+        assert!(checked.out.contains(said), "{said}: {}", checked.out);
+    }
+    assert!(fs::read(&drawing).unwrap().starts_with(b"\x89PNG"));
+    let images = fixture("boxes").display().to_string();
+    let listed = tributary(&["model", "check", &model, "--images", &images]).await;
+    assert!(listed.success && listed.out.contains("landscape.png") && listed.out.contains(" person"), "{}", listed.out);
+    let fit = tributary(&["model", "novelty", &model, "--images", &images]).await;
+    assert!(!fit.success && fit.err.contains("finds objects"), "{}", fit.err);
+    let (data, out) = (fixture("images/fashion").display().to_string(), folder.path().join("new"));
+    let train = ["train", "--model", &model, "--data", &data, "--out", out.to_str().unwrap()];
+    let trained = tributary(&train).await;
+    assert!(!trained.success && trained.err.contains("cannot train a detector yet"), "{}", trained.err);
+    let classifier = fixture("models/fashion-light").display().to_string();
+    let refused = tributary(&["model", "check", &classifier, "--image", &picture, "--draw", &drawing]).await;
+    assert!(!refused.success && refused.err.contains("--draw is for detectors"), "{}", refused.err);
 }

@@ -8,13 +8,13 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{CloudGain, CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
     Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, CameraReuse, Canary, CanaryFinding,
-    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DriftLevel,
-    DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase,
-    HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements,
-    Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, PictureFault, PictureReport,
-    Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release, ReleaseCounts,
-    ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round, RoundEvent,
-    RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
+    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace,
+    DetectedObject, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote,
+    FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages,
+    LinkReport, MachineRequirements, Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload,
+    PictureFault, PictureReport, Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release,
+    ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round,
+    RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
     TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
@@ -675,6 +675,19 @@ fn answer_several_labels() -> Answer {
     Answer { label: Some("scratch".into()), confidence: Some(0.875), labels, ..answer() }
 }
 
+fn answer_objects() -> Answer {
+    let object = |label: &str, confidence, edges: [f32; 4]| DetectedObject {
+        label: label.into(),
+        confidence,
+        bounds: edges.into(),
+    };
+    let objects =
+        vec![object("person", 0.875, [0.125, 0.25, 0.5, 1.0]), object("dog", 0.625, [0.5, 0.5, 0.75, 0.9375])];
+    let edge = Prediction { objects: Some(Vec::new()), ..opinion("none", 0.5, 1) };
+    let found = Answer { label: Some("person".into()), confidence: Some(0.875), ..answer() };
+    Answer { objects: Some(objects), edge: Some(edge), ..found }
+}
+
 fn answer_of_file() -> Answer {
     Answer { file: Some("Küche/2026-11-29/0001.jpg".into()), ..answer() }
 }
@@ -854,6 +867,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-noted.v1", &answer_noted());
     survives("answer-of-file.v1", &answer_of_file());
     survives("answer-several-labels.v1", &answer_several_labels());
+    survives("answer-objects.v1", &answer_objects());
     survives("beat-counted.v1", &beat_counted());
     survives("answer-novel.v1", &answer_novel());
     survives("answer-offloaded.v1", &answer_offloaded());
@@ -948,6 +962,7 @@ fn remake() {
         ("answer-noted.v1", encode(&answer_noted())),
         ("answer-of-file.v1", encode(&answer_of_file())),
         ("answer-several-labels.v1", encode(&answer_several_labels())),
+        ("answer-objects.v1", encode(&answer_objects())),
         ("beat-counted.v1", encode(&beat_counted())),
         ("answer-novel.v1", encode(&answer_novel())),
         ("answer-offloaded.v1", encode(&answer_offloaded())),

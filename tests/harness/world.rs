@@ -298,7 +298,12 @@ impl TestWorld {
 
     /// Starts a verifier.
     pub fn verifier(&mut self, name: &str) -> anyhow::Result<&mut WorkerProcess> {
-        let model = fixture(HEAVY).display().to_string();
+        self.verifier_of(name, HEAVY)
+    }
+
+    /// Starts a verifier with a model from the fixtures.
+    pub fn verifier_of(&mut self, name: &str, model: &str) -> anyhow::Result<&mut WorkerProcess> {
+        let model = fixture(model).display().to_string();
         let url = self.cloud_url();
         let work = format!("verifier.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "verifier.infer.replicas=1".to_owned();

@@ -10,6 +10,7 @@ use bend::{bend_all, corpus, files, root, turns};
 fn graphs(most_bytes: usize) -> Vec<Vec<u8>> {
     let mut graphs = corpus("fixtures/forms", &[".onnx"], most_bytes);
     graphs.extend(corpus("fixtures/gradients", &[".onnx"], most_bytes));
+    graphs.extend(corpus("fixtures/boxes", &[".onnx"], most_bytes));
     graphs
 }
 
@@ -42,8 +43,10 @@ fn model_folders_that_were_bent_are_read_or_refused() {
     bend::limit_memory();
     let folder = tempfile::tempdir_in(shared_memory()).unwrap();
     let forms = ["logits", "hf-softmax-inside", "hf-overridden", "several-labels", "labels-json"];
-    for form in forms {
-        let from = root().join("fixtures/forms").join(form);
+    let forms = forms.map(|form| ("fixtures/forms", form));
+    let detectors = ["yolov8", "hf-rt-detr"].map(|form| ("fixtures/boxes", form));
+    for (folder_of_forms, form) in forms.into_iter().chain(detectors) {
+        let from = root().join(folder_of_forms).join(form);
         let into = folder.path().join("model");
         let mut bent = Vec::new();
         for path in files(&from) {

@@ -74,9 +74,7 @@ impl Verifier {
         span.set("tributary.model", &model.description.name);
         span.set("tributary.release", &model.release);
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
-        let ratios = vision::probabilities(model, &seen.logits, temperature);
-        let prediction =
-            Prediction { novelty: seen.novelty, ..vision::prediction(model, &ratios).ok_or_else(no_scores)? };
+        let prediction = vision::predict(&seen, temperature).ok_or_else(no_scores)?;
         self.counter.count_image(&model.release, false, prediction.confidence, seen.timings.cost_ms(), clock::now_ms());
         let timings = Timings {
             fetch_us,

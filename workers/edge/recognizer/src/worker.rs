@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use offload::admit::{AdmitInput, reclaim_within};
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
-use offload::gate::{Gate, GateSettings, TestedScores};
+use offload::gate::{Gate, GateSettings, TestedScores, least_sure};
 use offload::policy::{EnergySettings, PolicyName};
 use offload::target_reach::AccuracyTarget;
 use offload::verify::{PayloadKind, VerifySettings};
@@ -194,14 +194,25 @@ impl Recognizer {
         span.set("tributary.release", &model.release);
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
-        let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-        let mut prediction = vision::prediction(model, &ratios).ok_or_else(no_class)?;
-        prediction.novelty = seen.novelty;
-        let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
-        let reason = gate.decide(&tested, &prediction.label);
+        let mut prediction = vision::predict(&seen, gate.temperature).ok_or_else(no_class)?;
+        let (tested, tested_label) = match &prediction.objects {
+            Some(objects) => {
+                let least = least_sure(objects);
+                let label = least.map_or(&prediction.label, |object| &object.label);
+                (TestedScores::of_object(least, prediction.confidence), label)
+            }
+            None => {
+                let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
+                let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
+                (tested, &prediction.label)
+            }
+        };
+        let reason = gate.decide(&tested, tested_label);
         if task.replayed.is_none() && task.has_healthy_picture() {
-            // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds.
-            if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
+            // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds. Nor does
+            // the label of one object say whether all the others are right.
+            let says_of_thresholds = reason != Reason::HighNovelty && prediction.objects.is_none();
+            if let Some(learner) = self.learner.as_ref().filter(|_| says_of_thresholds) {
                 learner.add_answer(&model.release, &prediction.label, prediction.confidence);
             }
             let (confidence, novelty) = (Some(prediction.confidence), seen.novelty);
@@ -216,11 +227,10 @@ impl Recognizer {
             );
         }
         if gate.calibrated != gate.temperature {
-            let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
-            prediction = vision::prediction(model, &calibrated).ok_or_else(no_class)?;
-            prediction.novelty = seen.novelty;
+            prediction = vision::predict(&seen, gate.calibrated).ok_or_else(no_class)?;
         }
-        prediction.temperature = self.learner.as_ref().map(|_| gate.calibrated);
+        let has_temperature = prediction.objects.is_none();
+        prediction.temperature = self.learner.as_ref().filter(|_| has_temperature).map(|_| gate.calibrated);
         let timings = Timings {
             wait_us: seen.timings.waited_us,
             decode_us: seen.timings.decode_us,

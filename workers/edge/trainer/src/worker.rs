@@ -36,6 +36,7 @@ use training::hard_focus;
 use training::pace::{TrainingAccount, TrainingPace};
 use training::settings::TrainSettings;
 use training::train::{TrainContext, TrainedModel, train_model};
+use training::trainable_model::check_task;
 
 use self::send::TrainingOutcome;
 
@@ -53,6 +54,10 @@ pub async fn run(
     settings: &TrainerSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
+    check_task(&model).map_err(|error| {
+        let remedy = "run the site without a trainer, or give it a model that classifies images";
+        Fault::Stop(FaultNote::new("model_untrainable", runtime::fault::error_chain(&error), remedy))
+    })?;
     let key = settings.key.as_deref().map(SiteKey::read).transpose();
     let key = key.map_err(|error| {
         let reason = runtime::fault::error_chain(&error);

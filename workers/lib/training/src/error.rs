@@ -91,6 +91,12 @@ pub enum TrainError {
         /// Name of the output.
         output: String,
     },
+    /// The model finds objects.
+    #[error("cannot train a detector yet: model {model} finds objects; train it elsewhere and import it as a release")]
+    Detector {
+        /// Name of the model.
+        model: String,
+    },
     /// The model predicts several labels at once, or one number for two labels.
     #[error(
         "output {output:?} is {kind} with {scores} scores for {labels} labels; only models that choose one label \

@@ -26,8 +26,17 @@ pub fn report(runtime: &OnnxRuntime, model: &Model) -> Result<TrainabilityReport
     Ok(autograd::report::report(&prepared, &known)?)
 }
 
+/// Refuses a model whose task cannot be trained, before any example of it is read.
+pub fn check_task(model: &Model) -> Result<(), TrainError> {
+    match model.description.output.kind.is_detector() {
+        true => Err(TrainError::Detector { model: model.description.name.clone() }),
+        false => Ok(()),
+    }
+}
+
 /// Prepares a model for batches of this size.
 pub fn prepare_model(runtime: &OnnxRuntime, model: &Model, batch: u16) -> Result<TrainableModel, TrainError> {
+    check_task(model)?;
     let onnx = onnx::read(&model.graph)?;
     let input = &model.description.input;
     let shape = vision::tensor::shape(input, batch.into()).map(|size| size as i64);

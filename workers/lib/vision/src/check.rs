@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use schemas::DetectedObject;
 use schemas::limits::MAX_TOP;
 use schemas::model::{Channels, Layout, OutputKind, ResizeMode};
 use serde::Serialize;
@@ -53,8 +54,21 @@ pub struct ModelReport {
     pub measured: BatchCost,
     /// Largest batch of the graph; absent if it is not limited.
     pub graph_batch: Option<usize>,
-    /// The best classes for the given picture; empty without one.
+    /// The best classes for the given picture; empty without one, and for a detector.
     pub top: Vec<RankedLabel>,
+    /// For a detector, what it found in the given picture, surest first; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<DetectedObject>>,
+    /// For a detector, scores and boxes that were left out because they are not finite.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub not_finite: usize,
+    /// For a detector, candidates that were left out because there were too many.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cut: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Input of a model.
@@ -107,7 +121,10 @@ pub fn check(dir: &Path, onnx: &OnnxRuntime, image: Option<&[u8]>) -> Result<Mod
     let ranked = |(class, confidence_ratio): (usize, f32)| {
         Some(RankedLabel { label: model.labels.get(class)?.clone(), confidence_ratio })
     };
-    let best = if image.is_some() { top(&ratios, MAX_TOP) } else { Vec::new() };
+    let found = seen.detections.filter(|_| image.is_some());
+    let is_classifier = !description.output.kind.is_detector();
+    let best = if image.is_some() && is_classifier { top(&ratios, MAX_TOP) } else { Vec::new() };
+    let (not_finite, cut) = found.as_ref().map_or((0, 0), |found| (found.not_finite, found.cut));
     let (input, output) = (&description.input, &description.output);
     Ok(ModelReport {
         name: description.name.clone(),
@@ -134,6 +151,9 @@ pub fn check(dir: &Path, onnx: &OnnxRuntime, image: Option<&[u8]>) -> Result<Mod
         measured,
         graph_batch: replica.graph_batch(),
         top: best.into_iter().filter_map(ranked).collect(),
+        objects: found.map(|found| found.objects),
+        not_finite,
+        cut,
     })
 }
 

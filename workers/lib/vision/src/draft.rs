@@ -1,17 +1,19 @@
 //! Drafts a `model.toml` and labels for an ONNX file without a description, with the source of each value.
 //!
 //! Values from the graph, its exporter's metadata or files beside it are used; the rest is guessed from how most models
-//! are trained, and marked as a guess. Refuses graphs that are not picture classifiers. Writes nothing.
+//! are trained, and marked as a guess. Detectors get the keys of a preset. Refuses graphs that are neither picture
+//! classifiers nor detectors. Writes nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemas::model::{
-    Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription,
-    OutputDescription, OutputKind, ResizeMode,
+    BackgroundClass, BoxLayout, Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION,
+    ModelDescription, OutputDescription, OutputKind, PadPlace, ResizeMode,
 };
 use serde_json::Value;
 
+use crate::detection::preset::{self, PresetGuess};
 use crate::huggingface::{self, JsonFile, spell_name};
 use crate::labels;
 use crate::model::{ModelError, find_graph, read_outline};
@@ -22,6 +24,9 @@ const UINT8: i32 = 2;
 
 /// Input size if the graph leaves it open.
 const USUAL_SIDE_PX: u32 = 224;
+
+/// The same of a detector.
+const USUAL_DETECTOR_SIDE_PX: u32 = 640;
 
 /// Mean and deviation of ImageNet, which most training code divides by (torchvision, timm).
 pub(crate) const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
@@ -49,7 +54,8 @@ pub struct DraftNote {
 }
 
 /// Drafts a description of the model in `dir`. `graph`: its ONNX file there, if the folder alone does not determine it.
-pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> {
+/// `preset`: name of the form of a detector, if it is known.
+pub fn draft(dir: &Path, graph: Option<&str>, preset: Option<&str>) -> Result<ModelDraft, ModelError> {
     let name = match graph {
         Some(name) => name.to_owned(),
         None => find_graph(dir)?,
@@ -58,11 +64,17 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
     let outline = read_outline(&path)?;
     let wrong = |why: String| ModelError::Graph { path: path.clone(), why };
     let mut drafter = Drafter { dir, outline: &outline, notes: Vec::new() };
-    if let Some(task) = outline.metadata.get("task").filter(|task| *task != "classify") {
-        return Err(wrong(format!("its metadata name the task {task:?}; only classifiers are supported")));
+    let tasks = ["classify", "detect"];
+    if let Some(task) = outline.metadata.get("task").filter(|task| !tasks.contains(&task.as_str())) {
+        return Err(wrong(format!(
+            "its metadata name the task {task:?}; only classifiers and detectors are supported"
+        )));
     }
     let has_huggingface = dir.join(huggingface::CONFIG).exists() && dir.join(huggingface::PREPROCESSOR).exists();
-    let (mut description, labels) = if has_huggingface {
+    let detector = drafter.find_preset(preset).map_err(wrong)?;
+    let (mut description, labels) = if let Some(detector) = detector {
+        drafter.describe_detector(&detector, &name, has_huggingface)?
+    } else if has_huggingface {
         let parts = huggingface::read(dir, &outline)?;
         drafter.know("input", format!("{} and the graph", huggingface::PREPROCESSOR));
         drafter.know("output", format!("{} and the graph", huggingface::CONFIG));
@@ -72,19 +84,16 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
         let (input, shape) = drafter.find_input().map_err(wrong)?;
         let (output, classes) = drafter.find_output().map_err(wrong)?;
         let input = drafter.describe_input(input, &shape)?;
-        let (labels, count) = drafter.labels(classes)?;
+        // One number distinguishes two classes.
+        let (labels, count) = drafter.labels(classes.map(|classes| if classes == 1 { 2 } else { classes }))?;
         if labels.is_none() && count.is_none() {
             return Err(wrong(
                 "its output does not give the number of classes; write labels.txt first, one label per line".into(),
             ));
         }
         let output = drafter.describe_output(output, classes);
-        let stem = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
-        // Many files are called model.onnx.
-        let called = if ["model", "graph", "best"].contains(&stem.as_str()) { folder.unwrap_or(stem) } else { stem };
         let description = ModelDescription {
-            name: spell_name(&called),
+            name: called(dir, &name),
             version: MODEL_VERSION,
             graph: None,
             input,
@@ -98,12 +107,22 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
     Ok(ModelDraft { description, labels, notes: drafter.notes })
 }
 
+/// Name of a model after its graph, or after its folder: many files are called model.onnx.
+fn called(dir: &Path, graph: &str) -> String {
+    let stem = Path::new(graph).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
+    spell_name(&if ["model", "graph", "best"].contains(&stem.as_str()) { folder.unwrap_or(stem) } else { stem })
+}
+
 impl ModelDraft {
     /// The text of `model.toml`, with the source of each value.
     pub fn toml(&self) -> Result<String, toml::ser::Error> {
         let plain = toml::to_string(&self.description)?;
         let mut text = String::from("# Drafted by `tributary model init`. Try it on pictures whose labels you know:\n");
-        text.push_str("#   tributary model check DIR --images PICTURES --labels-from-folders\n");
+        text.push_str(match self.description.output.boxes {
+            None => "#   tributary model check DIR --images PICTURES --labels-from-folders\n",
+            Some(_) => "#   tributary model check DIR --image PICTURE --draw BOXES.png\n",
+        });
         let mut table = String::new();
         for line in plain.lines() {
             if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
@@ -149,6 +168,85 @@ impl Drafter<'_> {
 
     fn metadata(&self, key: &str) -> Option<&str> {
         self.outline.metadata.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The preset of a detector: as given, or as the graph shows; `None` for a classifier.
+    fn find_preset(&self, given: Option<&str>) -> Result<Option<PresetGuess>, String> {
+        if let Some(name) = given {
+            let preset =
+                preset::find(name).ok_or_else(|| format!("{name:?} is no preset; name one of: {}", preset::names()))?;
+            return Ok(Some(PresetGuess { preset, why: format!("the preset {}", preset.name), is_guess: false }));
+        }
+        let config = self.config().ok().flatten();
+        let of_config = || listed(config.as_ref()?.get("id2label")?).map(|labels| labels.len());
+        let labels = self.metadata("names").and_then(python_names).map(|names| names.len());
+        let of_file = || {
+            let name = labels::FILES.into_iter().find(|name| self.dir.join(name).exists())?;
+            labels::read(&self.dir.join(name), 1).ok().map(|labels| labels.len())
+        };
+        let found = preset::guess(self.outline, config.as_ref(), labels.or_else(of_file).or_else(of_config))?;
+        if found.is_none() && self.metadata("task") == Some("detect") {
+            return Err(format!(
+                "its metadata name the task \"detect\", but its output has no known shape; name its form with --preset: {}",
+                preset::names()
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Describes a detector by its preset, the graph, and what Hugging Face left beside it.
+    fn describe_detector(
+        &mut self,
+        found: &PresetGuess,
+        graph: &str,
+        has_huggingface: bool,
+    ) -> Result<(ModelDescription, Option<Vec<String>>), ModelError> {
+        let PresetGuess { preset, why, is_guess } = found;
+        if has_huggingface && huggingface::is_detector(self.dir)? {
+            let parts = huggingface::read_detector(self.dir, self.outline, preset, true)?;
+            self.know("input", format!("{} and the graph", huggingface::PREPROCESSOR));
+            self.know("output", format!("the preset {}, by {why}", preset.name));
+            self.know("labels", format!("id2label in {}; they stay there", huggingface::CONFIG));
+            return Ok((parts.description, None));
+        }
+        let mut own = toml::Table::new();
+        own.insert("name".to_owned(), called(self.dir, graph).into());
+        own.insert("version".to_owned(), i64::from(MODEL_VERSION).into());
+        let sides = self.metadata("imgsz").map(numbers).unwrap_or_default();
+        let description = match preset.complete(self.outline, &own) {
+            Ok(table) => table,
+            // An open size is in the metadata, or the usual one.
+            Err(missing) if missing.key.ends_with("_px") => {
+                let side =
+                    |place: usize| sides.get(place).map_or(i64::from(USUAL_DETECTOR_SIDE_PX), |side| *side as i64);
+                let input = toml::Table::from_iter([
+                    ("height_px".to_owned(), side(0).into()),
+                    ("width_px".to_owned(), side(1).into()),
+                ]);
+                own.insert("input".to_owned(), input.into());
+                match sides.is_empty() {
+                    true => self.guess("input.width_px", "the graph takes any size; write the one it was trained with"),
+                    false => self.know("input.width_px", "the model's metadata; the graph takes any size"),
+                }
+                preset.complete(self.outline, &own).map_err(|missing| self.missing(graph, &missing))?
+            }
+            Err(missing) => return Err(self.missing(graph, &missing)),
+        };
+        let description: ModelDescription = description.try_into().map_err(|error: toml::de::Error| {
+            ModelError::Graph { path: self.dir.join(graph), why: format!("it cannot be described: {error}") }
+        })?;
+        let said = format!("the preset {}, by {why}", preset.name);
+        match is_guess {
+            true => self.guess("output", said),
+            false => self.know("output", said),
+        }
+        let labels = self.labels(detector_classes(&description, self.outline))?.0;
+        Ok((description, labels))
+    }
+
+    fn missing(&self, graph: &str, missing: &preset::MissingKey) -> ModelError {
+        let why = format!("{} {}, in a model.toml with preset = \"...\"", missing.key, missing.why);
+        ModelError::Graph { path: self.dir.join(graph), why }
     }
 
     fn find_input(&self) -> Result<(GraphPort, Vec<Option<u32>>), String> {
@@ -238,6 +336,9 @@ impl Drafter<'_> {
             crop_offset: CropOffset::default(),
             filter: Filter::Bilinear,
             antialias: true,
+            pad_value: 0,
+            pad_place: PadPlace::Center,
+            source_size: None,
         };
         self.fit(&mut input, timm.as_ref());
         Ok(input)
@@ -361,13 +462,18 @@ impl Drafter<'_> {
         };
         let ends = maker.map_or_else(|| "the graph".to_owned(), |maker| format!("the graph's end, {maker}"));
         self.know("output.kind", ends);
-        OutputDescription { name: port.name, kind, features: None, threshold: None, thresholds: BTreeMap::new() }
+        OutputDescription {
+            name: port.name,
+            kind,
+            features: None,
+            threshold: None,
+            thresholds: BTreeMap::new(),
+            boxes: None,
+        }
     }
 
     /// Labels to write, and their number, if either is known.
-    fn labels(&mut self, classes: Option<usize>) -> Result<(Option<Vec<String>>, Option<usize>), ModelError> {
-        // One number distinguishes two classes.
-        let count = classes.map(|classes| if classes == 1 { 2 } else { classes });
+    fn labels(&mut self, count: Option<usize>) -> Result<(Option<Vec<String>>, Option<usize>), ModelError> {
         if let Some(name) = labels::FILES.into_iter().find(|name| self.dir.join(name).exists()) {
             let labels = labels::read(&self.dir.join(name), 1)?;
             self.know("labels", name);
@@ -424,6 +530,25 @@ impl Drafter<'_> {
     fn timm_config(&self) -> Result<Option<Value>, ModelError> {
         Ok(self.config()?.and_then(|config| config.get("pretrained_cfg").cloned()))
     }
+}
+
+/// Number of labels that a detector's outputs are made for, if their shapes say it.
+fn detector_classes(description: &ModelDescription, outline: &Outline) -> Option<usize> {
+    let boxes = description.output.boxes.as_ref()?;
+    let shape = |name: &str| match &outline.outputs.iter().find(|port| port.name == name)?.holds {
+        PortContent::Tensor { shape, .. } => Some(shape.clone()),
+        _ => None,
+    };
+    let first = shape(&description.output.name)?;
+    let others = 4 + usize::from(boxes.objectness);
+    let (size, others) = match boxes.layout {
+        BoxLayout::Rows | BoxLayout::Grid => (first.last().copied()??, others),
+        BoxLayout::Columns => (first.iter().rev().nth(1).copied()??, others),
+        BoxLayout::Separate if boxes.labels.is_none() => (shape(boxes.scores.as_ref()?)?.last().copied()??, 0),
+        BoxLayout::Separate | BoxLayout::EndToEnd => return None,
+    };
+    let background = usize::from(boxes.background != BackgroundClass::None);
+    (size as usize).checked_sub(others + background).filter(|classes| *classes > 0)
 }
 
 fn timm_numbers(timm: Option<&Value>, key: &str) -> Option<Vec<f32>> {

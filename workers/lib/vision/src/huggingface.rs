@@ -1,4 +1,4 @@
-//! Reads an image classifier exported from the Hugging Face Hub as a model description.
+//! Reads an image classifier or an object detector exported from the Hugging Face Hub as a model description.
 //!
 //! Reads `config.json` (labels), `preprocessor_config.json` (how pixels become the input) and, from the graph, the
 //! names of its input and output and what the output is. Refuses steps that our description cannot express instead of
@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
 use schemas::model::{
     Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription,
-    OutputDescription, OutputKind, ResizeMode,
+    OutputDescription, OutputKind, PadPlace, ResizeMode,
 };
 use serde_json::Value;
 
+use crate::detection::preset::{self, MissingKey, Preset};
 use crate::labels::distinct;
 use crate::model::{ModelError, ModelParts, check, text};
 use crate::outline::{GraphPort, Outline};
@@ -28,6 +29,13 @@ const ENDS: (&str, &str) = ("pixel_values", "logits");
 /// Reads a folder.
 pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<ModelParts, ModelError> {
     let config = JsonFile::read(dir.join(CONFIG))?;
+    if names_detector(&config) {
+        let found = preset::guess(outline, Some(config.root()), None);
+        let why = |why: String| ModelError::Graph { path: dir.to_owned(), why };
+        let unknown = || config.wrong("architectures", "is not known; write a model.toml with preset = \"...\"");
+        let found = found.map_err(why)?.ok_or_else(unknown)?;
+        return read_detector(dir, outline, found.preset, false);
+    }
     let preprocessor = JsonFile::read(dir.join(PREPROCESSOR))?;
     let is_multi_label = config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification");
     let output = name_end(&outline.outputs, ENDS.1);
@@ -48,12 +56,84 @@ pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<ModelParts, ModelErr
             features: None,
             threshold: None,
             thresholds: BTreeMap::default(),
+            boxes: None,
         },
         gate: GateDefaults::default(),
     };
     check(&description).map_err(|(key, why)| preprocessor.wrong(key, why))?;
     let files = [CONFIG, PREPROCESSOR].map(str::to_owned).to_vec();
     Ok(ModelParts { description, labels: read_labels(&config, if is_multi_label { 1 } else { 2 })?, files })
+}
+
+/// Whether a folder's model finds objects.
+pub(crate) fn is_detector(dir: &Path) -> Result<bool, ModelError> {
+    Ok(names_detector(&JsonFile::read(dir.join(CONFIG))?))
+}
+
+fn names_detector(config: &JsonFile) -> bool {
+    let names = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+    names.filter_map(Value::as_str).any(|name| name.ends_with("ForObjectDetection"))
+}
+
+/// Reads the folder of an object detector. `guesses_size`: an input size that nothing fixes is guessed; otherwise it is
+/// refused.
+pub(crate) fn read_detector(
+    dir: &Path,
+    outline: &Outline,
+    preset: &Preset,
+    guesses_size: bool,
+) -> Result<ModelParts, ModelError> {
+    let config = JsonFile::read(dir.join(CONFIG))?;
+    let preprocessor = JsonFile::read(dir.join(PREPROCESSOR))?;
+    let mut input = toml::Table::new();
+    let mut set = |key: &str, value: toml::Value| drop(input.insert(key.to_owned(), value));
+    let row = |numbers: Vec<f32>| toml::Value::from(numbers.into_iter().map(f64::from).collect::<Vec<_>>());
+    if !preprocessor.flag("do_rescale", true)? {
+        set("scale", 1.0.into());
+    } else if let Some(factor) = preprocessor.number("rescale_factor")? {
+        set("scale", factor.into());
+    }
+    if preprocessor.get("do_normalize").is_some() || preprocessor.get("image_mean").is_some() {
+        let (mean, std) = match preprocessor.flag("do_normalize", true)? {
+            true => (preprocessor.numbers("image_mean", 3)?, preprocessor.numbers("image_std", 3)?),
+            false => (vec![0.0; 3], vec![1.0; 3]),
+        };
+        set("mean", row(mean));
+        set("std", row(std));
+    }
+    // Boxes are fractions, so a picture may be stretched to any size that the graph takes.
+    let fixed = preprocessor.get("size").and_then(Value::as_object);
+    let side = |key: &str| fixed.and_then(|size| size.get(key)).and_then(Value::as_u64);
+    let sides = match (side("width"), side("height"), side("shortest_edge")) {
+        (Some(width), Some(height), _) => Some((width, height)),
+        // As of a camera: four to three.
+        (_, _, Some(short)) if guesses_size => Some((short.saturating_mul(4) / 3, short)),
+        _ => None,
+    };
+    let mut own = toml::Table::new();
+    own.insert("name".to_owned(), name(&config, dir).into());
+    own.insert("version".to_owned(), i64::from(MODEL_VERSION).into());
+    own.insert("input".to_owned(), input.clone().into());
+    let missing = |missing: MissingKey| {
+        preprocessor.wrong("size", format!("does not fix the input ({} {})", missing.key, missing.why))
+    };
+    // What the graph fixes holds; the processor's size is for graphs that take any.
+    let table = match (preset.complete(outline, &own), sides) {
+        (Ok(table), _) => table,
+        (Err(found), None) => return Err(missing(found)),
+        (Err(_), Some((width, height))) => {
+            let wide = |side: u64| toml::Value::from(i64::try_from(side).unwrap_or(i64::MAX));
+            input.insert("width_px".to_owned(), wide(width));
+            input.insert("height_px".to_owned(), wide(height));
+            own.insert("input".to_owned(), input.into());
+            preset.complete(outline, &own).map_err(missing)?
+        }
+    };
+    let description: ModelDescription =
+        table.try_into().map_err(|error: toml::de::Error| preprocessor.wrong("size", error.message()))?;
+    check(&description).map_err(|(key, why)| preprocessor.wrong(key, why))?;
+    let files = [CONFIG, PREPROCESSOR].map(str::to_owned).to_vec();
+    Ok(ModelParts { description, labels: read_labels(&config, 1)?, files })
 }
 
 /// The labels of a folder alone. `least`: fewer are refused.
@@ -209,6 +289,9 @@ fn input(config: &JsonFile, preprocessor: &JsonFile) -> Result<InputDescription,
         crop_offset: if fitted.resize_px.is_some() { CropOffset::Down } else { CropOffset::Nearest },
         filter: filter(preprocessor, &rule)?,
         antialias: true,
+        pad_value: 0,
+        pad_place: PadPlace::Center,
+        source_size: None,
     })
 }
 

@@ -1,9 +1,9 @@
-//! From image bytes to class scores.
+//! From image bytes to class scores or objects.
 //!
-//! In: bytes as published, and a model folder. Out: one row of logits per image. The steps: [`mod@decode`] (bytes to
+//! In: bytes as published, and a model folder. Out: one row of logits per image, or the objects in it. The steps: [`mod@decode`] (bytes to
 //! pixels) → [`tensor`] (pixels to the model's input) → [`session`] (input to scores), each independent of the next;
 //! [`inference`] owns the threads that run them and groups images into batches, the most urgent first ([`urgency`]),
-//! whose best size [`batch_cost`] measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into
+//! whose best size [`batch_cost`] measures. [`model`] reads a model's description, a Hugging Face export included; [`detection`] reads a detector's outputs, [`scores`] turns logits into
 //! probabilities and [`prediction`](mod@prediction) those into labels, [`novelty`] measures how unlike the known
 //! pictures one is, [`page`] and [`tile`] cut a scan into pictures, [`check`](mod@check) tries a model before use,
 //! [`thumbnail`] compares pictures of one camera, [`draft`](mod@draft) describes one without a description, [`plausibility`] looks for a wrong one.
@@ -14,6 +14,7 @@ pub mod augment;
 pub mod batch_cost;
 pub mod check;
 pub mod decode;
+pub mod detection;
 pub mod draft;
 pub mod graph;
 mod head;
@@ -42,6 +43,7 @@ pub use decode::{
     DecodeError, DecodeSettings, GrayPixels, ImageEnvelope, PictureFormat, Pixels, decode, decode_gray_into,
     dimensions, is_complete,
 };
+pub use detection::Detections;
 pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;
@@ -54,7 +56,7 @@ pub use novelty::fit::{FitError, FitReport, SeparationReport};
 pub use novelty::{Novelty, NoveltySource};
 pub use page::{count_pages, extract_page};
 pub use plausibility::{TrialImage, TrialReport, TrialRow, try_on};
-pub use prediction::prediction;
+pub use prediction::{predict, prediction};
 pub use sample::{enlarged, pictures};
 pub use scores::{probabilities, sigmoid, softmax, top};
 pub use session::{BatchOutputs, OnnxRuntime, Session, SessionError};

@@ -10,11 +10,16 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use schemas::MAX_OBJECTS;
 use schemas::ReleaseId;
 use schemas::limits::MAX_NAME_CHARS;
-use schemas::model::{Filter, MODEL_VERSION, ModelDescription, OutputDescription, OutputKind, ResizeMode};
+use schemas::model::{
+    BoxLayout, BoxUnit, BoxesDescription, Filter, MODEL_VERSION, ModelDescription, OutputDescription, OutputKind,
+    PadPlace, ResizeMode, ScoreKind,
+};
 use sha2::{Digest, Sha256};
 
+use crate::detection::preset::{self, lay_over};
 use crate::huggingface;
 use crate::labels::{self, distinct};
 use crate::novelty::{self, Novelty, NoveltyError};
@@ -28,6 +33,8 @@ const GRAPH: &str = "graph.onnx";
 const GRAPHS: [&str; 5] = [GRAPH, "model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx"];
 /// Default threshold of a label in a multi-label model.
 const DEFAULT_THRESHOLD: f32 = 0.5;
+/// Default score above which a detector's object counts as found; that of most authors.
+const DEFAULT_OBJECT_THRESHOLD: f32 = 0.25;
 
 /// Longest side of an input in pixels.
 pub(crate) const MAX_INPUT_PX: u32 = 4096;
@@ -39,7 +46,7 @@ pub struct Model {
     pub description: ModelDescription,
     /// One label per class, in the order of the output.
     pub labels: Vec<String>,
-    /// For a multi-label model, the threshold of each label, 0 to 1; otherwise empty.
+    /// For a multi-label model or a detector, the threshold of each label, 0 to 1; otherwise empty.
     pub thresholds: Vec<f32>,
     /// Path of the ONNX file.
     pub graph: PathBuf,
@@ -152,6 +159,10 @@ impl Model {
         let mut graph_files = weights(dir, &graph, &outline)?;
         graph_files.push(graph.clone());
         let novelty = read_novelty(dir, &graph_files)?;
+        if novelty.is_some() && description.output.kind.is_detector() {
+            let why = format!("has {}, but a detector has no novelty score; remove the file", novelty::FILE);
+            return Err(ModelError::NoModel { folder: dir.to_owned(), why });
+        }
         files.extend(novelty.is_some().then(|| novelty::FILE.to_owned()));
         files.extend(graph_files);
         files.sort_unstable();
@@ -238,7 +249,7 @@ fn ours(dir: &Path, outline: &Outline) -> Result<ModelParts, ModelError> {
         |key: &str, why: String| ModelError::Value { path: path.clone(), line: at(key), key: key.to_owned(), why };
     check(&description).map_err(|(key, why)| value(key, why))?;
     check_maker(&description.output, outline).map_err(|why| value("output.kind", why))?;
-    let least = if description.output.kind.is_multi_label() { 1 } else { 2 };
+    let least = if description.output.kind.is_multi_label() || description.output.kind.is_detector() { 1 } else { 2 };
     let labels = match labels::FILES.into_iter().find(|name| dir.join(name).exists()) {
         None if dir.join(huggingface::CONFIG).exists() => {
             files.push(huggingface::CONFIG.to_owned());
@@ -274,6 +285,21 @@ fn describe(
         let (line, column) = position(text, span.unwrap_or(0..0));
         ModelError::Syntax { path: path.to_owned(), line, column, why: why.to_owned() }
     };
+    let preset = toml::from_str::<toml::Table>(text).ok().and_then(|table| Some((table.get("preset")?.clone(), table)));
+    if let Some((name, mut own)) = preset {
+        let value = |key: &str, why: String| ModelError::Value {
+            path: path.to_owned(),
+            line: toml_line(text, key),
+            key: key.to_owned(),
+            why,
+        };
+        let known = name.as_str().and_then(preset::find);
+        let unknown = || value("preset", format!("is {name}; it must be one of: {}", preset::names()));
+        let preset = known.ok_or_else(unknown)?;
+        own.remove("preset");
+        let whole = preset.complete(outline, &own).map_err(|missing| value(missing.key, missing.why))?;
+        return Ok((merged(whole, text).map_err(|(at, why)| syntax(at, &why))?, Vec::new()));
+    }
     let alone = match toml::from_str(text) {
         Ok(description) => return Ok((description, Vec::new())),
         Err(error) => syntax(error.span(), error.message()),
@@ -287,22 +313,16 @@ fn describe(
     // Cannot fail: a description is a table.
     let mut whole = toml::Table::try_from(&description).map_err(|error| syntax(None, &error.to_string()))?;
     lay_over(&mut whole, &changes);
-    let description = whole.try_into().map_err(|error: toml::de::Error| {
-        // The merged table has no lines; the key in the message has one.
-        let key = error.message().split('`').nth(1).and_then(|key| text.find(key));
-        syntax(key.map(|at| at..at), error.message())
-    })?;
-    Ok((description, files))
+    Ok((merged(whole, text).map_err(|(at, why)| syntax(at, &why))?, files))
 }
 
-/// Overlays every value of `changes` on `whole`, table by table.
-fn lay_over(whole: &mut toml::Table, changes: &toml::Table) {
-    for (key, change) in changes {
-        match (whole.get_mut(key), change) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(change)) => lay_over(below, change),
-            _ => drop(whole.insert(key.clone(), change.clone())),
-        }
-    }
+/// The description in a table that `text` is a part of.
+fn merged(whole: toml::Table, text: &str) -> Result<ModelDescription, (Option<Range<usize>>, String)> {
+    whole.try_into().map_err(|error: toml::de::Error| {
+        // The merged table has no lines; the key in the message has one.
+        let key = error.message().split('`').nth(1).and_then(|key| text.find(key));
+        (key.map(|at| at..at), error.message().to_owned())
+    })
 }
 
 /// The ONNX file of a folder, relative to it.
@@ -378,6 +398,9 @@ pub(crate) fn read_outline(graph: &Path) -> Result<Outline, ModelError> {
 
 /// Checks that the graph's last operator fits the described output; the error says what is wrong.
 fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), String> {
+    if let Some(boxes) = &output.boxes {
+        return check_scores_maker(boxes, outline);
+    }
     let right = match (outline.producer_of(&output.name), output.kind) {
         (Some("Softmax"), OutputKind::Probabilities) | (Some("Sigmoid"), OutputKind::Sigmoid) => return Ok(()),
         (Some("Softmax"), _) => "probabilities",
@@ -391,11 +414,24 @@ fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), Stri
     Err(format!("is {}, but the graph ends in a {maker}; write {right}", output.kind.as_str()))
 }
 
-fn thresholds(output: &OutputDescription, labels: &[String]) -> Vec<f32> {
-    if !output.kind.is_multi_label() {
-        return Vec::new();
+/// The same for the scores of a detector, where an output has nothing else.
+fn check_scores_maker(boxes: &BoxesDescription, outline: &Outline) -> Result<(), String> {
+    let maker = boxes.scores.as_deref().and_then(|scores| outline.producer_of(scores));
+    match (maker, boxes.score) {
+        (Some(maker @ ("Sigmoid" | "Softmax")), ScoreKind::Sigmoid | ScoreKind::Softmax) => Err(format!(
+            "is boxes with scores that the graph already ends in a {maker}; write score = \"plain\" under [output.boxes]"
+        )),
+        _ => Ok(()),
     }
-    let every = output.threshold.unwrap_or(DEFAULT_THRESHOLD);
+}
+
+fn thresholds(output: &OutputDescription, labels: &[String]) -> Vec<f32> {
+    let default = match output.kind {
+        OutputKind::Boxes => DEFAULT_OBJECT_THRESHOLD,
+        kind if kind.is_multi_label() => DEFAULT_THRESHOLD,
+        _ => return Vec::new(),
+    };
+    let every = output.threshold.unwrap_or(default);
     labels.iter().map(|label| output.thresholds.get(label).copied().unwrap_or(every)).collect()
 }
 
@@ -412,7 +448,95 @@ pub(crate) fn check(description: &ModelDescription) -> Result<(), (&'static str,
     }
     input(description)?;
     output(&description.output)?;
+    boxes(description)?;
     gate(description)
+}
+
+/// Checks what only a detector has, and what it must not have.
+fn boxes(description: &ModelDescription) -> Result<(), (&'static str, String)> {
+    let wrong = |key: &'static str, why: &str| Err((key, why.to_owned()));
+    let (input, output, gate) = (&description.input, &description.output, &description.gate);
+    let boxes = match (output.kind, &output.boxes) {
+        (OutputKind::Boxes, Some(boxes)) => boxes,
+        (OutputKind::Boxes, None) => {
+            let why = format!("is missing; describe the boxes, or write preset = with one of: {}", preset::names());
+            return Err(("output.boxes", why));
+        }
+        (_, Some(_)) => return wrong("output.boxes", "is only allowed with kind = \"boxes\""),
+        (_, None) if input.source_size.is_some() => {
+            return wrong("input.source_size", "is only allowed with kind = \"boxes\"");
+        }
+        (_, None) => return Ok(()),
+    };
+    if output.features.is_some() {
+        return wrong("output.features", "is not allowed with kind = \"boxes\"; remove it");
+    }
+    if input.resize == ResizeMode::Crop || input.resize_px.is_some() {
+        let why = "cuts off what is at the edges; a detector needs \"stretch\" or \"pad\", without resize_px";
+        return wrong(if input.resize == ResizeMode::Crop { "input.resize" } else { "input.resize_px" }, why);
+    }
+    let unused = "is not allowed with kind = \"boxes\": scores of objects are no distribution; remove it";
+    for (key, is_given) in [
+        ("gate.temperature", gate.temperature.is_some()),
+        ("gate.min_margin_ratio", gate.min_margin_ratio.is_some()),
+        ("gate.max_entropy_ratio", gate.max_entropy_ratio.is_some()),
+        ("gate.max_novelty", gate.max_novelty.is_some()),
+    ] {
+        if is_given {
+            return wrong(key, unused);
+        }
+    }
+    if boxes.unit == BoxUnit::SourcePixels && input.source_size.is_none() {
+        let why = "is \"source_pixels\", but input.source_size names no input by which the graph would know them";
+        return wrong("output.boxes.unit", why);
+    }
+    box_outputs(boxes)
+}
+
+fn box_outputs(boxes: &BoxesDescription) -> Result<(), (&'static str, String)> {
+    let wrong = |key: &'static str, why: String| Err((key, why));
+    let layout = boxes.layout.as_str();
+    let is_separate = boxes.layout == BoxLayout::Separate;
+    for (key, name) in [
+        ("output.boxes.scores", &boxes.scores),
+        ("output.boxes.labels", &boxes.labels),
+        ("output.boxes.count", &boxes.count),
+    ] {
+        if name.is_some() && !is_separate {
+            return wrong(key, format!("is only allowed with layout = \"separate\", not {layout:?}"));
+        }
+    }
+    if is_separate && boxes.scores.is_none() {
+        return wrong("output.boxes.scores", "is missing; name the output with the scores".to_owned());
+    }
+    let has_final_classes = boxes.layout == BoxLayout::EndToEnd || boxes.labels.is_some();
+    if boxes.objectness && (is_separate || has_final_classes) {
+        return wrong("output.boxes.objectness", format!("is not allowed with layout = {layout:?}"));
+    }
+    if has_final_classes && (boxes.score == ScoreKind::Softmax || boxes.multi_label) {
+        let key = if boxes.multi_label { "output.boxes.multi_label" } else { "output.boxes.score" };
+        return wrong(key, "does not fit outputs with one class number per box".to_owned());
+    }
+    if boxes.score == ScoreKind::Softmax && boxes.objectness {
+        return wrong("output.boxes.objectness", "is not allowed with score = \"softmax\"".to_owned());
+    }
+    match boxes.strides.iter().find(|stride| !(1..=1024).contains(*stride)) {
+        Some(stride) => return wrong("output.boxes.strides", format!("has {stride}; each must be 1 to 1024")),
+        None if !boxes.strides.is_empty() && boxes.layout != BoxLayout::Grid => {
+            return wrong("output.boxes.strides", format!("is only allowed with layout = \"grid\", not {layout:?}"));
+        }
+        None if boxes.strides.len() > 16 => {
+            return wrong("output.boxes.strides", format!("has {} numbers; at most 16", boxes.strides.len()));
+        }
+        None => {}
+    }
+    if let Some(iou) = boxes.nms_iou.filter(|iou| !(0.0..=1.0).contains(iou)) {
+        return wrong("output.boxes.nms_iou", format!("is {iou}; it must be 0 to 1"));
+    }
+    if let Some(most) = boxes.max_objects.filter(|most| !(1..=MAX_OBJECTS as u32).contains(most)) {
+        return wrong("output.boxes.max_objects", format!("is {most}; it must be 1 to {MAX_OBJECTS}"));
+    }
+    Ok(())
 }
 
 fn output(output: &OutputDescription) -> Result<(), (&'static str, String)> {
@@ -422,8 +546,8 @@ fn output(output: &OutputDescription) -> Result<(), (&'static str, String)> {
     let given = output.threshold.map(|ratio| ("output.threshold", ratio));
     let mut given = given.into_iter().chain(output.thresholds.values().map(|ratio| ("output.thresholds", *ratio)));
     match given.next() {
-        Some((key, _)) if !output.kind.is_multi_label() => {
-            Err((key, "is only allowed with kind = \"sigmoid\" or \"sigmoid_logits\"".to_owned()))
+        Some((key, _)) if !output.kind.is_multi_label() && !output.kind.is_detector() => {
+            Err((key, "is only allowed with kind = \"sigmoid\", \"sigmoid_logits\" or \"boxes\"".to_owned()))
         }
         Some(first) => match std::iter::once(first).chain(given).find(|(_, ratio)| !(0.0..=1.0).contains(ratio)) {
             Some((key, ratio)) => Err((key, format!("is {ratio}; it must be 0 to 1"))),
@@ -476,6 +600,10 @@ fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
             return wrong("input.resize_px", why.to_owned());
         }
         (_, None) => {}
+    }
+    if input.resize != ResizeMode::Pad && (input.pad_value != 0 || input.pad_place != PadPlace::Center) {
+        let key = if input.pad_value != 0 { "input.pad_value" } else { "input.pad_place" };
+        return wrong(key, "is only allowed with resize = \"pad\"".to_owned());
     }
     if !input.antialias && input.filter != Filter::Bilinear {
         return wrong("input.antialias", "is false, which is only allowed with filter = \"bilinear\"".to_owned());

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use schemas::DetectedObject;
 use schemas::model::{Channels, InputDescription};
 use serde::Serialize;
 
 use crate::inference::{InferenceError, InferenceResult, InferenceSettings, Replica};
 use crate::model::Model;
-use crate::prediction::prediction;
+use crate::prediction::predict;
 use crate::scores::probabilities;
 use crate::session::OnnxRuntime;
 
@@ -58,6 +59,9 @@ pub struct TrialRow {
     pub label: Option<String>,
     /// Probability of that label, 0 to 1.
     pub confidence_ratio: Option<f32>,
+    /// For a detector, what it found, surest first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<DetectedObject>>,
     /// Why the picture is unreadable.
     pub fault: Option<String>,
 }
@@ -72,6 +76,7 @@ pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Resul
             expected: image.label.clone(),
             label,
             confidence_ratio,
+            objects: None,
             fault,
         };
         let bytes = match std::fs::read(&image.path) {
@@ -85,7 +90,8 @@ pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Resul
             Ok(seen) => {
                 let (top, entropy) = read(model, &seen);
                 entropies.push(entropy);
-                rows.push(row(Some(top.0), Some(top.1), None));
+                let objects = seen.detections.map(|found| found.objects);
+                rows.push(TrialRow { objects, ..row(Some(top.0), Some(top.1), None) });
             }
             Err(error) if error.is_the_images_fault() => rows.push(row(None, None, Some(error.to_string()))),
             Err(error) => return Err(error),
@@ -113,8 +119,9 @@ pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Resul
 
 /// The model's prediction, and its entropy as a share of a uniform guess's.
 fn read(model: &Model, seen: &InferenceResult) -> ((String, f32), f32) {
-    let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
-    let top = prediction(model, &ratios)
+    let temperature = model.description.gate.temperature.unwrap_or(1.0);
+    let ratios = probabilities(model, &seen.logits, temperature);
+    let top = predict(seen, temperature)
         .map_or_else(Default::default, |prediction| (prediction.label, prediction.confidence));
     let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
     (top, entropy / (ratios.len().max(2) as f32).ln())

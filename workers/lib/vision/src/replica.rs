@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
+use crate::detection::{Detections, SourceSize};
 use crate::inference::{InferenceError, InferenceResult, InferenceSettings, InferenceTimings, PixelInspector};
 use crate::model::Model;
 use crate::sample;
@@ -32,6 +33,8 @@ pub struct Replica {
     pixels: Pixels,
     scratch: Scratch,
     batch: Vec<f32>,
+    /// Size of the picture in each row of the batch.
+    sources: Vec<SourceSize>,
     row_len: usize,
     max_batch: usize,
 }
@@ -56,6 +59,7 @@ impl Replica {
             pixels: Pixels::default(),
             scratch: Scratch::default(),
             batch: Vec::new(),
+            sources: Vec::new(),
             row_len: tensor::len(&model.description.input),
         })
     }
@@ -90,9 +94,10 @@ impl Replica {
 
     /// The result of one picture.
     fn result(&self, outputs: BatchOutputs, timings: InferenceTimings, envelope: ImageEnvelope) -> InferenceResult {
-        let BatchOutputs { logits, features } = outputs;
+        let BatchOutputs { logits, features, detections } = outputs;
+        let detections = detections.into_iter().next();
         let novelty = self.model.novelty.as_ref().and_then(|novelty| novelty.score(features.as_deref(), &logits));
-        InferenceResult { logits, features, novelty, model: self.model.clone(), timings, envelope }
+        InferenceResult { logits, features, novelty, detections, model: self.model.clone(), timings, envelope }
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
@@ -130,7 +135,8 @@ impl Replica {
                 let timings = InferenceTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(self.result(BatchOutputs { logits, features }, timings, envelope))
+                let detections: Vec<Detections> = outputs.detections.get(row).cloned().into_iter().collect();
+                Ok(self.result(BatchOutputs { logits, features, detections }, timings, envelope))
             }
             // One of them broke the run, so each is run alone and only that one fails.
             None => {
@@ -177,6 +183,9 @@ impl Replica {
         if self.batch.len() < to {
             self.batch.resize(to, 0.0);
         }
+        let source = SourceSize { width_px: self.pixels.width_px, height_px: self.pixels.height_px };
+        self.sources.truncate(row);
+        self.sources.push(source);
         let out = self.batch.get_mut(from..to).unwrap_or_default();
         let work =
             AssertUnwindSafe(|| tensor::write(&self.pixels, &self.model.description.input, &mut self.scratch, out));
@@ -192,7 +201,11 @@ impl Replica {
 
     fn run(&mut self, row: usize, images: usize) -> Result<BatchOutputs, InferenceError> {
         let batch = self.batch.get(row * self.row_len..(row + images) * self.row_len).unwrap_or_default();
-        let work = AssertUnwindSafe(|| self.session.run(batch, images));
+        let sources = self.sources.get(row..row + images).unwrap_or_default();
+        let work = AssertUnwindSafe(|| match self.session.is_detector() {
+            true => self.session.detect(batch, sources),
+            false => self.session.run(batch, images),
+        });
         match catch_unwind(work) {
             Ok(outcome) => Ok(outcome?),
             Err(panic) => Err(InferenceError::Panicked { stage: "infer", why: panic_message(panic.as_ref()) }),

@@ -2,10 +2,11 @@
 
 use crate::model::Model;
 
-/// Probability of each label according to the kind of model, with the logits divided by `temperature` as in
+/// Probability of each label according to the kind of model, for a detector that of its best candidate, with the logits divided by `temperature` as in
 /// [`softmax`].
 pub fn probabilities(model: &Model, logits: &[f32], temperature: f32) -> Vec<f32> {
-    match model.description.output.kind.is_multi_label() {
+    let kind = model.description.output.kind;
+    match kind.is_multi_label() || kind.is_detector() {
         true => sigmoid(logits, temperature),
         false => softmax(logits, temperature),
     }

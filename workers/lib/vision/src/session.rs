@@ -1,6 +1,6 @@
 //! A model in ONNX Runtime; with [`graph`](crate::graph) the only module that names ort.
 //!
-//! In: a [`Model`] and a batch of tensors. Out: one row of logits per image. Refused: a runtime that is missing or too
+//! In: a [`Model`] and a batch of tensors. Out: one row of logits per image, or its objects. Refused: a runtime that is missing or too
 //! old, a graph that contradicts its description or labels, and numbers that are not finite. The library is found at
 //! run time, never linked.
 
@@ -11,12 +11,13 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-use ort::session::{OutputSelector, RunOptions, Session as OrtSession};
-use schemas::model::ModelDescription;
+use ort::session::{OutputSelector, RunOptions, Session as OrtSession, SessionInputValue};
+use schemas::model::{ModelDescription, OutputKind};
 
-use self::checks::SessionChecks;
+use self::checks::{CheckedGraph, SessionChecks};
 pub use self::onnx::OnnxRuntime;
 use self::values::InputBuffer;
+use crate::detection::{Detections, Detector, DetectorFault, SourceSize};
 use crate::model::Model;
 use crate::tensor;
 
@@ -91,7 +92,7 @@ pub enum SessionError {
         why: String,
     },
     /// A score is NaN or infinite.
-    #[error("graph {graph} gave a score that is not finite for image {row} of the batch; the model is broken or this input is out of its range", graph = graph.display())]
+    #[error("graph {graph} gave numbers that are not finite for image {row} of the batch; the model is broken or this input is out of its range", graph = graph.display())]
     NotFinite {
         /// Path of the file.
         graph: PathBuf,
@@ -128,6 +129,8 @@ pub struct BatchOutputs {
     pub logits: Vec<f32>,
     /// Images times features, if the description names such an output.
     pub features: Option<Vec<f32>>,
+    /// For a detector, the objects of each image; otherwise empty.
+    pub detections: Vec<Detections>,
 }
 
 /// A model in its own session; used by one thread.
@@ -137,8 +140,12 @@ pub struct Session {
     description: ModelDescription,
     labels: Vec<String>,
     graph: PathBuf,
+    /// Reads the outputs of a detector.
+    detector: Option<Detector>,
     buffer: InputBuffer,
     input_len: usize,
+    /// Whether the input has a batch.
+    has_batch: bool,
     max_batch: Option<usize>,
     /// The file that describes the output's kind.
     kind_file: String,
@@ -163,9 +170,17 @@ impl Session {
             why: onnx::explain(&error.to_string(), onnx.version()),
         };
         let inner = load(onnx, model, threads.max(1)).map_err(unusable)?;
-        let (max_batch, buffer) = SessionChecks { model }.all(&inner)?;
+        let detector = Detector::of(model);
+        let CheckedGraph { max_batch, has_batch, buffer } =
+            SessionChecks { model, detector: detector.as_ref() }.all(&inner)?;
         let description = model.description.clone();
         let mut selector = OutputSelector::no_default().with(description.output.name.as_str());
+        for wanted in detector.iter().flat_map(Detector::wanted) {
+            selector = selector.with(wanted.name);
+        }
+        if let Some(count) = detector.as_ref().and_then(Detector::count_output) {
+            selector = selector.with(count);
+        }
         if let Some(features) = &description.output.features {
             selector = selector.with(features.as_str());
         }
@@ -177,7 +192,9 @@ impl Session {
             description,
             labels: model.labels.clone(),
             graph: model.graph.clone(),
+            detector,
             buffer,
+            has_batch,
             max_batch,
             kind_file: if model.is_ours() { model.description_file() } else { "a model.toml beside it".into() },
             kind_is_checked: false,
@@ -189,17 +206,21 @@ impl Session {
         self.max_batch
     }
 
-    /// Runs the first `images` rows of `batch`.
+    /// Whether the model finds objects.
+    pub(crate) fn is_detector(&self) -> bool {
+        self.detector.is_some()
+    }
+
+    /// Runs a classifier on the first `images` rows of `batch`; refuses a detector.
     pub fn run(&mut self, batch: &[f32], images: usize) -> Result<BatchOutputs, SessionError> {
-        let max_images = self.max_batch.unwrap_or(usize::MAX);
-        let expected_len = images * self.input_len;
-        if images == 0 || images > max_images || batch.len() != expected_len {
-            return Err(SessionError::WrongBatch { images, actual_len: batch.len(), expected_len, max_images });
-        }
+        self.check_batch(batch, images)?;
         let graph = &self.graph;
         let failed = |why: String| SessionError::RunFailed { graph: graph.clone(), why };
+        if self.detector.is_some() {
+            return Err(failed("it is a detector, and no size of a picture was given".to_owned()));
+        }
         let shape = tensor::shape(&self.description.input, images);
-        let input = self.buffer.value(shape, batch).map_err(|error| failed(error.to_string()))?;
+        let input = self.buffer.value(&shape, batch).map_err(|error| failed(error.to_string()))?;
         let outputs = self
             .inner
             .run_with_options(ort::inputs![input], &self.options)
@@ -226,7 +247,58 @@ impl Session {
         }
         let logits = kind::logits(output.kind, numbers, width, labels);
         let features = output.features.as_deref().map(|name| values::read_numbers(value(name)?).map_err(failed));
-        Ok(BatchOutputs { logits, features: features.transpose()? })
+        Ok(BatchOutputs { logits, features: features.transpose()?, detections: Vec::new() })
+    }
+
+    /// Runs a detector. `sources`: size of the picture behind each row of `batch`. The logits are those of the best score
+    /// of each label, with nothing suppressed.
+    pub(crate) fn detect(&mut self, batch: &[f32], sources: &[SourceSize]) -> Result<BatchOutputs, SessionError> {
+        let images = sources.len();
+        self.check_batch(batch, images)?;
+        let graph = &self.graph;
+        let failed = |why: String| SessionError::RunFailed { graph: graph.clone(), why };
+        let Some(detector) = &mut self.detector else { return Err(failed("it is no detector".to_owned())) };
+        let input = &self.description.input;
+        let shape = tensor::shape(input, images);
+        let shape = if self.has_batch { &shape[..] } else { &shape[1..] };
+        let mut inputs: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(2);
+        inputs.push((&input.name, self.buffer.value(shape, batch).map_err(|error| failed(error.to_string()))?));
+        if let Some(size) = &input.source_size {
+            inputs.push((
+                &size.name,
+                values::source_sizes(sources, size.order).map_err(|error| failed(error.to_string()))?,
+            ));
+        }
+        let outputs = self.inner.run_with_options(inputs, &self.options).map_err(|error| failed(error.to_string()))?;
+        let names = detector.wanted().iter().map(|wanted| wanted.name.to_owned()).collect::<Vec<_>>();
+        let names = names
+            .iter()
+            .map(String::as_str)
+            .chain(self.description.output.boxes.as_ref().and_then(|boxes| boxes.count.as_deref()));
+        let mut tensors = Vec::with_capacity(4);
+        for name in names {
+            let value = outputs.get(name).ok_or_else(|| failed(format!("output {name:?} is missing")))?;
+            tensors.push(values::read_tensor(name, value).map_err(failed)?);
+        }
+        let detections = detector.detect(&tensors, sources).map_err(|fault| match fault {
+            DetectorFault::Mismatch { why, remedy } => {
+                SessionError::Mismatch { graph: graph.clone(), why, remedy: format!("{remedy} {}", self.kind_file) }
+            }
+            DetectorFault::NotFinite { image } => SessionError::NotFinite { graph: graph.clone(), row: image },
+        })?;
+        let best: Vec<f32> = detections.iter().flat_map(|found| &found.best).copied().collect();
+        let labels = self.labels.len();
+        let logits = kind::logits(OutputKind::Boxes, best, labels, labels);
+        Ok(BatchOutputs { logits, features: None, detections })
+    }
+
+    fn check_batch(&self, batch: &[f32], images: usize) -> Result<(), SessionError> {
+        let max_images = self.max_batch.unwrap_or(usize::MAX);
+        let expected_len = images * self.input_len;
+        if images == 0 || images > max_images || batch.len() != expected_len {
+            return Err(SessionError::WrongBatch { images, actual_len: batch.len(), expected_len, max_images });
+        }
+        Ok(())
     }
 }
 

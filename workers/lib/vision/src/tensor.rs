@@ -6,7 +6,7 @@
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use schemas::model::{Channels, CropOffset, Filter, InputDescription, Layout, ResizeMode};
+use schemas::model::{Channels, CropOffset, Filter, InputDescription, Layout, PadPlace, ResizeMode};
 
 use crate::decode::Pixels;
 
@@ -127,8 +127,6 @@ struct CropPlacement {
 
 impl CropPlacement {
     fn of(pixels: &Pixels, input: &InputDescription) -> Self {
-        let (from_w, from_h) = (f64::from(pixels.width_px), f64::from(pixels.height_px));
-        let (to_w, to_h) = (f64::from(input.width_px), f64::from(input.height_px));
         let whole = |width_px, height_px| Self { middle: None, taken: None, width_px, height_px, cut: None };
         match input.resize {
             ResizeMode::Stretch => match input.resize_px {
@@ -137,9 +135,8 @@ impl CropPlacement {
             },
             ResizeMode::Crop => Self::centre(pixels, input),
             ResizeMode::Pad => {
-                let ratio = (to_w / from_w).min(to_h / from_h);
-                let fit = |from: f64, to: u32| ((from * ratio).round() as u32).clamp(1, to);
-                whole(fit(from_w, input.width_px), fit(from_h, input.height_px))
+                let (width_px, height_px) = padded_size((pixels.width_px, pixels.height_px), input);
+                whole(width_px, height_px)
             }
         }
     }
@@ -196,6 +193,24 @@ impl CropPlacement {
     }
 }
 
+/// Size of a picture that is padded to the input: its long side fills it.
+pub(crate) fn padded_size((width_px, height_px): (u32, u32), input: &InputDescription) -> (u32, u32) {
+    let (width, height) = (f64::from(width_px), f64::from(height_px));
+    let ratio = (f64::from(input.width_px) / width).min(f64::from(input.height_px) / height);
+    let fit = |from: f64, to: u32| ((from * ratio).round() as u32).clamp(1, to);
+    (fit(width, input.width_px), fit(height, input.height_px))
+}
+
+/// Left and top of a padded picture of this size in the input.
+pub(crate) fn pad_offset((width_px, height_px): (u32, u32), input: &InputDescription) -> (u32, u32) {
+    match input.pad_place {
+        PadPlace::Center => {
+            (input.width_px.saturating_sub(width_px) / 2, input.height_px.saturating_sub(height_px) / 2)
+        }
+        PadPlace::TopLeft => (0, 0),
+    }
+}
+
 /// Where a centre of `to` pixels begins.
 fn start(all: u64, to: u32, offset: CropOffset) -> f64 {
     let half = (all as f64 - f64::from(to)) / 2.0;
@@ -244,13 +259,13 @@ fn cut(picture: SourcePicture<'_>, part: PixelRegion, to: &mut Vec<u8>) {
     }
 }
 
-/// Puts a smaller picture into the middle of a black one.
+/// Puts a smaller picture into one of a single colour.
 fn frame(picture: SourcePicture<'_>, input: &InputDescription, framed: &mut Vec<u8>) {
     let (row, line) = (picture.width_px as usize * 3, input.width_px as usize * 3);
-    let left = (input.width_px - picture.width_px) as usize / 2 * 3;
-    let top = (input.height_px - picture.height_px) as usize / 2;
+    let (left_px, top_px) = pad_offset((picture.width_px, picture.height_px), input);
+    let (left, top) = (left_px as usize * 3, top_px as usize);
     framed.clear();
-    framed.resize(line * input.height_px as usize, 0);
+    framed.resize(line * input.height_px as usize, input.pad_value);
     for (from, to) in picture.rgb.chunks_exact(row).zip(framed.chunks_exact_mut(line).skip(top)) {
         to.iter_mut().skip(left).zip(from).for_each(|(to, from)| *to = *from);
     }
@@ -307,12 +322,12 @@ fn pixels<const A: usize, const B: usize, const C: usize>(rgb: &[u8], terms: [(f
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::decode::{DecodeSettings, decode};
     use proptest::prelude::*;
 
-    fn input(width_px: u32, height_px: u32, channels: Channels) -> InputDescription {
+    pub(crate) fn input(width_px: u32, height_px: u32, channels: Channels) -> InputDescription {
         let count = channels.count();
         InputDescription {
             name: "input".to_owned(),
@@ -328,6 +343,9 @@ mod tests {
             crop_offset: CropOffset::default(),
             filter: Filter::Bilinear,
             antialias: true,
+            pad_value: 0,
+            pad_place: PadPlace::Center,
+            source_size: None,
         }
     }
 
@@ -431,6 +449,15 @@ mod tests {
         (input.resize, input.mean) = (ResizeMode::Pad, vec![100.0]);
         let (black, white) = ([-100.0; 4], [100.0; 4]);
         assert_eq!(written(&pixels, &input), [black, white, white, black].concat());
+    }
+
+    #[test]
+    fn padding_has_the_described_value_and_place() {
+        let pixels = Pixels { width_px: 4, height_px: 2, rgb: vec![200; 24] };
+        let mut input = input(4, 4, Channels::Gray);
+        (input.resize, input.pad_value, input.pad_place) = (ResizeMode::Pad, 114, PadPlace::TopLeft);
+        let (gray, white) = ([114.0; 4], [200.0; 4]);
+        assert_eq!(written(&pixels, &input), [white, white, gray, gray].concat());
     }
 
     #[test]

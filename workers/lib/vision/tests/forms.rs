@@ -41,7 +41,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// Describes a folder as `tributary model init` does.
 fn init(folder: &Path) {
-    let draft = vision::draft(folder, None).unwrap();
+    let draft = vision::draft(folder, None, None).unwrap();
     if let Some(labels) = &draft.labels {
         fs::write(folder.join("labels.txt"), labels.join("\n")).unwrap();
     }

@@ -22,10 +22,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often the outcome of one task is looked up.
 const LOOKUP_EVERY: Duration = Duration::from_millis(100);
 
+/// Most objects of an answer that are listed; JSON has all.
+const MOST_OBJECTS: usize = 30;
+
 const EXAMPLES: &str = "\
 Every image gets exactly one final answer. A provisional answer is the site's own answer to a doubtful image while the \
-cloud verifies it. A line shows the time of the answer (UTC), camera, label, confidence, route, reason, the time from \
-storing to answering, how late it was if its deadline had passed, and the task.
+cloud verifies it. A line shows the time of the answer (UTC), camera, label (of a detector: what it found), confidence, \
+route, reason, the time from storing to answering, how late it was if its deadline had passed, and the task. The edges \
+of an object (left, top, right, bottom) are in percent of the image.
 
 Examples:
   tributary answers                               the newest 20, one per line
@@ -176,6 +180,9 @@ fn line(answer: &Answer) -> String {
 }
 
 fn what(answer: &Answer) -> String {
+    if let Some(objects) = &answer.objects {
+        return format::summarize_objects(objects);
+    }
     match (&answer.label, &answer.fault) {
         (Some(label), _) => format::plain_text(label),
         (None, Some(fault)) => format!("({})", format::plain_text(fault.kind.as_str())),
@@ -258,13 +265,18 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         "labels",
         labels.map(|labels| if labels.is_empty() { "none of the model's labels".to_owned() } else { labels }),
     );
+    for object in answer.objects.iter().flatten().take(MOST_OBJECTS) {
+        row("object", Some(format::object_row(object).join("  ")));
+    }
+    let more = answer.objects.as_ref().map_or(0, Vec::len).saturating_sub(MOST_OBJECTS);
+    row("objects", (more > 0).then(|| format!("and {more} more; --json lists all")));
     row("top", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site",
-        answer
-            .edge
-            .as_ref()
-            .map(|edge| format!("{} {}", format::plain_text(&edge.label), format::percent(edge.confidence))),
+        answer.edge.as_ref().map(|edge| match &edge.objects {
+            Some(objects) => format::summarize_objects(objects),
+            None => format!("{} {}", format::plain_text(&edge.label), format::percent(edge.confidence)),
+        }),
     );
     row("release", answer.release.as_ref().map(|release| release.short().to_owned()));
     row(

@@ -1,7 +1,7 @@
 //! Times, sizes and tables as text. Pure.
 
 pub use operations::words::{count, list};
-use schemas::{Heartbeat, RoleFailure};
+use schemas::{DetectedObject, Heartbeat, RoleFailure};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -137,6 +137,30 @@ pub fn role_failure(beat: &Heartbeat, now_ms: u64) -> Option<RoleFailureText> {
     })
 }
 
+/// Objects by label, `2 person, 1 dog`: the label of the surest first; `nothing` without objects.
+pub fn summarize_objects(objects: &[DetectedObject]) -> String {
+    /// More are counted together, so that a line stays one.
+    const MOST_LABELS: usize = 5;
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for object in objects {
+        match counts.iter_mut().find(|(label, _)| *label == object.label) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((&object.label, 1)),
+        }
+    }
+    let others: usize = counts.iter().skip(MOST_LABELS).map(|(_, count)| count).sum();
+    let named = counts.iter().take(MOST_LABELS).map(|(label, count)| format!("{count} {}", plain_text(label)));
+    let others = (others > 0).then(|| format!("{others} others"));
+    let summary = named.chain(others).collect::<Vec<_>>().join(", ");
+    if summary.is_empty() { "nothing".to_owned() } else { summary }
+}
+
+/// One object: confidence, label, and its edges in percent of the picture.
+pub fn object_row(object: &DetectedObject) -> Vec<String> {
+    let shown = <[f32; 4]>::from(object.bounds).map(|edge| format!("{:.1}", edge * 100.0)).join(" ");
+    vec![percent(object.confidence), plain_text(&object.label), shown]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +205,21 @@ mod tests {
         let shown = table(&["x"], &[vec!["a\u{1b}[2J\n".to_owned() + &"b".repeat(100_000)]]);
         assert_eq!(shown.lines().count(), 2);
         assert!(shown.chars().count() < 500 && !shown.contains('\u{1b}') && shown.ends_with('\u{2026}'));
+    }
+
+    #[test]
+    fn objects_are_counted_by_label() {
+        let object = |label: &str| DetectedObject {
+            label: label.to_owned(),
+            confidence: 0.875,
+            bounds: [0.0, 0.25, 0.5, 1.0].into(),
+        };
+        let objects = ["person", "dog", "person"].map(object);
+        assert_eq!(summarize_objects(&objects), "2 person, 1 dog");
+        assert_eq!(summarize_objects(&[]), "nothing");
+        let many: Vec<DetectedObject> = (0..20).map(|label| object(&format!("l{label}"))).collect();
+        assert_eq!(summarize_objects(&many), "1 l0, 1 l1, 1 l2, 1 l3, 1 l4, 15 others");
+        assert_eq!(object_row(&objects[1]), ["87.5 %", "dog", "0.0 25.0 50.0 100.0"]);
     }
 
     #[test]

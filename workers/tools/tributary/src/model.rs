@@ -25,6 +25,7 @@ Examples:
   tributary model check fixtures/models/fashion-light
   tributary model check ./model --image photo.jpg
   tributary model check ./model --images ./photos --labels-from-folders
+  tributary model check ./detector --image photo.jpg --draw boxes.png
   tributary model check ./model --json";
 
 const INIT_EXAMPLES: &str = "\
@@ -32,9 +33,13 @@ Reads the graph (sizes, names, last operator), the files beside it (config.json 
 texts with one class per line) and the metadata of exporters (ultralytics, Custom Vision). Whatever is not known is \
 guessed and marked as a guess. Existing files are not changed.
 
+A detector is described by the preset of its exporter, recognized where its outputs are clear; otherwise name it with \
+--preset. rt-detr also stands for D-FINE, yolov8 for YOLO11, yolov10 for YOLO26; hf- are Hugging Face's exports.
+
 Examples:
   tributary model init best.onnx
   tributary model init ./model
+  tributary model init yolox_s.onnx --preset yolox
   tributary model check ./model --images ./photos --labels-from-folders
                                                   then: are the answers right?";
 
@@ -93,6 +98,10 @@ pub(crate) struct InitArgs {
     /// ONNX file, or the folder it is in.
     #[arg(value_name = "FILE|DIR")]
     path: PathBuf,
+    /// The model is a detector of this form: yolov5, yolov8, yolov10, yolox, rt-detr, rf-detr, hf-detr, hf-rt-detr,
+    /// ssd-tensorflow, custom-vision or torchvision.
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
 }
 
 /// The model, and the images to run it on.
@@ -104,6 +113,9 @@ pub(crate) struct CheckArgs {
     /// Run the model on this image instead of a generated one, and show its answer.
     #[arg(long, value_name = "FILE", conflicts_with = "images")]
     image: Option<PathBuf>,
+    /// With --image and a detector: write the image with its objects drawn into it to this PNG file.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    draw: Option<PathBuf>,
     /// Run the model on the images of this folder, and compare its answers with their labels.
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
@@ -118,13 +130,13 @@ pub(crate) struct CheckArgs {
 /// Describes, checks or calibrates a model.
 pub(crate) async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Result<()> {
     match command {
-        ModelCommand::Init(InitArgs { path }) => init(&path),
+        ModelCommand::Init(InitArgs { path, preset }) => init(&path, preset.as_deref()),
         ModelCommand::Check(args) => check(settings, args).await,
         ModelCommand::Novelty(args) => novelty(settings, args).await,
     }
 }
 
-fn init(path: &Path) -> anyhow::Result<()> {
+fn init(path: &Path, preset: Option<&str>) -> anyhow::Result<()> {
     if !path.exists() {
         bail!("{} does not exist: name an ONNX file or the folder it is in", path.display());
     }
@@ -139,7 +151,7 @@ fn init(path: &Path) -> anyhow::Result<()> {
     if description.exists() {
         bail!("{} already exists: remove it to draft a new one", description.display());
     }
-    let draft = vision::draft(&folder, graph.as_deref())?;
+    let draft = vision::draft(&folder, graph.as_deref(), preset)?;
     let text = draft.toml().context("the draft cannot be written as TOML")?;
     let write = |path: &Path, text: &str| {
         std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
@@ -159,16 +171,19 @@ fn init(path: &Path) -> anyhow::Result<()> {
         0 => "",
         _ => " Check the guesses in it.",
     };
+    let trial = match draft.description.output.boxes {
+        None => "--images DIR --labels-from-folders",
+        Some(_) => "--image FILE --draw boxes.png",
+    };
     stdout::print_line(format!(
-        "\nWrote {}{labels}.{advice} Then test it on images you know:\n  tributary model check {} --images DIR \
-         --labels-from-folders",
+        "\nWrote {}{labels}.{advice} Then test it on images you know:\n  tributary model check {} {trial}",
         description.display(),
         folder.display()
     ))
 }
 
 async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
-    let CheckArgs { folder, image, images, labels_from_folders, json } = args;
+    let CheckArgs { folder, image, draw, images, labels_from_folders, json } = args;
     let onnxruntime = settings.onnxruntime.clone();
     let trial = match images {
         None => None,
@@ -198,6 +213,12 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
             }
             error => error.into(),
         })?;
+        if let (Some(path), Some(bytes)) = (&draw, &bytes) {
+            let objects = report.objects.as_deref();
+            let objects = objects.context("--draw is for detectors; this model classifies images")?;
+            let png = vision::detection::draw_objects(bytes, objects)?;
+            std::fs::write(path, png).with_context(|| format!("{} cannot be written", path.display()))?;
+        }
         let model = Model::load(&folder)?;
         let trial = trial.map(|(root, images)| anyhow::Ok((root, vision::try_on(&onnx, &model, &images)?)));
         Ok((report, trial.transpose()?, training::trainable_model::report(&onnx, &model)))
@@ -318,6 +339,9 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
         .map(|row| {
             let file = row.path.strip_prefix(root).unwrap_or(&row.path).display().to_string();
             let answer = match (&row.label, &row.fault) {
+                (Some(_), _) if row.objects.is_some() => {
+                    format::summarize_objects(row.objects.as_deref().unwrap_or_default())
+                }
                 (Some(label), _) => format::plain_text(label),
                 (None, fault) => {
                     format!("cannot be read: {}", format::plain_text(fault.as_deref().unwrap_or_default()))
@@ -395,5 +419,27 @@ fn text(report: &ModelReport) -> String {
         let heading = if place == 0 { "answer" } else { "" };
         format!("{heading:8} {:>7}  {}", format::percent(best.confidence_ratio), format::plain_text(&best.label))
     }));
+    if let Some(objects) = &report.objects {
+        lines.push(format!("found    {}", format::summarize_objects(objects)));
+        let rows: Vec<Vec<String>> = objects.iter().take(MOST_ROWS).map(format::object_row).collect();
+        if !rows.is_empty() {
+            lines.push(format::table(&["confidence", "label", "left top right bottom, %"], &rows));
+        }
+        if objects.len() > rows.len() {
+            lines.push(format!("… and {} more; --json lists all", objects.len() - rows.len()));
+        }
+    }
+    if report.not_finite > 0 {
+        let numbers = report.not_finite;
+        lines.push(format!(
+            "left out {numbers} scores or boxes that are not finite; the model or its description is wrong"
+        ));
+    }
+    if report.cut > 0 {
+        let candidates = report.cut;
+        lines.push(format!(
+            "left out {candidates} candidates beyond the best; output.threshold is low, or output.boxes wrong"
+        ));
+    }
     lines.join("\n")
 }

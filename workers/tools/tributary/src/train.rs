@@ -124,6 +124,7 @@ pub(crate) async fn train_folder(
         training::folder::check(&out)?;
         let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
+        training::trainable_model::check_task(&model)?;
         let examples = Examples::read(&data, &model.labels, train.holdout_ratio)?;
         let around =
             TrainContext { stop: &stop, pace: Arc::new(TrainingPace::unlimited(memory_max_mib)), checkpoints: None };

@@ -271,14 +271,18 @@ impl CameraRecord {
     }
 }
 
-/// Whether two predictions say the same: the same label, and for a model with several labels the same ones.
+/// Whether two predictions say the same: the same label, and for a model with several labels the same ones. For a detector,
+/// as many objects of each label; which of them is surest may change with any grain.
 fn says_the_same(one: &Prediction, other: &Prediction) -> bool {
     let held = |prediction: &Prediction| {
-        let mut held: Vec<String> = prediction.labels.iter().flatten().map(|ranked| ranked.label.clone()).collect();
+        let labels = prediction.labels.iter().flatten().map(|ranked| ranked.label.clone());
+        let objects = prediction.objects.iter().flatten().map(|object| object.label.clone());
+        let mut held: Vec<String> = labels.chain(objects).collect();
         held.sort_unstable();
         held
     };
-    one.label == other.label && held(one) == held(other)
+    let are_objects = one.objects.is_some() && other.objects.is_some();
+    (are_objects || one.label == other.label) && held(one) == held(other)
 }
 
 /// Checks of late, and how many of them were wrong.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::decode::{ImageEnvelope, Pixels};
+use crate::detection::Detections;
 use crate::model::Model;
 
 /// Looks at a picture between its decoding and its inference, on the replica's thread; false declines its inference
@@ -14,13 +15,16 @@ pub type PixelInspector = Box<dyn FnOnce(&Pixels) -> bool + Send>;
 /// A model's output for one picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InferenceResult {
-    /// One per class; `softmax(logits / temperature)` gives the probabilities.
+    /// One per class; `softmax(logits / temperature)` gives the probabilities. For a detector, those of the best score
+    /// of each class in the picture.
     pub logits: Vec<f32>,
     /// Features before the last layer; absent if the model does not give them.
     pub features: Option<Vec<f32>>,
     /// Novelty: share of the calibration pictures that are less unlike what the model knows, 0 to 1; absent without a
     /// novelty score.
     pub novelty: Option<f32>,
+    /// For a detector, what it found; otherwise absent.
+    pub detections: Option<Detections>,
     /// The model that gave it.
     pub model: Arc<Model>,
     /// Where the time went.

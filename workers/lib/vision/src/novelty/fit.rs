@@ -25,6 +25,12 @@ const HELD_OUT_EVERY: usize = 3;
 /// Why a novelty score cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
+    /// The model is a detector.
+    #[error("model {model} finds objects; a novelty score is for models that classify images")]
+    Detector {
+        /// Name of the model.
+        model: String,
+    },
     /// Too few of the pictures are readable.
     #[error(
         "{usable} of {given} pictures can be used; at least {MIN_PICTURES} are needed, so give more pictures of the kind \
@@ -208,6 +214,9 @@ pub fn fit_novelty(
     pictures: &[PathBuf],
     against: &[PathBuf],
 ) -> Result<(Novelty, FitReport), FitError> {
+    if model.description.output.kind.is_detector() {
+        return Err(FitError::Detector { model: model.description.name.clone() });
+    }
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
     let mut replica = Replica::open(onnx, model, &InferenceSettings { threads, ..InferenceSettings::default() })?;
     let source = match model.description.output.features {

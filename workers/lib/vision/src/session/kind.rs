@@ -59,7 +59,7 @@ pub(super) fn logits(kind: OutputKind, mut numbers: Vec<f32>, width: usize, labe
         }
         OutputKind::Logits | OutputKind::SigmoidLogits => {}
         OutputKind::Probabilities => numbers.iter_mut().for_each(|ratio| *ratio = ln(*ratio)),
-        OutputKind::Sigmoid => numbers.iter_mut().for_each(|ratio| *ratio = odds(*ratio)),
+        OutputKind::Sigmoid | OutputKind::Boxes => numbers.iter_mut().for_each(|ratio| *ratio = odds(*ratio)),
     }
     numbers
 }

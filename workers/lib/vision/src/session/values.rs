@@ -1,10 +1,14 @@
 //! Converts between 32-bit floats and the element types of a graph's input and output.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use half::f16;
 use ort::session::SessionInputValue;
-use ort::value::{DynMapValueType, DynValue, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynMapValueType, DynValue, Tensor, TensorElementType, TensorRef, ValueType};
+use schemas::model::SizeOrder;
+
+use crate::detection::{OutputTensor, SourceSize};
 
 /// A buffer for a batch in the graph's element type.
 #[derive(Debug)]
@@ -26,7 +30,7 @@ impl InputBuffer {
     }
 
     /// The batch in the graph's element type; bytes are rounded and clamped to 0 to 255.
-    pub(super) fn value<'a>(&'a mut self, shape: [usize; 4], batch: &'a [f32]) -> ort::Result<SessionInputValue<'a>> {
+    pub(super) fn value<'a>(&'a mut self, shape: &'a [usize], batch: &'a [f32]) -> ort::Result<SessionInputValue<'a>> {
         match self {
             Self::Floats => Ok(TensorRef::from_array_view((shape, batch))?.into()),
             Self::Halves(halves) => {
@@ -90,4 +94,34 @@ pub(super) fn read_numbers(value: &DynValue) -> Result<Vec<f32>, String> {
         _ => value.try_extract_tensor::<f32>().map(|(_, floats)| floats.to_vec()),
     };
     numbers.map_err(|error| error.to_string())
+}
+
+/// Width and height of each picture as the graph's second input.
+pub(super) fn source_sizes(sources: &[SourceSize], order: SizeOrder) -> ort::Result<SessionInputValue<'static>> {
+    let pair = |source: &SourceSize| {
+        let (width, height) = (i64::from(source.width_px), i64::from(source.height_px));
+        match order {
+            SizeOrder::WidthHeight => [width, height],
+            SizeOrder::HeightWidth => [height, width],
+        }
+    };
+    let sizes: Vec<i64> = sources.iter().flat_map(pair).collect();
+    Ok(Tensor::from_array(([sources.len(), 2], sizes))?.into())
+}
+
+/// An output of a detector, without copying 32-bit floats.
+pub(super) fn read_tensor<'a>(name: &'a str, value: &'a DynValue) -> Result<OutputTensor<'a>, String> {
+    let shape = value.dtype().tensor_shape().ok_or_else(|| format!("output {name:?} is not a tensor"))?;
+    let shape = shape.iter().map(|size| usize::try_from(*size).unwrap_or_default()).collect();
+    let numbers = match value.dtype().tensor_type() {
+        Some(TensorElementType::Float32) => value.try_extract_tensor::<f32>().map(|(_, floats)| Cow::Borrowed(floats)),
+        Some(TensorElementType::Int64) => value
+            .try_extract_tensor::<i64>()
+            .map(|(_, integers)| integers.iter().map(|integer| *integer as f32).collect()),
+        Some(TensorElementType::Int32) => value
+            .try_extract_tensor::<i32>()
+            .map(|(_, integers)| integers.iter().map(|integer| *integer as f32).collect()),
+        _ => return read_numbers(value).map(|numbers| OutputTensor { name, shape, numbers: Cow::Owned(numbers) }),
+    };
+    Ok(OutputTensor { name, shape, numbers: numbers.map_err(|error| error.to_string())? })
 }

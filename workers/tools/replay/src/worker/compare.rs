@@ -84,8 +84,7 @@ impl ReplayRun<'_> {
 
 fn to_prediction(result: &vision::InferenceResult) -> ComparedPrediction {
     let description = &result.model.description;
-    let ratios = vision::probabilities(&result.model, &result.logits, description.gate.temperature.unwrap_or(1.0));
-    let prediction = vision::prediction(&result.model, &ratios);
+    let prediction = vision::predict(result, description.gate.temperature.unwrap_or(1.0));
     let (label, confidence) =
         prediction.map_or((String::new(), 0.0), |prediction| (prediction.label, prediction.confidence));
     ComparedPrediction { label, confidence, cost_ms: result.timings.cost_ms() }

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use schemas::RankedClass;
+use schemas::{DetectedObject, RankedClass};
 
 use super::*;
 use crate::camera_map::MAX_CAMERAS;
@@ -208,6 +208,23 @@ fn several_labels_are_the_same_if_all_of_them_are() {
     assert!(says_the_same(&held(&["dent", "scratch"]), &held(&["scratch", "dent"])));
     assert!(!says_the_same(&held(&["dent", "scratch"]), &held(&["dent"])));
     assert!(!says_the_same(&prediction("open"), &prediction("closed")));
+}
+
+#[test]
+fn objects_are_the_same_if_there_are_as_many_of_each_label() {
+    let found = |labels: &[&str]| {
+        let object = |label: &&str| DetectedObject {
+            label: (*label).to_owned(),
+            confidence: 0.9,
+            bounds: [0.0, 0.0, 0.5, 0.5].into(),
+        };
+        let objects = Some(labels.iter().map(object).collect());
+        Prediction { objects, ..prediction(labels.first().unwrap_or(&"none")) }
+    };
+    assert!(says_the_same(&found(&["cat", "dog"]), &found(&["dog", "cat"])));
+    assert!(says_the_same(&found(&[]), &found(&[])));
+    assert!(!says_the_same(&found(&["cat", "cat"]), &found(&["cat"])));
+    assert!(!says_the_same(&found(&["cat"]), &found(&[])));
 }
 
 #[test]
