@@ -231,6 +231,7 @@ mod tests {
         let label = |source| Label {
             task: row().task,
             label: "eel".into(),
+            objects: None,
             by: None,
             labelled_at_ms: 0,
             source,

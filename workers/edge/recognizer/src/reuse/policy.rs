@@ -8,7 +8,9 @@
 
 use std::collections::VecDeque;
 
-use schemas::{CameraName, CameraReuse, MAX_REUSE_CAMERAS, Prediction, ReleaseId, ReuseReport, TaskId};
+use schemas::{
+    CameraName, CameraReuse, MAX_REUSE_CAMERAS, Prediction, ReleaseId, ReuseReport, TaskId, predictions_agree,
+};
 use vision::thumbnail::Thumbnail;
 
 use crate::camera_map::CameraMap;
@@ -271,14 +273,14 @@ impl CameraRecord {
     }
 }
 
-/// Whether two predictions say the same: the same label, and for a model with several labels the same ones.
+/// Whether two predictions say the same: the same label or objects, and for a model with several labels the same ones.
 fn says_the_same(one: &Prediction, other: &Prediction) -> bool {
     let held = |prediction: &Prediction| {
         let mut held: Vec<String> = prediction.labels.iter().flatten().map(|ranked| ranked.label.clone()).collect();
         held.sort_unstable();
         held
     };
-    one.label == other.label && held(one) == held(other)
+    predictions_agree(one, other) && held(one) == held(other)
 }
 
 /// Checks of late, and how many of them were wrong.
