@@ -76,6 +76,7 @@ impl ReplayRun<'_> {
         if let Some(index) = index {
             index.sync()?;
         }
+        comparison.finish();
         self.summary.comparison = Some(comparison);
         fetched?;
         self.note_end()
@@ -86,7 +87,7 @@ fn to_prediction(result: &vision::InferenceResult) -> ComparedPrediction {
     let description = &result.model.description;
     let ratios = vision::probabilities(&result.model, &result.logits, description.gate.temperature.unwrap_or(1.0));
     let prediction = vision::prediction(&result.model, &ratios);
-    let (label, confidence) =
-        prediction.map_or((String::new(), 0.0), |prediction| (prediction.label, prediction.confidence));
-    ComparedPrediction { label, confidence, cost_ms: result.timings.cost_ms() }
+    let (label, confidence, objects) = prediction
+        .map_or((String::new(), 0.0, None), |prediction| (prediction.label, prediction.confidence, prediction.objects));
+    ComparedPrediction { label, confidence, objects, cost_ms: result.timings.cost_ms() }
 }
