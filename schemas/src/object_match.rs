@@ -120,9 +120,8 @@ mod tests {
     fn the_surest_object_chooses_first_and_takes_what_it_covers_best() {
         let truth = [object("cup", 1.0, [0.0, 0.0, 0.5, 1.0]), object("cup", 1.0, [0.25, 0.0, 0.75, 1.0])];
         // The first covers the first truth better and the second well enough; the other one covers the first alone.
-        let found = |between, first| {
-            [object("cup", between, [0.1, 0.0, 0.6, 1.0]), object("cup", first, [0.0, 0.0, 0.5, 1.0])]
-        };
+        let found =
+            |between, first| [object("cup", between, [0.1, 0.0, 0.6, 1.0]), object("cup", first, [0.0, 0.0, 0.5, 1.0])];
         assert_eq!(counts(match_objects(&found(0.9, 0.6), &truth)), (1, 1, 1));
         assert_eq!(counts(match_objects(&found(0.6, 0.9), &truth)), (2, 0, 0));
         assert_eq!(counts(match_objects(&found(0.6, 0.9), &truth[..1])), (1, 1, 0), "each truth is matched once");

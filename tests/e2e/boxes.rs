@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::pictures::pictures;
-use harness::program::run_for;
+use harness::pictures::{LIGHT, pictures};
+use harness::program::{fixture, run_for};
 use harness::{CommandOutput, TestWorld, WorldPlan};
 use schemas::task::StorageStamp;
 use schemas::{
@@ -72,7 +72,8 @@ async fn answered(
     let (site, bus) = (world.site(0).name.clone(), world.bus(0));
     let picture = &pictures().unwrap()[number as usize];
     let id = publish(bus, &site, &picture.bytes, &[]).await;
-    let stored = StorageStamp { site, camera: "cam-1".parse().unwrap(), sequence: number + 1, stored_at_ns: 1_000_000_000 };
+    let stored =
+        StorageStamp { site, camera: "cam-1".parse().unwrap(), sequence: number + 1, stored_at_ns: 1_000_000_000 };
     let task = Task { file: Some(format!("dock/{number:04}.png")), ..Task::from_id(&stored, id) };
     let edge = prediction(edge);
     let (route, reason) = match &verdict {
@@ -128,7 +129,7 @@ async fn objects_are_found_by_filter_labelled_exported_and_taken_back() {
         ("count() = 0", 1),
         ("not count() >= 0", 1),
         ("all(area > 0.2) and count(dress) = 1", 1),
-        ("any(label in (coat, dress) and confidence > 80%)", 2),
+        ("any(label in (coat, dress) and confidence > 85%)", 2),
     ] {
         number += 1;
         let to = format!("set-{number}");
@@ -146,8 +147,9 @@ async fn objects_are_found_by_filter_labelled_exported_and_taken_back() {
     assert_eq!(known.iter().map(|label| label.task).collect::<Vec<_>>(), [unsure, empty]);
     assert_eq!(known[0].objects, Some(vec![object("coat", 1.0, HERE), object("bag", 1.0, THERE)]));
     assert_eq!((known[0].label.as_str(), known[0].by.as_deref(), &known[1].objects), ("", Some("anna"), &Some(vec![])));
+    let model = format!("recognizer.model={}", fixture(LIGHT).display());
     for (words, said) in [
-        (vec!["label", &unsure_id, "--box", "whale 0,0,1,1"], "the model has no label \"whale\""),
+        (vec!["label", &unsure_id, "--box", "whale 0,0,1,1", "--set", &model], "the model has no label \"whale\""),
         (vec!["label", &unsure_id, "--box", "coat 0,0,10,10"], "0 to 1"),
         (vec!["label", &unsure_id, "--box", "coat"], "LABEL LEFT,TOP,RIGHT,BOTTOM"),
         (vec!["label", &unsure_id, "coat", "--no-objects"], "cannot be used with"),

@@ -8,13 +8,13 @@ use schemas::answer::Timings;
 use schemas::decision_trace::{CloudGain, CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
     Agreement, AgreementCount, Answer, AnswerStage, AnswerTotals, BlobRef, CameraReuse, Canary, CanaryFinding,
-    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace, DetectedObject, DriftLevel,
-    DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote, FindingOutcome, Gain, HardCase,
-    HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages, LinkReport, MachineRequirements,
-    Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload, PictureFault, PictureReport,
-    Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release, ReleaseCounts,
-    ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round, RoundEvent,
-    RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
+    CanaryMeasure, CanaryReport, CloudReport, DeadLetter, DecisionOrigin, DecisionReport, DecisionTrace,
+    DetectedObject, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace, FaultNote,
+    FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource, LearnedImages,
+    LinkReport, MachineRequirements, Message, MissingMeasure, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload,
+    PictureFault, PictureReport, Prediction, RankedClass, Reason, RecentVerdicts, RefusedRelease, RegionState, Release,
+    ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage, ReuseReport, Role, RoleFailure, Rollout, Root, Round,
+    RoundEvent, RoundReport, RoundState, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainerState, TrainingHour,
     TrainingReport, TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
@@ -642,11 +642,8 @@ fn label_replayed() -> Label {
 }
 
 fn label_boxes() -> Label {
-    let object = |label: &str, edges: [f32; 4]| DetectedObject {
-        label: label.into(),
-        confidence: 1.0,
-        bounds: edges.into(),
-    };
+    let object =
+        |label: &str, edges: [f32; 4]| DetectedObject { label: label.into(), confidence: 1.0, bounds: edges.into() };
     let objects = vec![object("pullover", [0.125, 0.25, 0.5, 0.75]), object("coat", [0.5, 0.0, 1.0, 1.0])];
     Label { label: String::new(), objects: Some(objects), ..label() }
 }

@@ -9,8 +9,8 @@ use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, 
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode_shared, encode,
-    predictions_agree,
+    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode_shared,
+    encode, predictions_agree,
 };
 use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;

@@ -128,8 +128,7 @@ impl Collection {
         // A picture like the one before teaches nothing new.
         let truth = answer.truth.as_deref().filter(|_| answer.reused.is_none());
         // The label of a detector's answer is that of one object, not of the picture.
-        let is_verdict =
-            matches!(answer.route, Route::Verified | Route::Redirected) && answer.objects.is_none();
+        let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected) && answer.objects.is_none();
         let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.min_verdict_ratio);
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
         let statements = [
@@ -434,11 +433,8 @@ mod tests {
     #[test]
     fn boxes_are_counted_and_leave_what_was_said_before() {
         let mut all = collection(10);
-        let object = |label: &str| DetectedObject {
-            label: label.into(),
-            confidence: 1.0,
-            bounds: [0.0, 0.0, 0.5, 0.5].into(),
-        };
+        let object =
+            |label: &str| DetectedObject { label: label.into(), confidence: 1.0, bounds: [0.0, 0.0, 0.5, 0.5].into() };
         let boxed = |number| Label { objects: Some(vec![object("cat"), object("dog")]), ..label(number, "") };
         all.add_answer(&answer(1, Route::Edge, "cat", None), true);
         all.add_label(&boxed(1), None, true);

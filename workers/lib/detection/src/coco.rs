@@ -260,16 +260,7 @@ fn image(entry: ImageEntry) -> Result<CocoImage, CocoError> {
     if !is_size(width) || !is_size(height) {
         return Err(CocoError::Size { id, file_name, width, height });
     }
-    Ok(CocoImage {
-        id,
-        file_name,
-        width_px: width,
-        height_px: height,
-        task,
-        source,
-        objects: Vec::new(),
-        clipped: 0,
-    })
+    Ok(CocoImage { id, file_name, width_px: width, height_px: height, task, source, objects: Vec::new(), clipped: 0 })
 }
 
 /// The box of an annotation as fractions of its picture, and whether it went over the edge by more than a rounding.

@@ -180,7 +180,11 @@ fn average(ranked: &[JudgedDetection], place: usize, truths: u64) -> f64 {
     let (mut right, mut wrong) = (0.0, 0.0);
     let mut curve: Vec<(f64, f64)> = Vec::with_capacity(ranked.len());
     for detection in ranked {
-        if detection.right & (1 << place) == 0 { wrong += 1.0 } else { right += 1.0 }
+        if detection.right & (1 << place) == 0 {
+            wrong += 1.0
+        } else {
+            right += 1.0
+        }
         curve.push((right / truths as f64, right / (wrong + right + f64::EPSILON)));
     }
     let mut best = 0.0;

@@ -41,11 +41,8 @@ struct ExpectedScores {
 }
 
 fn objects(boxes: &[ScoredBox]) -> Vec<DetectedObject> {
-    let object = |one: &ScoredBox| DetectedObject {
-        label: one.label.clone(),
-        confidence: one.confidence,
-        bounds: one.bounds,
-    };
+    let object =
+        |one: &ScoredBox| DetectedObject { label: one.label.clone(), confidence: one.confidence, bounds: one.bounds };
     boxes.iter().map(object).collect()
 }
 

@@ -180,14 +180,7 @@ impl CalibrationEvidence {
     /// Counts a verdict with the label `right`, and whether `edge` agrees with it. `edge` was predicted under its own
     /// temperature, or else under `temperature`, by a model of `classes` classes; the gate's temperature is
     /// `temperature`. Detectors have none: what they are sure of is no share of a whole, so a temperature is not fitted.
-    pub fn add_verdict(
-        &mut self,
-        edge: &Prediction,
-        right: &str,
-        is_agreed: bool,
-        classes: usize,
-        temperature: f32,
-    ) {
+    pub fn add_verdict(&mut self, edge: &Prediction, right: &str, is_agreed: bool, classes: usize, temperature: f32) {
         let own = edge.temperature.unwrap_or(temperature);
         let confidence = match &edge.objects {
             Some(_) => edge.confidence,

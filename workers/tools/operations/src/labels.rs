@@ -203,10 +203,7 @@ mod tests {
     #[test]
     fn reviewed_objects_that_nobody_changed_are_no_label() {
         let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
-        let task = Task::from_id(
-            &StorageStamp { site, camera, sequence: 1, stored_at_ns: 0 },
-            TaskId::from_name("a"),
-        );
+        let task = Task::from_id(&StorageStamp { site, camera, sequence: 1, stored_at_ns: 0 }, TaskId::from_name("a"));
         let mut answer = Answer::for_task(&task, AnswerStage::Final, Route::Edge, Reason::Confident, 7);
         let (fish, crab) = (object("fish", [0.1, 0.1, 0.5, 0.5]), object("crab", [0.6, 0.6, 0.9, 0.9]));
         answer.objects = Some(vec![fish.clone(), crab.clone()]);

@@ -261,7 +261,8 @@ mod tests {
     #[test]
     fn changes_are_counted_equally_from_memory_and_from_a_file() {
         let mut comparison = Comparison::default();
-        let prediction = |label: &str| ComparedPrediction { label: label.into(), confidence: 0.8, objects: None, cost_ms: 2.0 };
+        let prediction =
+            |label: &str| ComparedPrediction { label: label.into(), confidence: 0.8, objects: None, cost_ms: 2.0 };
         let right = TaskRow { answer: Some("crab".into()), ..row() };
         let mut written = Comparison::default();
         for (row, prediction) in [

@@ -429,7 +429,8 @@ impl ExpressionParser {
             TokenKind::Word(word) => word.parse().ok(),
             _ => None,
         };
-        let count = count.ok_or_else(|| (number.at, "a count is compared with a whole number, such as 2".to_owned()))?;
+        let count =
+            count.ok_or_else(|| (number.at, "a count is compared with a whole number, such as 2".to_owned()))?;
         Ok(ExpressionNode::Count(condition.map(Box::new), operator, count))
     }
 
@@ -577,9 +578,8 @@ mod tests {
 
     #[test]
     fn objects_are_counted_and_asked_about() {
-        let holds = |text: &str, row: &TaskRow| {
-            Expression::parse(text).unwrap_or_else(|error| panic!("{error}")).matches(row)
-        };
+        let holds =
+            |text: &str, row: &TaskRow| Expression::parse(text).unwrap_or_else(|error| panic!("{error}")).matches(row);
         let empty = TaskRow { objects: Some(Vec::new().into()), ..detected_row() };
         for (text, found, nothing) in [
             ("count() = 2", true, false),

@@ -182,7 +182,9 @@ mod tests {
             serde_json::from_str(&text).unwrap()
         };
         let objects = |label: &str| -> Objects {
-            (0..300).map(|at| object(label, 0.123_456_7, [0.012_345_67, 0.1, 0.987_654_3, 0.2 + at as f32 / 999.0])).collect()
+            (0..300)
+                .map(|at| object(label, 0.123_456_7, [0.012_345_67, 0.1, 0.987_654_3, 0.2 + at as f32 / 999.0]))
+                .collect()
         };
         let drawn = |found: &str, drawn: &str| TaskRow {
             objects: Some(objects(found)),

@@ -330,7 +330,10 @@ pub(crate) mod tests {
             TaskRow { person, person_objects: Some(objects.into()), ..detected_row() }
         };
         let right = drawn(&[object("fish", 1.0, [0.0, 0.0, 0.5, 0.9]), object("crab", 1.0, [0.7, 0.7, 1.0, 1.0])]);
-        assert_eq!(right.true_objects().map(|(objects, source)| (objects.len(), source)), Some((2, LabelSource::Person)));
+        assert_eq!(
+            right.true_objects().map(|(objects, source)| (objects.len(), source)),
+            Some((2, LabelSource::Person))
+        );
         assert!(!right.is_wrong() && right.hardness() < 1.0);
         let wrong = drawn(&[object("fish", 1.0, [0.0, 0.0, 0.5, 0.9])]);
         assert!(wrong.is_wrong() && wrong.hardness() == 1.0, "the label is the same, and the crab is not there");

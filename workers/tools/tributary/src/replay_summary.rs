@@ -65,7 +65,10 @@ pub(crate) fn text(summary: &ReplaySummary, site: &SiteName, context: &SummaryCo
         ));
     }
     if summary.without_objects > 0 {
-        lines.push(format!("omitted   {} whose answers list no objects, and that nobody drew boxes in", summary.without_objects));
+        lines.push(format!(
+            "omitted   {} whose answers list no objects, and that nobody drew boxes in",
+            summary.without_objects
+        ));
     }
     if summary.undecodable > 0 {
         lines.push(format!("omitted   {} that cannot be decoded, so their size is unknown", summary.undecodable));

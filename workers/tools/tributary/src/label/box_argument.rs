@@ -7,7 +7,8 @@ use schemas::{BoundingBox, DetectedObject, check_objects};
 /// # Errors
 /// One sentence that says what is wrong, and how a box is written.
 pub(super) fn parse(text: &str) -> Result<DetectedObject, String> {
-    const FORM: &str = "write LABEL LEFT,TOP,RIGHT,BOTTOM with fractions of the image, such as 'person 0.1,0.2,0.5,0.6'";
+    const FORM: &str =
+        "write LABEL LEFT,TOP,RIGHT,BOTTOM with fractions of the image, such as 'person 0.1,0.2,0.5,0.6'";
     let text = text.trim();
     let (label, edges) = text.rsplit_once(char::is_whitespace).ok_or_else(|| FORM.to_owned())?;
     let edges: Vec<f32> = edges
@@ -15,8 +16,7 @@ pub(super) fn parse(text: &str) -> Result<DetectedObject, String> {
         .map(|edge| edge.parse().map_err(|_| format!("{edge:?} is not a number; {FORM}")))
         .collect::<Result<_, _>>()?;
     let edges: [f32; 4] = edges.try_into().map_err(|edges: Vec<f32>| format!("{} edges; {FORM}", edges.len()))?;
-    let object =
-        DetectedObject { label: label.trim().to_owned(), confidence: 1.0, bounds: BoundingBox::from(edges) };
+    let object = DetectedObject { label: label.trim().to_owned(), confidence: 1.0, bounds: BoundingBox::from(edges) };
     check_objects(std::slice::from_ref(&object)).map_err(|why| why.to_string())?;
     Ok(object)
 }
