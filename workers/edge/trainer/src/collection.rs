@@ -263,7 +263,7 @@ impl Collection {
         };
         let and_boxed = match self.boxed {
             0 => String::new(),
-            boxed => format!("; {boxed} labels are boxes, which a model of whole images cannot learn from"),
+            boxed => format!("; {boxed} labelled with boxes, which a model of whole images cannot learn from"),
         };
         match classes {
             0 => Some(format!("no image is labelled yet{and_unknown}{and_boxed}")),
@@ -439,7 +439,7 @@ mod tests {
         all.add_answer(&answer(1, Route::Edge, "cat", None), true);
         all.add_label(&boxed(1), None, true);
         assert!(all.images().is_empty());
-        assert!(all.missing().unwrap().contains("1 labels are boxes"), "{:?}", all.missing());
+        assert!(all.missing().unwrap().contains("1 labelled with boxes"), "{:?}", all.missing());
         all.add_label(&label(1, "dog"), None, true);
         all.add_label(&boxed(1), None, true);
         assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person)]);

@@ -203,7 +203,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for BoundedLi
                 Ok(all)
             }
         }
-        deserializer.deserialize_seq(Entries(PhantomData)).map(Self)
+        deserializer.deserialize_seq(Entries::<T, MOST>(PhantomData)).map(Self)
     }
 }
 

@@ -69,7 +69,7 @@ impl RecordedTask {
             let prediction = prediction.as_ref()?;
             match (&prediction.objects, &row.person_objects) {
                 (Some(objects), Some(truth)) => Some(objects_agree(objects, truth)),
-                _ => Some(prediction.label == truth?.as_ref()),
+                _ => Some(*prediction.label == **truth?),
             }
         };
         let (is_edge_right, is_verdict_right) = (is_right(&edge), is_right(&verdict));

@@ -58,7 +58,7 @@ impl CocoFolderWriter {
         let images = path.join(IMAGES);
         fs::create_dir_all(&images).map_err(ReplayError::write(&images))?;
         let whole = |cells: &csv::StringRecord| {
-            let row = ImageRow::of_cells(cells)?;
+            let row = CocoImageRow::of_cells(cells)?;
             let size = fs::metadata(images.join(&row.file)).ok()?.len();
             (row.bytes == size).then_some(row.task)
         };
@@ -124,7 +124,7 @@ fn objects(row: &TaskRow) -> Option<(&Objects, &'static str)> {
 }
 
 /// A row of `images.csv`.
-struct ImageRow {
+struct CocoImageRow {
     file: String,
     task: TaskId,
     bytes: u64,
@@ -137,7 +137,7 @@ struct ImageRow {
     objects: Vec<DetectedObject>,
 }
 
-impl ImageRow {
+impl CocoImageRow {
     fn of_cells(cells: &csv::StringRecord) -> Option<Self> {
         let [file, task, bytes, width, height, site, camera, published_at_ms, source, objects] =
             std::array::from_fn(|at| cells.get(at).unwrap_or_default());
@@ -157,13 +157,13 @@ impl ImageRow {
 }
 
 #[derive(Serialize)]
-struct CategoryEntry<'a> {
+struct ExportedCategory<'a> {
     id: usize,
     name: &'a str,
 }
 
 #[derive(Serialize)]
-struct ImageEntry<'a> {
+struct ExportedImage<'a> {
     id: usize,
     file_name: &'a str,
     width: u32,
@@ -178,7 +178,7 @@ struct ImageEntry<'a> {
 }
 
 #[derive(Serialize)]
-struct AnnotationEntry {
+struct ExportedAnnotation {
     id: usize,
     image_id: usize,
     category_id: usize,
@@ -209,11 +209,11 @@ fn write_annotations(rows: &Path, to: &Path) -> io::Result<()> {
     let mut out = BufWriter::new(File::create(to)?);
     out.write_all(b"{\"info\": {\"description\": \"exported by tributary\"},\n\"categories\": [")?;
     let mut list = ListWriter::new(&mut out);
-    names.iter().try_for_each(|(name, id)| list.add(&CategoryEntry { id: *id, name }))?;
+    names.iter().try_for_each(|(name, id)| list.add(&ExportedCategory { id: *id, name }))?;
     out.write_all(b"],\n\"images\": [")?;
     let mut list = ListWriter::new(&mut out);
     each_row(rows, |id, row| {
-        list.add(&ImageEntry {
+        list.add(&ExportedImage {
             id,
             file_name: &row.file,
             width: row.width_px,
@@ -243,13 +243,13 @@ fn annotation(
     id: usize,
     image_id: usize,
     category_id: usize,
-    row: &ImageRow,
+    row: &CocoImageRow,
     object: &DetectedObject,
-) -> AnnotationEntry {
+) -> ExportedAnnotation {
     let [left, top, right, bottom] = <[f32; 4]>::from(object.bounds).map(f64::from);
     let (width_px, height_px) = (f64::from(row.width_px), f64::from(row.height_px));
     let (width, height) = ((right - left) * width_px, (bottom - top) * height_px);
-    AnnotationEntry {
+    ExportedAnnotation {
         id,
         image_id,
         category_id,
@@ -261,10 +261,10 @@ fn annotation(
 }
 
 /// Calls `each` with every row and its number, from 1.
-fn each_row(rows: &Path, mut each: impl FnMut(usize, &ImageRow) -> io::Result<()>) -> io::Result<()> {
+fn each_row(rows: &Path, mut each: impl FnMut(usize, &CocoImageRow) -> io::Result<()>) -> io::Result<()> {
     let mut reader = csv::Reader::from_path(rows)?;
     for (number, cells) in (1..).zip(reader.records()) {
-        let row = ImageRow::of_cells(&cells?);
+        let row = CocoImageRow::of_cells(&cells?);
         each(number, &row.ok_or_else(|| io::Error::other(format!("row {number} of {} is broken", rows.display())))?)?;
     }
     Ok(())

@@ -64,7 +64,6 @@ pub fn cells(row: &TaskRow, prediction: &ComparedPrediction) -> [String; 14] {
 }
 
 /// What is known of an image before another model looks at it.
-#[derive(Default)]
 struct KnownAnswer<'a> {
     label: &'a str,
     confidence: f32,

@@ -50,24 +50,24 @@ enum ExpressionNode {
 
 /// What a condition is about.
 #[derive(Clone, Copy)]
-enum Subject<'a> {
+enum ExpressionSubject<'a> {
     Task(&'a TaskRow),
     Object(&'a DetectedObject),
 }
 
-impl<'a> Subject<'a> {
+impl<'a> ExpressionSubject<'a> {
     fn value(self, field: TaskField) -> Option<FieldValue> {
         match self {
-            Subject::Task(row) => row.value(field),
-            Subject::Object(object) => object_value(object, field),
+            ExpressionSubject::Task(row) => row.value(field),
+            ExpressionSubject::Object(object) => object_value(object, field),
         }
     }
 
     /// The objects of a detector's answer.
     fn objects(self) -> Option<&'a [DetectedObject]> {
         match self {
-            Subject::Task(row) => row.objects.as_deref(),
-            Subject::Object(_) => None,
+            ExpressionSubject::Task(row) => row.objects.as_deref(),
+            ExpressionSubject::Object(_) => None,
         }
     }
 }
@@ -143,12 +143,11 @@ impl Expression {
 
     /// Whether a task meets the condition.
     pub fn matches(&self, row: &TaskRow) -> bool {
-        holds(&self.0, Subject::Task(row))
+        holds(&self.0, ExpressionSubject::Task(row))
     }
 }
 
-fn holds(node: &ExpressionNode, of: Subject<'_>) -> bool {
-    let holds_of = |node: &ExpressionNode, object| holds(node, Subject::Object(object));
+fn holds(node: &ExpressionNode, of: ExpressionSubject<'_>) -> bool {
     match node {
         ExpressionNode::Or(nodes) => nodes.iter().any(|node| holds(node, of)),
         ExpressionNode::And(nodes) => nodes.iter().all(|node| holds(node, of)),
@@ -180,6 +179,10 @@ fn holds(node: &ExpressionNode, of: Subject<'_>) -> bool {
             of.objects().is_some_and(|objects| objects.iter().all(|object| holds_of(node, object)))
         }
     }
+}
+
+fn holds_of(node: &ExpressionNode, object: &DetectedObject) -> bool {
+    holds(node, ExpressionSubject::Object(object))
 }
 
 fn compare(field: TaskField, operator: ExpressionOperator, left: &FieldValue, right: &FieldValue) -> bool {

@@ -13,7 +13,7 @@ pub(super) fn parse(text: &str) -> Result<DetectedObject, String> {
     let (label, edges) = text.rsplit_once(char::is_whitespace).ok_or_else(|| FORM.to_owned())?;
     let edges: Vec<f32> = edges
         .split(',')
-        .map(|edge| edge.parse().map_err(|_| format!("{edge:?} is not a number; {FORM}")))
+        .map(|edge| edge.parse::<f32>().map_err(|_| format!("{edge:?} is not a number; {FORM}")))
         .collect::<Result<_, _>>()?;
     let edges: [f32; 4] = edges.try_into().map_err(|edges: Vec<f32>| format!("{} edges; {FORM}", edges.len()))?;
     let object = DetectedObject { label: label.trim().to_owned(), confidence: 1.0, bounds: BoundingBox::from(edges) };
