@@ -37,7 +37,7 @@ pub struct Label {
 
 /// What is wrong with a label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LabelError {
+pub enum StatedLabelError {
     /// A label is empty or too long.
     #[error("the label has {size_bytes} bytes; it must have 1 to {MAX_LABEL_BYTES}")]
     Length {
@@ -83,11 +83,11 @@ impl Label {
     ///
     /// # Errors
     /// What is missing, too long, too much, or outside the picture.
-    pub fn check(&self) -> Result<(), LabelError> {
+    pub fn check(&self) -> Result<(), StatedLabelError> {
         match (&self.objects, &self.retracted) {
             (_, Some(_)) => Ok(()),
             (Some(objects), None) => check_objects(objects),
-            (None, None) => check_length(&self.label, |size_bytes| LabelError::Length { size_bytes }),
+            (None, None) => check_length(&self.label, |size_bytes| StatedLabelError::Length { size_bytes }),
         }
     }
 }
@@ -101,15 +101,15 @@ impl Message for Label {
 ///
 /// # Errors
 /// The first object that is not within the limits, or that there are too many.
-pub fn check_objects(objects: &[DetectedObject]) -> Result<(), LabelError> {
+pub fn check_objects(objects: &[DetectedObject]) -> Result<(), StatedLabelError> {
     if objects.len() > MAX_OBJECTS {
-        return Err(LabelError::TooManyObjects { count: objects.len() });
+        return Err(StatedLabelError::TooManyObjects { count: objects.len() });
     }
     for (number, object) in (1..).zip(objects) {
-        check_length(&object.label, |size_bytes| LabelError::ObjectLength { number, size_bytes })?;
+        check_length(&object.label, |size_bytes| StatedLabelError::ObjectLength { number, size_bytes })?;
         if !object.bounds.is_valid() {
             let edges = <[f32; 4]>::from(object.bounds).map(|edge| edge.to_string());
-            return Err(LabelError::Bounds { number, edges });
+            return Err(StatedLabelError::Bounds { number, edges });
         }
     }
     Ok(())
@@ -120,7 +120,7 @@ pub fn leading_label(objects: &[DetectedObject]) -> &str {
     objects.first().map_or(NO_LABEL, |object| object.label.as_str())
 }
 
-fn check_length(label: &str, fault: impl Fn(usize) -> LabelError) -> Result<(), LabelError> {
+fn check_length(label: &str, fault: impl Fn(usize) -> StatedLabelError) -> Result<(), StatedLabelError> {
     if (1..=MAX_LABEL_BYTES).contains(&label.len()) { Ok(()) } else { Err(fault(label.len())) }
 }
 

@@ -53,7 +53,7 @@ pub use heartbeat::{
     RecentVerdicts, ReuseReport, RoleFailure, RoundReport, RoundState, TrainerState, TrainingHour, TrainingReport,
 };
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
-pub use label::{Label, LabelError, check_objects, leading_label};
+pub use label::{Label, StatedLabelError, check_objects, leading_label};
 pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
 pub use object::{BoundingBox, DetectedObject, MAX_OBJECTS};

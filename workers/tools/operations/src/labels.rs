@@ -2,7 +2,7 @@
 
 use runtime::clock;
 use schemas::{
-    Answer, CodecError, DetectedObject, Label, LabelError, SiteName, TaskId, decode, encode, match_objects_at,
+    Answer, CodecError, DetectedObject, Label, SiteName, StatedLabelError, TaskId, decode, encode, match_objects_at,
 };
 use streams::{Bus, CarryError, Publication, Publisher, reader, subject, topology};
 
@@ -23,7 +23,7 @@ pub enum LabellingError {
         task: TaskId,
         /// What is wrong with its label.
         #[source]
-        why: LabelError,
+        why: StatedLabelError,
     },
     /// An answer cannot be read, or a label not be written.
     #[error(transparent)]

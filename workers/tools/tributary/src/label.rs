@@ -14,7 +14,7 @@ use operations::labels::{self, LabelBatch, LabelContent, TaskLabel};
 use runtime::settings::LoadedSettings;
 use schemas::DetectedObject;
 
-use self::label_file::LabelFile;
+use self::label_file::LabelSheet;
 
 use crate::settings::Settings;
 use crate::{format, site_target, stdout, task_lookup};
@@ -85,11 +85,11 @@ pub(crate) async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs)
     let here = site_target::open(loaded, "label").await?;
     let (mut unknown_files, mut skipped) = (Vec::new(), 0);
     let labels = match (file, &args.task) {
-        (Some(LabelFile::Classes { labels, without }), _) => {
+        (Some(LabelSheet::Classes { labels, without }), _) => {
             skipped = without;
             labels.into_iter().map(|(task, label)| TaskLabel::of_class(task, label)).collect()
         }
-        (Some(LabelFile::Boxes(images)), _) => {
+        (Some(LabelSheet::Boxes(images)), _) => {
             note_clipped(&images);
             let found = coco_tasks::find_tasks(&here, images).await?;
             unknown_files = found.unknown_files;

@@ -26,7 +26,7 @@ pub(super) struct FoundTasks {
 pub(super) async fn find_tasks(site: &SiteTarget, images: Vec<CocoImage>) -> anyhow::Result<FoundTasks> {
     let named = images.iter().map(named_task).collect::<anyhow::Result<Vec<_>>>()?;
     let wanted = images.iter().zip(&named).filter(|(_, task)| task.is_none());
-    let mut files = PublishedFiles::wanted(wanted.map(|(image, _)| image.file_name.as_str()));
+    let mut files = FileTasks::wanted(wanted.map(|(image, _)| image.file_name.as_str()));
     if !files.0.is_empty() {
         let last = reader::stream_level(&site.bus, topology::ANSWERS).await?;
         let subjects = vec![subject::final_answers(&site.name, None)];
@@ -57,9 +57,9 @@ fn base_name(file: &str) -> &str {
 }
 
 /// The tasks of wanted files: the first two of each, which suffice to see that there are several.
-struct PublishedFiles(HashMap<String, Vec<TaskId>>);
+struct FileTasks(HashMap<String, Vec<TaskId>>);
 
-impl PublishedFiles {
+impl FileTasks {
     fn wanted<'a>(files: impl Iterator<Item = &'a str>) -> Self {
         Self(files.map(|file| (file.to_owned(), Vec::new())).collect())
     }
@@ -76,7 +76,7 @@ impl PublishedFiles {
     }
 }
 
-fn assign(images: Vec<CocoImage>, named: &[Option<TaskId>], files: &PublishedFiles) -> anyhow::Result<FoundTasks> {
+fn assign(images: Vec<CocoImage>, named: &[Option<TaskId>], files: &FileTasks) -> anyhow::Result<FoundTasks> {
     let mut found = FoundTasks::default();
     let mut of_task: BTreeMap<TaskId, i64> = BTreeMap::new();
     for (image, named) in images.into_iter().zip(named) {
@@ -124,7 +124,7 @@ mod tests {
 
     fn found(images: Vec<CocoImage>, published: &[(&str, &str)]) -> anyhow::Result<FoundTasks> {
         let named: Vec<_> = images.iter().map(named_task).collect::<anyhow::Result<_>>()?;
-        let mut files = PublishedFiles::wanted(images.iter().map(|image| image.file_name.as_str()));
+        let mut files = FileTasks::wanted(images.iter().map(|image| image.file_name.as_str()));
         published.iter().for_each(|(file, task)| files.add(Some(file), TaskId::from_name(task)));
         assign(images, &named, &files)
     }

@@ -12,7 +12,7 @@ use schemas::{LabelSource, TaskId};
 
 /// What a file of labels says.
 #[derive(Debug)]
-pub(super) enum LabelFile {
+pub(super) enum LabelSheet {
     /// Classes of whole pictures.
     Classes {
         /// Each row's task and label.
@@ -28,7 +28,7 @@ pub(super) enum LabelFile {
 ///
 /// # Errors
 /// The file cannot be read, and where.
-pub(super) fn read(file: &Path) -> anyhow::Result<LabelFile> {
+pub(super) fn read(file: &Path) -> anyhow::Result<LabelSheet> {
     let annotations = file.join("annotations.json");
     let path = match (file.is_dir(), annotations.is_file()) {
         (true, true) => annotations,
@@ -48,10 +48,10 @@ pub(super) fn read(file: &Path) -> anyhow::Result<LabelFile> {
     let text = text.trim_start_matches('\u{feff}');
     // No table begins like this: a column is not named {.
     if text.trim_start().starts_with('{') {
-        return Ok(LabelFile::Boxes(read_coco(text.as_bytes()).with_context(|| format!("{what} cannot be used"))?));
+        return Ok(LabelSheet::Boxes(read_coco(text.as_bytes()).with_context(|| format!("{what} cannot be used"))?));
     }
     let (labels, without) = parse(text, &what)?;
-    Ok(LabelFile::Classes { labels, without })
+    Ok(LabelSheet::Classes { labels, without })
 }
 
 /// The labels of a table, and how many rows had nothing new to say.
@@ -136,9 +136,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         write("index.csv", &format!("task,label\n{TASK},coat\n"));
-        assert!(matches!(read(folder.path()).unwrap(), LabelFile::Classes { labels, without: 0 } if labels.len() == 1));
+        assert!(
+            matches!(read(folder.path()).unwrap(), LabelSheet::Classes { labels, without: 0 } if labels.len() == 1)
+        );
         write("annotations.json", "\u{feff} {\"images\": [], \"annotations\": [], \"categories\": []}");
-        assert!(matches!(read(folder.path()).unwrap(), LabelFile::Boxes(images) if images.is_empty()));
+        assert!(matches!(read(folder.path()).unwrap(), LabelSheet::Boxes(images) if images.is_empty()));
         write("annotations.json", "{\"images\": [");
         let refused = format!("{:#}", read(folder.path()).unwrap_err());
         assert!(refused.contains("annotations.json cannot be used: the annotations are not COCO JSON"), "{refused}");
