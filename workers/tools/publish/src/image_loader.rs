@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::capture::read_capture_time;
-use crate::image_sender::{StatedLabelError, check_label};
+use crate::image_sender::{LabelError, check_label};
 use crate::settings::{PageSelection, PublisherSettings};
 use crate::source::SourceItem;
 use crate::tile;
@@ -56,7 +56,7 @@ pub(crate) enum LoadError {
     #[error("it could not be read: {0}")]
     Unreadable(#[from] io::Error),
     #[error(transparent)]
-    Label(#[from] StatedLabelError),
+    Label(#[from] LabelError),
     #[error("the reading thread stopped")]
     Reader,
 }

@@ -47,7 +47,7 @@ pub struct RunHeaders {
 
 /// Why a label cannot be sent.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StatedLabelError {
+pub(crate) enum LabelError {
     #[error("its label has {size_bytes} bytes, at most {MAX_LABEL_BYTES} are accepted")]
     TooLong { size_bytes: usize },
     #[error("its label {label:?} has a line break or another control character")]
@@ -55,12 +55,12 @@ pub(crate) enum StatedLabelError {
 }
 
 /// Refuses labels that are too long for a header or contain line breaks, which would start another header.
-pub(crate) fn check_label(label: &str) -> Result<(), StatedLabelError> {
+pub(crate) fn check_label(label: &str) -> Result<(), LabelError> {
     if label.len() > MAX_LABEL_BYTES {
-        return Err(StatedLabelError::TooLong { size_bytes: label.len() });
+        return Err(LabelError::TooLong { size_bytes: label.len() });
     }
     if label.chars().any(char::is_control) {
-        return Err(StatedLabelError::Control { label: label.to_owned() });
+        return Err(LabelError::Control { label: label.to_owned() });
     }
     Ok(())
 }
