@@ -436,14 +436,14 @@ mod tests {
         let object =
             |label: &str| DetectedObject { label: label.into(), confidence: 1.0, bounds: [0.0, 0.0, 0.5, 0.5].into() };
         let boxed = |number| Label { objects: Some(vec![object("cat"), object("dog")]), ..label(number, "") };
-        all.add_answer(&answer(1, Route::Edge, "cat", None), true);
-        all.add_label(&boxed(1), None, true);
+        let edge = answer(1, Route::Edge, "cat", None);
+        all.add_label(&boxed(1), Some(&edge), true);
         assert!(all.images().is_empty());
         assert!(all.missing().unwrap().contains("1 labelled with boxes"), "{:?}", all.missing());
-        all.add_label(&label(1, "dog"), None, true);
-        all.add_label(&boxed(1), None, true);
+        all.add_label(&label(1, "dog"), Some(&edge), true);
+        all.add_label(&boxed(1), Some(&edge), true);
         assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person)]);
-        all.add_label(&Label { objects: Some(Vec::new()), ..retraction(1) }, None, true);
+        all.add_label(&Label { objects: Some(Vec::new()), ..retraction(1) }, Some(&edge), true);
         assert!(all.images().is_empty(), "a retraction is one whatever else it says");
         let detected = Answer { objects: Some(vec![object("cat")]), ..answer(2, Route::Verified, "cat", None) };
         all.add_answer(&detected, true);
