@@ -139,7 +139,11 @@ mod tests {
         ] {
             let found = match_objects(std::slice::from_ref(&cup), std::slice::from_ref(&other));
             assert_eq!(counts(found), (0, 1, 1), "{other:?}");
-            assert_eq!(counts(match_objects(&[other.clone(), cup.clone()], &[cup.clone()])), (1, 1, 0), "{other:?}");
+            assert_eq!(
+                counts(match_objects(&[other.clone(), cup.clone()], std::slice::from_ref(&cup))),
+                (1, 1, 0),
+                "{other:?}"
+            );
         }
         let unsure = object("cup", f32::NAN, [0.0, 0.0, 0.5, 0.5]);
         assert_eq!(counts(match_objects(&[unsure], &[cup])), (1, 0, 0));

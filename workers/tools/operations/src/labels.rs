@@ -210,7 +210,7 @@ mod tests {
         let repeats = |objects: &[DetectedObject]| LabelContent::Reviewed(objects.to_vec()).repeats(&answer);
         assert!(repeats(&[crab.clone(), fish.clone()]), "in any order");
         assert!(repeats(&[crab.clone(), object("fish", [0.1, 0.1, 0.500_01, 0.5])]), "rounded");
-        assert!(!repeats(&[fish.clone()]) && !repeats(&[]), "removed");
+        assert!(!repeats(std::slice::from_ref(&fish)) && !repeats(&[]), "removed");
         assert!(!repeats(&[crab.clone(), fish.clone(), object("eel", [0.1, 0.1, 0.5, 0.5])]), "added");
         assert!(!repeats(&[crab.clone(), object("fish", [0.1, 0.1, 0.51, 0.5])]), "moved");
         assert!(!repeats(&[crab.clone(), object("eel", [0.1, 0.1, 0.5, 0.5])]), "relabelled");
