@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::{Answer, Reason, Route};
+use crate::object_match::predictions_agree;
 
 /// Counts of a site's final answers, kept by its janitor in the site's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -17,7 +18,7 @@ pub struct AnswerTotals {
     pub answers: BTreeMap<Route, BTreeMap<Reason, u64>>,
     /// Verdicts on images that the site had a prediction for.
     pub verdicts: u64,
-    /// Verdicts with the label that the site predicted.
+    /// Verdicts that agree with the site's prediction: the same label, or for a detector the same objects.
     pub agreed: u64,
     /// Answers after the publisher's deadline.
     pub late: u64,
@@ -32,9 +33,9 @@ impl AnswerTotals {
             self.since_ms = answer.answered_at_ms;
         }
         *self.answers.entry(answer.route).or_default().entry(answer.reason).or_default() += 1;
-        if let (Route::Verified, Some(edge), Some(label)) = (answer.route, &answer.edge, &answer.label) {
+        if let (Route::Verified, Some(edge), Some(verdict)) = (answer.route, &answer.edge, answer.prediction()) {
             self.verdicts += 1;
-            self.agreed += u64::from(edge.label == *label);
+            self.agreed += u64::from(predictions_agree(edge, &verdict));
         }
         self.late += u64::from(answer.late_ms.is_some());
         // An answer is from the network: the conversion makes 0 of what is no energy.

@@ -22,6 +22,7 @@ mod learned_images;
 pub mod limits;
 pub mod model;
 mod object;
+mod object_match;
 pub mod picture;
 mod release;
 mod role;
@@ -52,10 +53,13 @@ pub use heartbeat::{
     RecentVerdicts, ReuseReport, RoleFailure, RoundReport, RoundState, TrainerState, TrainingHour, TrainingReport,
 };
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
-pub use label::Label;
+pub use label::{Label, StatedLabelError, check_objects, leading_label};
 pub use learned_images::LearnedImages;
 pub use model::ModelDescription;
 pub use object::{BoundingBox, DetectedObject, MAX_OBJECTS};
+pub use object_match::{
+    AGREEMENT_F1, MATCH_IOU, ObjectMatch, match_objects, match_objects_at, objects_agree, predictions_agree,
+};
 pub use picture::{PictureFault, PictureReport};
 pub use release::{
     Canary, CanaryFinding, CanaryMeasure, CanaryReport, DecisionOrigin, FindingOutcome, MachineRequirements,

@@ -20,6 +20,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         // The vision only in its tests.
         "autograd" => &["vision"],
         "offload" => &["schemas", "vision"],
+        "detection" => &["schemas"],
         "runtime" => &["schemas", "os", "streams"],
         "fleet" => &["schemas", "streams", "runtime"],
         "training" => &["schemas", "os", "vision", "autograd", "dataset"],
@@ -33,7 +34,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "aggregator" => &["schemas", "streams", "runtime", "vision", "autograd", "training", "releases"],
         "releaser" => &["schemas", "streams", "runtime", "releases"],
         "publish" => &["schemas", "streams", "runtime", "vision", "dataset"],
-        "replay" => &["schemas", "streams", "runtime", "vision", "offload"],
+        "replay" => &["schemas", "streams", "runtime", "vision", "offload", "detection"],
         "operations" => &[
             "schemas",
             "streams",
@@ -61,6 +62,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "dataset",
             "training",
             "offload",
+            "detection",
             "model_signature",
             "releases",
             "serving",

@@ -9,6 +9,7 @@ mod attacks;
 mod bad_input;
 mod bench;
 mod bounds;
+mod boxes;
 mod camera_answers;
 mod cameras;
 mod cameras_found;

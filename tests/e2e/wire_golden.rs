@@ -550,6 +550,7 @@ fn label() -> Label {
     Label {
         task: task(),
         label: "pullover".into(),
+        objects: None,
         by: Some("anna".into()),
         labelled_at_ms: 1_763_942_400_500,
         source: None,
@@ -638,6 +639,13 @@ fn beat_scaled() -> Heartbeat {
 
 fn label_replayed() -> Label {
     Label { source: Some(LabelSource::Verdict), ..label() }
+}
+
+fn label_boxes() -> Label {
+    let object =
+        |label: &str, edges: [f32; 4]| DetectedObject { label: label.into(), confidence: 1.0, bounds: edges.into() };
+    let objects = vec![object("pullover", [0.125, 0.25, 0.5, 0.75]), object("coat", [0.5, 0.0, 1.0, 1.0])];
+    Label { label: String::new(), objects: Some(objects), ..label() }
 }
 
 fn label_retracted() -> Label {
@@ -862,6 +870,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-failing.v1", &beat_failing());
     survives("label-replayed.v1", &label_replayed());
     survives("label-retracted.v1", &label_retracted());
+    survives("label-boxes.v1", &label_boxes());
     survives("learned.v1", &learned());
     survives("answer-replayed.v1", &answer_replayed());
     survives("answer-noted.v1", &answer_noted());
@@ -957,6 +966,7 @@ fn remake() {
         ("beat-failing.v1", encode(&beat_failing())),
         ("label-replayed.v1", encode(&label_replayed())),
         ("label-retracted.v1", encode(&label_retracted())),
+        ("label-boxes.v1", encode(&label_boxes())),
         ("learned.v1", encode(&learned())),
         ("answer-replayed.v1", encode(&answer_replayed())),
         ("answer-noted.v1", encode(&answer_noted())),

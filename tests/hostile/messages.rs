@@ -71,7 +71,7 @@ fn answers_that_were_bent_are_told_and_decided_again() {
         let Ok(answer) = decode::<Answer>(bytes) else { return 1 };
         let row = TaskRow::of(&answer, &mut texts);
         let _told = (row.hardness(), row.is_wrong(), row.label().is_some());
-        if let Some(recorded) = RecordedTask::of(&answer, None, &mut texts) {
+        if let Some(recorded) = RecordedTask::of(&answer, &row, &mut texts) {
             let in_force = [(recorded.settings().to_owned(), Default::default())].into();
             let _played = replay_decisions(&[recorded], &in_force, &candidate).is_ok();
         }

@@ -66,7 +66,8 @@ fn evidence_that_was_bent_is_believed_or_refused() {
     };
     for number in 0..40 {
         evidence.add_answer("cat", 0.7);
-        evidence.add_verdict(&opinion, if number % 3 == 0 { "dog" } else { "cat" }, 4, 1.0);
+        let agrees = number % 3 != 0;
+        evidence.add_verdict(&opinion, if agrees { "cat" } else { "dog" }, agrees, 4, 1.0);
     }
     bend_all("notes of evidence", &[serde_json::to_vec(&evidence).unwrap()], turns() / 10, |bytes| {
         if let Ok(mut bent) = serde_json::from_slice::<CalibrationEvidence>(bytes) {

@@ -77,6 +77,8 @@ fn expressions_and_rows_that_were_bent_go_together() {
         "not (route = edge and stage = final) or person",
         "confidence >= 85 % and novelty < 0.5",
         "captured > 2026-11-30T12:00:00Z",
+        "count(\"a b\") > 2 or any(label in (x, y) and not confidence < 0.4)",
+        "all(area >= 5% or label like 'a*') and count() != 0",
     ]);
     bend_all("expressions", &expressions, turns(), |bytes| {
         let Ok(expression) = Expression::parse(&String::from_utf8_lossy(bytes)) else { return 1 };

@@ -203,7 +203,11 @@ async fn labels_apply_to_answered_tasks_and_can_be_retracted_by_author() {
     let (answered, unknown) = (TaskId::from_name("a"), TaskId::from_name("b"));
     let answer = answer_about(answered, 1, 0, AnswerStage::Final, Route::Edge, Reason::Confident);
     publish_outcome(&publisher(&bus), &answer).await;
-    let batch = labels::LabelBatch::new(vec![(answered, "coat".into()), (unknown, "shirt".into())]).unwrap();
+    let batch = labels::LabelBatch::new(vec![
+        labels::TaskLabel::of_class(answered, "coat"),
+        labels::TaskLabel::of_class(unknown, "shirt"),
+    ])
+    .unwrap();
     let done = labels::label_tasks(&bus, &site(), batch, Some("anna")).await.unwrap();
     assert_eq!((done.labelled, done.unknown), (1, vec![unknown]));
 

@@ -9,7 +9,8 @@ use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, 
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode_shared, encode,
+    FaultNote, Payload, Prediction, Role, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode_shared,
+    encode, predictions_agree,
 };
 use serving::model_server::{ModelHandler, ModelServer, ServingOptions, inference_fault};
 use serving::release_counter::ReleaseCounter;
@@ -162,7 +163,7 @@ impl Handler for Verifier {
         let verdict = self.verdict(request).await?;
         span.add_timings(&verdict.timings);
         if let (Some(sure), Some(prediction), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.prediction()) {
-            let agreed = prediction.label == edge.label;
+            let agreed = predictions_agree(&edge, prediction);
             self.counter.count_verdict(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
         }
         Ok(OutgoingMessages {

@@ -4,7 +4,7 @@ use runtime::drift::{DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
 use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, traces};
-use schemas::{FaultNote, Reason, Role, SiteName, Verdict, decode};
+use schemas::{FaultNote, Reason, Role, SiteName, Verdict, decode, predictions_agree};
 use streams::reader::StoredMessage;
 use streams::{Delivery, topology};
 
@@ -26,15 +26,16 @@ impl VerdictCarrier {
     /// Counts a verdict. For drift only one on a confident answer: those on doubtful answers say more about the doubt.
     fn compare(&self, verdict: &Verdict) {
         let (Some(edge), Some(prediction)) = (verdict.provisional.prediction(), &verdict.opinion) else { return };
-        self.counter.add(&edge, verdict.provisional.reason, &prediction.label);
+        let is_agreed = predictions_agree(&edge, prediction);
+        self.counter.add(&edge, verdict.provisional.reason, is_agreed);
         if verdict.provisional.reason != Reason::Sampled {
             return;
         }
         if !self.agreement.follows(&edge.release) {
             self.agreement.follow_release(&edge.release);
         }
-        let agreed = if prediction.label == edge.label { 1.0 } else { 0.0 };
-        self.agreement.add(&edge.release, DriftSample { agreement: Some(agreed), ..DriftSample::default() });
+        let agreement = Some(if is_agreed { 1.0 } else { 0.0 });
+        self.agreement.add(&edge.release, DriftSample { agreement, ..DriftSample::default() });
     }
 }
 

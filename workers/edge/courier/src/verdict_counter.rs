@@ -20,8 +20,8 @@ struct ReleaseVerdicts {
 }
 
 impl VerdictCounter {
-    /// Counts a verdict on an answer that was sent up for this reason.
-    pub(crate) fn add(&self, edge: &Prediction, reason: Reason, verdict_label: &str) {
+    /// Counts a verdict on an answer that was sent up for this reason, and whether it agrees.
+    pub(crate) fn add(&self, edge: &Prediction, reason: Reason, is_agreed: bool) {
         // Strange pictures go up at any confidence, so they say nothing about the others.
         if reason == Reason::HighNovelty {
             return;
@@ -34,7 +34,7 @@ impl VerdictCounter {
         let RecentVerdicts { doubtful, sampled } = &mut state.counts;
         let count = if reason == Reason::Sampled { sampled } else { doubtful };
         count.asked += 1;
-        count.agreed += u64::from(edge.label == verdict_label);
+        count.agreed += u64::from(is_agreed);
         if count.asked > MAX_VERDICTS {
             *count = halved(*count);
         }
@@ -77,13 +77,13 @@ mod tests {
     fn doubtful_and_sampled_answers_are_counted_apart_and_strange_ones_not_at_all() {
         let counter = VerdictCounter::default();
         assert_eq!(counter.report(), None);
-        for (reason, label) in [
-            (Reason::LowConfidence, "crab"),
-            (Reason::LowMargin, "fish"),
-            (Reason::Sampled, "crab"),
-            (Reason::HighNovelty, "fish"),
+        for (reason, is_agreed) in [
+            (Reason::LowConfidence, true),
+            (Reason::LowMargin, false),
+            (Reason::Sampled, true),
+            (Reason::HighNovelty, false),
         ] {
-            counter.add(&edge(1), reason, label);
+            counter.add(&edge(1), reason, is_agreed);
         }
         let count = |asked, agreed| AgreementCount { asked, agreed };
         assert_eq!(counter.report(), Some(RecentVerdicts { doubtful: count(2, 1), sampled: count(1, 1) }));
@@ -92,11 +92,11 @@ mod tests {
     #[test]
     fn old_verdicts_fade_and_a_new_release_begins_with_a_quarter() {
         let counter = VerdictCounter::default();
-        (0..3000).for_each(|_| counter.add(&edge(1), Reason::LowConfidence, "fish"));
-        (0..3000).for_each(|_| counter.add(&edge(1), Reason::LowConfidence, "crab"));
+        (0..3000).for_each(|_| counter.add(&edge(1), Reason::LowConfidence, false));
+        (0..3000).for_each(|_| counter.add(&edge(1), Reason::LowConfidence, true));
         let known = counter.report().unwrap().doubtful;
         assert!(known.asked <= MAX_VERDICTS && known.agreed * 100 > known.asked * 95, "{known:?}");
-        counter.add(&edge(2), Reason::LowConfidence, "crab");
+        counter.add(&edge(2), Reason::LowConfidence, true);
         let next = counter.report().unwrap().doubtful;
         assert_eq!(next.asked, known.asked / 4 + 1);
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
 use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
-use schemas::{Answer, FaultNote, Reason, ReleaseId, Role, Route, SiteName, decode};
+use schemas::{Answer, FaultNote, Reason, ReleaseId, Role, Route, SiteName, decode, predictions_agree};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
 use streams::{Bus, CarryError, Delivery, Publisher, topology};
@@ -143,11 +143,12 @@ impl Handler for VerdictLearner {
     async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let answer: Answer = decode(delivery.payload())?;
         let is_strange = answer.reason == Reason::HighNovelty;
-        if let (Route::Verified, Some(edge), Some(right), false) = (answer.route, answer.edge, answer.label, is_strange)
-        {
+        let verdict = (answer.route == Route::Verified && !is_strange).then(|| answer.prediction()).flatten();
+        if let (Some(edge), Some(verdict)) = (answer.edge, verdict) {
+            let is_agreed = predictions_agree(&edge, &verdict);
             self.with(|all| {
                 if let Some(known) = all.get_mut(&edge.release) {
-                    known.fresh.add_verdict(&edge, &right, known.classes, known.temperature);
+                    known.fresh.add_verdict(&edge, &verdict.label, is_agreed, known.classes, known.temperature);
                 }
             });
         }

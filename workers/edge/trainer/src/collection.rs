@@ -91,6 +91,8 @@ pub struct Collection {
     early: HashMap<TaskId, LabelStatement>,
     fresh: u64,
     unknown: BTreeMap<String, u64>,
+    /// Labels that are boxes, which a classifier cannot learn from.
+    boxed: u64,
 }
 
 impl Collection {
@@ -125,7 +127,8 @@ impl Collection {
         }
         // A picture like the one before teaches nothing new.
         let truth = answer.truth.as_deref().filter(|_| answer.reused.is_none());
-        let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
+        // The label of a detector's answer is that of one object, not of the picture.
+        let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected) && answer.objects.is_none();
         let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.min_verdict_ratio);
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
         let statements = [
@@ -142,9 +145,14 @@ impl Collection {
     }
 
     /// Adds a person's label or retraction, or a replayed label of any source, which counts as fresh even if it is
-    /// known. `about`: the task's final answer, if there is one.
+    /// known; a label that is boxes is only counted. `about`: the task's final answer, if there is one.
     pub fn add_label(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
         if about.is_some_and(|answer| !answer.has_healthy_picture()) {
+            return;
+        }
+        // Which of several objects the whole picture should be taken for, nobody said.
+        if label.objects.is_some() && label.retracted.is_none() {
+            self.boxed += 1;
             return;
         }
         let statement =
@@ -253,10 +261,14 @@ impl Collection {
                 unknown.join(", ")
             ),
         };
+        let and_boxed = match self.boxed {
+            0 => String::new(),
+            boxed => format!("; {boxed} labelled with boxes, which a model of whole images cannot learn from"),
+        };
         match classes {
-            0 => Some(format!("no image is labelled yet{and_unknown}")),
+            0 => Some(format!("no image is labelled yet{and_unknown}{and_boxed}")),
             1 => Some(format!(
-                "all labelled images have the same label; training on a single class would forget the others{and_unknown}"
+                "all labelled images have the same label; training on a single class would forget the others{and_unknown}{and_boxed}"
             )),
             _ => None,
         }
@@ -267,7 +279,7 @@ impl Collection {
 mod tests {
     use proptest::prelude::*;
     use schemas::task::StorageStamp;
-    use schemas::{AnswerStage, PictureReport, Reason, Task};
+    use schemas::{AnswerStage, DetectedObject, PictureReport, Reason, Task};
 
     use super::*;
 
@@ -298,6 +310,7 @@ mod tests {
         Label {
             task: TaskId::from_name(&number.to_string()),
             label: says.into(),
+            objects: None,
             by: None,
             labelled_at_ms: 0,
             source: None,
@@ -415,6 +428,26 @@ mod tests {
         all.add_label(&label(1, "cow"), None, true);
         assert!(all.images().is_empty());
         assert!(all.missing().unwrap().contains("cow"));
+    }
+
+    #[test]
+    fn boxes_are_counted_and_leave_what_was_said_before() {
+        let mut all = collection(10);
+        let object =
+            |label: &str| DetectedObject { label: label.into(), confidence: 1.0, bounds: [0.0, 0.0, 0.5, 0.5].into() };
+        let boxed = |number| Label { objects: Some(vec![object("cat"), object("dog")]), ..label(number, "") };
+        let edge = answer(1, Route::Edge, "cat", None);
+        all.add_label(&boxed(1), Some(&edge), true);
+        assert!(all.images().is_empty());
+        assert!(all.missing().unwrap().contains("1 labelled with boxes"), "{:?}", all.missing());
+        all.add_label(&label(1, "dog"), Some(&edge), true);
+        all.add_label(&boxed(1), Some(&edge), true);
+        assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person)]);
+        all.add_label(&Label { objects: Some(Vec::new()), ..retraction(1) }, Some(&edge), true);
+        assert!(all.images().is_empty(), "a retraction is one whatever else it says");
+        let detected = Answer { objects: Some(vec![object("cat")]), ..answer(2, Route::Verified, "cat", None) };
+        all.add_answer(&detected, true);
+        assert!(all.images().is_empty(), "a detector's verdict says nothing about the whole picture");
     }
 
     #[test]

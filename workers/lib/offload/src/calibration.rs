@@ -177,14 +177,21 @@ impl CalibrationEvidence {
         *seen = seen.saturating_add(1);
     }
 
-    /// Counts a verdict. `edge` was predicted under its own temperature, or else under `temperature`,
-    /// by a model of `classes` classes; the gate's temperature is `temperature`.
-    pub fn add_verdict(&mut self, edge: &Prediction, right: &str, classes: usize, temperature: f32) {
+    /// Counts a verdict with the label `right`, and whether `edge` agrees with it. `edge` was predicted under its own
+    /// temperature, or else under `temperature`, by a model of `classes` classes; the gate's temperature is
+    /// `temperature`. Detectors have none: what they are sure of is no share of a whole, so a temperature is not fitted.
+    pub fn add_verdict(&mut self, edge: &Prediction, right: &str, is_agreed: bool, classes: usize, temperature: f32) {
         let own = edge.temperature.unwrap_or(temperature);
-        let confidence = rescaled(&edge.top, classes, own, temperature);
+        let confidence = match &edge.objects {
+            Some(_) => edge.confidence,
+            None => rescaled(&edge.top, classes, own, temperature),
+        };
         let place = bin(confidence);
         let bin = self.bin_of(&edge.label, place);
-        bin.add(&ConfidenceBin { seen: 0, verified: 1, right: u64::from(edge.label == right) });
+        bin.add(&ConfidenceBin { seen: 0, verified: 1, right: u64::from(is_agreed) });
+        if edge.objects.is_some() {
+            return;
+        }
         self.samples.push(CalibrationSample::of(&edge.top, classes, own, Some(right), place));
         let surplus = self.samples.len().saturating_sub(MAX_SAMPLES);
         self.samples.drain(..surplus);
@@ -324,9 +331,21 @@ mod tests {
             evidence.add_answer("cat", confidence);
             let right =
                 ((number / 100 * 7919 + number * 104_729) % 1000) as f64 / 1000.0 < f64::from(confidence).powf(sharp);
-            evidence.add_verdict(&prediction(confidence), if right { "cat" } else { "dog" }, 2, 1.0);
+            evidence.add_verdict(&prediction(confidence), if right { "cat" } else { "dog" }, right, 2, 1.0);
         }
         evidence
+    }
+
+    #[test]
+    fn a_detectors_verdicts_count_by_agreement_and_fit_no_temperature() {
+        let objects = Some(Vec::new());
+        let detected = Prediction { label: "none".into(), objects, top: Vec::new(), ..prediction(0.85) };
+        let mut evidence = CalibrationEvidence::default();
+        evidence.add_verdict(&detected, "none", true, 2, 1.0);
+        evidence.add_verdict(&detected, "cat", false, 2, 1.0);
+        let counted = evidence.labels["none"][bin(0.85)];
+        assert_eq!((counted.verified, counted.right), (2, 1));
+        assert!(evidence.samples.is_empty());
     }
 
     #[test]

@@ -335,6 +335,7 @@ mod tests {
         Label {
             task: TaskId::from_name(task),
             label: "coat".into(),
+            objects: None,
             by: by.map(str::to_owned),
             labelled_at_ms: at_ms,
             source: None,

@@ -15,12 +15,15 @@ use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use offload::gate::TestedScores;
 use offload::{EffectiveSettings, PayloadKind, hash_fraction};
 use runtime::settings::check_section;
-use schemas::{Answer, DecisionTrace, EscalationOutcome, Prediction, RankedClass, Reason, Route, TaskId};
+use schemas::{
+    Answer, DecisionTrace, EscalationOutcome, Prediction, RankedClass, Reason, Route, TaskId, objects_agree,
+    predictions_agree,
+};
 use serde_json::Value;
 
 pub use self::sums::BacktestResult;
 use self::sums::{AgreementRates, BacktestSums, TaskOutcome};
-use crate::row::TextPool;
+use crate::row::{TaskRow, TextPool};
 
 mod sums;
 
@@ -36,7 +39,14 @@ pub struct RecordedTask {
     reason: Reason,
     edge: Option<(Arc<str>, f32)>,
     verdict: Option<Arc<str>>,
-    truth: Option<Arc<str>>,
+    /// Whether the site's own answer is right; absent where it gave none or the truth is unknown.
+    is_edge_right: Option<bool>,
+    /// Whether the verdict is right; absent without one or without a known truth.
+    is_verdict_right: Option<bool>,
+    /// Whether the site's own answer and the verdict agree; absent without both.
+    is_agreed: Option<bool>,
+    /// Whether the truth is known.
+    is_labelled: bool,
     first_ms: f64,
     final_ms: f64,
     busy_s: f64,
@@ -44,21 +54,29 @@ pub struct RecordedTask {
 }
 
 impl RecordedTask {
-    /// From a final answer; `None` if it has no decision trace. `person`: the label that a person gave.
-    pub fn of(answer: &Answer, person: Option<&Arc<str>>, texts: &mut TextPool) -> Option<Self> {
+    /// From a final answer; `None` if it has no decision trace. `row`: the answer's row, with what a person says.
+    pub fn of(answer: &Answer, row: &TaskRow, texts: &mut TextPool) -> Option<Self> {
         let decided = answer.decided.clone()?;
-        let shared = |predicted: Option<(&str, f32)>, texts: &mut TextPool| {
-            predicted.map(|(label, confidence)| (texts.shared(label), confidence))
-        };
-        let own = answer.label.as_deref().zip(answer.confidence);
+        let own = answer.prediction();
         let (edge, verdict) = match answer.route {
             Route::Edge | Route::Expired => (own, None),
-            Route::Verified => (answer.edge.as_ref().map(|edge| (edge.label.as_str(), edge.confidence)), own),
+            Route::Verified => (answer.edge.clone(), own),
             Route::Redirected => (None, own),
             Route::Dead => return None,
         };
-        let (edge, verdict) = (shared(edge, texts), shared(verdict, texts).map(|(label, _)| label));
-        let truth = person.cloned().or_else(|| answer.truth.as_deref().map(|truth| texts.shared(truth)));
+        let truth = row.person.as_ref().or(row.truth.as_ref());
+        let is_right = |prediction: &Option<Prediction>| {
+            let prediction = prediction.as_ref()?;
+            match (&prediction.objects, &row.person_objects) {
+                (Some(objects), Some(truth)) => Some(objects_agree(objects, truth)),
+                _ => Some(*prediction.label == **truth?),
+            }
+        };
+        let (is_edge_right, is_verdict_right) = (is_right(&edge), is_right(&verdict));
+        let is_agreed = edge.as_ref().zip(verdict.as_ref()).map(|(edge, verdict)| predictions_agree(edge, verdict));
+        let is_labelled = truth.is_some();
+        let edge = edge.map(|edge| (texts.shared(&edge.label), edge.confidence));
+        let verdict = verdict.map(|verdict| texts.shared(&verdict.label));
         let timings = &answer.timings;
         let steps_us = timings.queue_us + timings.fetch_us + timings.wait_us + timings.decode_us + timings.infer_us;
         let batch = f64::from(timings.batch_size.max(1));
@@ -69,7 +87,10 @@ impl RecordedTask {
             reason: answer.reason,
             edge,
             verdict,
-            truth,
+            is_edge_right,
+            is_verdict_right,
+            is_agreed,
+            is_labelled,
             first_ms: steps_us as f64 / 1000.0,
             final_ms: answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64,
             busy_s: (timings.decode_us as f64 + timings.infer_us as f64 / batch) / 1e6,
@@ -329,7 +350,8 @@ impl BacktestState {
             return if task.doubtful() { Reason::LowConfidence } else { Reason::Confident };
         }
         self.evidence.add_answer(label, tested.best);
-        if let (Some((label, confidence)), Some(verdict)) = (&task.edge, &task.verdict) {
+        if let (Some((label, confidence)), Some(verdict), Some(is_agreed)) = (&task.edge, &task.verdict, task.is_agreed)
+        {
             let ranked = RankedClass { label: label.to_string(), confidence: *confidence };
             let release = schemas::ReleaseId::from_sha256([0; 32]);
             let top = vec![ranked];
@@ -343,7 +365,7 @@ impl BacktestState {
                 temperature: None,
                 novelty: None,
             };
-            self.evidence.add_verdict(&predicted, verdict, 2, 1.0);
+            self.evidence.add_verdict(&predicted, verdict, is_agreed, 2, 1.0);
         }
         if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
             let belief = self.evidence.calibration(target);
@@ -366,13 +388,13 @@ fn recorded_state(decided: &DecisionTrace) -> AdmitState {
 mod tests {
     use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
     use schemas::task::StorageStamp;
-    use schemas::{AnswerStage, EscalationTrace, Task, Timings};
+    use schemas::{AnswerStage, DetectedObject, EscalationTrace, Task, Timings, leading_label};
     use serde_json::json;
 
     use super::*;
 
-    /// A task on which the site's model had confidence `best`, with or without a verdict.
-    fn recorded(number: u64, best: f32, verdict: Option<&str>) -> RecordedTask {
+    /// An answer on which the site's model had confidence `best`, with or without a verdict.
+    fn answer(number: u64, best: f32, verdict: Option<&str>) -> Answer {
         let stored = StorageStamp {
             site: "reef".parse().unwrap(),
             camera: "c".parse().unwrap(),
@@ -440,8 +462,22 @@ mod tests {
             });
         }
         answer.truth = Some("fish".into());
+        answer.release = Some(schemas::ReleaseId::from_sha256([1; 32]));
         answer.timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 1, ..Timings::default() };
-        RecordedTask::of(&answer, None, &mut TextPool::default()).unwrap()
+        answer
+    }
+
+    /// A task on which the site's model had confidence `best`, with or without a verdict.
+    fn recorded(number: u64, best: f32, verdict: Option<&str>) -> RecordedTask {
+        of_answer(&answer(number, best, verdict), None)
+    }
+
+    fn of_answer(answer: &Answer, person_objects: Option<&[DetectedObject]>) -> RecordedTask {
+        let mut texts = TextPool::default();
+        let mut row = TaskRow::of(answer, &mut texts);
+        row.person = person_objects.map(|objects| leading_label(objects).into());
+        row.person_objects = person_objects.map(Into::into);
+        RecordedTask::of(answer, &row, &mut texts).unwrap()
     }
 
     fn live() -> BTreeMap<String, EffectiveSettings> {
@@ -459,6 +495,30 @@ mod tests {
         let played = play_one(json!({}));
         assert_eq!((played.otherwise, played.verified, played.up_bytes), (0, 1, 10_000));
         assert_eq!(played.right_ratio, Some(1.0 / 3.0), "the cloud is right about one, the site about none");
+    }
+
+    #[test]
+    fn a_detectors_tasks_are_right_and_agree_by_their_objects() {
+        let object = |label: &str, left: f32| DetectedObject {
+            label: label.into(),
+            confidence: 0.9,
+            bounds: [left, 0.0, left + 0.25, 0.5].into(),
+        };
+        let (one, two) = (vec![object("crab", 0.0)], vec![object("crab", 0.0), object("crab", 0.5)]);
+        let mut detected = answer(1, 0.6, Some("crab"));
+        detected.objects = Some(two.clone());
+        if let Some(edge) = &mut detected.edge {
+            edge.objects = Some(one.clone());
+        }
+        let judged = |drawn: Option<&[DetectedObject]>| {
+            let task = of_answer(&detected, drawn);
+            (task.is_edge_right, task.is_verdict_right, task.is_agreed)
+        };
+        assert_eq!(judged(Some(&two)), (Some(false), Some(true), Some(false)), "their labels are the same");
+        assert_eq!(judged(Some(&one)), (Some(true), Some(false), Some(false)));
+        assert_eq!(judged(None), (Some(false), Some(false), Some(false)), "the publisher says fish");
+        let result = recorded_result(&[of_answer(&detected, Some(&two))]);
+        assert_eq!((result.right_ratio, result.agrees_ratio), (Some(1.0), Some(1.0)));
     }
 
     #[test]

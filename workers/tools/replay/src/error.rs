@@ -13,6 +13,14 @@ pub enum ReplayError {
         /// The limit.
         most: usize,
     },
+    /// The tasks that match list too many objects.
+    #[error(
+        "the tasks that match list more than {most} objects; narrow the selection with --since and --until, --where or --camera"
+    )]
+    TooManyObjects {
+        /// The limit.
+        most: usize,
+    },
     /// No task matches.
     #[error("no task matches: {why}")]
     Nothing {

@@ -50,6 +50,8 @@ pub enum TaskField {
     Wrong,
     /// Whether a person, the publisher or the cloud labelled it.
     Labelled,
+    /// Area of an object's box as a fraction of the picture, 0 to 1; of objects alone.
+    Area,
 }
 
 /// Text fields.
@@ -78,6 +80,9 @@ pub const NUMBERS: [TaskField; 7] = [
 ];
 /// Flag fields.
 pub const FLAGS: [TaskField; 3] = [TaskField::Hard, TaskField::Wrong, TaskField::Labelled];
+
+/// Fields of an object.
+pub const OBJECT_FIELDS: [TaskField; 3] = [TaskField::Label, TaskField::Confidence, TaskField::Area];
 
 /// Type of a field's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,10 +128,15 @@ const REASONS: &[&str] = &[
 ];
 
 impl TaskField {
-    /// The field with this name.
+    /// The field of a task with this name.
     pub fn named(name: &str) -> Option<Self> {
         let all = TEXTS.into_iter().chain(NUMBERS).chain(FLAGS);
         all.into_iter().find(|field| field.as_str() == name)
+    }
+
+    /// The field of an object with this name.
+    pub fn of_object(name: &str) -> Option<Self> {
+        OBJECT_FIELDS.into_iter().find(|field| field.as_str() == name)
     }
 
     /// Name of the field.
@@ -153,13 +163,14 @@ impl TaskField {
             TaskField::Hard => "hard",
             TaskField::Wrong => "wrong",
             TaskField::Labelled => "labelled",
+            TaskField::Area => "area",
         }
     }
 
     /// Type of its value.
     pub fn kind(self) -> FieldKind {
         match self {
-            _ if NUMBERS.contains(&self) => FieldKind::Number,
+            _ if self == TaskField::Area || NUMBERS.contains(&self) => FieldKind::Number,
             _ if FLAGS.contains(&self) => FieldKind::Flag,
             _ => FieldKind::Text,
         }
@@ -188,7 +199,11 @@ impl TaskField {
                 Ok(at_ms) => Ok(FieldValue::Number(at_ms as f64)),
                 Err(why) => Err(why),
             },
-            TaskField::Confidence | TaskField::Margin | TaskField::EdgeConfidence | TaskField::Novelty => {
+            TaskField::Confidence
+            | TaskField::Margin
+            | TaskField::EdgeConfidence
+            | TaskField::Novelty
+            | TaskField::Area => {
                 let ratio = match text.strip_suffix('%') {
                     Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
                     None => text.parse(),
@@ -239,5 +254,9 @@ mod tests {
         for field in TEXTS.into_iter().chain(NUMBERS).chain(FLAGS) {
             assert_eq!(TaskField::named(field.as_str()), Some(field));
         }
+        for field in OBJECT_FIELDS {
+            assert_eq!(TaskField::of_object(field.as_str()), Some(field));
+        }
+        assert_eq!((TaskField::named("area"), TaskField::of_object("camera")), (None, None));
     }
 }

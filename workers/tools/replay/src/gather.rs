@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use schemas::{Answer, AnswerStage, Label, SetName, SiteName, TaskId, decode};
+use schemas::{Answer, AnswerStage, Label, SetName, SiteName, TaskId, decode, leading_label};
 use streams::reader::{self, MessageReader, StreamRange};
 use streams::{Bus, subject, topology};
 
@@ -11,9 +11,9 @@ use crate::backtest::RecordedTask;
 use crate::error::ReplayError;
 use crate::read_limiter::ReadLimiter;
 use crate::republish::HEADER_ROW;
-use crate::row::{TaskRow, TextPool};
+use crate::row::{Objects, TaskRow, TextPool};
 use crate::select::{TaskQuery, TaskStage};
-use crate::settings::MOST_TASKS;
+use crate::settings::{MOST_OBJECTS, MOST_TASKS};
 
 /// Reads a site's answers and persons' labels at a limited rate and returns the tasks that match the query. `each` gets
 /// the number of answers read and in total.
@@ -37,7 +37,7 @@ pub async fn gather(
     }
     let mut texts = TextPool::default();
     let mut rows: HashMap<TaskId, TaskRow> = HashMap::new();
-    let mut read = 0;
+    let (mut read, mut objects) = (0, 0);
     let all = StreamRange { subjects, ..StreamRange::default() };
     // Later answers belong to a later replay, and purged ones must not end the range.
     let until = answers_to.min(last.last_sequence);
@@ -68,6 +68,10 @@ pub async fn gather(
             if rows.len() >= MOST_TASKS {
                 return Err(ReplayError::TooMany { most: MOST_TASKS });
             }
+            objects += row.object_count();
+            if objects > MOST_OBJECTS {
+                return Err(ReplayError::TooManyObjects { most: MOST_OBJECTS });
+            }
             rows.insert(answer.task, row);
         }
     }
@@ -96,16 +100,15 @@ pub async fn gather_decided(
     let mut reader = MessageReader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
     while let Some(record) = reader.next().await? {
         pace.wait(record.payload.len()).await?;
-        let Ok(mut answer) = decode::<Answer>(&record.payload) else { continue };
+        let Ok(answer) = decode::<Answer>(&record.payload) else { continue };
         let mut row = TaskRow::of(&answer, &mut texts);
         persons.label_rows(&mut row);
-        answer.truth = answer.truth.filter(|_| !row.retracted);
         // Nothing was decided about an image that got an earlier answer, or that may not leave the site.
         let was_decided = answer.replayed.is_none() && answer.reused.is_none() && answer.has_healthy_picture();
         if !was_decided || !query.takes(&row) {
             continue;
         }
-        match RecordedTask::of(&answer, row.person.as_ref(), &mut texts) {
+        match RecordedTask::of(&answer, &row, &mut texts) {
             Some(recorded) => all.push(recorded),
             None => silent += 1,
         }
@@ -170,8 +173,14 @@ fn is_of(row: &TaskRow, slot: &str) -> bool {
 /// The latest label by a person for each task; `None` where it was retracted.
 #[derive(Default)]
 struct PersonLabels {
-    labels: HashMap<TaskId, Option<Arc<str>>>,
+    labels: HashMap<TaskId, Option<PersonLabel>>,
     texts: TextPool,
+}
+
+/// What a person says of a task.
+struct PersonLabel {
+    label: Arc<str>,
+    objects: Option<Objects>,
 }
 
 impl PersonLabels {
@@ -183,7 +192,10 @@ impl PersonLabels {
         }
         reader::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
-                Ok(label) => persons.apply_label(&label),
+                Ok(label) => match label.check() {
+                    Ok(()) => persons.apply_label(&label),
+                    Err(error) => tracing::warn!(sequence = record.sequence, %error, "label skipped"),
+                },
                 Err(error) => tracing::warn!(sequence = record.sequence, %error, "label skipped"),
             }
         })
@@ -194,16 +206,25 @@ impl PersonLabels {
     fn apply_label(&mut self, label: &Label) {
         match (&label.retracted, label.source) {
             (Some(_), _) => drop(self.labels.insert(label.task, None)),
-            (None, None) => drop(self.labels.insert(label.task, Some(self.texts.shared(&label.label)))),
+            (None, None) => {
+                let text = label.objects.as_deref().map_or(label.label.as_str(), leading_label);
+                let objects = label.objects.as_deref().map(Objects::from);
+                let person = PersonLabel { label: self.texts.shared(text), objects };
+                self.labels.insert(label.task, Some(person));
+            }
             // A replayed label does not revoke an earlier retraction.
-            (None, Some(_)) if self.labels.get(&label.task) == Some(&None) => drop(self.labels.remove(&label.task)),
+            (None, Some(_)) if self.is_retracted(label.task) => drop(self.labels.remove(&label.task)),
             (None, Some(_)) => {}
         }
     }
 
+    fn is_retracted(&self, task: TaskId) -> bool {
+        self.labels.get(&task).is_some_and(Option::is_none)
+    }
+
     /// Applies later retractions to an older row.
     fn without_retracted(&self, mut row: TaskRow) -> TaskRow {
-        if self.labels.get(&row.task) == Some(&None) {
+        if self.is_retracted(row.task) {
             row.retract();
         }
         row
@@ -212,7 +233,9 @@ impl PersonLabels {
     /// Adds a person's label or retraction to a row.
     fn label_rows(&self, row: &mut TaskRow) {
         match self.labels.get(&row.task) {
-            Some(Some(person)) => row.person = Some(person.clone()),
+            Some(Some(person)) => {
+                (row.person, row.person_objects) = (Some(person.label.clone()), person.objects.clone());
+            }
             Some(None) => row.retract(),
             None => {}
         }
@@ -221,16 +244,17 @@ impl PersonLabels {
 
 #[cfg(test)]
 mod tests {
-    use schemas::LabelSource;
+    use schemas::{DetectedObject, LabelSource};
 
     use super::*;
-    use crate::row::tests::row;
+    use crate::row::tests::{detected_row, object, row};
 
     #[test]
     fn a_retracted_task_is_labelled_again_by_a_person_or_a_replay() {
         let label = |source| Label {
             task: row().task,
             label: "eel".into(),
+            objects: None,
             by: None,
             labelled_at_ms: 0,
             source,
@@ -247,6 +271,35 @@ mod tests {
         assert_eq!(resulting_label(&[person.clone(), retraction.clone()]), None);
         assert_eq!(resulting_label(&[retraction.clone(), person]).as_deref(), Some("eel"));
         assert_eq!(resulting_label(&[retraction, replay]).as_deref(), Some("crab"));
+    }
+
+    #[test]
+    fn the_latest_label_counts_whether_it_is_of_objects_or_of_the_picture() {
+        let label = |label: &str, objects: Option<&[DetectedObject]>| Label {
+            task: row().task,
+            label: label.into(),
+            objects: objects.map(<[_]>::to_vec),
+            by: None,
+            labelled_at_ms: 0,
+            source: None,
+            retracted: None,
+        };
+        let resulting = |labels: &[Label]| {
+            let (mut persons, mut row) = (PersonLabels::default(), detected_row());
+            labels.iter().for_each(|label| persons.apply_label(label));
+            persons.label_rows(&mut row);
+            row
+        };
+        let boxed = label("", Some(&[object("eel", 1.0, [0.0, 0.0, 0.5, 0.5])]));
+        let (nothing, whole) = (label("", Some(&[])), label("fish", None));
+        let drawn = resulting(&[whole.clone(), boxed.clone()]);
+        assert_eq!((drawn.person.as_deref(), drawn.true_objects().map(|(all, _)| all.len())), (Some("eel"), Some(1)));
+        let empty = resulting(&[boxed.clone(), nothing]);
+        assert_eq!((empty.person.as_deref(), empty.true_objects().map(|(all, _)| all.len())), (Some("none"), Some(0)));
+        let classed = resulting(&[boxed.clone(), whole]);
+        assert_eq!((classed.person.as_deref(), classed.true_objects()), (Some("fish"), None));
+        let retracted = resulting(&[boxed, Label::retraction(row().task, None, "mistaken", 0)]);
+        assert_eq!((retracted.label(), retracted.true_objects()), (None, None));
     }
 
     #[test]

@@ -35,11 +35,12 @@ pub const HEADS: [&str; 19] = [
     "bytes",
 ];
 
-/// The row of an image; cells are empty where nothing is known.
+/// The row of an image; cells are empty where nothing is known. Where the true objects are known, label and source are
+/// empty, too: no class of theirs is that of the whole picture.
 pub fn cells<'r>(file: &'r str, row: &'r TaskRow, bytes: usize) -> [Cow<'r, str>; 19] {
     let text = |text: &'r Option<Arc<str>>| text.as_deref().unwrap_or_default().into();
     let number = |number: Option<f32>| number.map(|number| number.to_string()).unwrap_or_default().into();
-    let (label, source) = row.label().map_or(("", ""), |(label, source)| (label.as_ref(), source.as_str()));
+    let (label, source) = row.class_label().map_or(("", ""), |(label, source)| (label.as_ref(), source.as_str()));
     [
         file.into(),
         label.into(),

@@ -1,7 +1,7 @@
 //! Reads a site's streams again.
 //!
 //! The steps, in [`worker`]: gather (answers and labels) → select (which tasks) → fetch (the images, in order, limited
-//! while the site works) → into a [`folder`], a [`tarball`], a stream ([`republish`]) or another model ([`compare`]).
+//! while the site works) → into a [`folder`], one with COCO annotations ([`coco_folder`]), a [`tarball`], a stream ([`republish`]) or another model ([`compare`]).
 //! [`backtest`] runs recorded tasks through other settings. Pure: [`expression`], [`select`], [`republish`],
 //! [`compare`], [`backtest`]. Interrupted replays resume ([`replay_marker`]). Nothing is removed from the streams:
 //! every reader is independent.
@@ -9,6 +9,7 @@
 //! Deliberately absent: training, decisions about models.
 
 pub mod backtest;
+mod coco_folder;
 pub mod compare;
 mod error;
 mod expression;

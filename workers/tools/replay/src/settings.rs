@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most tasks of one replay: each takes about 250 bytes of memory.
 pub(crate) const MOST_TASKS: usize = 2_000_000;
+/// Most objects of the tasks of one replay: each takes about 80 bytes of memory.
+pub(crate) const MOST_OBJECTS: usize = 10_000_000;
 
 /// Replayer settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

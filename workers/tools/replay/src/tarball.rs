@@ -1,5 +1,6 @@
 //! Writes images into a tar archive in the WebDataset layout: the files of an image are adjacent and share a name up to
-//! the first dot (`KEY.jpg`, `KEY.cls`, `KEY.json`).
+//! the first dot (`KEY.jpg`, `KEY.cls`, `KEY.json`). Objects are in the JSON: `objects` those of the answer,
+//! `person_objects` those that a person drew; such an image has no class of its own.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -64,7 +65,7 @@ impl TarballWriter {
             self.builder.append_data(&mut header, format!("{}.{extension}", row.task), bytes)
         };
         append(image_kind::extension(&image.bytes), &image.bytes)?;
-        if let Some((label, _)) = row.label() {
+        if let Some((label, _)) = row.class_label() {
             append("cls", label.as_bytes())?;
         }
         append("json", &serde_json::to_vec(&ImageDescription::of(row))?)

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use vision::InferencePool;
 
 use self::write::DiskWriter;
+use crate::coco_folder::CocoFolderWriter;
 use crate::compare::Comparison;
 use crate::error::ReplayError;
 use crate::fetch::{ArchivedImage, ImageOrigin, fetch};
@@ -38,6 +39,8 @@ const PROGRESS_EVERY: u64 = 32;
 pub enum ReplayDestination {
     /// Into a folder with an index.
     Folder(PathBuf),
+    /// Into a folder with COCO annotations.
+    Coco(PathBuf),
     /// Into a tar archive in the WebDataset layout.
     Tar(PathBuf),
     /// Published again, marked as replayed, on a subject with the placeholders `{site}` and `{camera}`.
@@ -113,6 +116,12 @@ pub struct ReplaySummary {
     pub gone: u64,
     /// Images without a label, which a trainer cannot use.
     pub unlabelled: u64,
+    /// Images whose label is their objects, which a model of whole images cannot learn from.
+    pub boxed: u64,
+    /// Images whose answers list no objects and that nobody drew any in, of an export of objects.
+    pub without_objects: u64,
+    /// Images whose size is unknown, because they cannot be decoded, of an export of objects.
+    pub undecodable: u64,
     /// Labels that were not requested, and the number of images skipped for each.
     pub unknown: BTreeMap<String, u64>,
     /// Number of images by source of their label.
@@ -210,11 +219,15 @@ pub async fn replay(
     Ok(summary)
 }
 
-/// Drops images without a label, or with a label that was not requested.
+/// Drops images without a label, with a label that was not requested, or with objects instead.
 fn keep_labelled(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut ReplaySummary) -> Vec<TaskRow> {
     let Some(only) = only else { return rows };
     let only: HashSet<&str> = only.iter().map(String::as_str).collect();
     rows.retain(|row| match row.label() {
+        Some(_) if row.true_objects().is_some() => {
+            summary.boxed += 1;
+            false
+        }
         Some((label, _)) if only.contains(label.as_ref()) => true,
         Some((label, _)) => {
             *summary.unknown.entry(label.to_string()).or_default() += 1;
@@ -231,7 +244,7 @@ fn keep_labelled(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut 
 /// Path of the replay's marker; refuses a folder or file with other content.
 fn marker_path(destination: &ReplayDestination, options: &ReplayOptions) -> Result<Option<PathBuf>, ReplayError> {
     match destination {
-        ReplayDestination::Folder(path) => {
+        ReplayDestination::Folder(path) | ReplayDestination::Coco(path) => {
             let note = path.join("progress.json");
             let occupied = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
             if occupied && !note.is_file() {
@@ -313,6 +326,10 @@ impl ReplayRun<'_> {
                 std::fs::create_dir_all(&path).map_err(ReplayError::write(&path))?;
                 let (folder, known) = FolderWriter::open(&path)?;
                 self.write_images(rows, known, DiskWriter::Folder(Box::new(folder))).await
+            }
+            ReplayDestination::Coco(path) => {
+                let (folder, known) = CocoFolderWriter::open(&path)?;
+                self.write_images(rows, known, DiskWriter::Coco(Box::new(folder))).await
             }
             ReplayDestination::Tar(path) => {
                 let (tarball, known) = TarballWriter::open(&path)?;

@@ -16,7 +16,10 @@ use crate::site_target;
 
 const ABOUT: &str = "\
 Runs on idle processor time only. Prints how many answers stay the same, accuracy before and after where the true \
-label is known, the label pairs that change most, and the cost of an image.";
+label is known, the label pairs that change most, and the cost of an image. Answers of detectors are the same, and \
+correct, if their objects are: matched by label at an overlap of half their union, F1 at least 0.9. Where persons drew \
+boxes, mAP and F1 are printed, too; they are of the objects that answers list, so what a model finds below its own \
+threshold does not count.";
 
 const COMMANDS: &str = "\
 Examples:

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use replay::ReplaySummary;
-use replay::compare::Comparison;
+use replay::compare::{Comparison, DetectionComparison, DetectionScores};
 use schemas::{SetName, SiteName};
 
 use crate::format;
@@ -58,6 +58,21 @@ pub(crate) fn text(summary: &ReplaySummary, site: &SiteName, context: &SummaryCo
     if summary.unlabelled > 0 {
         lines.push(format!("omitted   {} without a label", summary.unlabelled));
     }
+    if summary.boxed > 0 {
+        lines.push(format!(
+            "omitted   {} labelled with boxes, which a model of whole images cannot learn from",
+            summary.boxed
+        ));
+    }
+    if summary.without_objects > 0 {
+        lines.push(format!(
+            "omitted   {} whose answers list no objects, and that nobody drew boxes in",
+            summary.without_objects
+        ));
+    }
+    if summary.undecodable > 0 {
+        lines.push(format!("omitted   {} that cannot be decoded, so their size is unknown", summary.undecodable));
+    }
     if !summary.unknown.is_empty() {
         let labels =
             summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", format::plain_text(label)));
@@ -74,6 +89,22 @@ pub(crate) fn text(summary: &ReplaySummary, site: &SiteName, context: &SummaryCo
         lines.push(compared(comparison, table.as_deref()));
     }
     lines.join("\n")
+}
+
+/// The precision of two detectors, as a table.
+fn detected(detection: &DetectionComparison) -> String {
+    let DetectionComparison { images, truths, before, now } = detection;
+    let percent = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), format::percent);
+    let row = |name: &str, scores: &DetectionScores| {
+        let f1 = format::percent(scores.f1);
+        vec![name.to_owned(), percent(scores.map50), percent(scores.map50_95), percent(scores.map75), f1]
+    };
+    format!(
+        "boxes     {} with {} drawn by persons\n{}",
+        format::count(*images, "image"),
+        format::count(*truths, "object"),
+        format::table(&["", "mAP50", "mAP50-95", "mAP75", "F1"], &[row("before", before), row("now", now)])
+    )
 }
 
 fn compared(comparison: &Comparison, table: Option<&Path>) -> String {
@@ -94,6 +125,9 @@ fn compared(comparison: &Comparison, table: Option<&Path>) -> String {
             share(*right_before, *labelled),
             share(*right_now, *labelled)
         ));
+    }
+    if let Some(detection) = &comparison.detection {
+        lines.push(detected(detection));
     }
     if *unreadable > 0 {
         lines.push(format!("omitted   {unreadable} that cannot be decoded"));

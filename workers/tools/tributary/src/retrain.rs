@@ -88,11 +88,12 @@ pub(crate) async fn command(
     }
     let unknown: u64 = summary.unknown.values().sum();
     stdout::print_note(format_args!(
-        "exported {} to {}, {} more in an earlier run; omitted {} without a label and {unknown} with a label unknown to the model{}",
+        "exported {} to {}, {} more in an earlier run; omitted {} without a label, {} labelled with boxes and {unknown} with a label unknown to the model{}",
         replay_run::images(&summary),
         data.display(),
         summary.before,
         summary.unlabelled,
+        summary.boxed,
         match &summary.unknown.keys().take(5).map(|label| format::plain_text(label)).collect::<Vec<_>>()[..] {
             [] => String::new(),
             labels => format!(" ({})", labels.join(", ")),

@@ -18,7 +18,10 @@ pub(crate) const FILTER_HELP: &str = "\
   numbers   = != < <= > >=      confidence margin edge_confidence novelty sequence
                                 published latency_ms
   yes/no                        hard (the site was in doubt), labelled,
-                                wrong (a person or the publisher says otherwise)";
+                                wrong (a person or the publisher says otherwise)
+Of the objects in a detector's answer it takes count(LABEL), count(CONDITION) or count() with = != < <= > >=, and \
+any(CONDITION) and all(CONDITION); a condition there compares label, confidence and area (of the box, as a fraction \
+of the picture): 'count(person) > 2 or any(label = dog and confidence < 0.4)'.";
 
 /// Help on how a run behaves beside live work and after an interruption, for every command that reads images.
 pub(crate) const READ_HELP: &str = "\

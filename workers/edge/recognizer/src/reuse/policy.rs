@@ -8,7 +8,9 @@
 
 use std::collections::VecDeque;
 
-use schemas::{CameraName, CameraReuse, MAX_REUSE_CAMERAS, Prediction, ReleaseId, ReuseReport, TaskId};
+use schemas::{
+    CameraName, CameraReuse, MAX_REUSE_CAMERAS, Prediction, ReleaseId, ReuseReport, TaskId, predictions_agree,
+};
 use vision::thumbnail::Thumbnail;
 
 use crate::camera_map::CameraMap;
@@ -272,7 +274,7 @@ impl CameraRecord {
 }
 
 /// Whether two predictions say the same: the same label, and for a model with several labels the same ones. For a detector,
-/// as many objects of each label; which of them is surest may change with any grain.
+/// the same objects, and as many of each label; which of them is surest may change with any grain.
 fn says_the_same(one: &Prediction, other: &Prediction) -> bool {
     let held = |prediction: &Prediction| {
         let labels = prediction.labels.iter().flatten().map(|ranked| ranked.label.clone());
@@ -281,8 +283,7 @@ fn says_the_same(one: &Prediction, other: &Prediction) -> bool {
         held.sort_unstable();
         held
     };
-    let are_objects = one.objects.is_some() && other.objects.is_some();
-    (are_objects || one.label == other.label) && held(one) == held(other)
+    predictions_agree(one, other) && held(one) == held(other)
 }
 
 /// Checks of late, and how many of them were wrong.

@@ -1,7 +1,5 @@
 //! Sums of a back-test.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::RecordedTask;
@@ -85,11 +83,7 @@ impl AgreementRates {
             let known: Vec<bool> = all.iter().filter_map(right).collect();
             known.iter().filter(|right| **right).count() as f64 / known.len().max(1) as f64
         };
-        let truth = |task: &RecordedTask, answer: Option<&Arc<str>>| Some(answer? == task.truth.as_ref()?);
-        Self {
-            edge_ratio: share(&|task| truth(task, task.edge.as_ref().map(|(label, _)| label))),
-            cloud_ratio: share(&|task| truth(task, task.verdict.as_ref())),
-        }
+        Self { edge_ratio: share(&|task| task.is_edge_right), cloud_ratio: share(&|task| task.is_verdict_right) }
     }
 }
 
@@ -108,17 +102,16 @@ impl BacktestSums {
         played.energy_j += outcome.energy_mj / 1000.0;
         self.first_ms.push(outcome.first_ms);
         self.final_ms.push(outcome.final_ms);
-        let edge = task.edge.as_ref().map(|(label, _)| label);
-        if let Some(truth) = &task.truth {
-            let answer = if went { task.verdict.as_ref() } else { edge };
+        if task.is_labelled {
+            let is_right = if went { task.is_verdict_right } else { task.is_edge_right };
             played.labelled += 1;
-            played.expected += u64::from(answer.is_none());
+            played.expected += u64::from(is_right.is_none());
             let expected = if went { known.cloud_ratio } else { known.edge_ratio };
-            self.right += answer.map_or(expected, |answer| f64::from(u8::from(answer == truth)));
+            self.right += is_right.map_or(expected, |is_right| f64::from(u8::from(is_right)));
         }
-        if let (Some(edge), Some(verdict)) = (edge, &task.verdict) {
+        if let Some(is_agreed) = task.is_agreed {
             played.judged += 1;
-            self.agrees += u64::from(went || edge == verdict);
+            self.agrees += u64::from(went || is_agreed);
         }
     }
 

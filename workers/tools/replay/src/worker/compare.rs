@@ -76,6 +76,7 @@ impl ReplayRun<'_> {
         if let Some(index) = index {
             index.sync()?;
         }
+        comparison.finish();
         self.summary.comparison = Some(comparison);
         fetched?;
         self.note_end()
@@ -85,7 +86,7 @@ impl ReplayRun<'_> {
 fn to_prediction(result: &vision::InferenceResult) -> ComparedPrediction {
     let description = &result.model.description;
     let prediction = vision::predict(result, description.gate.temperature.unwrap_or(1.0));
-    let (label, confidence) =
-        prediction.map_or((String::new(), 0.0), |prediction| (prediction.label, prediction.confidence));
-    ComparedPrediction { label, confidence, cost_ms: result.timings.cost_ms() }
+    let (label, confidence, objects) = prediction
+        .map_or((String::new(), 0.0, None), |prediction| (prediction.label, prediction.confidence, prediction.objects));
+    ComparedPrediction { label, confidence, objects, cost_ms: result.timings.cost_ms() }
 }

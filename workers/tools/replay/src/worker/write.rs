@@ -8,6 +8,7 @@ use schemas::TaskId;
 use tokio::time::Instant;
 
 use super::ReplayRun;
+use crate::coco_folder::{CocoFolderWriter, CocoOutcome};
 use crate::error::ReplayError;
 use crate::fetch::ArchivedImage;
 use crate::folder::FolderWriter;
@@ -73,10 +74,16 @@ impl ReplayRun<'_> {
                 tarball.put(&images)?;
             }
             images.iter().try_for_each(|(row, image)| {
-                if let DiskWriter::Folder(folder) = writer {
-                    folder.write_image(row, image)?;
+                let outcome = match writer {
+                    DiskWriter::Folder(folder) => folder.write_image(row, image).map(|()| CocoOutcome::Written)?,
+                    DiskWriter::Coco(folder) => folder.write_image(row, image)?,
+                    DiskWriter::Tar(_) => CocoOutcome::Written,
+                };
+                match outcome {
+                    CocoOutcome::Written => self.through(row, image.bytes.len() as u64),
+                    CocoOutcome::WithoutObjects => self.summary.without_objects += 1,
+                    CocoOutcome::Undecodable => self.summary.undecodable += 1,
                 }
-                self.through(row, image.bytes.len() as u64);
                 Ok(())
             })
         })
@@ -86,6 +93,7 @@ impl ReplayRun<'_> {
 /// A destination on disk.
 pub(super) enum DiskWriter {
     Folder(Box<FolderWriter>),
+    Coco(Box<CocoFolderWriter>),
     Tar(TarballWriter),
 }
 
@@ -93,6 +101,7 @@ impl DiskWriter {
     fn end(self) -> Result<(), ReplayError> {
         match self {
             DiskWriter::Folder(folder) => folder.sync(),
+            DiskWriter::Coco(folder) => folder.end(),
             DiskWriter::Tar(tarball) => tarball.end(),
         }
     }
