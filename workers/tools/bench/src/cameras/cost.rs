@@ -143,8 +143,8 @@ impl BenchGrabber {
             if warm.count() == self.cameras {
                 return Ok(beat);
             }
-            let faults = beat.cameras.iter().filter_map(|camera| camera.fault.as_ref());
-            if let Some(fault) = faults.last().filter(|_| Instant::now() > deadline) {
+            let mut faults = beat.cameras.iter().filter_map(|camera| camera.fault.as_ref());
+            if let Some(fault) = faults.next_back().filter(|_| Instant::now() > deadline) {
                 tracing::warn!(reason = fault.reason, "a camera gives no pictures");
             }
             if Instant::now() > deadline {
