@@ -83,9 +83,10 @@ pub(super) fn encode_h264(film: &[YuvPicture], group: usize, to: &Path) -> Resul
 
 /// Mean size of the key frames of a stream of H.264, bytes.
 fn key_frame_bytes(coded: &[u8]) -> usize {
+    const START: [u8; 3] = [0, 0, 1];
     let starts: Vec<usize> =
-        coded.windows(3).enumerate().filter(|(_, bytes)| *bytes == [0, 0, 1]).map(|(at, _)| at + 3).collect();
-    let ends = starts.iter().skip(1).copied().chain([coded.len()]);
+        coded.windows(3).enumerate().filter(|(_, bytes)| *bytes == START).map(|(at, _)| at + START.len()).collect();
+    let ends = starts.iter().skip(1).map(|next| next - START.len()).chain([coded.len()]);
     // The first byte of a unit: its kind in five bits, of which 5 is a slice of a key frame; and the first bit of the
     // next tells that it is the picture's first slice.
     let keys = starts.iter().zip(ends).filter(|(start, _)| coded.get(**start).is_some_and(|byte| byte & 31 == 5));
