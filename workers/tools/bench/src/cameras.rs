@@ -55,7 +55,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Options of `bench cameras`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CameraBenchOptions {
-    /// Finish in about a minute: one size, one round, shorter windows.
+    /// Finish in about a minute and a half: one size, one round, shorter windows.
     pub quick: bool,
     /// The nats-server program; searched for if absent.
     pub nats_server: Option<PathBuf>,

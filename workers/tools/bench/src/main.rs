@@ -344,7 +344,7 @@ struct BenchCommonArgs {
     /// Write all measurements to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Finish within a minute, with shorter and fewer measurements.
+    /// Finish within two minutes, with shorter and fewer measurements.
     #[arg(long)]
     quick: bool,
 }
