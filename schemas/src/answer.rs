@@ -234,6 +234,15 @@ pub struct Prediction {
     pub novelty: Option<f32>,
 }
 
+impl Prediction {
+    /// What a detector is least sure of: label and confidence of that object, of equally unsure ones the last; if it
+    /// found nothing, [`NO_LABEL`] and how sure it is of that. `None` for other models.
+    pub fn least_sure(&self) -> Option<(&str, f32)> {
+        let least = self.objects.as_ref()?.iter().rev().min_by(|a, b| a.confidence.total_cmp(&b.confidence));
+        Some(least.map_or((&self.label, self.confidence), |object| (&object.label, object.confidence)))
+    }
+}
+
 /// One of the best classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankedClass {

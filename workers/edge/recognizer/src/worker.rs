@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use offload::admit::{AdmitInput, reclaim_within};
 use offload::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
-use offload::gate::{Gate, GateSettings, TestedScores, least_sure};
+use offload::gate::{Gate, GateSettings, TestedScores};
 use offload::policy::{EnergySettings, PolicyName};
 use offload::target_reach::AccuracyTarget;
 use offload::verify::{PayloadKind, VerifySettings};
@@ -195,25 +195,20 @@ impl Recognizer {
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let mut prediction = vision::predict(&seen, gate.temperature).ok_or_else(no_class)?;
-        let (tested, tested_label) = match &prediction.objects {
-            Some(objects) => {
-                let least = least_sure(objects);
-                let label = least.map_or(&prediction.label, |object| &object.label);
-                (TestedScores::of_object(least, prediction.confidence), label)
-            }
+        let least_sure = prediction.least_sure();
+        let tested = match least_sure {
+            Some((_, confidence)) => TestedScores::of_object(confidence),
             None => {
                 let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-                let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
-                (tested, &prediction.label)
+                TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty)
             }
         };
+        let (tested_label, tested_confidence) = least_sure.unwrap_or((&prediction.label, prediction.confidence));
         let reason = gate.decide(&tested, tested_label);
         if task.replayed.is_none() && task.has_healthy_picture() {
-            // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds. Nor does
-            // the label of one object say whether all the others are right.
-            let says_of_thresholds = reason != Reason::HighNovelty && prediction.objects.is_none();
-            if let Some(learner) = self.learner.as_ref().filter(|_| says_of_thresholds) {
-                learner.add_answer(&model.release, &prediction.label, prediction.confidence);
+            // A strange picture is doubtful at any confidence, so it says nothing about confidence thresholds.
+            if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
+                learner.add_answer(&model.release, tested_label, tested_confidence);
             }
             let (confidence, novelty) = (Some(prediction.confidence), seen.novelty);
             self.drift.add(&model.release, DriftSample { confidence, novelty, ..DriftSample::default() });

@@ -179,19 +179,17 @@ impl CalibrationEvidence {
 
     /// Counts a verdict with the label `right`, and whether `edge` agrees with it. `edge` was predicted under its own
     /// temperature, or else under `temperature`, by a model of `classes` classes; the gate's temperature is
-    /// `temperature`. Detectors have none: what they are sure of is no share of a whole, so a temperature is not fitted.
+    /// `temperature`. Of a detector, what it is [least sure](Prediction::least_sure) of is counted, as the gate tests it;
+    /// it has no temperature, because what it is sure of is no share of a whole.
     pub fn add_verdict(&mut self, edge: &Prediction, right: &str, is_agreed: bool, classes: usize, temperature: f32) {
-        let own = edge.temperature.unwrap_or(temperature);
-        let confidence = match &edge.objects {
-            Some(_) => edge.confidence,
-            None => rescaled(&edge.top, classes, own, temperature),
-        };
-        let place = bin(confidence);
-        let bin = self.bin_of(&edge.label, place);
-        bin.add(&ConfidenceBin { seen: 0, verified: 1, right: u64::from(is_agreed) });
-        if edge.objects.is_some() {
+        let verified = ConfidenceBin { seen: 0, verified: 1, right: u64::from(is_agreed) };
+        if let Some((label, confidence)) = edge.least_sure() {
+            self.bin_of(label, bin(confidence)).add(&verified);
             return;
         }
+        let own = edge.temperature.unwrap_or(temperature);
+        let place = bin(rescaled(&edge.top, classes, own, temperature));
+        self.bin_of(&edge.label, place).add(&verified);
         self.samples.push(CalibrationSample::of(&edge.top, classes, own, Some(right), place));
         let surplus = self.samples.len().saturating_sub(MAX_SAMPLES);
         self.samples.drain(..surplus);
@@ -302,6 +300,8 @@ fn lowest_bin(bins: &ConfidenceBins, target_ratio: f64) -> usize {
 mod tests {
     use proptest::prelude::*;
 
+    use schemas::DetectedObject;
+
     use super::*;
 
     fn ranked(confidence: f32) -> Vec<RankedClass> {
@@ -337,14 +337,25 @@ mod tests {
     }
 
     #[test]
-    fn a_detectors_verdicts_count_by_agreement_and_fit_no_temperature() {
-        let objects = Some(Vec::new());
-        let detected = Prediction { label: "none".into(), objects, top: Vec::new(), ..prediction(0.85) };
+    fn a_detectors_verdicts_count_by_what_it_is_least_sure_of_and_fit_no_temperature() {
+        let object = |label: &str, confidence| DetectedObject {
+            label: label.to_owned(),
+            confidence,
+            bounds: [0.0, 0.0, 0.5, 0.5].into(),
+        };
+        let detected = |objects| Prediction { objects: Some(objects), ..prediction(0.85) };
         let mut evidence = CalibrationEvidence::default();
-        evidence.add_verdict(&detected, "none", true, 2, 1.0);
-        evidence.add_verdict(&detected, "cat", false, 2, 1.0);
-        let counted = evidence.labels["none"][bin(0.85)];
-        assert_eq!((counted.verified, counted.right), (2, 1));
+        let two = detected(vec![object("cat", 0.85), object("dog", 0.45)]);
+        evidence.add_verdict(&two, "cat", true, 2, 1.0);
+        evidence.add_verdict(&two, "cat", false, 2, 1.0);
+        let empty = Prediction { label: "none".into(), top: Vec::new(), ..detected(Vec::new()) };
+        evidence.add_verdict(&empty, "cat", false, 2, 1.0);
+        let counted = |label: &str, confidence| {
+            let bin = evidence.labels[label][bin(confidence)];
+            (bin.verified, bin.right)
+        };
+        assert_eq!((counted("dog", 0.45), counted("none", 0.85)), ((2, 1), (1, 0)));
+        assert!(!evidence.labels.contains_key("cat"), "the surest object is not what the gate tests");
         assert!(evidence.samples.is_empty());
     }
 

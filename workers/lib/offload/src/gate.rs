@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use schemas::Reason;
 use schemas::model::GateDefaults;
-use schemas::{DetectedObject, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::Calibration;
@@ -133,11 +133,6 @@ impl Gate {
     }
 }
 
-/// The object that a detector is least sure of; of equally unsure ones, the last. `None` if it found nothing.
-pub fn least_sure(objects: &[DetectedObject]) -> Option<&DetectedObject> {
-    objects.iter().rev().min_by(|a, b| a.confidence.total_cmp(&b.confidence))
-}
-
 /// The scores that are tested.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TestedScores {
@@ -178,11 +173,10 @@ impl TestedScores {
         Self { best, second: 1.0 - best, entropy_ratio, novelty: None }
     }
 
-    /// Of a detector's answer: the least sure of the objects it lists decides; without objects, `confidence`, how sure it
-    /// is that there is nothing. A box has no second class and no entropy, so those tests pass.
-    pub fn of_object(least_sure: Option<&DetectedObject>, confidence: f32) -> Self {
-        let best = least_sure.map_or(confidence, |object| object.confidence);
-        Self { best, second: 0.0, entropy_ratio: 0.0, novelty: None }
+    /// Of a detector's prediction, by the confidence that it is [least sure](schemas::Prediction::least_sure) of. A box
+    /// has no second class and no entropy, so those tests pass.
+    pub fn of_object(confidence: f32) -> Self {
+        Self { best: confidence, second: 0.0, entropy_ratio: 0.0, novelty: None }
     }
 
     /// The same scores with a novelty.
@@ -212,6 +206,7 @@ pub fn entropy_ratio(ratios: &[f32]) -> f32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use schemas::{DetectedObject, Prediction, ReleaseId};
 
     fn gate(settings: GateSettings) -> Gate {
         Gate::new(&settings, &GateDefaults::default())
@@ -236,29 +231,38 @@ mod tests {
 
     #[test]
     fn the_least_sure_object_decides_and_without_objects_how_sure_nothing_is() {
-        let object = |label: &str, confidence| DetectedObject {
-            label: label.to_owned(),
-            confidence,
-            bounds: [0.0, 0.0, 0.5, 0.5].into(),
-        };
         let gate = gate(GateSettings {
             min_confidence_ratio: Some(0.5),
             min_margin_ratio: Some(0.3),
             labels: [("dog".to_owned(), 0.3)].into(),
             ..GateSettings::default()
         });
-        let decide = |objects: &[DetectedObject], confidence| {
-            let least = least_sure(objects);
-            let label = least.map_or("none", |object| object.label.as_str());
-            gate.decide(&TestedScores::of_object(least, confidence), label)
+        let decide = |objects: &[(&str, f32)], confidence| {
+            let object = |(label, confidence): &(&str, f32)| DetectedObject {
+                label: (*label).to_owned(),
+                confidence: *confidence,
+                bounds: [0.0, 0.0, 0.5, 0.5].into(),
+            };
+            let prediction = Prediction {
+                label: "none".into(),
+                confidence,
+                top: Vec::new(),
+                labels: None,
+                objects: Some(objects.iter().map(object).collect()),
+                release: ReleaseId::from_sha256([1; 32]),
+                temperature: None,
+                novelty: None,
+            };
+            let (label, confidence) = prediction.least_sure().unwrap();
+            gate.decide(&TestedScores::of_object(confidence), label)
         };
-        assert_eq!(decide(&[object("cat", 0.9), object("cat", 0.6)], 0.9), Reason::Confident);
-        assert_eq!(decide(&[object("cat", 0.9), object("cat", 0.4)], 0.9), Reason::LowConfidence);
-        assert_eq!(decide(&[object("cat", 0.9), object("dog", 0.4)], 0.9), Reason::Confident);
-        assert_eq!(decide(&[object("cat", 0.9), object("dog", 0.2)], 0.9), Reason::LabelThreshold);
+        assert_eq!(decide(&[("cat", 0.9), ("cat", 0.6)], 0.9), Reason::Confident);
+        assert_eq!(decide(&[("cat", 0.9), ("cat", 0.4)], 0.9), Reason::LowConfidence);
+        assert_eq!(decide(&[("cat", 0.9), ("dog", 0.4)], 0.9), Reason::Confident);
+        assert_eq!(decide(&[("cat", 0.9), ("dog", 0.2)], 0.9), Reason::LabelThreshold);
+        assert_eq!(decide(&[("dog", 0.4), ("cat", 0.4)], 0.9), Reason::LowConfidence, "of equal ones the last");
         assert_eq!(decide(&[], 0.8), Reason::Confident);
         assert_eq!(decide(&[], 0.4), Reason::LowConfidence);
-        assert_eq!(least_sure(&[object("a", 0.4), object("b", 0.4)]).unwrap().label, "b");
     }
 
     #[test]

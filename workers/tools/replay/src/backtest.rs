@@ -75,7 +75,11 @@ impl RecordedTask {
         let (is_edge_right, is_verdict_right) = (is_right(&edge), is_right(&verdict));
         let is_agreed = edge.as_ref().zip(verdict.as_ref()).map(|(edge, verdict)| predictions_agree(edge, verdict));
         let is_labelled = truth.is_some();
-        let edge = edge.map(|edge| (texts.shared(&edge.label), edge.confidence));
+        // What the gate tested, and learns of.
+        let edge = edge.map(|edge| {
+            let (label, confidence) = edge.least_sure().unwrap_or((&edge.label, edge.confidence));
+            (texts.shared(label), confidence)
+        });
         let verdict = verdict.map(|verdict| texts.shared(&verdict.label));
         let timings = &answer.timings;
         let steps_us = timings.queue_us + timings.fetch_us + timings.wait_us + timings.decode_us + timings.infer_us;
