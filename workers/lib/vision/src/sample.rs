@@ -69,11 +69,11 @@ fn scene(seed: u64) -> RgbImage {
 }
 
 /// SplitMix64: small, fast, the same everywhere.
-struct SampleRng(u64);
+pub(crate) struct SampleRng(pub(crate) u64);
 
 impl SampleRng {
     /// A number from 0 to below `limit`.
-    fn below(&mut self, limit: u32) -> u32 {
+    pub(crate) fn below(&mut self, limit: u32) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,7 +4,7 @@ use schemas::model::{BoxForm, BoxLayout, BoxUnit};
 use schemas::{BoundingBox, DetectedObject, MAX_OBJECTS};
 
 use super::layout::{ImageOutputs, OutputTensor};
-use super::placement::Placement;
+use super::placement::PicturePlacement;
 use super::suppression::suppress;
 use super::{Detections, Detector, DetectorFault, PlacedCandidate, SourceSize};
 
@@ -67,21 +67,16 @@ impl Detector {
         source: SourceSize,
         most: usize,
     ) -> Vec<DetectedObject> {
-        let placement = Placement::of(&self.input, source);
+        let placement = PicturePlacement::of(&self.input, source);
         let object = |placed: &PlacedCandidate| {
-            let [left, top, right, bottom] = placed.edges;
-            let (width, height) = match self.boxes.unit {
-                BoxUnit::InputPixels => (1.0, 1.0),
-                BoxUnit::Ratio => (self.input.width_px as f32, self.input.height_px as f32),
-                BoxUnit::SourcePixels => (source.width_px as f32, source.height_px as f32),
+            let scaled = |width: f32, height: f32| {
+                let [left, top, right, bottom] = placed.edges;
+                [left * width, top * height, right * width, bottom * height]
             };
             let bounds = match self.boxes.unit {
-                BoxUnit::SourcePixels => {
-                    BoundingBox::from([left / width, top / height, right / width, bottom / height])
-                }
-                BoxUnit::InputPixels | BoxUnit::Ratio => {
-                    placement.to_source([left * width, top * height, right * width, bottom * height])
-                }
+                BoxUnit::InputPixels => placement.to_source(placed.edges),
+                BoxUnit::Ratio => placement.to_source(scaled(self.input.width_px as f32, self.input.height_px as f32)),
+                BoxUnit::SourcePixels => scaled(1.0 / source.width_px as f32, 1.0 / source.height_px as f32).into(),
             };
             let [left, top, right, bottom] = <[f32; 4]>::from(bounds).map(|edge| edge.clamp(0.0, 1.0));
             let bounds = BoundingBox { left, top, right, bottom };

@@ -8,14 +8,14 @@ use crate::tensor;
 
 /// Where a picture lies in the input: its top left corner and its size, in pixels of the input.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Placement {
+pub(super) struct PicturePlacement {
     left_px: f32,
     top_px: f32,
     width_px: f32,
     height_px: f32,
 }
 
-impl Placement {
+impl PicturePlacement {
     /// Of a picture that was fitted as `input` describes.
     pub(super) fn of(input: &InputDescription, source: SourceSize) -> Self {
         if input.resize != ResizeMode::Pad {
@@ -60,7 +60,7 @@ mod tests {
                     PadPlace::TopLeft => (0.0, 0.0),
                 };
                 let edges = [0.125 * w * rx + dx, 0.25 * h * ry + dy, 0.5 * w * rx + dx, 0.75 * h * ry + dy];
-                let found: [f32; 4] = Placement::of(&input, source).to_source(edges).into();
+                let found: [f32; 4] = PicturePlacement::of(&input, source).to_source(edges).into();
                 for (found, expected) in found.iter().zip([0.125, 0.25, 0.5, 0.75]) {
                     assert!((found - expected).abs() < 1e-5, "{width_px}x{height_px} {resize:?} {place:?}: {found}");
                 }

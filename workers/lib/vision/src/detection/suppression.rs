@@ -45,23 +45,11 @@ mod tests {
     use super::*;
     use crate::detection::Candidate;
     use crate::graph::{Graph, GraphInput, TensorNumbers};
+    use crate::sample::SampleRng;
     use crate::session::tests::onnx;
 
-    /// SplitMix64.
-    struct Chance(u64);
-
-    impl Chance {
-        fn below(&mut self, limit: u32) -> u32 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut mixed = self.0;
-            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((u64::from((mixed ^ (mixed >> 31)) as u32) * u64::from(limit)) >> 32) as u32
-        }
-
-        fn ratio(&mut self) -> f32 {
-            self.below(1 << 24) as f32 / (1 << 24) as f32
-        }
+    fn ratio(rng: &mut SampleRng) -> f32 {
+        rng.below(1 << 24) as f32 / (1 << 24) as f32
     }
 
     /// (class, box) in the order of class and score, as ONNX Runtime gives them.
@@ -109,19 +97,19 @@ mod tests {
     fn what_stays_is_what_the_runtimes_own_operator_keeps() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures/boxes/nms.onnx");
         let mut graph = Graph::open(&onnx(), "nms.onnx", &std::fs::read(path).unwrap(), 1).unwrap();
-        let mut chance = Chance(24);
+        let mut rng = SampleRng(24);
         let (mut kept, mut suppressed) = (0, 0);
         for set in 0..300 {
-            let (count, classes) = (1 + chance.below(80), 1 + chance.below(4));
+            let (count, classes) = (1 + rng.below(80), 1 + rng.below(4));
             // Every other set on a coarse grid: overlaps at the threshold, equal scores, boxes without an area, corners
             // in either order.
             let is_coarse = set % 2 == 0;
-            let mut number = |coarse: u32| if is_coarse { chance.below(coarse) as f32 } else { chance.ratio() };
+            let mut number = |coarse: u32| if is_coarse { rng.below(coarse) as f32 } else { ratio(&mut rng) };
             let boxes: Vec<[f32; 4]> = (0..count).map(|_| [(); 4].map(|()| number(6))).collect();
             let scores: Vec<Vec<f32>> = (0..classes)
                 .map(|_| (0..count).map(|_| number(5) / if is_coarse { 4.0 } else { 1.0 }).collect())
                 .collect();
-            let iou = [0.0, 0.25, 0.5, 0.75, 1.0][chance.below(5) as usize];
+            let iou = [0.0, 0.25, 0.5, 0.75, 1.0][rng.below(5) as usize];
             let expected = reference(&mut graph, &boxes, &scores, iou, 0.25);
             let above = scores.iter().flatten().filter(|score| **score > 0.25).count();
             (kept, suppressed) = (kept + expected.len(), suppressed + above - expected.len());
