@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use harness::pictures::{LIGHT, pictures};
-use harness::program::{fixture, run_for};
-use harness::{CommandOutput, TestWorld, WorldPlan};
+use harness::program::fixture;
+use harness::{TestWorld, WorldPlan};
 use schemas::task::StorageStamp;
 use schemas::{
     Answer, AnswerStage, DetectedObject, Label, Prediction, Reason, ReleaseId, Route, Task, TaskId, decode, encode,
@@ -16,28 +15,11 @@ use serde_json::Value;
 use streams::reader::{self, StreamRange};
 use streams::{Publication, Publisher, subject, topology};
 
-use crate::common::{PATIENCE, publish};
+use crate::common::{PATIENCE, at, done, done_json, publish};
 
 const HERE: [f32; 4] = [0.0, 0.0, 0.5, 0.5];
 const THERE: [f32; 4] = [0.5, 0.25, 1.0, 0.75];
 const BELOW: [f32; 4] = [0.0, 0.5, 0.25, 1.0];
-
-async fn at(world: &TestWorld, words: &[&str]) -> CommandOutput {
-    let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    arguments.extend(world.at(0));
-    run_for(world.folder(), &arguments, Duration::from_secs(120)).await.unwrap()
-}
-
-async fn done(world: &TestWorld, words: &[&str]) -> String {
-    let ended = at(world, words).await;
-    assert!(ended.success, "{words:?}\n{}\n{}", ended.out, ended.err);
-    ended.out
-}
-
-async fn done_json(world: &TestWorld, words: &[&str]) -> Value {
-    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
-    serde_json::from_str(&done(world, &words).await).unwrap()
-}
 
 async fn refused(world: &TestWorld, words: &[&str], said: &str) {
     let ended = at(world, words).await;

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use harness::{TestWorld, until};
+use harness::program::run_for;
+use harness::{CommandOutput, TestWorld, until};
 use schemas::{Answer, AnswerStage, SiteName, TaskId, decode};
+use serde_json::Value;
 use streams::fleet::live_workers;
 use streams::reader::{self, StreamRange};
 use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, topology};
@@ -83,4 +85,24 @@ pub(crate) async fn promised(world: &TestWorld, task: TaskId) -> Answer {
         Ok(answers.into_iter().find(|answer| answer.stage == AnswerStage::Provisional))
     });
     found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.log_tails()))
+}
+
+/// A command at the first site.
+pub(crate) async fn at(world: &TestWorld, words: &[&str]) -> CommandOutput {
+    let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    arguments.extend(world.at(0));
+    run_for(world.folder(), &arguments, Duration::from_secs(120)).await.unwrap()
+}
+
+/// Output of a command at the first site that must succeed.
+pub(crate) async fn done(world: &TestWorld, words: &[&str]) -> String {
+    let ended = at(world, words).await;
+    assert!(ended.success, "{words:?}\n{}\n{}", ended.out, ended.err);
+    ended.out
+}
+
+/// The same as JSON.
+pub(crate) async fn done_json(world: &TestWorld, words: &[&str]) -> Value {
+    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
+    serde_json::from_str(&done(world, &words).await).unwrap()
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::pictures::{HEAVY, INITIAL, LIGHT, pictures};
-use harness::program::{WorkerProcess, fixture, run, run_for};
+use harness::program::{WorkerProcess, fixture, run};
 use harness::{TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_BLOB, HEADER_LABEL};
 use schemas::{Answer, Route, TaskId, decode};
@@ -13,25 +13,7 @@ use serde_json::Value;
 use streams::topology::StreamSettings;
 use streams::{Blobs, reader, subject, topology};
 
-use crate::common::{PATIENCE, answered, publish};
-
-/// A command at a site.
-async fn at(world: &TestWorld, words: &[&str]) -> harness::CommandOutput {
-    let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    arguments.extend(world.at(0));
-    run_for(world.folder(), &arguments, Duration::from_secs(120)).await.unwrap()
-}
-
-async fn done(world: &TestWorld, words: &[&str]) -> String {
-    let ended = at(world, words).await;
-    assert!(ended.success, "{words:?}\n{}\n{}", ended.out, ended.err);
-    ended.out
-}
-
-async fn done_json(world: &TestWorld, words: &[&str]) -> Value {
-    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
-    serde_json::from_str(&done(world, &words).await).unwrap()
-}
+use crate::common::{PATIENCE, answered, at, done, done_json, publish};
 
 /// Publishes so many pictures with their labels, and waits for each answer.
 async fn answers(world: &TestWorld, count: usize) -> BTreeMap<TaskId, (Answer, Vec<u8>)> {
