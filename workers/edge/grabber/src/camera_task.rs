@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use vision::{DecodeSettings, GrayPixels};
 
-use crate::image_sender::{CameraImage, ImageSender, loss};
+use crate::image_sender::{CameraImage, CameraImageSender, loss};
 use crate::published_camera::{CameraLog, PictureJudge};
 use crate::settings::CameraSettings;
 
@@ -37,7 +37,7 @@ const MAX_DAMAGED: u32 = 30;
 /// What the cameras of a grabber share.
 pub(crate) struct CameraShared {
     pub site: SiteName,
-    pub sender: ImageSender,
+    pub sender: CameraImageSender,
     pub stats: Arc<WorkerStats>,
     /// Pictures decoded at the same time, so that many cameras leave processors to others.
     pub decoding: Semaphore,
@@ -207,7 +207,7 @@ impl CameraTask {
         let captured_at_ms = clock::now_ms().saturating_sub(clock::micros(frame.arrived.elapsed()) / 1000);
         for JudgedPicture { at, mut judge, seen } in judged {
             let Some(view) = self.views.get_mut(at) else { continue };
-            if let Some(SeenPicture { wanted, report, thumbnail }) = seen {
+            if let Some(GrabbedPicture { wanted, report, thumbnail }) = seen {
                 view.log.record_picture(&frame, captured_at_ms, &report, facts);
                 match wanted {
                     None => view.log.count(|counts| counts.unchanged += 1),
@@ -287,10 +287,10 @@ struct JudgedPicture {
     at: usize,
     judge: PictureJudge,
     /// Absent if its part is too small to be a picture.
-    seen: Option<SeenPicture>,
+    seen: Option<GrabbedPicture>,
 }
 
-struct SeenPicture {
+struct GrabbedPicture {
     /// The part to publish, if it is worth it, or why it could not be cut out.
     wanted: Option<Result<bytes::Bytes, String>>,
     report: schemas::PictureReport,
@@ -315,7 +315,7 @@ fn judge_all(due: Vec<(usize, PictureJudge)>, frame: &Frame) -> Result<Vec<Judge
                 GateDecision::Skip => None,
                 GateDecision::Publish(_) => Some(judge.cut(frame).map_err(|error| error.to_string())),
             };
-            SeenPicture { wanted, report, thumbnail }
+            GrabbedPicture { wanted, report, thumbnail }
         });
         JudgedPicture { at, judge, seen }
     };

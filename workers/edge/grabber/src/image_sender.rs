@@ -28,14 +28,14 @@ pub(crate) struct CameraImage {
 }
 
 /// Sends the pictures of a site's cameras.
-pub(crate) struct ImageSender {
+pub(crate) struct CameraImageSender {
     bus: Bus,
     site: SiteName,
     publisher: Publisher,
     blobs: OnceCell<Blobs>,
 }
 
-impl ImageSender {
+impl CameraImageSender {
     pub(crate) fn new(bus: &Bus, site: &SiteName) -> Self {
         Self {
             bus: bus.clone(),

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use camera::motion_gate::GateSettings;
+use camera::motion_gate::MotionGateSettings;
 use camera::picture_health::PictureSettings;
 use camera::region::RegionShape;
-use camera::{CameraAddress, CameraError, CameraLogin, PasswordSource};
+use camera::{CameraAddress, CameraCredentials, CameraError, PasswordSource};
 use schemas::limits::MAX_LABEL_BYTES;
 use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ pub struct CameraSettings {
     pub silent_after_s: u32,
     /// Which of the pictures are published.
     #[serde(default)]
-    pub gate: GateSettings,
+    pub gate: MotionGateSettings,
     /// When a picture counts as unhealthy.
     #[serde(default)]
     pub picture: PictureSettings,
@@ -87,7 +87,7 @@ pub struct RegionSettings {
     pub rate_per_s: Option<f64>,
     /// As of a camera; the camera's own if absent.
     #[serde(default)]
-    pub gate: Option<GateSettings>,
+    pub gate: Option<MotionGateSettings>,
     /// As of a camera.
     #[serde(default)]
     pub states: Vec<String>,
@@ -107,7 +107,7 @@ pub(crate) struct PublishedCameraSettings {
     pub name: CameraName,
     pub shape: RegionShape,
     pub interval: Duration,
-    pub gate: GateSettings,
+    pub gate: MotionGateSettings,
     pub picture: PictureSettings,
     pub states: Vec<String>,
 }
@@ -125,7 +125,7 @@ impl CameraSettings {
             authority: None,
             rate_per_s: default_rate(),
             silent_after_s: default_silence(),
-            gate: GateSettings::default(),
+            gate: MotionGateSettings::default(),
             picture: PictureSettings::default(),
             crop: None,
             hidden: Vec::new(),
@@ -167,13 +167,13 @@ impl CameraSettings {
     ///
     /// # Errors
     /// The variable or file with the password is not there.
-    pub fn login(&self) -> Result<Option<CameraLogin>, CameraError> {
+    pub fn login(&self) -> Result<Option<CameraCredentials>, CameraError> {
         let Some(user) = &self.user else { return Ok(self.url.login.clone()) };
         let password = match self.password_source() {
             Some(source) => source.read()?,
             None => String::new(),
         };
-        Ok(Some(CameraLogin { user: user.clone(), password }))
+        Ok(Some(CameraCredentials { user: user.clone(), password }))
     }
 
     fn password_source(&self) -> Option<PasswordSource> {

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::camera_task::{CameraShared, CameraTask};
-use crate::image_sender::ImageSender;
+use crate::image_sender::CameraImageSender;
 use crate::published_camera::CameraLog;
 use crate::settings::CameraSettings;
 
@@ -83,7 +83,7 @@ pub async fn run(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let shared = Arc::new(CameraShared {
         site: site.clone(),
-        sender: ImageSender::new(&bus, &site),
+        sender: CameraImageSender::new(&bus, &site),
         stats,
         decoding: Semaphore::new(cores),
     });

@@ -16,7 +16,7 @@ use vision::PixelInspector;
 use vision::thumbnail::Thumbnail;
 
 pub(crate) use self::policy::ReusedAnswer;
-use self::policy::{Reference, ReusablePicture, ReuseCheck, ReuseDecision, ReusePolicy};
+use self::policy::{ReusableAnswer, ReusablePicture, ReuseCheck, ReuseDecision, ReusePolicy};
 pub use self::settings::{CameraReuseSettings, ReuseSettings};
 
 const THUMBNAILS: &str = "the base64 of a thumbnail of 40 by 30 gray pixels";
@@ -131,7 +131,7 @@ impl AnswerReuse {
             return policy.forget_before(&task.camera, task.image_sequence);
         }
         let (states, prediction) = (task.states.clone(), seen.clone());
-        let reference = Reference { task: task.id, sequence: task.image_sequence, thumbnail, states, prediction };
+        let reference = ReusableAnswer { task: task.id, sequence: task.image_sequence, thumbnail, states, prediction };
         policy.offer_reference(&task.camera, reference);
     }
 

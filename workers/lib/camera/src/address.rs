@@ -13,7 +13,7 @@ pub struct CameraAddress {
     /// The address, without a login.
     pub place: CameraPlace,
     /// The login that stood in the address.
-    pub login: Option<CameraLogin>,
+    pub login: Option<CameraCredentials>,
 }
 
 /// Kinds of places.
@@ -31,16 +31,16 @@ pub enum CameraPlace {
 
 /// A user and a password.
 #[derive(Clone, PartialEq, Eq)]
-pub struct CameraLogin {
+pub struct CameraCredentials {
     /// The user.
     pub user: String,
     /// The password.
     pub password: String,
 }
 
-impl fmt::Debug for CameraLogin {
+impl fmt::Debug for CameraCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CameraLogin").field("user", &self.user).finish_non_exhaustive()
+        f.debug_struct("CameraCredentials").field("user", &self.user).finish_non_exhaustive()
     }
 }
 
@@ -94,7 +94,7 @@ impl FromStr for CameraAddress {
                 url.to_file_path().map_err(|()| AddressError::Invalid { why: "its path is not absolute".into() })?;
             return Ok(Self { place: CameraPlace::Path(path), login: None });
         }
-        let login = (!url.username().is_empty() || url.password().is_some()).then(|| CameraLogin {
+        let login = (!url.username().is_empty() || url.password().is_some()).then(|| CameraCredentials {
             user: percent_decode(url.username()),
             password: percent_decode(url.password().unwrap_or_default()),
         });

@@ -9,7 +9,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATIO
 use reqwest::{Client, Method, Response, StatusCode, redirect};
 use url::{Position, Url};
 
-use crate::address::CameraLogin;
+use crate::address::CameraCredentials;
 use crate::error::CameraError;
 use crate::tls;
 
@@ -44,7 +44,7 @@ pub(crate) struct HttpClient {
     /// Whether the camera refused the login.
     pub is_login_refused: bool,
     purpose: HttpPurpose,
-    login: Option<CameraLogin>,
+    login: Option<CameraCredentials>,
     authority: Option<PathBuf>,
     /// One for each scheme, as TLS is prepared only where it is used.
     plain: Option<Client>,
@@ -57,7 +57,7 @@ impl HttpClient {
     pub(crate) fn new(
         address: &str,
         purpose: HttpPurpose,
-        login: Option<CameraLogin>,
+        login: Option<CameraCredentials>,
         authority: Option<PathBuf>,
     ) -> Self {
         Self {

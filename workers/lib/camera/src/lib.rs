@@ -20,7 +20,7 @@ pub mod region;
 pub mod source;
 mod tls;
 
-pub use address::{AddressError, CameraAddress, CameraLogin, CameraPlace};
+pub use address::{AddressError, CameraAddress, CameraCredentials, CameraPlace};
 pub use error::CameraError;
 pub use frame::{Frame, FramePicture, YuvPicture};
 pub use password::PasswordSource;

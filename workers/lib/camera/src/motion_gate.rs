@@ -17,7 +17,7 @@ const SCENE_BRIGHTNESS: f32 = 50.0;
 /// Settings of the motion gate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct GateSettings {
+pub struct MotionGateSettings {
     /// Least difference from the picture published before, in levels of 255 of the block (a forty-eighth of the picture)
     /// that differs most; 0 publishes every picture.
     pub min_difference: f32,
@@ -25,13 +25,13 @@ pub struct GateSettings {
     pub keep_alive_s: u32,
 }
 
-impl Default for GateSettings {
+impl Default for MotionGateSettings {
     fn default() -> Self {
         Self { min_difference: 4.0, keep_alive_s: 60 }
     }
 }
 
-impl GateSettings {
+impl MotionGateSettings {
     /// Checks the settings.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ pub enum PublishCause {
 /// The gate of one camera or region.
 #[derive(Debug, Clone)]
 pub struct MotionGate {
-    settings: GateSettings,
+    settings: MotionGateSettings,
     published: Option<PublishedPicture>,
 }
 
@@ -84,7 +84,7 @@ struct PublishedPicture {
 
 impl MotionGate {
     /// A gate that has seen nothing.
-    pub fn new(settings: GateSettings) -> Self {
+    pub fn new(settings: MotionGateSettings) -> Self {
         Self { settings, published: None }
     }
 
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_first_picture_motion_and_a_keep_alive_are_published() {
-        let mut gate = MotionGate::new(GateSettings::default());
+        let mut gate = MotionGate::new(MotionGateSettings::default());
         let start = Instant::now();
         let empty = picture(100, None);
         assert_eq!(gate.judge(&empty, start), GateDecision::Publish(PublishCause::First));
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_creeps_is_noticed_although_each_step_is_small() {
-        let mut gate = MotionGate::new(GateSettings::default());
+        let mut gate = MotionGate::new(MotionGateSettings::default());
         let start = Instant::now();
         gate.record_published(picture(100, Some((5, 120))), start);
         let published = (0..40).any(|step| {
@@ -163,14 +163,14 @@ mod tests {
 
     #[test]
     fn a_gate_of_zero_lets_everything_through_and_a_wrong_one_is_refused() {
-        let mut gate = MotionGate::new(GateSettings { min_difference: 0.0, ..GateSettings::default() });
+        let mut gate = MotionGate::new(MotionGateSettings { min_difference: 0.0, ..MotionGateSettings::default() });
         let now = Instant::now();
         gate.record_published(picture(100, None), now);
         assert_eq!(gate.judge(&picture(100, None), now), GateDecision::Publish(PublishCause::Motion));
         for settings in [
-            GateSettings { min_difference: -1.0, ..GateSettings::default() },
-            GateSettings { min_difference: f32::NAN, ..GateSettings::default() },
-            GateSettings { keep_alive_s: 0, ..GateSettings::default() },
+            MotionGateSettings { min_difference: -1.0, ..MotionGateSettings::default() },
+            MotionGateSettings { min_difference: f32::NAN, ..MotionGateSettings::default() },
+            MotionGateSettings { keep_alive_s: 0, ..MotionGateSettings::default() },
         ] {
             assert!(settings.check().is_err(), "{settings:?}");
         }

@@ -21,7 +21,7 @@ use url::Url;
 pub use discovery::{DiscoveredDevice, DiscoverySearch, SearchError, multicast_group, search};
 pub use host::{HostError, OnvifHost, locate};
 
-use crate::{CameraError, CameraLogin};
+use crate::{CameraCredentials, CameraError};
 
 /// A camera as ONVIF describes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -215,7 +215,7 @@ const CAMERA_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// Nothing there speaks ONVIF. Errors after the first answer, a wrong login among them, stand in
 /// [`fault`](OnvifCamera::fault).
-pub async fn ask(service: &Url, login: Option<&CameraLogin>) -> Result<OnvifCamera, OnvifError> {
+pub async fn ask(service: &Url, login: Option<&CameraCredentials>) -> Result<OnvifCamera, OnvifError> {
     let mut service = service.clone();
     // Nobody sees a login that stood in the address.
     let _has_host = service.set_username("").is_ok() && service.set_password(None).is_ok();
@@ -288,7 +288,7 @@ mod tests {
             "<!DOCTYPE a [<!ENTITY b \"c\">]><E><![CDATA[x]]><!-- y --></E>",
             "<E><H><RelatesTo>urn:uuid:1</RelatesTo></H><B><ProbeMatch><EndpointReference><Address>urn:uuid:2</Address></EndpointReference><Types>dn:NetworkVideoTransmitter</Types><Scopes>onvif://www.onvif.org/name/A%20B onvif://www.onvif.org/hardware/C</Scopes><XAddrs>http://192.168.1.10/onvif/device_service http://[fe80::1]/x</XAddrs></ProbeMatch></B></E>",
         ]);
-        let login = CameraLogin { user: "u".into(), password: "a".into() };
+        let login = CameraCredentials { user: "u".into(), password: "a".into() };
         bend::bend_all("ONVIF", &corpus, bend::turns(), |bytes| {
             discovery::read_reply(bytes, "10.0.0.5".parse().unwrap(), &["urn:uuid:1".into()]);
             let Ok(read) = xml::XmlElement::read(bytes) else { return 1 };

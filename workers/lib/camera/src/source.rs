@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use self::files::{PathContent, StillFiles};
 use self::latest::LiveSource;
-use crate::address::{CameraAddress, CameraLogin, CameraPlace};
+use crate::address::{CameraAddress, CameraCredentials, CameraPlace};
 use crate::error::CameraError;
 use crate::frame::Frame;
 
@@ -36,7 +36,7 @@ use crate::frame::Frame;
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
     /// The login; that in the address if absent.
-    pub login: Option<CameraLogin>,
+    pub login: Option<CameraCredentials>,
     /// Time between the pictures that are wanted. Faster cameras' other pictures are not decoded.
     pub interval: Duration,
     /// File of an authority to trust beside the system's, PEM.

@@ -9,11 +9,11 @@ mod cameras;
 use std::time::Duration;
 
 use camera::onvif::{self, OnvifError, OnvifHost};
-use camera::{CameraError, CameraLogin};
+use camera::{CameraCredentials, CameraError};
 use cameras::{HostileAnswer, OnvifCamera, OnvifPlan, XmlStyle};
 
-fn login(password: &str) -> Option<CameraLogin> {
-    Some(CameraLogin { user: "admin".into(), password: password.into() })
+fn login(password: &str) -> Option<CameraCredentials> {
+    Some(CameraCredentials { user: "admin".into(), password: password.into() })
 }
 
 async fn ask(camera: &OnvifCamera, password: &str) -> Result<onvif::OnvifCamera, OnvifError> {

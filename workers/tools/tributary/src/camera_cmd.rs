@@ -43,7 +43,7 @@ pub(crate) struct CameraArgs {
 #[derive(clap::Subcommand)]
 enum CameraCommand {
     Find(find::FindArgs),
-    Check(check::CheckArgs),
+    Check(check::CameraCheckArgs),
     List(list::ListArgs),
     #[command(flatten)]
     Login(logins::LoginCommand),

@@ -28,7 +28,7 @@ const MAX_OFFERED: usize = 256;
 
 /// An image whose answer others may get.
 #[derive(Debug, Clone)]
-pub(crate) struct Reference {
+pub(crate) struct ReusableAnswer {
     /// Its task.
     pub task: TaskId,
     /// Its sequence in the stream IMAGES.
@@ -94,7 +94,7 @@ pub(crate) struct CheckFinding {
 /// What is known of one camera.
 #[derive(Debug, Clone)]
 struct CameraRecord {
-    reference: Option<Reference>,
+    reference: Option<ReusableAnswer>,
     /// Images up to this sequence are no references any more: a later one was recognized without a sure answer.
     passed_sequence: u64,
     /// Pictures that got the reference's answer.
@@ -122,7 +122,7 @@ pub(crate) struct ReusePolicy {
     release: Option<ReleaseId>,
     cameras: CameraMap<CameraRecord>,
     /// Sure answers that are not stored yet, oldest first.
-    offered: VecDeque<(CameraName, Reference)>,
+    offered: VecDeque<(CameraName, ReusableAnswer)>,
     total: ReuseTotals,
 }
 
@@ -148,7 +148,7 @@ impl ReusePolicy {
         let Some(terms) = self.settings.terms(picture.camera) else { return ReuseDecision::Recognize };
         let record = self.cameras.get_or_insert(picture.camera, || CameraRecord::new(terms.max_difference));
         let is_of_use =
-            |reference: &&Reference| reference.sequence < picture.sequence && reference.states == picture.states;
+            |reference: &&ReusableAnswer| reference.sequence < picture.sequence && reference.states == picture.states;
         let Some(reference) = record.reference.as_ref().filter(is_of_use) else { return ReuseDecision::Recognize };
         let difference = picture.thumbnail.difference(&reference.thumbnail);
         let is_equal = difference.largest_block < record.max_difference
@@ -195,7 +195,7 @@ impl ReusePolicy {
     }
 
     /// Offers an image with a sure, final answer as its camera's reference, once that answer is stored.
-    pub(crate) fn offer_reference(&mut self, camera: &CameraName, reference: Reference) {
+    pub(crate) fn offer_reference(&mut self, camera: &CameraName, reference: ReusableAnswer) {
         if self.offered.len() >= MAX_OFFERED {
             self.offered.pop_front();
         }

@@ -6,7 +6,7 @@ use url::{Host, Url};
 use super::OnvifProfile;
 use super::soap::plain;
 use super::xml::XmlElement;
-use crate::CameraLogin;
+use crate::CameraCredentials;
 
 /// Most profiles of a camera. Four are usual; recorders give four for each of their channels.
 pub(super) const MAX_PROFILES: usize = 64;
@@ -163,7 +163,7 @@ fn address(text: &str, schemes: &[&str]) -> Option<Url> {
 }
 
 /// The address with the password replaced, where a camera puts it into its path or query.
-pub(super) fn hide_password(url: Url, login: Option<&CameraLogin>) -> Url {
+pub(super) fn hide_password(url: Url, login: Option<&CameraCredentials>) -> Url {
     let Some(password) = login.map(|login| login.password.as_str()).filter(|password| !password.is_empty()) else {
         return url;
     };
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_password_in_an_address_is_replaced_wherever_it_is_a_word() {
-        let login = |password: &str| Some(CameraLogin { user: "admin".into(), password: password.into() });
+        let login = |password: &str| Some(CameraCredentials { user: "admin".into(), password: password.into() });
         let hidden = |url: &str, password| hide_password(url.parse().unwrap(), login(password).as_ref()).to_string();
         assert_eq!(
             hidden("rtsp://c:554/user=admin_password=s3cret_channel=1.sdp?s3cret", "s3cret"),

@@ -13,7 +13,7 @@ use super::soap::{self, SoapFault, plain};
 use super::xml::{self, XmlElement};
 use super::{MediaVersion, OnvifCamera, OnvifError, OnvifProfile};
 use crate::http_client::{HttpClient, HttpPurpose};
-use crate::{CameraError, CameraLogin};
+use crate::{CameraCredentials, CameraError};
 
 /// How long an answer may take, all of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -27,14 +27,14 @@ const DEVICE: &str = "http://www.onvif.org/ver10/device/wsdl";
 pub(super) struct OnvifClient<'a> {
     http: HttpClient,
     host: ReachedHost,
-    login: Option<&'a CameraLogin>,
+    login: Option<&'a CameraCredentials>,
     /// How far the camera's clock is ahead, milliseconds; 0 until it told.
     ahead_ms: i64,
 }
 
 impl<'a> OnvifClient<'a> {
     /// A client of the camera whose device service answers at this address.
-    pub(super) fn new(service: &Url, login: Option<&'a CameraLogin>) -> Self {
+    pub(super) fn new(service: &Url, login: Option<&'a CameraCredentials>) -> Self {
         let http = HttpClient::new(&shown(service), HttpPurpose::Onvif, login.cloned(), None);
         Self { http, host: ReachedHost::new(service.clone()), login, ahead_ms: 0 }
     }
@@ -162,7 +162,7 @@ impl<'a> OnvifClient<'a> {
         namespace: &str,
         method: &'static str,
         body: &str,
-        login: Option<&CameraLogin>,
+        login: Option<&CameraCredentials>,
     ) -> Result<XmlElement, OnvifError> {
         let camera_now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(now_ms() + self.ahead_ms) * 1_000_000);
         let header = login.zip(camera_now.ok()).and_then(|(login, now)| soap::security_header(login, now));

@@ -9,7 +9,7 @@ use url::{Host, Url};
 
 use super::discovery::{self, PORT};
 use super::{OnvifCamera, OnvifError, ask};
-use crate::{CameraError, CameraLogin};
+use crate::{CameraCredentials, CameraError};
 
 /// Where device services answer by the standard.
 const PATH: &str = "/onvif/device_service";
@@ -74,7 +74,7 @@ impl FromStr for OnvifHost {
 ///
 /// # Errors
 /// Nothing there speaks ONVIF.
-pub async fn locate(host: &OnvifHost, login: Option<&CameraLogin>) -> Result<OnvifCamera, OnvifError> {
+pub async fn locate(host: &OnvifHost, login: Option<&CameraCredentials>) -> Result<OnvifCamera, OnvifError> {
     if host.is_exact {
         return ask(&host.address, login).await;
     }

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use super::xml::{XmlElement, escape};
-use crate::CameraLogin;
+use crate::CameraCredentials;
 
 /// Names of namespaces in requests.
 const NAMESPACES: &str = "xmlns:s=\"http://www.w3.org/2003/05/soap-envelope\" \
@@ -28,7 +28,7 @@ pub(super) fn envelope(header: &str, body: &str) -> String {
 
 /// The header by which a camera knows the login: a digest that holds for one request, at one time by the camera's own
 /// clock. `None` if the system gives no random bytes.
-pub(super) fn security_header(login: &CameraLogin, camera_now: OffsetDateTime) -> Option<String> {
+pub(super) fn security_header(login: &CameraCredentials, camera_now: OffsetDateTime) -> Option<String> {
     let mut nonce = [0; 16];
     SystemRandom::new().fill(&mut nonce).ok()?;
     let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_header_escapes_the_user_holds_no_password_and_is_new_each_time() {
-        let login = CameraLogin { user: "<a&b>".into(), password: "secret".into() };
+        let login = CameraCredentials { user: "<a&b>".into(), password: "secret".into() };
         let header = || security_header(&login, OffsetDateTime::UNIX_EPOCH).unwrap();
         let (first, second) = (header(), header());
         assert!(first.contains("<wsse:Username>&lt;a&amp;b&gt;</wsse:Username>"), "{first}");

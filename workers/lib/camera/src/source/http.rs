@@ -20,7 +20,7 @@ use super::SourceOptions;
 use super::due::{DueClock, PaceMeter};
 use super::jpeg_walker::{JpegWalker, WalkedPictures, jpeg_size_px};
 use super::latest::{DamageCount, LatestFrame, LiveSource};
-use crate::address::CameraLogin;
+use crate::address::CameraCredentials;
 use crate::error::CameraError;
 use crate::frame::{Frame, FramePicture};
 use crate::http_client::{HttpClient, HttpPurpose, READ_TIMEOUT, unless_changed};
@@ -41,7 +41,7 @@ const MAX_DAMAGED: u32 = 10;
 pub(super) async fn open(
     address: &str,
     url: &Url,
-    login: Option<CameraLogin>,
+    login: Option<CameraCredentials>,
     options: &SourceOptions,
 ) -> Result<LiveSource, CameraError> {
     let mut client = HttpClient::new(address, HttpPurpose::Pictures, login, options.authority.clone());

@@ -24,7 +24,7 @@ use super::h265::{self, H265Decoder};
 use super::jpeg_walker::{jpeg_size_px, leading_jpeg};
 use super::latest::{DamageCount, LatestFrame, LiveSource};
 use super::rtsp_tunnel::RtspTunnel;
-use crate::address::CameraLogin;
+use crate::address::CameraCredentials;
 use crate::error::CameraError;
 use crate::frame::{Frame, FramePicture};
 
@@ -73,7 +73,7 @@ impl VideoCoding {
 pub(super) async fn open(
     address: &str,
     url: &Url,
-    login: Option<CameraLogin>,
+    login: Option<CameraCredentials>,
     options: &SourceOptions,
 ) -> Result<LiveSource, CameraError> {
     let connection = RtspConnection { address: address.into() };

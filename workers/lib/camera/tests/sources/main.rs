@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use camera::source::{FrameSource, SourceOptions};
-use camera::{CameraAddress, CameraError, CameraLogin, Frame, FramePicture};
+use camera::{CameraAddress, CameraCredentials, CameraError, Frame, FramePicture};
 
 /// What no error and no address may show.
 const PASSWORD: &str = "S3cr3t-of-the-camera";
@@ -25,8 +25,8 @@ fn every(interval_ms: u64) -> SourceOptions {
     SourceOptions { interval: Duration::from_millis(interval_ms), ..SourceOptions::default() }
 }
 
-fn login(password: &str) -> Option<CameraLogin> {
-    Some(CameraLogin { user: "viewer".into(), password: password.into() })
+fn login(password: &str) -> Option<CameraCredentials> {
+    Some(CameraCredentials { user: "viewer".into(), password: password.into() })
 }
 
 /// The fault with which an address cannot be opened, or with which its pictures end, within `limit_s`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use camera::motion_gate::{GateDecision, GateSettings, MotionGate};
+use camera::motion_gate::{GateDecision, MotionGate, MotionGateSettings};
 use camera::region::RegionShape;
 use camera::{FramePicture, YuvPicture};
 use rand::rngs::StdRng;
@@ -159,7 +159,7 @@ pub(super) async fn measure(
     let mut answers = AnswerStream::open(site).await?;
     let publisher = Publisher::new(site.bus.clone(), TIMEOUT);
     let mut counts = StillLifeCounts::default();
-    let mut gate = MotionGate::new(GateSettings::default());
+    let mut gate = MotionGate::new(MotionGateSettings::default());
     let mut published_label = String::new();
     let (first_at, first_ms) = (Instant::now(), runtime::clock::now_ms());
     let mut still_life = StillLifeCamera::new(things, replica, 1)?;

@@ -34,7 +34,7 @@ Examples:
 /// picture comes.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct CheckArgs {
+pub(super) struct CameraCheckArgs {
     /// Address: rtsp://HOST/PATH, http://HOST/PATH of a snapshot or of motion JPEG, /dev/video0, or a path.
     #[arg(value_name = "URL")]
     address: String,
@@ -61,7 +61,7 @@ pub(super) struct CheckArgs {
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks a camera. Fails if it sends no picture.
-pub(super) async fn command(args: &CheckArgs) -> anyhow::Result<()> {
+pub(super) async fn command(args: &CameraCheckArgs) -> anyhow::Result<()> {
     // Not echoed: it may hold a password.
     let address: CameraAddress = args.address.parse().context("the address cannot be read")?;
     if address.login.is_some() {
@@ -101,7 +101,7 @@ pub(super) async fn command(args: &CheckArgs) -> anyhow::Result<()> {
 }
 
 fn save_picture(
-    args: &CheckArgs,
+    args: &CameraCheckArgs,
     address: &CameraAddress,
     watched: &watch::WatchedCamera,
 ) -> anyhow::Result<Option<PathBuf>> {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use camera::CameraLogin;
+use camera::CameraCredentials;
 use camera::onvif::{self, OnvifCamera, OnvifError, OnvifHost, OnvifProfile};
 use schemas::FaultNote;
 use serde::Serialize;
@@ -93,7 +93,7 @@ pub(super) async fn command(args: &FindArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn ask_host(host: &OnvifHost, login: Option<&CameraLogin>, json: bool) -> anyhow::Result<FoundCamera> {
+async fn ask_host(host: &OnvifHost, login: Option<&CameraCredentials>, json: bool) -> anyhow::Result<FoundCamera> {
     match onvif::locate(host, login).await {
         Ok(camera) => Ok(FoundCamera { address: camera.address.clone(), name: None, asked: Ok(camera) }),
         Err(error) => {
@@ -105,7 +105,7 @@ async fn ask_host(host: &OnvifHost, login: Option<&CameraLogin>, json: bool) -> 
     }
 }
 
-async fn search(args: &FindArgs, login: Option<&CameraLogin>) -> anyhow::Result<Vec<FoundCamera>> {
+async fn search(args: &FindArgs, login: Option<&CameraCredentials>) -> anyhow::Result<Vec<FoundCamera>> {
     let (to, wait) = (args.probe.unwrap_or_else(onvif::multicast_group), Duration::from_secs(args.timeout));
     stdout::print_note(format_args!("searching for {} s", args.timeout));
     let found = onvif::search(to, wait)

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use camera::{CameraLogin, PasswordSource};
+use camera::{CameraCredentials, PasswordSource};
 
 use super::shell_word;
 use crate::stdout;
@@ -24,7 +24,7 @@ pub(super) struct LoginOptions {
 
 impl LoginOptions {
     /// The login; `None` if none was named.
-    pub(super) fn read(&self) -> anyhow::Result<Option<CameraLogin>> {
+    pub(super) fn read(&self) -> anyhow::Result<Option<CameraCredentials>> {
         let Some(user) = self.user.clone() else { return Ok(None) };
         let source = PasswordSource::named(self.password_env.as_deref(), self.password_file.as_deref());
         let source = source.with_context(|| {
@@ -35,7 +35,7 @@ impl LoginOptions {
             warn_of_readers(file);
         }
         let password = source.read().map_err(|error| anyhow::anyhow!("{error}; {}", error.remedy()))?;
-        Ok(Some(CameraLogin { user, password }))
+        Ok(Some(CameraCredentials { user, password }))
     }
 
     /// The same options for another command line, each with a space before it.

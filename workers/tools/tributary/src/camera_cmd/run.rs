@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use camera::CameraAddress;
-use camera::motion_gate::GateSettings;
+use camera::motion_gate::MotionGateSettings;
 use grabber::{CameraPlan, CameraSettings, check_cameras};
 use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, heartbeat};
@@ -36,7 +36,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0)]
     rate: f64,
     /// Least difference from the picture published before, 0 to 255; 0 publishes every picture.
-    #[arg(long, value_name = "LEVELS", default_value_t = GateSettings::default().min_difference)]
+    #[arg(long, value_name = "LEVELS", default_value_t = MotionGateSettings::default().min_difference)]
     min_difference: f32,
     /// File of the authority that signed the camera's certificate (PEM), if it is not one the system trusts.
     #[arg(long, value_name = "FILE")]

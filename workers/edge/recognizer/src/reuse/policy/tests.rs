@@ -66,7 +66,8 @@ impl Site {
 
     fn offer(&mut self, sequence: u64, thumbnail: &Thumbnail) {
         let (task, thumbnail) = (task(sequence), thumbnail.clone());
-        let reference = Reference { task, sequence, thumbnail, states: Vec::new(), prediction: prediction("open") };
+        let reference =
+            ReusableAnswer { task, sequence, thumbnail, states: Vec::new(), prediction: prediction("open") };
         self.0.offer_reference(&camera(), reference);
     }
 
@@ -339,7 +340,7 @@ proptest! {
                 if is_sure {
                     let task = task(sequence);
                     known.push((task, camera.clone(), sequence, thumbnail.clone(), seen.clone()));
-                    let reference = Reference { task, sequence, thumbnail, states: Vec::new(), prediction: seen };
+                    let reference = ReusableAnswer { task, sequence, thumbnail, states: Vec::new(), prediction: seen };
                     policy.offer_reference(&camera, reference);
                     waiting.push((stored_after, task));
                 } else {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use camera::motion_gate::{GateDecision, GateSettings, MotionGate, PublishCause};
+use camera::motion_gate::{GateDecision, MotionGate, MotionGateSettings, PublishCause};
 use camera::picture_health::{PictureHealth, PictureMeasures, PictureSettings};
 use camera::region::{GrayView, RegionShape};
 use camera::source::{FrameSource, SourceOptions, StreamFacts};
@@ -228,7 +228,7 @@ impl Default for SeenPictures {
             arrivals: Vec::new(),
             damaged: 0,
             clock_ahead_ms: None,
-            gate: MotionGate::new(GateSettings::default()),
+            gate: MotionGate::new(MotionGateSettings::default()),
             published: 0,
             health: PictureHealth::new(PictureSettings::default()),
             latest: None,
